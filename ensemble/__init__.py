@@ -1,0 +1,27 @@
+"""Run many models as one, combine what they say, and judge whether the combination is better.
+
+Names are resolved on first use (PEP 562), so `ensemble --help` does not wait for torch.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ensemble.outputs import MemberOutputs
+
+__all__ = [
+    "MemberOutputs",
+]
+
+
+def __getattr__(name: str) -> Any:
+    match name:
+        case "MemberOutputs":
+            from ensemble import outputs as home
+        case _:
+            msg = f"module 'ensemble' has no attribute {name!r}"
+            raise AttributeError(msg)
+    return getattr(home, name)
+
+
+def __dir__() -> list[str]:
+    return __all__

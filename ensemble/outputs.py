@@ -1,0 +1,240 @@
+"""`MemberOutputs`: what every member said about every frame, the waist between models and judgement.
+
+Behind this door there is array arithmetic only: no model, no accelerator.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_TOLERANCE = 1e-3  # rows whose sum is further from one than this are refused
+
+
+@dataclass(frozen=True, eq=False)
+class MemberOutputs:
+    """Log-probabilities of M members for N frames and C classes, with what is needed to judge them.
+
+    Args:
+        log_probabilities: (M, N, C) floating, natural logarithms; each row's exponentials sum to one.
+        members: M distinct names, in the order of the first axis.
+        classes: C names, in the order of the last axis.
+        labels: (N,) int64 indices into `classes`, or None where the truth is unknown.
+        groups: (N,) int64, the recording a frame belongs to; frames of one recording are correlated,
+            so intervals resample groups. Defaults to every frame being its own group.
+        fingerprint: identifies the frames (and labels) judged; computed from labels and groups if empty.
+
+    Raises:
+        ValueError: shapes, names or labels do not fit together; a member's rows hold NaN or do not
+            sum to one within 1e-3 (the message names the member and a frame).
+    """
+
+    log_probabilities: Tensor
+    members: tuple[str, ...]
+    classes: tuple[str, ...]
+    labels: Tensor | None = None
+    groups: Tensor | None = None
+    fingerprint: str = ""
+
+    def __post_init__(self) -> None:
+        put = object.__setattr__
+        put(self, "members", tuple(self.members))
+        put(self, "classes", tuple(self.classes))
+        _check_shapes(self.log_probabilities, self.members, self.classes)
+        frames = self.log_probabilities.shape[1]
+        if self.labels is not None:
+            put(self, "labels", _indices(self.labels, "labels", frames, below=len(self.classes)))
+        groups = torch.arange(frames) if self.groups is None else self.groups
+        put(self, "groups", _indices(groups, "groups", frames))
+        if not self.fingerprint:
+            put(self, "fingerprint", _fingerprint(frames, self.labels, self.groups))
+
+    @classmethod
+    def from_probabilities(
+        cls,
+        probabilities: Mapping[str, Any],
+        *,
+        labels: Any | None = None,
+        groups: Any | None = None,
+        classes: Sequence[str] | None = None,
+        fingerprint: str = "",
+    ) -> Self:
+        """Outputs from arrays you already have, of any origin.
+
+        Args:
+            probabilities: member name -> (N, C) array or tensor, rows summing to one.
+            labels: (N,) class indices, or class names where `classes` is given.
+            groups: (N,) recording of each frame: integers, or any sortable names.
+            classes: C names; "0", "1", ... if None.
+            fingerprint: see the class.
+
+        Example:
+            >>> p = [[0.9, 0.1], [0.2, 0.8]]
+            >>> MemberOutputs.from_probabilities({"a": p, "b": p}, labels=[0, 1]).shape
+            (2, 2, 2)
+        """
+        if not probabilities:
+            msg = "expected at least one member, got an empty mapping of probabilities"
+            raise ValueError(msg)
+        arrays = {name: _probabilities(name, value) for name, value in probabilities.items()}
+        stacked = _stack(arrays)
+        names = tuple(classes) if classes is not None else tuple(map(str, range(stacked.shape[-1])))
+        return cls(
+            stacked.log_(),
+            tuple(arrays),
+            names,
+            labels=_label_indices(labels, names),
+            groups=None if groups is None else _group_indices(groups),
+            fingerprint=fingerprint,
+        )
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(M, N, C)."""
+        members, frames, classes = self.log_probabilities.shape
+        return members, frames, classes
+
+    @property
+    def probabilities(self) -> Tensor:
+        """(M, N, C) float32, made anew at each call; for large N go through `blocks` instead."""
+        return self.log_probabilities.float().exp()
+
+    def true_class(self) -> Tensor:
+        """(M, N) float64: each member's probability of the true class, all that weights need.
+
+        Raises:
+            ValueError: there are no labels.
+        """
+        labels = self.require_labels()
+        index = labels.expand(len(self.members), -1).unsqueeze(-1)  # (M, N, 1)
+        return self.log_probabilities.gather(-1, index).squeeze(-1).double().exp()
+
+    def require_labels(self) -> Tensor:
+        """(N,) labels.
+
+        Raises:
+            ValueError: there are none.
+        """
+        if self.labels is None:
+            msg = "expected outputs with labels, got none: collect over a corpus with transcripts"
+            raise ValueError(msg)
+        return self.labels
+
+    def blocks(self, frames: int = 65_536) -> Iterable[tuple[slice, Tensor]]:
+        """Walk over the frames: pairs of a slice and the (M, block, C) float32 probabilities there."""
+        total = self.shape[1]
+        for start in range(0, total, frames):
+            where = slice(start, min(start + frames, total))
+            yield where, self.log_probabilities[:, where].float().exp()
+
+    def subset(self, members: Sequence[str]) -> Self:
+        """The same frames, only these members, in this order.
+
+        Raises:
+            ValueError: a name is not among the members.
+        """
+        missing = [name for name in members if name not in self.members]
+        if missing:
+            msg = f"no member named {missing}; there are {list(self.members)}"
+            raise ValueError(msg)
+        rows = [self.members.index(name) for name in members]
+        return type(self)(
+            self.log_probabilities[rows],
+            tuple(members),
+            self.classes,
+            labels=self.labels,
+            groups=self.groups,
+            fingerprint=self.fingerprint,
+        )
+
+
+def _check_shapes(values: Tensor, members: tuple[str, ...], classes: tuple[str, ...]) -> None:
+    if values.ndim != 3 or values.shape[0] != len(members) or values.shape[2] != len(classes):
+        msg = (
+            f"expected log-probabilities of shape (M, N, C) = ({len(members)}, N, {len(classes)}) "
+            f"for {len(members)} members and {len(classes)} classes, got {tuple(values.shape)}"
+        )
+        raise ValueError(msg)
+    for what, names in (("member", members), ("class", classes)):
+        if len(set(names)) != len(names):
+            twice = sorted({name for name in names if names.count(name) > 1})
+            msg = f"expected distinct {what} names, got {twice} more than once"
+            raise ValueError(msg)
+
+
+def _indices(values: Any, what: str, frames: int, below: int | None = None) -> Tensor:
+    tensor = torch.as_tensor(values)
+    if tensor.shape != (frames,) or tensor.is_floating_point() or tensor.is_complex():
+        msg = f"expected {what} of shape ({frames},) and an integer type, got {tuple(tensor.shape)} {tensor.dtype}"
+        raise ValueError(msg)
+    if below is not None and frames and not 0 <= int(tensor.min()) <= int(tensor.max()) < below:
+        msg = (
+            f"expected {what} from 0 to {below - 1}, got {int(tensor.min())} to {int(tensor.max())}"
+        )
+        raise ValueError(msg)
+    return tensor.long()
+
+
+def _probabilities(name: str, value: Any) -> Tensor:
+    """One member's (N, C) rows as float32, checked."""
+    rows = torch.as_tensor(np.asarray(value) if not isinstance(value, Tensor) else value)
+    rows = rows.detach().cpu().float().clone()
+    if rows.ndim != 2:
+        msg = (
+            f"expected probabilities of shape (N, C) from member {name!r}, got {tuple(rows.shape)}"
+        )
+        raise ValueError(msg)
+    sums = rows.sum(dim=1)
+    bad = ~((sums - 1).abs() <= _TOLERANCE) | (rows < 0).any(dim=1)
+    if bad.any():
+        frame = int(bad.nonzero()[0])
+        msg = (
+            f"expected rows of probabilities that sum to one from member {name!r}, got a row with sum "
+            f"{float(sums[frame]):.6g} and minimum {float(rows[frame].min()):.6g} at frame {frame} "
+            f"({int(bad.sum())} such rows); apply softmax to logits first"
+        )
+        raise ValueError(msg)
+    return rows
+
+
+def _stack(arrays: Mapping[str, Tensor]) -> Tensor:
+    first, shape = next((name, rows.shape) for name, rows in arrays.items())
+    for name, rows in arrays.items():
+        if rows.shape != shape:
+            msg = f"expected one shape from all members, got {tuple(shape)} from {first!r} and {tuple(rows.shape)} from {name!r}"
+            raise ValueError(msg)
+    return torch.stack(list(arrays.values()))
+
+
+def _label_indices(labels: Any | None, classes: tuple[str, ...]) -> Tensor | None:
+    if labels is None:
+        return None
+    array = np.asarray(labels)
+    if array.dtype.kind not in "UO":
+        return torch.as_tensor(array)
+    table = {name: index for index, name in enumerate(classes)}
+    unknown = sorted({str(name) for name in array.tolist()} - set(table))
+    if unknown:
+        msg = f"expected labels among the classes {list(classes)}, got {unknown}"
+        raise ValueError(msg)
+    return torch.tensor([table[str(name)] for name in array.tolist()])
+
+
+def _group_indices(groups: Any) -> Tensor:
+    array = np.asarray(groups)
+    if array.dtype.kind in "iu":
+        return torch.as_tensor(array)
+    return torch.as_tensor(np.unique(array, return_inverse=True)[1])
+
+
+def _fingerprint(frames: int, labels: Tensor | None, groups: Tensor | None) -> str:
+    digest = hashlib.sha256(str(frames).encode())
+    for tensor in (labels, groups):
+        digest.update(b"none" if tensor is None else tensor.numpy().tobytes())
+    return digest.hexdigest()

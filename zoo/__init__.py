@@ -1,0 +1,46 @@
+"""Make and keep single models: architectures, frames, training, a registry of checkpoints.
+
+Names are resolved on first use (PEP 562), so listing a registry does not wait for torch.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from zoo.architectures import architecture, list_architectures
+    from zoo.corpus import PHONEMES, CorpusError, read_corpus, sample_corpus
+    from zoo.frames import FrameSet, windows
+    from zoo.spec import Spec, build, count_parameters
+
+__all__ = [
+    "PHONEMES",
+    "CorpusError",
+    "FrameSet",
+    "Spec",
+    "architecture",
+    "build",
+    "count_parameters",
+    "list_architectures",
+    "read_corpus",
+    "sample_corpus",
+    "windows",
+]
+
+
+def __getattr__(name: str) -> Any:
+    match name:
+        case "architecture" | "list_architectures":
+            from zoo import architectures as home
+        case "PHONEMES" | "CorpusError" | "read_corpus" | "sample_corpus":
+            from zoo import corpus as home
+        case "FrameSet" | "windows":
+            from zoo import frames as home
+        case "Spec" | "build" | "count_parameters":
+            from zoo import spec as home
+        case _:
+            msg = f"module 'zoo' has no attribute {name!r}"
+            raise AttributeError(msg)
+    return getattr(home, name)
+
+
+def __dir__() -> list[str]:
+    return __all__
