@@ -16,11 +16,11 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     match name:
         case "MemberOutputs":
-            from ensemble import outputs as home
-        case _:
-            msg = f"module 'ensemble' has no attribute {name!r}"
-            raise AttributeError(msg)
-    return getattr(home, name)
+            from ensemble import outputs
+
+            return getattr(outputs, name)
+    msg = f"module 'ensemble' has no attribute {name!r}"
+    raise AttributeError(msg)
 
 
 def __dir__() -> list[str]:

@@ -1,4 +1,4 @@
-"""`MemberOutputs`: what every member said about every frame, the waist between models and judgement.
+"""`MemberOutputs`: what every member said about every frame: the waist between models and judgement.
 
 Behind this door there is array arithmetic only: no model, no accelerator.
 """
@@ -171,12 +171,11 @@ def _check_shapes(values: Tensor, members: tuple[str, ...], classes: tuple[str, 
 def _indices(values: Any, what: str, frames: int, below: int | None = None) -> Tensor:
     tensor = torch.as_tensor(values)
     if tensor.shape != (frames,) or tensor.is_floating_point() or tensor.is_complex():
-        msg = f"expected {what} of shape ({frames},) and an integer type, got {tuple(tensor.shape)} {tensor.dtype}"
+        came = f"{tuple(tensor.shape)} {tensor.dtype}"
+        msg = f"expected {what} of shape ({frames},) and an integer type, got {came}"
         raise ValueError(msg)
     if below is not None and frames and not 0 <= int(tensor.min()) <= int(tensor.max()) < below:
-        msg = (
-            f"expected {what} from 0 to {below - 1}, got {int(tensor.min())} to {int(tensor.max())}"
-        )
+        msg = f"expected {what} from 0 to {below - 1}, got {int(tensor.min())} to {int(tensor.max())}"
         raise ValueError(msg)
     return tensor.long()
 
@@ -186,9 +185,7 @@ def _probabilities(name: str, value: Any) -> Tensor:
     rows = torch.as_tensor(np.asarray(value) if not isinstance(value, Tensor) else value)
     rows = rows.detach().cpu().float().clone()
     if rows.ndim != 2:
-        msg = (
-            f"expected probabilities of shape (N, C) from member {name!r}, got {tuple(rows.shape)}"
-        )
+        msg = f"expected probabilities of shape (N, C) from member {name!r}, got {tuple(rows.shape)}"
         raise ValueError(msg)
     sums = rows.sum(dim=1)
     bad = ~((sums - 1).abs() <= _TOLERANCE) | (rows < 0).any(dim=1)
@@ -207,7 +204,8 @@ def _stack(arrays: Mapping[str, Tensor]) -> Tensor:
     first, shape = next((name, rows.shape) for name, rows in arrays.items())
     for name, rows in arrays.items():
         if rows.shape != shape:
-            msg = f"expected one shape from all members, got {tuple(shape)} from {first!r} and {tuple(rows.shape)} from {name!r}"
+            came = f"{tuple(shape)} from {first!r} and {tuple(rows.shape)} from {name!r}"
+            msg = f"expected one shape from all members, got {came}"
             raise ValueError(msg)
     return torch.stack(list(arrays.values()))
 

@@ -29,17 +29,23 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     match name:
         case "architecture" | "list_architectures":
-            from zoo import architectures as home
+            from zoo import architectures
+
+            return getattr(architectures, name)
         case "PHONEMES" | "CorpusError" | "read_corpus" | "sample_corpus":
-            from zoo import corpus as home
+            from zoo import corpus
+
+            return getattr(corpus, name)
         case "FrameSet" | "windows":
-            from zoo import frames as home
+            from zoo import frames
+
+            return getattr(frames, name)
         case "Spec" | "build" | "count_parameters":
-            from zoo import spec as home
-        case _:
-            msg = f"module 'zoo' has no attribute {name!r}"
-            raise AttributeError(msg)
-    return getattr(home, name)
+            from zoo import spec
+
+            return getattr(spec, name)
+    msg = f"module 'zoo' has no attribute {name!r}"
+    raise AttributeError(msg)
 
 
 def __dir__() -> list[str]:
