@@ -7,9 +7,51 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ensemble.outputs import MemberOutputs
+    from ensemble.rules import (
+        LogPool,
+        Rule,
+        WeightedMean,
+        abstentions,
+        borda,
+        get_rule,
+        list_rules,
+        log_mean,
+        majority,
+        maximum,
+        mean,
+        median,
+        minimum,
+        power_mean,
+        product,
+        rule,
+        rule_from_json,
+        rule_to_json,
+        tie_rate,
+        trimmed_mean,
+    )
 
 __all__ = [
+    "LogPool",
     "MemberOutputs",
+    "Rule",
+    "WeightedMean",
+    "abstentions",
+    "borda",
+    "get_rule",
+    "list_rules",
+    "log_mean",
+    "majority",
+    "maximum",
+    "mean",
+    "median",
+    "minimum",
+    "power_mean",
+    "product",
+    "rule",
+    "rule_from_json",
+    "rule_to_json",
+    "tie_rate",
+    "trimmed_mean",
 ]
 
 
@@ -19,6 +61,31 @@ def __getattr__(name: str) -> Any:
             from ensemble import outputs
 
             return getattr(outputs, name)
+        case (
+            "LogPool"
+            | "Rule"
+            | "WeightedMean"
+            | "abstentions"
+            | "borda"
+            | "get_rule"
+            | "list_rules"
+            | "log_mean"
+            | "majority"
+            | "maximum"
+            | "mean"
+            | "median"
+            | "minimum"
+            | "power_mean"
+            | "product"
+            | "rule"
+            | "rule_from_json"
+            | "rule_to_json"
+            | "tie_rate"
+            | "trimmed_mean"
+        ):
+            from ensemble import rules
+
+            return getattr(rules, name)
     msg = f"module 'ensemble' has no attribute {name!r}"
     raise AttributeError(msg)
 
