@@ -19,9 +19,8 @@ from torch import Tensor
 from zoo.frames import FrameSet
 from zoo.names import unknown
 
-PHONEMES: tuple[str, ...] = tuple(
-    "[SIL] AA AE AH AO AW AY B CH D DH EH ER EY F G HH IH IY JH K L M N NG OW OY P R S SH T TH UH UW V W Y Z ZH".split()
-)
+_PHONEMES = "[SIL] AA AE AH AO AW AY B CH D DH EH ER EY F G HH IH IY JH K L M N NG OW OY P R S SH T TH UH UW V W Y Z ZH"
+PHONEMES: tuple[str, ...] = tuple(_PHONEMES.split())
 _OTHER_SPELLINGS = {"SIL": "[SIL]"}
 _SENTENCE_ENDS = (("[SOS]", "<sos>"), ("[EOS]", "<eos>"))
 
@@ -132,7 +131,8 @@ class _LabelTable:
         """(frames,) int64 from a transcript of frames + 2 strings."""
         spoken = _load(path)
         if spoken.dtype.kind != "U" or spoken.shape != (frames + 2,):
-            msg = f"{path}: expected {frames + 2} strings ({frames} frames, [SOS], [EOS]), got {spoken.dtype} {spoken.shape}"
+            came = f"{spoken.dtype} {spoken.shape}"
+            msg = f"{path}: expected {frames + 2} strings ({frames} frames, [SOS], [EOS]), got {came}"
             raise CorpusError(msg)
         for end, spellings in zip((spoken[0], spoken[-1]), _SENTENCE_ENDS, strict=True):
             if end not in spellings:
