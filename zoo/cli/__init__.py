@@ -1,0 +1,19 @@
+"""The command `zoo`: keep and breed single models."""
+
+from __future__ import annotations
+
+import sys
+
+from cyclopts import App
+
+from zoo.cli import breeding, keeping
+from zoo.terminal import run
+
+app = App(name="zoo", help="Keep a zoo of trained frame classifiers: register, verify, train, search.")
+keeping.add_to(app)
+breeding.add_to(app)
+
+
+def main() -> None:
+    """Entry point of the command."""
+    sys.exit(run(app))
