@@ -6,6 +6,10 @@ Names are resolved on first use (PEP 562), so `ensemble --help` does not wait fo
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ensemble.evaluation import (
+        Report,
+        evaluate,
+    )
     from ensemble.outputs import MemberOutputs
     from ensemble.rules import (
         LogPool,
@@ -29,27 +33,51 @@ if TYPE_CHECKING:
         tie_rate,
         trimmed_mean,
     )
+    from ensemble.significance import (
+        Interval,
+        bonferroni,
+        bootstrap_interval,
+        cluster_bootstrap,
+        cochran_q,
+        holm,
+        mcnemar,
+        mcnemar_exact,
+        right_and_wrong,
+        t_interval,
+    )
 
 __all__ = [
+    "Interval",
     "LogPool",
     "MemberOutputs",
+    "Report",
     "Rule",
     "WeightedMean",
     "abstentions",
+    "bonferroni",
+    "bootstrap_interval",
     "borda",
+    "cluster_bootstrap",
+    "cochran_q",
+    "evaluate",
     "get_rule",
+    "holm",
     "list_rules",
     "log_mean",
     "majority",
     "maximum",
+    "mcnemar",
+    "mcnemar_exact",
     "mean",
     "median",
     "minimum",
     "power_mean",
     "product",
+    "right_and_wrong",
     "rule",
     "rule_from_json",
     "rule_to_json",
+    "t_interval",
     "tie_rate",
     "trimmed_mean",
 ]
@@ -86,6 +114,25 @@ def __getattr__(name: str) -> Any:
             from ensemble import rules
 
             return getattr(rules, name)
+        case "Report" | "evaluate":
+            from ensemble import evaluation
+
+            return getattr(evaluation, name)
+        case (
+            "Interval"
+            | "bonferroni"
+            | "bootstrap_interval"
+            | "cluster_bootstrap"
+            | "cochran_q"
+            | "holm"
+            | "mcnemar"
+            | "mcnemar_exact"
+            | "right_and_wrong"
+            | "t_interval"
+        ):
+            from ensemble import significance
+
+            return getattr(significance, name)
     msg = f"module 'ensemble' has no attribute {name!r}"
     raise AttributeError(msg)
 
