@@ -194,7 +194,7 @@ def _load(path: Path, *, header_only: bool = False) -> np.ndarray:
     try:
         return np.load(path, mmap_mode="r" if header_only else None, allow_pickle=False)  # type: ignore[no-any-return]
     except (ValueError, EOFError, OSError) as error:
-        hint = "; Python objects are never unpickled: save plain arrays" if "pickle" in str(error).lower() else ""
+        hint = "; Python objects are never unpickled: save plain arrays" if "object" in str(error).lower() else ""
         msg = f"{path}: expected an array written by numpy.save, got: {error}{hint}"
         raise CorpusError(msg) from error
 

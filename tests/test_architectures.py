@@ -1,0 +1,243 @@
+"""Laws over every architecture in the table, and the shapes worked out by hand."""
+
+import copy
+import json
+
+import pytest
+import torch
+from torch import nn
+
+import zoo
+from zoo.blocks import ACTIVATIONS, INITIALISATIONS, BasicBlock, Bottleneck, initialise
+
+EVERY = zoo.list_architectures()
+
+
+def small(architecture: str, **options: object) -> zoo.Spec:
+    """A spec of a few units, over 3 frames of 5 features."""
+    sizes = {"widths": [6, 7]} if architecture == "mlp" else {"width": 8, "depth": 3}
+    if architecture in ("diamond", "pyramid", "inverted_pyramid"):
+        sizes["narrow"] = 4
+    return zoo.Spec(architecture, features=5, context=1, classes=4, options={**sizes, **options})
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_logits_have_one_column_per_class_and_finite_gradients(name: str) -> None:
+    """(B, inputs) -> (B, classes), and the loss can be differentiated to every parameter."""
+    model = zoo.build(small(name), seed=0)
+    logits = model(torch.randn(9, 15))
+    nn.functional.cross_entropy(logits, torch.arange(9) % 4).backward()
+    assert logits.shape == (9, 4)
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_the_meta_count_is_that_of_the_built_model(name: str) -> None:
+    """`count_parameters` allocates nothing and agrees with the real parameters."""
+    spec = small(name)
+    assert zoo.count_parameters(spec) == sum(p.numel() for p in zoo.build(spec).parameters())
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_equal_seeds_give_equal_models_and_leave_the_global_generator_alone(name: str) -> None:
+    """The draw depends on the seed only."""
+    torch.manual_seed(7)
+    expected = torch.rand(1)
+    torch.manual_seed(7)
+    one, same, other = (zoo.build(small(name), seed=seed) for seed in (1, 1, 2))
+    assert torch.rand(1) == expected
+    x = torch.randn(5, 15)
+    assert torch.equal(one(x), same(x))
+    assert not torch.equal(one(x), other(x))
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_spec_survives_json(name: str) -> None:
+    """Text there and back gives an equal spec with the same hash."""
+    spec = small(name, dropout=0.1, activation="gelu")
+    again = zoo.Spec.from_dict(json.loads(spec.canonical()))
+    assert again == spec == copy.deepcopy(spec)
+    assert hash(again) == hash(spec)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_linear_before_a_norm_has_no_bias(name: str) -> None:
+    """With BatchNorm only the last Linear keeps its bias; without, all do and no norm is left."""
+    with_norm = [m for m in zoo.build(small(name)).modules() if isinstance(m, nn.Linear)]
+    plain = list(zoo.build(small(name, batchnorm=False)).modules())
+    assert [layer.bias is not None for layer in with_norm] == [False] * (len(with_norm) - 1) + [True]
+    assert all(m.bias is not None for m in plain if isinstance(m, nn.Linear))
+    assert not any(isinstance(m, nn.BatchNorm1d) for m in plain)
+
+
+@pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
+@pytest.mark.parametrize("name", EVERY)
+def test_every_activation_replaces_every_other(name: str, activation: str) -> None:
+    """No other activation is left in the model."""
+    kinds = {type(m) for m in zoo.build(small(name, activation=activation)).modules()}
+    assert kinds & {type(make()) for make in ACTIVATIONS.values()} == {type(ACTIVATIONS[activation]())}
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_dropout_acts_while_training_only(name: str) -> None:
+    """Two forward passes differ in train mode and agree in eval mode."""
+    model = zoo.build(small(name, dropout=0.5), seed=0)
+    x = torch.randn(64, 15)
+    assert not torch.equal(model(x), model(x))
+    model.eval()
+    assert torch.equal(model(x), model(x))
+
+
+def widths(spec: zoo.Spec) -> list[int]:
+    """Output sizes of the hidden Linears, in order."""
+    return [m.out_features for m in zoo.build(spec).modules() if isinstance(m, nn.Linear)][:-1]
+
+
+def test_shapes_are_those_of_their_names() -> None:
+    """Hand-worked widths of the four shapes."""
+
+    def shape(name: str, depth: int) -> list[int]:
+        options = {"width": 300, "narrow": 100, "depth": depth}
+        return widths(zoo.Spec(name, features=1, context=0, classes=2, options=options))
+
+    assert shape("diamond", 3) == [100, 300, 100]
+    assert shape("diamond", 4) == [100, 300, 300, 100]
+    assert shape("diamond", 1) == [300]
+    assert shape("pyramid", 3) == [300, 200, 100]
+    assert shape("inverted_pyramid", 3) == [100, 200, 300]
+
+
+def test_parameters_of_a_cylinder_by_hand() -> None:
+    """3 x 5 inputs, 8 units twice with norm (weights + 2 x 8), 4 classes with bias."""
+    spec = zoo.Spec("cylinder", features=5, context=1, classes=4, options={"width": 8, "depth": 2})
+    assert zoo.count_parameters(spec) == (15 * 8 + 16) + (8 * 8 + 16) + (8 * 4 + 4)
+
+
+def test_a_basic_block_adds_its_input_before_the_last_activation() -> None:
+    """With the second norm's scale at zero the block is relu(x)."""
+    block = BasicBlock(6, activation="relu", batchnorm=True, dropout=0.0)
+    nn.init.zeros_(block.residual[1][1].weight)
+    x = torch.randn(10, 6)
+    assert torch.equal(block(x), x.relu())
+
+
+def test_a_bottleneck_widens_fourfold_and_the_next_one_keeps_the_width() -> None:
+    """N -> n -> n -> 4n beside a projection, then 4n -> n -> n -> 4n beside the identity."""
+    first, second = (Bottleneck(n, 6, activation="relu", batchnorm=True, dropout=0.0) for n in (6, 24))
+    linears = [(m.in_features, m.out_features) for m in first.modules() if isinstance(m, nn.Linear)]
+    assert linears == [(6, 6), (6, 6), (6, 24), (6, 24)]
+    assert isinstance(second.shortcut, nn.Identity)
+    assert second(first(torch.randn(3, 6))).shape == (3, 24)
+
+
+@pytest.mark.parametrize(
+    ("name", "deviation"),
+    [("xavier", (2 / 1500) ** 0.5), ("kaiming", (2 / 1000) ** 0.5), ("uniform", 1000**-0.5), ("gaussian", 1000**-0.5)],
+)
+def test_initialisations_have_the_deviation_of_their_paper(name: str, deviation: float) -> None:
+    """Standard deviation of a 500 x 1000 weight within 1 %, biases zero."""
+    torch.manual_seed(0)
+    layer = initialise(nn.Linear(1000, 500), name)
+    assert layer.weight.std().item() == pytest.approx(deviation, rel=0.01)
+    assert not layer.bias.any()
+
+
+def test_the_default_initialisation_is_torchs_own() -> None:
+    """It leaves weights and biases as the layer drew them."""
+    layer = nn.Linear(4, 3)
+    before = copy.deepcopy(layer.state_dict())
+    assert all(torch.equal(before[key], value) for key, value in initialise(layer, "default").state_dict().items())
+    assert sorted(INITIALISATIONS) == ["default", "gaussian", "kaiming", "uniform", "xavier"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"widht": 3}, "did you mean 'width'"),
+        ({"activation": "rellu"}, "did you mean 'relu'"),
+        ({"initialisation": "xavie"}, "did you mean 'xavier'"),
+        ({"depth": 0}, "depth from 1 to 1000, got 0"),
+        ({"depth": 10**9}, "depth from 1 to 1000"),
+        ({"width": 0}, "at least 1 unit"),
+        ({"width": 10**9}, "at most 4,000,000,000 parameters"),
+        ({"width": 10**18}, "cannot build 'cylinder'"),
+        ({"dropout": 1.5}, "dropout probability"),
+    ],
+)
+def test_a_wrong_option_is_refused_before_anything_is_allocated(options: dict[str, object], words: str) -> None:
+    """The message names what was wrong."""
+    with pytest.raises(ValueError, match=words):
+        zoo.build(zoo.Spec("cylinder", features=5, context=1, classes=4, options=options))
+
+
+@pytest.mark.parametrize(
+    "options", [{"width": "8"}, {"width": 8.0}, {"width": True}, {"batchnorm": 1}, {"dropout": "0"}]
+)
+def test_an_option_of_another_type_is_refused(options: dict[str, object]) -> None:
+    """No value is converted silently, but an integer may stand for a float."""
+    with pytest.raises(TypeError, match="expected option"):
+        zoo.Spec("cylinder", features=5, context=1, classes=4, options=options)
+    assert zoo.Spec("mlp", features=5, context=1, classes=4, options={"dropout": 0}).options["dropout"] == 0.0
+
+
+def test_unknown_names_in_a_spec_name_the_nearest() -> None:
+    """Architecture, normalisation and padding."""
+    with pytest.raises(ValueError, match="did you mean 'cylinder'"):
+        zoo.Spec("cylindre", features=5, context=1, classes=4)
+    with pytest.raises(ValueError, match="did you mean 'mean_std'"):
+        zoo.Spec("mlp", features=5, context=1, classes=4, normalisation="meanstd")
+    with pytest.raises(ValueError, match="did you mean 'corpus'"):
+        zoo.Spec("mlp", features=5, context=1, classes=4, padding="corpuss")
+
+
+@pytest.mark.parametrize(("field", "value"), [("features", 0), ("context", -1), ("classes", 1)])
+def test_a_size_below_its_minimum_is_refused(field: str, value: int) -> None:
+    """Features from 1, context from 0, classes from 2."""
+    with pytest.raises(ValueError, match=f"expected {field} of at least"):
+        zoo.Spec("mlp", **{"features": 5, "context": 1, "classes": 4, field: value})
+
+
+def test_defaults_are_written_into_the_spec() -> None:
+    """Left-out options are those of the builder's signature, sorted by name."""
+    spec = zoo.Spec("cylinder", features=5, context=1, classes=4)
+    assert list(spec.options) == sorted(spec.options)
+    assert spec.options["width"] == 512
+    assert spec == zoo.Spec("cylinder", features=5, context=1, classes=4, options={"width": 512})
+    with pytest.raises(TypeError, match="does not support item assignment"):
+        spec.options["width"] = 1
+
+
+def test_a_spec_with_unknown_fields_is_refused() -> None:
+    """A field of a later version is not dropped silently."""
+    data = zoo.Spec("mlp", features=5, context=1, classes=4).to_dict()
+    with pytest.raises(ValueError, match="expected a spec with the fields"):
+        zoo.Spec.from_dict({**data, "colour": "red"})
+
+
+def test_a_users_own_builder_registers_from_the_users_file() -> None:
+    """It is listed, built and counted like the others; a second one of that name is refused."""
+
+    @zoo.architecture
+    def halves(inputs: int, classes: int, *, width: int = 6) -> nn.Module:
+        return nn.Sequential(nn.Linear(inputs, width), nn.Tanh(), nn.Linear(width, classes))
+
+    spec = zoo.Spec("halves", features=2, context=0, classes=3)
+    assert zoo.list_architectures("halv*") == ["halves"]
+    assert zoo.count_parameters(spec) == 2 * 6 + 6 + 6 * 3 + 3
+
+    def other(inputs: int, classes: int) -> nn.Module:
+        return nn.Linear(inputs, classes)
+
+    other.__name__ = "halves"
+    with pytest.raises(ValueError, match="already registered by"):
+        zoo.architecture(other)
+
+
+def test_a_builder_of_another_form_is_refused() -> None:
+    """Options must be keywords with defaults, or a stored spec could not be completed."""
+
+    def wrong(inputs: int, classes: int, width: int) -> nn.Module:
+        return nn.Linear(inputs, classes)
+
+    with pytest.raises(ValueError, match="expected a builder wrong"):
+        zoo.architecture(wrong)

@@ -1,0 +1,171 @@
+"""Windows against the slow obvious loop, normalisations against NumPy."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from zoo import FrameSet, windows
+from zoo.frames import NORMALISATIONS, PADDINGS, stretch
+
+
+def normalised(frames: FrameSet, name: str) -> np.ndarray:
+    """Every recording normalised by itself with NumPy in float64."""
+    whole = frames.features.double().numpy()
+    pieces = np.split(whole, frames.starts[1:-1].numpy())
+    return {
+        "none": lambda: whole,
+        "mean": lambda: np.concatenate([p - p.mean(0) for p in pieces]),
+        "mean_std": lambda: np.concatenate([(p - p.mean(0)) / np.where(p.std(0) > 0, p.std(0), 1) for p in pieces]),
+        "z_score": lambda: (whole - whole.mean(0)) / whole.std(0),
+        "min_max": lambda: (whole - whole.min(0)) / (whole.max(0) - whole.min(0)),
+    }[name]()
+
+
+def slow_windows(frames: FrameSet, context: int, normalisation: str, padding: str) -> np.ndarray:
+    """Pad each recording (or the whole) with zeros, then cut one window per frame."""
+    values = normalised(frames, normalisation)
+    bounds = frames.starts.tolist() if padding == "recording" else [0, len(frames)]
+    rows = []
+    for start, stop in pairwise(bounds):
+        padded = np.pad(values[start:stop], ((context, context), (0, 0)))
+        rows += [padded[t : t + 2 * context + 1].ravel() for t in range(stop - start)]
+    return np.stack(rows)
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+@pytest.mark.parametrize("normalisation", sorted(NORMALISATIONS))
+@pytest.mark.parametrize("context", [0, 1, 9, 200])
+def test_windows_are_those_of_the_slow_loop(frames: FrameSet, context: int, normalisation: str, padding: str) -> None:
+    """Any order of centres, both ways of making windows, contexts longer than a recording."""
+    expected = slow_windows(frames, context, normalisation, padding)
+    centres = torch.randperm(len(frames), generator=torch.Generator().manual_seed(1))
+    for rows in (
+        windows(frames, centres, context, normalisation, padding),
+        stretch(frames, context, normalisation, padding).windows(centres),
+    ):
+        assert rows.dtype == torch.float32
+        np.testing.assert_allclose(rows.numpy(), expected[centres], atol=2e-5)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    lengths=st.lists(st.integers(1, 12), min_size=1, max_size=6),
+    context=st.integers(0, 15),
+    padding=st.sampled_from(PADDINGS),
+    data=st.data(),
+)
+def test_a_stretch_of_any_corpus_has_the_windows_of_its_frames(
+    lengths: list[int], context: int, padding: str, data: st.DataObject
+) -> None:
+    """Wherever it starts and stops, inside recordings or at their ends."""
+    starts = torch.tensor([0, *lengths]).cumsum(0)
+    frames = FrameSet(torch.randn(int(starts[-1]), 2), None, starts, ("a", "b"))
+    start = data.draw(st.integers(0, len(frames)))
+    stop = data.draw(st.integers(start, len(frames)))
+    fast = stretch(frames, context, "mean_std", padding, start=start, stop=stop).windows()
+    slow = windows(frames, torch.arange(start, stop), context, "mean_std", padding)
+    torch.testing.assert_close(fast, slow, rtol=0, atol=1e-6)
+
+
+def test_the_windows_of_a_stretch_share_its_memory(frames: FrameSet) -> None:
+    """The view of all windows points into the rows: no window is stored."""
+    piece = stretch(frames, 3)
+    assert piece.view.data_ptr() == piece.rows.data_ptr()
+    assert len(piece.rows) == len(frames) + 3 * (frames.recordings + 1)
+
+
+def test_a_constant_feature_becomes_zero_and_not_nan() -> None:
+    """Also where its mean cannot be held exactly in float32."""
+    features = torch.full((50, 2), 0.1)
+    features[:, 1] = torch.randn(50)
+    frames = FrameSet(features, None, torch.tensor([0, 50]), ("a", "b"))
+    for name in ("mean_std", "z_score", "min_max"):
+        rows = windows(frames, torch.arange(50), 0, name)
+        assert rows.isfinite().all()
+        assert rows[:, 0].abs().max() < 1e-6
+
+
+def test_the_fingerprint_changes_with_everything_that_is_judged(frames: FrameSet) -> None:
+    """A feature, a label, a recording's end, a class name; not with the recordings' names."""
+    features, labels, starts = frames.features.clone(), frames.labels.clone(), frames.starts.clone()
+    features[3, 2] += 1
+    labels[5] = (labels[5] + 1) % 4
+    starts[2] -= 1
+    starts[1] -= 1
+    others = [
+        FrameSet(features, frames.labels, frames.starts, frames.classes),
+        FrameSet(frames.features, labels, frames.starts, frames.classes),
+        FrameSet(frames.features, None, frames.starts, frames.classes),
+        FrameSet(frames.features, frames.labels, starts, frames.classes),
+        FrameSet(frames.features, frames.labels, frames.starts, ("a", "b", "c", "e")),
+    ]
+    assert len({frames.fingerprint, *(other.fingerprint for other in others)}) == 6
+    renamed = FrameSet(frames.features, frames.labels, frames.starts, frames.classes, tuple("vwxyz"))
+    assert renamed.fingerprint == frames.fingerprint
+
+
+def test_selected_recordings_keep_their_frames_and_names(frames: FrameSet) -> None:
+    """Recordings 4 and 1, in that order."""
+    some = frames.select(torch.tensor([4, 1]))
+    assert some.names == ("4", "1")
+    assert some.starts.tolist() == [0, 30, 31]
+    assert torch.equal(some.features, frames.features[[*range(108, 138), 40]])
+    assert some.groups.tolist() == [0] * 30 + [1]
+
+
+def frame_set(**changes: object) -> FrameSet:
+    """Three frames with some part replaced."""
+    parts: dict[str, object] = {
+        "features": torch.zeros(3, 2),
+        "labels": torch.tensor([0, 1, 0]),
+        "starts": torch.tensor([0, 2, 3]),
+        "classes": ("a", "b"),
+    }
+    return FrameSet(**{**parts, **changes})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"features": torch.zeros(3, 2, dtype=torch.float64)}, r"\(T, F\) float32"),
+        ({"features": torch.zeros(6)}, r"\(T, F\) float32"),
+        ({"features": torch.tensor([[0.0, 0], [0, torch.nan], [0, 0]])}, "NaN or infinity at frame 1"),
+        ({"labels": torch.tensor([0, 1])}, r"labels \(3,\) int64"),
+        ({"labels": torch.tensor([0, 2, 0])}, "labels from 0 to 1, got 0 to 2"),
+        ({"starts": torch.tensor([0, 3, 3])}, "starts .* rising from 0 to 3"),
+        ({"starts": torch.tensor([0, 2])}, "starts .* rising from 0 to 3"),
+        ({"starts": torch.tensor([1, 3])}, "starts .* rising from 0 to 3"),
+        ({"names": ("one",)}, "expected 2 names of recordings, got 1"),
+    ],
+)
+def test_parts_that_do_not_fit_together_are_refused(changes: dict[str, object], words: str) -> None:
+    """A frame set is complete and consistent once it is made."""
+    with pytest.raises(ValueError, match=words):
+        frame_set(**changes)
+
+
+def test_wrong_windows_are_refused(frames: FrameSet) -> None:
+    """Unknown names, negative contexts, centres and bounds outside."""
+    some = torch.tensor([0])
+    with pytest.raises(ValueError, match="did you mean 'mean'"):
+        windows(frames, some, 1, "meen")
+    with pytest.raises(ValueError, match="unknown padding"):
+        windows(frames, some, 1, "mean", "zeros")
+    with pytest.raises(ValueError, match="context of at least 0"):
+        windows(frames, some, -1)
+    with pytest.raises(IndexError, match="centres from 0 to 137, got 138"):
+        windows(frames, torch.tensor([138]), 1)
+    with pytest.raises(ValueError, match="stretch within 0 to 138"):
+        stretch(frames, 1, start=5, stop=200)
+
+
+def test_no_centres_give_no_windows(frames: FrameSet) -> None:
+    """An empty batch keeps its width."""
+    none: Tensor = torch.arange(0)
+    assert windows(frames, none, 2).shape == (0, 30)
+    assert stretch(frames, 2, start=4, stop=4).windows().shape == (0, 30)

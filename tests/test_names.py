@@ -1,0 +1,23 @@
+"""Wildcards and the help for a mistyped name."""
+
+from zoo.names import matching, unknown
+
+
+def test_a_string_and_an_iterable_of_patterns_mean_the_same() -> None:
+    """`include` and `exclude` take one pattern or several."""
+    names = ["diamond", "cylinder", "mlp"]
+    assert matching(names, "*d*") == matching(names, ["*d*"]) == ["diamond", "cylinder"]
+    assert matching(names, "*", "*d*") == matching(names, ["*"], ["*d*"]) == ["mlp"]
+
+
+def test_excluding_works_on_what_was_included_and_case_counts() -> None:
+    """Exclude wins over include; `A*` does not match `alpha`."""
+    assert matching(["alpha", "beta"], ["a*", "b*"], "b*") == ["alpha"]
+    assert matching(["alpha"], "A*") == []
+    assert matching([], "*") == []
+
+
+def test_a_mistyped_name_is_answered_with_the_nearest() -> None:
+    """Far from everything, all names are listed."""
+    assert unknown("rule", "meen", ["mean", "median"]).endswith("did you mean 'mean' or 'median'?")
+    assert unknown("rule", "zzz", ["mean", "median"]).endswith("expected one of mean, median")
