@@ -45,6 +45,12 @@ if TYPE_CHECKING:
         right_and_wrong,
         t_interval,
     )
+    from ensemble.weights import (
+        SimplexFit,
+        WeightFit,
+        fit_simplex_weights,
+        fit_weights,
+    )
 
 __all__ = [
     "Interval",
@@ -52,6 +58,8 @@ __all__ = [
     "MemberOutputs",
     "Report",
     "Rule",
+    "SimplexFit",
+    "WeightFit",
     "WeightedMean",
     "abstentions",
     "bonferroni",
@@ -60,6 +68,8 @@ __all__ = [
     "cluster_bootstrap",
     "cochran_q",
     "evaluate",
+    "fit_simplex_weights",
+    "fit_weights",
     "get_rule",
     "holm",
     "list_rules",
@@ -133,6 +143,10 @@ def __getattr__(name: str) -> Any:
             from ensemble import significance
 
             return getattr(significance, name)
+        case "SimplexFit" | "WeightFit" | "fit_simplex_weights" | "fit_weights":
+            from ensemble import weights
+
+            return getattr(weights, name)
     msg = f"module 'ensemble' has no attribute {name!r}"
     raise AttributeError(msg)
 
