@@ -12,7 +12,7 @@ import zoo
 LEVELS = {
     "zoo": [
         {"names"},
-        {"blocks", "frames", "audio", "recipe", "logs", "terminal"},
+        {"blocks", "frames", "audio", "recipe", "logs", "terminal", "files"},
         {"architectures", "corpus"},
         {"spec"},
         {"checkpoint", "search"},

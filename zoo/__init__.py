@@ -7,22 +7,32 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from zoo.architectures import architecture, list_architectures
-    from zoo.corpus import PHONEMES, CorpusError, read_corpus, sample_corpus
-    from zoo.frames import FrameSet, windows
+    from zoo.corpus import PHONEMES, CorpusError, read_corpus, sample_corpus, write_corpus
+    from zoo.files import whole_file
+    from zoo.frames import FrameSet, Stretch, stretch, windows
     from zoo.spec import Spec, build, count_parameters
+    from zoo.terminal import print_json, print_table, progress, run_app
 
 __all__ = [
     "PHONEMES",
     "CorpusError",
     "FrameSet",
     "Spec",
+    "Stretch",
     "architecture",
     "build",
     "count_parameters",
     "list_architectures",
+    "print_json",
+    "print_table",
+    "progress",
     "read_corpus",
+    "run_app",
     "sample_corpus",
+    "stretch",
+    "whole_file",
     "windows",
+    "write_corpus",
 ]
 
 
@@ -32,11 +42,15 @@ def __getattr__(name: str) -> Any:
             from zoo import architectures
 
             return getattr(architectures, name)
-        case "PHONEMES" | "CorpusError" | "read_corpus" | "sample_corpus":
+        case "PHONEMES" | "CorpusError" | "read_corpus" | "sample_corpus" | "write_corpus":
             from zoo import corpus
 
             return getattr(corpus, name)
-        case "FrameSet" | "windows":
+        case "whole_file":
+            from zoo import files
+
+            return getattr(files, name)
+        case "FrameSet" | "Stretch" | "stretch" | "windows":
             from zoo import frames
 
             return getattr(frames, name)
@@ -44,6 +58,10 @@ def __getattr__(name: str) -> Any:
             from zoo import spec
 
             return getattr(spec, name)
+        case "print_json" | "print_table" | "progress" | "run_app":
+            from zoo import terminal
+
+            return getattr(terminal, name)
     msg = f"module 'zoo' has no attribute {name!r}"
     raise AttributeError(msg)
 

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 
-def run(app: App, arguments: Sequence[str] | None = None) -> int:
+def run_app(app: App, arguments: Sequence[str] | None = None) -> int:
     """Run a command line to its end and return its exit code.
 
     0: fine. 1: the command answered "no" (it returned 1). 2: wrong usage, or an error, told in one line.

@@ -7,7 +7,7 @@ import sys
 from cyclopts import App
 
 from zoo.cli import breeding, keeping
-from zoo.terminal import run
+from zoo.terminal import run_app
 
 app = App(name="zoo", help="Keep a zoo of trained frame classifiers: register, verify, train, search.")
 keeping.add_to(app)
@@ -16,4 +16,4 @@ breeding.add_to(app)
 
 def main() -> None:
     """Entry point of the command."""
-    sys.exit(run(app))
+    sys.exit(run_app(app))
