@@ -25,8 +25,13 @@ def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     """Also when the error is an interrupt."""
     path = tmp_path / "a.bin"
     path.write_bytes(b"old")
-    with pytest.raises(KeyboardInterrupt, match="now"), whole_file(path, "wb") as file:
-        file.write(b"half")
-        raise KeyboardInterrupt("now")
+
+    def interrupted() -> None:
+        with whole_file(path, "wb") as file:
+            file.write(b"half")
+            raise KeyboardInterrupt("now")
+
+    with pytest.raises(KeyboardInterrupt, match="now"):
+        interrupted()
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]

@@ -27,7 +27,7 @@ def whole_file(path: str | Path, mode: str = "w", **options: Any) -> Iterator[IO
         options.setdefault("encoding", "utf-8")
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     try:
-        with open(handle, mode, **options) as file:
+        with os.fdopen(handle, mode, **options) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
