@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from zoo.architectures import architecture, list_architectures
+    from zoo.checkpoint import Checkpoint, CheckpointError
     from zoo.corpus import PHONEMES, CorpusError, read_corpus, sample_corpus, write_corpus
     from zoo.files import whole_file
     from zoo.frames import FrameSet, Stretch, stretch, windows
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PHONEMES",
+    "Checkpoint",
+    "CheckpointError",
     "CorpusError",
     "FrameSet",
     "Spec",
@@ -42,6 +45,10 @@ def __getattr__(name: str) -> Any:
             from zoo import architectures
 
             return getattr(architectures, name)
+        case "Checkpoint" | "CheckpointError":
+            from zoo import checkpoint
+
+            return getattr(checkpoint, name)
         case "PHONEMES" | "CorpusError" | "read_corpus" | "sample_corpus" | "write_corpus":
             from zoo import corpus
 

@@ -1,0 +1,123 @@
+"""Canonical JSON: one text per value, and a reader that accepts nothing ambiguous.
+
+Python's own reader takes NaN, 1e400, repeated keys and lone surrogates; what it takes, another reader
+refuses or reads otherwise, and two readers who disagree about a file are how a file lies.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from typing import Any
+
+_LEAST, _MOST = -(2**63), 2**63 - 1
+_DEEPEST = 64
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
+
+
+class TextError(ValueError):
+    """A text that is not strict JSON; `reason` is one word of what is wrong.
+
+    The reasons: SYNTAX, DEPTH, DUPLICATE_KEY, NUMBER_RANGE, NOT_INTEGER, SURROGATE.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+def canonical(value: Any) -> str:
+    """The one text of a value: sorted keys, no spaces, no line breaks; NaN and infinity have none.
+
+    Raises:
+        ValueError: a number is not finite.
+        TypeError: not plain data.
+
+    Example:
+        >>> canonical({"b": [1, 2.5], "a": "é"})
+        '{"a":"é","b":[1,2.5]}'
+    """
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def parse(text: str, *, floats: bool = True) -> Any:
+    """The value of a JSON text, read strictly.
+
+    Args:
+        text: the document, nothing before or after it but white space.
+        floats: whether numbers with a point or an exponent may stand in it.
+
+    Raises:
+        TextError: not JSON, nested beyond the stack, a key twice in one object (escapes resolved), a number
+            that no 64-bit integer or float holds, a float where `floats` is false.
+
+    Example:
+        >>> parse('{"a": 1, "a": 2}')
+        Traceback (most recent call last):
+        zoo.canonical.TextError: the key 'a' stands twice in one object
+    """
+    try:
+        return json.loads(
+            text,
+            object_pairs_hook=_unique,
+            parse_int=_integer,
+            parse_float=_float if floats else _no_float,
+            parse_constant=_no_constant,
+        )
+    except json.JSONDecodeError as error:
+        raise TextError("SYNTAX", f"not JSON at line {error.lineno}, column {error.colno}: {error.msg}") from None
+    except RecursionError:
+        raise TextError("DEPTH", "nested too deep to be read") from None
+
+
+def depth(value: Any, most: int = _DEEPEST) -> int:
+    """How many containers lie inside each other, counted up to `most` + 1.
+
+    Example:
+        >>> depth([{"a": []}]), depth(1)
+        (3, 0)
+    """
+    level, count = [value], 0
+    while count <= most:
+        inner = [item for item in level if isinstance(item, dict | list)]
+        if not inner:
+            return count
+        count += 1
+        level = [child for item in inner for child in (item.values() if isinstance(item, dict) else item)]
+    return count
+
+
+def has_surrogate(text: str) -> bool:
+    """Whether a text holds half of a surrogate pair, which no UTF-8 file can."""
+    return _SURROGATE.search(text) is not None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        seen: set[str] = set()
+        key = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise TextError("DUPLICATE_KEY", f"the key {key!r} stands twice in one object")
+    return found
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > 20 or not _LEAST <= int(digits) <= _MOST:
+        raise TextError("NUMBER_RANGE", f"expected integers of 64 bits, got {digits[:24]}")
+    return int(digits)
+
+
+def _float(digits: str) -> float:
+    value = float(digits)
+    if not math.isfinite(value):
+        raise TextError("NUMBER_RANGE", f"expected finite numbers, got {digits[:24]}")
+    return value
+
+
+def _no_float(digits: str) -> float:
+    raise TextError("NOT_INTEGER", f"expected integers only, got {digits[:24]}")
+
+
+def _no_constant(name: str) -> float:
+    raise TextError("NUMBER_RANGE", f"expected finite numbers, got {name}")

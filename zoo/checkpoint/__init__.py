@@ -1,0 +1,319 @@
+"""One checkpoint = one safetensors file: weights, and all that is needed to use and to trust them.
+
+The file has one metadata key with canonical JSON, so its bytes are a function of its content: the same
+weights give the same blob. Reading checks everything before a model is made: the bytes
+(`verify_bytes`), the metadata, the fit to the spec (`check_fit`), the values. Nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NoReturn, Self
+
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from zoo import durable
+from zoo.canonical import TextError, canonical, depth, parse
+from zoo.checkpoint.fitting import check_fit, check_values, restore, template
+from zoo.checkpoint.header import CheckpointError, Header, Piece, read_header
+from zoo.spec import Spec, build
+
+__all__ = [
+    "KINDS",
+    "Checkpoint",
+    "CheckpointError",
+    "Header",
+    "Piece",
+    "check_fit",
+    "check_values",
+    "content_digest",
+    "decode",
+    "encode",
+    "foreign",
+    "read",
+    "restore",
+    "template",
+    "tensors_of",
+    "verify",
+    "verify_bytes",
+    "write",
+]
+
+KINDS = ("trained", "averaged", "imported")
+_KEY = "zoo"
+_FORMAT = "zoo-checkpoint"
+_SCHEMA = 1
+_PROSE = {"metrics": dict, "recipe": dict | None, "parents": list, "kind": str, "trained_on": str, "note": str}
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """The weights of one model with what they are and where they come from.
+
+    Args:
+        spec: what the model computes and which input it wants.
+        tensors: the full `state_dict`: CPU, contiguous, none sharing memory with a live model.
+        classes: names of the C classes, in the order of the logits.
+        metrics: such as `{"valid/accuracy": {"value": 0.86, "unit": "fraction", "n": 1000, "frames": fingerprint}}`.
+        recipe: `Recipe.to_dict()`, or None.
+        parents: ids of what it was averaged or distilled from.
+        kind: a name in `KINDS`.
+        trained_on: `FrameSet.fingerprint` of the training frames.
+        note: free text.
+
+    Raises:
+        CheckpointError: tensors that do not fit the spec, are not finite, or class names that are too few
+            or repeated.
+    """
+
+    spec: Spec
+    tensors: Mapping[str, Tensor]
+    classes: tuple[str, ...]
+    metrics: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    recipe: Mapping[str, Any] | None = None
+    parents: tuple[str, ...] = ()
+    kind: str = "trained"
+    trained_on: str = ""
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "classes", tuple(self.classes))
+        object.__setattr__(self, "parents", tuple(self.parents))
+        _check_classes(self.spec, self.classes)
+        if self.kind not in KINDS:
+            raise CheckpointError("METADATA", f"expected a kind of {', '.join(KINDS)}, got {self.kind!r}")
+        check_fit(template(self.spec), self.tensors)
+        check_values(self.tensors)
+
+    @classmethod
+    def from_module(cls, module: nn.Module, spec: Spec, classes: Sequence[str], **fields: Any) -> Self:
+        """A copy of a live model's weights.
+
+        Args:
+            module: of the architecture that `spec` says.
+            spec: its spec.
+            classes: names of its classes.
+            **fields: the other fields of the class.
+
+        Example:
+            >>> import zoo
+            >>> spec = zoo.Spec("cylinder", features=2, context=1, classes=2, options={"width": 4, "depth": 1})
+            >>> checkpoint = Checkpoint.from_module(zoo.build(spec, seed=0), spec, ["a", "b"])
+            >>> checkpoint.kind, len(checkpoint.digest)
+            ('trained', 64)
+        """
+        tensors = {name: _copied(tensor) for name, tensor in module.state_dict().items()}
+        return cls(spec, tensors, tuple(classes), **fields)
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 of the tensors' content: names, element types, shapes and bytes; 64 hex digits."""
+        return content_digest(self.tensors)
+
+    def to_module(self, device: torch.device | str = "cpu") -> nn.Module:
+        """A new model in eval mode with these weights; it shares no memory with the checkpoint."""
+        module = build(self.spec, device="meta")
+        if len([*module.buffers(), *module.parameters()]) == len(self.tensors):
+            module.to_empty(device=device)
+        else:  # buffers that no state_dict holds have their values from the builder
+            module = build(self.spec, seed=0).to(device)
+        return restore(module, self.tensors).eval()
+
+
+def encode(checkpoint: Checkpoint, *, name: str = "") -> bytes:
+    """The bytes of the checkpoint's file, a function of its content and `name` alone."""
+    about: dict[str, Any] = {
+        "format": _FORMAT,
+        "schema": _SCHEMA,
+        "name": name,
+        "spec": checkpoint.spec.to_dict(),
+        "classes": list(checkpoint.classes),
+        "metrics": {key: dict(value) for key, value in checkpoint.metrics.items()},
+        "recipe": None if checkpoint.recipe is None else dict(checkpoint.recipe),
+        "parents": list(checkpoint.parents),
+        "kind": checkpoint.kind,
+        "trained_on": checkpoint.trained_on,
+        "note": checkpoint.note,
+    }
+    try:
+        text = canonical(about)
+        parse(text)
+    except (ValueError, TypeError) as error:
+        raise CheckpointError("METADATA", f"cannot keep what the checkpoint says of itself: {error}") from error
+    return save(dict(checkpoint.tensors), {_KEY: text})
+
+
+def decode(data: bytes | bytearray) -> Checkpoint:
+    """The checkpoint of a file's bytes; its tensors are views of `data`, nothing is copied.
+
+    Raises:
+        CheckpointError: malformed, no checkpoint of ours, or tensors that do not fit its spec.
+    """
+    header = read_header(data)
+    about = about_of(header)
+    try:
+        spec = Spec.from_dict(about["spec"])
+    except (ValueError, TypeError) as error:
+        raise CheckpointError("SPEC", f"the checkpoint's spec cannot be used: {error}") from error
+    known = {name: about[name] for name in _PROSE}
+    return Checkpoint(spec, tensors_of(data, header), tuple(about["classes"]), **known)
+
+
+def about_of(header: Header) -> dict[str, Any]:
+    """What a checkpoint's metadata say: name, spec, classes, metrics, recipe, parents, kind, note.
+
+    Raises:
+        CheckpointError: METADATA: not written by this project, by a newer version of it, or damaged.
+    """
+    text = header.metadata.get(_KEY)
+    if text is None:
+        _refuse("it has no key 'zoo'; register a foreign file with its spec and class names")
+    try:
+        about = parse(text)
+    except TextError as error:
+        raise CheckpointError("METADATA", f"the checkpoint's metadata are {error}") from None
+    if not isinstance(about, dict) or about.get("format") != _FORMAT:
+        _refuse(f"expected the format {_FORMAT!r}")
+    if about.get("schema") != _SCHEMA or depth(about) > 64:
+        _refuse(f"expected schema {_SCHEMA}, got {str(about.get('schema'))[:20]}; update this program")
+    kinds: dict[str, Any] = {"name": str, "spec": dict, "classes": list, **_PROSE}
+    for key, kind in kinds.items():
+        if not isinstance(about.get(key), kind) or (key not in about):
+            _refuse(f"the field {key!r} is missing or of another type")
+    if set(about) != {*kinds, "format", "schema"}:
+        _refuse(f"unknown fields {sorted(set(about) - {*kinds, 'format', 'schema'})}")
+    return about
+
+
+def foreign(data: bytes | bytearray, spec: Spec, classes: Sequence[str], **fields: Any) -> Checkpoint:
+    """A checkpoint from any safetensors file, checked against a spec; the tensors are copies.
+
+    Raises:
+        CheckpointError: malformed, or tensors that do not fit.
+    """
+    found = tensors_of(data, read_header(data))
+    check_fit(template(spec), found)
+    copies = {name: tensor.clone() for name, tensor in found.items()}
+    return Checkpoint(spec, copies, tuple(classes), **{"kind": "imported", **fields})
+
+
+def tensors_of(data: bytes | bytearray, header: Header) -> dict[str, Tensor]:
+    """The tensors as views of the file's bytes, in the order of the header."""
+    buffer = data if isinstance(data, bytearray) else bytearray(data)
+    return {name: _view(buffer, piece) for name, piece in header.pieces.items()}
+
+
+def write(checkpoint: Checkpoint, path: Path | str, *, name: str = "") -> None:
+    """Put a checkpoint at `path`, whole and durable, or not at all.
+
+    Raises:
+        CheckpointError: UNREADABLE: the disk refused; what was there before is still there.
+    """
+    path = Path(path)
+    try:
+        durable.make_folders(path.parent)
+        durable.write(path, encode(checkpoint, name=name))
+    except OSError as error:
+        raise CheckpointError("UNREADABLE", f"cannot write the checkpoint {path}: {error}") from error
+
+
+def read(path: Path | str, *, sha256: str | None = None) -> Checkpoint:
+    """The checkpoint at `path`, read once, checked, then parsed from those same bytes.
+
+    Args:
+        path: a file that `write` made.
+        sha256: what the file's bytes must hash to; None takes any.
+
+    Raises:
+        CheckpointError: not a plain file, unreadable, another hash, malformed, or a misfit.
+    """
+    data = _bytes_at(Path(path))
+    found = hashlib.sha256(data).hexdigest()
+    if sha256 is not None and found != sha256:
+        raise CheckpointError("DIGEST", f"expected sha256 {sha256} at {path}, got {found}; the file was changed")
+    try:
+        return decode(data)
+    except CheckpointError as error:
+        raise _placed(error, path) from None
+
+
+def verify(path: Path | str, *, sha256: str | None = None) -> Header:
+    """The header of a whole, well-formed file; as `read`, but it need not be a checkpoint of ours.
+
+    Raises:
+        CheckpointError: as for `read`.
+    """
+    data = _bytes_at(Path(path))
+    found = hashlib.sha256(data).hexdigest()
+    if sha256 is not None and found != sha256:
+        raise CheckpointError("DIGEST", f"expected sha256 {sha256} at {path}, got {found}; the file was changed")
+    try:
+        return read_header(data)
+    except CheckpointError as error:
+        raise _placed(error, path) from None
+
+
+def verify_bytes(data: bytes | bytearray) -> Header:
+    """The header of a well-formed safetensors file, given as bytes.
+
+    Raises:
+        CheckpointError: malformed; its `reason` says in one word how.
+    """
+    return read_header(data)
+
+
+def content_digest(tensors: Mapping[str, Tensor]) -> str:
+    """sha256 over the tensors in the order of their names; equal where all bits are."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().contiguous()
+        digest.update(f"{name}\n{tensor.dtype}\n{tuple(tensor.shape)}\n".encode())
+        if tensor.numel():
+            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _bytes_at(path: Path) -> bytearray:
+    try:
+        return durable.read(path)
+    except durable.NotRegularError as error:
+        raise CheckpointError("NOT_A_FILE", str(error)) from error
+    except OSError as error:
+        raise CheckpointError("UNREADABLE", f"cannot read the checkpoint {path}: {error}") from error
+
+
+def _placed(error: CheckpointError, path: Path | str) -> CheckpointError:
+    return CheckpointError(error.reason, f"{path}: {str(error).removesuffix(f' [{error.reason}]')}")
+
+
+def _view(buffer: bytearray, piece: Piece) -> Tensor:
+    if piece.start == piece.stop:
+        return torch.empty(piece.shape, dtype=piece.dtype)
+    if piece.start % piece.dtype.itemsize:  # a header of odd length: elements would lie across words
+        raw = torch.frombuffer(buffer, dtype=torch.uint8, count=piece.stop - piece.start, offset=piece.start)
+        return raw.clone().view(piece.dtype).reshape(piece.shape)
+    count = (piece.stop - piece.start) // piece.dtype.itemsize
+    return torch.frombuffer(buffer, dtype=piece.dtype, count=count, offset=piece.start).reshape(piece.shape)
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True).contiguous()
+
+
+def _check_classes(spec: Spec, classes: tuple[str, ...]) -> None:
+    if not all(isinstance(name, str) for name in classes):
+        raise CheckpointError("CLASSES", f"expected names of classes as strings, got {classes[:5]}")
+    if len(classes) != spec.classes or len(set(classes)) != len(classes):
+        raise CheckpointError(
+            "CLASSES", f"expected {spec.classes} different names of classes, got {len(classes)}: {classes[:5]}"
+        )
+
+
+def _refuse(message: str) -> NoReturn:
+    raise CheckpointError("METADATA", f"expected a checkpoint of this project: {message}")

@@ -1,0 +1,201 @@
+"""The safetensors format, read strictly: what a file's bytes must be before anything is made of them.
+
+A file is 8 bytes with the length of its header (little-endian), the header (a JSON object that maps each
+tensor's name to its dtype, shape and the range of its bytes), then the data. One file has one reading, or
+is refused: every byte of the data belongs to exactly one tensor, no key stands twice, no number needs
+more than 64 bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from math import prod
+from re import fullmatch
+from typing import Any, NoReturn
+
+import torch
+
+from zoo.canonical import TextError, depth, has_surrogate, parse
+
+DTYPES: dict[str, torch.dtype] = {
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "U16": torch.uint16,
+    "I16": torch.int16,
+    "U32": torch.uint32,
+    "I32": torch.int32,
+    "U64": torch.uint64,
+    "I64": torch.int64,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+}
+MOST_HEADER = 100_000_000  # bytes, the format's own limit
+_MOST_ELEMENTS = 2**63 - 1
+_MOST_AXES = 64
+_METADATA = "__metadata__"
+_FIELDS = {"dtype", "shape", "data_offsets"}
+_NAME = r"[A-Za-z0-9_](?:[A-Za-z0-9_.\-]{0,510}[A-Za-z0-9_])?"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be trusted; `reason` is one word of what is wrong.
+
+    The file: TOO_SMALL, HEADER_LENGTH, HEADER_TOO_LARGE, HEADER_ENCODING, HEADER_JSON, HEADER_DEPTH,
+    HEADER_ROOT, DUPLICATE_KEY, NUMBER_RANGE, NOT_INTEGER, METADATA_TYPE, TENSOR_NAME, TENSOR_FIELDS, DTYPE,
+    SHAPE, OFFSETS, SIZE, BOOL_VALUE, NOT_A_FILE, UNREADABLE, DIGEST. Its content: METADATA, SPEC, MISFIT, NOT_FINITE,
+    VARIANCE, CLASSES.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(f"{message} [{reason}]")
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Where one tensor lies: element type, shape, and the range of its bytes in the file."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a well-formed file says of itself: its tensors by name, and its metadata."""
+
+    pieces: Mapping[str, Piece]
+    metadata: Mapping[str, str]
+
+
+def read_header(data: bytes | bytearray) -> Header:
+    """The header of a whole file, checked in every respect.
+
+    Raises:
+        CheckpointError: the first thing that is wrong, by its `reason`, with a hint at what the file seems
+            to be; the hint never decides, since a valid header of 640 bytes begins like a pickle.
+
+    Example:
+        >>> read_header((2).to_bytes(8, "little") + b"{}").pieces
+        {}
+    """
+    try:
+        return _read(data)
+    except CheckpointError as error:
+        hint = _looks_like(bytes(data[:64]))
+        if hint:
+            message = str(error).removesuffix(f" [{error.reason}]")
+            raise CheckpointError(error.reason, f"{message}; the file looks like {hint}") from None
+        raise
+
+
+def _read(data: bytes | bytearray) -> Header:
+    if len(data) < 8:
+        _refuse("TOO_SMALL", f"expected a safetensors file of at least 8 bytes, got {len(data)}")
+    length = int.from_bytes(data[:8], "little")
+    if length > MOST_HEADER:
+        _refuse("HEADER_TOO_LARGE", f"expected a header of at most {MOST_HEADER:,} bytes, got {length:,}")
+    if not 2 <= length <= len(data) - 8:
+        _refuse("HEADER_LENGTH", f"expected a header of 2 to {len(data) - 8:,} bytes, got {length:,}")
+    table = _parsed(bytes(data[8 : 8 + length]))
+    metadata = _metadata(table.pop(_METADATA)) if _METADATA in table else {}
+    pieces = {name: _piece(name, fields, base=8 + length) for name, fields in table.items()}
+    _check_cover(pieces, base=8 + length, end=len(data))
+    for name, piece in pieces.items():
+        if piece.dtype is torch.bool and data[piece.start : piece.stop].translate(None, b"\0\1"):
+            _refuse("BOOL_VALUE", f"expected bytes 0 and 1 in the boolean tensor {name!r}, got another")
+    return Header(pieces, metadata)
+
+
+def _parsed(raw: bytes) -> dict[str, Any]:
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise CheckpointError("HEADER_ENCODING", f"expected a header in UTF-8: {error}") from None
+    if text.startswith("\ufeff"):
+        _refuse("HEADER_ENCODING", "expected a header in UTF-8 without a byte order mark")
+    try:
+        table = parse(text, floats=False)
+    except TextError as error:
+        reason = {"SYNTAX": "HEADER_JSON", "DEPTH": "HEADER_DEPTH"}.get(error.reason, error.reason)
+        raise CheckpointError(reason, f"the header is {error}") from None
+    if depth(table) > 64:
+        _refuse("HEADER_DEPTH", "expected a header of names, fields and sizes, got one nested beyond 64 levels")
+    if not isinstance(table, dict) or not text.startswith("{"):
+        _refuse("HEADER_ROOT", f"expected a header that is a JSON object, got {text[:20]!r}")
+    return table
+
+
+def _metadata(value: Any) -> dict[str, str]:
+    strings = isinstance(value, dict) and all(isinstance(item, str) for item in value.values())
+    if not strings or any(has_surrogate(text) for pair in value.items() for text in pair):
+        _refuse("METADATA_TYPE", f"expected {_METADATA} that maps strings to strings, got {str(value)[:60]}")
+    return dict(value)
+
+
+def _piece(name: str, fields: Any, base: int) -> Piece:
+    if not fullmatch(_NAME, name) or ".." in name:
+        _refuse("TENSOR_NAME", f"expected names of letters, digits and single dots for tensors, got {name[:80]!r}")
+    if not isinstance(fields, dict) or set(fields) != _FIELDS:
+        _refuse("TENSOR_FIELDS", f"expected {sorted(_FIELDS)} for tensor {name!r}, got {str(fields)[:80]}")
+    dtype = DTYPES.get(fields["dtype"]) if isinstance(fields["dtype"], str) else None
+    if dtype is None:
+        _refuse("DTYPE", f"expected a dtype of {', '.join(DTYPES)} for tensor {name!r}, got {fields['dtype']!r}")
+    shape = _shape(name, fields["shape"])
+    start, stop = _offsets(name, fields["data_offsets"])
+    size = prod(shape) * dtype.itemsize
+    if stop - start != size:
+        _refuse("SIZE", f"expected {size:,} bytes for tensor {name!r} {fields['shape']}, got {stop - start:,}")
+    return Piece(dtype, shape, base + start, base + stop)
+
+
+def _shape(name: str, value: Any) -> tuple[int, ...]:
+    counts = isinstance(value, list) and len(value) <= _MOST_AXES and all(type(n) is int and n >= 0 for n in value)
+    if not counts or prod(n or 1 for n in value) > _MOST_ELEMENTS:
+        _refuse("SHAPE", f"expected a list of sizes for tensor {name!r}, got {str(value)[:80]}")
+    return tuple(value)
+
+
+def _offsets(name: str, value: Any) -> tuple[int, int]:
+    pair = isinstance(value, list) and len(value) == 2 and all(type(n) is int for n in value)
+    if not pair or not 0 <= value[0] <= value[1]:
+        _refuse("OFFSETS", f"expected data_offsets [begin, end] for tensor {name!r}, got {str(value)[:80]}")
+    return value[0], value[1]
+
+
+def _check_cover(pieces: Mapping[str, Piece], base: int, end: int) -> None:
+    """Every byte of the data belongs to one tensor: no holes, no overlaps, nothing behind the last."""
+    ranges = sorted((piece.start, piece.stop) for piece in pieces.values())
+    for (_, before), (after, _) in pairwise([(base, base), *ranges, (end, end)]):
+        if before != after:
+            what = "overlap" if after < before else "a hole"
+            _refuse("OFFSETS", f"expected tensors that fill the data, got {what} between bytes {before} and {after}")
+
+
+def _looks_like(start: bytes) -> str:
+    signs = (
+        (b"PK\x03\x04", "a zip archive (torch.save writes those)"),
+        (b"\x80\x02", "a pickle"),
+        (b"\x80\x04", "a pickle"),
+        (b"\x80\x05", "a pickle"),
+        (b"\x1f\x8b", "a gzip archive"),
+        (b"version https://git-lfs", "a Git LFS pointer: fetch the file itself with `git lfs pull`"),
+        (b"\x89HDF", "an HDF5 file"),
+        (b"\x93NUMPY", "a NumPy array"),
+        (b"{", "JSON text"),
+    )
+    if start.lstrip().lower().startswith((b"<!doctype", b"<html")):
+        return "an HTML page: the download went wrong"
+    return next((what for sign, what in signs if start.startswith(sign)), "")
+
+
+def _refuse(reason: str, message: str) -> NoReturn:
+    raise CheckpointError(reason, message)

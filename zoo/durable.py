@@ -1,0 +1,190 @@
+"""Files that appear whole or not at all, also when the power goes.
+
+Every call that changes or reads the disk goes through `system`, one object of thin functions: what can
+fail there is all that can fail, and a test can put another object in its place.
+
+The order that holds: write a new file beside the old one, flush it, rename it over the old one, flush
+the folder. Without the first flush the new name can point to an empty file, without the second the
+rename itself can be lost.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from uuid import uuid4
+
+Buffer = bytes | bytearray | memoryview
+TEMPORARY = ".tmp"
+MOST_BYTES = 64 * 2**30  # a checkpoint beyond this is a mistake or a sparse file
+_STEP = 64 * 2**20
+
+
+class System:
+    """The system calls, one method each."""
+
+    def open(self, path: Path, flags: int, mode: int = 0o666) -> int:
+        """Open without inheriting to child processes."""
+        return os.open(path, flags | os.O_CLOEXEC, mode)
+
+    def write(self, file: int, data: memoryview) -> int:
+        """Write some of the bytes, return how many."""
+        return os.write(file, data)
+
+    def read_into(self, file: int, target: memoryview) -> int:
+        """Read some bytes into the target, return how many; 0 at the end."""
+        return os.readv(file, [target])
+
+    def chmod(self, file: int, mode: int) -> None:
+        """Set the permissions."""
+        os.fchmod(file, mode)
+
+    def sync(self, file: int) -> None:
+        """Flush to the disk."""
+        os.fsync(file)
+
+    def close(self, file: int) -> None:
+        """Close."""
+        os.close(file)
+
+    def rename(self, source: Path, target: Path) -> None:
+        """Give the file the target's name, replacing what had it."""
+        source.replace(target)
+
+    def remove(self, path: Path) -> None:
+        """Remove a name."""
+        path.unlink()
+
+    def make_folder(self, path: Path) -> None:
+        """Make one folder."""
+        path.mkdir()
+
+
+system = System()
+
+
+class NotRegularError(OSError):
+    """A link, folder, pipe or device where a plain file is expected."""
+
+
+def write(path: Path, data: Buffer, *, mode: int | None = None) -> None:
+    """Put `data` at `path`: afterwards it is there and durable, or on any error nothing has changed.
+
+    Args:
+        path: where; a file of that name is replaced.
+        data: what.
+        mode: permissions; None takes what the umask leaves.
+
+    Raises:
+        OSError: disk full, read-only, ...; after the rename it can only come from the last flush, when
+            the new content is visible but may not survive a power cut.
+    """
+    with staged(path, data, mode=mode) as temporary:
+        system.rename(temporary, path)
+    sync_folder(path.parent)
+
+
+@contextmanager
+def staged(path: Path, data: Buffer, *, mode: int | None = None) -> Iterator[Path]:
+    """A flushed temporary file beside `path` that holds `data`; what the block leaves of it is removed."""
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}{TEMPORARY}")
+    try:
+        file = system.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+        try:
+            if mode is not None:
+                system.chmod(file, mode)
+            _write_all(file, memoryview(data).cast("B"))
+            system.sync(file)
+        finally:
+            system.close(file)
+        yield temporary
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def make_folders(path: Path) -> None:
+    """Make a folder and those above it, each durable."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    for folder in reversed(missing):
+        with suppress(FileExistsError):  # another process may have been quicker
+            system.make_folder(folder)
+        sync_folder(folder.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Make the names in a folder durable."""
+    file = system.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        system.sync(file)
+    finally:
+        system.close(file)
+
+
+def read(path: Path, *, size: int | None = None, follow: bool = True) -> bytearray:
+    """The bytes of a plain file, read once into memory that nobody else can change.
+
+    Args:
+        path: the file. A pipe or device is refused without reading, so nothing hangs.
+        size: the expected number of bytes; another size is refused without reading.
+        follow: whether the path may be a symbolic link.
+
+    Raises:
+        NotRegularError: not a plain file.
+        OSError: missing, unreadable, of another size, or changed while it was read.
+    """
+    with opened(path, follow=follow) as (file, found):
+        if size is not None and found != size:
+            msg = f"expected {size:,} bytes at {path}, got {found:,}"
+            raise OSError(msg)
+        if found > MOST_BYTES:
+            msg = f"expected at most {MOST_BYTES:,} bytes at {path}, got {found:,}"
+            raise OSError(msg)
+        data = bytearray(found)
+        if _read_all(file, memoryview(data)) != found:
+            msg = f"{path} became shorter while it was read; try again"
+            raise OSError(msg)
+        return data
+
+
+@contextmanager
+def opened(path: Path, *, follow: bool = True) -> Iterator[tuple[int, int]]:
+    """A plain file opened for reading, and its size."""
+    try:
+        file = system.open(path, os.O_RDONLY | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW))
+    except OSError as error:
+        if path.is_symlink() and not follow:
+            msg = f"expected a plain file at {path}, got a symbolic link"
+            raise NotRegularError(msg) from error
+        raise
+    try:
+        status = os.fstat(file)
+        if not stat.S_ISREG(status.st_mode):
+            msg = f"expected a plain file at {path}, got a {_kind(status.st_mode)}"
+            raise NotRegularError(msg)
+        yield file, status.st_size
+    finally:
+        system.close(file)
+
+
+def _write_all(file: int, data: memoryview) -> None:
+    while data:
+        data = data[system.write(file, data[:_STEP]) :]
+
+
+def _read_all(file: int, target: memoryview) -> int:
+    count = 0
+    while count < len(target):
+        step = system.read_into(file, target[count : count + _STEP])
+        if step == 0:
+            break
+        count += step
+    return count
+
+
+def _kind(mode: int) -> str:
+    kinds = {stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe", stat.S_IFCHR: "device", stat.S_IFBLK: "device"}
+    return kinds.get(stat.S_IFMT(mode), "special file")
