@@ -12,8 +12,12 @@ if TYPE_CHECKING:
     )
     from ensemble.outputs import MemberOutputs
     from ensemble.rules import (
+        BayesVote,
+        Chain,
         LogPool,
         Rule,
+        Stacked,
+        Temperature,
         WeightedMean,
         abstentions,
         borda,
@@ -53,12 +57,16 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "BayesVote",
+    "Chain",
     "Interval",
     "LogPool",
     "MemberOutputs",
     "Report",
     "Rule",
     "SimplexFit",
+    "Stacked",
+    "Temperature",
     "WeightFit",
     "WeightedMean",
     "abstentions",
@@ -100,8 +108,12 @@ def __getattr__(name: str) -> Any:
 
             return getattr(outputs, name)
         case (
-            "LogPool"
+            "BayesVote"
+            | "Chain"
+            | "LogPool"
             | "Rule"
+            | "Stacked"
+            | "Temperature"
             | "WeightedMean"
             | "abstentions"
             | "borda"

@@ -1,0 +1,166 @@
+"""Rules that see the probabilities: means of several kinds, extremes, products."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ensemble.rules.table import rule
+
+
+@rule
+def maximum(probabilities: Tensor) -> Tensor:
+    """Follow, frame by frame, the member that is most sure of itself.
+
+    Args:
+        probabilities: (M, N, C), each row summing to one.
+
+    Returns:
+        (N, C), the row of the surest member; on a tie, of the first.
+
+    References:
+        Kittler et al., "On combining classifiers", IEEE TPAMI 20(3), 1998.
+    """
+    surest = probabilities.amax(dim=-1).argmax(dim=0)  # (N,)
+    return probabilities[surest, torch.arange(len(surest), device=surest.device)]
+
+
+@rule
+def minimum(probabilities: Tensor) -> Tensor:
+    """Believe in a class as much as its greatest doubter does.
+
+    Returns:
+        (N, C), each class's lowest probability, normalised; the mean where every class has a doubter that
+        gives it zero.
+    """
+    return _normalised(probabilities.amin(dim=0), probabilities)
+
+
+@rule
+def mean(probabilities: Tensor) -> Tensor:
+    """The members' arithmetic mean: the linear pool with equal weights.
+
+    Example:
+        >>> mean(torch.tensor([[[0.75, 0.25]], [[0.25, 0.75]]]))
+        tensor([[0.5000, 0.5000]])
+    """
+    return probabilities.mean(dim=0)
+
+
+@rule
+def median(probabilities: Tensor) -> Tensor:
+    """Each class's median over the members, normalised: one wild member moves nothing.
+
+    Returns:
+        (N, C); for even M the mean of the middle two; the members' mean where all medians are zero.
+    """
+    members = len(probabilities)
+    lower = probabilities.kthvalue((members + 1) // 2, dim=0).values
+    upper = lower if members % 2 else probabilities.kthvalue(members // 2 + 1, dim=0).values
+    return _normalised((lower + upper) / 2, probabilities)
+
+
+@rule
+def trimmed_mean(probabilities: Tensor, *, trim: float = 0.2) -> Tensor:
+    """The mean of what is left when each class's most extreme members are set aside.
+
+    Args:
+        probabilities: (M, N, C), each row summing to one.
+        trim: fraction of the members set aside at each end, rounded down; in [0, 0.5).
+
+    Raises:
+        ValueError: `trim` is outside its range.
+    """
+    if not 0 <= trim < 0.5:
+        msg = f"expected trim in [0, 0.5), got {trim}"
+        raise ValueError(msg)
+    members = len(probabilities)
+    aside = math.floor(trim * members + 1e-9)  # 0.2 * 5 is one, whatever the rounding
+    kept = probabilities.sort(dim=0).values[aside : members - aside]
+    return _normalised(kept.mean(dim=0), probabilities)
+
+
+@rule
+def product(probabilities: Tensor) -> Tensor:
+    """The normalised product: what independent members with equal priors would conclude.
+
+    Computed from sums of logarithms, so many members do not underflow. Overconfident when members agree
+    for a common reason, as they do; see `log_mean`.
+
+    Returns:
+        (N, C); the members' mean where every class has a member that gives it zero.
+    """
+    return pooled_logs(probabilities, [1.0] * len(probabilities))
+
+
+@rule
+def log_mean(probabilities: Tensor) -> Tensor:
+    """The normalised geometric mean: the log-linear pool with equal weights.
+
+    Returns:
+        (N, C); the members' mean where every class has a member that gives it zero.
+
+    References:
+        Hinton, "Products of experts", ICANN 1999.
+    """
+    return pooled_logs(probabilities, [1 / len(probabilities)] * len(probabilities))
+
+
+@rule
+def power_mean(probabilities: Tensor, *, power: float = 0.5) -> Tensor:
+    """The normalised power mean: 1 is the arithmetic mean, towards 0 the geometric, large the maximum.
+
+    Args:
+        probabilities: (M, N, C), each row summing to one.
+        power: the exponent, positive; half of it way between `mean` and `log_mean`.
+
+    Raises:
+        ValueError: `power` is not a positive number.
+    """
+    if not 0 < power < math.inf:
+        msg = f"expected a positive power, got {power}; towards zero it becomes log_mean"
+        raise ValueError(msg)
+    top = probabilities.amax(dim=0)  # (N, C), taken out so that large powers do not underflow
+    shares = probabilities / top.clamp(min=torch.finfo(top.dtype).tiny)
+    raised = top * shares.pow(power).mean(dim=0).pow(1 / power)
+    return _normalised(raised, probabilities)
+
+
+def _normalised(scores: Tensor, probabilities: Tensor) -> Tensor:
+    """(N, C) non-negative scores as rows that sum to one; the members' mean where a row is all zero."""
+    total = scores.sum(dim=-1, keepdim=True)
+    return torch.where(total == 0, probabilities.mean(dim=0), scores / total)
+
+
+def weighted_sum(rows: Tensor, weights: Sequence[float]) -> Tensor:
+    """(N, K) sum of weights times rows, (M, N, K); members of weight 0 stay out, whatever they say."""
+    total = torch.zeros(rows.shape[1:], dtype=_wide(rows), device=rows.device)
+    for row, weight in zip(rows, weights, strict=True):
+        if weight:
+            total += weight * row
+    return total.to(rows.dtype)
+
+
+def pooled_logs(probabilities: Tensor, weights: Sequence[float]) -> Tensor:
+    """(N, C) rows proportional to the product of the members' powers; members of weight 0 stay out.
+
+    Where every class is ruled out by somebody, the weighted mean.
+    """
+    logs = torch.zeros(probabilities.shape[1:], dtype=_wide(probabilities), device=probabilities.device)
+    for row, weight in zip(probabilities, weights, strict=True):
+        if weight:
+            logs += weight * row.to(logs.dtype).log()
+    pooled = logs.softmax(dim=-1).to(probabilities.dtype)
+    hopeless = (logs == -math.inf).all(dim=-1, keepdim=True)
+    if not hopeless.any():
+        return pooled
+    total = sum(weights)
+    return torch.where(hopeless, weighted_sum(probabilities, [weight / total for weight in weights]), pooled)
+
+
+def _wide(rows: Tensor) -> torch.dtype:
+    """At least float32, for sums over many members."""
+    return torch.promote_types(rows.dtype, torch.float32)

@@ -1,0 +1,69 @@
+"""Rules as plain data and back, by name from a table: nothing is imported or run from a file."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any, cast
+
+from ensemble.rules.fitted import BayesVote, Chain, LogPool, Stacked, Temperature, WeightedMean
+from ensemble.rules.table import RULES, Rule, get_rule
+
+_FITTED: Mapping[str, type[Any]] = {
+    kind.__name__: kind for kind in (WeightedMean, LogPool, Temperature, BayesVote, Stacked)
+}
+
+
+def rule_to_json(rule: Rule) -> dict[str, Any]:
+    """A rule as plain data: its name in the table, and its numbers.
+
+    Settings bound by `functools.partial` are kept: `partial(ensemble.power_mean, power=2)`.
+
+    Raises:
+        ValueError: the rule is neither in the table nor one of the fitted rules.
+
+    Example:
+        >>> rule_to_json(LogPool([0.5, 0.25]))
+        {'rule': 'LogPool', 'weights': [0.5, 0.25], 'fingerprint': ''}
+    """
+    if isinstance(rule, Chain):
+        return {"rule": "Chain", "steps": [rule_to_json(step) for step in rule.steps]}
+    if type(rule) in _FITTED.values():
+        held = {field.name: _lists(getattr(rule, field.name)) for field in fields(cast(Any, rule))}
+        return {"rule": type(rule).__name__} | held
+    function, options = (rule.func, rule.keywords) if isinstance(rule, functools.partial) else (rule, {})
+    for name, known in RULES.items():
+        if known is function:
+            return {"rule": name, **options}
+    msg = f"cannot write the rule {rule!r}: it is not in the table; put @ensemble.rule above its function"
+    raise ValueError(msg)
+
+
+def _lists(value: Any) -> Any:
+    return [_lists(item) for item in value] if isinstance(value, tuple) else value
+
+
+def rule_from_json(data: Mapping[str, Any]) -> Rule:
+    """The rule that `rule_to_json` wrote.
+
+    Raises:
+        ValueError: the name is unknown, or the numbers do not fit the rule.
+
+    Example:
+        >>> rule_from_json({"rule": "LogPool", "weights": [0.5, 0.25]})
+        LogPool(weights=(0.5, 0.25), fingerprint='')
+    """
+    options = dict(data)
+    name = str(options.pop("rule", None))
+    if name == "Chain":
+        return Chain(tuple(rule_from_json(step) for step in options["steps"]))
+    if name not in _FITTED:
+        found = get_rule(name)
+        return functools.partial(found, **options) if options else found
+    known = {field.name for field in fields(_FITTED[name])}
+    try:
+        return cast(Rule, _FITTED[name](**options))
+    except TypeError as error:
+        msg = f"expected the rule {name} with some of {sorted(known)}, got {sorted(options)}"
+        raise ValueError(msg) from error

@@ -1,0 +1,65 @@
+"""Rules that see only the order of each member's classes: votes and ranks."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ensemble.rules.table import members_first, rule
+
+
+@rule
+def majority(probabilities: Tensor) -> Tensor:
+    """One member, one vote; ties in votes fall to the higher mean probability.
+
+    Args:
+        probabilities: (M, N, C), each row summing to one.
+
+    Returns:
+        (N, C), `(votes + mean) / (M + 1)`: the mean is less than a whole vote, so it only decides ties
+        (see `tie_rate`). Where a member's own top classes are equal, its vote goes to the first of them.
+    """
+    votes = _votes(probabilities).to(probabilities.dtype)
+    return (votes + probabilities.mean(dim=0)) / (len(probabilities) + 1)
+
+
+def _votes(probabilities: Tensor) -> Tensor:
+    """(N, C) int64: how many members put each class first."""
+    votes = torch.zeros(probabilities.shape[1:], dtype=torch.int64, device=probabilities.device)
+    for row in probabilities:
+        choice = row.argmax(dim=-1, keepdim=True)  # (N, 1)
+        votes.scatter_add_(1, choice, torch.ones_like(choice))
+    return votes
+
+
+def tie_rate(probabilities: Tensor) -> float:
+    """Fraction of the frames where two or more classes share the most votes; 0 where there are no frames.
+
+    Example:
+        >>> tie_rate(torch.tensor([[[0.9, 0.1], [0.9, 0.1]], [[0.2, 0.8], [0.6, 0.4]]]))
+        0.5
+    """
+    votes = _votes(members_first(probabilities))
+    if len(votes) == 0:
+        return 0.0
+    tied = (votes == votes.amax(dim=1, keepdim=True)).sum(dim=1) > 1
+    return float(tied.double().mean())
+
+
+@rule
+def borda(probabilities: Tensor) -> Tensor:
+    """Each member ranks the classes; a class's points are how many it beats, equal ones half.
+
+    Returns:
+        (N, C), points plus half the mean probability, normalised: the mean only decides ties.
+
+    References:
+        Ho, Hull, Srihari, "Decision combination in multiple classifier systems", IEEE TPAMI 16(1), 1994.
+    """
+    members, _, classes = probabilities.shape
+    points = torch.zeros_like(probabilities[0])
+    for row in probabilities:
+        ranked, row = row.sort(dim=-1).values.contiguous(), row.contiguous()
+        below, upto = torch.searchsorted(ranked, row), torch.searchsorted(ranked, row, right=True)
+        points += (below + upto - 1) / 2
+    return (points + probabilities.mean(dim=0) / 2) / (members * classes * (classes - 1) / 2 + 0.5)
