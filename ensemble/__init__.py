@@ -10,6 +10,7 @@ if TYPE_CHECKING:
         Report,
         evaluate,
     )
+    from ensemble.members import Member, Members, collect, from_modules, load
     from ensemble.outputs import MemberOutputs
     from ensemble.rules import (
         BayesVote,
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
         right_and_wrong,
         t_interval,
     )
+    from ensemble.stack import Stack
     from ensemble.weights import (
         SimplexFit,
         WeightFit,
@@ -61,10 +63,13 @@ __all__ = [
     "Chain",
     "Interval",
     "LogPool",
+    "Member",
     "MemberOutputs",
+    "Members",
     "Report",
     "Rule",
     "SimplexFit",
+    "Stack",
     "Stacked",
     "Temperature",
     "WeightFit",
@@ -75,12 +80,15 @@ __all__ = [
     "borda",
     "cluster_bootstrap",
     "cochran_q",
+    "collect",
     "evaluate",
     "fit_simplex_weights",
     "fit_weights",
+    "from_modules",
     "get_rule",
     "holm",
     "list_rules",
+    "load",
     "log_mean",
     "majority",
     "maximum",
@@ -103,6 +111,14 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     match name:
+        case "Stack":
+            from ensemble import stack
+
+            return getattr(stack, name)
+        case "Member" | "Members" | "collect" | "from_modules" | "load":
+            from ensemble import members
+
+            return getattr(members, name)
         case "MemberOutputs":
             from ensemble import outputs
 

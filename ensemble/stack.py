@@ -1,0 +1,236 @@
+"""`Stack`: models that compute the same, with other weights, as one module.
+
+The only door to torch.func. What may be stacked is decided here; how fast it runs, in `engine`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import chain
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+_PLAIN = (bool, int, float, complex, str, bytes, tuple, frozenset, torch.dtype, torch.device, type(None))
+_PROBED = 4  # rows on which a stack is compared with its members
+_OWN = frozenset(nn.Module().__dict__) - {"training"}
+
+
+class Stack(nn.Module):
+    """M models of one structure with their parameters and buffers stacked: (B, ...) -> (M, B, C).
+
+    torch's own check before stacking looks at the class only: it stacks ReLU with GELU, or a deeper
+    model with a shallower one, and computes something else. Here models stack when their specs are
+    equal, or, where there are none, when all their modules, settings and shapes agree; and then only
+    when the stack says on a probe what the models say one by one.
+
+    In train mode BatchNorm keeps statistics per member and dropout draws per member. The stacked
+    parameters are ordinary ones: one optimiser over `parameters()` of the *sum* of the members'
+    losses is M separate runs.
+
+    Args:
+        modules: at least one; they are copied, never changed.
+        names: M names for messages; "0", "1", ... if empty.
+        specs: M values whose equality means "stackable", such as `zoo.Spec`; compared instead of the structures.
+        probe: (b, ...) inputs for the comparison; if None and the first layer is a Linear, random ones.
+
+    Raises:
+        ValueError: two models must not be stacked; the message names both and the difference.
+
+    Example:
+        >>> models = [nn.Linear(3, 2) for _ in range(5)]
+        >>> Stack(models)(torch.zeros(7, 3)).shape
+        torch.Size([5, 7, 2])
+    """
+
+    template: nn.Module
+    names: tuple[str, ...]
+
+    def __init__(
+        self,
+        modules: Iterable[nn.Module],
+        *,
+        names: Sequence[str] = (),
+        specs: Sequence[Hashable] = (),
+        probe: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        modules = list(modules)
+        if not modules:
+            msg = "expected at least one model to stack, got none"
+            raise ValueError(msg)
+        names = tuple(names) or tuple(map(str, range(len(modules))))
+        refuse_unequal(modules, names=names, specs=specs)
+        self._set(modules[0], stacked_state(modules), names)
+        probe = _random_inputs(modules[0]) if probe is None else probe[:_PROBED]
+        if probe is not None:
+            self._refuse_disparity(modules, probe)
+
+    @classmethod
+    def from_state(cls, template: nn.Module, state: Mapping[str, Tensor], names: Sequence[str]) -> Self:
+        """A stack around tensors that are stacked already, (M, ...) under the names of the template's state.
+
+        Nothing is compared: for states whose specs are known to be equal.
+        """
+        stack = cls.__new__(cls)
+        nn.Module.__init__(stack)
+        stack._set(template, state, tuple(names))
+        return stack
+
+    def _set(self, template: nn.Module, state: Mapping[str, Tensor], names: tuple[str, ...]) -> None:
+        self.names = names
+        self._keys = {name: name.replace(".", "/") for name in state}  # torch allows no dot here
+        for name, parameter in template.named_parameters():
+            self.register_parameter(self._keys[name], nn.Parameter(state[name], parameter.requires_grad))
+        for name, _ in template.named_buffers():
+            self.register_buffer(self._keys[name], state[name])
+        object.__setattr__(self, "template", _hollow(template))  # not a submodule: its parameters are nobody's
+        self.training = template.training
+
+    def __len__(self) -> int:
+        """Number of members, M."""
+        return len(self.names)
+
+    def train(self, mode: bool = True) -> Self:
+        """Train mode, or evaluation mode, for all members."""
+        self.template.train(mode)
+        return super().train(mode)
+
+    def state(self) -> dict[str, Tensor]:
+        """Stacked parameters and buffers, (M, ...), under the members' own names."""
+        return {name: getattr(self, key) for name, key in self._keys.items()}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, ...) shared by all members -> (M, B, C)."""
+
+        def one(state: dict[str, Tensor], x: Tensor) -> Tensor:
+            return functional_call(self.template, state, (x,))  # type: ignore[no-any-return]  # untyped in torch
+
+        randomness = "different" if self.training else "error"
+        return vmap(one, in_dims=(0, None), randomness=randomness)(self.state(), x)
+
+    def member(self, index: int) -> nn.Module:
+        """One member as a module that shares its memory with the stack."""
+        return _filled(self.template, {name: tensor.detach()[index] for name, tensor in self.state().items()})
+
+    def unstack(self) -> list[nn.Module]:
+        """The members as M ordinary modules with memory of their own, in order."""
+        states = [{name: tensor.detach()[m].clone() for name, tensor in self.state().items()} for m in range(len(self))]
+        return [_filled(self.template, state) for state in states]
+
+    def _refuse_disparity(self, modules: Sequence[nn.Module], probe: Tensor) -> None:
+        with _evaluating(*modules, self), torch.inference_mode():
+            alone = torch.stack([module(probe) for module in modules])
+            together = self(probe)
+        scale = alone.abs().amax().clamp(min=1)
+        apart = (alone - together).abs().flatten(1).amax(1) / scale
+        worst = int(apart.nan_to_num(torch.inf).argmax())
+        tolerance = 1e-4 if alone.dtype in (torch.float32, torch.float64) else 5e-2
+        if not apart[worst] <= tolerance:
+            msg = (
+                f"cannot stack {self.names[worst]!r} with {self.names[0]!r}: on a probe their outputs differ by "
+                f"{float(apart[worst]):.2g} from those of the models one by one; run them apart"
+            )
+            raise ValueError(msg)
+
+
+def refuse_unequal(modules: Sequence[nn.Module], *, names: Sequence[str], specs: Sequence[Hashable] = ()) -> None:
+    """Do nothing if all modules may be stacked with the first.
+
+    Raises:
+        ValueError: a spec, or without specs the structure, differs; the message names both models.
+    """
+    if specs and any(spec != specs[0] for spec in specs):
+        other = next(i for i, spec in enumerate(specs) if spec != specs[0])
+        msg = (
+            f"cannot stack {names[other]!r} with {names[0]!r}: {specs[other]} differs from {specs[0]}; "
+            f"group members by spec first"
+        )
+        raise ValueError(msg)
+    for name, module in zip(names, modules, strict=True):
+        difference = "" if specs else unlike(module, modules[0])
+        if difference:
+            msg = f"cannot stack {name!r} with {names[0]!r}: {difference}; group members by structure first"
+            raise ValueError(msg)
+
+
+def stacked_state(modules: Sequence[nn.Module]) -> dict[str, Tensor]:
+    """Parameters and buffers of equal modules by name, each (M, ...), in new memory."""
+    states = [dict(chain(module.named_parameters(), module.named_buffers())) for module in modules]
+    return {name: torch.stack([state[name].detach() for state in states]) for name in states[0]}
+
+
+def unlike(one: nn.Module, other: nn.Module) -> str:
+    """The first difference between two models that decides what they compute, other than weights; "" if none.
+
+    Compared are, module by module, the name, the class, what it prints, its plain settings, and the
+    shapes and types of its parameters and buffers.
+
+    Example:
+        >>> unlike(nn.Sequential(nn.ReLU()), nn.Sequential(nn.GELU()))
+        "'0' is ReLU() instead of GELU(approximate='none')"
+    """
+    pairs = list(zip(one.named_modules(), other.named_modules(), strict=False))
+    for (name, a), (path, b) in pairs:
+        if name != path:
+            return f"it has {name!r} instead of {path!r}"
+        if type(a) is not type(b) or a.extra_repr() != b.extra_repr():
+            return f"{name!r} is {_short(a)} instead of {_short(b)}"
+        if _settings(a) != _settings(b):
+            return f"the settings of {name!r} are {_settings(a)} instead of {_settings(b)}"
+        if _shapes(a) != _shapes(b):
+            return f"the tensors of {name!r} are {_shapes(a)} instead of {_shapes(b)}"
+    counts = [sum(1 for _ in module.modules()) for module in (one, other)]
+    return "" if counts[0] == counts[1] else f"it has {counts[0]} modules instead of {counts[1]}"
+
+
+def _short(module: nn.Module) -> str:
+    return f"{type(module).__name__}({module.extra_repr()})"
+
+
+def _settings(module: nn.Module) -> dict[str, object]:
+    return {name: value for name, value in vars(module).items() if name not in _OWN and isinstance(value, _PLAIN)}
+
+
+def _shapes(module: nn.Module) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    own = chain(module.named_parameters(recurse=False), module.named_buffers(recurse=False))
+    return {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in own}
+
+
+def _random_inputs(module: nn.Module) -> Tensor | None:
+    """Rows for the first layer with weights, where that is a Linear."""
+    first = next((m for m in module.modules() if any(True for _ in m.parameters(recurse=False))), None)
+    if not isinstance(first, nn.Linear):
+        return None
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(_PROBED, first.in_features, generator=generator).to(first.weight)
+
+
+def _hollow(module: nn.Module) -> nn.Module:
+    """A copy of `module` whose tensors have shapes and no memory."""
+    meta: dict[int, Tensor] = {id(p): nn.Parameter(p.detach().to("meta"), p.requires_grad) for p in module.parameters()}
+    meta |= {id(buffer): buffer.to("meta") for buffer in module.buffers()}
+    return copy.deepcopy(module, meta)
+
+
+def _filled(module: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
+    """A copy of a hollow `module` with these tensors for its own; what was tied stays tied."""
+    given: dict[int, Tensor] = {id(p): nn.Parameter(state[n], p.requires_grad) for n, p in module.named_parameters()}
+    given |= {id(buffer): state[name] for name, buffer in module.named_buffers()}
+    return copy.deepcopy(module, given)
+
+
+@contextmanager
+def _evaluating(*modules: nn.Module) -> Iterator[None]:
+    modes = [(module, module.training) for each in modules for module in each.modules()]
+    for module in modules:
+        module.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
