@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from zoo.architectures import architecture, list_architectures
+    from zoo.audio import mask, mfcc, mfcc_file, read_audio, resample
     from zoo.checkpoint import Checkpoint, CheckpointError
     from zoo.corpus import PHONEMES, CorpusError, read_corpus, sample_corpus, write_corpus
-    from zoo.files import whole_file
+    from zoo.durable import write as write_file
     from zoo.frames import FrameSet, Stretch, stretch, windows
     from zoo.spec import Spec, build, count_parameters
     from zoo.terminal import print_json, print_table, progress, run_app
@@ -26,16 +27,21 @@ __all__ = [
     "build",
     "count_parameters",
     "list_architectures",
+    "mask",
+    "mfcc",
+    "mfcc_file",
     "print_json",
     "print_table",
     "progress",
+    "read_audio",
     "read_corpus",
+    "resample",
     "run_app",
     "sample_corpus",
     "stretch",
-    "whole_file",
     "windows",
     "write_corpus",
+    "write_file",
 ]
 
 
@@ -49,14 +55,18 @@ def __getattr__(name: str) -> Any:
             from zoo import checkpoint
 
             return getattr(checkpoint, name)
+        case "mask" | "mfcc" | "mfcc_file" | "read_audio" | "resample":
+            from zoo import audio
+
+            return getattr(audio, name)
         case "PHONEMES" | "CorpusError" | "read_corpus" | "sample_corpus" | "write_corpus":
             from zoo import corpus
 
             return getattr(corpus, name)
-        case "whole_file":
-            from zoo import files
+        case "write_file":
+            from zoo import durable
 
-            return getattr(files, name)
+            return durable.write
         case "FrameSet" | "Stretch" | "stretch" | "windows":
             from zoo import frames
 
