@@ -13,7 +13,9 @@ from torch import Tensor
 try:
     import torchaudio
 except (ImportError, OSError) as error:  # OSError: its binary was built for another torch
-    msg = f"zoo.audio needs torchaudio of the same release as torch {torch.__version__}: pip install 'torchaudio==2.11.*'"
+    msg = (
+        f"zoo.audio needs torchaudio of the same release as torch {torch.__version__}: pip install 'torchaudio==2.11.*'"
+    )
     raise ImportError(msg) from error
 
 SAMPLE_RATE = 16_000  # Hz
@@ -49,7 +51,9 @@ def mfcc(waveform: Tensor, sample_rate: int = SAMPLE_RATE) -> Tensor:
     """
     samples = resample(_mono(torch.as_tensor(waveform)), sample_rate)
     if len(samples) < WINDOW:
-        msg = f"expected at least {WINDOW} samples (25 ms at {SAMPLE_RATE} Hz), got {len(samples)}; is time the last axis?"
+        msg = (
+            f"expected {WINDOW} samples (25 ms at {SAMPLE_RATE} Hz) or more, got {len(samples)}; is time the last axis?"
+        )
         raise ValueError(msg)
     if not samples.isfinite().all():
         msg = f"expected finite samples, got {int((~samples.isfinite()).sum())} NaN or infinite of {len(samples)}"
@@ -167,9 +171,7 @@ def _runs(batch: int, length: int, longest: int, name: str) -> Tensor:
         msg = f"expected {name} between 0 and {length}, the length of its axis, got {longest}"
         raise ValueError(msg)
     kept = torch.ones(batch, 1, length)
-    if (
-        longest
-    ):  # torchaudio truncates a draw from [0, mask_param), so longest + 1 lets `longest` itself come up
+    if longest:  # torchaudio truncates a draw from [0, mask_param), so longest + 1 lets `longest` itself come up
         kept = torchaudio.functional.mask_along_axis_iid(kept, longest + 1, 0.0, axis=2)
     return kept[:, 0] == 0
 
@@ -177,12 +179,10 @@ def _runs(batch: int, length: int, longest: int, name: str) -> Tensor:
 def _mono(waveform: Tensor) -> Tensor:
     """(S,) float32 from (S,) or (channels, S)."""
     if not waveform.is_floating_point():
-        msg = f"expected floating-point samples with full scale at 1, got {waveform.dtype}; divide 16-bit samples by 32768"
+        msg = f"expected floating-point samples with full scale at 1, got {waveform.dtype}; divide 16 bits by 32768"
         raise TypeError(msg)
     if waveform.dim() not in (1, 2) or waveform.numel() == 0:
-        msg = (
-            f"expected a waveform (S,) or (channels, S) with samples in it, got shape {tuple(waveform.shape)}"
-        )
+        msg = f"expected a waveform (S,) or (channels, S) with samples in it, got shape {tuple(waveform.shape)}"
         raise ValueError(msg)
     return waveform.float() if waveform.dim() == 1 else waveform.float().mean(dim=0)
 
