@@ -7,15 +7,23 @@ probabilities. A new measure is one function under `@pair_measure` or `@crowd_me
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from ensemble.outputs import MemberOutputs
 
 Floats = NDArray[np.float64]
 
 _BLOCK = 65_536  # frames turned to float32 at once
+_CELLS = 2**22  # probabilities looked at together
+_LEAST_LOG = math.log(2.0**-126)  # of what float32 holds above zero: keeps KL finite
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,20 +69,42 @@ class Joint:
         return self.frames - self.both - self.only_first - self.only_second
 
 
-PAIR_MEASURES: dict[str, Callable[[Joint], Floats]] = {}
-CROWD_MEASURES: dict[str, Callable[[Floats], float]] = {}
+PAIR_MEASURES: dict[str, Callable[[Joint | ArrayLike], Floats]] = {}
+CROWD_MEASURES: dict[str, Callable[[ArrayLike], float]] = {}
 
 
-def pair_measure(function: Callable[[Joint], Floats]) -> Callable[[Joint], Floats]:
-    """Enter a pairwise measure, `Joint` to (M, M), into the table under its own name."""
-    PAIR_MEASURES[function.__name__] = function
-    return function
+def pair_measure(function: Callable[[Joint], Floats]) -> Callable[[Joint | ArrayLike], Floats]:
+    """Enter a pairwise measure under its own name: from `Joint`, or (M, N) right and wrong, to (M, M)."""
+
+    @functools.wraps(function)
+    def measure(given: Joint | ArrayLike) -> Floats:
+        return function(given if isinstance(given, Joint) else Joint.of(given))
+
+    PAIR_MEASURES[function.__name__] = measure
+    return measure
 
 
-def crowd_measure(function: Callable[[Floats], float]) -> Callable[[Floats], float]:
-    """Enter a measure of the whole crowd into the table: from (M + 1,) fractions of frames to a number."""
-    CROWD_MEASURES[function.__name__] = function
-    return function
+def crowd_measure(function: Callable[[Floats], float]) -> Callable[[ArrayLike], float]:
+    """Enter a measure of the whole crowd under its own name.
+
+    It is a function of `crowd_histogram`, (M + 1,); right and wrong, (M, N), is turned into that first.
+    """
+
+    @functools.wraps(function)
+    def measure(given: ArrayLike) -> float:
+        shares = np.asarray(given)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return float(function(shares if shares.ndim == 1 else crowd_histogram(shares)))
+
+    CROWD_MEASURES[function.__name__] = measure
+    return measure
+
+
+def crowd_histogram(correct: ArrayLike) -> Floats:
+    """(M + 1,) fraction of the frames where exactly 0, 1, ... M members are right; NaN for no frames."""
+    right = np.asarray(correct, dtype=bool)
+    counts = np.bincount(right.sum(axis=0), minlength=len(right) + 1)
+    return counts / right.shape[1] if right.shape[1] else np.full(len(right) + 1, np.nan)
 
 
 def _ratio(above: Floats, below: Floats) -> Floats:
@@ -119,3 +149,191 @@ def kappa(joint: Joint) -> Floats:
     same, crossed = joint.both * joint.neither, joint.only_first * joint.only_second
     right, wrong = joint.right, joint.frames - joint.right
     return _ratio(2 * (same - crossed), np.outer(right, wrong) + np.outer(wrong, right))
+
+
+@pair_measure
+def ratio_errors(joint: Joint) -> Floats:
+    """Frames where exactly one is wrong per frame where both are; NaN if they never are (Aksela, 2003)."""
+    return _ratio(joint.only_first + joint.only_second, joint.neither)
+
+
+@crowd_measure
+def kohavi_wolpert(shares: Floats) -> float:
+    """Variance of right and wrong over members, mean over frames: (M-1)/(2M) of the mean disagreement."""
+    right = _right(shares)
+    return float(shares @ (right * (1 - right)))
+
+
+@crowd_measure
+def entropy(shares: Floats) -> float:
+    """0 where all members are right or wrong together, 1 where every frame splits them in halves.
+
+    The non-logarithmic entropy E of Kuncheva and Whitaker, "Measures of diversity in classifier ensembles",
+    Machine Learning 51, 2003.
+    """
+    members = len(shares) - 1
+    right = np.arange(members + 1)
+    return float(shares @ np.minimum(right, members - right)) / np.float64(members - (members + 1) // 2)
+
+
+@crowd_measure
+def cunningham_entropy(shares: Floats) -> float:
+    """Entropy in bits of right and wrong over members, mean over frames (Cunningham and Carney, 2000)."""
+    right = _right(shares)
+    inside = np.clip([right, 1 - right], 1e-300, None)
+    return float(shares @ -(inside * np.log2(inside)).sum(axis=0))
+
+
+@crowd_measure
+def interrater_agreement(shares: Floats) -> float:
+    """Fleiss' kappa of right and wrong: 1 if all are right together, 0 as by chance (Fleiss, 1981)."""
+    members = len(shares) - 1
+    mean = shares @ _right(shares)
+    return float(1 - kohavi_wolpert(shares) * members / (np.float64(members - 1) * mean * (1 - mean)))
+
+
+@crowd_measure
+def difficulty(shares: Floats) -> float:
+    """Variance over frames of the fraction of members that are right (Hansen and Salamon, 1990)."""
+    right = _right(shares)
+    return float(shares @ np.square(right - shares @ right))
+
+
+@crowd_measure
+def generalised_diversity(shares: Floats) -> float:
+    """1 if one member's failure never comes with another's, 0 if always (Partridge and Krzanowski, 1997)."""
+    members, wrong = len(shares) - 1, np.arange(len(shares))[::-1]
+    one = shares @ wrong / members
+    two = shares @ (wrong * (wrong - 1)) / np.float64(members * (members - 1))
+    return float(1 - two / one)
+
+
+@crowd_measure
+def coincident_failure_diversity(shares: Floats) -> float:
+    """1 if at most one member fails at a time, 0 if all fail together or nobody ever does."""
+    members, wrong = len(shares) - 1, np.arange(len(shares))[::-1]
+    if shares[members] == 1:
+        return 0.0
+    failing = wrong > 0
+    apart = (members - wrong[failing]) / np.float64(members - 1)
+    return float(shares[failing] @ apart / (1 - shares[members]))
+
+
+def _right(shares: Floats) -> Floats:
+    """(M + 1,) the fraction of members that are right, from 0 to 1."""
+    return np.linspace(0, 1, len(shares))
+
+
+def correct(outputs: MemberOutputs) -> NDArray[np.bool_]:
+    """(M, N): where each member's top class is the true one.
+
+    Raises:
+        ValueError: there are no labels.
+    """
+    labels, (members, frames, classes) = outputs.require_labels(), outputs.shape
+    right = np.empty((members, frames), dtype=bool)
+    for block, probabilities in outputs.blocks(max(1, _CELLS // (members * classes))):
+        right[:, block] = (probabilities.argmax(dim=-1) == labels[block]).numpy()
+    return right
+
+
+def unsolved(outputs: MemberOutputs) -> NDArray[np.int64]:
+    """(C,) frames of each class that no member gets right: no choice among the members can save them."""
+    missed = ~correct(outputs).any(axis=0)
+    return np.bincount(outputs.require_labels().numpy()[missed], minlength=len(outputs.classes))
+
+
+@dataclass(frozen=True, eq=False)
+class Uncertainty:
+    """Entropy of the mean in nats per frame, (N,), split in two: total = aleatoric + epistemic.
+
+    Args:
+        aleatoric: the members' mean entropy: what they think is open.
+        epistemic: mutual information of class and member, what they disagree about; never negative.
+    """
+
+    aleatoric: Tensor
+    epistemic: Tensor
+
+    @property
+    def total(self) -> Tensor:
+        """(N,) entropy of the mean."""
+        return self.aleatoric + self.epistemic
+
+
+def uncertainty(probabilities: Tensor) -> Uncertainty:
+    """Split what the mean of the members, (M, N, C), leaves open.
+
+    Example:
+        >>> uncertainty(torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]])).epistemic  # ln 2
+        tensor([0.6931], dtype=torch.float64)
+
+    References:
+        Depeweg et al., "Decomposition of uncertainty in Bayesian deep learning", ICML 2018.
+    """
+    rows = torch.as_tensor(probabilities).double()
+    aleatoric = torch.special.entr(rows).sum(dim=-1).mean(dim=0)
+    total = torch.special.entr(rows.mean(dim=0)).sum(dim=-1)
+    return Uncertainty(aleatoric, (total - aleatoric).clamp(min=0))
+
+
+@dataclass(frozen=True)
+class Split:
+    """A pool's loss as the members' mean loss minus their diversity, all means over frames.
+
+    Args:
+        members: mean of the members' losses.
+        diversity: what their differences are worth; never negative.
+    """
+
+    members: float
+    diversity: float
+
+    @property
+    def pool(self) -> float:
+        """The pool's loss."""
+        return self.members - self.diversity
+
+
+def log_loss_split(outputs: MemberOutputs) -> Split:
+    """Of the log-linear pool (`log_mean`), in nats: the diversity is the mean KL(pool || member), exactly.
+
+    Raises:
+        ValueError: there are no labels.
+
+    References:
+        Heskes, "Selecting weighting factors in logarithmic opinion pools", NIPS 1998.
+    """
+    labels, (members, frames, classes) = outputs.require_labels(), outputs.shape
+    loss = apart = 0.0
+    for start in range(0, frames, max(1, _CELLS // (members * classes))):
+        block = slice(start, start + max(1, _CELLS // (members * classes)))
+        logs = outputs.log_probabilities[:, block].double().clamp(min=_LEAST_LOG)
+        loss -= float(logs.gather(-1, labels[block].expand(members, -1)[..., None]).sum()) / members
+        mean = logs.mean(dim=0)
+        pool = mean.log_softmax(dim=-1)
+        apart += float((pool.exp() * (pool - mean)).sum())  # KL(pool || member) is linear in the member's log
+    return Split(_ratio_of(loss, frames), _ratio_of(apart, frames))
+
+
+def brier_split(outputs: MemberOutputs) -> Split:
+    """Of the linear pool (`mean`), in Brier scores: the diversity is the mean squared spread, exactly.
+
+    Raises:
+        ValueError: there are no labels.
+
+    References:
+        Krogh and Vedelsby, "Neural network ensembles, cross validation, and active learning", NIPS 1994.
+    """
+    labels, (members, frames, classes) = outputs.require_labels(), outputs.shape
+    loss = apart = 0.0
+    for block, probabilities in outputs.blocks(max(1, _CELLS // (members * classes))):
+        rows = probabilities.double()
+        truth = torch.nn.functional.one_hot(labels[block], classes)
+        loss += float((rows - truth).square().sum()) / members
+        apart += float((rows - rows.mean(dim=0)).square().sum()) / members
+    return Split(_ratio_of(loss, frames), _ratio_of(apart, frames))
+
+
+def _ratio_of(part: float, whole: int) -> float:
+    return part / whole if whole else math.nan

@@ -48,7 +48,7 @@ def sums_by_group(values: ArrayLike, groups: ArrayLike) -> tuple[Floats, Floats]
         (G, K) sums and (G,) sizes, recordings in sorted order.
     """
     table = np.asarray(values, dtype=np.float64)
-    table = table.reshape(len(table), -1)
+    table = table[:, None] if table.ndim == 1 else table
     _, where, sizes = np.unique(np.asarray(groups), return_inverse=True, return_counts=True)
     sums = np.empty((len(sizes), table.shape[1]))
     for column, numbers in enumerate(table.T):
