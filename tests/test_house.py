@@ -12,7 +12,7 @@ import zoo
 LEVELS = {
     "zoo": [
         {"names", "durable", "canonical"},
-        {"blocks", "frames", "audio", "recipe", "logs", "terminal"},
+        {"blocks", "frames", "audio", "recipe", "logs", "norms", "terminal"},
         {"architectures", "corpus"},
         {"spec"},
         {"checkpoint", "search"},
@@ -120,7 +120,9 @@ def test_every_public_name_resolves_and_is_typed(package: object) -> None:
     """`__all__`, the static imports for type checkers and the run-time table name the same things."""
     tree = ast.parse(Path(package.__file__).read_text())  # type: ignore[attr-defined]
     block = next(node for node in tree.body if isinstance(node, ast.If))
-    named = {alias.asname or alias.name for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+    named = {
+        alias.asname or alias.name for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names
+    }
     assert named == set(package.__all__)  # type: ignore[attr-defined]
     for name in package.__all__:  # type: ignore[attr-defined]
         assert getattr(package, name) is not None

@@ -12,8 +12,11 @@ if TYPE_CHECKING:
     from zoo.corpus import PHONEMES, CorpusError, read_corpus, sample_corpus, write_corpus
     from zoo.durable import write as write_file
     from zoo.frames import FrameSet, Stretch, stretch, windows
+    from zoo.logs import JsonLines, Log, TensorBoard, Wandb, read_runs
+    from zoo.recipe import Recipe
     from zoo.spec import Spec, build, count_parameters
     from zoo.terminal import print_json, print_table, progress, run_app
+    from zoo.training import Group, TrainingError, train, train_group
 
 __all__ = [
     "PHONEMES",
@@ -21,8 +24,15 @@ __all__ = [
     "CheckpointError",
     "CorpusError",
     "FrameSet",
+    "Group",
+    "JsonLines",
+    "Log",
+    "Recipe",
     "Spec",
     "Stretch",
+    "TensorBoard",
+    "TrainingError",
+    "Wandb",
     "architecture",
     "build",
     "count_parameters",
@@ -35,10 +45,13 @@ __all__ = [
     "progress",
     "read_audio",
     "read_corpus",
+    "read_runs",
     "resample",
     "run_app",
     "sample_corpus",
     "stretch",
+    "train",
+    "train_group",
     "windows",
     "write_corpus",
     "write_file",
@@ -71,6 +84,18 @@ def __getattr__(name: str) -> Any:
             from zoo import frames
 
             return getattr(frames, name)
+        case "JsonLines" | "Log" | "TensorBoard" | "Wandb" | "read_runs":
+            from zoo import logs
+
+            return getattr(logs, name)
+        case "Recipe":
+            from zoo import recipe
+
+            return getattr(recipe, name)
+        case "Group" | "TrainingError" | "train" | "train_group":
+            from zoo import training
+
+            return getattr(training, name)
         case "Spec" | "build" | "count_parameters":
             from zoo import spec
 

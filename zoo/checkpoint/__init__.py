@@ -36,6 +36,7 @@ __all__ = [
     "decode",
     "encode",
     "foreign",
+    "pack",
     "read",
     "restore",
     "template",
@@ -201,6 +202,11 @@ def foreign(data: bytes | bytearray, spec: Spec, classes: Sequence[str], **field
     check_fit(template(spec), found)
     copies = {name: tensor.clone() for name, tensor in found.items()}
     return Checkpoint(spec, copies, tuple(classes), **{"kind": "imported", **fields})
+
+
+def pack(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """The bytes of a safetensors file of any tensors, such as a run's state; `tensors_of` reads them."""
+    return save(dict(tensors), dict(metadata))
 
 
 def tensors_of(data: bytes | bytearray, header: Header) -> dict[str, Tensor]:

@@ -1,0 +1,178 @@
+"""Logs of experiments behind three calls, and the comparison of many runs.
+
+JSON lines by default; Weights & Biases and TensorBoard where the extra `logs` is installed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Metrics = Mapping[str, Any]
+
+
+class Log(Protocol):
+    """What a run tells an experiment tracker. A resumed run calls `init` and tells its past epochs again."""
+
+    def init(self, run: str, config: Mapping[str, Any]) -> None:
+        """A run begins, with all its settings."""
+
+    def log(self, metrics: Metrics, step: int) -> None:
+        """Figures at the end of an epoch, `step`."""
+
+    def finish(self) -> None:
+        """The run has ended, however it ended."""
+
+
+class JsonLines:
+    """One line of JSON with the settings, then one for each epoch; the file is whole after every line.
+
+    Args:
+        path: of the file; the run's name is that of its folder.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> log = JsonLines(folder / "log.jsonl")
+        >>> log.init("trial", {"epochs": 1})
+        >>> log.log({"valid/accuracy": 0.5}, step=1)
+        >>> log.finish()
+        >>> (folder / "log.jsonl").read_text().splitlines()[1]
+        '{"step": 1, "valid/accuracy": 0.5}'
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    def init(self, run: str, config: Mapping[str, Any]) -> None:
+        """Begin the file anew."""
+        self.path.write_text(json.dumps({"run": run, "config": dict(config)}) + "\n", encoding="utf-8")
+
+    def log(self, metrics: Metrics, step: int) -> None:
+        """Append a line."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **metrics}) + "\n")
+
+    def finish(self) -> None:
+        """Nothing is left to do."""
+
+
+class Wandb:
+    """Weights & Biases; set WANDB_MODE=offline to keep everything on this machine.
+
+    Args:
+        project: where the run belongs.
+        **settings: further keywords of `wandb.init`, such as `entity` or `dir`.
+
+    Raises:
+        ImportError: wandb is not installed.
+    """
+
+    def __init__(self, project: str, **settings: Any) -> None:
+        try:
+            import wandb
+        except ImportError as error:
+            msg = "logging to Weights & Biases needs wandb: pip install 'zoo-ensemble[logs]'"
+            raise ImportError(msg) from error
+        self._wandb, self._settings = wandb, {"project": project, **settings}
+
+    def init(self, run: str, config: Mapping[str, Any]) -> None:
+        """Open the run, or go on with the one of that name."""
+        self._wandb.init(name=run, id=run, resume="allow", config=dict(config), **self._settings)
+
+    def log(self, metrics: Metrics, step: int) -> None:
+        """Send the figures; steps already there are left out by wandb itself."""
+        self._wandb.log(dict(metrics), step=step)
+
+    def finish(self) -> None:
+        """Close the run."""
+        self._wandb.finish()
+
+
+class TensorBoard:
+    """Event files for TensorBoard.
+
+    Args:
+        folder: the runs' folder; each run is a folder in it.
+
+    Raises:
+        ImportError: tensorboard is not installed.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            msg = "logging to TensorBoard needs tensorboard: pip install 'zoo-ensemble[logs]'"
+            raise ImportError(msg) from error
+        self._open, self._folder = SummaryWriter, Path(folder)
+        self._writer: SummaryWriter | None = None
+
+    def init(self, run: str, config: Mapping[str, Any]) -> None:
+        """Open the run's folder and write the settings as a text."""
+        self._writer = self._open(str(self._folder / run))
+        self._writer.add_text("config", json.dumps(dict(config), indent=1))
+
+    def log(self, metrics: Metrics, step: int) -> None:
+        """Write one scalar per figure."""
+        assert self._writer is not None, "init comes first"
+        for name, value in metrics.items():
+            self._writer.add_scalar(name, value, step)
+
+    def finish(self) -> None:
+        """Write what is left and close."""
+        if self._writer is not None:
+            self._writer.close()
+
+
+def read_runs(folder: str | Path) -> pd.DataFrame:
+    """One row per run whose `log.jsonl` lies under `folder`, best validation accuracy first.
+
+    Columns: run, epochs (done), best, its epoch, and the last loss; then every setting in which the runs
+    differ. A last line that a kill has cut short is left out.
+
+    Raises:
+        ValueError: no log under the folder.
+    """
+    import pandas as pd  # half a second that training itself need not wait for
+
+    rows = [_row(path) for path in sorted(Path(folder).rglob("log.jsonl"))]
+    if not rows:
+        msg = f"expected logs (log.jsonl) under {folder}, found none; zoo train --directory writes them"
+        raise ValueError(msg)
+    table = pd.DataFrame([{**figures, **config} for figures, config in rows])
+    same = [key for key in rows[0][1] if table[key].astype(str).nunique(dropna=False) == 1] if len(rows) > 1 else []
+    return table.drop(columns=same).sort_values("best", ascending=False, ignore_index=True)
+
+
+def _row(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Figures and settings of one log."""
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            break
+    head, epochs = (lines[0], lines[1:]) if lines else ({"run": path.parent.name, "config": {}}, [])
+    best: dict[str, Any] = max(epochs, key=lambda line: line.get("valid/accuracy", float("-inf")), default={})
+    figures = {
+        "run": head["run"],
+        "epochs": len(epochs),
+        "best": best.get("valid/accuracy"),
+        "at": best.get("step"),
+        "loss": epochs[-1].get("valid/loss") if epochs else None,
+    }
+    return figures, {key: str(value) if isinstance(value, dict | list) else value for key, value in _flat(head)}
+
+
+def _flat(head: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Settings one level deep: those of the recipe and the spec by their own names."""
+    flat: list[tuple[str, Any]] = []
+    for key, value in head["config"].items():
+        flat += value.items() if isinstance(value, dict) else [(key, value)]
+    return flat
