@@ -6,6 +6,18 @@ Names are resolved on first use (PEP 562), so `ensemble --help` does not wait fo
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ensemble.calibration import (
+        PoolTemperatures,
+        TemperatureFit,
+        brier_score,
+        expected_calibration_error,
+        fit_bayes_vote,
+        fit_log_pool,
+        fit_pool_temperatures,
+        fit_stacked,
+        fit_temperature,
+        murphy,
+    )
     from ensemble.evaluation import (
         Report,
         evaluate,
@@ -66,23 +78,32 @@ __all__ = [
     "Member",
     "MemberOutputs",
     "Members",
+    "PoolTemperatures",
     "Report",
     "Rule",
     "SimplexFit",
     "Stack",
     "Stacked",
     "Temperature",
+    "TemperatureFit",
     "WeightFit",
     "WeightedMean",
     "abstentions",
     "bonferroni",
     "bootstrap_interval",
     "borda",
+    "brier_score",
     "cluster_bootstrap",
     "cochran_q",
     "collect",
     "evaluate",
+    "expected_calibration_error",
+    "fit_bayes_vote",
+    "fit_log_pool",
+    "fit_pool_temperatures",
     "fit_simplex_weights",
+    "fit_stacked",
+    "fit_temperature",
     "fit_weights",
     "from_modules",
     "get_rule",
@@ -97,6 +118,7 @@ __all__ = [
     "mean",
     "median",
     "minimum",
+    "murphy",
     "power_mean",
     "product",
     "right_and_wrong",
@@ -175,6 +197,21 @@ def __getattr__(name: str) -> Any:
             from ensemble import weights
 
             return getattr(weights, name)
+        case (
+            "PoolTemperatures"
+            | "TemperatureFit"
+            | "brier_score"
+            | "expected_calibration_error"
+            | "fit_bayes_vote"
+            | "fit_log_pool"
+            | "fit_pool_temperatures"
+            | "fit_stacked"
+            | "fit_temperature"
+            | "murphy"
+        ):
+            from ensemble import calibration
+
+            return getattr(calibration, name)
     msg = f"module 'ensemble' has no attribute {name!r}"
     raise AttributeError(msg)
 

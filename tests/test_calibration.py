@@ -1,0 +1,280 @@
+"""Calibration: scikit-learn, SciPy and slow loops as oracles; fits recover what made the data."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import minimize_scalar
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import brier_score_loss, log_loss
+from torch import Tensor
+
+import ensemble
+from ensemble import calibration
+from ensemble.rules import Chain, LogPool, Temperature
+
+
+def told(members: int = 3, frames: int = 600, classes: int = 4, *, seed: int = 0) -> ensemble.MemberOutputs:
+    """Members that know something and are too sure of it."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(classes, (frames,), generator=generator)
+    hint = torch.nn.functional.one_hot(labels, classes) * 2.0
+    rows = (torch.randn(members, frames, classes, generator=generator) * 2 + hint).softmax(-1)
+    return ensemble.MemberOutputs.from_probabilities({f"m{i}": row for i, row in enumerate(rows)}, labels=labels)
+
+
+def nats(rows: Tensor, labels: Tensor) -> float:
+    """Mean log-loss."""
+    return -rows[torch.arange(len(labels)), labels].double().log().mean().item()
+
+
+def test_temperature_of_honest_logits_sharpened_by_two_is_two() -> None:
+    """Labels drawn from softmax(z), probabilities softmax(2 z): the fit finds two within sampling error."""
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(40_000, 5, generator=generator)
+    labels = torch.multinomial(z.softmax(-1), 1, generator=generator)[:, 0]
+    fit = ensemble.fit_temperature((2 * z).softmax(-1), labels)
+    assert fit.value == pytest.approx(2.0, rel=0.03)
+    assert fit.after < fit.before
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 1000), scale=st.floats(0.2, 5))
+def test_temperature_equals_a_general_minimiser(seed: int, scale: float) -> None:
+    """SciPy's bounded search on the log-loss ends at the same temperature and loss."""
+    generator = torch.Generator().manual_seed(seed)
+    z = torch.randn(80, 3, generator=generator, dtype=torch.float64) * scale
+    labels = torch.multinomial(z.div(scale).softmax(-1), 1, generator=generator)[:, 0]
+    fit = ensemble.fit_temperature(z.softmax(-1), labels)
+    logs = z.log_softmax(-1)
+    found = minimize_scalar(
+        lambda x: nats((logs / math.exp(x)).softmax(-1), labels),
+        bounds=(math.log(0.01), math.log(100)),
+        method="bounded",
+        options={"xatol": 1e-10},
+    )
+    assert fit.after == pytest.approx(found.fun, abs=1e-9)
+    if 0.02 < fit.value < 50:
+        assert fit.value == pytest.approx(math.exp(found.x), rel=1e-4)
+
+
+def test_temperature_is_stationary() -> None:
+    """At the fit, the mean logarithm expected equals the mean logarithm of the truth, to 1e-9."""
+    o = told(1)
+    value = ensemble.fit_temperature(o).value
+    assert isinstance(value, tuple)
+    logs = o.log_probabilities[0].double()
+    p = (logs / value[0]).softmax(-1)
+    expected = (p * logs).sum(-1).mean()
+    assert expected.item() == pytest.approx(logs[torch.arange(600), o.require_labels()].mean().item(), abs=1e-6)
+
+
+def test_members_are_fitted_each_for_itself() -> None:
+    """All members in one walk give what one at a time gives, from outputs and from arrays."""
+    o = told()
+    fit = ensemble.fit_temperature(o)
+    assert isinstance(fit.value, tuple)
+    for row, value in zip(o.probabilities, fit.value, strict=True):
+        assert ensemble.fit_temperature(row, o.labels).value == pytest.approx(value, rel=1e-8)
+    assert ensemble.fit_temperature(o.probabilities, o.labels).value == pytest.approx(fit.value, rel=1e-8)
+    assert fit.fingerprint == o.fingerprint
+
+
+def test_a_rule_gets_one_temperature() -> None:
+    """After pooling: the fit of what the rule returns."""
+    o = told()
+    fit = ensemble.fit_temperature(o, rule=ensemble.mean)
+    alone = ensemble.fit_temperature(ensemble.mean(o.probabilities), o.labels)
+    assert fit.value == pytest.approx(alone.value, rel=1e-6)
+    cooled = Temperature(fit.value)(ensemble.mean(o.probabilities))
+    assert nats(cooled, o.require_labels()) == pytest.approx(fit.after, abs=1e-6)
+
+
+def test_without_a_minimum_the_search_still_ends() -> None:
+    """Always right asks for ever colder, until nothing changes; always wrong for the hottest."""
+    rows = torch.tensor([[0.9, 0.1]] * 3)
+    assert ensemble.fit_temperature(rows, [0, 0, 0]).after < 1e-12  # type: ignore[operator]
+    assert ensemble.fit_temperature(rows, [1, 1, 1]).value == pytest.approx(100)
+
+
+def test_zeros_do_not_stop_the_fit() -> None:
+    """A certain mistake is finite and makes the fit hotter."""
+    fit = ensemble.fit_temperature([[1.0, 0.0]] * 9 + [[0.0, 1.0]], [0] * 10)
+    assert math.isfinite(fit.after)
+    assert fit.value > 1
+
+
+def test_what_cannot_be_fitted_is_refused() -> None:
+    """No frames, no labels."""
+    with pytest.raises(ValueError, match="expected frames to fit a temperature on, got none"):
+        ensemble.fit_temperature(torch.empty(0, 3), [])
+    with pytest.raises(ValueError, match=r"got \(2, 3\) and None"):
+        ensemble.fit_temperature(torch.ones(2, 3) / 3)
+
+
+def test_pool_temperatures_are_what_their_chain_gives() -> None:
+    """The reported losses are the rule's own; together beats either alone."""
+    o = told()
+    labels, p = o.require_labels(), o.probabilities.double()
+    fit = ensemble.fit_pool_temperatures(o, [0.5, 0.3, 0.2])
+    pool = ensemble.WeightedMean([0.5, 0.3, 0.2])
+    chain = Chain((Temperature(fit.members), pool, Temperature(fit.pool)))
+    assert nats(chain(p), labels) == pytest.approx(fit.after, abs=1e-7)
+    assert nats(pool(p), labels) == pytest.approx(fit.before, abs=1e-7)  # rows are float32's
+    each = ensemble.fit_temperature(o)
+    assert fit.after <= nats(Chain((Temperature(each.value), pool))(p), labels) + 1e-9
+    assert fit.after <= float(ensemble.fit_temperature(o, rule=pool).after) + 1e-9  # type: ignore[arg-type]
+
+
+# Reliability
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 1000), frames=st.integers(1, 80), bins=st.integers(1, 20))
+def test_calibration_error_equals_the_loop(seed: int, frames: int, bins: int) -> None:
+    """Bin by bin: share of frames times distance of accuracy from confidence."""
+    o = told(1, frames, seed=seed)
+    rows, labels = o.probabilities[0].double(), o.require_labels()
+    confidence, top = rows.max(-1)
+    expected = 0.0
+    for k in range(bins):
+        inside = (confidence > k / bins) & (confidence <= (k + 1) / bins)
+        if inside.any():
+            right = (top == labels)[inside].double().mean()
+            expected += inside.double().mean().item() * abs(right - confidence[inside].mean()).item()
+    found = ensemble.expected_calibration_error(rows, labels, bins=bins)
+    assert found == pytest.approx(expected, abs=1e-12)
+
+
+def test_ends_of_bins_belong_to_the_lower_bin() -> None:
+    """Confidence one half of two bins lies in the first, one in the last, zero in the first."""
+    frames = calibration.bin_sums([0.5, 1.0, 0.0], [1, 1, 0], bins=2)[0]
+    assert frames.tolist() == [2, 1]
+
+
+def test_brier_score_equals_scikit_learn() -> None:
+    """Several classes, unscaled."""
+    o = told(1)
+    rows, labels = o.log_probabilities[0].double().softmax(-1).numpy(), o.require_labels().numpy()
+    expected = brier_score_loss(labels, rows, labels=range(4), scale_by_half=False)
+    assert ensemble.brier_score(rows, labels) == pytest.approx(expected, rel=1e-6)
+
+
+def test_murphy_by_hand() -> None:
+    """Two confidences, .6 right half the time and .9 always; one bin each, so nothing is left within."""
+    rows = [[0.6, 0.4], [0.6, 0.4], [0.9, 0.1], [0.9, 0.1]]
+    parts = ensemble.murphy(rows, [0, 1, 0, 0])
+    assert parts.reliability == pytest.approx((0.1**2 + 0.1**2) / 2)
+    assert parts.resolution == pytest.approx(0.25**2)
+    assert parts.uncertainty == pytest.approx(0.75 * 0.25)
+    assert parts.within == pytest.approx(0, abs=1e-12)
+
+
+def test_murphys_parts_add_up() -> None:
+    """Their sum is the mean squared distance of confidence from right or wrong."""
+    o = told(1)
+    confidence, top = o.probabilities[0].double().max(-1)
+    score = (confidence - (top == o.labels).double()).square().mean().item()
+    assert ensemble.murphy(o.probabilities[0], o.labels).score == pytest.approx(score, rel=1e-9)
+
+
+def test_no_frames_have_no_score() -> None:
+    """NaN, not an error."""
+    rows = torch.empty(0, 3)
+    assert math.isnan(ensemble.expected_calibration_error(rows, []))
+    assert math.isnan(ensemble.brier_score(rows, []))
+    assert math.isnan(ensemble.murphy(rows, []).score)
+    with pytest.raises(ValueError, match=r"shape \(N, C\) and labels of shape \(N,\), got \(2, 2\) and \(3,\)"):
+        ensemble.brier_score([[0.5, 0.5]] * 2, [0, 1, 0])
+
+
+# Fusion
+
+
+def test_log_pool_of_one_is_a_temperature() -> None:
+    """The weight is the inverse temperature."""
+    o = told(1)
+    value = ensemble.fit_temperature(o).value
+    assert isinstance(value, tuple)
+    assert ensemble.fit_log_pool(o).weights[0] == pytest.approx(1 / value[0], rel=1e-4)
+
+
+def test_log_pool_is_at_its_minimum() -> None:
+    """No step in any weight lowers the loss; a useless member gets nothing."""
+    o = told()
+    labels, p = o.require_labels(), o.probabilities.double()
+    p = torch.cat([p, torch.full_like(p[:1], 0.25)])
+    with_blank = ensemble.MemberOutputs.from_probabilities(dict(zip("abcd", p, strict=True)), labels=labels)
+    rule = ensemble.fit_log_pool(with_blank)
+    best = nats(rule(p), labels)
+    for member in range(3):
+        for step in (-0.01, 0.01):
+            moved = np.array(rule.weights)
+            moved[member] = max(moved[member] + step, 0)
+            assert nats(LogPool(moved)(p), labels) > best  # type: ignore[arg-type]
+    assert best < nats(ensemble.log_mean(p), labels)
+    assert rule.fingerprint == with_blank.fingerprint
+
+
+def test_log_pool_is_pulled_to_equal_weights() -> None:
+    """A strong pull leaves 1 / M each."""
+    np.testing.assert_allclose(ensemble.fit_log_pool(told(), alpha=1e6).weights, 1 / 3, rtol=1e-4)
+
+
+def test_bayes_vote_counts_by_hand() -> None:
+    """One member says 0, 0, 1 where the truth is 0, 1, 1: with half a count added everywhere."""
+    rows = [[0.9, 0.1], [0.8, 0.2], [0.3, 0.7]]
+    o = ensemble.MemberOutputs.from_probabilities({"a": rows}, labels=[0, 1, 1])
+    rule = ensemble.fit_bayes_vote(o)
+    expected = [[1.5 / 2, 1.5 / 3], [0.5 / 2, 1.5 / 3]]  # said, then true
+    np.testing.assert_allclose(np.exp(rule.log_likelihoods[0]), expected, rtol=1e-12)
+    np.testing.assert_allclose(np.exp(rule.log_priors), [1.5 / 4, 2.5 / 4], rtol=1e-12)
+
+
+def test_bayes_vote_learns_whom_to_believe() -> None:
+    """A member that swaps two classes is as good as one that does not."""
+    o = told(1, 500, 3)
+    swapped = o.probabilities[0][:, [1, 0, 2]]
+    wrong = ensemble.MemberOutputs.from_probabilities({"a": swapped}, labels=o.labels)
+    straight, turned = ensemble.fit_bayes_vote(o), ensemble.fit_bayes_vote(wrong)
+    torch.testing.assert_close(straight(o.probabilities), turned(wrong.probabilities))
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+def test_stacking_equals_scikit_learn(classes: int) -> None:
+    """The rule's rows are the fitted model's own."""
+    o = told(2, 300, classes)
+    labels, p = o.require_labels(), o.probabilities.double()
+    table = p.log().permute(1, 0, 2).reshape(300, -1).numpy()
+    model = LogisticRegression(C=1.0, max_iter=200).fit(table, labels.numpy())
+    rule = ensemble.fit_stacked(o)
+    np.testing.assert_allclose(rule(p).numpy(), model.predict_proba(table), rtol=1e-3, atol=1e-5)
+    assert log_loss(labels.numpy(), rule(p).numpy()) < nats(ensemble.mean(p), labels)
+
+
+def test_stacking_rules_out_classes_never_seen() -> None:
+    """Labels 0 and 2 of three: class 1 gets nothing."""
+    o = told(2, 200, 3)
+    labels = torch.where(o.require_labels() == 1, 2, o.require_labels())
+    seen = ensemble.MemberOutputs.from_probabilities(dict(zip("ab", o.probabilities, strict=True)), labels=labels)
+    rows = ensemble.fit_stacked(seen)(o.probabilities)
+    assert rows[:, 1].max() < 1e-12
+    assert ((rows.argmax(-1) == labels).double().mean() > 0.6).item()
+
+
+@pytest.mark.parametrize("fit", [ensemble.fit_log_pool, ensemble.fit_bayes_vote, ensemble.fit_stacked])
+def test_fits_need_frames(fit: object) -> None:
+    """Nothing is fitted on nothing."""
+    empty = ensemble.MemberOutputs.from_probabilities({"a": torch.empty(0, 2)}, labels=torch.empty(0).long())
+    with pytest.raises(ValueError, match="expected frames to fit on, got none"):
+        fit(empty)  # type: ignore[operator]
+
+
+def test_stacking_needs_two_classes() -> None:
+    """One class leaves nothing to tell apart."""
+    o = ensemble.MemberOutputs.from_probabilities({"a": [[0.5, 0.5]]}, labels=[1], classes=["x", "y"])
+    with pytest.raises(ValueError, match="two classes or more to stack on, got only 'y'"):
+        ensemble.fit_stacked(o)
