@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from zoo.architectures import architecture, list_architectures
     from zoo.audio import mask, mfcc, mfcc_file, read_audio, resample
+    from zoo.averaging import average, losses_along
     from zoo.checkpoint import Checkpoint, CheckpointError
     from zoo.corpus import PHONEMES, CorpusError, read_corpus, sample_corpus, write_corpus
     from zoo.durable import write as write_file
@@ -34,9 +35,11 @@ __all__ = [
     "TrainingError",
     "Wandb",
     "architecture",
+    "average",
     "build",
     "count_parameters",
     "list_architectures",
+    "losses_along",
     "mask",
     "mfcc",
     "mfcc_file",
@@ -64,6 +67,10 @@ def __getattr__(name: str) -> Any:
             from zoo import architectures
 
             return getattr(architectures, name)
+        case "average" | "losses_along":
+            from zoo import averaging
+
+            return getattr(averaging, name)
         case "Checkpoint" | "CheckpointError":
             from zoo import checkpoint
 

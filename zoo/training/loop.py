@@ -163,17 +163,23 @@ class _Run:
                 frames = sum(y.shape[-1] for _, y in batches)
                 seen += frames
                 unseen += frames
-                if index % _LOOK_EVERY == 0 or index == self.feed.steps - 1:
+                if index % _LOOK_EVERY == _LOOK_EVERY - 1 or index == self.feed.steps - 1:
                     self.refuse_divergence(number, sums[1].cpu())
                     accuracy, loss = (sums.nanmean(1) / seen).tolist()
                     advance(unseen, note=f"loss {loss:.3f} accuracy {accuracy:.3f} rate {float(rates.max()):.1e}")
                     unseen = 0
+        self.refuse_divergence(number, self.largest())
         accuracies, means = (sums / seen).cpu()
         return accuracies, means, rates
 
-    def refuse_divergence(self, number: int, losses: Tensor) -> None:
-        """Stop the members whose loss is not finite; raise where one has no whole epoch yet, or none goes on."""
-        diverged = ~losses.isfinite()
+    def largest(self) -> Tensor:
+        """(M,) largest magnitude of each member's weights and statistics, to see whether they are finite."""
+        floating = [t for t in self.live.values() if t.is_floating_point()]
+        return torch.stack([rows(t, self.group.members).abs().amax(dim=1) for t in floating]).sum(dim=0).cpu()
+
+    def refuse_divergence(self, number: int, figures: Tensor) -> None:
+        """Stop the members whose loss or weights are not finite; raise where one has no epoch yet, or none goes on."""
+        diverged = ~figures.isfinite()
         self.vectors["stopped"][diverged] = 1
         if not diverged.any() or (self.vectors["best_epoch"][diverged].all() and not diverged.all()):
             return
@@ -181,7 +187,7 @@ class _Run:
         seeds = ", ".join(str(seed) for seed, bad in zip(self.group.seeds, diverged.tolist(), strict=True) if bad)
         kept = f"the best before is epoch {int(self.vectors['best_epoch'][diverged][0])}" if best[0] else "none is kept"
         msg = (
-            f"the loss is no longer finite in epoch {number} (seed {seeds}); {kept}; "
+            f"the loss or a weight is no longer finite in epoch {number} (seed {seeds}); {kept}; "
             f"lower the learning rate ({self.recipe.learning_rate:g}) or clip the gradient"
         )
         raise TrainingError(msg, best)
@@ -313,7 +319,7 @@ class _Run:
             "vectors": self.vectors,
             "optimiser": optimiser,
         }
-        tensors = {f"{part}/{name}": t.detach().cpu() for part, some in parts.items() for name, t in some.items()}
+        tensors = {f"{part}.{name}": t.detach().cpu() for part, some in parts.items() for name, t in some.items()}
         return tensors, {"scaler": scaler, "averaged": self.averaged, "history": self.history}
 
     def restore(self, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
@@ -325,7 +331,7 @@ class _Run:
 
 
 def _part(tensors: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
-    return {name.removeprefix(f"{part}/"): t for name, t in tensors.items() if name.startswith(f"{part}/")}
+    return {name.removeprefix(f"{part}."): t for name, t in tensors.items() if name.startswith(f"{part}.")}
 
 
 def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

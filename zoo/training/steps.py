@@ -114,7 +114,7 @@ class Stepper:
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and plain data from which `restore` makes the optimiser go on as if nothing had happened."""
         tensors = {
-            f"{index}/{name}": value
+            f"{index}.{name}": value
             for index, p in enumerate(self.parameters)
             for name, value in self.optimiser.state[p].items()
             if isinstance(value, Tensor)
@@ -124,7 +124,7 @@ class Stepper:
     def restore(self, tensors: Mapping[str, Tensor], scaler: dict[str, Any]) -> None:
         """Take over what `state` gave; torch's own `load_state_dict` would round float64 to float32."""
         for key, value in tensors.items():
-            index, _, name = key.partition("/")
+            index, _, name = key.partition(".")
             self.optimiser.state[self.parameters[int(index)]][name] = value.to(self._place(name))
         self.scaler.load_state_dict(scaler)
 
