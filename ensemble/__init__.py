@@ -19,7 +19,9 @@ if TYPE_CHECKING:
         murphy,
     )
     from ensemble.evaluation import (
+        Choice,
         Report,
+        choose,
         evaluate,
     )
     from ensemble.members import Member, Members, collect, from_modules, load
@@ -73,6 +75,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BayesVote",
     "Chain",
+    "Choice",
     "Interval",
     "LogPool",
     "Member",
@@ -93,6 +96,7 @@ __all__ = [
     "bootstrap_interval",
     "borda",
     "brier_score",
+    "choose",
     "cluster_bootstrap",
     "cochran_q",
     "collect",
@@ -174,7 +178,7 @@ def __getattr__(name: str) -> Any:
             from ensemble import rules
 
             return getattr(rules, name)
-        case "Report" | "evaluate":
+        case "Choice" | "Report" | "choose" | "evaluate":
             from ensemble import evaluation
 
             return getattr(evaluation, name)

@@ -27,8 +27,8 @@ def _votes(probabilities: Tensor) -> Tensor:
     """(N, C) int64: how many members put each class first."""
     votes = torch.zeros(probabilities.shape[1:], dtype=torch.int64, device=probabilities.device)
     for row in probabilities:
-        choice = row.argmax(dim=-1, keepdim=True)  # (N, 1)
-        votes.scatter_add_(1, choice, torch.ones_like(choice))
+        top, choice = row.max(dim=-1, keepdim=True)  # (N, 1)
+        votes.scatter_add_(1, choice, (~top.isnan()).long())  # who abstains has no vote
     return votes
 
 

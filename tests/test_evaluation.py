@@ -1,0 +1,306 @@
+"""Evaluation: scikit-learn and the slow loop as oracles, laws of the report, and the choice of a rule."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import accuracy_score, f1_score, log_loss
+from torch import Tensor
+
+import ensemble
+from ensemble import diversity
+from ensemble.evaluation import tally
+from ensemble.evaluation.tally import walk
+
+RULES = {"mean": ensemble.mean, "majority": ensemble.majority, "weighted": ensemble.WeightedMean([4, 2, 1, 0])}
+
+
+def told(members: int = 4, frames: int = 400, classes: int = 5, *, seed: int = 0) -> ensemble.MemberOutputs:
+    """Members of falling strength over twenty or more recordings; the last class never occurs."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(classes - 1, (frames,), generator=generator)
+    hint = torch.nn.functional.one_hot(labels, classes)
+    rows = [
+        (torch.randn(frames, classes, generator=generator, dtype=torch.float64) + hint * (2.5 - 0.3 * i)).softmax(-1)
+        for i in range(members)
+    ]
+    return ensemble.MemberOutputs.from_probabilities(
+        {f"m{i}": row for i, row in enumerate(rows)}, labels=labels, groups=torch.arange(frames) // 11
+    )
+
+
+def test_scores_equal_scikit_learn() -> None:
+    """Accuracy, log-loss in nats and macro F1 of every member and rule, to 1e-6."""
+    o = told()
+    report = ensemble.evaluate(o, RULES)
+    labels, p = o.require_labels().numpy(), o.log_probabilities.double().exp()
+    answers = [*p, *(rule(p) for rule in RULES.values())]
+    table = [*report.members.to_dict("records"), *report.rules.to_dict("records")]
+    assert [row["name"] for row in table] == [*o.members, *RULES]
+    for row, answer in zip(table, answers, strict=True):
+        said = answer.argmax(-1).numpy()
+        rows = (answer / answer.sum(-1, keepdim=True)).numpy()
+        assert row["accuracy"] == pytest.approx(accuracy_score(labels, said), abs=1e-12)
+        assert row["log_loss"] == pytest.approx(log_loss(labels, rows, labels=range(5)), abs=1e-6)
+        assert row["macro_f1"] == pytest.approx(f1_score(labels, said, average="macro", zero_division=0), abs=1e-9)
+        assert row["calibration_error"] == pytest.approx(ensemble.expected_calibration_error(answer, labels), abs=1e-6)
+
+
+def test_gains_are_differences_with_intervals_by_recording() -> None:
+    """Each interval is the one of the frame-wise differences, resampled over recordings."""
+    o = told()
+    report = ensemble.evaluate(o, RULES, baseline="m1", replicates=500, seed=3)
+    labels, p = o.require_labels(), o.probabilities
+    single = p[1].argmax(-1) == labels
+    uniform = p.mean(0).argmax(-1) == labels
+    frame = torch.arange(len(labels))
+    for name, rule in RULES.items():
+        row = report.rules.set_index("name").loc[name]
+        right, nats = rule(p).argmax(-1) == labels, -rule(p)[frame, labels].double().log()
+        for gain, values in {
+            "gain": right.double() - single.double(),
+            "mean_gain": right.double() - uniform.double(),
+            "loss_gain": -p[1][frame, labels].double().log() - nats,
+        }.items():
+            found = ensemble.bootstrap_interval(values.numpy(), o.groups, replicates=500, seed=3)
+            expected = [found.estimate, found.low, found.high]
+            np.testing.assert_allclose([row[gain], row[f"{gain}_low"], row[f"{gain}_high"]], expected, atol=1e-6)
+
+
+def test_a_rule_that_copies_the_baseline_gains_nothing() -> None:
+    """Gain and both ends are exactly nought."""
+    report = ensemble.evaluate(told(), {"copy": ensemble.WeightedMean([0, 1, 0, 0])}, baseline="m1")
+    assert report.rules[["gain", "gain_low", "gain_high"]].to_numpy().tolist() == [[0, 0, 0]]
+
+
+def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Walking in blocks of seven frames gives the sums of one block."""
+    o = told()
+    whole = walk(o, RULES)
+    monkeypatch.setattr(tally, "_CELLS", 7 * 4 * 5)
+    parts = walk(o, RULES)
+    for field in ("confusion", "right", "clipped", "some_right"):
+        np.testing.assert_array_equal(getattr(parts, field), getattr(whole, field))
+    for field in ("loss", "bins"):
+        np.testing.assert_allclose(getattr(parts, field), getattr(whole, field), rtol=1e-9)
+    np.testing.assert_array_equal(parts.joint.both, whole.joint.both)
+    assert parts.ties == pytest.approx(whole.ties)
+
+
+def test_many_recordings_are_dealt_into_piles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Piles keep every frame, and intervals stay about as wide."""
+    o = told(frames=3000)
+    own = ensemble.MemberOutputs(o.log_probabilities, o.members, o.classes, labels=o.labels)
+    fine = ensemble.evaluate(own, RULES).rules.set_index("name").loc["mean"]
+    monkeypatch.setattr(tally, "_PILES", 300)
+    report = ensemble.evaluate(own, RULES)
+    coarse = report.rules.set_index("name").loc["mean"]
+    assert report.recordings == 3000
+    assert walk(own, {}).sizes.sum() == 3000
+    assert coarse["gain"] == pytest.approx(fine["gain"])
+    assert coarse["gain_high"] - coarse["gain_low"] == pytest.approx(fine["gain_high"] - fine["gain_low"], rel=0.2)
+
+
+def test_the_best_member_is_the_baseline_and_a_note_says_where_it_was_chosen() -> None:
+    """Without a name the most accurate member on these frames; with a name, that one and no note."""
+    o = told()
+    report = ensemble.evaluate(o, RULES)
+    best = report.members.sort_values("accuracy")["name"].iloc[-1]
+    assert report.baseline == best
+    assert f"the best single member, {best}, was chosen on these frames: gains are understated" in report.notes
+    named = ensemble.evaluate(o, RULES, baseline="m2")
+    assert named.baseline == "m2"
+    assert not [note for note in named.notes if "chosen on these frames" in note]
+    with pytest.raises(ValueError, match=r"baseline among the members \['m0', .*\], got 'm9'"):
+        ensemble.evaluate(o, RULES, baseline="m9")
+
+
+def test_the_oracle_bounds_every_member_and_every_choice_among_them() -> None:
+    """Fraction of frames where some member is right, in all and by class."""
+    o = told()
+    report = ensemble.evaluate(o, {"maximum": ensemble.maximum})
+    right = diversity.correct(o)
+    assert report.oracle == pytest.approx(right.any(0).mean())
+    assert report.oracle >= report.members["accuracy"].max()
+    assert report.oracle >= report.rules["accuracy"].max()
+    of_class = right[:, o.require_labels().numpy() == 2].any(0).mean()
+    assert report.classes["oracle"][2] == pytest.approx(of_class)
+
+
+def test_pairs_are_the_diversity_measures() -> None:
+    """One row per pair, every measure of the table."""
+    o = told()
+    pairs = ensemble.evaluate(o, {}).pairs
+    assert len(pairs) == 6
+    assert (pairs["first"][4], pairs["second"][4]) == ("m1", "m3")
+    for name, measure in diversity.PAIR_MEASURES.items():
+        assert pairs[name][4] == pytest.approx(measure(diversity.correct(o))[1, 3])
+
+
+def test_classes_by_hand() -> None:
+    """Class b is taken for c once; class c is best left to y; class d never occurs."""
+    x = [[0.9, 0.1, 0, 0], [0, 0.6, 0.4, 0], [0, 0.1, 0.9, 0], [0.5, 0.3, 0.2, 0]]
+    y = [[0.9, 0.1, 0, 0], [0, 0.9, 0.1, 0], [0, 0.1, 0.9, 0], [0, 0.1, 0.9, 0]]
+    labels = ["a", "b", "b", "c"]
+    o = ensemble.MemberOutputs.from_probabilities({"x": x, "y": y}, labels=labels, classes="abcd")
+    table = ensemble.evaluate(o, {"y": ensemble.WeightedMean([0, 1])}).classes.set_index("name")
+    assert table["frames"].tolist() == [1, 2, 1, 0]
+    assert table.loc["b", ["rule_accuracy", "confused_with", "confused_share"]].tolist() == [0.5, "c", 0.5]
+    assert table.loc["c", ["trust", "trust_f1", "oracle"]].tolist() == ["y", pytest.approx(2 / 3), 1.0]
+    assert table.loc["a", "confused_with"] is None
+    assert table.loc["d", "trust"] is None
+    assert math.isnan(table.loc["d", "rule_accuracy"])
+
+
+def test_reliability_holds_the_bins_behind_the_error() -> None:
+    """Weighted by frames, the bins' distances are the calibration error."""
+    report = ensemble.evaluate(told(), RULES)
+    bins = report.reliability[report.reliability["name"] == "mean"].dropna()
+    error = (bins["frames"] * (bins["confidence"] - bins["accuracy"]).abs()).sum() / report.frames
+    assert error == pytest.approx(report.rules.set_index("name").loc["mean", "calibration_error"])
+
+
+def test_parameters_count_only_members_that_have_a_say() -> None:
+    """A member of weight 0 need not be shipped; an unknown size makes the sum unknown."""
+    sizes = {"m0": 10, "m1": 20, "m2": 40, "m3": 80}
+    report = ensemble.evaluate(told(), RULES, parameters=sizes)
+    assert report.members["parameters"].tolist() == [10, 20, 40, 80]
+    assert report.rules["parameters"].tolist() == [150, 150, 70]
+    unknown = ensemble.evaluate(told(), RULES, parameters={"m0": 10})
+    assert unknown.rules["parameters"].isna().all()
+
+
+def test_rules_judged_on_their_fitting_frames_are_marked() -> None:
+    """The fingerprint tells, in a column and in a note; so does training data."""
+    o = told()
+    rules = {"here": ensemble.WeightedMean([1] * 4, fingerprint=o.fingerprint), "mean": ensemble.mean}
+    report = ensemble.evaluate(o, rules, trained_on={"m0": o.fingerprint, "m1": "other"})
+    assert report.rules["fitted_here"].tolist() == [True, False]
+    assert "rule here was fitted on these frames: its figures are optimistic" in report.notes
+    assert "trained on these frames, so their figures are optimistic: m0" in report.notes
+    assert any(note.startswith("rule here was fitted on frames that m0 had been trained on") for note in report.notes)
+
+
+def test_few_recordings_and_none_are_pointed_out() -> None:
+    """Under twenty recordings, or frames that are their own recordings."""
+    assert any("are few to resample" in note for note in ensemble.evaluate(told(frames=60), {}).notes)
+    o = told()
+    alone = ensemble.MemberOutputs(o.log_probabilities, o.members, o.classes, labels=o.labels)
+    assert any("every frame is its own recording" in note for note in ensemble.evaluate(alone, {}).notes)
+
+
+def test_no_probability_for_the_truth_is_finite_and_noted() -> None:
+    """Taken as 2^-52, as scikit-learn does in double precision."""
+    p = [[1.0, 0.0], [0.0, 1.0]]
+    o = ensemble.MemberOutputs.from_probabilities({"a": p}, labels=[0, 0])
+    report = ensemble.evaluate(o, {})
+    assert report.members["log_loss"][0] == pytest.approx(52 * math.log(2) / 2)
+    assert report.members["log_loss"][0] == pytest.approx(log_loss([0, 0], np.array(p), labels=[0, 1]), rel=1e-6)
+    assert "a gives the true class no probability on 1 frames: taken as 2^-52 in log_loss" in report.notes
+
+
+def test_abstaining_members_are_counted_not_guessed_for() -> None:
+    """NaN rows: wrong, with the loss of equal probabilities; rules must be made for it."""
+    p = torch.tensor([[[0.9, 0.1], [0.8, 0.2]], [[0.7, 0.3], [torch.nan, torch.nan]]])
+    o = ensemble.MemberOutputs(p.log(), ("a", "b"), ("x", "y"), labels=torch.tensor([0, 0]))
+    report = ensemble.evaluate(o, {"pool": ensemble.WeightedMean([1, 1], abstain=True)})
+    assert report.members["abstained"].tolist() == [0, 1]
+    assert report.members["accuracy"].tolist() == [1.0, 0.5]
+    assert report.members["log_loss"][1] == pytest.approx(-math.log(0.7 * 0.5) / 2)
+    assert report.rules["log_loss"][0] == pytest.approx(-math.log(0.8 * 0.8) / 2)
+    assert report.rules["mean_gain"][0] == 0
+    assert report.tie_rate == 0
+    assert any(note.startswith("b abstains on 1 frames") for note in report.notes)
+    with pytest.raises(ValueError, match=r"from rule 'mean', got a sum of nan; members abstain there: use Weighted"):
+        ensemble.evaluate(o, {"mean": ensemble.mean})
+
+
+def test_rules_that_return_no_distribution_are_refused_by_name() -> None:
+    """A wrong shape and a wrong sum."""
+
+    def double(probabilities: Tensor) -> Tensor:
+        return probabilities.mean(0) * 2
+
+    with pytest.raises(ValueError, match=r"sum to one from rule 'double', got a sum of 2"):
+        ensemble.evaluate(told(), {"double": double})
+    with pytest.raises(ValueError, match=r"rows of shape \(400, 5\) from rule 'all', got \(4, 400, 5\)"):
+        ensemble.evaluate(told(), {"all": lambda p: p})
+
+
+def test_json_is_plain_and_complete() -> None:
+    """Strict JSON; NaN, infinity and missing sizes become null; the tables' rows are there."""
+    report = ensemble.evaluate(told(), RULES)
+    data = json.loads(json.dumps(report.to_json(), allow_nan=False))
+    assert [row["name"] for row in data["rules"]] == list(RULES)
+    assert {"accuracy", "log_loss", "gain", "gain_low", "gain_high"} <= set(data["rules"][0])
+    assert data["members"][0]["parameters"] is None
+    assert data["classes"][4]["rule_accuracy"] is None  # a class that never occurs
+    assert data["frames"] == 400
+    assert data["baseline"] == report.baseline
+
+
+@pytest.mark.parametrize("members", [1, 3])
+def test_no_frames_have_no_figures(members: int) -> None:
+    """An empty corpus is reported as such, in JSON too."""
+    o = ensemble.MemberOutputs.from_probabilities(
+        {str(i): torch.empty(0, 3) for i in range(members)}, labels=torch.empty(0, dtype=torch.long)
+    )
+    report = ensemble.evaluate(o, {"mean": ensemble.mean})
+    assert math.isnan(report.rules["accuracy"][0])
+    assert math.isnan(report.oracle)
+    assert json.loads(json.dumps(report.to_json(), allow_nan=False))["rules"][0]["gain_low"] is None
+
+
+def test_equal_seeds_equal_reports() -> None:
+    """Only the time may differ."""
+    first, second = (ensemble.evaluate(told(), RULES, seed=1).to_json() for _ in range(2))
+    for data in (first, second):
+        del data["seconds"], data["frames_per_second"]
+    assert first == second
+
+
+def test_labels_are_needed() -> None:
+    """Nothing is judged without the truth."""
+    o = told()
+    blind = ensemble.MemberOutputs(o.log_probabilities, o.members, o.classes)
+    with pytest.raises(ValueError, match="expected outputs with labels"):
+        ensemble.evaluate(blind, RULES)
+
+
+# The choice of a rule
+
+
+def test_the_simplest_within_one_standard_error_is_chosen() -> None:
+    """Candidates that differ by chance fall back to the single member; a real gain is taken."""
+    o = told()
+    copies = {"copy": ensemble.WeightedMean([1, 0, 0, 0]), "weak": ensemble.WeightedMean([0, 0, 0, 1])}
+    single = ensemble.choose(o, copies)
+    assert single.name == "m0"
+    torch.testing.assert_close(single.rule(o.probabilities), o.probabilities[0])
+    pooled = ensemble.choose(o, {"mean": ensemble.mean, "log_mean": ensemble.log_mean})
+    assert pooled.name == "mean"
+    assert pooled.rule is ensemble.mean
+    assert pooled.behind["m0"] > pooled.error["m0"]
+
+
+def test_the_choice_is_the_definition() -> None:
+    """Best minus candidate, and the standard deviation of the resampled distance."""
+    o = told()
+    labels, p = o.require_labels(), o.probabilities
+    choice = ensemble.choose(o, RULES, by="log_loss", replicates=200, seed=4)
+    frame = torch.arange(len(labels))
+    best = min([p[0], *(rule(p) for rule in RULES.values())], key=lambda rows: -rows[frame, labels].log().mean())
+    distance = (best[frame, labels].double().log() - p[0][frame, labels].double().log()).numpy()
+    sums, sizes = ensemble.significance.sums_by_group(distance, o.groups)
+    resampled = ensemble.cluster_bootstrap(sums, sizes, replicates=200, seed=4)
+    assert choice.behind["m0"] == pytest.approx(distance.mean(), abs=1e-6)
+    assert choice.error["m0"] == pytest.approx(resampled.std(), rel=1e-4)
+
+
+def test_a_choice_needs_frames() -> None:
+    """Nothing is chosen on nothing."""
+    o = ensemble.MemberOutputs.from_probabilities({"a": torch.empty(0, 2)}, labels=torch.empty(0).long())
+    with pytest.raises(ValueError, match="expected frames to choose on, got none"):
+        ensemble.choose(o, {})
