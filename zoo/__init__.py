@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from zoo.frames import FrameSet, Stretch, stretch, windows
     from zoo.logs import JsonLines, Log, TensorBoard, Wandb, read_runs
     from zoo.recipe import Recipe
+    from zoo.registry import EnsembleEntry, Entry, Registry, RegistryError
     from zoo.spec import Spec, build, count_parameters
     from zoo.terminal import print_json, print_table, progress, run_app
     from zoo.training import Group, TrainingError, train, train_group
@@ -24,11 +25,15 @@ __all__ = [
     "Checkpoint",
     "CheckpointError",
     "CorpusError",
+    "EnsembleEntry",
+    "Entry",
     "FrameSet",
     "Group",
     "JsonLines",
     "Log",
     "Recipe",
+    "Registry",
+    "RegistryError",
     "Spec",
     "Stretch",
     "TensorBoard",
@@ -103,6 +108,10 @@ def __getattr__(name: str) -> Any:
             from zoo import training
 
             return getattr(training, name)
+        case "EnsembleEntry" | "Entry" | "Registry" | "RegistryError":
+            from zoo import registry
+
+            return getattr(registry, name)
         case "Spec" | "build" | "count_parameters":
             from zoo import spec
 

@@ -27,8 +27,12 @@ class TextError(ValueError):
         self.reason = reason
 
 
-def canonical(value: Any) -> str:
-    """The one text of a value: sorted keys, no spaces, no line breaks; NaN and infinity have none.
+def canonical(value: Any, *, ordered: bool = True) -> str:
+    """The one text of a value: no spaces, no line breaks; NaN and infinity have none.
+
+    Args:
+        value: plain data.
+        ordered: whether keys are sorted, or stay as they stand.
 
     Raises:
         ValueError: a number is not finite.
@@ -38,33 +42,36 @@ def canonical(value: Any) -> str:
         >>> canonical({"b": [1, 2.5], "a": "é"})
         '{"a":"é","b":[1,2.5]}'
     """
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return (_SORTED if ordered else _UNSORTED).encode(value)
 
 
-def parse(text: str, *, floats: bool = True) -> Any:
+def parse_strictly(text: str) -> Any:
     """The value of a JSON text, read strictly.
-
-    Args:
-        text: the document, nothing before or after it but white space.
-        floats: whether numbers with a point or an exponent may stand in it.
 
     Raises:
         TextError: not JSON, nested beyond the stack, a key twice in one object (escapes resolved), a number
-            that no 64-bit integer or float holds, a float where `floats` is false.
+            that no 64-bit integer or float holds.
 
     Example:
-        >>> parse('{"a": 1, "a": 2}')
+        >>> parse_strictly('{"a": 1, "a": 2}')
         Traceback (most recent call last):
         zoo.canonical.TextError: the key 'a' stands twice in one object
     """
+    return _decoded(_DECODER, text)
+
+
+def parse_integers(text: str) -> Any:
+    """As `parse_strictly`, for texts in which no float may stand.
+
+    Raises:
+        TextError: also NOT_INTEGER, a number with a point or an exponent.
+    """
+    return _decoded(_INTEGER_DECODER, text)
+
+
+def _decoded(decoder: json.JSONDecoder, text: str) -> Any:
     try:
-        return json.loads(
-            text,
-            object_pairs_hook=_unique,
-            parse_int=_integer,
-            parse_float=_float if floats else _no_float,
-            parse_constant=_no_constant,
-        )
+        return decoder.decode(text)
     except json.JSONDecodeError as error:
         raise TextError("SYNTAX", f"not JSON at line {error.lineno}, column {error.colno}: {error.msg}") from None
     except RecursionError:
@@ -121,3 +128,11 @@ def _no_float(digits: str) -> float:
 
 def _no_constant(name: str) -> float:
     raise TextError("NUMBER_RANGE", f"expected finite numbers, got {name}")
+
+
+_SORTED = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+_UNSORTED = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+_DECODER, _INTEGER_DECODER = (
+    json.JSONDecoder(object_pairs_hook=_unique, parse_int=_integer, parse_float=numbers, parse_constant=_no_constant)
+    for numbers in (_float, _no_float)
+)

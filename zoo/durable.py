@@ -15,7 +15,11 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 from uuid import uuid4
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
 
 Buffer = bytes | bytearray | memoryview
 TEMPORARY = ".tmp"
@@ -57,6 +61,14 @@ class System:
     def remove(self, path: Path) -> None:
         """Remove a name."""
         path.unlink()
+
+    def touch(self, path: Path) -> None:
+        """Make the file's time the present."""
+        os.utime(path)
+
+    def lock(self, lock: BaseFileLock) -> None:
+        """Wait for a lock."""
+        lock.acquire()
 
     def make_folder(self, path: Path) -> None:
         """Make one folder."""
@@ -104,6 +116,11 @@ def staged(path: Path, data: Buffer, *, mode: int | None = None) -> Iterator[Pat
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def renew(path: Path) -> None:
+    """Make a file count as new."""
+    system.touch(path)
 
 
 def make_folders(path: Path) -> None:
@@ -168,6 +185,12 @@ def opened(path: Path, *, follow: bool = True) -> Iterator[tuple[int, int]]:
         yield file, status.st_size
     finally:
         system.close(file)
+
+
+def read_some(file: int, count: int) -> bytes:
+    """Up to `count` bytes of an opened file, fewer at its end."""
+    data = bytearray(count)
+    return bytes(data[: _read_all(file, memoryview(data))])
 
 
 def _write_all(file: int, data: memoryview) -> None:

@@ -19,9 +19,9 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from zoo import durable
-from zoo.canonical import TextError, canonical, depth, parse
+from zoo.canonical import TextError, canonical, depth, parse_strictly
 from zoo.checkpoint.fitting import check_fit, check_values, restore, template
-from zoo.checkpoint.header import CheckpointError, Header, Piece, read_header
+from zoo.checkpoint.header import CheckpointError, Header, Piece, header_at, read_header
 from zoo.spec import Spec, build
 
 __all__ = [
@@ -30,14 +30,17 @@ __all__ = [
     "CheckpointError",
     "Header",
     "Piece",
+    "about_of",
     "check_fit",
     "check_values",
     "content_digest",
     "decode",
     "encode",
     "foreign",
+    "header_at",
     "pack",
     "read",
+    "read_header",
     "restore",
     "template",
     "tensors_of",
@@ -144,7 +147,7 @@ def encode(checkpoint: Checkpoint, *, name: str = "") -> bytes:
     }
     try:
         text = canonical(about)
-        parse(text)
+        parse_strictly(text)
     except (ValueError, TypeError) as error:
         raise CheckpointError("METADATA", f"cannot keep what the checkpoint says of itself: {error}") from error
     return save(dict(checkpoint.tensors), {_KEY: text})
@@ -176,7 +179,7 @@ def about_of(header: Header) -> dict[str, Any]:
     if text is None:
         _refuse("it has no key 'zoo'; register a foreign file with its spec and class names")
     try:
-        about = parse(text)
+        about = parse_strictly(text)
     except TextError as error:
         raise CheckpointError("METADATA", f"the checkpoint's metadata are {error}") from None
     if not isinstance(about, dict) or about.get("format") != _FORMAT:

@@ -12,12 +12,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
+from pathlib import Path
 from re import fullmatch
 from typing import Any, NoReturn
 
 import torch
 
-from zoo.canonical import TextError, depth, has_surrogate, parse
+from zoo.canonical import TextError, depth, has_surrogate, parse_integers
+from zoo.durable import opened, read_some
 
 DTYPES: dict[str, torch.dtype] = {
     "BOOL": torch.bool,
@@ -97,21 +99,40 @@ def read_header(data: bytes | bytearray) -> Header:
         raise
 
 
+def header_at(path: Path, *, follow: bool = True) -> Header:
+    """The header of a file, without reading its data: the values of boolean tensors stay unchecked.
+
+    Raises:
+        CheckpointError: as `read_header`.
+        OSError: not a plain file, unreadable.
+    """
+    with opened(path, follow=follow) as (file, size):
+        first = read_some(file, 8)
+        length = int.from_bytes(first, "little") if len(first) == 8 else 0
+        return _located(first + read_some(file, min(length, MOST_HEADER + 1, size)), size)
+
+
 def _read(data: bytes | bytearray) -> Header:
-    if len(data) < 8:
-        _refuse("TOO_SMALL", f"expected a safetensors file of at least 8 bytes, got {len(data)}")
+    header = _located(data, len(data))
+    for name, piece in header.pieces.items():
+        if piece.dtype is torch.bool and data[piece.start : piece.stop].translate(None, b"\0\1"):
+            _refuse("BOOL_VALUE", f"expected bytes 0 and 1 in the boolean tensor {name!r}, got another")
+    return header
+
+
+def _located(data: bytes | bytearray, size: int) -> Header:
+    """The header from the beginning of a file of `size` bytes."""
+    if size < 8:
+        _refuse("TOO_SMALL", f"expected a safetensors file of at least 8 bytes, got {size}")
     length = int.from_bytes(data[:8], "little")
     if length > MOST_HEADER:
         _refuse("HEADER_TOO_LARGE", f"expected a header of at most {MOST_HEADER:,} bytes, got {length:,}")
-    if not 2 <= length <= len(data) - 8:
-        _refuse("HEADER_LENGTH", f"expected a header of 2 to {len(data) - 8:,} bytes, got {length:,}")
+    if not 2 <= length <= size - 8:
+        _refuse("HEADER_LENGTH", f"expected a header of 2 to {size - 8:,} bytes, got {length:,}")
     table = _parsed(bytes(data[8 : 8 + length]))
     metadata = _metadata(table.pop(_METADATA)) if _METADATA in table else {}
     pieces = {name: _piece(name, fields, base=8 + length) for name, fields in table.items()}
-    _check_cover(pieces, base=8 + length, end=len(data))
-    for name, piece in pieces.items():
-        if piece.dtype is torch.bool and data[piece.start : piece.stop].translate(None, b"\0\1"):
-            _refuse("BOOL_VALUE", f"expected bytes 0 and 1 in the boolean tensor {name!r}, got another")
+    _check_cover(pieces, base=8 + length, end=size)
     return Header(pieces, metadata)
 
 
@@ -123,7 +144,7 @@ def _parsed(raw: bytes) -> dict[str, Any]:
     if text.startswith("\ufeff"):
         _refuse("HEADER_ENCODING", "expected a header in UTF-8 without a byte order mark")
     try:
-        table = parse(text, floats=False)
+        table = parse_integers(text)
     except TextError as error:
         reason = {"SYNTAX": "HEADER_JSON", "DEPTH": "HEADER_DEPTH"}.get(error.reason, error.reason)
         raise CheckpointError(reason, f"the header is {error}") from None

@@ -1,0 +1,418 @@
+"""`Registry`: models and ensembles by name, in one readable file beside a folder of checkpoints.
+
+The order in which a registration touches the disk is in `protocol`; what may stand in the file in
+`document` and `schema`; what a name may be in `references`. Every refusal is a `RegistryError` (or a
+`CheckpointError`, of what is inside a blob) whose `reason` is one word. For single checks there are
+`check_name(name)`, `check_digest("sha256:...")` and `parse(bytes)`. Torch is imported only with a model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zoo.names import Patterns, matching
+from zoo.registry import changes, entries, protocol, upkeep
+from zoo.registry.blobs import Blobs
+from zoo.registry.clock import now
+from zoo.registry.document import Document, parse
+from zoo.registry.entries import EnsembleEntry, Entry
+from zoo.registry.references import RegistryError, check_digest, check_name
+from zoo.registry.upkeep import Problem
+
+if TYPE_CHECKING:
+    import pandas
+    import torch
+    from torch import nn
+
+    from zoo.checkpoint import Checkpoint
+    from zoo.registry.intake import Model
+    from zoo.spec import Spec
+
+__all__ = [
+    "EnsembleEntry",
+    "Entry",
+    "Problem",
+    "Registry",
+    "RegistryError",
+    "check_digest",
+    "check_name",
+    "parse",
+]
+
+Names = list[str]  # aliases, since the class has a method of the name `list`
+Entries = list[Entry]
+Problems = list[Problem]
+Paths = list[Path]
+Changes = list[changes.Change]
+
+
+class Registry:
+    """A file of names and a folder of checkpoints; the object itself holds nothing but the path.
+
+    Reading takes no lock and sees the file as it is now. Each change is one atomic step, or one for a whole
+    `transaction`. References are `name` (its newest version), `name@3`, `name@id`, an id, or an alias.
+
+    Args:
+        path: of the file. A missing one is made by the first registration.
+        timeout: seconds that a change waits while another process changes the file.
+
+    Example:
+        >>> import tempfile, zoo
+        >>> spec = zoo.Spec("cylinder", features=2, context=1, classes=2, options={"width": 4, "depth": 1})
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     registry = Registry(f"{folder}/registry.json")
+        ...     entry = registry.register("small", zoo.build(spec, seed=0), spec=spec, classes=["no", "yes"])
+        ...     registry.list(), entry.reference, registry.load("small@1").training
+        (['small'], 'small@1', False)
+    """
+
+    def __init__(self, path: str | Path, *, timeout: float = 60.0) -> None:
+        self.path = Path(path)
+        self.timeout = timeout
+        self.blobs = Blobs(self.path)
+        self._seen: tuple[bytes, Document] | None = None  # the last bytes and what they say: compared, not trusted
+        self._pending: tuple[Document, Changes] | None = None
+
+    def __repr__(self) -> str:
+        return f"Registry({str(self.path)!r})"
+
+    # ---- reading
+
+    def document(self) -> Document:
+        """The content of the file now; within a transaction, as it will be.
+
+        Raises:
+            RegistryError: there is none, or its text is refused.
+        """
+        if self._pending is not None:
+            return self._pending[0]
+        raw = protocol.read_raw(self.path, create=False) or b""
+        if self._seen is None or self._seen[0] != raw:
+            self._seen = (raw, parse(raw, known=self._seen[1] if self._seen else None))
+        return self._seen[1]
+
+    def list(self, include: Patterns = "*", exclude: Patterns = ()) -> Names:
+        """Sorted names of the models; shell wildcards, one or several, in both."""
+        models = self.document().models
+        return matching(sorted(name for name, model in models.items() if model["versions"]), include, exclude)
+
+    def entries(self, include: Patterns = "*", exclude: Patterns = ()) -> Entries:
+        """All versions of the models whose names match, by name and number."""
+        names = set(self.list(include, exclude))
+        return [entry for entry in entries.entries(self.document()) if entry.name in names]
+
+    def get(self, reference: str) -> Entry:
+        """The version that a reference points to.
+
+        Raises:
+            RegistryError: UNKNOWN, with the names that come near.
+        """
+        return entries.resolve(self.document(), reference)
+
+    def get_ensemble(self, name: str) -> EnsembleEntry:
+        """The ensemble of a name or an alias.
+
+        Raises:
+            RegistryError: UNKNOWN.
+        """
+        return entries.resolve_ensemble(self.document(), name)
+
+    def list_ensembles(self, include: Patterns = "*", exclude: Patterns = ()) -> Names:
+        """Sorted names of the ensembles."""
+        return matching(sorted(self.document().ensembles), include, exclude)
+
+    def aliases(self) -> dict[str, str]:
+        """Alias -> what it points to: `name@number`, or the name of an ensemble."""
+        found = self.document().aliases
+        return {
+            name: fields.get("ensemble") or f"{fields['model']}@{fields['version']}"
+            for name, fields in sorted(found.items())
+        }
+
+    def table(self, include: Patterns = "*", exclude: Patterns = ()) -> pandas.DataFrame:
+        """One row per version: name, number, id, architecture, parameters, a column per metric, created."""
+        import pandas
+
+        rows = [entry.row() for entry in self.entries(include, exclude)]
+        head = ["name", "number", "id", "architecture", "parameters"]
+        metrics = sorted({key for row in rows for key in row} - {*head, "created"})
+        return pandas.DataFrame(rows, columns=[*head, *metrics, "created"])
+
+    def checkpoint(self, reference: str) -> Checkpoint:
+        """A version's checkpoint; its file is read once, hashed, and those bytes are used without a copy.
+
+        Raises:
+            RegistryError: UNKNOWN; a blob that is missing or not what was registered.
+            CheckpointError: right bytes that do not fit, such as an architecture changed since.
+        """
+        from zoo.registry import reading
+
+        return reading.checkpoint(self.blobs, self.get(reference))
+
+    def load(self, reference: str, *, device: torch.device | str = "cpu") -> nn.Module:
+        """A version as a model in eval mode, all of it or an error.
+
+        Raises:
+            RegistryError: as `checkpoint`.
+            CheckpointError: as `checkpoint`.
+        """
+        return self.checkpoint(reference).to_module(device)
+
+    # ---- changing
+
+    def register(
+        self,
+        name: str,
+        model: Model,
+        *,
+        spec: Spec | None = None,
+        classes: Sequence[str] | None = None,
+        metrics: Mapping[str, Any] | None = None,
+        recipe: Mapping[str, Any] | None = None,
+        parents: Sequence[str] | None = None,
+        kind: str | None = None,
+        trained_on: str | None = None,
+        note: str | None = None,
+        tags: Iterable[str] = (),
+    ) -> Entry:
+        """Keep a model under a name, as its next version; the same weights again are the same version.
+
+        Args:
+            name: of the model.
+            model: a `Checkpoint`, a live module, or the path of a safetensors file, which is checked and
+                written anew.
+            spec: needed with a module or a foreign file.
+            classes: names of the classes; needed as `spec`.
+            metrics: name -> number, or `{"value", "unit", "n", "frames"}`.
+            recipe: plain data.
+            parents: references of what it was averaged or distilled from.
+            kind: trained, averaged or imported.
+            trained_on: fingerprint of the training frames.
+            note: free text.
+            tags: short words.
+
+        A version whose blob is damaged or missing is mended by registering the same weights again.
+
+        Returns:
+            The entry. Within a transaction its number may still move if others register the same name.
+
+        Raises:
+            RegistryError: a name that cannot be or is taken, the disk, the lock.
+            CheckpointError: weights that do not fit the spec, NaN, infinity, a negative variance.
+        """
+        from zoo.registry import intake
+
+        check_name(name)
+        if parents is not None:
+            parents = [self.get(parent).id for parent in parents]
+        about = {"metrics": intake.metrics_of(metrics), "recipe": recipe, "parents": parents, "kind": kind}
+        about |= {"trained_on": trained_on, "note": note}
+        checkpoint = intake.checkpoint_of(model, spec, classes, **about)
+        parcel = intake.parcel(name, checkpoint, tags=tags)
+
+        def change(document: Document) -> Document:
+            if not self.blobs.path(parcel.sha256).exists():  # garbage collection came between
+                self._put(parcel.data)
+            return changes.add_version(document, name, parcel.id, parcel.fields, mend=True)
+
+        present = self._present()
+        if changes.add_version(present, name, parcel.id, parcel.fields) is present:
+            entry = entries.resolve(present, f"{name}@{parcel.id}")
+            if not upkeep.problem_of(self.blobs, entry, fast=False, probe=False):
+                return entry
+        self._put(parcel.data)
+        self._commit(change, create=True)
+        return self.get(f"{name}@{parcel.id}")
+
+    def register_ensemble(self, name: str, ensemble: Any, *, note: str = "", tags: Iterable[str] = ()) -> EnsembleEntry:
+        """Keep an ensemble: its members by id, its rule and numbers.
+
+        Args:
+            name: of the ensemble.
+            ensemble: plain data with `members` (references) and `rule`, and where known `classes`, `weights`,
+                `temperatures`, `fitted_on`; or an object whose `to_json()` gives it.
+            note: free text.
+            tags: short words.
+
+        Raises:
+            RegistryError: a member is not here, or has other classes, or the name is taken.
+        """
+        data = dict(ensemble if isinstance(ensemble, Mapping) else ensemble.to_json())
+        data |= {key: value for key, value in (("note", note), ("tags", sorted(set(tags)))) if value}
+        fields = entries.ensemble_fields(self.document(), data, now())
+        self._commit(lambda document: changes.add_ensemble(document, name, fields), create=False)
+        return self.get_ensemble(name)
+
+    def alias(self, name: str, target: str, *, expect: str | None = None) -> None:
+        """Let an alias point to a version or an ensemble; it remembers what it pointed to before.
+
+        Args:
+            name: of the alias.
+            target: a reference, or the name of an ensemble.
+            expect: what it must point to now, else nothing is changed; "" where it must not exist yet.
+
+        Raises:
+            RegistryError: UNKNOWN target, NAME_COLLISION, CONFLICT where it points elsewhere than expected.
+        """
+
+        def change(document: Document) -> Document:
+            wanted = None if expect is None else entries.place(document, expect)
+            return changes.set_alias(document, name, entries.place(document, target), wanted)
+
+        self._commit(change, create=False)
+
+    def alias_back(self, name: str) -> None:
+        """Let an alias point again to what it pointed to before.
+
+        Raises:
+            RegistryError: UNKNOWN: no such alias, or it remembers nothing.
+        """
+        self._commit(lambda document: changes.alias_back(document, name), create=False)
+
+    def annotate(
+        self,
+        reference: str,
+        *,
+        note: str | None = None,
+        tags: Iterable[str] | None = None,
+        metrics: Mapping[str, Any] | None = None,
+    ) -> Entry:
+        """Replace the note or the tags of a version, add metrics to it; what is None stays."""
+        from zoo.registry import intake
+
+        entry = self.get(reference)
+        fields: dict[str, Any] = {} if note is None else {"note": note}
+        if tags is not None:
+            fields["tags"] = sorted(set(tags))
+        if metrics is not None:
+            fields["metrics"] = {**entry.metrics, **(intake.metrics_of(metrics) or {})}
+        self._commit(lambda document: changes.change_version(document, entry, fields), create=False)
+        return self.get(f"{entry.name}@{entry.id}")
+
+    def remove(self, reference: str, *, force: bool = False) -> Names:
+        """Remove a version, an ensemble or an alias; the blob stays until `collect_garbage`.
+
+        Args:
+            reference: a version (a bare name is its newest, `name@*` all of them), an ensemble, an alias.
+            force: remove also the ensembles and aliases that hold it.
+
+        Returns:
+            What held it.
+
+        Raises:
+            RegistryError: UNKNOWN; HELD, naming what holds it.
+        """
+        held: Names = []
+
+        def change(document: Document) -> Document:
+            if reference in document.aliases:
+                return changes.remove_alias(document, reference)
+            if reference in document.ensembles:
+                return changes.remove_ensemble(document, reference, force=force)
+            gone = entries.select(document, reference)
+            held[:] = changes.holders(document, gone)
+            return changes.remove_versions(document, gone, force=force)
+
+        self._commit(change, create=False)
+        return held
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Collect changes and commit them once at the end; after an exception, none of them.
+
+        Blobs are written at once; no lock is held meanwhile, so others may commit in between.
+        """
+        if self._pending is not None:
+            raise RegistryError("ARGUMENT", "a transaction is open already; transactions do not nest")
+        known = self.document() if self.path.exists() else Document()
+        self._pending = (known, [])
+        try:
+            yield
+            collected = self._pending[1]
+        finally:
+            self._pending = None
+        if collected:
+            self._commit(lambda document: _all(document, collected), create=True)
+
+    # ---- keeping
+
+    def verify(
+        self, include: Patterns = "*", exclude: Patterns = (), *, fast: bool = False, probe: bool = False
+    ) -> Problems:
+        """What is wrong with the blobs; an empty list where nothing is.
+
+        Args:
+            include: names of models, shell wildcards.
+            exclude: names to leave out.
+            fast: look at sizes and headers only, hash nothing.
+            probe: also run each model on the probe batch and compare with what it said at registration.
+        """
+        return [problem for _, problem in self.verified(include, exclude, fast=fast, probe=probe) if problem]
+
+    def verified(
+        self, include: Patterns = "*", exclude: Patterns = (), *, fast: bool = False, probe: bool = False
+    ) -> Iterator[tuple[Entry, Problem | None]]:
+        """As `verify`, one version after another, to show progress."""
+        return upkeep.verified(self.blobs, self.entries(include, exclude), fast=fast, probe=probe)
+
+    def collect_garbage(self, *, dry_run: bool = False, older_than: float = 86_400.0) -> Paths:
+        """Remove temporary files and blobs that no version points to; under the lock.
+
+        Args:
+            dry_run: only tell.
+            older_than: seconds; what is younger may belong to a registration under way, and stays.
+
+        Returns:
+            The files removed, or that would be.
+
+        Raises:
+            RegistryError: the registry does not parse; then nothing is touched.
+        """
+        return upkeep.collect_garbage(
+            self.path, self.blobs, timeout=self.timeout, dry_run=dry_run, older_than=older_than
+        )
+
+    def recover(self) -> Entries:
+        """Rebuild a lost registry from what its blobs say of themselves.
+
+        Numbers follow the age of the blobs; aliases, ensembles and tags are not in blobs and stay lost. Versions
+        that the registry has already stay as they are.
+
+        Raises:
+            RegistryError: the file is there and does not parse: move it away first.
+        """
+        from zoo.registry import reading
+
+        found = reading.recovered(self.blobs)
+        self._commit(lambda document: _all(document, [change for _, change in found]), create=True)
+        return [self.get(f"{name}@{version}") for (name, version), _ in found]
+
+    def _put(self, data: bytes) -> None:
+        try:
+            self.blobs.put(data)
+        except OSError as error:
+            raise RegistryError(
+                "DISK", f"cannot write a blob into {self.blobs.folder}: {error}; nothing has changed"
+            ) from error
+
+    def _present(self) -> Document:
+        """The content now; empty where there is no file yet."""
+        if self._pending is None and not self.path.exists():
+            return Document()
+        return self.document()
+
+    def _commit(self, change: changes.Change, *, create: bool) -> None:
+        if self._pending is not None:
+            document, collected = self._pending
+            self._pending = (change(document), [*collected, change])
+        else:
+            protocol.commit(self.path, change, timeout=self.timeout, create=create)
+
+
+def _all(document: Document, collected: Iterable[changes.Change]) -> Document:
+    for change in collected:
+        document = change(document)
+    return document

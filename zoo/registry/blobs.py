@@ -1,0 +1,115 @@
+"""The store of blobs: `checkpoints/sha256/<64 hex digits>.safetensors` beside the registry.
+
+A blob's name is the hash of its bytes, so a blob is never changed, only there or not there. It is read
+once, into memory, and the bytes that were hashed are the bytes that are used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import stat
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from zoo import durable
+from zoo.registry.entries import Entry
+from zoo.registry.references import RegistryError
+
+_BLOB = re.compile(r"([0-9a-f]{64})\.safetensors", re.ASCII)
+
+
+class Blobs:
+    """The blobs beside one registry."""
+
+    def __init__(self, registry: Path) -> None:
+        self.folder = registry.parent / "checkpoints" / "sha256"
+
+    def path(self, sha256: str) -> Path:
+        """Where the blob of a hash lies, or would."""
+        return self.folder / f"{sha256}.safetensors"
+
+    def put(self, data: bytes) -> str:
+        """Make a blob durable under its hash, and return the hash; one that is there and whole stays.
+
+        Raises:
+            OSError: the disk refused; nothing is left of it.
+        """
+        sha256 = hashlib.sha256(data).hexdigest()
+        path = self.path(sha256)
+        durable.make_folders(self.folder)
+        if self._holds(path, sha256, len(data)):
+            durable.renew(path)  # garbage collection keeps what is young
+            durable.sync_folder(self.folder)
+        else:
+            durable.write(path, data)
+        return sha256
+
+    def read(self, entry: Entry) -> bytearray:
+        """The bytes of a version, of the size and hash that the registry recorded.
+
+        Raises:
+            RegistryError: MISSING, NOT_A_FILE, BLOB_SIZE, BLOB_DIGEST or DISK, naming the version and both hashes.
+        """
+        self.check_size(entry)
+        try:
+            data = durable.read(self.path(entry.sha256), size=entry.bytes, follow=False)
+        except OSError as error:
+            raise self._refusal("DISK", entry, f"it cannot be read: {error}") from error
+        found = hashlib.sha256(data).hexdigest()
+        if found != entry.sha256:
+            raise self._refusal("BLOB_DIGEST", entry, f"expected sha256 {entry.sha256}, got {found}")
+        return data
+
+    def check_size(self, entry: Entry) -> None:
+        """Refuse a blob that is missing, no plain file, or of another size, without reading it.
+
+        Raises:
+            RegistryError: MISSING, NOT_A_FILE, BLOB_SIZE or DISK.
+        """
+        path = self.path(entry.sha256)
+        try:
+            status = path.lstat()
+        except FileNotFoundError:
+            raise self._refusal("MISSING", entry, f"expected it with sha256 {entry.sha256}, got none") from None
+        except OSError as error:
+            raise self._refusal("DISK", entry, f"it cannot be looked at: {error}") from error
+        if not stat.S_ISREG(status.st_mode):
+            raise self._refusal("NOT_A_FILE", entry, "expected a plain file, got a link, folder, pipe or device")
+        if status.st_size != entry.bytes:
+            raise self._refusal(
+                "BLOB_SIZE",
+                entry,
+                f"expected {entry.bytes:,} bytes with sha256 {entry.sha256}, got {status.st_size:,} bytes"
+                f"{self._hash_of(path, status.st_size, entry.bytes)}",
+            )
+
+    def names(self) -> Iterator[tuple[Path, str]]:
+        """Every file in the store with its hash, "" for a temporary file; what is neither is left alone."""
+        if not self.folder.is_dir():
+            return
+        for path in sorted(self.folder.iterdir()):
+            match = _BLOB.fullmatch(path.name)
+            if match or path.name.endswith(durable.TEMPORARY):
+                yield path, match[1] if match else ""
+
+    def _holds(self, path: Path, sha256: str, size: int) -> bool:
+        with suppress(OSError):
+            return hashlib.sha256(durable.read(path, size=size, follow=False)).hexdigest() == sha256
+        return False
+
+    def _hash_of(self, path: Path, size: int, expected: int) -> str:
+        """The hash of a blob of the wrong size, where reading it costs no more than reading the right one."""
+        with suppress(OSError):
+            if size <= expected + 2**20:
+                found = hashlib.sha256(durable.read(path, size=size, follow=False)).hexdigest()
+                return f" with sha256 {found}"
+        return ""
+
+    def _refusal(self, reason: str, entry: Entry, what: str) -> RegistryError:
+        return RegistryError(
+            reason,
+            f"the blob of {entry.name!r} version {entry.number} ({self.path(entry.sha256)}): {what}; "
+            f"restore it from a copy, or register the model again",
+        )

@@ -1,0 +1,215 @@
+"""Changes of a registry's content: from a document to another, no disk.
+
+A change that is already made returns the very document it was given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from zoo.registry.document import Document
+from zoo.registry.entries import Entry, resolve
+from zoo.registry.references import RegistryError, check_name
+
+Change = Callable[[Document], Document]
+_MOST_REMEMBERED = 10
+
+
+def add_version(document: Document, name: str, id: str, fields: Mapping[str, Any], *, mend: bool = False) -> Document:
+    """With a new version, numbered next; the same content again changes nothing.
+
+    Args:
+        document: what there is.
+        name: of the model.
+        id: of the version.
+        fields: its line, without the number.
+        mend: where the content is there already, let its line point to this blob.
+
+    Raises:
+        RegistryError: NAME, NAME_COLLISION; CLASSES where the same weights are there with other class names.
+    """
+    model = document.models.get(name, {"versions": {}})
+    if name not in document.models:
+        _check_free(document, name)
+    there = model["versions"].get(id)
+    if there is not None:
+        if there["classes"] != fields["classes"]:
+            msg = f"{name!r} has these weights already, with the classes {there['classes']}, got {fields['classes']}"
+            raise RegistryError("CLASSES", msg)
+        blob = {key: fields[key] for key in ("blob", "bytes")} if mend else {}
+        return change_version(document, Entry(name, id, there), blob)
+    number = 1 + _last(model)
+    versions = {**model["versions"], id: {"n": number, **fields}}
+    return replace(document, models={**document.models, name: {"versions": versions}})
+
+
+def change_version(document: Document, entry: Entry, fields: Mapping[str, Any]) -> Document:
+    """With some fields of a version replaced; empty ones are dropped.
+
+    Raises:
+        RegistryError: UNKNOWN, where it was removed meanwhile.
+    """
+    now = resolve(document, f"{entry.name}@{entry.id}").fields
+    merged = {key: value for key, value in {**now, **fields}.items() if value not in ("", [], {}, None)}
+    if merged == now:
+        return document
+    model = document.models[entry.name]
+    versions = {**model["versions"], entry.id: merged}
+    return replace(document, models={**document.models, entry.name: {**model, "versions": versions}})
+
+
+def remove_versions(document: Document, gone: Sequence[Entry], *, force: bool) -> Document:
+    """Without some versions; their numbers are never used again.
+
+    Raises:
+        RegistryError: HELD, naming the ensembles and aliases that hold one, unless `force` removes those too.
+    """
+    held = holders(document, gone)
+    if held and not force:
+        msg = (
+            f"{', '.join(entry.reference for entry in gone)} is held by {', '.join(held)}; remove these first, or force"
+        )
+        raise RegistryError("HELD", msg)
+    models = dict(document.models)
+    for entry in gone:
+        model = models[entry.name]
+        rest = {key: fields for key, fields in model["versions"].items() if key != entry.id}
+        last = _last(model)
+        keep_last = last > max((fields["n"] for fields in rest.values()), default=0)
+        models[entry.name] = {"versions": rest, **({"last": last} if keep_last else {})}
+    ids = {entry.id for entry in gone}
+    ensembles = {key: fields for key, fields in document.ensembles.items() if not ids & set(fields["members"])}
+    return _without_lost_aliases(replace(document, models=models, ensembles=ensembles))
+
+
+def remove_ensemble(document: Document, name: str, *, force: bool) -> Document:
+    """Without an ensemble.
+
+    Raises:
+        RegistryError: HELD, naming the aliases, unless `force` removes those too.
+    """
+    held = [f"the alias {alias!r}" for alias, fields in document.aliases.items() if fields.get("ensemble") == name]
+    if held and not force:
+        raise RegistryError("HELD", f"{name!r} is held by {', '.join(held)}; remove these first, or force")
+    rest = {key: fields for key, fields in document.ensembles.items() if key != name}
+    return _without_lost_aliases(replace(document, ensembles=rest))
+
+
+def remove_alias(document: Document, name: str) -> Document:
+    """Without an alias; what it points to stays."""
+    return replace(document, aliases={key: fields for key, fields in document.aliases.items() if key != name})
+
+
+def add_ensemble(document: Document, name: str, fields: Mapping[str, Any]) -> Document:
+    """With an ensemble; the same again changes nothing.
+
+    Raises:
+        RegistryError: NAME, NAME_COLLISION; EXISTS where another ensemble has the name; CLASSES where a member
+            has other class names, or the same in another order.
+    """
+    there = document.ensembles.get(name)
+    if there is None:
+        _check_free(document, name)
+    elif {**there, "created": ""} == {**fields, "created": ""}:
+        return document
+    else:
+        raise RegistryError(
+            "EXISTS", f"another ensemble has the name {name!r}; remove it first, or choose another name"
+        )
+    for member in fields["members"]:
+        classes = list(resolve(document, member).classes)
+        if classes != list(fields["classes"]):
+            what = (
+                f"the classes {fields['classes']} in this order, got {classes} of {resolve(document, member).reference}"
+            )
+            raise RegistryError("CLASSES", f"expected members of {name!r} with {what}")
+    return replace(document, ensembles={**document.ensembles, name: fields})
+
+
+def set_alias(document: Document, name: str, target: Mapping[str, Any], expected: Mapping[str, Any] | None) -> Document:
+    """With an alias that points to `target` and remembers where it pointed before.
+
+    Args:
+        document: what there is.
+        name: of the alias.
+        target: `{"model", "version"}` or `{"ensemble"}`.
+        expected: what it must point to now; an empty mapping where it must not exist yet; None: anything.
+
+    Raises:
+        RegistryError: NAME, NAME_COLLISION; CONFLICT where it does not point to what is expected.
+    """
+    there = document.aliases.get(name)
+    if there is None:
+        _check_free(document, name)
+    now = _target(there) if there else {}
+    if expected is not None and now != expected:
+        msg = f"expected the alias {name!r} to point to {_told(expected)}, it points to {_told(now)}; it was not moved"
+        raise RegistryError("CONFLICT", msg)
+    if now == target:
+        return document
+    before = [now, *there.get("before", [])][:_MOST_REMEMBERED] if there else []
+    return replace(document, aliases={**document.aliases, name: {**target, "before": before}})
+
+
+def alias_back(document: Document, name: str) -> Document:
+    """With an alias that points again to what it pointed to before.
+
+    Raises:
+        RegistryError: UNKNOWN: no such alias, or nothing before.
+    """
+    fields = document.aliases.get(name, {})
+    if not fields.get("before"):
+        what = "it remembers nothing" if fields else f"it has {sorted(document.aliases)}"
+        raise RegistryError("UNKNOWN", f"expected an alias {name!r} with something before; {what}")
+    first, *rest = fields["before"]
+    return replace(document, aliases={**document.aliases, name: {**first, "before": rest}})
+
+
+def holders(document: Document, gone: Sequence[Entry]) -> list[str]:
+    """The ensembles and aliases that point to one of some versions."""
+    ids, places = {entry.id for entry in gone}, [{"model": entry.name, "version": entry.number} for entry in gone]
+    held = [f"the ensemble {name!r}" for name, fields in document.ensembles.items() if ids & set(fields["members"])]
+    return held + [f"the alias {name!r}" for name, fields in document.aliases.items() if _target(fields) in places]
+
+
+def _without_lost_aliases(document: Document) -> Document:
+    """Aliases and their memory, without what is no longer there."""
+
+    def there(place: Mapping[str, Any]) -> bool:
+        if "ensemble" in place:
+            return place["ensemble"] in document.ensembles
+        versions = document.models.get(place["model"], {"versions": {}})["versions"]
+        return any(fields["n"] == place["version"] for fields in versions.values())
+
+    aliases = {
+        name: {**_target(fields), "before": [place for place in fields.get("before", []) if there(place)]}
+        for name, fields in document.aliases.items()
+        if there(fields)
+    }
+    return replace(document, aliases=aliases)
+
+
+def _check_free(document: Document, name: str) -> None:
+    check_name(name)
+    for section in (document.models, document.ensembles, document.aliases):
+        for other in section:
+            if other.casefold() == name.casefold():
+                msg = f"the name {name!r} is taken by {other!r}; models, ensembles and aliases share one name space"
+                raise RegistryError("NAME_COLLISION", msg)
+
+
+def _last(model: Mapping[str, Any]) -> int:
+    newest = max((fields["n"] for fields in model["versions"].values()), default=0)
+    return int(max(newest, model.get("last", 0)))
+
+
+def _target(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in fields.items() if key != "before"}
+
+
+def _told(place: Mapping[str, Any]) -> str:
+    if not place:
+        return "nothing"
+    return repr(place["ensemble"] if "ensemble" in place else f"{place['model']}@{place['version']}")

@@ -1,0 +1,222 @@
+"""The text of a registry, in and out: read strictly, written canonically.
+
+    {
+    "aliases":{
+    "best":{"before":[],"model":"cylinder-a","version":2}
+    },
+    "ensembles":{
+    },
+    "format":"zoo-registry",
+    "models":{
+    "cylinder-a":{"versions":{
+    "1f2e3d4c5b6a":{"n":1,"spec":{...},...},
+    "9a8b7c6d5e4f":{"n":2,"spec":{...},...}
+    }}
+    },
+    "schema":1
+    }
+
+One version is one line, keys are sorted, and models stand in the order of a hash of their names, so that
+two branches of a project that each add a model rarely touch neighbouring lines. A version's line that is
+not changed is written back as it was read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from zoo.canonical import TextError, canonical, parse_strictly
+from zoo.registry.references import RegistryError
+from zoo.registry.schema import check_sections, check_top
+
+_VERSION_LINE = re.compile(r'^("[0-9a-f]{12}":)(\{.*\})(,?)$', re.MULTILINE)
+_UGLY = re.compile("[\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")  # terminal controls, reversed text
+_ESCAPE = re.compile(r"(?<!\\)(?:\\\\)*\\u([0-9a-fA-F]{4})")
+_FORMAT, SCHEMA = "zoo-registry", 1
+
+
+class Line(dict[str, Any]):
+    """A version as it was read, with its text; it is never changed, only replaced."""
+
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Document:
+    """A registry's content as plain data. Functions that change it make another.
+
+    Args:
+        models: name -> `{"versions": {id: fields}}`, and `"last"` where the newest numbers were removed.
+        ensembles: name -> fields.
+        aliases: name -> fields.
+        extensions: keys beginning with `x-`, kept as they are.
+    """
+
+    models: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    ensembles: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    aliases: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    extensions: Mapping[str, Any] = field(default_factory=dict)
+
+    def versions(self) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+        """Name, id and fields of every version."""
+        for name, model in self.models.items():
+            for version, fields in model["versions"].items():
+                yield name, version, fields
+
+
+def parse(raw: bytes, known: Document | None = None) -> Document:
+    """The document of a registry's bytes.
+
+    Args:
+        raw: the whole file.
+        known: a document whose versions need not be read again where their lines are the same.
+
+    Raises:
+        RegistryError: the first thing that is wrong, by its `reason`.
+
+    Example:
+        >>> parse(b'{"format":"zoo-registry","schema":1,"models":{},"ensembles":{},"aliases":{}}').models
+        {}
+    """
+    text = _decoded(raw)
+    table = _table(text, {} if known is None else _lines(known))
+    _check_characters(text)
+    check_top(table, _FORMAT, SCHEMA)
+    check_sections(table)
+    extensions = {key: value for key, value in table.items() if key.startswith("x-")}
+    return Document(table["models"], table["ensembles"], table["aliases"], extensions)
+
+
+def write(document: Document) -> bytes:
+    """The one text of a document, UTF-8, LF, a newline at the end."""
+    sections = {
+        "aliases": _section(f'"{name}":{canonical(document.aliases[name])}' for name in sorted(document.aliases)),
+        "ensembles": _section(f'"{name}":{canonical(document.ensembles[name])}' for name in sorted(document.ensembles)),
+        "format": canonical(_FORMAT),
+        "models": _section(_model(name, document.models[name]) for name in sorted(document.models, key=_spread)),
+        "schema": canonical(SCHEMA),
+        **{key: canonical(value, ordered=False) for key, value in sorted(document.extensions.items())},
+    }
+    return ("{\n" + ",\n".join(f"{canonical(key)}:{text}" for key, text in sections.items()) + "\n}\n").encode()
+
+
+def _model(name: str, model: Mapping[str, Any]) -> str:
+    last = f'"last":{model["last"]},' if "last" in model else ""
+    versions = (f'"{key}":{_line(fields)}' for key, fields in sorted(model["versions"].items()))
+    return f'"{name}":{{{last}"versions":{_section(versions)}}}'
+
+
+def _section(lines: Iterator[str]) -> str:
+    return "{\n" + "".join(f"{line},\n" for line in lines).removesuffix(",\n") + "\n}"
+
+
+def _line(fields: Mapping[str, Any]) -> str:
+    return fields.text if isinstance(fields, Line) else canonical(fields)
+
+
+def _lines(document: Document) -> dict[str, Line]:
+    return {fields.text: fields for _, _, fields in document.versions() if isinstance(fields, Line)}
+
+
+def _spread(name: str) -> str:
+    return hashlib.sha256(name.encode()).hexdigest()
+
+
+def _decoded(raw: bytes) -> str:
+    if not raw:
+        raise RegistryError("REGISTRY_JSON", f"expected a registry, got an empty file; {_RESCUE}")
+    if not raw.strip(b"\0"):
+        raise RegistryError("REGISTRY_ENCODING", f"expected a registry, got {len(raw):,} zeros; {_RESCUE}")
+    if raw.startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")) or b"\0" in raw[:4]:
+        raise RegistryError(
+            "REGISTRY_ENCODING", "expected UTF-8 without a byte order mark; save the file again in that encoding"
+        )
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise RegistryError("REGISTRY_ENCODING", f"expected UTF-8: {error}; {_RESCUE}") from None
+
+
+_RESCUE = "take it back from version control, or rebuild it with `zoo recover`"
+
+
+def _table(text: str, known: Mapping[str, Line]) -> Any:
+    """The parsed text; each version's line apart, so that the line can be kept."""
+    found: list[Line] = []
+
+    def apart(match: re.Match[str]) -> str:
+        found.append(known.get(match[2]) or _read_line(match[2]))
+        return f"{match[1]}{len(found) - 1}{match[3]}"
+
+    try:
+        table = parse_strictly(_VERSION_LINE.sub(apart, text))
+        if found and not _put_back(table, found):
+            table = parse_strictly(text)  # not laid out as `write` does
+    except TextError as error:
+        raise _refusal(error, text) from None
+    return table
+
+
+def _read_line(text: str) -> Line:
+    line = Line(parse_strictly(text))
+    line.text = text
+    return line
+
+
+def _put_back(table: Any, found: list[Line]) -> bool:
+    """Replace the numbers that stand for lines; False where some stand elsewhere than versions do."""
+    models = table.get("models") if isinstance(table, dict) else None
+    count = 0
+    for model in models.values() if isinstance(models, dict) else ():
+        versions = model.get("versions") if isinstance(model, dict) else None
+        if not isinstance(versions, dict):
+            continue
+        for key, index in versions.items():
+            if type(index) is not int or index != count:
+                return False
+            versions[key] = found[index]
+            count += 1
+    return count == len(found)
+
+
+def _refusal(error: TextError, text: str) -> RegistryError:
+    if "\n<<<<<<< " in text or text.startswith("<<<<<<< "):
+        return RegistryError(
+            "REGISTRY_JSON", f"the registry holds the conflict markers of a merge ({error}); merge it with `zoo merge`"
+        )
+    if "control character" in str(error):
+        return RegistryError("CONTROL_CHARACTER", f"the registry is {error}")
+    reason = {"SYNTAX": "REGISTRY_JSON", "DEPTH": "REGISTRY_DEPTH"}.get(error.reason, error.reason)
+    return RegistryError(reason, f"the registry is {error}; correct it, or {_RESCUE}")
+
+
+def _check_characters(text: str) -> None:
+    """Refuse what a terminal would obey rather than show, and halves of surrogate pairs."""
+    if not text.isascii() or "\x7f" in text:
+        ugly = _UGLY.search(text)
+        if ugly:
+            raise RegistryError("CONTROL_CHARACTER", f"the registry holds the control character {ugly[0]!r}")
+    if "\\" not in text:
+        return
+    for match in _ESCAPE.finditer(text):
+        code = int(match[1], 16)
+        if 0xD800 <= code <= 0xDFFF:
+            if not _paired(text, match):
+                raise RegistryError("REGISTRY_ENCODING", f"the registry holds half a surrogate pair, \\u{match[1]}")
+        elif (code < 0x20 and code not in (0x09, 0x0A)) or _UGLY.match(chr(code)):
+            raise RegistryError("CONTROL_CHARACTER", f"the registry holds the control character \\u{match[1]}")
+    backspace = re.search(r"(?<!\\)(?:\\\\)*\\[bfr]", text)
+    if backspace:
+        raise RegistryError("CONTROL_CHARACTER", f"the registry holds the control character {backspace[0][-2:]}")
+
+
+def _paired(text: str, match: re.Match[str]) -> bool:
+    """Whether an escaped surrogate has its other half beside it: the two are one character."""
+    code, start = int(match[1], 16), match.end(1) - 6
+    neighbour = text[start + 6 : start + 12] if code < 0xDC00 else text[start - 6 : start]
+    wanted = r"\\u[dD][c-fC-F][0-9a-fA-F]{2}" if code < 0xDC00 else r"\\u[dD][89abAB][0-9a-fA-F]{2}"
+    return re.fullmatch(wanted, neighbour) is not None

@@ -1,0 +1,186 @@
+"""What the parsed text of a registry must hold: sections, names, fields and their types, references.
+
+Names and collisions are judged first, then the fields of each thing, then whether what is pointed at is there.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+from zoo.canonical import depth
+from zoo.registry.references import RegistryError, check_digest, check_name, is_id
+
+SECTIONS = ("models", "ensembles", "aliases")
+_DEEPEST = 64
+_VERSION = {"n": int, "spec": dict, "classes": list, "blob": str, "bytes": int, "parameters": int, "created": str}
+_VERSION_MORE = {
+    "metrics": dict,
+    "recipe": dict,
+    "parents": list,
+    "kind": str,
+    "trained_on": str,
+    "note": str,
+    "tags": list,
+    "software": dict,
+    "probe": dict,
+}
+_ENSEMBLE = {"members": list, "rule": dict, "classes": list, "created": str}
+_ENSEMBLE_MORE = {"weights": list, "temperatures": list, "fitted_on": str, "note": str, "tags": list}
+_KINDS = {"trained", "averaged", "imported"}
+_TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z", re.ASCII)
+
+
+def check_top(table: Any, name: str, newest: int) -> None:
+    """Refuse what is no registry, or one of another schema, or with other keys."""
+    if not isinstance(table, dict) or table.get("format") != name:
+        got = table.get("format") if isinstance(table, dict) else table
+        _refuse("NOT_A_REGISTRY", f"expected a registry with the format {name!r}, got {str(got)[:60]!r}")
+    schema = table.get("schema")
+    if type(schema) is not int or schema < 1:
+        _refuse("SCHEMA_TYPE", f"expected the schema as an integer of at least 1, got {schema!r}")
+    if schema > newest:
+        _refuse(
+            "SCHEMA_TOO_NEW", f"the registry has schema {schema}, this program knows up to {newest}: update the program"
+        )
+    known = {"format", "schema", *SECTIONS}
+    unknown = sorted(key for key in table if key not in known and not key.startswith("x-"))
+    if unknown:
+        _refuse("UNKNOWN_KEY", f"expected the keys {sorted(known)} and keys that begin with 'x-', got {unknown}")
+    missing = sorted(known - set(table))
+    if missing:
+        _refuse("MISSING_KEY", f"expected the keys {sorted(known)}, {missing} are missing")
+    deep = [key for key in table if key.startswith("x-") and depth(table[key]) > _DEEPEST]
+    if deep:
+        _refuse("REGISTRY_DEPTH", f"expected at most {_DEEPEST} levels in {deep[0]!r}")
+
+
+def check_sections(table: Mapping[str, Any]) -> None:
+    """Refuse names, fields and references that cannot be."""
+    for section in SECTIONS:
+        if not isinstance(table[section], dict):
+            _refuse("FIELD_TYPE", f"expected {section!r} as an object, got {str(table[section])[:60]}")
+    _check_names(table)
+    ids = {version for name, model in table["models"].items() for version in _model(name, model)}
+    for name, fields in table["ensembles"].items():
+        check_ensemble(name, fields)
+        lost = [member for member in fields["members"] if member not in ids]
+        if lost:
+            _refuse("DANGLING", f"the ensemble {name!r} holds {lost}, which the registry does not have")
+    for name, fields in table["aliases"].items():
+        _check_alias(name, fields, table)
+
+
+def _check_names(table: Mapping[str, Any]) -> None:
+    taken: dict[str, str] = {}
+    for section in SECTIONS:
+        for name in table[section]:
+            check_name(name)
+            other = taken.setdefault(name.casefold(), f"{name!r} in {section}")
+            if other != f"{name!r} in {section}":
+                _refuse("NAME_COLLISION", f"{name!r} in {section} has the name of {other}; capitals do not tell apart")
+
+
+def _model(name: str, model: Any) -> Mapping[str, Any]:
+    """The versions of one model, checked."""
+    _check_fields(f"the model {name!r}", model, {"versions": dict}, {"last": int})
+    versions: Mapping[str, Any] = model["versions"]
+    numbers = set()
+    for key, fields in versions.items():
+        if not is_id(key):
+            _refuse("ID", f"expected ids of 12 hex digits in {name!r}, got {key[:40]!r}")
+        check_version(f"{name}@{key}", fields)
+        numbers.add(fields["n"])
+    if len(numbers) != len(versions) or (numbers and not 1 <= min(numbers) <= max(numbers) <= 10**9):
+        _refuse("VERSION_NUMBER", f"expected different numbers from 1 for the versions of {name!r}, got others")
+    if "last" in model and not max(numbers, default=0) < model["last"] <= 10**9:
+        _refuse("VERSION_NUMBER", f"expected 'last' of {name!r} beyond its versions' numbers, got {model['last']}")
+    return versions
+
+
+def check_version(what: str, fields: Any) -> None:
+    """Refuse a version whose fields are missing, unknown, or of another type."""
+    _check_fields(what, fields, _VERSION, _VERSION_MORE)
+    check_digest(fields["blob"])
+    if fields["bytes"] < 1 or fields["parameters"] < 0:
+        _refuse(
+            "FIELD_TYPE", f"expected sizes of {what}, got {fields['bytes']} bytes, {fields['parameters']} parameters"
+        )
+    _check_strings(what, "classes", fields["classes"])
+    for key in ("tags", "parents"):
+        if key in fields:
+            _check_strings(what, key, fields[key])
+    if "kind" in fields and fields["kind"] not in _KINDS:
+        _refuse("FIELD_TYPE", f"expected a kind of {sorted(_KINDS)} for {what}, got {fields['kind']!r}")
+    _check_time(what, fields["created"])
+    if depth(fields, 12) > 12:
+        _refuse("REGISTRY_DEPTH", f"expected at most 12 levels in {what}")
+    _check_metrics(what, fields.get("metrics", {}))
+
+
+def check_ensemble(name: str, fields: Any) -> None:
+    """Refuse an ensemble whose fields are missing, unknown, of another type or length."""
+    what = f"the ensemble {name!r}"
+    _check_fields(what, fields, _ENSEMBLE, _ENSEMBLE_MORE)
+    _check_time(what, fields["created"])
+    for key in ("members", "classes", "tags"):
+        _check_strings(what, key, fields.get(key, []))
+    members = fields["members"]
+    if not members or len(set(members)) != len(members) or not all(map(is_id, members)):
+        _refuse("FIELD_TYPE", f"expected different ids as members of {what}, got {str(members)[:80]}")
+    for key, length in (("weights", len(members)), ("temperatures", len(members))):
+        numbers = fields.get(key)
+        if numbers is not None and (len(numbers) != length or not all(type(n) in (int, float) for n in numbers)):
+            _refuse("FIELD_TYPE", f"expected one number per member as {key} of {what}, got {str(numbers)[:80]}")
+    if depth(fields, 12) > 12:
+        _refuse("REGISTRY_DEPTH", f"expected at most 12 levels in {what}")
+
+
+def _check_alias(name: str, fields: Any, table: Mapping[str, Any]) -> None:
+    what = f"the alias {name!r}"
+    target = {"ensemble": str} if isinstance(fields, dict) and "ensemble" in fields else {"model": str, "version": int}
+    _check_fields(what, fields, target, {"before": list})
+    for place in (fields, *fields.get("before", ())):
+        if place is not fields:
+            _check_fields(what, place, {"ensemble": str} if "ensemble" in place else {"model": str, "version": int}, {})
+        model = table["models"].get(place.get("model"), {"versions": {}})
+        there = {version["n"] for version in model["versions"].values()}
+        if not (place.get("ensemble") in table["ensembles"] or place.get("version") in there):
+            _refuse("DANGLING", f"{what} points to {place}, which the registry does not have")
+
+
+def _check_fields(what: str, fields: Any, needed: Mapping[str, type], more: Mapping[str, type]) -> None:
+    if not isinstance(fields, dict):
+        _refuse("FIELD_TYPE", f"expected {what} as an object, got {str(fields)[:60]}")
+    missing = [key for key in needed if key not in fields]
+    if missing:
+        _refuse("MISSING_KEY", f"expected {list(needed)} in {what}, {missing} are missing")
+    for key, value in fields.items():
+        kind = needed.get(key) or more.get(key)
+        if kind is None:
+            if key.startswith("x-"):
+                continue
+            _refuse("UNKNOWN_KEY", f"expected {[*needed, *more]} in {what}, got {key[:60]!r}")
+        if type(value) is not kind:
+            _refuse("FIELD_TYPE", f"expected {key!r} of {what} as {kind.__name__}, got {str(value)[:60]}")
+
+
+def _check_strings(what: str, key: str, values: list[Any]) -> None:
+    if not all(type(value) is str for value in values):
+        _refuse("FIELD_TYPE", f"expected {key!r} of {what} as strings, got {str(values)[:60]}")
+
+
+def _check_time(what: str, text: str) -> None:
+    if not _TIME.fullmatch(text):
+        _refuse("FIELD_TYPE", f"expected the time {what} was made as 2026-01-31T12:00:00Z, got {text[:40]!r}")
+
+
+def _check_metrics(what: str, metrics: Mapping[str, Any]) -> None:
+    for key, metric in metrics.items():
+        if not isinstance(metric, dict) or type(metric.get("value")) not in (int, float):
+            _refuse("FIELD_TYPE", f"expected metric {key!r} of {what} with a number as 'value', got {str(metric)[:60]}")
+
+
+def _refuse(reason: str, message: str) -> NoReturn:
+    raise RegistryError(reason, message)
