@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from zoo.registry import EnsembleEntry, Entry, Registry, RegistryError
     from zoo.spec import Spec, build, count_parameters
     from zoo.terminal import print_json, print_table, progress, run_app
-    from zoo.training import Group, TrainingError, train, train_group
+    from zoo.training import Group, TrainingError, seconds_per_step, single, train, train_group
 
 __all__ = [
     "PHONEMES",
@@ -57,6 +57,8 @@ __all__ = [
     "resample",
     "run_app",
     "sample_corpus",
+    "seconds_per_step",
+    "single",
     "stretch",
     "train",
     "train_group",
@@ -104,7 +106,7 @@ def __getattr__(name: str) -> Any:
             from zoo import recipe
 
             return getattr(recipe, name)
-        case "Group" | "TrainingError" | "train" | "train_group":
+        case "Group" | "TrainingError" | "seconds_per_step" | "single" | "train" | "train_group":
             from zoo import training
 
             return getattr(training, name)

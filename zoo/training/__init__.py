@@ -19,9 +19,9 @@ from zoo.logs import Log
 from zoo.recipe import Recipe
 from zoo.spec import Spec, build
 from zoo.training.group import Group, TrainingError
-from zoo.training.loop import train_group
+from zoo.training.loop import seconds_per_step, train_group
 
-__all__ = ["Group", "TrainingError", "train", "train_group"]
+__all__ = ["Group", "TrainingError", "seconds_per_step", "single", "train", "train_group"]
 
 
 def train(
@@ -62,16 +62,15 @@ def train(
         >>> trained.metrics["valid/accuracy"]["value"] > 0.9
         True
     """
-    model = build(spec, seed=recipe.seed).to(train.features.device)
-    group = Group(
-        spec=spec,
-        seeds=(recipe.seed,),
-        module=model,
-        forward=lambda x: model(x.flatten(0, -2))[None],
-        reseed=_reseed,
-    )
+    group = single(spec, recipe, train.features.device)
     report = None if on_epoch is None else lambda records: on_epoch(records[0])
     return train_group(group, recipe, train, valid, on_epoch=report, directory=directory, log=log)[0]
+
+
+def single(spec: Spec, recipe: Recipe, device: torch.device | str = "cpu") -> Group:
+    """A group of one new model."""
+    model = build(spec, seed=recipe.seed).to(device)
+    return Group(spec, (recipe.seed,), model, forward=lambda x: model(x)[None], reseed=_reseed)
 
 
 def _reseed(seeds: Sequence[int]) -> None:

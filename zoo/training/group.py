@@ -72,8 +72,7 @@ class Feed:
         self._labels = labels_of(frames, "train").to(frames.features.device)
         self._spec, self._recipe, self._seeds = spec, recipe, tuple(order_seeds)
         count = max(round(len(frames) * recipe.fraction), 1)
-        drawn = torch.randperm(len(frames), generator=_generator(recipe.data_seed, 0, "fraction"))[:count]
-        self._frames = drawn.sort().values if count < len(frames) else None
+        self._frames = torch.stack([_drawn(len(frames), count, seed) for seed in self._seeds])  # (1 or M, count)
         self.count = count
         batches = count // recipe.batch_size + (count % recipe.batch_size > 1)  # BatchNorm cannot take one frame
         if not batches:
@@ -89,16 +88,14 @@ class Feed:
         """
         generators = [_generator(seed, number, "order") for seed in self._seeds]
         order = torch.stack([torch.randperm(self.count, generator=g) for g in generators])  # (1 or M, N)
-        if self._frames is not None:
-            order = self._frames[order]
+        order = self._frames.expand_as(order).gather(1, order)
         for first in range(0, len(self._starts), self._recipe.accumulate):
             starts = self._starts[first : first + self._recipe.accumulate]
             yield [self._batch(order[:, at : at + self._recipe.batch_size], generators) for at in starts]
 
     def plain(self, most: int) -> Iterator[Tensor]:
         """Windows in batches without masks, of about `most` frames evenly over the whole."""
-        frames = torch.arange(self.count) if self._frames is None else self._frames
-        chosen = frames[:: max(self.count // most, 1)]
+        chosen = self._frames[0, :: max(self.count // most, 1)]
         for batch in torch.split(chosen, self._recipe.batch_size):
             if len(batch) > 1:
                 yield self._stretch.windows(batch.to(self._labels.device))
@@ -186,6 +183,13 @@ def labels_of(frames: FrameSet, what: str) -> Tensor:
         msg = f"expected {what} frames with labels, got none; is there a transcript folder?"
         raise ValueError(msg)
     return frames.labels
+
+
+def _drawn(frames: int, count: int, seed: int) -> Tensor:
+    """(count,) of the frames, in their order; all of them where count says so."""
+    if count == frames:
+        return torch.arange(frames)
+    return torch.randperm(frames, generator=_generator(seed, 0, "fraction"))[:count].sort().values
 
 
 def _prepared(frames: FrameSet, spec: Spec) -> Stretch:

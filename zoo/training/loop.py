@@ -55,6 +55,23 @@ def train_group(
         return run.to_end(on_epoch, None if directory is None else Path(directory), log)
 
 
+def seconds_per_step(group: Group, recipe: Recipe, train: FrameSet, *, patience: float = 0.5) -> float:
+    """The least time that a step of this group took, over about `patience` seconds; the group is trained by it."""
+    enough = torch.arange(int((train.starts < recipe.batch_size * recipe.accumulate).sum()))
+    feed = Feed(train.select(enough), group.spec, recipe, group.order_seeds or (recipe.data_seed,))
+    stepper = Stepper(group, recipe, train.features.device.type)
+    rates = torch.full((group.members,), recipe.learning_rate, dtype=torch.float64)
+    group.module.train()
+    with torch.random.fork_rng(devices=[]):
+        took: list[float] = []
+        while len(took) < 5 or sum(took) < patience:
+            begin = time.perf_counter()
+            batches = next(feed.epoch(1))
+            stepper.step(batches, rates).cpu()
+            took.append(time.perf_counter() - begin)
+    return min(took[1:])
+
+
 class _Run:
     """The state of a run: the module, its averages and best, the optimiser, and M-vectors of progress."""
 

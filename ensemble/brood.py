@@ -1,0 +1,188 @@
+"""`Brood`: members of one structure as one module for *training*, written so that it is fast on a CPU.
+
+vmap over a training step is slower than one member after another beyond small batches: it treats the shared
+input as M inputs and BatchNorm as M small ones. Here the few layers with parameters or random draws are
+replaced by layers that hold all members: activations are (B, M, features), so the first layer is one wide
+product over the shared input, and BatchNorm is a single one over M * features channels. All other layers work
+entry by entry and stay. What cannot be replaced is refused, and a probe says whether the rest was right.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function
+from torch.nn import functional
+
+_PROBED = 4  # frames
+
+
+class Brood(nn.Module):
+    """M models of one structure: (B, inputs) for all, or (M, B, inputs) one each -> (M, B, C).
+
+    The names of its `state_dict` are those of one model; each tensor's memory is the members' tensors one after
+    another, so `tensor.view(M, -1)` has a row for each member. What a member computes, its dropout included, is
+    what it would compute alone from the same seed.
+
+    Args:
+        models: at least one, in train mode; they are copied.
+
+    Raises:
+        ValueError: the models differ, or have layers that no rule is known for; the message names them.
+
+    Example:
+        >>> models = [nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2)) for _ in range(5)]
+        >>> Brood(models)(torch.zeros(7, 3)).shape
+        torch.Size([5, 7, 2])
+    """
+
+    def __init__(self, models: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.members = len(models)
+        self.generators = [torch.Generator() for _ in models]
+        self.body = _combined(list(models), self.generators, "model")
+        self._refuse_disparity(models)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(M, B, C) of (B, inputs) or (M, B, inputs)."""
+        found: Tensor = self.body(x if x.ndim == 2 else x.transpose(0, 1))  # (B, M, C)
+        return found.transpose(0, 1)
+
+    def reseed(self, seeds: Sequence[int]) -> None:
+        """Restart each member's dropout, M seeds."""
+        for generator, seed in zip(self.generators, seeds, strict=True):
+            generator.manual_seed(seed)
+
+    def _refuse_disparity(self, models: Sequence[nn.Module]) -> None:
+        first = next((m for m in models[0].modules() if isinstance(m, nn.Linear)), None)
+        if first is None:
+            msg = "expected models that begin with a Linear"
+            raise ValueError(msg)
+        x = torch.randn(_PROBED, first.in_features, generator=torch.Generator().manual_seed(0))
+        with _evaluating(self, *models), torch.no_grad():
+            alone = torch.stack([model(x.to(first.weight.device)) for model in models])
+            together = self(x.to(first.weight.device))
+        if alone.shape != together.shape or not torch.allclose(alone, together, rtol=1e-4, atol=1e-4):
+            msg = "the members together do not compute what they compute one by one; train them one after another"
+            raise ValueError(msg)
+
+
+class _WideLinear(nn.Module):
+    """M Linear layers: (B, I) or (B, M, I) -> (B, M, O)."""
+
+    def __init__(self, layers: Sequence[nn.Linear]) -> None:
+        super().__init__()
+        self.members = len(layers)
+        self.weight = nn.Parameter(torch.cat([layer.weight.detach() for layer in layers]))  # (M * O, I)
+        biases = [layer.bias.detach() for layer in layers if layer.bias is not None]
+        self.bias = nn.Parameter(torch.cat(biases)) if biases else None  # (M * O)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.ndim == 2:
+            return functional.linear(x, self.weight, self.bias).view(len(x), self.members, -1)
+        weight = self.weight.view(self.members, -1, self.weight.shape[1])
+        dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
+        y: Tensor = _Products.apply(x.to(dtype), weight.to(dtype))  # type: ignore[no-untyped-call]  # untyped in torch
+        return y if self.bias is None else y + self.bias.view(self.members, -1)
+
+
+class _Products(Function):
+    """(B, M, I) by (M, O, I) -> (B, M, O), gradients laid out as the parameters are."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return torch.bmm(x.transpose(0, 1), weight.transpose(1, 2)).transpose(0, 1).contiguous()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+        x, weight = ctx.saved_tensors
+        g = gradients[0].transpose(0, 1)  # (M, B, O)
+        return torch.bmm(g, weight).transpose(0, 1).contiguous(), torch.bmm(g.transpose(1, 2), x.transpose(0, 1))
+
+
+class _WideBatchNorm(nn.BatchNorm1d):
+    """M BatchNorms as one over M * H channels: (B, M, H) -> (B, M, H)."""
+
+    def __init__(self, layers: Sequence[nn.BatchNorm1d]) -> None:
+        first = layers[0]
+        super().__init__(
+            len(layers) * first.num_features,
+            first.eps,
+            first.momentum,
+            affine=first.affine,
+            track_running_stats=first.track_running_stats,
+            device=first.weight.device if first.affine else None,
+        )
+        with torch.no_grad():
+            for name in ("weight", "bias", "running_mean", "running_var"):
+                own = getattr(self, name)
+                if own is not None:
+                    own.copy_(torch.cat([getattr(layer, name) for layer in layers]))
+            if self.num_batches_tracked is not None:
+                counts = [layer.num_batches_tracked for layer in layers]
+                self.num_batches_tracked = torch.stack(counts)  # type: ignore[arg-type]  # set where tracked
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input.flatten(1)).view_as(input)
+
+
+class _WideDropout(nn.Module):
+    """M Dropouts, each drawing from its member's generator what nn.Dropout would draw: (B, M, H) -> (B, M, H)."""
+
+    def __init__(self, p: float, generators: list[torch.Generator]) -> None:
+        super().__init__()
+        self.p, self.generators = p, generators
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or not self.p:
+            return x
+        B, M, H = x.shape
+        kept = x.new_empty(M, B, H)
+        for mask, generator in zip(kept, self.generators, strict=True):
+            mask.bernoulli_(1 - self.p, generator=generator)
+        return x * kept.div_(1 - self.p).transpose(0, 1)
+
+
+_STATELESS = (nn.ReLU, nn.GELU, nn.Sigmoid, nn.Softplus, nn.Tanh, nn.SiLU, nn.LeakyReLU, nn.ELU, nn.Identity)
+
+
+def _combined(layers: list[Any], generators: list[torch.Generator], name: str) -> nn.Module:
+    """One layer for the members' layers, its parts combined likewise."""
+    first = layers[0]
+    if any(type(layer) is not type(first) or layer.extra_repr() != first.extra_repr() for layer in layers):
+        msg = f"expected members of one structure, but {name} is {first} in one and otherwise in another"
+        raise ValueError(msg)
+    if type(first) is nn.Linear:
+        return _WideLinear(layers)
+    if type(first) is nn.BatchNorm1d:
+        return _WideBatchNorm(layers)
+    if type(first) is nn.Dropout:
+        return _WideDropout(first.p, generators)
+    if type(first) in _STATELESS:
+        return copy.deepcopy(first)  # type: ignore[no-any-return]  # layers are modules
+    children = dict(first.named_children())
+    own = [*first._parameters, *first._buffers]
+    if own or not children:
+        msg = f"no rule is known for {name}, a {type(first).__name__}; train its members one after another"
+        raise ValueError(msg)
+    hollow = copy.copy(first)
+    hollow._modules = {
+        part: _combined([layer._modules[part] for layer in layers], generators, f"{name}.{part}") for part in children
+    }
+    return hollow  # type: ignore[no-any-return]  # as above
+
+
+@contextmanager
+def _evaluating(*modules: nn.Module) -> Iterator[None]:
+    modes = [module.training for module in modules]
+    for module in modules:
+        module.eval()
+    yield
+    for module, mode in zip(modules, modes, strict=True):
+        module.train(mode)
