@@ -11,18 +11,17 @@ References:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ensemble.weights.quadratic import nonnegative_minimum
-from ensemble.weights.rows import Rows
+from ensemble.weights.rows import Block, Numbers, Rows
 
 Array = NDArray[np.float64]
 Indices = NDArray[np.intp]
 
-_HEAVY = 20.0  # a quadratic says little about a frame where some P / u exceeds this
+_HEAVY = 6.0  # a quadratic says little about a frame where some P / u exceeds this
 _RIDGE = 1e-9  # proximal: it keeps near duplicates solvable and does not move the optimum
 
 
@@ -76,69 +75,95 @@ def look(rows: Rows, w: Array, active: Indices | None, *, alpha: float, precise:
     """
     dtype = np.float64 if precise else np.float32
     support = np.flatnonzero(w)
-    d, logs, count = np.zeros(rows.members), 0.0, 0 if active is None else len(active)
-    H, heavy, heavy_weights = np.zeros((count, count)), [], []
-    weights_here = w[support].astype(dtype)
-    for where, block, largest in rows.blocks(dtype):
-        u: NDArray[Any] = weights_here @ (block if len(support) == rows.members else block[support])
-        alive = largest > 0
-        if not (u > 0)[alive].all():
-            return View(w, np.full(rows.members, np.inf), np.inf, None)
-        everywhere = bool(alive.all())
-        s: NDArray[Any] = np.ones(len(u), dtype) if rows.weights is None else rows.weights[where].astype(dtype)
-        if not everywhere:
-            u, s = np.where(alive, u, 1), s * alive
-        ratio = s / u
-        d += block @ ratio
+    whole = 3 * len(support) > rows.members  # gathering rows costs more than multiplying by zero
+    own = (w if whole else w[support]).astype(dtype)
+    d, logs = np.zeros(rows.members), 0.0
+    sums = None if active is None else _Sums(active, rows)
+    for block in rows.blocks(dtype):
+        u = own @ (block.values if whole else block.values[support])
+        if block.counts is not None:
+            u[block.counts == 0] = 1.0
+        if not u.min() > 0:
+            return View(w, np.full(rows.members, np.inf), np.nan, None)
+        ratio = np.reciprocal(u) if block.counts is None else block.counts / u
+        d += block.values @ ratio
         if precise:
-            logs += float(s @ np.log(u))
-        if active is None:
-            continue
-        extreme = np.flatnonzero(u * _HEAVY < largest)
-        if len(extreme) > len(u) // 32:
-            order = np.argpartition(u[extreme] / largest[extreme], len(u) // 32)
-            extreme = extreme[order[: len(u) // 32]]
-        chosen = block if len(active) == rows.members else block[active]
-        heavy.append(chosen[:, extreme].astype(np.float64))
-        heavy_weights.append(s[extreme].astype(np.float64))
-        scale: NDArray[Any] = np.sqrt(s) / u
-        scale[extreme] = 0
-        Z = (chosen * scale).astype(np.float32 if rows.frames * rows.members > 2**16 else np.float64, copy=False)
-        H += Z @ Z.T
-    total = rows.total
-    share = 1.0 / (1.0 + alpha)
-    with np.errstate(divide="ignore"):
-        d = share * (d / total + (alpha / rows.members / w if alpha else 0.0))
-    loss = -(logs + rows.log_scale) / total if precise else np.nan
-    if active is None:
-        return View(w, d, loss, None)
-    exact, exact_weights = np.concatenate(heavy, axis=1), np.concatenate(heavy_weights) * (share / total)
-    if alpha:
-        exact = np.concatenate([exact, np.eye(rows.members)[active]], axis=1)
-        pseudo = np.full(rows.members, share * alpha / rows.members)
-        exact_weights = np.concatenate([exact_weights, pseudo])
-    return View(w, d, loss, Curvature(active, H * (share / total), exact, exact_weights))
+            logs += float(np.log(u).sum() if block.counts is None else block.counts @ np.log(u))
+        if sums is not None:
+            sums.add(block, u)
+    pull = alpha / rows.members / np.maximum(w, 1e-300) if alpha else 0.0
+    d = (d / rows.total + pull) / (1.0 + alpha)
+    loss = -(logs + rows.log_scale) / rows.total if precise else np.nan
+    return View(w, d, loss, None if sums is None else sums.curvature(rows, alpha))
+
+
+class _Sums:
+    """Collects the curvature over the active members while the frames go by."""
+
+    def __init__(self, active: Indices, rows: Rows) -> None:
+        self.active = active
+        self.every = len(active) == rows.members
+        self.dtype = np.float64 if rows.small else np.float32
+        self.light = np.zeros((len(active), len(active)))
+        self.heavy: list[Numbers] = []
+        self.weights: list[Numbers] = []
+        self.room = np.empty(0, self.dtype)
+
+    def add(self, block: Block, u: Numbers) -> None:
+        heavy = _heaviest(block.largest, u)
+        chosen = block.values if self.every else block.values[self.active]
+        counts = np.ones_like(u) if block.counts is None else block.counts
+        self.heavy.append(chosen[:, heavy])
+        self.weights.append(counts[heavy])
+        scale: Numbers = np.sqrt(counts) / u
+        scale[heavy] = 0
+        if self.room.shape != chosen.shape:
+            self.room = np.empty(chosen.shape, self.dtype)
+        Z = np.multiply(chosen, scale, out=self.room, casting="same_kind")
+        self.light += Z @ Z.T
+
+    def curvature(self, rows: Rows, alpha: float) -> Curvature:
+        share = 1.0 / ((1.0 + alpha) * rows.total)
+        heavy = np.concatenate(self.heavy, axis=1).astype(np.float64)
+        weights = np.concatenate(self.weights).astype(np.float64) * share
+        if alpha:
+            heavy = np.concatenate([heavy, np.eye(rows.members)[self.active]], axis=1)
+            weights = np.append(weights, np.full(rows.members, alpha / rows.members / (1.0 + alpha)))
+        return Curvature(self.active, self.light * share, heavy, weights)
+
+
+def _heaviest(largest: Numbers, u: Numbers) -> Indices:
+    """Frames that a quadratic fits badly; at most every sixteenth, so that keeping them stays cheap."""
+    heavy = np.flatnonzero(u * _HEAVY < largest)
+    room = len(u) // 16 + 1
+    if len(heavy) > room:
+        heavy = heavy[np.argpartition(u[heavy] / largest[heavy], room)[:room]]
+    return heavy
 
 
 def step(view: View, model: Curvature) -> Array:
-    """(M,) where the model, expanded at `view`, has its minimum; normalised to the simplex."""
+    """(M,) on the simplex, where the model, moved to `view`, has its minimum.
+
+    The heavy frames are kept exact, so this is a small Newton iteration of its own, without a walk.
+    """
     A, P, s = model.active, model.heavy, model.heavy_weights
     w = view.weights[A]
     light = view.d[A] - P @ (s / (w @ P))
     H = model.light + _RIDGE * (1.0 + np.diag(model.light).max(initial=0.0)) * np.eye(len(A))
-    y = w
-    for _ in range(50 if len(s) else 1):
+    y, first = w, 0.0
+    for _ in range(50):
         v = y @ P
         slope = 1.0 - light + H @ (y - w) - P @ (s / v)
         Z = P * (np.sqrt(s) / v)
         full = H + Z @ Z.T
         move = nonnegative_minimum(full, full @ y - slope, y) - y
-        if float(-slope @ move) < 1e-26:
+        gain = float(-slope @ move)
+        if gain <= max(1e-10 * first, 1e-26):
             break
         y = y + _length(H, P, s, light, w, y, move) * move
-        y[y < 1e-14 * y.max()] = 0.0
-    x = view.weights.copy()
-    x[A] = y
+        first = first or gain
+    x = np.zeros_like(view.weights)
+    x[A] = np.where(y < 1e-14 * y.max(), 0.0, y)
     x /= x.sum()
     return x
 

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]  # it ships no types
 
 from ensemble.weights.newton import View, look, step
-from ensemble.weights.rows import Rows, as_matrix
+from ensemble.weights.rows import Numbers, Rows, as_matrix
 
 Array = NDArray[np.float64]
+Indices = NDArray[np.intp]
 
 _CLOSE = 0.98  # members whose d exceeds this take part in the next step
 
@@ -85,116 +86,119 @@ def fit_simplex_weights(
         raise ValueError(msg)
     begin = None if start is None else _start(start, len(values))
     with _controller().limit(limits=1, user_api="blas"):
-        distinct, first = _distinct(values)
-        reduced = values if len(distinct) == len(values) else values[distinct]
+        # shrinkage tells equal members apart, so then all of them stay
+        first = np.arange(len(values)) if alpha else _first_equal(values)
         if begin is not None:
-            begin = np.bincount(first, begin, len(values)).astype(np.float64)[distinct]
-        if alpha:  # duplicates are pulled apart by the shrinkage: keep them
-            distinct, reduced, begin = (
-                np.arange(len(values)),
-                values,
-                None if start is None else _start(start, len(values)),
-            )
-        rows = Rows(reduced, weights)
-        view, passes = _solve(rows, begin, alpha=alpha, tolerance=tolerance, max_passes=max_passes, seed=seed)
-    full, d = np.zeros(len(values)), np.ones(len(values))
-    full[distinct] = view.weights
-    d[distinct] = view.d
-    if not alpha:
-        d = d[first]
-    return SimplexFit(full, view.loss, view.gap, passes, d, tuple(np.flatnonzero(full).tolist()), rows.dropped)
+            begin = np.bincount(first, begin, len(values)).astype(np.float64)
+        rows = Rows(values, weights)
+        task = _Task(rows, first == np.arange(len(values)), alpha, tolerance, max_passes)
+        view, passes = _solve(task, begin, seed)
+    support = tuple(np.flatnonzero(view.weights).tolist())
+    return SimplexFit(view.weights, view.loss, view.gap, passes, view.d, support, rows.dropped)
 
 
-def _solve(
-    rows: Rows, begin: Array | None, *, alpha: float, tolerance: float, max_passes: float, seed: int
-) -> tuple[View, float]:
-    passes, M = 0.0, rows.members
-    small = rows.frames * M <= 2**16
-    active: NDArray[np.intp] = np.arange(M)
-    w = np.full(M, 1.0 / M)
+@dataclass(frozen=True)
+class _Task:
+    """What stays the same during one solve."""
+
+    rows: Rows
+    allowed: NDArray[np.bool_]
+    alpha: float
+    tolerance: float
+    max_passes: float
+
+    @property
+    def rough(self) -> bool:
+        """Whether float32 can tell that it is done; only a start is wanted then."""
+        return self.tolerance > 1e-5
+
+    def look(self, w: Array, active: Indices | None, *, precise: bool) -> View:
+        return look(self.rows, w, active, alpha=self.alpha, precise=precise)
+
+    def active(self, view: View, above: float = _CLOSE) -> Indices:
+        """Members that take part in the next step; with shrinkage nobody may leave."""
+        if self.alpha:
+            return np.arange(self.rows.members)
+        return np.flatnonzero(self.allowed & ((view.d > above) | (view.weights > 0)))
+
+
+def _solve(task: _Task, begin: Array | None, seed: int) -> tuple[View, float]:
+    """The best view found, seen in float64, and the passes it took."""
+    view, passes = _begin(task, begin, seed)
+    best, model, precise = view, view.curvature, task.rows.small
+    assert model is not None
+    while passes < task.max_passes and not (view.gap <= task.tolerance and (precise or task.rough)):
+        last = view.gap < task.tolerance**0.5  # then one more step will do, by quadratic convergence
+        precise = precise or (last and not task.rough)
+        stale = view.curvature is None
+        wanted = task.active(view) if task.rows.small or not last or stale else None
+        new, reads = _advance(task, view, step(view, model), wanted, precise=precise)
+        passes += reads
+        missing = np.setdiff1d(task.active(new, above=1.0), model.active)
+        if new.curvature is None and new.gap > task.tolerance and len(missing):
+            new, passes = task.look(new.weights, task.active(new), precise=precise), passes + 1
+        view, model = new, new.curvature or model
+        if np.isnan(best.loss) or (precise and view.gap < best.gap):
+            best = view
+    return best, passes
+
+
+def _begin(task: _Task, begin: Array | None, seed: int) -> tuple[View, float]:
+    """The first look at all frames: from a warm start, from a solved sample, or from equal weights."""
+    rows, passes = task.rows, 0.0
+    even, active = task.allowed / task.allowed.sum(), np.flatnonzero(task.allowed)
+    w = even
     if begin is not None:
-        w = (begin + 1e-3 / M) / (begin.sum() + 1e-3) if alpha or not begin.all() else begin / begin.sum()
+        w = begin / begin.sum()
+        w = w if w[task.allowed].all() else 0.99 * w + 0.01 * even
     elif rows.frames >= 8192:
         sample = _sample(rows, seed)
-        found, read = _solve(sample, None, alpha=alpha, tolerance=1e-3, max_passes=30, seed=seed)
-        passes += read * sample.frames / rows.frames
-        w = 0.999 * found.weights + 0.001 / M
-        active = np.arange(M) if alpha else np.flatnonzero(found.d > 0.95)
-        w[np.setdiff1d(np.arange(M), active)] = 0
-        w /= w.sum()
-    precise = small
-    view = look(rows, w, active, alpha=alpha, precise=precise)
-    passes += 1
-    if not rows.total:
-        msg = "expected a frame in which some member gives the true class a positive probability, got none"
+        found, passes = _solve(_Task(sample, task.allowed, task.alpha, 1e-3, 30), None, seed)
+        passes *= sample.frames / rows.frames
+        active, w = task.active(found, above=_CLOSE - 0.01), found.weights
+    view = task.look(w, active, precise=rows.small)
+    if not rows.total and rows.dropped:
+        msg = f"expected a positive probability of the true class somewhere, got {rows.dropped} frames of zeros"
         raise ValueError(msg)
-    if not np.isfinite(view.d).all():
-        w = np.full(M, 1.0 / M)
-        view = look(rows, w, np.arange(M), alpha=alpha, precise=True)
-        passes += 1
-    best, model = view, view.curvature
-    assert model is not None
-    while not (precise and view.gap <= tolerance) and passes < max_passes:
-        if not precise and view.gap <= 1e-5:
-            precise = True
-        target = step(view, model)
-        precise = precise or view.gap < 3e-2
-        wanted = None if view.gap < 1e-4 else _close(view, alpha)
-        new, read = _advance(rows, view, target, wanted, alpha=alpha, precise=precise)
-        passes += read
-        outside = np.setdiff1d(np.flatnonzero(new.d > 1 + tolerance / 2), model.active)
-        if new.curvature is None and (new.gap > tolerance) and (len(outside) or new.gap > 0.1 * view.gap):
-            new = look(rows, new.weights, _close(new, alpha), alpha=alpha, precise=precise)
-            passes += 1
-        model = new.curvature or model
-        view = new
-        if precise and (not np.isfinite(best.loss) or view.gap < best.gap):
-            best = view
-    return best if np.isfinite(best.loss) else view, passes
+    if not np.isfinite(view.d).all():  # a frame that only members at zero explain
+        view, passes = task.look(0.9 * w + 0.1 * even, np.flatnonzero(task.allowed), precise=True), passes + 1
+    return view, passes + 1
 
 
-def _advance(
-    rows: Rows, view: View, target: Array, active: NDArray[np.intp] | None, *, alpha: float, precise: bool
-) -> tuple[View, int]:
-    """Go towards `target`, back where the slope there says the step was too long."""
-    length, move = 1.0, target - view.weights
-    descent = float(view.d @ move)
-    for tries in range(1, 40):
+def _advance(task: _Task, view: View, target: Array, active: Indices | None, *, precise: bool) -> tuple[View, int]:
+    """Look at the target, or nearer where the slope there says that the step was too long."""
+    move = target - view.weights
+    limit = -0.9 * abs(float(view.d @ move)) - 1e-12
+    length, reads = 1.0, 0
+    while True:
+        reads += 1
         w = np.maximum(view.weights + length * move, 0.0)
-        new = look(rows, w / w.sum(), active, alpha=alpha, precise=precise)
-        if np.isfinite(new.d).all() and float(new.d @ move) >= -0.9 * abs(descent) - 1e-12:
-            return new, tries
+        new = task.look(w / w.sum(), active, precise=precise)
+        if np.isfinite(new.d).all() and float(new.d @ move) >= limit or reads == 50:
+            return new, reads
         length *= 0.5
-    return new, tries
-
-
-def _close(view: View, alpha: float) -> NDArray[np.intp]:
-    if alpha:
-        return np.arange(len(view.d))
-    return np.flatnonzero((view.d > _CLOSE) | (view.weights > 0))
 
 
 def _sample(rows: Rows, seed: int) -> Rows:
-    """A thirty-second part of the frames (2,048 at least) in random runs of consecutive ones."""
-    wanted, run = max(rows.frames // 32, min(2048, rows.frames)), 128
-    runs = np.random.default_rng(seed).permutation(max(rows.frames // run, 1))[: max(wanted // run, 1)]
-    index = (np.sort(runs)[:, None] * run + np.arange(min(run, rows.frames))).ravel()
+    """An eighth of the frames, 65,536 at most, in random runs of consecutive ones: few jumps in memory."""
+    run = 128
+    wanted = min(rows.frames // 8, 65_536) // run
+    runs = np.random.default_rng(seed).permutation(rows.frames // run)[:wanted]
+    index = (np.sort(runs)[:, None] * run + np.arange(run)).ravel()
     weights = None if rows.weights is None else rows.weights[index]
     return Rows(rows.values[:, index], weights)
 
 
-def _distinct(values: Array) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Indices of the members that equal no earlier one, and for every member the first equal to it."""
+def _first_equal(values: Numbers) -> Indices:
+    """For every member the first one that equals it exactly."""
     heads: dict[bytes, list[int]] = {}
     first = np.arange(len(values))
     for m, head in enumerate(values[:, :256]):
         twins = heads.setdefault(head.tobytes(), [])
-        equal = next((t for t in twins if np.array_equal(values[t], values[m])), None)
-        if equal is None:
+        first[m] = next((t for t in twins if np.array_equal(values[t], values[m])), m)
+        if first[m] == m:
             twins.append(m)
-        else:
-            first[m] = equal
-    return np.flatnonzero(first == np.arange(len(values))), first
+    return first
 
 
 def checked_weights(weights: object, frames: int) -> Array:
