@@ -17,9 +17,9 @@ from zoo.frames import FrameSet
 from zoo.logs import JsonLines, Log
 from zoo.norms import reestimate
 from zoo.recipe import Position, Recipe, schedule_factor
-from zoo.recipe.optimisers import rows
 from zoo.spec import build
 from zoo.terminal import progress
+from zoo.training.descent import rows
 from zoo.training.group import Feed, Group, Judge, TrainingError, check_frames, epoch_seed
 from zoo.training.journal import Journal
 from zoo.training.steps import Stepper

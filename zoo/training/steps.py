@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 
 from zoo.norms import unchanged_statistics
-from zoo.recipe import Recipe, make_optimiser
-from zoo.recipe.optimisers import AdamSGD, norms, rows, spread, uphill
+from zoo.recipe import Recipe
 from zoo.spec import build
+from zoo.training.descent import AdamSGD, make_optimiser, norms, rows, spread, uphill
 from zoo.training.group import Group, losses
 
 
