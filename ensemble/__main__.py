@@ -1,0 +1,5 @@
+"""`python -m ensemble`."""
+
+from ensemble.cli import main
+
+main()

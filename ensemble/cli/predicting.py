@@ -1,0 +1,67 @@
+"""Commands that use an ensemble: predict."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Literal
+
+from cyclopts import App
+
+import zoo
+from ensemble.cli.sources import chosen_device, registry_at
+
+
+def add_to(app: App) -> None:
+    """Add these commands to `app`."""
+    app.command(predict)
+
+
+def predict(
+    name: str,
+    *,
+    output: Path,
+    corpus: Path | None = None,
+    partition: str = "test",
+    form: Literal["frames", "submission"] = "frames",
+    registry: Path | None = None,
+    device: str = "auto",
+) -> None:
+    """Write the predicted phoneme of every frame as CSV.
+
+    Example: ensemble predict final --corpus my-corpus --partition test --output submission.csv --form submission
+
+    Args:
+        name: an ensemble or a model in the registry.
+        output: the CSV file; it appears when it is complete, and an existing one is replaced.
+        corpus: folder in the HW1P2 layout; the bundled synthesised speech if left out.
+        partition: the part of the corpus to predict; it needs no transcripts.
+        form: "frames" writes recording, frame, label, probability; "submission" the course's id, label.
+        registry: the registry's file; else $ZOO_REGISTRY, else registry.json in this folder.
+        device: cpu, cuda, or auto for cuda where there is one.
+    """
+    from ensemble.combined import load_ensemble
+
+    frames = zoo.sample_corpus(partition) if corpus is None else zoo.read_corpus(corpus, partition)
+    final = load_ensemble(registry_at(registry), name, device=chosen_device(device))
+    probabilities = final.predict_proba(frames)
+    best = probabilities.argmax(axis=1)
+    labels = [final.classes_[index] for index in best]
+    if form == "submission":
+        rows: Iterable[tuple[object, ...]] = [("id", "label"), *enumerate(labels)]
+    else:
+        rows = _located(frames, labels, probabilities.max(axis=1))
+    table = io.StringIO()
+    csv.writer(table, lineterminator="\n").writerows(rows)
+    zoo.write_file(output, table.getvalue().encode())
+    print(f"{len(labels):,} frames of {frames.recordings:,} recordings written to {output}")
+
+
+def _located(frames: zoo.FrameSet, labels: list[str], certainty: Iterable[float]) -> Iterator[tuple[object, ...]]:
+    """Rows that say where each label stands: the recording's name, and the frame within it from 0."""
+    yield ("recording", "frame", "label", "probability")
+    inside = (index - int(frames.starts[group]) for index, group in enumerate(frames.groups.tolist()))
+    for group, frame, label, probability in zip(frames.groups.tolist(), inside, labels, certainty, strict=True):
+        yield (frames.names[group], frame, label, f"{probability:.6f}")
