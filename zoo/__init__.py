@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from zoo.checkpoint import Checkpoint, CheckpointError
     from zoo.corpus import PHONEMES, CorpusError, read_corpus, sample_corpus, write_corpus
     from zoo.durable import write as write_file
+    from zoo.exchange import export, from_pretrained, import_folder, pull, push
     from zoo.frames import FrameSet, Stretch, stretch, windows
     from zoo.logs import JsonLines, Log, TensorBoard, Wandb, read_runs
     from zoo.recipe import Recipe
@@ -43,6 +44,9 @@ __all__ = [
     "average",
     "build",
     "count_parameters",
+    "export",
+    "from_pretrained",
+    "import_folder",
     "list_architectures",
     "losses_along",
     "mask",
@@ -51,6 +55,8 @@ __all__ = [
     "print_json",
     "print_table",
     "progress",
+    "pull",
+    "push",
     "read_audio",
     "read_corpus",
     "read_runs",
@@ -94,6 +100,10 @@ def __getattr__(name: str) -> Any:
             from zoo import durable
 
             return durable.write
+        case "export" | "from_pretrained" | "import_folder" | "pull" | "push":
+            from zoo import exchange
+
+            return getattr(exchange, name)
         case "FrameSet" | "Stretch" | "stretch" | "windows":
             from zoo import frames
 

@@ -6,11 +6,12 @@ import sys
 
 from cyclopts import App
 
-from zoo.cli import breeding, keeping
+from zoo.cli import breeding, keeping, moving
 from zoo.terminal import run_app
 
 app = App(name="zoo", help="Keep a zoo of trained frame classifiers: register, verify, train, search.")
 keeping.add_to(app)
+moving.add_to(app)
 breeding.add_to(app)
 
 

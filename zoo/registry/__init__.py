@@ -8,6 +8,7 @@ The order in which a registration touches the disk is in `protocol`; what may st
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from zoo.checkpoint import Checkpoint
+    from zoo.frames import FrameSet
     from zoo.registry.intake import Model
     from zoo.spec import Spec
 
@@ -47,6 +49,7 @@ Entries = list[Entry]
 Problems = list[Problem]
 Paths = list[Path]
 Changes = list[changes.Change]
+Rows = list[dict[str, Any]]
 
 
 class Registry:
@@ -56,7 +59,8 @@ class Registry:
     `transaction`. References are `name` (its newest version), `name@3`, `name@id`, an id, or an alias.
 
     Args:
-        path: of the file. A missing one is made by the first registration.
+        path: of the file; else $ZOO_REGISTRY, else `registry.json` in the working folder. A missing one is
+            made by the first registration.
         timeout: seconds that a change waits while another process changes the file.
 
     Example:
@@ -69,8 +73,8 @@ class Registry:
         (['small'], 'small@1', False)
     """
 
-    def __init__(self, path: str | Path, *, timeout: float = 60.0) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | Path | None = None, *, timeout: float = 60.0) -> None:
+        self.path = Path(path or os.environ.get("ZOO_REGISTRY") or "registry.json")
         self.timeout = timeout
         self.blobs = Blobs(self.path)
         self._seen: tuple[bytes, Document] | None = None  # the last bytes and what they say: compared, not trusted
@@ -82,11 +86,7 @@ class Registry:
     # ---- reading
 
     def document(self) -> Document:
-        """The content of the file now; within a transaction, as it will be.
-
-        Raises:
-            RegistryError: there is none, or its text is refused.
-        """
+        """The content of the file now, or a RegistryError; within a transaction, as it will be."""
         if self._pending is not None:
             return self._pending[0]
         raw = protocol.read_raw(self.path, create=False) or b""
@@ -113,11 +113,7 @@ class Registry:
         return entries.resolve(self.document(), reference)
 
     def get_ensemble(self, name: str) -> EnsembleEntry:
-        """The ensemble of a name or an alias.
-
-        Raises:
-            RegistryError: UNKNOWN.
-        """
+        """The ensemble of a name or an alias; RegistryError where there is none."""
         return entries.resolve_ensemble(self.document(), name)
 
     def list_ensembles(self, include: Patterns = "*", exclude: Patterns = ()) -> Names:
@@ -126,20 +122,14 @@ class Registry:
 
     def aliases(self) -> dict[str, str]:
         """Alias -> what it points to: `name@number`, or the name of an ensemble."""
-        found = self.document().aliases
-        return {
-            name: fields.get("ensemble") or f"{fields['model']}@{fields['version']}"
-            for name, fields in sorted(found.items())
-        }
+        return {name: entries.pointed(fields) for name, fields in sorted(self.document().aliases.items())}
 
     def table(self, include: Patterns = "*", exclude: Patterns = ()) -> pandas.DataFrame:
         """One row per version: name, number, id, architecture, parameters, a column per metric, created."""
         import pandas
 
-        rows = [entry.row() for entry in self.entries(include, exclude)]
-        head = ["name", "number", "id", "architecture", "parameters"]
-        metrics = sorted({key for row in rows for key in row} - {*head, "created"})
-        return pandas.DataFrame(rows, columns=[*head, *metrics, "created"])
+        rows = entries.rows(self.entries(include, exclude))
+        return pandas.DataFrame(rows, columns=None if rows else ["name", "number", "id", "architecture", "parameters"])
 
     def checkpoint(self, reference: str) -> Checkpoint:
         """A version's checkpoint; its file is read once, hashed, and those bytes are used without a copy.
@@ -153,13 +143,21 @@ class Registry:
         return reading.checkpoint(self.blobs, self.get(reference))
 
     def load(self, reference: str, *, device: torch.device | str = "cpu") -> nn.Module:
-        """A version as a model in eval mode, all of it or an error.
-
-        Raises:
-            RegistryError: as `checkpoint`.
-            CheckpointError: as `checkpoint`.
-        """
+        """A version as a model in eval mode, all of it or the errors of `checkpoint`."""
         return self.checkpoint(reference).to_module(device)
+
+    def diff(self, first: str, second: str) -> dict[str, Any]:
+        """How two versions differ: about, spec, recipe, classes, metrics, tensors; equal parts are empty."""
+        from zoo.registry.difference import difference
+
+        a, b = self.get(first), self.get(second)
+        return difference(a, b, (self.checkpoint(first), self.checkpoint(second)))
+
+    def measure(self, reference: str, frames: FrameSet) -> Rows:
+        """Metrics recorded on these very frames, measured again: version, metric, recorded, measured, agrees."""
+        from zoo.registry.measuring import compare
+
+        return compare(self.get(reference), self.checkpoint(reference), frames)
 
     # ---- changing
 
@@ -215,7 +213,7 @@ class Registry:
 
         def change(document: Document) -> Document:
             if not self.blobs.path(parcel.sha256).exists():  # garbage collection came between
-                self._put(parcel.data)
+                self.blobs.put(parcel.data)
             return changes.add_version(document, name, parcel.id, parcel.fields, mend=True)
 
         present = self._present()
@@ -223,7 +221,7 @@ class Registry:
             entry = entries.resolve(present, f"{name}@{parcel.id}")
             if not upkeep.problem_of(self.blobs, entry, fast=False, probe=False):
                 return entry
-        self._put(parcel.data)
+        self.blobs.put(parcel.data)
         self._commit(change, create=True)
         return self.get(f"{name}@{parcel.id}")
 
@@ -265,11 +263,7 @@ class Registry:
         self._commit(change, create=False)
 
     def alias_back(self, name: str) -> None:
-        """Let an alias point again to what it pointed to before.
-
-        Raises:
-            RegistryError: UNKNOWN: no such alias, or it remembers nothing.
-        """
+        """Let an alias point again to what it pointed to before; RegistryError where it remembers nothing."""
         self._commit(lambda document: changes.alias_back(document, name), create=False)
 
     def annotate(
@@ -300,23 +294,13 @@ class Registry:
             force: remove also the ensembles and aliases that hold it.
 
         Returns:
-            What held it.
+            The ensembles and aliases that held it.
 
         Raises:
             RegistryError: UNKNOWN; HELD, naming what holds it.
         """
-        held: Names = []
-
-        def change(document: Document) -> Document:
-            if reference in document.aliases:
-                return changes.remove_alias(document, reference)
-            if reference in document.ensembles:
-                return changes.remove_ensemble(document, reference, force=force)
-            gone = entries.select(document, reference)
-            held[:] = changes.holders(document, gone)
-            return changes.remove_versions(document, gone, force=force)
-
-        self._commit(change, create=False)
+        held = changes.holders(self.document(), reference)
+        self._commit(lambda document: changes.remove(document, reference, force=force), create=False)
         return held
 
     @contextmanager
@@ -389,14 +373,6 @@ class Registry:
         found = reading.recovered(self.blobs)
         self._commit(lambda document: _all(document, [change for _, change in found]), create=True)
         return [self.get(f"{name}@{version}") for (name, version), _ in found]
-
-    def _put(self, data: bytes) -> None:
-        try:
-            self.blobs.put(data)
-        except OSError as error:
-            raise RegistryError(
-                "DISK", f"cannot write a blob into {self.blobs.folder}: {error}; nothing has changed"
-            ) from error
 
     def _present(self) -> Document:
         """The content now; empty where there is no file yet."""

@@ -34,16 +34,19 @@ class Blobs:
         """Make a blob durable under its hash, and return the hash; one that is there and whole stays.
 
         Raises:
-            OSError: the disk refused; nothing is left of it.
+            RegistryError: DISK; nothing is left of it.
         """
         sha256 = hashlib.sha256(data).hexdigest()
         path = self.path(sha256)
-        durable.make_folders(self.folder)
-        if self._holds(path, sha256, len(data)):
-            durable.renew(path)  # garbage collection keeps what is young
-            durable.sync_folder(self.folder)
-        else:
-            durable.write(path, data)
+        try:
+            durable.make_folders(self.folder)
+            if self._holds(path, sha256, len(data)):
+                durable.renew(path)  # garbage collection keeps what is young
+                durable.sync_folder(self.folder)
+            else:
+                durable.write(path, data)
+        except OSError as error:
+            raise RegistryError("DISK", f"cannot write the blob {path}: {error}; nothing has changed") from error
         return sha256
 
     def read(self, entry: Entry) -> bytearray:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from zoo.registry.document import Document
-from zoo.registry.entries import Entry, resolve
+from zoo.registry.entries import Entry, pointed, resolve, select
 from zoo.registry.references import RegistryError, check_name
 
 Change = Callable[[Document], Document]
@@ -40,7 +40,7 @@ def add_version(document: Document, name: str, id: str, fields: Mapping[str, Any
             raise RegistryError("CLASSES", msg)
         blob = {key: fields[key] for key in ("blob", "bytes")} if mend else {}
         return change_version(document, Entry(name, id, there), blob)
-    number = 1 + _last(model)
+    number = 1 + last_number(model)
     versions = {**model["versions"], id: {"n": number, **fields}}
     return replace(document, models={**document.models, name: {"versions": versions}})
 
@@ -60,46 +60,32 @@ def change_version(document: Document, entry: Entry, fields: Mapping[str, Any]) 
     return replace(document, models={**document.models, entry.name: {**model, "versions": versions}})
 
 
-def remove_versions(document: Document, gone: Sequence[Entry], *, force: bool) -> Document:
-    """Without some versions; their numbers are never used again.
+def remove(document: Document, reference: str, *, force: bool) -> Document:
+    """Without what a reference names: an alias, an ensemble, a version, or with `name@*` all of a model's.
 
     Raises:
-        RegistryError: HELD, naming the ensembles and aliases that hold one, unless `force` removes those too.
+        RegistryError: UNKNOWN; HELD, naming what holds it, unless `force` removes that too.
     """
-    held = holders(document, gone)
+    held = holders(document, reference)
     if held and not force:
-        msg = (
-            f"{', '.join(entry.reference for entry in gone)} is held by {', '.join(held)}; remove these first, or force"
-        )
-        raise RegistryError("HELD", msg)
-    models = dict(document.models)
-    for entry in gone:
-        model = models[entry.name]
-        rest = {key: fields for key, fields in model["versions"].items() if key != entry.id}
-        last = _last(model)
-        keep_last = last > max((fields["n"] for fields in rest.values()), default=0)
-        models[entry.name] = {"versions": rest, **({"last": last} if keep_last else {})}
+        raise RegistryError("HELD", f"{reference!r} is held by {', '.join(held)}; remove these first, or force")
+    if reference in document.aliases:
+        return _without(document, "aliases", [reference])
+    if reference in document.ensembles:
+        return _without_lost_aliases(_without(document, "ensembles", [reference]))
+    return _without_versions(document, select(document, reference))
+
+
+def holders(document: Document, reference: str) -> list[str]:
+    """The ensembles and aliases that point to what a reference names; nothing holds an alias."""
+    if reference in document.aliases:
+        return []
+    gone = [] if reference in document.ensembles else select(document, reference)
     ids = {entry.id for entry in gone}
-    ensembles = {key: fields for key, fields in document.ensembles.items() if not ids & set(fields["members"])}
-    return _without_lost_aliases(replace(document, models=models, ensembles=ensembles))
-
-
-def remove_ensemble(document: Document, name: str, *, force: bool) -> Document:
-    """Without an ensemble.
-
-    Raises:
-        RegistryError: HELD, naming the aliases, unless `force` removes those too.
-    """
-    held = [f"the alias {alias!r}" for alias, fields in document.aliases.items() if fields.get("ensemble") == name]
-    if held and not force:
-        raise RegistryError("HELD", f"{name!r} is held by {', '.join(held)}; remove these first, or force")
-    rest = {key: fields for key, fields in document.ensembles.items() if key != name}
-    return _without_lost_aliases(replace(document, ensembles=rest))
-
-
-def remove_alias(document: Document, name: str) -> Document:
-    """Without an alias; what it points to stays."""
-    return replace(document, aliases={key: fields for key, fields in document.aliases.items() if key != name})
+    places: list[dict[str, Any]] = [{"model": entry.name, "version": entry.number} for entry in gone]
+    places.append({"ensemble": reference})
+    held = [f"the ensemble {name!r}" for name, fields in document.ensembles.items() if ids & set(fields["members"])]
+    return held + [f"the alias {name!r}" for name, fields in document.aliases.items() if _target(fields) in places]
 
 
 def add_ensemble(document: Document, name: str, fields: Mapping[str, Any]) -> Document:
@@ -167,11 +153,23 @@ def alias_back(document: Document, name: str) -> Document:
     return replace(document, aliases={**document.aliases, name: {**first, "before": rest}})
 
 
-def holders(document: Document, gone: Sequence[Entry]) -> list[str]:
-    """The ensembles and aliases that point to one of some versions."""
-    ids, places = {entry.id for entry in gone}, [{"model": entry.name, "version": entry.number} for entry in gone]
-    held = [f"the ensemble {name!r}" for name, fields in document.ensembles.items() if ids & set(fields["members"])]
-    return held + [f"the alias {name!r}" for name, fields in document.aliases.items() if _target(fields) in places]
+def _without_versions(document: Document, gone: Sequence[Entry]) -> Document:
+    """Without versions and what holds them; their numbers are never used again."""
+    models = dict(document.models)
+    for entry in gone:
+        model = models[entry.name]
+        rest = {key: fields for key, fields in model["versions"].items() if key != entry.id}
+        last = last_number(model)
+        keep_last = last > max((fields["n"] for fields in rest.values()), default=0)
+        models[entry.name] = {"versions": rest, **({"last": last} if keep_last else {})}
+    ids = {entry.id for entry in gone}
+    broken = [name for name, fields in document.ensembles.items() if ids & set(fields["members"])]
+    return _without_lost_aliases(_without(replace(document, models=models), "ensembles", broken))
+
+
+def _without(document: Document, section: str, names: Sequence[str]) -> Document:
+    rest = {name: fields for name, fields in getattr(document, section).items() if name not in names}
+    return replace(document, **{section: rest})
 
 
 def _without_lost_aliases(document: Document) -> Document:
@@ -200,7 +198,8 @@ def _check_free(document: Document, name: str) -> None:
                 raise RegistryError("NAME_COLLISION", msg)
 
 
-def _last(model: Mapping[str, Any]) -> int:
+def last_number(model: Mapping[str, Any]) -> int:
+    """The highest number that a model's versions ever had, those removed among them."""
     newest = max((fields["n"] for fields in model["versions"].values()), default=0)
     return int(max(newest, model.get("last", 0)))
 
@@ -210,6 +209,4 @@ def _target(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _told(place: Mapping[str, Any]) -> str:
-    if not place:
-        return "nothing"
-    return repr(place["ensemble"] if "ensemble" in place else f"{place['model']}@{place['version']}")
+    return repr(pointed(place)) if place else "nothing"

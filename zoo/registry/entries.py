@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -123,13 +123,6 @@ class Entry:
         """Versions of what registered it."""
         return dict(self.fields.get("software", {}))
 
-    def row(self) -> dict[str, Any]:
-        """A row of a table: name, number, id, architecture, parameters, one column per metric, created."""
-        metrics = {name: metric["value"] for name, metric in self.metrics.items()}
-        head = {"name": self.name, "number": self.number, "id": self.id}
-        sizes = {"architecture": self.architecture, "parameters": self.parameters}
-        return {**head, **sizes, **metrics, "created": self.created}
-
     def to_json(self) -> dict[str, Any]:
         """Everything, as plain data."""
         return {"name": self.name, "number": self.number, "id": self.id, **_without(self.fields, "n")}
@@ -197,6 +190,28 @@ def entries(document: Document) -> list[Entry]:
     """All versions, by name and number."""
     found = [Entry(name, version, fields) for name, version, fields in document.versions()]
     return sorted(found, key=lambda entry: (entry.name, entry.number))
+
+
+def rows(found: Sequence[Entry]) -> list[dict[str, Any]]:
+    """One row per version: what it is, a column per metric, when it was made."""
+    metrics = sorted({name for entry in found for name in entry.metrics})
+    return [
+        {
+            "name": entry.name,
+            "number": entry.number,
+            "id": entry.id,
+            "architecture": entry.architecture,
+            "parameters": entry.parameters,
+            **{name: entry.metrics.get(name, {}).get("value") for name in metrics},
+            "created": entry.created,
+        }
+        for entry in found
+    ]
+
+
+def pointed(fields: Mapping[str, Any]) -> str:
+    """Where an alias points, as a reference."""
+    return str(fields.get("ensemble") or f"{fields['model']}@{fields['version']}")
 
 
 def resolve(document: Document, reference: str) -> Entry:

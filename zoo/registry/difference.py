@@ -1,0 +1,67 @@
+"""How two versions differ: what was asked for, what came out, and which weights moved by how much."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zoo.checkpoint import Checkpoint
+from zoo.registry.entries import Entry
+
+_TOLD = ("kind", "trained_on", "parents", "note", "tags", "software")
+
+
+def difference(first: Entry, second: Entry, checkpoints: tuple[Checkpoint, Checkpoint]) -> dict[str, Any]:
+    """What differs between two versions; a part that is equal is empty.
+
+    Returns:
+        `about`, `spec`, `recipe`: name -> [first, second], flat; `classes`: likewise, or empty; `metrics`:
+        name -> [first, second, second - first], None where unknown; `tensors`: one row for each that
+        differs, with `name`, both shapes, and where these agree the largest and the relative change,
+        |a - b| / |a| in Euclidean norm.
+    """
+    a, b = checkpoints
+    about = _changed({key: first.fields.get(key) for key in _TOLD}, {key: second.fields.get(key) for key in _TOLD})
+    spec_of = [{**c.spec.to_dict(), **c.spec.to_dict()["options"], "options": None} for c in checkpoints]
+    return {
+        "first": first.reference,
+        "second": second.reference,
+        "about": about,
+        "spec": _changed(*spec_of),
+        "recipe": _changed(first.recipe or {}, second.recipe or {}),
+        "classes": {} if a.classes == b.classes else {"classes": [list(a.classes), list(b.classes)]},
+        "metrics": _metrics(first, second),
+        "tensors": [row for name in sorted({*a.tensors, *b.tensors}) for row in _row(name, a, b)],
+    }
+
+
+def _changed(a: dict[str, Any], b: dict[str, Any]) -> dict[str, list[Any]]:
+    return {key: [a.get(key), b.get(key)] for key in sorted({*a, *b}) if a.get(key) != b.get(key)}
+
+
+def _metrics(first: Entry, second: Entry) -> dict[str, list[float | None]]:
+    values = [{name: float(metric["value"]) for name, metric in entry.metrics.items()} for entry in (first, second)]
+    told: dict[str, list[float | None]] = {}
+    for name in sorted({*values[0], *values[1]}):
+        a, b = values[0].get(name), values[1].get(name)
+        if a != b:
+            told[name] = [a, b, None if a is None or b is None else b - a]
+    return told
+
+
+def _row(name: str, first: Checkpoint, second: Checkpoint) -> list[dict[str, Any]]:
+    a, b = first.tensors.get(name), second.tensors.get(name)
+    if a is not None and b is not None and a.shape == b.shape and torch.equal(a, b):
+        return []
+    shapes = {"first": _shape(a), "second": _shape(b)}
+    if a is None or b is None or a.shape != b.shape:
+        return [{"name": name, **shapes, "largest": None, "relative": None}]
+    moved, scale = (a.double() - b.double()), float(a.double().norm())
+    relative = float(moved.norm()) / scale if scale else None
+    return [{"name": name, **shapes, "largest": float(moved.abs().max()), "relative": relative}]
+
+
+def _shape(tensor: Tensor | None) -> list[int] | None:
+    return None if tensor is None else list(tensor.shape)

@@ -1,0 +1,148 @@
+"""Two registries that grew from one, merged: what git asks for when both sides added models.
+
+A version, an ensemble, an alias that only one side changed is taken from that side; both sides' changes of
+one thing are taken together where they touch different fields, and are a conflict where they do not. Versions
+that both sides gave one number are renumbered on theirs, in the order in which they were made; ids stay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from zoo import durable
+from zoo.registry import protocol
+from zoo.registry.changes import last_number
+from zoo.registry.document import Document, parse, write
+from zoo.registry.references import RegistryError
+
+Fields = Mapping[str, Any]
+_NOWHERE: Fields = {}
+
+
+def merge(base: Document, ours: Document, theirs: Document) -> Document:
+    """The registry that holds both sides' changes since `base`.
+
+    Raises:
+        RegistryError: CONFLICT, naming everything that both sides changed differently; DANGLING where one side
+            removed what the other points to.
+    """
+    conflicts: list[str] = []
+    names = sorted({*base.models, *ours.models, *theirs.models})
+    models, moved = {}, {}
+    for name in names:
+        sides = (_versions(base, name), _versions(ours, name), _versions(theirs, name))
+        models[name], moved[name] = _model(name, sides, conflicts)
+    ensembles = _section("ensemble", base.ensembles, ours.ensembles, theirs.ensembles, conflicts)
+    renumbered = {name: _renumber(fields, moved) for name, fields in theirs.aliases.items()}
+    aliases = _section("alias", base.aliases, ours.aliases, renumbered, conflicts, whole=True)
+    extensions = _section("key", base.extensions, ours.extensions, theirs.extensions, conflicts, whole=True)
+    if conflicts:
+        raise RegistryError("CONFLICT", f"both sides changed {'; '.join(conflicts)}: decide there, then merge again")
+    merged = Document(models, ensembles, aliases, extensions)
+    return parse(write(merged))  # refuses what now points to nothing, and names taken twice
+
+
+def _model(
+    name: str, sides: tuple[Fields, Fields, Fields], conflicts: list[str]
+) -> tuple[dict[str, Any], dict[int, int]]:
+    """One model merged, and which of their numbers became which."""
+    base, ours, theirs = sides
+    plain = [{key: _plain(fields) for key, fields in side["versions"].items()} for side in sides]
+    merged = _section(f"version of {name!r}", plain[0], plain[1], plain[2], conflicts)
+    known = {**base["versions"], **ours["versions"]}
+    numbers = {key: known[key]["n"] for key in merged if key in known}
+    last = max(last_number(base), last_number(ours))
+    for key in sorted(merged.keys() - numbers.keys(), key=lambda key: int(theirs["versions"][key]["n"])):
+        last = numbers[key] = max(theirs["versions"][key]["n"], last + 1)
+    moved = {fields["n"]: numbers[key] for key, fields in theirs["versions"].items() if key in numbers}
+    last = max(last, theirs.get("last", 0))
+    model = {"versions": {key: {**fields, "n": numbers[key]} for key, fields in merged.items()}}
+    return {**model, **({"last": last} if last > max(numbers.values(), default=0) else {})}, moved
+
+
+def _section(
+    what: str,
+    base: Mapping[str, Any],
+    ours: Mapping[str, Any],
+    theirs: Mapping[str, Any],
+    conflicts: list[str],
+    *,
+    whole: bool = False,
+) -> dict[str, Any]:
+    """Three-way merge by key; `whole` things are not merged field by field."""
+    merged = {}
+    for key in sorted({*base, *ours, *theirs}):
+        sides = base.get(key), ours.get(key), theirs.get(key)
+        chosen = _choose(*sides, inner=None if whole else _fields)
+        if chosen is _CONFLICT:
+            conflicts.append(f"the {what} {key!r}")
+        elif chosen is not None:
+            merged[key] = chosen
+    return merged
+
+
+_CONFLICT: Any = object()
+
+
+def _choose(base: Any, ours: Any, theirs: Any, inner: Callable[[Any, Any, Any], Any] | None) -> Any:
+    """The side that changed; None is "not there"."""
+    if ours == theirs or theirs == base:
+        return ours
+    if ours == base:
+        return theirs
+    if inner is None or ours is None or theirs is None:
+        return _CONFLICT
+    return inner(base or _NOWHERE, ours, theirs)
+
+
+def _fields(base: Fields, ours: Fields, theirs: Fields) -> Any:
+    """One thing's fields; the same thing made twice was made when it was first made."""
+    merged = {}
+    for key in {*base, *ours, *theirs}:
+        chosen = _choose(base.get(key), ours.get(key), theirs.get(key), inner=None)
+        if chosen is _CONFLICT and key == "created":
+            chosen = min(ours[key], theirs[key])
+        if chosen is _CONFLICT:
+            return _CONFLICT
+        if chosen is not None:
+            merged[key] = chosen
+    return merged
+
+
+def _versions(document: Document, name: str) -> Fields:
+    return document.models.get(name, {"versions": {}})
+
+
+def _plain(fields: Fields) -> dict[str, Any]:
+    return {key: value for key, value in fields.items() if key != "n"}
+
+
+def _renumber(alias: Fields, moved: Mapping[str, Mapping[int, int]]) -> dict[str, Any]:
+    def place(fields: Fields) -> dict[str, Any]:
+        if "model" not in fields:
+            return dict(fields)
+        number = moved.get(fields["model"], {}).get(fields["version"], fields["version"])
+        return {**fields, "version": number}
+
+    changed = place(alias)
+    if "before" in alias:
+        changed["before"] = [place(fields) for fields in alias["before"]]
+    return changed
+
+
+def merge_files(base: Path, ours: Path, theirs: Path) -> None:
+    """Merge three files and put the result in place of `ours`; an empty base stands for no registry.
+
+    Raises:
+        RegistryError: as `merge`, and where a text is refused; nothing is then written.
+    """
+    raw = protocol.read_raw(base, create=False) or b""
+    before = parse(raw) if raw.strip() else Document()
+    sides = [protocol.read_document(path) for path in (ours, theirs)]
+    text = write(merge(before, *sides))
+    try:
+        durable.write(ours, text)
+    except OSError as error:
+        raise RegistryError("DISK", f"cannot write {ours}: {error}") from error
