@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from zoo.logs import JsonLines, Log, TensorBoard, Wandb, read_runs
     from zoo.recipe import Recipe
     from zoo.registry import EnsembleEntry, Entry, Registry, RegistryError
+    from zoo.search import Samples, draw_many, fast_count, grid, random_budget, random_grid, random_members
     from zoo.spec import Spec, build, count_parameters
     from zoo.terminal import print_json, print_table, progress, run_app
     from zoo.training import Group, TrainingError, seconds_per_step, single, train, train_group
@@ -35,6 +36,7 @@ __all__ = [
     "Recipe",
     "Registry",
     "RegistryError",
+    "Samples",
     "Spec",
     "Stretch",
     "TensorBoard",
@@ -44,8 +46,11 @@ __all__ = [
     "average",
     "build",
     "count_parameters",
+    "draw_many",
     "export",
+    "fast_count",
     "from_pretrained",
+    "grid",
     "import_folder",
     "list_architectures",
     "losses_along",
@@ -57,6 +62,9 @@ __all__ = [
     "progress",
     "pull",
     "push",
+    "random_budget",
+    "random_grid",
+    "random_members",
     "read_audio",
     "read_corpus",
     "read_runs",
@@ -124,6 +132,10 @@ def __getattr__(name: str) -> Any:
             from zoo import registry
 
             return getattr(registry, name)
+        case "Samples" | "draw_many" | "fast_count" | "grid" | "random_budget" | "random_grid" | "random_members":
+            from zoo import search
+
+            return getattr(search, name)
         case "Spec" | "build" | "count_parameters":
             from zoo import spec
 
