@@ -1,6 +1,28 @@
-"""Weights of a linear pool, fitted on validation frames, each with a certificate."""
+"""Weights of pools of members, fitted on validation frames, each with a certificate of how good they are."""
 
-from ensemble.weights.fit import WeightFit, fit_weights
-from ensemble.weights.simplex import SimplexFit, fit_simplex_weights
+from ensemble.weights.classwise import ClasswiseFit, ClasswiseMean, fit_class_weights
+from ensemble.weights.fit import Objective, WeightFit, fit_weights, true_class_matrix
+from ensemble.weights.loglinear import LogLinearFit, fit_log_linear
+from ensemble.weights.resampling import CrossFit, WeightIntervals, bootstrap_weights, cross_fit
+from ensemble.weights.rows import Rows
+from ensemble.weights.simplex import SimplexFit, fit_simplex_weights, refit
 
-__all__ = ["SimplexFit", "WeightFit", "fit_simplex_weights", "fit_weights"]
+__all__ = [
+    "ClasswiseFit",
+    "ClasswiseMean",
+    "CrossFit",
+    "LogLinearFit",
+    "Objective",
+    "Rows",
+    "SimplexFit",
+    "WeightFit",
+    "WeightIntervals",
+    "bootstrap_weights",
+    "cross_fit",
+    "fit_class_weights",
+    "fit_log_linear",
+    "fit_simplex_weights",
+    "fit_weights",
+    "refit",
+    "true_class_matrix",
+]

@@ -90,33 +90,28 @@ def fit_weights(
     if objective not in ("nll", "brier"):
         msg = f"expected the objective 'nll' or 'brier', got {objective!r}"
         raise ValueError(msg)
-    outputs.require_labels()
-    kept = _without_nan(outputs, on_nan)
-    if len(kept) < len(outputs.members):
-        begin = None if start is None else np.asarray(start, dtype=np.float64)[kept]
-        names = [outputs.members[m] for m in kept]
-        part = fit_weights(
-            outputs.subset(names),
-            objective,
-            alpha=alpha,
-            sample_weights=sample_weights,
-            start=begin,
-            tolerance=tolerance,
-            max_passes=max_passes,
-        )
-        return _spread(part, kept, outputs.members)
+    if on_nan not in ("raise", "drop"):
+        msg = f"expected on_nan 'raise' or 'drop', got {on_nan!r}"
+        raise ValueError(msg)
     if objective == "brier":
-        return _fit_brier(outputs, alpha, sample_weights)
-    P, log_scale = true_class_matrix(outputs)
+        R = brier_moments(outputs, sample_weights)
+        silent = np.isnan(np.diag(R))
+    else:
+        P, log_scale = true_class_matrix(outputs)
+        silent = np.isnan(P.sum(axis=1))
+    if silent.any():
+        kept = _speaking(outputs.members, silent, on_nan)
+        settings = {"alpha": alpha, "tolerance": tolerance, "max_passes": max_passes}
+        begin = None if start is None else np.asarray(start, dtype=np.float64)[kept]
+        part = outputs.subset([outputs.members[m] for m in kept])
+        found = fit_weights(part, objective, sample_weights=sample_weights, start=begin, **settings)  # type: ignore[arg-type]  # a dict of int and float
+        return _spread(found, kept, outputs.members)
+    if objective == "brier":
+        return _fit_brier(outputs, R, alpha)
     fit = fit_simplex_weights(
-        P,
-        alpha=alpha,
-        sample_weights=sample_weights,
-        start=start,
-        tolerance=tolerance,
-        max_passes=max_passes,
+        P, alpha=alpha, sample_weights=sample_weights, start=start, tolerance=tolerance, max_passes=max_passes
     )
-    counts = np.ones(len(log_scale)) if sample_weights is None else checked_weights(sample_weights, len(log_scale))
+    counts = np.ones(P.shape[1]) if sample_weights is None else checked_weights(sample_weights, P.shape[1])
     counts = counts * np.isfinite(log_scale)
     offset = float(counts @ np.where(counts > 0, log_scale, 0.0)) / float(counts.sum())
     return WeightFit(
@@ -138,7 +133,7 @@ def true_class_matrix(outputs: MemberOutputs) -> tuple[NDArray[np.floating], Arr
     Returns:
         P (M, N), each member's probability of the true class divided by the frame's largest one (float64
         up to 4 M numbers, float32 above), and the logarithms of these divisors (N,): -inf where every
-        member says zero (P is zero there).
+        member says zero (P is zero there). A member that says NaN has NaN there in P.
     """
     labels = outputs.require_labels()
     M, N, C = outputs.shape
@@ -149,7 +144,8 @@ def true_class_matrix(outputs: MemberOutputs) -> tuple[NDArray[np.floating], Arr
         where = slice(begin, min(begin + step, N))
         index = labels[where].expand(M, -1).unsqueeze(-1)
         logs = outputs.log_probabilities[:, where].gather(-1, index).squeeze(-1).double().numpy()
-        largest = logs.max(axis=0)
+        largest = np.fmax.reduce(logs, axis=0)
+        largest[np.isnan(largest)] = 0.0
         log_scale[where] = largest
         P[:, where] = np.exp(logs - np.where(np.isneginf(largest), 0.0, largest))
     return P, log_scale
@@ -187,31 +183,21 @@ def simplex_quadratic(R: Array) -> tuple[Array, float]:
     return w, max(2.0 * float(w @ slope - slope.min()), 0.0)
 
 
-def _fit_brier(outputs: MemberOutputs, alpha: float, sample_weights: object | None) -> WeightFit:
-    R = brier_moments(outputs, sample_weights)
+def _fit_brier(outputs: MemberOutputs, R: Array, alpha: float) -> WeightFit:
     w, gap = simplex_quadratic(R + alpha * np.eye(len(R)))
     slope = 2.0 * (R @ w + alpha * w)
+    multipliers = 1.0 - (slope - w @ slope)
     loss = float(w @ R @ w)
-    d = 1.0 - (slope - w @ slope)
-    return WeightFit(w, loss, gap, 1.0, d, outputs.members, "brier", 0, outputs.fingerprint)
+    return WeightFit(w, loss, gap, 1.0, multipliers, outputs.members, "brier", 0, outputs.fingerprint)
 
 
-def _without_nan(outputs: MemberOutputs, on_nan: str) -> list[int]:
-    if on_nan not in ("raise", "drop"):
-        msg = f"expected on_nan 'raise' or 'drop', got {on_nan!r}"
-        raise ValueError(msg)
-    bad = np.zeros(len(outputs.members), dtype=bool)
-    M, N, C = outputs.shape
-    step = max(1, _BLOCK // (M * C))
-    for begin in range(0, N, step):
-        bad |= outputs.log_probabilities[:, begin : begin + step].isnan().flatten(1).any(dim=1).numpy()
-    names = [outputs.members[m] for m in np.flatnonzero(bad)]
-    if names and (on_nan == "raise" or bad.all()):
+def _speaking(members: tuple[str, ...], silent: NDArray[np.bool_], on_nan: str) -> list[int]:
+    names = [members[m] for m in np.flatnonzero(silent)]
+    if on_nan == "raise" or silent.all():
         msg = f"expected numbers from every member, got NaN from {names}; leave them out or pass on_nan='drop'"
         raise ValueError(msg)
-    if names:
-        warnings.warn(f"{names} say NaN on some frame and get weight 0", stacklevel=3)
-    return np.flatnonzero(~bad).tolist()
+    warnings.warn(f"{names} say NaN on some frame and get weight 0", stacklevel=3)
+    return np.flatnonzero(~silent).tolist()
 
 
 def _spread(part: WeightFit, kept: list[int], members: tuple[str, ...]) -> WeightFit:

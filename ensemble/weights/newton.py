@@ -57,20 +57,19 @@ class View:
     loss: float
     curvature: Curvature | None
 
-    @property
-    def gap(self) -> float:
-        """Upper bound of the excess loss, in nats."""
-        return max(float(np.log(self.d.max())), 0.0)
+    def gap(self, allowed: NDArray[np.bool_]) -> float:
+        """Upper bound of the excess loss over the best pool of the allowed members, in nats."""
+        return max(float(np.log(self.d[allowed].max())), 0.0)
 
 
-def look(rows: Rows, w: Array, active: Indices | None, *, alpha: float, precise: bool) -> View:
+def look(rows: Rows, w: Array, active: Indices | None, *, pull: Array, precise: bool) -> View:
     """Walk once over the frames at weights `w`.
 
     Args:
         rows: the frames.
         w: (M,) on the simplex.
         active: members whose curvature is wanted; None for the gradient alone.
-        alpha: weight of the M pseudo-frames (one per member) relative to all frames.
+        pull: (M,) weight of each member's pseudo-frame, relative to all frames; zeros for no shrinkage.
         precise: float64 throughout the gradient; float32 otherwise.
     """
     dtype = np.float64 if precise else np.float32
@@ -91,10 +90,9 @@ def look(rows: Rows, w: Array, active: Indices | None, *, alpha: float, precise:
             logs += float(np.log(u).sum() if block.counts is None else block.counts @ np.log(u))
         if sums is not None:
             sums.add(block, u)
-    pull = alpha / rows.members / np.maximum(w, 1e-300) if alpha else 0.0
-    d = (d / rows.total + pull) / (1.0 + alpha)
+    d = (d / rows.total + pull / np.maximum(w, 1e-300)) / (1.0 + pull.sum())
     loss = -(logs + rows.log_scale) / rows.total if precise else np.nan
-    return View(w, d, loss, None if sums is None else sums.curvature(rows, alpha))
+    return View(w, d, loss, None if sums is None else sums.curvature(rows, pull))
 
 
 class _Sums:
@@ -122,13 +120,14 @@ class _Sums:
         Z = np.multiply(chosen, scale, out=self.room, casting="same_kind")
         self.light += Z @ Z.T
 
-    def curvature(self, rows: Rows, alpha: float) -> Curvature:
-        share = 1.0 / ((1.0 + alpha) * rows.total)
+    def curvature(self, rows: Rows, pull: Array) -> Curvature:
+        share = 1.0 / ((1.0 + pull.sum()) * rows.total)
         heavy = np.concatenate(self.heavy, axis=1).astype(np.float64)
         weights = np.concatenate(self.weights).astype(np.float64) * share
-        if alpha:
-            heavy = np.concatenate([heavy, np.eye(rows.members)[self.active]], axis=1)
-            weights = np.append(weights, np.full(rows.members, alpha / rows.members / (1.0 + alpha)))
+        pulled = np.flatnonzero(pull)
+        if len(pulled):
+            heavy = np.concatenate([heavy, np.eye(rows.members)[np.ix_(self.active, pulled)]], axis=1)
+            weights = np.append(weights, pull[pulled] / (1.0 + pull.sum()))
         return Curvature(self.active, self.light * share, heavy, weights)
 
 

@@ -81,6 +81,14 @@ class Rows:
             counts = None if complete else (self._weights(where) * (largest > 0)).astype(dtype)
             yield Block(raw, largest, counts)
 
+    def reweighted(self, weights: NDArray[np.float64]) -> Rows:
+        """The same frames, all read before, under other weights."""
+        other = Rows(self.values, weights)
+        other.largest = self.largest
+        other._kinds = {start: (extreme, False) for start, (extreme, _) in self._kinds.items()}
+        other.total = float(weights[self.largest > 0].sum())
+        return other
+
     def _weights(self, where: slice) -> Numbers:
         return np.ones(where.stop - where.start) if self.weights is None else self.weights[where]
 

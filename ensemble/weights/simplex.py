@@ -46,6 +46,7 @@ def fit_simplex_weights(
     P: object,
     *,
     alpha: float = 0.0,
+    towards: object | None = None,
     sample_weights: object | None = None,
     start: object | None = None,
     tolerance: float = 1e-6,
@@ -57,8 +58,9 @@ def fit_simplex_weights(
     Args:
         P: (M, N) each member's probability of the true class; array or tensor. Scaling a frame's column
             changes nothing but the loss.
-        alpha: pull towards equal weights: M pseudo-frames, each right for one member only, with weight
-            alpha N / M; 0 for none.
+        alpha: pull towards equal weights: M pseudo-frames, each right for one member only, of weight
+            alpha N together; 0 for none.
+        towards: (M,) pull towards these weights instead.
         sample_weights: (N,) non-negative; integers act as repeated frames.
         start: (M,) weights to begin from (a warm start); members at zero may come back.
         tolerance: stop when the certified gap is at most this, in nats.
@@ -66,7 +68,8 @@ def fit_simplex_weights(
         seed: of the choice of frames on which the start is solved.
 
     Returns:
-        The fit. Of exactly equal members the first one carries the weight of all.
+        The fit; its gap speaks of the objective with the pull. Of exactly equal members the first one
+        carries the weight of all.
 
     Raises:
         ValueError: shapes, NaN, infinite or negative numbers, or no frame with a positive probability.
@@ -84,17 +87,35 @@ def fit_simplex_weights(
     if not 0 <= alpha < np.inf:
         msg = f"expected alpha of at least 0, got {alpha}"
         raise ValueError(msg)
+    aim = np.ones(len(values)) if towards is None else _start(towards, len(values))
+    pull = alpha * aim / aim.sum()
     begin = None if start is None else _start(start, len(values))
     with _controller().limit(limits=1, user_api="blas"):
         # shrinkage tells equal members apart, so then all of them stay
-        first = np.arange(len(values)) if alpha else _first_equal(values)
+        first = np.arange(len(values)) if pull.any() else _first_equal(values)
         if begin is not None:
             begin = np.bincount(first, begin, len(values)).astype(np.float64)
         rows = Rows(values, weights)
-        task = _Task(rows, first == np.arange(len(values)), alpha, tolerance, max_passes)
+        task = _Task(rows, first == np.arange(len(values)), pull, tolerance, max_passes)
         view, passes = _solve(task, begin, seed)
     support = tuple(np.flatnonzero(view.weights).tolist())
-    return SimplexFit(view.weights, view.loss, view.gap, passes, view.d, support, rows.dropped)
+    return SimplexFit(view.weights, view.loss, task.gap(view), passes, view.d, support, rows.dropped)
+
+
+def refit(rows: Rows, *, start: Array, allowed: NDArray[np.bool_] | None = None, rough: bool = False) -> View:
+    """Weights over the `allowed` members of frames that were looked at before, from a warm start.
+
+    Args:
+        rows: the frames.
+        start: (M,) weights; those of members that are not allowed are ignored.
+        allowed: (M,), everybody if None.
+        rough: be content with a gap of 1e-4, seen in float32.
+    """
+    everybody = np.ones(rows.members, dtype=bool) if allowed is None else allowed
+    begin = np.where(everybody, start, 0.0)
+    begin = begin if begin.any() else everybody.astype(np.float64)
+    with _controller().limit(limits=1, user_api="blas"):
+        return _solve(_Task(rows, everybody, np.zeros(rows.members), 1e-4 if rough else 1e-6, 100, rough), begin, 0)[0]
 
 
 @dataclass(frozen=True)
@@ -103,23 +124,20 @@ class _Task:
 
     rows: Rows
     allowed: NDArray[np.bool_]
-    alpha: float
+    pull: Array
     tolerance: float
     max_passes: float
-
-    @property
-    def rough(self) -> bool:
-        """Whether float32 can tell that it is done; only a start is wanted then."""
-        return self.tolerance > 1e-5
+    rough: bool = False  # float32 may say that it is done: a start is wanted, not a certificate
 
     def look(self, w: Array, active: Indices | None, *, precise: bool) -> View:
-        return look(self.rows, w, active, alpha=self.alpha, precise=precise)
+        return look(self.rows, w, active, pull=self.pull, precise=precise)
 
     def active(self, view: View, above: float = _CLOSE) -> Indices:
         """Members that take part in the next step; with shrinkage nobody may leave."""
-        if self.alpha:
-            return np.arange(self.rows.members)
-        return np.flatnonzero(self.allowed & ((view.d > above) | (view.weights > 0)))
+        return np.flatnonzero(self.allowed & ((view.d > above) | (view.weights > 0) | (self.pull > 0)))
+
+    def gap(self, view: View) -> float:
+        return view.gap(self.allowed)
 
 
 def _solve(task: _Task, begin: Array | None, seed: int) -> tuple[View, float]:
@@ -127,18 +145,18 @@ def _solve(task: _Task, begin: Array | None, seed: int) -> tuple[View, float]:
     view, passes = _begin(task, begin, seed)
     best, model, precise = view, view.curvature, task.rows.small
     assert model is not None
-    while passes < task.max_passes and not (view.gap <= task.tolerance and (precise or task.rough)):
-        last = view.gap < task.tolerance**0.5  # then one more step will do, by quadratic convergence
+    while passes < task.max_passes and not (task.gap(view) <= task.tolerance and (precise or task.rough)):
+        last = task.gap(view) < task.tolerance**0.5  # then one more step will do, by quadratic convergence
         precise = precise or (last and not task.rough)
         stale = view.curvature is None
         wanted = task.active(view) if task.rows.small or not last or stale else None
         new, reads = _advance(task, view, step(view, model), wanted, precise=precise)
         passes += reads
         missing = np.setdiff1d(task.active(new, above=1.0), model.active)
-        if new.curvature is None and new.gap > task.tolerance and len(missing):
+        if new.curvature is None and task.gap(new) > task.tolerance and len(missing):
             new, passes = task.look(new.weights, task.active(new), precise=precise), passes + 1
         view, model = new, new.curvature or model
-        if np.isnan(best.loss) or (precise and view.gap < best.gap):
+        if np.isnan(best.loss) or (precise and task.gap(view) < task.gap(best)):
             best = view
     return best, passes
 
@@ -150,10 +168,9 @@ def _begin(task: _Task, begin: Array | None, seed: int) -> tuple[View, float]:
     w = even
     if begin is not None:
         w = begin / begin.sum()
-        w = w if w[task.allowed].all() else 0.99 * w + 0.01 * even
     elif rows.frames >= 8192:
         sample = _sample(rows, seed)
-        found, passes = _solve(_Task(sample, task.allowed, task.alpha, 1e-3, 30), None, seed)
+        found, passes = _solve(_Task(sample, task.allowed, task.pull, 1e-3, 30, rough=True), None, seed)
         passes *= sample.frames / rows.frames
         active, w = task.active(found, above=_CLOSE - 0.01), found.weights
     view = task.look(w, active, precise=rows.small)
@@ -174,7 +191,7 @@ def _advance(task: _Task, view: View, target: Array, active: Indices | None, *, 
         reads += 1
         w = np.maximum(view.weights + length * move, 0.0)
         new = task.look(w / w.sum(), active, precise=precise)
-        if np.isfinite(new.d).all() and float(new.d @ move) >= limit or reads == 50:
+        if reads == 50 or (np.isfinite(new.d).all() and float(new.d @ move) >= limit):
             return new, reads
         length *= 0.5
 

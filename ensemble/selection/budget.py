@@ -1,0 +1,270 @@
+"""The best subset of members under a total cost, by branch and bound; and the front of loss against cost."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ensemble.outputs import MemberOutputs
+from ensemble.weights import Rows, refit, true_class_matrix
+
+Array = NDArray[np.float64]
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """The members chosen, with their weights, and what is known of every other choice.
+
+    Attributes:
+        members: names with a positive weight, in the outputs' order.
+        weights: (len(members),) non-negative, summing to one.
+        loss: log-loss of their pool on the frames, in nats.
+        bound: no subset within the limits, under any weights, has a loss below this.
+        proven: whether `loss - bound` is within the tolerance asked for.
+        nodes: convex problems solved.
+        cost: sum of the members' costs.
+        fingerprint: of the frames.
+    """
+
+    members: tuple[str, ...]
+    weights: Array
+    loss: float
+    bound: float
+    proven: bool
+    nodes: int
+    cost: float
+    fingerprint: str = ""
+
+
+@dataclass(frozen=True)
+class _Node:
+    """A part of the search: `chosen` members are paid for, `open` ones may still join."""
+
+    chosen: Mask
+    open: Mask
+
+    @property
+    def allowed(self) -> Mask:
+        return self.chosen | self.open
+
+
+class _Problem:
+    """The frames, the costs and the limits; solves relaxations."""
+
+    def __init__(self, rows: Rows, costs: Array, budget: float, most: int, offset: float) -> None:
+        self.rows, self.costs, self.budget, self.most, self.offset = rows, costs, budget, most, offset
+        self.nodes = 0
+
+    def relaxed(self, allowed: Mask, start: Array) -> tuple[Array, float, float]:
+        """Weights over the allowed members, limits aside; their loss, and a bound for all such weights."""
+        self.nodes += 1
+        view = refit(self.rows, start=start, allowed=allowed)
+        loss = view.loss + self.offset
+        return view.weights, loss, loss - view.gap(allowed)
+
+    def fits(self, members: Mask) -> bool:
+        return bool(self.costs[members].sum() <= self.budget * (1 + 1e-12) and members.sum() <= self.most)
+
+    def narrowed(self, node: _Node) -> _Node:
+        """Without the open members that the rest of the limits cannot take."""
+        left = self.budget * (1 + 1e-12) - self.costs[node.chosen].sum()
+        room = int(node.chosen.sum()) < self.most
+        return _Node(node.chosen, node.open & (self.costs <= left) & room)
+
+    def rounded(self, node: _Node, weights: Array) -> Mask:
+        """A subset within the limits: by weight, largest first, as far as it goes."""
+        taken = node.chosen.copy()
+        for m in np.argsort(-weights, kind="stable"):
+            taken[m] |= bool(weights[m] > 0)
+            if not self.fits(taken):
+                taken[m] = False
+        return taken
+
+
+def select(
+    outputs: MemberOutputs,
+    max_parameters: float = 20_000_000,
+    parameters: Mapping[str, float] | None = None,
+    *,
+    max_members: int | None = None,
+    tolerance: float = 1e-6,
+    max_nodes: int = 2000,
+) -> Selection:
+    """The subset of members within a total cost whose optimally weighted pool has the least log-loss.
+
+    Branch and bound: without the limits the problem is convex and its certified bound holds for every subset;
+    the search splits on a member until the convex optimum itself keeps the limits.
+
+    Args:
+        outputs: with labels.
+        max_parameters: limit of the total cost.
+        parameters: each member's cost, in whatever unit: parameters, bytes, milliseconds. None only with an
+            infinite `max_parameters`.
+        max_members: limit of the number of members, or None.
+        tolerance: the loss may exceed the bound by this much, in nats, and still count as proven.
+        max_nodes: convex problems to solve before giving up the proof.
+
+    Raises:
+        ValueError: no labels, a member without a cost, a negative cost, or no member within the limits.
+
+    Example:
+        >>> good, fair = [[0.9, 0.1], [0.8, 0.2]], [[0.6, 0.4], [0.6, 0.4]]
+        >>> outputs = MemberOutputs.from_probabilities({"good": good, "fair": fair}, labels=[0, 0])
+        >>> select(outputs, max_parameters=10, parameters={"good": 20, "fair": 5}).members
+        ('fair',)
+
+    References:
+        Land and Doig, "An automatic method of solving discrete programming problems", Econometrica 28, 1960.
+    """
+    problem = _problem(outputs, max_parameters, parameters, max_members)
+    return _search(problem, outputs, tolerance=tolerance, max_nodes=max_nodes)
+
+
+def pareto_front(
+    outputs: MemberOutputs,
+    parameters: Mapping[str, float],
+    *,
+    max_parameters: float = np.inf,
+    max_members: int | None = None,
+    tolerance: float = 1e-6,
+    max_nodes: int = 2000,
+) -> list[Selection]:
+    """The selections that no cheaper one matches in loss, from the dearest to the cheapest.
+
+    Each is the best under a limit just below the cost of the one before.
+
+    Args:
+        outputs: with labels.
+        parameters: each member's cost.
+        max_parameters: where the front begins.
+        max_members: see `select`.
+        tolerance: see `select`.
+        max_nodes: for each point.
+
+    Raises:
+        ValueError: as `select`.
+    """
+    costs = np.array(_costs(outputs.members, parameters, np.inf))
+    front: list[Selection] = []
+    limit = min(float(max_parameters), float(costs.sum()))
+    while limit >= costs.min():
+        problem = _problem(outputs, limit, parameters, max_members)
+        found = _search(problem, outputs, tolerance=tolerance, max_nodes=max_nodes)
+        while front and found.loss <= front[-1].loss + tolerance:  # as good and cheaper
+            front.pop()
+        front.append(found)
+        limit = float(np.nextafter(found.cost * (1 - 2e-12), -np.inf))
+    return front
+
+
+def _search(problem: _Problem, outputs: MemberOutputs, *, tolerance: float, max_nodes: int) -> Selection:
+    M = problem.rows.members
+    best = _Best(np.zeros(M), np.inf)
+    root = problem.narrowed(_Node(np.zeros(M, dtype=bool), np.ones(M, dtype=bool)))
+    if not root.open.any():
+        msg = f"expected a member within {problem.budget:g}, got costs from {problem.costs.min():g} up; raise the limit"
+        raise ValueError(msg)
+    queue: list[tuple[float, int, _Node, Array]] = []
+    settled = np.inf  # the least bound among parts that were closed
+    for node, weights, loss, bound in _opened(problem, [root], np.ones(M) / M):
+        heapq.heappush(queue, (bound, 0, node, weights))
+        if problem.fits(weights > 0):
+            best.improve(weights, loss)
+    count = 0
+    while queue and queue[0][0] < best.loss - tolerance and problem.nodes < max_nodes:
+        bound, _, node, weights = heapq.heappop(queue)
+        if problem.fits(node.chosen | (weights > 0)):
+            settled = min(settled, bound)
+            continue
+        _try(problem, best, problem.rounded(node, weights), weights)
+        for child, w, loss, low in _opened(problem, _split(problem, node, weights), weights):
+            if problem.fits(w > 0):
+                best.improve(w, loss)
+            count += 1
+            heapq.heappush(queue, (max(low, bound), count, child, w))
+    least = min([settled, best.loss, *(entry[0] for entry in queue)])
+    kept = np.flatnonzero(best.weights)
+    return Selection(
+        tuple(outputs.members[m] for m in kept),
+        best.weights[kept],
+        best.loss,
+        least,
+        best.loss - least <= tolerance,
+        problem.nodes,
+        float(problem.costs[kept].sum()),
+        outputs.fingerprint,
+    )
+
+
+class _Best:
+    """The best subset within the limits so far, and the subsets already tried."""
+
+    def __init__(self, weights: Array, loss: float) -> None:
+        self.weights, self.loss = weights, loss
+        self.tried: set[bytes] = set()
+
+    def improve(self, weights: Array, loss: float) -> None:
+        if loss < self.loss:
+            self.weights, self.loss = weights, loss
+
+
+def _try(problem: _Problem, best: _Best, subset: Mask, start: Array) -> None:
+    key = subset.tobytes()
+    if key not in best.tried:
+        best.tried.add(key)
+        weights, loss, _ = problem.relaxed(subset, start)
+        best.improve(weights, loss)
+
+
+def _opened(problem: _Problem, nodes: Sequence[_Node], start: Array) -> Iterator[tuple[_Node, Array, float, float]]:
+    for node in nodes:
+        yield node, *problem.relaxed(node.allowed, start)
+
+
+def _split(problem: _Problem, node: _Node, weights: Array) -> list[_Node]:
+    """Without, and with, the open member of the support that weighs most against the limits."""
+    support = node.open & (weights > 0)
+    share = np.where(support, weights * np.maximum(problem.costs, 1e-12 * problem.costs.max() + 1e-300), -1.0)
+    m = int(share.argmax())
+    without, chosen = node.open.copy(), node.chosen.copy()
+    without[m] = False
+    chosen[m] = True
+    children = [problem.narrowed(_Node(node.chosen, without)), problem.narrowed(_Node(chosen, without))]
+    return [child for child in children if child.allowed.any() and problem.fits(child.chosen)]
+
+
+def _problem(
+    outputs: MemberOutputs, budget: float, parameters: Mapping[str, float] | None, most: int | None
+) -> _Problem:
+    costs = np.array(_costs(outputs.members, parameters, budget), dtype=np.float64)
+    if most is not None and most < 1:
+        msg = f"expected at least one member, got max_members={most}"
+        raise ValueError(msg)
+    P, log_scale = true_class_matrix(outputs)
+    if np.isnan(P).any():
+        names = [outputs.members[m] for m in np.flatnonzero(np.isnan(P).any(axis=1))]
+        msg = f"expected numbers from every member, got NaN from {names}; leave them out"
+        raise ValueError(msg)
+    alive = np.isfinite(log_scale)
+    offset = -float(log_scale[alive].mean()) if alive.any() else 0.0
+    return _Problem(Rows(P), costs, float(budget), most or len(costs), offset)
+
+
+def _costs(members: tuple[str, ...], parameters: Mapping[str, float] | None, budget: float) -> list[float]:
+    if parameters is None and np.isinf(budget):
+        return [0.0] * len(members)
+    known = parameters or {}
+    missing = [name for name in members if name not in known]
+    if missing:
+        msg = f"expected the parameters of every member, got none for {missing}; pass parameters={{name: count}}"
+        raise ValueError(msg)
+    wrong = [name for name in members if not 0 <= known[name] < np.inf]
+    if wrong:
+        msg = f"expected finite costs of at least zero, got {known[wrong[0]]} for {wrong[0]!r}"
+        raise ValueError(msg)
+    return [float(known[name]) for name in members]

@@ -1,0 +1,122 @@
+"""What each member adds to the pool: by leaving it out, and averaged over all orders of joining (Shapley)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import comb
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ensemble.outputs import MemberOutputs
+from ensemble.weights import Rows, fit_weights, refit, true_class_matrix
+
+Array = NDArray[np.float64]
+
+Pool = Literal["mean", "weighted"]
+_EXACT = 10  # up to so many members all subsets are looked at
+
+
+@dataclass(frozen=True, eq=False)
+class Contributions:
+    """Nats of log-loss that each member takes off the pool; negative where it harms.
+
+    Attributes:
+        members: M names.
+        leave_one_out: (M,) loss without the member minus the loss of all.
+        shapley: (M,) mean, over the orders in which members may join, of what each takes off; they add up to
+            the loss of saying nothing (equal probabilities) minus the loss of all.
+        error: (M,) standard error of `shapley`; zero where it is exact.
+        pool: "mean" for equal weights, "weighted" for weights fitted anew to every subset.
+    """
+
+    members: tuple[str, ...]
+    leave_one_out: Array
+    shapley: Array
+    error: Array
+    pool: Pool
+
+
+def contributions(
+    outputs: MemberOutputs, *, pool: Pool = "mean", permutations: int = 200, seed: int = 0
+) -> Contributions:
+    """Leave-one-out and Shapley contributions to the log-loss.
+
+    Args:
+        outputs: with labels.
+        pool: "mean" judges the plain mean, which every member moves; "weighted" refits weights, where a member
+            can only help and a duplicate adds nothing.
+        permutations: orders drawn where M exceeds 10; up to there all 2^M subsets are looked at.
+        seed: of the orders.
+
+    Raises:
+        ValueError: no labels, NaN, an unknown pool, or fewer than two orders.
+
+    References:
+        Shapley, "A value for n-person games", 1953. Castro et al., "Polynomial calculation of the Shapley value
+        based on sampling", Computers & Operations Research 36(5), 2009.
+    """
+    if pool not in ("mean", "weighted") or permutations < 2:
+        msg = f"expected the pool 'mean' or 'weighted' and at least two permutations, got {pool!r}, {permutations}"
+        raise ValueError(msg)
+    game = _Game(outputs, pool)
+    M = len(outputs.members)
+    everybody = (1 << M) - 1
+    alone = np.array([game.loss(everybody & ~(1 << m)) for m in range(M)]) - game.loss(everybody)
+    if M <= _EXACT:
+        shapley, error = _exact(game, M), np.zeros(M)
+    else:
+        shapley, error = _sampled(game, M, permutations, np.random.default_rng(seed))
+    return Contributions(outputs.members, alone, shapley, error, pool)
+
+
+class _Game:
+    """Log-loss of the pool of any subset, a bit mask; each computed once."""
+
+    def __init__(self, outputs: MemberOutputs, pool: Pool) -> None:
+        self.P = outputs.true_class().numpy()
+        if np.isnan(self.P).any():
+            names = [outputs.members[m] for m in np.flatnonzero(np.isnan(self.P).any(axis=1))]
+            msg = f"expected numbers from every member, got NaN from {names}; leave them out"
+            raise ValueError(msg)
+        self.known = {0: float(np.log(len(outputs.classes)))}
+        self.start: Array | None = None
+        if pool == "weighted":
+            scaled, log_scale = true_class_matrix(outputs)
+            self.rows, self.offset = Rows(scaled), float(log_scale[np.isfinite(log_scale)].mean())
+            self.start = fit_weights(outputs).weights
+
+    def loss(self, subset: int) -> float:
+        if subset not in self.known:
+            self.known[subset] = self._loss(subset)
+        return self.known[subset]
+
+    def _loss(self, subset: int) -> float:
+        inside = np.array([bool(subset >> m & 1) for m in range(len(self.P))])
+        if self.start is not None:
+            return refit(self.rows, start=self.start, allowed=inside).loss - self.offset
+        with np.errstate(divide="ignore"):
+            return float(-np.log(self.P[inside].mean(axis=0)).mean())
+
+
+def _exact(game: _Game, M: int) -> Array:
+    """Sum over the subsets without a member of what it adds, by the share of orders that pass through."""
+    share = [1.0 / (M * comb(M - 1, k)) for k in range(M)]
+    value = np.zeros(M)
+    for subset in range(1 << M):
+        size = subset.bit_count()
+        for m in range(M):
+            if not subset >> m & 1:
+                value[m] += share[size] * (game.loss(subset) - game.loss(subset | 1 << m))
+    return value
+
+
+def _sampled(game: _Game, M: int, permutations: int, generator: np.random.Generator) -> tuple[Array, Array]:
+    gains = np.zeros((permutations, M))
+    for row in gains:
+        subset = 0
+        for m in generator.permutation(M).tolist():
+            row[m] = game.loss(subset) - game.loss(subset | 1 << m)
+            subset |= 1 << m
+    return gains.mean(axis=0), gains.std(axis=0, ddof=1) / np.sqrt(permutations)

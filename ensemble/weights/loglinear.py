@@ -1,0 +1,93 @@
+"""The log-linear pool's coefficients: a convex problem that needs all classes, not the true one alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+
+from ensemble.outputs import MemberOutputs
+
+Array = NDArray[np.float64]
+
+_LOWEST = -69.0  # logarithms are cut here (1e-30): zero times minus infinity is no number
+
+
+@dataclass(frozen=True, eq=False)
+class LogLinearFit:
+    """Coefficients for `LogPool`.
+
+    Attributes:
+        weights: (M,) non-negative; their sum is free, below one it softens.
+        loss: log-loss at these weights, in nats per frame.
+        slope: the largest violation of the optimality conditions, in nats per unit of weight.
+        members: M names.
+        fingerprint: of the frames.
+    """
+
+    weights: Array
+    loss: float
+    slope: float
+    members: tuple[str, ...]
+    fingerprint: str = ""
+
+
+def fit_log_linear(outputs: MemberOutputs, *, start: object | None = None, ridge: float = 0.0) -> LogLinearFit:
+    """The best non-negative exponents of the normalised product of the members' rows, by log-loss.
+
+    Args:
+        outputs: with labels; read in blocks, many times over.
+        start: (M,) exponents to begin from; 1 / M each if None.
+        ridge: adds ridge / 2 times the squared norm of the exponents.
+
+    Raises:
+        ValueError: no labels, NaN, or a start of the wrong length.
+
+    Example:
+        >>> p, q = [[0.9, 0.1], [0.2, 0.8], [0.7, 0.3]], [[0.5, 0.5], [0.5, 0.5], [0.5, 0.5]]
+        >>> fit_log_linear(MemberOutputs.from_probabilities({"a": p, "b": q}, labels=[0, 1, 1])).loss < 0.69
+        True
+
+    References:
+        Hinton, "Products of experts", ICANN 1999.
+    """
+    M = len(outputs.members)
+    begin = np.full(M, 1.0 / M) if start is None else np.asarray(start, dtype=np.float64)
+    if begin.shape != (M,) or not np.isfinite(begin).all() or (begin < 0).any():
+        msg = f"expected a start of {M} finite, non-negative exponents, got {begin}"
+        raise ValueError(msg)
+    outputs.require_labels()
+    if not np.isfinite(_loss_and_slope(begin, outputs, ridge)[0]):
+        msg = "expected numbers from every member, got NaN; leave that member out"
+        raise ValueError(msg)
+    found = minimize(
+        _loss_and_slope,
+        begin,
+        args=(outputs, ridge),
+        jac=True,
+        method="L-BFGS-B",
+        bounds=[(0.0, None)] * M,
+        options={"ftol": 1e-13, "gtol": 1e-8, "maxiter": 500},
+    )
+    w = np.asarray(found.x, dtype=np.float64)
+    loss, slope = _loss_and_slope(w, outputs, ridge)
+    violation = np.where(w > 0, np.abs(slope), np.maximum(-slope, 0.0)).max()
+    return LogLinearFit(w, loss - ridge / 2 * float(w @ w), float(violation), outputs.members, outputs.fingerprint)
+
+
+def _loss_and_slope(w: Array, outputs: MemberOutputs, ridge: float) -> tuple[float, Array]:
+    labels, frames = outputs.require_labels(), outputs.shape[1]
+    exponents = torch.from_numpy(w)
+    loss, slope = 0.0, torch.zeros(len(w), dtype=torch.float64)
+    for start in range(0, frames, 8192):
+        where = slice(start, start + 8192)
+        logs = outputs.log_probabilities[:, where].double().clamp_min(_LOWEST)  # (M, b, C)
+        pooled = torch.einsum("m,mbc->bc", exponents, logs).log_softmax(dim=-1)
+        truth = labels[where, None]
+        loss -= float(pooled.gather(1, truth).sum())
+        error = pooled.exp().scatter_add_(1, truth, torch.full_like(truth, -1, dtype=torch.float64))
+        slope += torch.einsum("bc,mbc->m", error, logs)
+    return loss / frames + ridge / 2 * float(w @ w), slope.numpy() / frames + ridge * w
