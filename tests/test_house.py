@@ -17,7 +17,7 @@ LEVELS = {
         {"spec"},
         {"checkpoint", "search"},
         {"training", "averaging", "registry"},
-        {"exchange"},
+        {"exchange", "plots", "study"},
         {"cli"},
     ],
     "ensemble": [

@@ -15,10 +15,12 @@ if TYPE_CHECKING:
     from zoo.exchange import export, from_pretrained, import_folder, pull, push
     from zoo.frames import FrameSet, Stretch, stretch, windows
     from zoo.logs import JsonLines, Log, TensorBoard, Wandb, read_runs
+    from zoo.plots import plot_depths, plot_line, plot_widths
     from zoo.recipe import Recipe
     from zoo.registry import EnsembleEntry, Entry, Registry, RegistryError
     from zoo.search import Samples, draw_many, fast_count, grid, random_budget, random_grid, random_members
     from zoo.spec import Spec, build, count_parameters
+    from zoo.study import Trial, free_dead, halving, optuna_study, trials_table
     from zoo.terminal import print_json, print_table, progress, run_app
     from zoo.training import Group, TrainingError, seconds_per_step, single, train, train_group
 
@@ -41,6 +43,7 @@ __all__ = [
     "Stretch",
     "TensorBoard",
     "TrainingError",
+    "Trial",
     "Wandb",
     "architecture",
     "average",
@@ -49,14 +52,20 @@ __all__ = [
     "draw_many",
     "export",
     "fast_count",
+    "free_dead",
     "from_pretrained",
     "grid",
+    "halving",
     "import_folder",
     "list_architectures",
     "losses_along",
     "mask",
     "mfcc",
     "mfcc_file",
+    "optuna_study",
+    "plot_depths",
+    "plot_line",
+    "plot_widths",
     "print_json",
     "print_table",
     "progress",
@@ -76,6 +85,7 @@ __all__ = [
     "stretch",
     "train",
     "train_group",
+    "trials_table",
     "windows",
     "write_corpus",
     "write_file",
@@ -120,6 +130,14 @@ def __getattr__(name: str) -> Any:
             from zoo import logs
 
             return getattr(logs, name)
+        case "Trial" | "free_dead" | "halving" | "optuna_study" | "trials_table":
+            from zoo import study
+
+            return getattr(study, name)
+        case "plot_depths" | "plot_line" | "plot_widths":
+            from zoo import plots
+
+            return getattr(plots, name)
         case "Recipe":
             from zoo import recipe
 

@@ -7,20 +7,30 @@ vectorised form draws a million samples in seconds, for pictures of what a budge
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import pairwise, product
-from typing import Any
+from itertools import product
+from typing import Any, NoReturn
 
 import numpy as np
 
 from zoo.architectures import list_architectures
 from zoo.names import Patterns
-from zoo.spec import Spec, count_parameters
+from zoo.search.counting import BUILT_IN, fast_count
+from zoo.search.draws import LECTURE_BUDGET, Samples, draw_many, draw_widths
+from zoo.spec import Spec
 
-Array = np.ndarray[Any, Any]
-BUILT_IN = ("basic", "bottleneck", "cylinder", "diamond", "inverted_pyramid", "mlp", "pyramid")
-LECTURE_INPUTS = 250
-LECTURE_BUDGET = 10_000_000
+__all__ = [
+    "BUILT_IN",
+    "Samples",
+    "draw_many",
+    "draw_widths",
+    "fast_count",
+    "grid",
+    "random_budget",
+    "random_grid",
+    "random_members",
+    "widest_spec",
+]
+
 _MOST_WIDTH, _MOST_CONTEXT = 8000, 64  # of the lecture's random grid
 _MOST_DEPTH = 6
 
@@ -197,134 +207,37 @@ def random_members(budget: int, members: int, *, seed: int = 0, **settings: Any)
     return specs
 
 
-# ---- counting
-
-
-def fast_count(spec: Spec) -> int:
-    """Trainable parameters: of a built-in architecture by arithmetic, of any other as `count_parameters` says."""
-    if spec.architecture not in BUILT_IN:
-        return count_parameters(spec)
-    options = spec.options
-    width, depth, narrow = (int(options.get(key, 0)) for key in ("width", "depth", "narrow"))
-    norm = bool(options["batchnorm"])
-    match spec.architecture:
-        case "mlp":
-            chain = list(options["widths"])
-        case "cylinder":
-            chain = [width] * depth
-        case "pyramid":
-            chain = _steps(width, narrow, depth)
-        case "inverted_pyramid":
-            chain = _steps(narrow, width, depth)
-        case "diamond":
-            rising = _steps(narrow, width, (depth + 1) // 2)
-            chain = rising + rising[::-1][depth % 2 :]
-        case "basic":
-            chain = [width] * (1 + 2 * depth)
-        case _:  # bottleneck
-            first = _chain([width, width, width, 4 * width], norm) + _chain([width, 4 * width], norm)
-            later = (depth - 1) * _chain([4 * width, width, width, 4 * width], norm)
-            ends = _chain([spec.inputs, width], norm) + (4 * width + 1) * spec.classes
-            return first + later + ends
-    return _chain([spec.inputs, *chain], norm) + (chain[-1] + 1) * spec.classes
-
-
-def _chain(sizes: Sequence[int], norm: bool) -> int:
-    """Weights of dense layers one after another, with two numbers a unit for a norm or one for a bias."""
-    per_unit = 2 if norm else 1
-    return sum((before + per_unit) * after for before, after in pairwise(sizes))
-
-
-def _steps(first: int, last: int, depth: int) -> list[int]:
-    if depth == 1:
-        return [max(first, last)]
-    return [round(first + (last - first) * i / (depth - 1)) for i in range(depth)]
-
-
-# ---- the lecture's draw of layer widths
-
-
-def draw_widths(
-    rng: np.random.Generator,
-    budget: int = LECTURE_BUDGET,
+def widest_spec(
+    architecture: str,
+    budget: int,
     *,
-    inputs: int = LECTURE_INPUTS,
-    classes: int = 40,
-    batchnorm: bool = True,
-) -> list[int]:
-    """Widths of hidden layers, drawn one after another until the budget has no room for a further one.
+    features: int,
+    classes: int,
+    context: int,
+    depth: int,
+    share: float = 1.0,
+    options: Mapping[str, Any] | None = None,
+) -> Spec:
+    """The spec of this depth with `share` of the greatest width whose model stays within the budget.
 
-    From the size that a layer gets, the widest it may be is what is left over (size + classes); it is drawn
-    uniformly from [classes, widest). Biases and norms are counted.
+    `narrow`, where there is one, is half the width. A depth that no width can pay for is lowered to 1.
+
+    Raises:
+        ValueError: a budget in which not even one layer of one unit fits.
     """
-    widths: list[int] = []
-    size = inputs
-    per_unit, unused = 2 if batchnorm else 1, budget - classes  # the last layer's biases
-    while True:
-        widest = unused // (size + per_unit + classes)
-        if widest <= classes:
-            return widths
-        width = int(rng.integers(classes, widest))
-        unused -= (size + per_unit) * width
-        widths.append(width)
-        size = width
+    fixed, known = _known(architecture, options), _options_of(architecture)
 
+    def of_width(width: int, layers: int) -> Spec:
+        sizes = {"depth": layers, "width": width, "narrow": max(width // 2, 1)}
+        chosen = fixed | {key: size for key, size in sizes.items() if key in known}
+        return Spec(architecture, features, context, classes, options=chosen)
 
-@dataclass(frozen=True, eq=False)
-class Samples:
-    """Many draws at once.
-
-    Args:
-        widths: (n, D) int64, hidden widths, 0 behind the last layer.
-        depths: (n,) int64, hidden layers.
-        parameters: (n,) int64, of the whole model, biases and norms included where they were counted.
-    """
-
-    widths: Array
-    depths: Array
-    parameters: Array
-
-
-def draw_many(
-    count: int,
-    budget: int = LECTURE_BUDGET,
-    *,
-    inputs: int = LECTURE_INPUTS,
-    classes: int = 40,
-    per_unit: int = 2,
-    seed: int = 0,
-) -> Samples:
-    """`count` draws as `draw_widths` makes them, all layer by layer together.
-
-    Args:
-        count: n.
-        budget: parameters of each model.
-        inputs: size of the input.
-        classes: C, also the least width.
-        per_unit: numbers beside the weights that each hidden unit has: 2 with norms, 1 with biases, and 0
-            counts as the lecture does, without biases anywhere.
-        seed: of the draw.
-
-    Example:
-        >>> samples = draw_many(1000, 100_000)
-        >>> bool((samples.parameters <= 100_000).all())
-        True
-    """
-    rng = np.random.default_rng(seed)
-    bias = classes if per_unit else 0
-    size, unused = np.full(count, inputs), np.full(count, budget - bias)
-    going, columns = np.arange(count), []
-    while len(going):
-        widest = unused[going] // (size[going] + per_unit + classes)
-        going, widest = going[widest > classes], widest[widest > classes]
-        widths = rng.integers(classes, widest)
-        unused[going] -= (size[going] + per_unit) * widths
-        size[going] = widths
-        column = np.zeros(count, dtype=np.int64)
-        column[going] = widths
-        columns.append(column)
-    table = np.stack(columns[:-1] or columns, axis=1)
-    return Samples(table, (table > 0).sum(axis=1), budget - unused + size * classes)
+    layers, most = depth, _widest(lambda width: fast_count(of_width(width, depth)), budget)
+    if not most:
+        layers, most = 1, _widest(lambda width: fast_count(of_width(width, 1)), budget)
+    if not most:
+        _refuse_budget(architecture, budget, (2 * context + 1) * features)
+    return of_width(max(int(share * most), 1), layers)
 
 
 # ---- the rest
@@ -377,6 +290,6 @@ def _widest(count: Callable[[int], int], budget: int) -> int:
     return low
 
 
-def _refuse_budget(name: str, budget: int, inputs: int) -> None:
+def _refuse_budget(name: str, budget: int, inputs: int) -> NoReturn:
     msg = f"no {name!r} fits into {budget:,} parameters with {inputs:,} inputs; raise the budget or lower the context"
     raise ValueError(msg)
