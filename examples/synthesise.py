@@ -136,7 +136,11 @@ class Espeak:
         ctypes.CDLL(None).srand(1)  # its breath noise is libc's rand()
         text = sentence.encode()
         self._library.espeak_Synth(text, ctypes.c_size_t(len(text) + 1), 0, 1, 0, self.UTF8, None, None)
-        return np.concatenate(self._blocks) / 32768.0, self._phonemes
+        # The pause at the end, and its event, vary with what was said before: silence begins where the samples end.
+        samples = np.trim_zeros(np.concatenate(self._blocks), "b") / 32768.0
+        while ARPABET.get(self._phonemes[-1][1]) == "[SIL]":
+            self._phonemes.pop()
+        return samples, [*self._phonemes, (len(samples) / self.sample_rate, "_")]
 
     def _receive(
         self, samples: "ctypes._Pointer[ctypes.c_short]", count: int, events: "ctypes._Pointer[_Event]"

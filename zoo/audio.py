@@ -7,7 +7,9 @@ are: 16 kHz, 25 ms Hann windows every 10 ms, 40 mel bands, 27 coefficients, raw.
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 try:
@@ -25,13 +27,13 @@ MEL_BANDS = 40
 COEFFICIENTS = 27
 
 
-def mfcc(waveform: Tensor, sample_rate: int = SAMPLE_RATE) -> Tensor:
+def mfcc(waveform: Tensor | NDArray[np.floating], sample_rate: int = SAMPLE_RATE) -> Tensor:
     """MFCC frames of a waveform, as the sample corpus and the lectures have them.
 
     Frames are centred: frame t looks at 25 ms around t * 10 ms, the ends mirrored. Nothing is normalised.
 
     Args:
-        waveform: (S,) or (channels, S) floating point, full scale at 1; channels are averaged. NumPy arrays serve too.
+        waveform: (S,) or (channels, S) floating point, full scale at 1; channels are averaged.
         sample_rate: Hz; other rates than 16,000 are resampled first.
 
     Returns:
