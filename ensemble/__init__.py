@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         fit_temperature,
         murphy,
     )
+    from ensemble.combined import Ensemble, load_ensemble
     from ensemble.evaluation import (
         Choice,
         Report,
@@ -76,6 +77,7 @@ __all__ = [
     "BayesVote",
     "Chain",
     "Choice",
+    "Ensemble",
     "Interval",
     "LogPool",
     "Member",
@@ -114,6 +116,7 @@ __all__ = [
     "holm",
     "list_rules",
     "load",
+    "load_ensemble",
     "log_mean",
     "majority",
     "maximum",
@@ -137,6 +140,10 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     match name:
+        case "Ensemble" | "load_ensemble":
+            from ensemble import combined
+
+            return getattr(combined, name)
         case "Stack":
             from ensemble import stack
 

@@ -6,12 +6,15 @@ import csv
 import io
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from cyclopts import App
 
 import zoo
 from ensemble.cli.sources import chosen_device, registry_at
+
+if TYPE_CHECKING:
+    from ensemble.combined import Ensemble
 
 
 def add_to(app: App) -> None:
@@ -42,10 +45,8 @@ def predict(
         registry: the registry's file; else $ZOO_REGISTRY, else registry.json in this folder.
         device: cpu, cuda, or auto for cuda where there is one.
     """
-    from ensemble.combined import load_ensemble
-
     frames = zoo.sample_corpus(partition) if corpus is None else zoo.read_corpus(corpus, partition)
-    final = load_ensemble(registry_at(registry), name, device=chosen_device(device))
+    final = _voice(registry_at(registry), name, chosen_device(device))
     probabilities = final.predict_proba(frames)
     best = probabilities.argmax(axis=1)
     labels = [final.classes_[index] for index in best]
@@ -57,6 +58,20 @@ def predict(
     csv.writer(table, lineterminator="\n").writerows(rows)
     zoo.write_file(output, table.getvalue().encode())
     print(f"{len(labels):,} frames of {frames.recordings:,} recordings written to {output}")
+
+
+def _voice(registry: zoo.Registry, name: str, device: str) -> Ensemble:
+    """An ensemble, or a model as an ensemble of one."""
+    from ensemble.combined import Ensemble, load_ensemble
+    from ensemble.members import load
+    from ensemble.rules import mean
+
+    try:
+        return load_ensemble(registry, name, device=device)
+    except zoo.RegistryError as error:
+        if error.reason != "UNKNOWN":
+            raise
+    return Ensemble(load(registry, name, device=device), mean)
 
 
 def _located(frames: zoo.FrameSet, labels: list[str], certainty: Iterable[float]) -> Iterator[tuple[object, ...]]:

@@ -1,0 +1,149 @@
+"""The command `ensemble` from the outside: tables, JSON, files, exit codes, one line per error."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import ensemble
+import zoo
+from ensemble.cli import app
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A registry of three small trained members, and a corpus in the HW1P2 layout."""
+    home = tmp_path_factory.mktemp("home")
+    registry = zoo.Registry(home / "registry.json")
+    train, valid, test = (zoo.sample_corpus(part) for part in ("train", "valid", "test"))
+    train, valid, test = (f.select(zoo.frames.torch.arange(n)) for f, n in ((train, 40), (valid, 12), (test, 12)))
+    for seed, (name, context) in enumerate([("cylinder-a", 2), ("cylinder-b", 2), ("other", 1)]):
+        spec = zoo.Spec("cylinder", features=27, context=context, classes=40, options={"width": 32, "depth": 1})
+        registry.register(name, zoo.train(spec, zoo.Recipe(epochs=1, seed=seed), train, valid))
+    for name, frames in (("dev", valid), ("test", test)):
+        zoo.write_corpus(frames, home / "corpus", name)
+    silent = zoo.FrameSet(test.features, None, test.starts, test.classes, test.names)
+    zoo.write_corpus(silent, home / "corpus", "unlabelled")
+    return home
+
+
+@pytest.fixture(autouse=True)
+def _inside(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run in that folder, as a user would."""
+    monkeypatch.chdir(home)
+    monkeypatch.delenv("ZOO_REGISTRY", raising=False)
+
+
+CORPUS = ["--corpus", "corpus", "--valid", "dev", "--test", "test"]
+
+
+def said(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> str:
+    """What the command prints on stdout; its exit code must be `code`."""
+    assert zoo.run_app(app, arguments) == code, capsys.readouterr().err
+    return capsys.readouterr().out
+
+
+def test_evaluate_prints_members_and_rules_with_intervals(capsys: pytest.CaptureFixture[str]) -> None:
+    """One table; weights, frames, tie rate below."""
+    out = said(capsys, "evaluate", *CORPUS)
+    for word in ("cylinder-a", "other", "= majority", "= maximum", "= mean", "= weighted", "(best on valid)"):
+        assert word in out
+    assert "12 recordings" in out
+    assert "votes tie on" in out
+
+
+def test_evaluate_as_json_is_what_the_report_holds(capsys: pytest.CaptureFixture[str]) -> None:
+    """The same numbers again on a second run, and as through Python."""
+    first, second = (json.loads(said(capsys, "evaluate", *CORPUS, "--json")) for _ in range(2))
+    rules = {row["name"]: row for row in first["rules"]}
+    assert list(rules) == ["majority", "maximum", "mean", "weighted"]
+    assert {"accuracy", "log_loss", "gain", "gain_low", "gain_high"} <= set(rules["mean"])
+    assert first["rules"] == second["rules"]
+    assert first["members"] == second["members"]
+    members = ensemble.load(zoo.Registry("registry.json"), "*")
+    outputs = ensemble.collect(members, zoo.read_corpus("corpus", "test"))
+    report = ensemble.evaluate(outputs, {"mean": ensemble.mean}, baseline=first["baseline"])
+    assert report.rules["accuracy"][0] == pytest.approx(rules["mean"]["accuracy"])
+
+
+def test_members_and_rules_are_chosen_by_name_and_wildcard(capsys: pytest.CaptureFixture[str]) -> None:
+    """Several wildcards, several rules."""
+    found = json.loads(said(capsys, "evaluate", *CORPUS, "--members", "cyl*", "other", "--rules", "median", "--json"))
+    assert [row["name"] for row in found["members"]] == ["cylinder-a", "cylinder-b", "other"]
+    assert [row["name"] for row in found["rules"]] == ["median"]
+    assert found["weights"] == {}
+
+
+def test_a_fitted_ensemble_predicts_in_both_forms(capsys: pytest.CaptureFixture[str], home: Path) -> None:
+    """`fit --save`, then `predict` on a partition without transcripts."""
+    fitted = json.loads(said(capsys, "fit", *CORPUS, "--save", "final", "--json"))
+    assert sum(fitted["weights"].values()) == pytest.approx(1)
+    assert fitted["gap"] <= 1e-6
+    common = ["predict", "final", "--corpus", "corpus", "--partition", "unlabelled", "--output"]
+    said(capsys, *common, "frames.csv")
+    said(capsys, *common, "submission.csv", "--form", "submission")
+    frames = list(csv.reader((home / "frames.csv").open()))
+    submission = list(csv.reader((home / "submission.csv").open()))
+    truth = ensemble.load_ensemble(zoo.Registry("registry.json"), "final").predict(zoo.read_corpus("corpus", "test"))
+    assert submission[0] == ["id", "label"]
+    assert submission[1:] == [[str(index), label] for index, label in enumerate(truth)]
+    assert frames[0] == ["recording", "frame", "label", "probability"]
+    assert [row[2] for row in frames[1:]] == truth.tolist()
+    assert frames[1][1] == "0"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["evaluate", "--members", "cylindre-a"], "did you mean"),
+        (["evaluate", "--members", "x*"], "expected models that match 'x*'"),
+        (["evaluate", "--rules", "meen", *CORPUS], "did you mean"),
+        (["evaluate", "--corpus", "corpus", "--valid", "dve"], "partitions under corpus: dev"),
+        (["evaluate", "--corpus", "corpus", "--valid", "dev", "--test", "unlabelled"], "with labels"),
+        (["evaluate", "--registry", "nothing.json"], "nothing.json"),
+        (["evaluate", "--device", "cuda:77"], "cuda"),
+        (["evaluate", "--precision", "float3"], "precision"),
+        (["evalute"], "evaluate"),
+        (["predict", "final"], "output"),
+        (["predict", "nothing", "--output", "x.csv"], "nothing"),
+        (["predict", "cylinder-a", "--corpus", "corpus", "--output", "no/such/folder/x.csv"], "no/such/folder"),
+    ],
+)
+def test_a_wrong_argument_is_answered_with_one_line_and_two(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
+) -> None:
+    """Exit code 2, no traceback, the way out named."""
+    assert zoo.run_app(app, arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1
+    assert words in captured.err
+    assert not captured.out
+
+
+@pytest.mark.parametrize("command", ["", *sorted(name for name in app if not name.startswith("-"))])
+def test_help_shows_what_it_does_and_an_example(capsys: pytest.CaptureFixture[str], command: str) -> None:
+    """Of every command and of the whole."""
+    out = said(capsys, *([command] if command else []), "--help")
+    assert "Usage: ensemble" in out
+    assert not command or f"ensemble {command}" in out.split("Usage:", 1)[1].split("\n", 1)[1]
+
+
+@pytest.mark.parametrize("package", ["zoo", "ensemble"])
+def test_packages_run_as_modules_and_help_does_not_import_torch(package: str) -> None:
+    """`python -m zoo --help` names its commands without waiting for torch."""
+    code = f"""
+import runpy, sys
+sys.argv = [{package!r}, "--help"]
+try:
+    runpy.run_module({package!r}, run_name="__main__")
+except SystemExit as end:
+    assert not end.code
+assert "torch" not in sys.modules, "torch was imported"
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Usage" in done.stdout
