@@ -1,0 +1,226 @@
+"""`Group`: equal members, and the plan by which they run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from ensemble.engine import forms, measuring
+from ensemble.engine.batch import Batch
+from ensemble.engine.dense import Dense, NotDenseError, dense
+from ensemble.engine.overlap import overlap
+from ensemble.engine.plan import Agreement, Form, Plan, Trial, agreement, candidates, choose
+from ensemble.stack import Stack
+
+_PROBED = 256  # frames on which a form is compared with the loop
+_WORTH = 2e8  # multiplications below which a batch is over before a measurement pays
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "tf32": torch.float32}
+
+Write = Callable[[slice, slice, Tensor], None]
+
+
+class Group:
+    """M members of one structure, run in the fastest form that agrees with the loop.
+
+    Args:
+        modules: makes the M modules, in evaluation mode on the device where they run; called when they are needed.
+        stack: the same members stacked; None where they cannot be.
+        members: M.
+        size: parameters of all members.
+        device: where they run.
+        features: F per frame where the inputs are windows of frames, else 0.
+        precision: "float32" or "auto".
+        forced: "auto", "loop" or "stack".
+        why: the reason where there is no stack.
+    """
+
+    def __init__(
+        self,
+        modules: Callable[[], Sequence[nn.Module]],
+        stack: Stack | None,
+        *,
+        members: int,
+        size: int,
+        device: torch.device,
+        features: int = 0,
+        precision: str = "float32",
+        forced: str = "auto",
+        why: str = "",
+    ) -> None:
+        self._modules, self.stack, self.features = modules, stack, features
+        self.members, self.size, self.device = members, size, device
+        self.precision, self.forced, self.why = precision, forced, why
+        self.dense, self.not_dense = _folded(stack)
+        self.plans: dict[tuple[int, bool], Plan] = {}
+        self._parts: dict[tuple[str, int, str], list[forms.Part]] = {}
+
+    @cached_property
+    def modules(self) -> list[nn.Module]:
+        """The M modules, for the loop."""
+        return list(self._modules())
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return next((p.dtype for p in self.modules[0].parameters()), torch.float32)
+
+    def __len__(self) -> int:
+        """Number of members, M."""
+        return self.members
+
+    def run(self, batch: Batch, write: Write) -> None:
+        """Give `write` the (m, b, C) logits of all members and frames, piece by piece.
+
+        Where memory runs out the tile is halved and the batch begun again.
+        """
+        key = _bucket(batch.count), batch.overlaps
+        if key not in self.plans:
+            self.plans[key] = self._plan(batch)
+            self._forget()
+        plan = self.plans[key]
+        while True:
+            try:
+                for piece in self.pieces(plan.form, batch):
+                    write(*piece)
+                return
+            except RuntimeError as error:
+                if not _out_of_memory(error) or plan.form.tile < 2:
+                    raise
+                form = plan.form
+                half = Form(form.kind, form.together, form.tile // 2, form.precision, form.compiled)
+                plan = self.plans[key] = Plan(half, f"{plan.why}; memory ran out, tile halved", plan.trials)
+
+    def pieces(self, form: Form, batch: Batch) -> Iterator[forms.Piece]:
+        """The logits of all members in one form."""
+        with forms.matmul_precision(form.precision):
+            match form.kind:
+                case "loop":
+                    yield from forms.loop(self.modules, batch.typed(self.dtype), form.tile)
+                case "stack" if self.stack is not None:
+                    yield from forms.stacked(self.stack, batch.typed(self.dtype), form.tile)
+                case "folded":
+                    run = forms.compiled if form.compiled else forms.folded
+                    yield from run(self._ready(form), batch, form.tile)
+                case "overlap":
+                    yield from forms.overlapped(self._ready(form), batch, form.tile)
+
+    def log_probabilities(self, form: Form, batch: Batch) -> Tensor:
+        """(M, B, C) float32 in one form, for comparing and timing it."""
+        out: Tensor | None = None
+        for members, frames, logits in self.pieces(form, batch):
+            if out is None:
+                out = logits.new_empty(len(self), batch.count, logits.shape[-1], dtype=torch.float32)
+            out[members, frames] = logits.log_softmax(-1, dtype=torch.float32)
+        assert out is not None
+        return out
+
+    def candidates(self, batch: Batch) -> list[Form]:
+        """The forms that this group, this batch and the caller's wishes allow."""
+        kinds = ["loop"] if self.forced != "stack" or self.stack is None else []
+        if self.forced != "loop" and self.stack is not None:
+            kinds += ["stack"] if self.dense is None else ["folded"]
+            kinds += ["overlap"] * (self.dense is not None and batch.overlaps and self.features > 0)
+        return candidates(
+            members=len(self),
+            width=self.dense.first.weight.shape[1] if self.dense else 0,
+            kinds=kinds,
+            frames=_bucket(batch.count),
+            precisions=["float32"] + _fast(self.device) * (self.precision == "auto"),
+            compiled=self.device.type == "cuda",
+        )
+
+    def _plan(self, batch: Batch) -> Plan:
+        wanted = self.candidates(batch)
+        probe = batch.head(_PROBED)
+        alone = self.log_probabilities(Form("loop", 1, _PROBED), probe)
+
+        def compare(form: Form, values: Tensor) -> Agreement:
+            exact = form.precision == "float32"
+            count = min(_PROBED, values.shape[1])
+            tolerance = 2e-2 if self.dtype.itemsize < 4 else 1e-5
+            return agreement(alone[:, :count], values[:, :count], exact=exact, tolerance=tolerance)
+
+        def run(form: Form, count: int) -> Tensor:
+            return self.log_probabilities(form, batch.head(count))
+
+        if len(wanted) == 1:
+            return Plan(wanted[0], self.why or "the only form there is")
+        if self.size * batch.count < _WORTH:
+            return self._first_fit(wanted, run, compare, probe.count)
+        key = self._question(batch)
+        known = measuring.recall(key)
+        if known in wanted and known is not None:
+            near = compare(known, run(known, probe.count))
+            if near.near:
+                return Plan(known, "measured earlier on this machine", (Trial(known, float("inf"), near),))
+        plan = choose(measuring.try_all(wanted, run, frames=batch.count, compare=compare))
+        measuring.remember(key, plan.form)
+        return plan
+
+    def _first_fit(
+        self, wanted: Sequence[Form], run: measuring.Run, compare: Callable[[Form, Tensor], Agreement], count: int
+    ) -> Plan:
+        """Small work: the likeliest exact form that agrees, untimed."""
+        trials = []
+        for form in [f for f in wanted if f.precision == "float32" and f.kind in ("folded", "stack", "loop")]:
+            trials.append(measuring.attempt(form, run, count, compare))
+            if trials[-1].agreement.near:
+                return Plan(form, "too little work to measure", tuple(trials))
+        return choose(trials)
+
+    def _question(self, batch: Batch) -> str:
+        return measuring.question(
+            structure=str(self.modules[0]),
+            members=len(self),
+            frames=_bucket(batch.count),
+            overlaps=batch.overlaps,
+            precision=self.precision,
+            forced=self.forced,
+            device=str(self.device),
+        )
+
+    def _ready(self, form: Form) -> list[forms.Part]:
+        """The folded weights that a form needs, made once."""
+        key = form.kind, form.together, form.precision
+        if key not in self._parts:
+            assert self.dense is not None
+            dtype = _DTYPES[form.precision]
+            first = overlap(self.dense.first.weight, self.features, dtype) if form.kind == "overlap" else None
+            whole = self.dense.to(dtype)
+            slices = [slice(at, min(at + form.together, len(self))) for at in range(0, len(self), form.together)]
+            self._parts[key] = [forms.Part(which, whole.members(which), first) for which in slices]
+        return self._parts[key]
+
+    def _forget(self) -> None:
+        """Let go of the weights of forms that no plan takes."""
+        taken = {(p.form.kind, p.form.together, p.form.precision) for p in self.plans.values()}
+        self._parts = {key: parts for key, parts in self._parts.items() if key in taken}
+
+
+def _folded(stack: Stack | None) -> tuple[Dense | None, str]:
+    if stack is None:
+        return None, ""
+    try:
+        return dense(stack), ""
+    except NotDenseError as error:
+        return None, str(error)
+
+
+def _bucket(frames: int) -> int:
+    """The next power of two: batches of like size share a plan."""
+    return 1 << max(frames - 1, 0).bit_length()
+
+
+def _fast(device: torch.device) -> list[str]:
+    """Types in which this hardware multiplies faster than in float32."""
+    if device.type == "cuda":
+        return ["tf32", "bfloat16"] if torch.cuda.is_bf16_supported() else []
+    able = torch.cpu.get_capabilities()
+    return ["bfloat16"] if able.get("avx512_bf16") or able.get("amx_bf16") or able.get("bf16") else []
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

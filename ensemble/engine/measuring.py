@@ -1,0 +1,112 @@
+"""Timing forms on a real batch, and remembering on this machine what was found.
+
+The cache is a file per question in the user's cache folder; it holds a form and why it was taken, never
+results, and what it says is compared with the loop anew before it is believed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+
+import torch
+from torch import Tensor
+
+from ensemble.engine.plan import Agreement, Form, Trial
+
+_BUDGET = 0.8  # seconds for all forms of a group
+_REPEATS = 5
+
+Run = Callable[[Form, int], Tensor]
+"""Runs a form on the first so many frames: (M, frames, C) log-probabilities."""
+
+
+def try_all(
+    forms: Sequence[Form], run: Run, *, frames: int, compare: Callable[[Form, Tensor], Agreement]
+) -> list[Trial]:
+    """Try each form on as many frames as its tile has, until the time for it is used up.
+
+    First every form once, which warms it up and tells whether it agrees; then the promising ones in
+    turn, so that a busy moment strikes all alike. The least time counts: noise only ever adds.
+    """
+    trials: dict[Form, Trial] = {}
+    end = time.perf_counter() + _BUDGET
+    for form in forms:
+        if time.perf_counter() < end or form.kind == "loop" or not _timed(trials):
+            trials[form] = attempt(form, run, min(form.tile, frames), compare)
+    for _ in range(_REPEATS):
+        best = min((trial.seconds for trial in _timed(trials)), default=0.0)
+        for trial in _timed(trials):
+            if trial.seconds <= 1.5 * best or trial.form.kind == "loop":
+                seconds = _seconds(run, trial.form, min(trial.form.tile, frames))
+                trials[trial.form] = Trial(trial.form, min(seconds, trial.seconds), trial.agreement)
+        if time.perf_counter() > end:
+            break
+    return list(trials.values())
+
+
+def _timed(trials: Mapping[Form, Trial]) -> list[Trial]:
+    return [trial for trial in trials.values() if trial.agreement.near]
+
+
+def attempt(form: Form, run: Run, frames: int, compare: Callable[[Form, Tensor], Agreement]) -> Trial:
+    """Run a form twice: once for its answer and to warm up, once for the time if the answer is right."""
+    try:
+        near = compare(form, run(form, frames))
+        seconds = _seconds(run, form, frames) if near.near else float("inf")
+    except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:  # what vmap or a compiler refuses
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        return Trial(form, float("inf"), Agreement(float("inf"), 1.0, near=False), reason)
+    return Trial(form, seconds, near, "" if near.near else "does not agree with the loop")
+
+
+def _seconds(run: Run, form: Form, frames: int) -> float:
+    """Seconds per frame of one run."""
+    start = time.perf_counter()
+    run(form, frames)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return (time.perf_counter() - start) / max(frames, 1)
+
+
+def question(**facts: object) -> str:
+    """One key for a machine and what is asked of it."""
+    machine = {
+        "torch": torch.__version__,
+        "cpu": torch.backends.cpu.get_cpu_capability() + platform.machine() + platform.node(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "",
+    }
+    return hashlib.sha256(json.dumps({**machine, **facts}, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def recall(key: str) -> Form | None:
+    """The form found earlier; None where there is none, or the file is not one of ours."""
+    try:
+        return Form(**json.loads(_path(key).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def remember(key: str, form: Form) -> None:
+    """Keep the form for next time; a folder that cannot be written is no reason to fail."""
+    path = _path(key)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with NamedTemporaryFile("w", dir=path.parent, suffix=".part", delete=False, encoding="utf-8") as file:
+            json.dump(asdict(form), file)
+        os.replace(file.name, path)  # noqa: PTH105  # the same, and shorter
+    except OSError:
+        return
+
+
+def _path(key: str) -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "zoo-ensemble" / "plans" / f"{key}.json"
