@@ -12,7 +12,6 @@ if TYPE_CHECKING:
         brier_score,
         expected_calibration_error,
         fit_bayes_vote,
-        fit_log_pool,
         fit_pool_temperatures,
         fit_stacked,
         fit_temperature,
@@ -53,6 +52,15 @@ if TYPE_CHECKING:
         tie_rate,
         trimmed_mean,
     )
+    from ensemble.selection import (
+        Contributions,
+        GreedySelection,
+        Selection,
+        contributions,
+        greedy,
+        pareto_front,
+        select,
+    )
     from ensemble.significance import (
         Interval,
         bonferroni,
@@ -67,8 +75,17 @@ if TYPE_CHECKING:
     )
     from ensemble.stack import Stack
     from ensemble.weights import (
+        ClasswiseFit,
+        ClasswiseMean,
+        CrossFit,
+        LogLinearFit,
         SimplexFit,
         WeightFit,
+        WeightIntervals,
+        bootstrap_weights,
+        cross_fit,
+        fit_class_weights,
+        fit_log_linear,
         fit_simplex_weights,
         fit_weights,
     )
@@ -77,8 +94,14 @@ __all__ = [
     "BayesVote",
     "Chain",
     "Choice",
+    "ClasswiseFit",
+    "ClasswiseMean",
+    "Contributions",
+    "CrossFit",
     "Ensemble",
+    "GreedySelection",
     "Interval",
+    "LogLinearFit",
     "LogPool",
     "Member",
     "MemberOutputs",
@@ -86,26 +109,32 @@ __all__ = [
     "PoolTemperatures",
     "Report",
     "Rule",
+    "Selection",
     "SimplexFit",
     "Stack",
     "Stacked",
     "Temperature",
     "TemperatureFit",
     "WeightFit",
+    "WeightIntervals",
     "WeightedMean",
     "abstentions",
     "bonferroni",
     "bootstrap_interval",
+    "bootstrap_weights",
     "borda",
     "brier_score",
     "choose",
     "cluster_bootstrap",
     "cochran_q",
     "collect",
+    "contributions",
+    "cross_fit",
     "evaluate",
     "expected_calibration_error",
     "fit_bayes_vote",
-    "fit_log_pool",
+    "fit_class_weights",
+    "fit_log_linear",
     "fit_pool_temperatures",
     "fit_simplex_weights",
     "fit_stacked",
@@ -113,6 +142,7 @@ __all__ = [
     "fit_weights",
     "from_modules",
     "get_rule",
+    "greedy",
     "holm",
     "list_rules",
     "load",
@@ -126,12 +156,14 @@ __all__ = [
     "median",
     "minimum",
     "murphy",
+    "pareto_front",
     "power_mean",
     "product",
     "right_and_wrong",
     "rule",
     "rule_from_json",
     "rule_to_json",
+    "select",
     "t_interval",
     "tie_rate",
     "trimmed_mean",
@@ -204,7 +236,21 @@ def __getattr__(name: str) -> Any:
             from ensemble import significance
 
             return getattr(significance, name)
-        case "SimplexFit" | "WeightFit" | "fit_simplex_weights" | "fit_weights":
+        case (
+            "ClasswiseFit"
+            | "ClasswiseMean"
+            | "CrossFit"
+            | "LogLinearFit"
+            | "SimplexFit"
+            | "WeightFit"
+            | "WeightIntervals"
+            | "bootstrap_weights"
+            | "cross_fit"
+            | "fit_class_weights"
+            | "fit_log_linear"
+            | "fit_simplex_weights"
+            | "fit_weights"
+        ):
             from ensemble import weights
 
             return getattr(weights, name)
@@ -214,7 +260,6 @@ def __getattr__(name: str) -> Any:
             | "brier_score"
             | "expected_calibration_error"
             | "fit_bayes_vote"
-            | "fit_log_pool"
             | "fit_pool_temperatures"
             | "fit_stacked"
             | "fit_temperature"
@@ -223,6 +268,10 @@ def __getattr__(name: str) -> Any:
             from ensemble import calibration
 
             return getattr(calibration, name)
+        case "Contributions" | "GreedySelection" | "Selection" | "contributions" | "greedy" | "pareto_front" | "select":
+            from ensemble import selection
+
+            return getattr(selection, name)
     msg = f"module 'ensemble' has no attribute {name!r}"
     raise AttributeError(msg)
 

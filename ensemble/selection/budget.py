@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemble.outputs import MemberOutputs
-from ensemble.weights import Rows, refit, true_class_matrix
+from ensemble.weights import Rows, first_equal, refit, true_class_matrix
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -65,7 +65,7 @@ class _Problem:
         self.nodes += 1
         view = refit(self.rows, start=start, allowed=allowed)
         loss = view.loss + self.offset
-        return view.weights, loss, loss - view.gap(allowed)
+        return view.weights, loss, loss if np.isinf(loss) else loss - view.gap(allowed)
 
     def fits(self, members: Mask) -> bool:
         return bool(self.costs[members].sum() <= self.budget * (1 + 1e-12) and members.sum() <= self.most)
@@ -165,7 +165,9 @@ def pareto_front(
 def _search(problem: _Problem, outputs: MemberOutputs, *, tolerance: float, max_nodes: int) -> Selection:
     M = problem.rows.members
     best = _Best(np.zeros(M), np.inf)
-    root = problem.narrowed(_Node(np.zeros(M, dtype=bool), np.ones(M, dtype=bool)))
+    # of equal members the cheapest will do, then the first
+    distinct = first_equal(problem.rows.values, np.argsort(problem.costs, kind="stable")) == np.arange(M)
+    root = problem.narrowed(_Node(np.zeros(M, dtype=bool), distinct))
     if not root.open.any():
         msg = f"expected a member within {problem.budget:g}, got costs from {problem.costs.min():g} up; raise the limit"
         raise ValueError(msg)
@@ -187,6 +189,9 @@ def _search(problem: _Problem, outputs: MemberOutputs, *, tolerance: float, max_
                 best.improve(w, loss)
             count += 1
             heapq.heappush(queue, (max(low, bound), count, child, w))
+    if np.isinf(best.loss):  # every subset gives some frame zero: say so with the members that cost least
+        best.weights = problem.rounded(root, root.open / np.maximum(problem.costs, 1e-300)).astype(np.float64)
+        best.weights /= best.weights.sum()
     least = min([settled, best.loss, *(entry[0] for entry in queue)])
     kept = np.flatnonzero(best.weights)
     return Selection(
@@ -194,7 +199,7 @@ def _search(problem: _Problem, outputs: MemberOutputs, *, tolerance: float, max_
         best.weights[kept],
         best.loss,
         least,
-        best.loss - least <= tolerance,
+        not best.loss > least + tolerance,
         problem.nodes,
         float(problem.costs[kept].sum()),
         outputs.fingerprint,

@@ -101,9 +101,9 @@ class _State:
             names = [outputs.members[m] for m in np.flatnonzero(np.isnan(self.truth).any(axis=1))]
             msg = f"expected numbers from every member, got NaN from {names}; leave them out"
             raise ValueError(msg)
+        self.least, self.most = self.lowest.min(axis=0), self.highest.max(axis=0)
         self.sum = np.zeros((N, C))
         self.margin = np.zeros(N)
-        self.right = np.zeros(N, dtype=bool)
         self.picked = 0
 
     def _measure(self, where: slice, p: Floats) -> None:
@@ -120,7 +120,7 @@ class _State:
 
     def best(self) -> tuple[int, int, float]:
         """The member to add, how many frames are right with it, and the log-loss then."""
-        hits = [self._hits(m) for m in range(len(self.P))]
+        hits = self._hits()
         level = [m for m, hit in enumerate(hits) if hit == max(hits)]
         losses = [self._loss(m) for m in level]
         first = min(range(len(level)), key=losses.__getitem__)
@@ -131,16 +131,22 @@ class _State:
         self.picked += 1
         rows = np.arange(len(self.labels))
         truth = self.sum[rows, self.labels]
-        self.right = self.sum.argmax(axis=1) == self.labels
         self.sum[rows, self.labels] = -np.inf
         self.margin = truth - self.sum.max(axis=1)
         self.sum[rows, self.labels] = truth
 
-    def _hits(self, m: int) -> int:
-        sure = self.margin + self.lowest[m] > _SLACK
-        open_ = np.flatnonzero(~sure & (self.margin + self.highest[m] >= -_SLACK))
-        changed = self.sum[open_] + self.P[m, open_]
-        return int(sure.sum()) + int((changed.argmax(axis=1) == self.labels[open_]).sum())
+    def _hits(self) -> list[int]:
+        """For each member, how many frames are right once it joins."""
+        sure = self.margin + self.least > _SLACK
+        open_ = np.flatnonzero(~sure & (self.margin + self.most >= -_SLACK))  # somebody can flip these
+        base, margin, labels, total = int(sure.sum()), self.margin[open_], self.labels[open_], self.sum[open_]
+        hits = []
+        for m, p in enumerate(self.P):
+            kept = margin + self.lowest[m, open_] > _SLACK
+            flips = np.flatnonzero(~kept & (margin + self.highest[m, open_] >= -_SLACK))
+            changed = total[flips] + p[open_[flips]]
+            hits.append(base + int(kept.sum()) + int((changed.argmax(axis=1) == labels[flips]).sum()))
+        return hits
 
     def _loss(self, m: int) -> float:
         with np.errstate(divide="ignore"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -92,7 +92,7 @@ def fit_simplex_weights(
     begin = None if start is None else _start(start, len(values))
     with _controller().limit(limits=1, user_api="blas"):
         # shrinkage tells equal members apart, so then all of them stay
-        first = np.arange(len(values)) if pull.any() else _first_equal(values)
+        first = np.arange(len(values)) if pull.any() else first_equal(values)
         if begin is not None:
             begin = np.bincount(first, begin, len(values)).astype(np.float64)
         rows = Rows(values, weights)
@@ -104,6 +104,8 @@ def fit_simplex_weights(
 
 def refit(rows: Rows, *, start: Array, allowed: NDArray[np.bool_] | None = None, rough: bool = False) -> View:
     """Weights over the `allowed` members of frames that were looked at before, from a warm start.
+
+    Where a frame is zero in every allowed member, the loss and d are infinite.
 
     Args:
         rows: the frames.
@@ -144,7 +146,8 @@ def _solve(task: _Task, begin: Array | None, seed: int) -> tuple[View, float]:
     """The best view found, seen in float64, and the passes it took."""
     view, passes = _begin(task, begin, seed)
     best, model, precise = view, view.curvature, task.rows.small
-    assert model is not None
+    if model is None:  # a frame that no allowed member explains: infinite, whatever the weights
+        return replace(view, loss=np.inf), passes
     while passes < task.max_passes and not (task.gap(view) <= task.tolerance and (precise or task.rough)):
         last = task.gap(view) < task.tolerance**0.5  # then one more step will do, by quadratic convergence
         precise = precise or (last and not task.rough)
@@ -206,12 +209,12 @@ def _sample(rows: Rows, seed: int) -> Rows:
     return Rows(rows.values[:, index], weights)
 
 
-def _first_equal(values: Numbers) -> Indices:
-    """For every member the first one that equals it exactly."""
+def first_equal(values: Numbers, order: Indices | None = None) -> Indices:
+    """For every member the first one, in the given order, that equals it exactly."""
     heads: dict[bytes, list[int]] = {}
     first = np.arange(len(values))
-    for m, head in enumerate(values[:, :256]):
-        twins = heads.setdefault(head.tobytes(), [])
+    for m in first.tolist() if order is None else order.tolist():
+        twins = heads.setdefault(values[m, :256].tobytes(), [])
         first[m] = next((t for t in twins if np.array_equal(values[t], values[m])), m)
         if first[m] == m:
             twins.append(m)
