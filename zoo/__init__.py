@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from zoo.exchange import export, from_pretrained, import_folder, pull, push
     from zoo.frames import FrameSet, Stretch, stretch, windows
     from zoo.logs import JsonLines, Log, TensorBoard, Wandb, read_runs
-    from zoo.plots import plot_depths, plot_line, plot_widths
+    from zoo.plots import plot_depths, plot_line, plot_samples, plot_widths
     from zoo.recipe import Recipe
     from zoo.registry import EnsembleEntry, Entry, Registry, RegistryError
     from zoo.search import Samples, draw_many, fast_count, grid, random_budget, random_grid, random_members
     from zoo.spec import Spec, build, count_parameters
-    from zoo.study import Trial, free_dead, halving, optuna_study, trials_table
+    from zoo.study import Trial, free_dead, halving, optuna_study, optuna_trials, trials_table
     from zoo.terminal import print_json, print_table, progress, run_app
     from zoo.training import Group, TrainingError, seconds_per_step, single, train, train_group
 
@@ -63,8 +63,10 @@ __all__ = [
     "mfcc",
     "mfcc_file",
     "optuna_study",
+    "optuna_trials",
     "plot_depths",
     "plot_line",
+    "plot_samples",
     "plot_widths",
     "print_json",
     "print_table",
@@ -130,11 +132,11 @@ def __getattr__(name: str) -> Any:
             from zoo import logs
 
             return getattr(logs, name)
-        case "Trial" | "free_dead" | "halving" | "optuna_study" | "trials_table":
+        case "Trial" | "free_dead" | "halving" | "optuna_study" | "optuna_trials" | "trials_table":
             from zoo import study
 
             return getattr(study, name)
-        case "plot_depths" | "plot_line" | "plot_widths":
+        case "plot_depths" | "plot_line" | "plot_samples" | "plot_widths":
             from zoo import plots
 
             return getattr(plots, name)

@@ -12,6 +12,7 @@ from zoo.search import Samples
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _SHOWN = 20_000  # points of the scatter; more are one blot
 
@@ -56,6 +57,20 @@ def plot_widths(samples: Samples, *, ax: Axes | None = None, layers: int = 8) ->
     return ax
 
 
+def plot_samples(samples: Samples) -> Axes:
+    """The lecture's pictures in one row: samples against depth, parameters against depth, samples against width.
+
+    Returns:
+        The first of the three; its `figure` holds all.
+    """
+    figure = _figure((12, 4))
+    first, second, third = figure.subplots(1, 3)
+    plot_depths(samples, ax=first)
+    plot_depths(samples, ax=second, parameters=True)
+    plot_widths(samples, ax=third)
+    return first  # type: ignore[no-any-return]  # subplots returns an array of Axes
+
+
 def plot_line(positions: Tensor, losses: Tensor, *, ax: Axes | None = None, ends: Sequence[str] = ("", "")) -> Axes:
     """The loss along the line between two checkpoints, as `losses_along` gives it.
 
@@ -69,11 +84,13 @@ def plot_line(positions: Tensor, losses: Tensor, *, ax: Axes | None = None, ends
 
 
 def _axes(ax: Axes | None) -> Axes:
-    if ax is not None:
-        return ax
+    return _figure((5, 4)).subplots() if ax is None else ax
+
+
+def _figure(size: tuple[float, float]) -> Figure:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         msg = "pictures need matplotlib: pip install 'zoo-ensemble[report]'"
         raise ImportError(msg) from error
-    return Figure(layout="constrained").subplots()
+    return Figure(size, layout="constrained")

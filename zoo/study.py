@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -27,28 +28,36 @@ SHAPED = ("basic", "bottleneck", "cylinder", "diamond", "inverted_pyramid", "pyr
 
 @dataclass(frozen=True, eq=False)
 class Trial:
-    """A spec, the longest that it was trained for, and what came of it; None where the loss diverged."""
+    """A spec, the longest that it was trained for, and what came of it.
+
+    Args:
+        spec: what was tried.
+        epochs: of its longest training.
+        checkpoint: None where the loss diverged, and in optuna's trials, which keep figures only.
+        score: validation accuracy, a fraction; None where there is none.
+    """
 
     spec: Spec
     epochs: int
     checkpoint: Checkpoint | None
+    score: float | None
 
     @property
     def accuracy(self) -> float:
-        """On the validation frames, a fraction; -1 where there is no checkpoint."""
-        return -1.0 if self.checkpoint is None else float(self.checkpoint.metrics["valid/accuracy"]["value"])
+        """The score, -1 where there is none, so that trials sort."""
+        return -1.0 if self.score is None else self.score
 
     def row(self) -> dict[str, Any]:
         """Plain figures for a table."""
-        loss = None if self.checkpoint is None else self.checkpoint.metrics["valid/loss"]["value"]
+        options = self.spec.to_dict()["options"]
         return {
             "architecture": self.spec.architecture,
             "context": self.spec.context,
             "parameters": fast_count(self.spec),
             "epochs": self.epochs,
-            "accuracy": None if self.checkpoint is None else self.accuracy,
-            "loss": loss,
-            "options": {k: v for k, v in self.spec.to_dict()["options"].items() if k in ("width", "widths", "depth")},
+            "accuracy": self.score,
+            "loss": None if self.checkpoint is None else self.checkpoint.metrics["valid/loss"]["value"],
+            "options": {key: options[key] for key in ("width", "narrow", "widths", "depth") if key in options},
         }
 
 
@@ -105,7 +114,7 @@ def halving(
     epochs, out = min(first_epochs, recipe.epochs), list[Trial]()
     while True:
         made = trainer(going, replace(recipe, epochs=epochs), train_frames, valid)
-        trials = [Trial(spec, epochs, one) for spec, one in zip(going, made, strict=True)]
+        trials = [Trial(spec, epochs, one, _score(one)) for spec, one in zip(going, made, strict=True)]
         trials.sort(key=lambda trial: -trial.accuracy)
         if epochs == recipe.epochs or len(going) == 1:
             return trials + out
@@ -191,6 +200,17 @@ def optuna_study(
     return study
 
 
+def optuna_trials(study: optuna.Study) -> list[Trial]:
+    """The trials of a study that have figures, best first; a pruned one has that of its last epoch."""
+    found = []
+    for one in study.get_trials():
+        if "spec" in one.user_attrs and one.intermediate_values:
+            epochs = max(one.intermediate_values)
+            score = one.value if one.value is not None else one.intermediate_values[epochs]
+            found.append(Trial(Spec.from_dict(json.loads(one.user_attrs["spec"])), epochs, None, score))
+    return sorted(found, key=lambda trial: -trial.accuracy)
+
+
 def suggested(
     trial: optuna.Trial,
     frames: FrameSet,
@@ -224,6 +244,10 @@ def free_dead(study: optuna.Study) -> int:
                 study.enqueue_trial(trial.params)
             freed += 1
     return freed
+
+
+def _score(checkpoint: Checkpoint | None) -> float | None:
+    return None if checkpoint is None else float(checkpoint.metrics["valid/accuracy"]["value"])
 
 
 def _worker() -> str:

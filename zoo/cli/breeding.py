@@ -1,9 +1,265 @@
-"""Commands that breed models: train, search, average."""
+"""Commands that breed models: train, average, runs, search."""
 
 from __future__ import annotations
 
-from cyclopts import App
+import sys
+from dataclasses import fields, make_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, get_type_hints
+
+from cyclopts import App, Parameter
+
+from zoo.cli.keeping import AsJson, RegistryFile, Switch, tell
+from zoo.cli.values import (
+    cell,
+    checkpoints_of,
+    drawn,
+    frames_of,
+    log_of,
+    options_of,
+    picture_draws,
+    recipe_of,
+    recorded,
+    save_picture,
+    spec_of,
+    tell_metrics,
+    tell_specs,
+)
+from zoo.recipe import Recipe
+from zoo.terminal import print_json, print_table
+
+if TYPE_CHECKING:
+    Fields = Recipe
+else:  # the fields of a recipe, each of which may be left out
+    _TYPES = get_type_hints(Recipe)
+    Fields = make_dataclass(
+        "Fields",
+        [(field.name, _TYPES[field.name] | None, None) for field in fields(Recipe)],
+        namespace={"__doc__": Recipe.__doc__, "__module__": __name__},
+    )
+
+RecipeFlags = Annotated[Fields, Parameter(name="*", group="Recipe")]
+_NONE_GIVEN = Fields()
+Corpus = Annotated[Path | None, Parameter(help="folder of partitions; the bundled corpus without it")]
+Options = Annotated[tuple[str, ...], Parameter(name="--option", negative=(), help="NAME=VALUE of the architecture")]
 
 
 def add_to(app: App) -> None:
     """Add these commands to `app`."""
+    for command in (train, average, runs, search):
+        app.command(command)
+
+
+def train(
+    name: str | None = None,
+    *,
+    spec: str | None = None,
+    context: int = 20,
+    option: Options = (),
+    from_: Annotated[str | None, Parameter(name="--from")] = None,
+    recipe: Path | None = None,
+    corpus: Corpus = None,
+    train_partition: Annotated[str, Parameter(name="--train")] = "train",
+    valid_partition: Annotated[str, Parameter(name="--valid")] = "valid",
+    directory: Path | None = None,
+    device: str = "cpu",
+    wandb: str | None = None,
+    tensorboard: Path | None = None,
+    registry: RegistryFile = None,
+    json: AsJson = False,
+    flags: RecipeFlags = _NONE_GIVEN,
+) -> int:
+    """Train a model and register its best epoch.
+
+    Example: zoo train cylinder-c --spec cylinder --option width=256 --epochs 5 --registry registry.json
+
+    Args:
+        name: under which it is registered; without it nothing is, and a directory must be given.
+        spec: an architecture, or a whole spec as JSON or as a .json or .toml file.
+        context: frames on each side, where the spec is an architecture.
+        option: of the architecture, such as width=256; again for each.
+        from_: a registered model whose spec and recipe are taken; flags change single fields.
+        recipe: a .toml or .json file; flags change single fields.
+        corpus: folder of partitions in the HW1P2 layout.
+        train_partition: to learn from.
+        valid_partition: to choose the best epoch by.
+        directory: where each epoch leaves a checkpoint; the same command goes on with what is there.
+        device: such as cpu or cuda.
+        wandb: project of Weights & Biases to log to.
+        tensorboard: folder to log to.
+    """
+    from zoo.registry import Registry
+    from zoo.training import train as train_model
+
+    if name is None and directory is None:
+        msg = "expected a name to register the model under, or --directory to leave it in"
+        raise ValueError(msg)
+    keep = Registry(registry)
+    frames, judged = (frames_of(corpus, part).to(device) for part in (train_partition, valid_partition))
+    wanted, base = recorded(keep, from_) if from_ else (spec_of(spec, context, option, frames), Recipe())
+    settings = recipe_of(base if recipe is None else Recipe.read(recipe), flags)
+    try:
+        found = train_model(wanted, settings, frames, judged, directory=directory, log=log_of(wandb, tensorboard))
+    except KeyboardInterrupt:
+        kept = "nothing is kept; --directory keeps" if directory is None else f"the same command goes on in {directory}"
+        print(f"error: interrupted; {kept}", file=sys.stderr)
+        return 130
+    if name is not None:
+        tell(keep.register(name, found), json)
+    else:
+        tell_metrics(found, json)
+    return 0
+
+
+def average(
+    name: str,
+    *sources: str,
+    method: str = "uniform",
+    decay: float = 0.5,
+    corpus: Corpus = None,
+    train_partition: Annotated[str, Parameter(name="--train")] = "train",
+    valid_partition: Annotated[str, Parameter(name="--valid")] = "valid",
+    picture: Path | None = None,
+    registry: RegistryFile = None,
+    json: AsJson = False,
+) -> int:
+    """Average the weights of registered models or of a run's epochs, and register the mean.
+
+    Example: zoo average cylinder-soup runs/cylinder-c --method greedy
+
+    Args:
+        name: of the average.
+        sources: models of one spec (NAME, NAME@2), checkpoint files, or folders of a run with its epochs.
+        method: uniform, ema or greedy.
+        decay: of ema.
+        corpus: folder of partitions in the HW1P2 layout.
+        train_partition: frames on which BatchNorm's statistics are estimated anew.
+        valid_partition: frames that judge, and by which greedy chooses.
+        picture: a file for the loss along the line from the first to the last source.
+    """
+    from zoo.averaging import average as averaged
+    from zoo.averaging import losses_along
+    from zoo.registry import Registry
+
+    keep = Registry(registry)
+    found = [one for source in sources for one in checkpoints_of(keep, source)]
+    frames, judged = (frames_of(corpus, part) for part in (train_partition, valid_partition))
+    mean = averaged(found, frames=frames, valid=judged, method=method, decay=decay)
+    if picture is not None:
+        from zoo.plots import plot_line
+
+        positions, losses = losses_along(found[0], found[-1], judged)
+        save_picture(plot_line(positions, losses), picture)
+    tell(keep.register(name, mean), json)
+    return 0
+
+
+def runs(folder: Path = Path(), *, json: AsJson = False) -> int:
+    """Compare the runs whose logs lie under a folder; only settings in which they differ are shown.
+
+    Example: zoo runs runs
+
+    Args:
+        folder: with the directories of runs.
+    """
+    from zoo.logs import read_runs
+
+    rows = read_runs(folder).astype(object)
+    plain = [{str(key): cell(value) for key, value in row.items()} for row in rows.to_dict("records")]
+    if json:
+        print_json(plain)
+    else:
+        print_table(plain, formats={"best": ".4f", "loss": ".4f"})
+    return 0
+
+
+def search(
+    *,
+    budget: int = 10_000_000,
+    members: int = 0,
+    draws: int = 8,
+    architectures: tuple[str, ...] = (),
+    contexts: tuple[int, ...] = (20,),
+    option: Options = (),
+    seed: int = 0,
+    picture: Path | None = None,
+    samples: int = 1_000_000,
+    study: Switch = False,
+    optuna: int = 0,
+    journal: Path | None = None,
+    best: int = 1,
+    register: str | None = None,
+    recipe: Path | None = None,
+    corpus: Corpus = None,
+    train_partition: Annotated[str, Parameter(name="--train")] = "train",
+    valid_partition: Annotated[str, Parameter(name="--valid")] = "valid",
+    registry: RegistryFile = None,
+    json: AsJson = False,
+    flags: RecipeFlags = _NONE_GIVEN,
+) -> int:
+    """Draw specs under a parameter budget; picture the draw, or try the specs and register the best.
+
+    Example: zoo search --budget 20_000_000 --members 8
+    Example: zoo search --budget 400_000 --draws 9 --study --epochs 4 --fraction 0.3 --register found --best 2
+    Example: zoo search --picture draws.png
+
+    Args:
+        budget: parameters of a model, or with --members of all of them together.
+        members: of an ensemble; 0 draws single models.
+        draws: single models to draw.
+        architectures: names or wildcards; the built-in ones by default.
+        contexts: to choose from.
+        option: fixed options, such as activation=gelu.
+        seed: of the draw.
+        picture: a file for samples against depth, parameters against depth, and samples against layer width.
+        samples: drawn for the picture.
+        study: train what was drawn by successive halving.
+        optuna: trials of optuna's sampler in place of the draw.
+        journal: file of optuna's study, which several processes may share.
+        best: how many of the best to register.
+        register: name for them, with -1, -2, ... behind it.
+        recipe: a .toml or .json file; flags change single fields.
+        corpus: folder of partitions in the HW1P2 layout.
+        train_partition: to learn from.
+        valid_partition: to judge by.
+    """
+    if picture is not None:
+        picture_draws(picture, budget, samples, seed)
+        return 0
+    settings = recipe_of(Recipe() if recipe is None else Recipe.read(recipe), flags)
+    if not study and not optuna:
+        tell_specs(drawn(budget, members, draws, architectures, contexts, option, seed), json)
+        return 0
+    from zoo.registry import Registry
+    from zoo.study import halving, optuna_study, optuna_trials
+    from zoo.training import train as train_model
+
+    frames, judged = (frames_of(corpus, part) for part in (train_partition, valid_partition))
+    if optuna:
+        tried = optuna_study(
+            settings,
+            frames,
+            judged,
+            budget=budget,
+            trials=optuna,
+            journal=journal,
+            contexts=contexts,
+            options=options_of(option),
+            seed=seed,
+        )
+        trials = optuna_trials(tried)
+    else:
+        specs = drawn(budget, members, draws, architectures, contexts, option, seed)
+        trials = halving(specs, settings, frames, judged)
+    rows = [trial.row() for trial in trials]
+    if json:
+        print_json(rows)
+    else:
+        shown = [{**row, "options": " ".join(f"{k}={v}" for k, v in row["options"].items())} for row in rows]
+        print_table(shown, formats={"parameters": ",", "accuracy": ".4f", "loss": ".4f"})
+    if register is not None:
+        keep = Registry(registry)
+        for index, trial in enumerate(trials[:best], start=1):
+            checkpoint = trial.checkpoint or train_model(trial.spec, settings, frames, judged)
+            tell(keep.register(f"{register}-{index}", checkpoint), False)
+    return 0

@@ -107,7 +107,7 @@ def register(
     from zoo.registry import Registry
     from zoo.spec import Spec
 
-    made = None if spec is None else Spec.from_dict(_spec_data(spec))
+    made = None if spec is None else Spec.from_dict(spec_data(spec))
     entry = Registry(registry).register(name, file, spec=made, classes=_class_names(classes), note=note, tags=tags)
     tell(entry, json)
 
@@ -356,7 +356,7 @@ def _told(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _spec_data(text: str) -> dict[str, Any]:
+def spec_data(text: str) -> dict[str, Any]:
     """JSON as given, or of a .json or .toml file."""
     import tomllib
 

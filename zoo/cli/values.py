@@ -1,0 +1,183 @@
+"""What the words of a breeding command mean, and how its results are told."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zoo.cli.keeping import spec_data
+from zoo.recipe import Recipe
+from zoo.terminal import print_json, print_table
+
+if TYPE_CHECKING:
+    from zoo.checkpoint import Checkpoint
+    from zoo.frames import FrameSet
+    from zoo.logs import Log
+    from zoo.registry import Registry
+    from zoo.spec import Spec
+
+_SIZES = ("width", "narrow", "widths", "depth")
+
+
+# ---- from words to values
+
+
+def recipe_of(base: Recipe, flags: Recipe) -> Recipe:
+    """The recipe with the fields that were given as flags in place of its own."""
+    given = {name: value for name, value in vars(flags).items() if value is not None}
+    return replace(base, **given)
+
+
+def frames_of(corpus: Path | None, partition: str) -> FrameSet:
+    """A partition of a corpus, or of the bundled one."""
+    from zoo.corpus import read_corpus, sample_corpus
+
+    return sample_corpus(partition) if corpus is None else read_corpus(corpus, partition)
+
+
+def spec_of(text: str | None, context: int, option: tuple[str, ...], frames: FrameSet) -> Spec:
+    """A whole spec as it is written, or an architecture for these frames."""
+    from zoo.spec import Spec
+
+    if text is None:
+        msg = "expected --spec with an architecture or a spec, or --from with a registered model"
+        raise ValueError(msg)
+    if text.lstrip().startswith("{") or Path(text).suffix in (".json", ".toml"):
+        return Spec.from_dict(spec_data(text))
+    features, classes = frames.features.shape[1], len(frames.classes)
+    return Spec(text, features, context, classes, options=options_of(option))
+
+
+def options_of(pairs: tuple[str, ...]) -> dict[str, Any]:
+    """NAME=VALUE with the value as JSON where it is JSON, else as text."""
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            msg = f"expected an option as NAME=VALUE, got {pair!r}"
+            raise ValueError(msg)
+        try:
+            found[name] = json.loads(value.lower() if value in ("True", "False") else value)
+        except json.JSONDecodeError:
+            found[name] = value
+    return found
+
+
+def recorded(registry: Registry, reference: str) -> tuple[Spec, Recipe]:
+    """Spec and recipe of a registered model."""
+    entry = registry.get(reference)
+    if entry.recipe is None:
+        msg = f"expected a model with a recipe, but {entry.reference} has none; give --spec and --recipe"
+        raise ValueError(msg)
+    return entry.spec, Recipe.from_dict(entry.recipe)
+
+
+def log_of(wandb: str | None, tensorboard: Path | None) -> Log | None:
+    """The tracker that was asked for."""
+    from zoo.logs import TensorBoard, Wandb
+
+    if wandb is not None:
+        return Wandb(wandb)
+    return None if tensorboard is None else TensorBoard(tensorboard)
+
+
+def checkpoints_of(registry: Registry, source: str) -> list[Checkpoint]:
+    """Those of a run's folder in the order of its epochs, of a file, or of a name in the registry."""
+    from zoo.checkpoint import read
+
+    path = Path(source)
+    if path.is_dir():
+        files = sorted(path.glob("epoch-*.safetensors"))
+        if not files:
+            msg = f"expected epoch-*.safetensors in {path}, found none; train with --keep 0 to keep every epoch"
+            raise ValueError(msg)
+        return [read(file) for file in files]
+    return [read(path)] if path.is_file() else [registry.checkpoint(source)]
+
+
+def drawn(
+    budget: int,
+    members: int,
+    draws: int,
+    architectures: tuple[str, ...],
+    contexts: tuple[int, ...],
+    option: tuple[str, ...],
+    seed: int,
+) -> list[Spec]:
+    """Specs under the budget: for an ensemble, or single ones."""
+    from zoo.search import BUILT_IN, random_budget, random_members
+
+    settings: dict[str, Any] = {
+        "architectures": architectures or BUILT_IN,
+        "contexts": contexts,
+        "options": options_of(option),
+        "seed": seed,
+    }
+    if members:
+        return random_members(budget, members, **settings)
+    specs = random_budget(budget, **settings)
+    return [next(specs) for _ in range(draws)]
+
+
+# ---- from values to words
+
+
+def tell_specs(specs: list[Spec], as_json: bool) -> None:
+    """A table of specs with their parameters, or JSON."""
+    from zoo.search import fast_count
+
+    counts = [fast_count(spec) for spec in specs]
+    if as_json:
+        print_json(
+            {
+                "specs": [
+                    {"spec": spec.to_dict(), "parameters": count} for spec, count in zip(specs, counts, strict=True)
+                ],
+                "parameters": sum(counts),
+            }
+        )
+        return
+    rows = [
+        {
+            "architecture": spec.architecture,
+            "context": spec.context,
+            "parameters": count,
+            "options": " ".join(f"{key}={spec.options[key]}" for key in _SIZES if key in spec.options),
+        }
+        for spec, count in zip(specs, counts, strict=True)
+    ]
+    total = {"architecture": "together", "context": None, "parameters": sum(counts), "options": ""}
+    print_table([*rows, total], formats={"parameters": ","})
+
+
+def tell_metrics(checkpoint: Checkpoint, as_json: bool) -> None:
+    """The figures of a checkpoint."""
+    metrics: Mapping[str, Any] = {name: figure["value"] for name, figure in checkpoint.metrics.items()}
+    if as_json:
+        print_json(dict(metrics))
+    else:
+        print_table([metrics], formats=dict.fromkeys(metrics, ".4f"))
+
+
+def cell(value: Any) -> Any:
+    """None for what pandas calls missing."""
+    return None if value is None or value != value else value
+
+
+def picture_draws(path: Path, budget: int, samples: int, seed: int) -> None:
+    """The lecture's pictures of a budget, in one file."""
+    from zoo.plots import plot_samples
+    from zoo.search import draw_many
+
+    save_picture(plot_samples(draw_many(samples, budget, seed=seed)), path)
+
+
+def save_picture(axes: Any, path: Path) -> None:
+    """Write the figure that axes belong to."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    axes.figure.savefig(path, dpi=150)
+    print(f"wrote {path}", file=sys.stderr)
