@@ -96,7 +96,7 @@ def classes(report: Report, ax: Axes | None = None) -> Axes:
     ax.set_yticks(rows, table["name"].tolist(), fontsize=8)
     ax.set_ylim(-1, len(table))
     ax.set_xlabel("accuracy on the class's frames, per cent")
-    ax.legend(frameon=False, loc="lower left")
+    ax.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
     return _bare(ax)
 
 

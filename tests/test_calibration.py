@@ -14,7 +14,7 @@ from torch import Tensor
 
 import ensemble
 from ensemble import calibration
-from ensemble.rules import Chain, LogPool, Temperature
+from ensemble.rules import Chain, Temperature
 
 
 def told(members: int = 3, frames: int = 600, classes: int = 4, *, seed: int = 0) -> ensemble.MemberOutputs:
@@ -194,36 +194,6 @@ def test_no_frames_have_no_score() -> None:
 # Fusion
 
 
-def test_log_pool_of_one_is_a_temperature() -> None:
-    """The weight is the inverse temperature."""
-    o = told(1)
-    value = ensemble.fit_temperature(o).value
-    assert isinstance(value, tuple)
-    assert ensemble.fit_log_pool(o).weights[0] == pytest.approx(1 / value[0], rel=1e-4)
-
-
-def test_log_pool_is_at_its_minimum() -> None:
-    """No step in any weight lowers the loss; a useless member gets nothing."""
-    o = told()
-    labels, p = o.require_labels(), o.probabilities.double()
-    p = torch.cat([p, torch.full_like(p[:1], 0.25)])
-    with_blank = ensemble.MemberOutputs.from_probabilities(dict(zip("abcd", p, strict=True)), labels=labels)
-    rule = ensemble.fit_log_pool(with_blank)
-    best = nats(rule(p), labels)
-    for member in range(3):
-        for step in (-0.01, 0.01):
-            moved = np.array(rule.weights)
-            moved[member] = max(moved[member] + step, 0)
-            assert nats(LogPool(moved)(p), labels) > best  # type: ignore[arg-type]
-    assert best < nats(ensemble.log_mean(p), labels)
-    assert rule.fingerprint == with_blank.fingerprint
-
-
-def test_log_pool_is_pulled_to_equal_weights() -> None:
-    """A strong pull leaves 1 / M each."""
-    np.testing.assert_allclose(ensemble.fit_log_pool(told(), alpha=1e6).weights, 1 / 3, rtol=1e-4)
-
-
 def test_bayes_vote_counts_by_hand() -> None:
     """One member says 0, 0, 1 where the truth is 0, 1, 1: with half a count added everywhere."""
     rows = [[0.9, 0.1], [0.8, 0.2], [0.3, 0.7]]
@@ -265,7 +235,7 @@ def test_stacking_rules_out_classes_never_seen() -> None:
     assert ((rows.argmax(-1) == labels).double().mean() > 0.6).item()
 
 
-@pytest.mark.parametrize("fit", [ensemble.fit_log_pool, ensemble.fit_bayes_vote, ensemble.fit_stacked])
+@pytest.mark.parametrize("fit", [ensemble.fit_bayes_vote, ensemble.fit_stacked])
 def test_fits_need_frames(fit: object) -> None:
     """Nothing is fitted on nothing."""
     empty = ensemble.MemberOutputs.from_probabilities({"a": torch.empty(0, 2)}, labels=torch.empty(0).long())

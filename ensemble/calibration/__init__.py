@@ -4,7 +4,7 @@
 All fits are made on frames that judge nothing; each remembers which.
 """
 
-from ensemble.calibration.fusion import fit_bayes_vote, fit_log_pool, fit_stacked
+from ensemble.calibration.fusion import fit_bayes_vote, fit_stacked
 from ensemble.calibration.reliability import (
     BINS,
     Murphy,
@@ -31,7 +31,6 @@ __all__ = [
     "calibration_error",
     "expected_calibration_error",
     "fit_bayes_vote",
-    "fit_log_pool",
     "fit_pool_temperatures",
     "fit_stacked",
     "fit_temperature",

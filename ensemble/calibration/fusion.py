@@ -1,4 +1,4 @@
-"""Fits of rules with more numbers than one weight per member: log-linear pool, Bayes votes, stacking."""
+"""Fits of rules with more numbers than one weight per member: Bayes votes and stacking."""
 
 from __future__ import annotations
 
@@ -6,61 +6,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from scipy.optimize import minimize
 
 from ensemble.outputs import MemberOutputs
-from ensemble.rules import BayesVote, LogPool, Stacked
-
-Floats = NDArray[np.float64]
+from ensemble.rules import BayesVote, Stacked
 
 _CELLS = 2**21  # probabilities looked at together
-_LEAST = 2.0**-126  # stands for a probability of zero
-
-
-def fit_log_pool(outputs: MemberOutputs, *, alpha: float = 0.0) -> LogPool:
-    """The log-linear pool of least log-loss: a convex problem in its M weights, which need not sum to one.
-
-    Args:
-        outputs: with labels; read in blocks.
-        alpha: pull towards equal weights of 1 / M: adds alpha times the squared distance to the loss.
-
-    Raises:
-        ValueError: no labels, or no frames.
-
-    Example:
-        >>> p, q = [[0.9, 0.1], [0.9, 0.1]], [[0.5, 0.5], [0.5, 0.5]]
-        >>> outputs = MemberOutputs.from_probabilities({"sure": p, "blank": q}, labels=[0, 1])
-        >>> fit_log_pool(outputs).weights[0] < 1e-6  # right half of the time: ignore it
-        True
-
-    References:
-        Heskes, "Selecting weighting factors in logarithmic opinion pools", NIPS 1998.
-    """
-    labels, (members, frames, classes) = _labelled(outputs), outputs.shape
-    equal = np.full(members, 1 / members)
-
-    def objective(weights: Floats) -> tuple[float, Floats]:
-        loss, slope = alpha * float(np.square(weights - equal).sum()), 2 * alpha * (weights - equal)
-        w = torch.tensor(weights)
-        for block, probabilities in outputs.blocks(max(1, _CELLS // (members * classes))):
-            logs = probabilities.double().clamp(min=_LEAST).log()  # (M, b, C)
-            truth = labels[block][:, None]
-            pooled = torch.einsum("m,mnc->nc", w, logs).log_softmax(dim=-1)
-            loss -= float(pooled.gather(1, truth).sum()) / frames
-            residual = pooled.exp().scatter_add(1, truth, -torch.ones_like(truth, dtype=torch.float64))
-            slope = slope + torch.einsum("nc,mnc->m", residual, logs).numpy() / frames
-        return loss, slope
-
-    found = minimize(
-        objective,
-        equal,
-        jac=True,
-        method="L-BFGS-B",
-        bounds=[(0, None)] * members,
-        options={"ftol": 1e-13, "gtol": 1e-9, "maxiter": 500},
-    )
-    return LogPool(tuple(found.x.tolist()), outputs.fingerprint)
 
 
 def fit_bayes_vote(outputs: MemberOutputs, *, smoothing: float = 1.0) -> BayesVote:
