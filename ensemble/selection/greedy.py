@@ -10,9 +10,8 @@ from numpy.typing import NDArray
 from ensemble.outputs import MemberOutputs
 
 Array = NDArray[np.float64]
-Floats = NDArray[np.float32]
 
-_SLACK = 1e-5  # rows this close to flipping are looked at in full: more than rounding can do
+_SLACK = 2e-3  # a row may sum to one only within 1e-3; frames this close to flipping are looked at in full
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,36 +86,28 @@ def greedy(outputs: MemberOutputs, rounds: int = 50) -> GreedySelection:
 
 
 class _State:
-    """The unnormalised sum of the picks, each frame's margin, and how far each member can move it."""
+    """The unnormalised sum of the picks and, for each frame, between what bounds its margin lies.
+
+    The margin is the sum for the true class minus the largest other one. A member that gives the truth p
+    moves it by at least 2 p - 1 and at most p, as its row sums to one: frames beyond that need no look.
+    """
 
     def __init__(self, outputs: MemberOutputs) -> None:
         self.labels = outputs.require_labels().numpy()
         M, N, C = outputs.shape
         self.P = np.empty((M, N, C), dtype=np.float32)
-        self.lowest, self.highest = np.empty((M, N), np.float32), np.empty((M, N), np.float32)
-        self.truth = np.empty((M, N))
         for where, block in outputs.blocks(8192):
-            self._measure(where, block.numpy())
+            self.P[:, where] = block.numpy()
+        self.truth = np.ascontiguousarray(self.P[:, np.arange(N), self.labels])  # (M, N)
         if np.isnan(self.truth).any():
             names = [outputs.members[m] for m in np.flatnonzero(np.isnan(self.truth).any(axis=1))]
             msg = f"expected numbers from every member, got NaN from {names}; leave them out"
             raise ValueError(msg)
-        self.least, self.most = self.lowest.min(axis=0), self.highest.max(axis=0)
+        self.least, self.most = self.truth.min(axis=0), self.truth.max(axis=0)
         self.sum = np.zeros((N, C))
-        self.margin = np.zeros(N)
+        self.true_sum = np.zeros(N)
+        self.low, self.high = np.zeros(N), np.zeros(N)  # bounds of the margin
         self.picked = 0
-
-    def _measure(self, where: slice, p: Floats) -> None:
-        labels = self.labels[where]
-        rows = np.arange(len(labels))
-        self.P[:, where] = p
-        truth = p[:, rows, labels]  # (M, b)
-        self.truth[:, where] = truth
-        others = p.copy()
-        others[:, rows, labels] = -np.inf
-        self.lowest[:, where] = truth - others.max(axis=2)
-        others[:, rows, labels] = np.inf
-        self.highest[:, where] = truth - others.min(axis=2)
 
     def best(self) -> tuple[int, int, float]:
         """The member to add, how many frames are right with it, and the log-loss then."""
@@ -128,27 +119,38 @@ class _State:
 
     def add(self, m: int) -> None:
         self.sum += self.P[m]
+        self.true_sum += self.truth[m]
         self.picked += 1
-        rows = np.arange(len(self.labels))
-        truth = self.sum[rows, self.labels]
-        self.sum[rows, self.labels] = -np.inf
-        self.margin = truth - self.sum.max(axis=1)
-        self.sum[rows, self.labels] = truth
+        self.low += 2.0 * self.truth[m] - (1.0 + _SLACK)
+        self.high += self.truth[m]
 
     def _hits(self) -> list[int]:
         """For each member, how many frames are right once it joins."""
-        sure = self.margin + self.least > _SLACK
-        open_ = np.flatnonzero(~sure & (self.margin + self.most >= -_SLACK))  # somebody can flip these
-        base, margin, labels, total = int(sure.sum()), self.margin[open_], self.labels[open_], self.sum[open_]
+        sure, open_ = self._open()
+        if self.picked:
+            self._measure(open_)  # what the bounds left open, exactly; often that closes it
+            sure, open_ = self._open()
+        base, labels, total = int(sure.sum()), self.labels[open_], self.sum[open_]
+        low, high = self.low[open_], self.high[open_]
         hits = []
-        for m, p in enumerate(self.P):
-            kept = margin + self.lowest[m, open_] > _SLACK
-            flips = np.flatnonzero(~kept & (margin + self.highest[m, open_] >= -_SLACK))
+        for truth, p in zip(self.truth, self.P, strict=True):
+            own = truth[open_]
+            kept = low + 2.0 * own > 1.0 + _SLACK
+            flips = np.flatnonzero(~kept & (high + own >= -_SLACK))
             changed = total[flips] + p[open_[flips]]
             hits.append(base + int(kept.sum()) + int((changed.argmax(axis=1) == labels[flips]).sum()))
         return hits
 
+    def _open(self) -> tuple[NDArray[np.bool_], NDArray[np.intp]]:
+        """Frames that are right whoever joins, and the frames that somebody can flip."""
+        sure = self.low + 2.0 * self.least > 1.0 + _SLACK
+        return sure, np.flatnonzero(~sure & (self.high + self.most >= -_SLACK))
+
+    def _measure(self, rows: NDArray[np.intp]) -> None:
+        others = self.sum[rows]
+        others[np.arange(len(rows)), self.labels[rows]] = -np.inf
+        self.low[rows] = self.high[rows] = self.true_sum[rows] - others.max(axis=1)
+
     def _loss(self, m: int) -> float:
         with np.errstate(divide="ignore"):
-            truth = self.sum[np.arange(len(self.labels)), self.labels] + self.truth[m]
-            return float(-np.log(truth / (self.picked + 1)).mean())
+            return float(-np.log((self.true_sum + self.truth[m]) / (self.picked + 1)).mean())

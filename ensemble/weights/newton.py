@@ -90,9 +90,15 @@ def look(rows: Rows, w: Array, active: Indices | None, *, pull: Array, precise: 
             logs += float(np.log(u).sum() if block.counts is None else block.counts @ np.log(u))
         if sums is not None:
             sums.add(block, u)
+    if not rows.total:
+        return _infinite(w)
     d = (d / rows.total + pull / np.maximum(w, 1e-300)) / (1.0 + pull.sum())
     loss = -(logs + rows.log_scale) / rows.total if precise else np.nan
     return View(w, d, loss, None if sums is None else sums.curvature(rows, pull))
+
+
+def _infinite(w: Array) -> View:
+    return View(w, np.full(len(w), np.inf), np.nan, None)
 
 
 class _Sums:

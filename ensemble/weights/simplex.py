@@ -98,6 +98,9 @@ def fit_simplex_weights(
         rows = Rows(values, weights)
         task = _Task(rows, first == np.arange(len(values)), pull, tolerance, max_passes)
         view, passes = _solve(task, begin, seed)
+    if not rows.total:
+        msg = f"expected a positive probability of the true class somewhere, got {rows.dropped} frames of zeros"
+        raise ValueError(msg)
     support = tuple(np.flatnonzero(view.weights).tolist())
     return SimplexFit(view.weights, view.loss, task.gap(view), passes, view.d, support, rows.dropped)
 
@@ -177,9 +180,6 @@ def _begin(task: _Task, begin: Array | None, seed: int) -> tuple[View, float]:
         passes *= sample.frames / rows.frames
         active, w = task.active(found, above=_CLOSE - 0.01), found.weights
     view = task.look(w, active, precise=rows.small)
-    if not rows.total and rows.dropped:
-        msg = f"expected a positive probability of the true class somewhere, got {rows.dropped} frames of zeros"
-        raise ValueError(msg)
     if not np.isfinite(view.d).all():  # a frame that only members at zero explain
         view, passes = task.look(0.9 * w + 0.1 * even, np.flatnonzero(task.allowed), precise=True), passes + 1
     return view, passes + 1

@@ -1,0 +1,175 @@
+"""Selection: budgets against brute force, greedy against the plain loop, contributions against their definition."""
+
+from itertools import combinations, pairwise, permutations
+
+import numpy as np
+import pytest
+
+import ensemble
+from ensemble import contributions, fit_simplex_weights, greedy, pareto_front, select
+
+
+def some_outputs(M=5, N=300, C=4, seed=0, decimals=None):
+    generator = np.random.default_rng(seed)
+    labels = generator.integers(0, C, N)
+    rows = {}
+    for m in range(M):
+        logits = generator.normal(0, 1.0, (N, C))
+        logits[np.arange(N), labels] += generator.uniform(0.3, 1.5)
+        p = np.exp(1.5 * logits)
+        p /= p.sum(axis=1, keepdims=True)
+        if decimals is not None:  # coarse probabilities make ties
+            p = np.round(p, decimals)
+            p[:, -1] += 1 - p.sum(axis=1)
+            p = np.maximum(p, 0)
+            p /= p.sum(axis=1, keepdims=True)
+        rows[f"m{m}"] = p
+    return ensemble.MemberOutputs.from_probabilities(rows, labels=labels)
+
+
+def brute_force(P, costs, budget, most):
+    subsets = (c for k in range(1, most + 1) for c in combinations(range(len(P)), k))
+    return min(fit_simplex_weights(P[list(c)]).loss for c in subsets if costs[list(c)].sum() <= budget)
+
+
+def plain_loop(outputs, rounds):
+    p, y = outputs.probabilities.double().numpy(), outputs.labels.numpy()
+    rows, total, picks = np.arange(len(y)), np.zeros(p.shape[1:]), []
+    for k in range(rounds):
+        hits = [int(((total + q).argmax(axis=1) == y).sum()) for q in p]
+        with np.errstate(divide="ignore"):
+            losses = [-np.log((total + q)[rows, y] / (k + 1)).mean() for q in p]
+        m = min(range(len(p)), key=lambda m: (-hits[m], losses[m], m))
+        total += p[m]
+        picks.append(outputs.members[m])
+    return tuple(picks)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_budget_optimum_is_that_of_brute_force(seed):
+    """Every subset fitted, for up to eight members and random costs."""
+    generator = np.random.default_rng(seed)
+    M = int(generator.integers(2, 9))
+    outputs = some_outputs(M, seed=seed)
+    costs, most = generator.integers(1, 10, M).astype(float), int(generator.integers(1, M + 1))
+    budget = float(costs.min() + generator.integers(0, 15))
+    found = select(outputs, budget, dict(zip(outputs.members, costs, strict=True)), max_members=most)
+    best = brute_force(outputs.true_class().numpy(), costs, budget, most)
+    assert found.loss == pytest.approx(best, abs=2e-6)
+    assert found.bound <= best + 1e-9
+    assert found.proven
+    assert found.cost <= budget
+    assert len(found.members) <= most
+
+
+def test_without_limits_selection_is_the_plain_fit():
+    """Nothing to pay, nothing to leave out."""
+    outputs = some_outputs()
+    found, fit = select(outputs, np.inf), ensemble.fit_weights(outputs)
+    assert found.loss == pytest.approx(fit.loss, abs=1e-6)
+    assert found.proven
+
+
+def test_of_equal_members_the_cheaper_is_taken_then_the_first():
+    """A dear copy of the best member is never chosen."""
+    outputs = some_outputs(3)
+    rows = {name: outputs.probabilities[m] for m, name in enumerate(outputs.members)}
+    rows |= {"cheap copy": rows["m0"], "second copy": rows["m0"]}
+    doubled = ensemble.MemberOutputs.from_probabilities(rows, labels=outputs.labels)
+    costs = {"m0": 5.0, "m1": 4.0, "m2": 4.0, "cheap copy": 3.0, "second copy": 3.0}
+    found = select(doubled, 100, costs)
+    assert "m0" not in found.members
+    assert "second copy" not in found.members
+
+
+def test_giving_up_early_leaves_an_honest_bound():
+    """One node is not a proof: the bound stays below the optimum, the loss above."""
+    outputs = some_outputs(8, seed=5)
+    costs = dict.fromkeys(outputs.members, 1.0)
+    short, full = select(outputs, 2, costs, max_nodes=1), select(outputs, 2, costs)
+    assert short.bound <= full.loss <= short.loss + 1e-9
+    assert not short.proven
+
+
+@pytest.mark.parametrize(
+    ("costs", "budget", "words"),
+    [
+        ({"m0": 1, "m1": 1}, 5, r"none for \['m2'\]"),
+        (None, 5, "parameters of every member"),
+        ({"m0": 9, "m1": 9, "m2": 9}, 5, "expected a member within 5"),
+        ({"m0": -1, "m1": 1, "m2": 1}, 5, "-1 for 'm0'"),
+    ],
+)
+def test_costs_that_do_not_serve_are_refused(costs, budget, words):
+    """With the member's name."""
+    with pytest.raises(ValueError, match=words):
+        select(some_outputs(3), budget, costs)
+
+
+def test_the_front_falls_in_cost_and_rises_in_loss_and_each_point_is_optimal():
+    """No point is matched by a cheaper one; brute force agrees with each."""
+    outputs = some_outputs(5, seed=2)
+    costs = dict(zip(outputs.members, [3.0, 1.0, 4.0, 1.5, 5.0], strict=True))
+    front = pareto_front(outputs, costs)
+    assert all(a.cost > b.cost and a.loss < b.loss for a, b in pairwise(front))
+    P, numbers = outputs.true_class().numpy(), np.array(list(costs.values()))
+    for point in front:
+        assert point.loss == pytest.approx(brute_force(P, numbers, point.cost + 1e-9, 5), abs=4e-6)
+
+
+@pytest.mark.parametrize("decimals", [None, 1])
+@pytest.mark.parametrize("seed", range(3))
+def test_greedy_picks_what_the_plain_loop_picks(seed, decimals):
+    """In the same order, ties included."""
+    outputs = some_outputs(6, seed=seed, decimals=decimals)
+    assert greedy(outputs, 15).picks == plain_loop(outputs, 15)
+
+
+def test_greedy_is_at_least_as_accurate_as_the_best_member_and_the_simplex_fits_better():
+    """Accuracy: greedy >= best member. Log-loss: simplex <= greedy."""
+    outputs = some_outputs(6)
+    found = greedy(outputs, 15)
+    right = (outputs.log_probabilities.argmax(dim=-1) == outputs.labels).double().mean(dim=1)
+    assert found.accuracy >= right.max()
+    assert ensemble.fit_weights(outputs).loss <= found.loss + 1e-6
+    assert found.weights.sum() == pytest.approx(1.0)
+    pooled = ensemble.WeightedMean(found.weights)(outputs.probabilities.double())
+    assert (pooled.argmax(dim=-1) == outputs.labels).double().mean().item() == pytest.approx(found.accuracy)
+    with pytest.raises(ValueError, match="at least one round"):
+        greedy(outputs, 0)
+
+
+@pytest.mark.parametrize("pool", ["mean", "weighted"])
+def test_shapley_is_the_mean_over_all_orders_of_joining(pool):
+    """By definition, for four members; the sum is what all of them take off together."""
+    outputs = some_outputs(4)
+    P = outputs.true_class().numpy()
+
+    def loss(subset):
+        rows = P[sorted(subset)]
+        if not subset:
+            return np.log(4)
+        return -np.log(rows.mean(axis=0)).mean() if pool == "mean" else fit_simplex_weights(rows).loss
+
+    orders = list(permutations(range(4)))
+    value = np.zeros(4)
+    for order in orders:
+        for k, m in enumerate(order):
+            value[m] += (loss(set(order[:k])) - loss(set(order[: k + 1]))) / len(orders)
+    found = contributions(outputs, pool=pool)
+    np.testing.assert_allclose(found.shapley, value, atol=3e-6)
+    assert found.shapley.sum() == pytest.approx(np.log(4) - loss({0, 1, 2, 3}), abs=3e-6)
+    np.testing.assert_allclose(
+        found.leave_one_out, [loss({0, 1, 2, 3} - {m}) - loss({0, 1, 2, 3}) for m in range(4)], atol=3e-6
+    )
+
+
+def test_sampled_shapley_values_still_add_up_and_state_their_error():
+    """Beyond ten members orders are drawn; each order's gains telescope."""
+    outputs = some_outputs(11, N=60)
+    found = contributions(outputs, permutations=50)
+    whole = np.log(4) + np.log(outputs.true_class().numpy().mean(axis=0)).mean()
+    assert found.shapley.sum() == pytest.approx(whole, abs=1e-9)
+    assert (found.error > 0).all()
+    with pytest.raises(ValueError, match="'mean' or 'weighted'"):
+        contributions(outputs, pool="median")

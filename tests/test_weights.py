@@ -1,0 +1,352 @@
+"""Weights: exact cases, certificates, invariances, oracles, and traps of arithmetic."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import brentq, minimize
+
+import ensemble
+from ensemble import fit_simplex_weights, fit_weights
+
+
+def some_outputs(M=5, N=600, C=4, seed=0, recording=20):
+    generator = np.random.default_rng(seed)
+    labels = generator.integers(0, C, N)
+    shared = generator.normal(0, 1.5, N)
+    rows = {}
+    for m in range(M):
+        logits = generator.normal(0, 1.0, (N, C))
+        logits[np.arange(N), labels] += generator.uniform(0.8, 1.8) + shared
+        p = np.exp(1.5 * logits)
+        rows[f"m{m}"] = p / p.sum(axis=1, keepdims=True)
+    return ensemble.MemberOutputs.from_probabilities(rows, labels=labels, groups=np.arange(N) // recording)
+
+
+def some_problem(generator, kind):
+    M, N = int(generator.integers(1, 13)), int(generator.integers(1, 200))
+    match kind:
+        case 0:
+            return generator.random((M, N))
+        case 1:
+            return generator.beta(0.3, 0.3, (M, N))
+        case 2:  # exact zeros
+            return generator.beta(0.5, 0.2, (M, N)) * (generator.random((M, N)) > 0.2)
+        case 3:  # twelve orders of magnitude
+            return 10.0 ** generator.uniform(-12, 0, (M, N))
+        case 4:  # near duplicates
+            P = generator.random((M, N))
+            P[M // 2 :] = P[: M - M // 2] * (1 + 1e-9 * generator.random((M - M // 2, N)))
+            return P
+        case _:
+            return generator.random((M, N)) * 10.0 ** generator.uniform(-20, 20, N)
+
+
+def test_one_member_gets_everything():
+    """M = 1 has one answer."""
+    fit = fit_simplex_weights([[0.3, 0.5]])
+    assert fit.weights.tolist() == [1.0]
+    assert fit.gap == 0.0
+    assert fit.loss == pytest.approx(-np.log([0.3, 0.5]).mean(), rel=1e-12)
+
+
+@pytest.mark.parametrize("e", [0.0, 1e-12, 0.1, 0.9])
+def test_opposed_members_share_equally(e):
+    """[[1, e], [e, 1]] is symmetric."""
+    np.testing.assert_allclose(fit_simplex_weights([[1, e], [e, 1]]).weights, [0.5, 0.5], atol=1e-6)
+
+
+def test_two_members_agree_with_a_root_in_one_dimension():
+    """The slope along the only free direction vanishes."""
+    P = np.random.default_rng(1).random((2, 50))
+    root = brentq(lambda a: ((P[0] - P[1]) / (a * P[0] + (1 - a) * P[1])).sum(), 0, 1)
+    np.testing.assert_allclose(fit_simplex_weights(P, tolerance=1e-12).weights, [root, 1 - root], atol=1e-6)
+
+
+def test_disjoint_specialists_get_their_frequencies():
+    """One-hot specialists: the weight is the share of frames a member knows."""
+    P = np.eye(3)[:, [0, 0, 0, 0, 0, 1, 1, 1, 2, 2]]
+    np.testing.assert_allclose(fit_simplex_weights(P, tolerance=1e-12).weights, [0.5, 0.3, 0.2], atol=1e-6)
+
+
+def test_a_member_that_is_always_right_takes_all():
+    """The optimum is that vertex."""
+    P = np.vstack([np.random.default_rng(0).random((3, 40)), np.ones(40)])
+    np.testing.assert_allclose(fit_simplex_weights(P).weights, [0, 0, 0, 1], atol=1e-6)
+
+
+def test_identical_members_cost_nothing_and_the_first_is_kept():
+    """Loss of the single one, gap 0, all weight on the first."""
+    p = np.random.default_rng(0).random(30)
+    fit = fit_simplex_weights(np.stack([p, p, p]))
+    assert fit.weights.tolist() == [1.0, 0.0, 0.0]
+    assert fit.gap == pytest.approx(0.0, abs=1e-15)
+    assert fit.loss == pytest.approx(-np.log(p).mean(), rel=1e-12)
+
+
+def test_four_hundred_random_problems_are_certified_to_a_billionth():
+    """No miss among zeros, near duplicates and wild scales; the certificate is recomputed here."""
+    generator = np.random.default_rng(7)
+    for i in range(400):
+        P = some_problem(generator, i % 6)
+        fit = fit_simplex_weights(P, tolerance=1e-9)
+        P = P[:, P.max(axis=0) > 0]
+        P = P / P.max(axis=0)
+        d = (P / (fit.weights @ P)).mean(axis=1)
+        assert fit.gap <= 1e-9, (i, P.shape, fit.gap)
+        assert np.log(d.max()) <= 1e-9 + 1e-12, (i, P.shape)
+        assert fit.weights.min() >= 0
+        assert fit.weights.sum() == pytest.approx(1.0, abs=1e-12)
+
+
+def test_multipliers_satisfy_the_optimality_conditions():
+    """D is 1 on the support, at most 1 off it, and w . d = 1."""
+    P = np.random.default_rng(2).beta(0.5, 0.3, (12, 300))
+    fit = fit_simplex_weights(P, tolerance=1e-12)
+    np.testing.assert_allclose(fit.multipliers, (P / (fit.weights @ P)).mean(axis=1), rtol=1e-9)
+    np.testing.assert_allclose(fit.multipliers[list(fit.support)], 1.0, atol=1e-6)
+    assert fit.multipliers.max() <= 1 + 1e-9
+    assert fit.weights @ fit.multipliers == pytest.approx(1.0, abs=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_large_problems_in_either_precision_agree_with_scipy(dtype):
+    """The float32 walks, the sample and the blocks end where SLSQP on float64 ends; the gap is a true bound."""
+    generator = np.random.default_rng(3)
+    P = (1 / (1 + np.exp(-generator.normal(1.0, 2.0, (10, 20_000)) - generator.normal(0, 1, 20_000)))).astype(dtype)
+    P[3] = P[1]
+    P[4, ::50] = 0
+    fit, exact = fit_simplex_weights(P), P.astype(np.float64)
+    found = minimize(
+        lambda w: (-np.log(w @ exact).mean(), -(exact / (w @ exact)).mean(axis=1)),
+        np.full(10, 0.1),
+        jac=True,
+        method="SLSQP",
+        bounds=[(0, 1)] * 10,
+        constraints={"type": "eq", "fun": lambda w: w.sum() - 1},
+        options={"ftol": 1e-13, "maxiter": 500},
+    )
+    assert fit.loss == pytest.approx(found.fun, abs=1e-6)
+    assert fit.gap <= 1e-6
+    assert fit.passes <= 5
+    assert np.log((exact / (fit.weights @ exact)).mean(axis=1).max()) == pytest.approx(fit.gap, abs=1e-11)
+
+
+@pytest.mark.parametrize("spread", [20, 300])
+def test_scaling_frames_does_not_move_the_weights(spread):
+    """Even frames scaled by 1e-300 count as much as before, and the loss says so."""
+    generator = np.random.default_rng(4)
+    P, power = generator.random((6, 200)) + 0.1, generator.uniform(-spread, 0, 200)
+    plain = fit_simplex_weights(P, tolerance=1e-11)
+    scaled = fit_simplex_weights(P * 10.0**power, tolerance=1e-11)
+    np.testing.assert_allclose(scaled.weights, plain.weights, atol=1e-6)
+    assert scaled.loss == pytest.approx(plain.loss - np.log(10) * power.mean(), rel=1e-9)
+
+
+def test_integer_sample_weights_are_repeated_frames():
+    """Weight 3 is three times the frame, weight 0 its absence."""
+    generator = np.random.default_rng(5)
+    P, times = generator.random((5, 80)), generator.integers(0, 4, 80)
+    weighted = fit_simplex_weights(P, sample_weights=times, tolerance=1e-11)
+    repeated = fit_simplex_weights(np.repeat(P, times, axis=1), tolerance=1e-11)
+    np.testing.assert_allclose(weighted.weights, repeated.weights, atol=1e-6)
+    assert weighted.loss == pytest.approx(repeated.loss, rel=1e-9)
+
+
+def test_shrinking_is_exact_pseudo_frames_and_ends_at_equal_weights():
+    """Alpha N spread over M frames that one member each explains; a huge alpha leaves equal weights."""
+    generator = np.random.default_rng(6)
+    P = generator.random((4, 100))
+    fit = fit_simplex_weights(P, alpha=0.2, tolerance=1e-11)
+    explicit = fit_simplex_weights(
+        np.hstack([P, np.eye(4)]), sample_weights=[1.0] * 100 + [0.2 * 100 / 4] * 4, tolerance=1e-11
+    )
+    np.testing.assert_allclose(fit.weights, explicit.weights, atol=1e-6)
+    np.testing.assert_allclose(fit_simplex_weights(P, alpha=1e6).weights, 0.25, atol=1e-4)
+
+
+def test_warm_start_lets_members_at_zero_return():
+    """A start at a wrong vertex ends at the same optimum."""
+    P = np.random.default_rng(8).random((5, 200))
+    cold, warm = (fit_simplex_weights(P, start=s, tolerance=1e-11).weights for s in (None, [1, 0, 0, 0, 0]))
+    np.testing.assert_allclose(warm, cold, atol=1e-5)
+
+
+def test_frames_that_nobody_explains_are_dropped_and_counted():
+    """All zeros is infinite for every weight; the rest is fitted."""
+    P = np.array([[0.5, 0.0, 0.2], [0.1, 0.0, 0.9]])
+    fit = fit_simplex_weights(P)
+    assert fit.dropped == 1
+    np.testing.assert_allclose(fit.weights, fit_simplex_weights(P[:, [0, 2]]).weights, atol=1e-9)
+    with pytest.raises(ValueError, match="got 3 frames of zeros"):
+        fit_simplex_weights(np.zeros((2, 3)))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -0.1])
+def test_numbers_that_are_no_probabilities_are_refused_by_place(bad):
+    """The message names member and frame."""
+    P = np.full((3, 5), 0.5)
+    P[1, 4] = bad
+    with pytest.raises(ValueError, match="from member 1 at frame 4"):
+        fit_simplex_weights(P)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"P": [0.5, 0.5]}, "shape"),
+        ({"P": [[0.5]], "sample_weights": [-1.0]}, "sample weights"),
+        ({"P": [[0.5]], "start": [1.0, 1.0]}, "start of 1 weights"),
+        ({"P": [[0.5]], "alpha": -1.0}, "alpha"),
+    ],
+)
+def test_wrong_arguments_are_named(arguments, words):
+    """Each with what was expected."""
+    with pytest.raises(ValueError, match=words):
+        fit_simplex_weights(**arguments)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 6), st.integers(1, 30), st.integers(0, 10_000))
+def test_the_optimum_is_below_every_member_and_the_mean(M, N, seed):
+    """Simplex loss <= any vertex, <= equal weights, whatever the data."""
+    P = np.random.default_rng(seed).random((M, N)) + 1e-6
+    fit = fit_simplex_weights(P)
+    assert fit.loss - fit.gap <= -np.log(P).mean(axis=1).min() + 1e-12
+    assert fit.loss <= -np.log(P).mean(axis=1).min() + fit.gap + 1e-12
+    assert fit.loss <= -np.log(P.mean(axis=0)).mean() + fit.gap + 1e-12
+
+
+def test_fit_weights_reports_the_loss_of_the_pool_it_describes():
+    """WeightedMean with these weights has that log-loss; names and fingerprint come along."""
+    outputs = some_outputs()
+    fit = fit_weights(outputs)
+    pooled = ensemble.WeightedMean(fit.weights)(outputs.probabilities.double())
+    assert -pooled.log()[range(600), outputs.labels].mean().item() == pytest.approx(fit.loss, rel=1e-5)
+    assert fit.members == outputs.members
+    assert fit.fingerprint == outputs.fingerprint
+    assert set(fit.support) == {n for n, w in zip(fit.members, fit.weights, strict=True) if w > 0}
+
+
+def test_order_of_members_does_not_matter():
+    """Permuted members, permuted weights."""
+    outputs = some_outputs()
+    turned = outputs.subset(outputs.members[::-1])
+    np.testing.assert_allclose(
+        fit_weights(turned, tolerance=1e-11).weights[::-1], fit_weights(outputs, tolerance=1e-11).weights, atol=1e-5
+    )
+
+
+def test_logarithms_too_small_for_any_float_still_count():
+    """A frame with log-probabilities of -1000 and -1001 weighs like any other."""
+    logs = torch.tensor([[[-1000.0, 0.0], [-0.1, -2.4]], [[-1001.0, 0.0], [-0.5, -0.9]]], dtype=torch.float64)
+    outputs = ensemble.MemberOutputs(logs, ("a", "b"), ("x", "y"), labels=torch.tensor([0, 0]))
+    fit = fit_weights(outputs)
+    assert fit.weights.tolist() == [1.0, 0.0]
+    assert fit.loss == pytest.approx(1000.1 / 2, rel=1e-9)
+    assert fit.dropped == 0
+
+
+@pytest.mark.parametrize("objective", ["nll", "brier"])
+def test_members_that_say_nan_are_refused_or_get_weight_zero(objective):
+    """The message names the member; dropped, it changes nothing for the others."""
+    outputs = some_outputs()
+    logs = outputs.log_probabilities.clone()
+    logs[2, 7] = float("nan")
+    broken = ensemble.MemberOutputs(logs, outputs.members, outputs.classes, labels=outputs.labels)
+    with pytest.raises(ValueError, match=r"NaN from \['m2'\]"):
+        fit_weights(broken, objective)
+    with pytest.warns(UserWarning, match="m2"):
+        fit = fit_weights(broken, objective, on_nan="drop")
+    rest = fit_weights(outputs.subset(["m0", "m1", "m3", "m4"]), objective)
+    assert fit.weights[2] == 0
+    np.testing.assert_allclose(np.delete(fit.weights, 2), rest.weights, atol=1e-6)
+    assert np.isfinite(ensemble.WeightedMean(fit.weights)(broken.probabilities).numpy()).all()
+
+
+def test_brier_weights_agree_with_scipy_and_their_gap_bounds_the_truth():
+    """The moment matrix gives the Brier score of the pool exactly, and SLSQP the same minimum."""
+    outputs = some_outputs()
+    p, onehot = outputs.probabilities.double().numpy(), np.eye(4)[outputs.labels.numpy()]
+    score = lambda w: ((np.einsum("m,mnc->nc", w, p) - onehot) ** 2).sum(axis=1).mean()  # noqa: E731
+    found = minimize(
+        score,
+        np.full(5, 0.2),
+        method="SLSQP",
+        bounds=[(0, 1)] * 5,
+        constraints={"type": "eq", "fun": lambda w: w.sum() - 1},
+        options={"ftol": 1e-14},
+    )
+    fit = fit_weights(outputs, "brier")
+    assert fit.loss == pytest.approx(score(fit.weights), rel=1e-9)
+    assert -1e-12 <= found.fun - fit.loss + fit.gap <= 1e-6
+    assert fit.gap <= 1e-9
+
+
+def test_an_unknown_objective_or_missing_labels_are_refused():
+    """With the names that exist, and the way out."""
+    outputs = some_outputs()
+    with pytest.raises(ValueError, match="'nll' or 'brier'"):
+        fit_weights(outputs, "accuracy")
+    with pytest.raises(ValueError, match="with labels"):
+        fit_weights(ensemble.MemberOutputs(outputs.log_probabilities, outputs.members, outputs.classes))
+
+
+def test_bootstrap_draws_recordings_and_starts_from_the_full_fit():
+    """The same seed, the same draws; each replicate is a refit with its recordings counted."""
+    outputs = some_outputs()
+    found = ensemble.bootstrap_weights(outputs, 20, seed=3)
+    again = ensemble.bootstrap_weights(outputs, 20, seed=3)
+    np.testing.assert_array_equal(found.replicates, again.replicates)
+    times = np.random.default_rng(3).multinomial(30, np.full(30, 1 / 30))[outputs.groups.numpy()]
+    explicit = fit_weights(outputs, sample_weights=times)
+    loss = lambda w: -times @ np.log(w @ outputs.true_class().numpy()) / times.sum()  # noqa: E731
+    assert loss(found.replicates[0]) == pytest.approx(loss(explicit.weights), abs=1.1e-4)
+    assert ((found.low <= found.high) & (found.inclusion >= 0) & (found.inclusion <= 1)).all()
+    with pytest.raises(ValueError, match="at least one replicate"):
+        ensemble.bootstrap_weights(outputs, 0)
+
+
+def test_cross_fitting_judges_recordings_by_weights_that_never_saw_them():
+    """Whole recordings are held out, and the loss is that of the plain loop over folds."""
+    outputs = some_outputs()
+    found = ensemble.cross_fit(outputs, 3)
+    groups, P = outputs.groups.numpy(), outputs.true_class().numpy()
+    assert all(len(set(found.fold[groups == g])) == 1 for g in set(groups))
+    total = 0.0
+    for k in range(3):
+        inside = found.fold == k
+        w = fit_simplex_weights(P[:, ~inside]).weights
+        total -= np.log(w @ P[:, inside]).sum()
+    assert found.loss == pytest.approx(total / 600, abs=1e-4)
+    assert found.optimism > 0
+    with pytest.raises(ValueError, match="from 2 folds"):
+        ensemble.cross_fit(outputs, 31)
+
+
+def test_log_linear_fit_is_a_minimum_and_matches_its_rule():
+    """LogPool of these exponents has that loss; no neighbour is better; it beats every member."""
+    outputs = some_outputs()
+    fit = ensemble.fit_log_linear(outputs)
+    loss = lambda w: -ensemble.LogPool(w)(outputs.probabilities.double()).log()[range(600), outputs.labels].mean()  # noqa: E731
+    assert loss(fit.weights).item() == pytest.approx(fit.loss, rel=1e-5)
+    assert fit.slope < 1e-5
+    for m in range(5):
+        for change in (-1e-2, 1e-2):
+            assert loss(np.maximum(fit.weights + change * np.eye(5)[m], 0)) >= fit.loss - 1e-6
+        assert loss(np.eye(5)[m]) >= fit.loss
+
+
+def test_class_weights_shrink_to_the_common_ones():
+    """A strong pull leaves the common weights; a weak one fits its own frames at least as well."""
+    outputs = some_outputs()
+    strong = ensemble.fit_class_weights(outputs, strength=1e9)
+    np.testing.assert_allclose(strong.weights, np.tile(strong.common, (4, 1)), atol=1e-3)
+    weak = ensemble.fit_class_weights(outputs, strength=1.0)
+    p = outputs.probabilities
+    np.testing.assert_allclose(weak.rule()(p).sum(dim=-1), 1.0, rtol=1e-5)
+    loss = lambda rule: -rule(p).log()[range(600), outputs.labels].mean().item()  # noqa: E731
+    assert loss(weak.rule()) <= loss(ensemble.WeightedMean(weak.common)) + 1e-6
+    with pytest.raises(ValueError, match="positive number of frames"):
+        ensemble.fit_class_weights(outputs, strength=0)
