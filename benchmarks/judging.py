@@ -40,7 +40,7 @@ def main() -> None:
     valid, test = said("valid"), said("test")
     for title, rows in (
         ("coverage of nominal 95 % intervals of the mean's gain", coverage(valid, test, given.trials)),
-        ("what a choice promises where it was made, and what it keeps", list(optimism(test, given.trials // 4))),
+        ("what a choice promises where it was made, and what it keeps", list(optimism(test, given.trials // 20))),
         ("who breaks ties of the majority", list(ties(test))),
         ("log-loss with temperatures fitted on valid, judged on test", list(temperatures(valid, test))),
     ):

@@ -7,7 +7,7 @@ which comes with the extra `report`.
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -33,8 +33,8 @@ def gains(report: Report, ax: Axes | None = None) -> Axes:
     ax.axvline(0, color=_LINE, linewidth=1)
     ax.hlines(rows, low, high, color=_RULE, linewidth=2)
     ax.plot(gain, rows, "o", color=_RULE)
-    ax.set_yticks(rows, table["name"].tolist())
-    ax.set_xlabel(f"accuracy gained over {report.baseline}, points")
+    ax.set_yticks(rows, _as_written(table["name"]))
+    ax.set_xlabel(f"accuracy gained over {_as_written([report.baseline])[0]}, points")
     return _bare(ax)
 
 
@@ -52,7 +52,7 @@ def reliability(report: Report, ax: Axes | None = None, *, names: Sequence[str] 
     for name, colour in zip(chosen, _colours(len(chosen)), strict=True):
         table = report.reliability
         bins = table[(table["name"] == name) & (table["frames"] >= 10)]
-        ax.plot(bins["confidence"], bins["accuracy"], "o-", markersize=4, color=colour, label=name)
+        ax.plot(bins["confidence"], bins["accuracy"], "o-", markersize=4, color=colour, label=_as_written([name])[0])
     ax.set_xlabel("confidence of the top class")
     ax.set_ylabel("fraction right")
     ax.set_aspect("equal")
@@ -70,7 +70,7 @@ def disagreement(report: Report, ax: Axes | None = None) -> Axes:
     table[second, first] = 100 * report.pairs["disagreement"].to_numpy(dtype=float)
     image = ax.imshow(table, cmap="cividis")
     ax.figure.colorbar(image, ax=ax, label="disagreement, per cent", shrink=0.8)
-    shown = names if len(names) <= 40 else []
+    shown = _as_written(names) if len(names) <= 40 else []
     ax.set_xticks(range(len(shown)), shown, rotation=90)
     ax.set_yticks(range(len(shown)), shown)
     if len(names) <= 12:
@@ -91,9 +91,9 @@ def classes(report: Report, ax: Axes | None = None) -> Axes:
     rows = np.arange(len(table))
     before, after = (100 * table[column].to_numpy() for column in ("baseline_accuracy", "rule_accuracy"))
     ax.hlines(rows, before, after, color=_LINE, linewidth=1.5)
-    ax.plot(before, rows, "o", markersize=4, color=_BASELINE, label=report.baseline)
-    ax.plot(after, rows, "o", markersize=4, color=_RULE, label=report.best or report.baseline)
-    ax.set_yticks(rows, table["name"].tolist(), fontsize=8)
+    ax.plot(before, rows, "o", markersize=4, color=_BASELINE, label=_as_written([report.baseline])[0])
+    ax.plot(after, rows, "o", markersize=4, color=_RULE, label=_as_written([report.best or report.baseline])[0])
+    ax.set_yticks(rows, _as_written(table["name"]), fontsize=8)
     ax.set_ylim(-1, len(table))
     ax.set_xlabel("accuracy on the class's frames, per cent")
     ax.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
@@ -122,6 +122,11 @@ def _axes(ax: Axes | None, width: float, height: float) -> Axes:
 def _bare(ax: Axes) -> Axes:
     ax.spines[["top", "right"]].set_visible(False)
     return ax
+
+
+def _as_written(names: Iterable[str]) -> list[str]:
+    """Names in which a dollar is a dollar, not the start of a formula."""
+    return [name.replace("$", r"\$") for name in names]
 
 
 def _colours(count: int) -> list[str]:

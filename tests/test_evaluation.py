@@ -165,11 +165,24 @@ def test_reliability_holds_the_bins_behind_the_error() -> None:
 def test_parameters_count_only_members_that_have_a_say() -> None:
     """A member of weight 0 need not be shipped; an unknown size makes the sum unknown."""
     sizes = {"m0": 10, "m1": 20, "m2": 40, "m3": 80}
-    report = ensemble.evaluate(told(), RULES, parameters=sizes)
+    warmed = ensemble.Chain((RULES["weighted"], ensemble.Temperature(2.0)))
+    report = ensemble.evaluate(told(), RULES | {"warmed": warmed}, parameters=sizes)
     assert report.members["parameters"].tolist() == [10, 20, 40, 80]
-    assert report.rules["parameters"].tolist() == [150, 150, 70]
+    assert report.rules["parameters"].tolist() == [150, 150, 70, 70]
     unknown = ensemble.evaluate(told(), RULES, parameters={"m0": 10})
     assert unknown.rules["parameters"].isna().all()
+
+
+def test_every_fitted_rule_can_be_judged() -> None:
+    """Rules of other shapes of weights, and weights per class, go through the same report."""
+    o = told()
+    rules = {
+        "votes": ensemble.fit_bayes_vote(o),
+        "stacked": ensemble.fit_stacked(o),
+        "classwise": ensemble.fit_class_weights(o).rule(),
+        "log": ensemble.LogPool(ensemble.fit_log_linear(o).weights),  # type: ignore[arg-type]
+    }
+    assert (ensemble.evaluate(o, rules, parameters=dict.fromkeys(o.members, 1)).rules["parameters"] > 0).all()
 
 
 def test_rules_judged_on_their_fitting_frames_are_marked() -> None:

@@ -55,6 +55,11 @@ def test_names_cannot_write_html() -> None:
     assert "&lt;script&gt;alert" in text
 
 
+def test_dollars_in_names_are_no_formulas() -> None:
+    """A name that would be broken mathematics is drawn as it is written."""
+    assert r"a$\frac$" in page(report(first=r"a$\frac$"))
+
+
 def test_equal_reports_equal_pages() -> None:
     """But for the seconds, nothing changes from one run to the next."""
     first, second = (re.sub(r"Judged in .* s", "", page(report())) for _ in range(2))

@@ -12,7 +12,7 @@ from ensemble.calibration import BINS, calibration_error
 from ensemble.diversity import PAIR_MEASURES, Joint
 from ensemble.evaluation.tally import Counts, Floats, Tally
 from ensemble.outputs import MemberOutputs
-from ensemble.rules import Rule
+from ensemble.rules import Chain, LogPool, Rule, Temperature, WeightedMean
 from ensemble.significance import cluster_bootstrap, percentile_ends
 
 
@@ -40,7 +40,9 @@ def scores(names: Sequence[str], tally: Tally, sizes: Sequence[int | None], *, s
 
 def used_parameters(rule: Rule, own: Sequence[int | None]) -> int | None:
     """Parameters of the members that have a say in a rule; None where one is unknown."""
-    weights = getattr(rule, "weights", None) or (1.0,) * len(own)
+    if isinstance(rule, Chain):
+        rule = next((step for step in rule.steps if not isinstance(step, Temperature)), rule)
+    weights = rule.weights if isinstance(rule, WeightedMean | LogPool) else (1.0,) * len(own)
     counted = [size for size, weight in zip(own, weights, strict=True) if weight]
     return None if None in counted else sum(size for size in counted if size is not None)
 
