@@ -1,0 +1,314 @@
+"""The training loop: it learns, it can be stopped anywhere, it says clearly why it cannot go on."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+import zoo
+from zoo import FrameSet, Recipe, Spec, TrainingError, durable, train
+from zoo.checkpoint import read
+from zoo.recipe import OPTIMISERS, SCHEDULES
+from zoo.training import steps as training_steps
+from zoo.training.group import Feed, losses
+
+SPEC = Spec("cylinder", features=6, context=1, classes=4, options={"width": 8, "depth": 2, "dropout": 0.2})
+PLAIN = Spec("cylinder", features=6, context=1, classes=4, options={"width": 8, "depth": 1, "batchnorm": False})
+QUICK = Recipe(epochs=3, batch_size=32, learning_rate=0.01)
+FAST = {"sgd": 0.1, "momentum": 0.1, "nesterov": 0.1, "sam": 0.1, "adadelta": 10.0, "adagrad": 0.1}
+
+
+class StopError(Exception):
+    """Thrown from on_epoch to stop a run."""
+
+
+def interrupted(recipe: Recipe, frames: FrameSet, directory: Path, after: int, spec: Spec = SPEC) -> None:
+    """Train, and stop after some epochs."""
+
+    def report(record: Any) -> None:
+        if record["epoch"] == after:
+            raise StopError
+
+    with pytest.raises(StopError):
+        train(spec, recipe, frames, frames, directory=directory, on_epoch=report)
+
+
+@pytest.mark.parametrize("name", sorted(OPTIMISERS))
+def test_every_optimiser_learns_and_resumes_to_the_bit(name: str, frames: FrameSet, tmp_path: Path) -> None:
+    """The loss falls; a run stopped after each epoch ends with the bits of the uninterrupted one."""
+    recipe = replace(QUICK, optimiser=name, learning_rate=FAST.get(name, 0.01), mask_features=1)
+    losses: list[float] = []
+    whole = train(SPEC, recipe, frames, frames, on_epoch=lambda record: losses.append(record["train/loss"]))
+    assert losses[-1] < losses[0]
+    for after in (1, 2):
+        interrupted(recipe, frames, tmp_path, after)
+    assert train(SPEC, recipe, frames, frames, directory=tmp_path).digest == whole.digest
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"schedule": name, "milestones": (1,), "every": 1} for name in sorted(SCHEDULES)]
+    + [
+        {"ema": 0.9},
+        {"swa_from": 2},
+        {"precision": "bfloat16"},
+        {"precision": "float16"},
+        {"accumulate": 2, "clip_norm": 0.1, "clip_value": 0.05, "l1": 1e-3, "l2": 1e-3},
+        {"fraction": 0.5, "label_smoothing": 0.1, "mask_time": 1, "warmup": 1.5},
+        {"optimiser": "adam_sgd", "switch_epoch": 1},
+    ],
+    ids=str,
+)
+def test_every_field_resumes_to_the_bit(fields: dict[str, Any], frames: FrameSet, tmp_path: Path) -> None:
+    """Whatever has a state has it in the epoch's file; and the field does something."""
+    recipe = Recipe.from_dict(QUICK.to_dict() | fields)
+    whole = train(SPEC, recipe, frames, frames)
+    interrupted(recipe, frames, tmp_path, 2)
+    assert train(SPEC, recipe, frames, frames, directory=tmp_path).digest == whole.digest
+    if fields.get("schedule") not in ("constant", "plateau"):
+        assert whole.digest != train(SPEC, QUICK, frames, frames).digest
+
+
+SCRIPT = """
+import sys
+sys.path[:0] = {path!r}
+import torch, zoo
+torch.set_num_threads(1)
+frames = zoo.sample_corpus("valid").select(torch.arange(4))
+zoo.train(zoo.Spec.from_dict({spec!r}), zoo.Recipe.from_dict({recipe!r}), frames, frames, directory={directory!r})
+"""
+
+
+def test_a_killed_run_ends_with_the_bits_of_an_uninterrupted_one(tmp_path: Path) -> None:
+    """SIGKILL somewhere behind the third epoch; then the same run again."""
+    frames = zoo.sample_corpus("valid").select(torch.arange(4))
+    spec = Spec("cylinder", features=27, context=1, classes=40, options={"width": 16, "depth": 1, "dropout": 0.2})
+    recipe = Recipe(epochs=30, batch_size=64, schedule="cosine", ema=0.9)
+    script = SCRIPT.format(
+        path=sys.path, spec=spec.to_dict(), recipe=recipe.to_dict(), directory=str(tmp_path / "killed")
+    )
+    running = subprocess.Popen([sys.executable, "-c", script])
+    while running.poll() is None and not list(tmp_path.glob("killed/epoch-0003*")):
+        os.sched_yield()
+    running.kill()
+    assert running.wait() == -signal.SIGKILL
+    again = train(spec, recipe, frames, frames, directory=tmp_path / "killed")
+    assert again.digest == train(spec, recipe, frames, frames).digest
+
+
+def test_the_best_epoch_is_returned_with_its_figures(frames: FrameSet) -> None:
+    """Not the last one; the metrics are those of on_epoch, with what they were measured on."""
+    records: list[Any] = []
+    recipe = replace(QUICK, epochs=6, learning_rate=0.3)
+    found = train(SPEC, recipe, frames, frames, on_epoch=records.append)
+    best = max(record["valid/accuracy"] for record in records)
+    assert found.metrics["valid/accuracy"] == {
+        "value": best,
+        "unit": "fraction",
+        "n": len(frames),
+        "frames": frames.fingerprint,
+    }
+    logits = found.to_module()(zoo.windows(frames, torch.arange(len(frames)), 1))
+    assert float((logits.argmax(1) == frames.labels).double().mean()) == best
+    assert found.trained_on == frames.fingerprint
+    assert Recipe.from_dict(found.recipe or {}) == recipe
+
+
+def test_the_monitor_may_be_the_loss(frames: FrameSet) -> None:
+    """Then the epoch of the least loss counts."""
+    losses: list[float] = []
+    recipe = replace(QUICK, epochs=5, learning_rate=0.3, monitor="valid/loss")
+    found = train(SPEC, recipe, frames, frames, on_epoch=lambda record: losses.append(record["valid/loss"]))
+    assert found.metrics["valid/loss"]["value"] == min(losses)
+
+
+def test_training_is_plain_gradient_descent(frames: FrameSet) -> None:
+    """One epoch of one batch equals the step written by hand: windows, cross-entropy, gradient."""
+    recipe = Recipe(epochs=1, batch_size=1000, optimiser="sgd", learning_rate=0.5, l1=0.01, l2=0.1, label_smoothing=0.1)
+    found = train(PLAIN, recipe, frames, frames)
+    model = zoo.build(PLAIN, seed=0)
+    loss = functional.cross_entropy(
+        model(zoo.windows(frames, torch.arange(len(frames)), 1)), frames.labels, label_smoothing=0.1
+    )
+    weights = [layer.weight for layer in model.modules() if isinstance(layer, nn.Linear)]
+    loss = loss + sum(0.01 * w.abs().sum() + 0.05 * w.square().sum() for w in weights)
+    loss.backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(
+            found.tensors[name], (parameter - 0.5 * parameter.grad).detach(), rtol=1e-5, atol=1e-6
+        )
+
+
+def test_accumulated_batches_are_one_large_batch(frames: FrameSet) -> None:
+    """Without BatchNorm, two halves averaged are the whole."""
+    even = frames.select(torch.tensor([0, 2]))  # 100 frames
+    small = train(PLAIN, replace(QUICK, batch_size=50, accumulate=2), even, even)
+    large = train(PLAIN, replace(QUICK, batch_size=100), even, even)
+    for name, tensor in small.tensors.items():
+        torch.testing.assert_close(tensor, large.tensors[name], rtol=1e-4, atol=1e-5)
+
+
+def test_clipping_bounds_the_step(frames: FrameSet) -> None:
+    """Plain SGD at rate 1 moves by no more than the norm, and no entry by more than the value."""
+    before = zoo.build(PLAIN, seed=0).state_dict()
+    for field, bound in (("clip_norm", 0.01), ("clip_value", 0.001)):
+        recipe = Recipe.from_dict(
+            {"epochs": 1, "batch_size": 1000, "optimiser": "sgd", "learning_rate": 1.0, field: bound}
+        )
+        after = train(PLAIN, recipe, frames, frames).tensors
+        moves = torch.cat([(after[name] - before[name]).flatten() for name in before])
+        measured = moves.norm() if field == "clip_norm" else moves.abs().max()
+        assert float(measured) == pytest.approx(bound, rel=1e-3)
+
+
+def test_swa_is_the_mean_of_the_epochs(frames: FrameSet, tmp_path: Path) -> None:
+    """From the second epoch on, weight by weight (against 1, 2, 3, 4 giving 2.2)."""
+    train(PLAIN, replace(QUICK, keep=0), frames, frames, directory=tmp_path / "plain")
+    epochs = [read(tmp_path / "plain" / f"epoch-{number:04}.safetensors") for number in (2, 3)]
+    train(PLAIN, replace(QUICK, keep=0, swa_from=2), frames, frames, directory=tmp_path / "swa")
+    found = read(tmp_path / "swa" / "epoch-0003.safetensors")
+    for name, tensor in found.tensors.items():
+        torch.testing.assert_close(tensor, (epochs[0].tensors[name] + epochs[1].tensors[name]) / 2)
+
+
+def test_patience_stops_and_plateau_lowers(frames: FrameSet) -> None:
+    """With a rate of zero nothing improves after the first epoch."""
+    records: list[Any] = []
+    recipe = Recipe(epochs=9, batch_size=32, learning_rate=0.0, patience=2, schedule="plateau", every=1)
+    train(PLAIN, recipe, frames, frames, on_epoch=records.append)
+    assert [record["epoch"] for record in records] == [1, 2, 3]
+    rates: list[float] = []
+    recipe = Recipe(epochs=4, batch_size=32, learning_rate=1e-9, schedule="plateau", every=1, final_rate=0.05)
+    train(PLAIN, recipe, frames, frames, on_epoch=lambda record: rates.append(record["learning_rate"]))
+    torch.testing.assert_close(rates, [1e-9, 1e-9, 1e-10, 5e-11])
+
+
+def test_every_frame_comes_once_an_epoch_in_an_order_of_seed_and_epoch(frames: FrameSet) -> None:
+    """Shuffled by the order's seed alone; a last single frame is left out."""
+    numbered = FrameSet(torch.arange(138.0)[:, None].repeat(1, 6), frames.labels, frames.starts, frames.classes)
+    spec = replace(SPEC, context=0, normalisation="none", options={"width": 8})
+
+    def order(epoch: int, seed: int) -> list[float]:
+        feed = Feed(numbered, spec, Recipe(batch_size=32), (seed,))
+        return [value for step in feed.epoch(epoch) for x, _ in step for value in x[:, 0].tolist()]
+
+    assert sorted(order(1, 0)) == list(range(138))
+    assert order(1, 0) == order(1, 0) != order(2, 0)
+    assert order(1, 0) != order(1, 1)
+    assert sum(len(x) for step in Feed(numbered, spec, Recipe(batch_size=137), (0,)).epoch(1) for x, _ in step) == 137
+
+
+def test_masks_blank_the_windows_only_in_training(frames: FrameSet) -> None:
+    """A run of features is zero in a masked window, everything else as it was."""
+    plain, masked = (
+        next(Feed(frames, SPEC, Recipe(batch_size=32, mask_features=m), (0,)).epoch(1))[0][0] for m in (0, 2)
+    )
+    changed = masked != plain
+    assert changed.any()
+    assert (masked[changed] == 0).all()
+    assert (changed.view(32, 3, 6).any(1).sum(1) <= 2).all()
+
+
+def test_the_callers_random_state_is_left_alone(frames: FrameSet) -> None:
+    """Dropout draws from the run's own seed."""
+    torch.manual_seed(5)
+    before = torch.random.get_rng_state()
+    first = train(SPEC, QUICK, frames, frames)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    torch.manual_seed(6)
+    assert train(SPEC, QUICK, frames, frames).digest == first.digest
+
+
+@pytest.mark.parametrize(
+    ("good", "words"), [(7, "in epoch 2 .*the best before is epoch 1"), (0, "in epoch 1 .*none is")]
+)
+def test_divergence_is_one_clear_line_and_the_best_is_kept(
+    good: int, words: str, frames: FrameSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After some good steps of five an epoch the loss is NaN; the error carries the epoch before."""
+    steps = iter(range(100))
+    monkeypatch.setattr(
+        training_steps, "losses", lambda *args: losses(*args) * (1 if next(steps) < good else float("nan"))
+    )
+    with pytest.raises(TrainingError, match=f"no longer finite {words}.*lower the learning rate") as caught:
+        train(SPEC, QUICK, frames, frames)
+    assert [one is None for one in caught.value.checkpoints] == [good == 0]
+
+
+def test_weights_that_overflow_are_divergence_too(frames: FrameSet) -> None:
+    """BatchNorm can hide it from the loss."""
+    recipe = Recipe(epochs=3, batch_size=32, optimiser="sgd", learning_rate=1e6, l2=1e6)
+    with pytest.raises(TrainingError, match="the loss or a weight is no longer finite"):
+        train(SPEC, recipe, frames, frames)
+
+
+class FullDisk(durable.System):
+    """A disk that is full from some file on."""
+
+    def __init__(self, files: int) -> None:
+        self.left = files
+
+    def write(self, file: int, data: memoryview) -> int:
+        """Refuse when no file is left."""
+        self.left -= 1
+        if self.left < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return super().write(file, data)
+
+
+def test_a_full_disk_leaves_the_epoch_before(frames: FrameSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The message says so, and with room again the run ends as an uninterrupted one."""
+    monkeypatch.setattr(durable, "system", FullDisk(3))
+    with pytest.raises(OSError, match=r"cannot write epoch 2 .*No space left.*go on from epoch 1"):
+        train(SPEC, QUICK, frames, frames, directory=tmp_path)
+    monkeypatch.undo()
+    assert not list(tmp_path.glob("*.tmp"))
+    resumed = train(SPEC, QUICK, frames, frames, directory=tmp_path)
+    assert resumed.digest == train(SPEC, QUICK, frames, frames).digest
+
+
+def test_epochs_are_pruned_and_logged(frames: FrameSet, tmp_path: Path) -> None:
+    """The newest `keep` stay; the log has a line of settings and one an epoch, also after a resumption."""
+    interrupted(replace(QUICK, keep=2), frames, tmp_path, 2)
+    train(SPEC, replace(QUICK, keep=2), frames, frames, directory=tmp_path)
+    assert [path.name[6:10] for path in sorted(tmp_path.glob("epoch-*"))] == ["0002", "0003"]
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert lines[0]["config"]["recipe"]["keep"] == 2
+    assert [line["step"] for line in lines[1:]] == [1, 2, 3]
+
+
+def test_another_runs_directory_is_refused(frames: FrameSet, tmp_path: Path) -> None:
+    """The message says in which field they differ; a damaged state is refused too."""
+    train(SPEC, QUICK, frames, frames, directory=tmp_path)
+    with pytest.raises(ValueError, match=r"another run.*learning_rate: 0\.01 there, 0\.02 now"):
+        train(SPEC, replace(QUICK, learning_rate=0.02), frames, frames, directory=tmp_path)
+    (tmp_path / "state.safetensors").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match="remove it to start anew"):
+        train(SPEC, QUICK, frames, frames, directory=tmp_path)
+
+
+def test_frames_that_do_not_fit_are_refused(frames: FrameSet) -> None:
+    """Sizes, classes, labels, masks: each named."""
+    unlabelled = FrameSet(frames.features, None, frames.starts, frames.classes)
+    other = FrameSet(frames.features, frames.labels, frames.starts, ("a", "b", "d", "c"))
+    cases = [
+        (SPEC, QUICK, unlabelled, "valid frames with labels"),
+        (SPEC, QUICK, other, "same classes in the same order"),
+        (replace(SPEC, features=5), QUICK, frames, "of 5 features and 4 classes"),
+        (SPEC, replace(QUICK, mask_time=9), frames, "within a window of 3 frames"),
+    ]
+    for spec, recipe, valid, words in cases:
+        with pytest.raises(ValueError, match=words):
+            train(spec, recipe, frames, valid)
+    with pytest.raises(ValueError, match="at least two frames"):
+        train(SPEC, QUICK, frames.select(torch.tensor([1])), frames)
