@@ -95,9 +95,59 @@ def test_a_fitted_ensemble_predicts_in_both_forms(capsys: pytest.CaptureFixture[
     assert frames[1][1] == "0"
 
 
+def test_stored_outputs_are_judged_as_the_models_are(capsys: pytest.CaptureFixture[str]) -> None:
+    """`collect`, then the same figures from the folder alone."""
+    said(capsys, "collect", "said", *CORPUS)
+    stored = ["--outputs", "said", "--valid", "dev", "--test", "test", "--registry", "nothing.json"]
+    live, kept = (json.loads(said(capsys, "evaluate", *where, "--json")) for where in (CORPUS, stored))
+    assert live["rules"] == kept["rules"]
+    assert live["members"] == kept["members"]
+    chosen = json.loads(said(capsys, "evaluate", *stored, "--members", "cyl*", "--json"))
+    assert [row["name"] for row in chosen["members"]] == ["cylinder-a", "cylinder-b"]
+
+
+def test_select_keeps_the_budget_and_says_what_is_proven(capsys: pytest.CaptureFixture[str]) -> None:
+    """One member fits, two do not."""
+    size = zoo.Registry("registry.json").get("cylinder-a").parameters
+    found = json.loads(said(capsys, "select", *CORPUS, "--max-parameters", str(size), "--front", "--json"))
+    assert found["proven"]
+    assert len(found["members"]) == 1
+    assert found["parameters"] <= size
+    assert found["front"][0]["members"] == found["members"]
+    assert "proven" in said(capsys, "select", *CORPUS, "--front")
+
+
+def test_compare_answers_no_with_exit_code_one(capsys: pytest.CaptureFixture[str]) -> None:
+    """A member is not better than itself; a difference and its opposite agree."""
+    said(capsys, "compare", "other", "other", *CORPUS, code=1)
+    arguments = ("compare", "mean", "other", *CORPUS, "--json")
+    code = zoo.run_app(app, arguments)
+    ahead = json.loads(capsys.readouterr().out)
+    assert code == (0 if ahead["gain_low"] > 0 else 1)
+    assert ahead["gain"] == pytest.approx(ahead["first_accuracy"] - ahead["second_accuracy"])
+
+
+def test_diversity_shows_pairs_the_whole_and_contributions(capsys: pytest.CaptureFixture[str]) -> None:
+    """Three members, three pairs; one member, no pair and still valid JSON."""
+    found = json.loads(said(capsys, "diversity", *CORPUS, "--json"))
+    assert len(found["pairs"]) == len(found["members"]) == 3
+    assert sum(found["unsolved"].values()) > 0
+    assert "disagreement" in said(capsys, "diversity", *CORPUS)
+    assert json.loads(said(capsys, "diversity", *CORPUS, "--members", "other", "--json"))["pairs"] == []
+
+
+def test_the_report_is_one_page(capsys: pytest.CaptureFixture[str], home: Path) -> None:
+    """Written whole, beside the table."""
+    said(capsys, "evaluate", *CORPUS, "--report", "report.html")
+    assert (home / "report.html").read_text().startswith("<!doctype html>")
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (["evaluate", "--outputs", "empty"], "valid.safetensors"),
+        (["compare", "mean", "nobody", *CORPUS], "no rule named 'nobody'"),
+        (["select", *CORPUS, "--max-parameters", "10"], "within"),
         (["evaluate", "--members", "cylindre-a"], "did you mean"),
         (["evaluate", "--members", "x*"], "expected models that match 'x*'"),
         (["evaluate", "--rules", "meen", *CORPUS], "did you mean"),

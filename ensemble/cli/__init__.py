@@ -7,10 +7,11 @@ import sys
 from cyclopts import App
 
 import zoo
-from ensemble.cli import judging, predicting
+from ensemble.cli import choosing, judging, predicting
 
 app = App(name="ensemble", help="Run trained models as one, combine them, and judge whether it is really better.")
 judging.add_to(app)
+choosing.add_to(app)
 predicting.add_to(app)
 
 

@@ -1,9 +1,10 @@
-"""Commands that use an ensemble: predict."""
+"""Commands that run members: predict, collect."""
 
 from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from cyclopts import App
 
 import zoo
-from ensemble.cli.sources import chosen_device, registry_at
+from ensemble.cli.sources import KNOWN, Source, chosen_device, frames_of, registry_at, stored_file
 
 if TYPE_CHECKING:
     from ensemble.combined import Ensemble
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 def add_to(app: App) -> None:
     """Add these commands to `app`."""
     app.command(predict)
+    app.command(collect)
 
 
 def predict(
@@ -45,7 +47,7 @@ def predict(
         registry: the registry's file; else $ZOO_REGISTRY, else registry.json in this folder.
         device: cpu, cuda, or auto for cuda where there is one.
     """
-    frames = zoo.sample_corpus(partition) if corpus is None else zoo.read_corpus(corpus, partition)
+    frames = frames_of(corpus, partition)
     final = _voice(registry_at(registry), name, chosen_device(device))
     probabilities = final.predict_proba(frames)
     best = probabilities.argmax(axis=1)
@@ -58,6 +60,31 @@ def predict(
     csv.writer(table, lineterminator="\n").writerows(rows)
     zoo.write_file(output, table.getvalue().encode())
     print(f"{len(labels):,} frames of {frames.recordings:,} recordings written to {output}")
+
+
+def collect(
+    folder: Path,
+    source: Source = Source(),  # noqa: B008 - frozen
+) -> None:
+    """Keep what the members say about both partitions, to judge them later without any model.
+
+    Example: ensemble collect said --corpus my-corpus --valid dev --test test; ensemble evaluate --outputs said
+
+    Args:
+        folder: made if need be; files of the same name in it are replaced.
+    """
+    from ensemble.outputs.packed import pack
+
+    folder.mkdir(parents=True, exist_ok=True)
+    spoken = source.spoken(source.valid, source.test)
+    for partition, said in zip((source.valid, source.test), spoken, strict=True):
+        zoo.write_file(stored_file(folder, partition), pack(said.outputs))
+    known = {
+        name: {"parameters": count, "trained_on": spoken[0].trained_on[name]}
+        for name, count in spoken[0].parameters.items()
+    }
+    zoo.write_file(folder / KNOWN, json.dumps(known, indent=1).encode())
+    print(f"{len(known)} members over {source.valid!r} and {source.test!r} kept in {folder}")
 
 
 def _voice(registry: zoo.Registry, name: str, device: str) -> Ensemble:

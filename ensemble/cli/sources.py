@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
+import time
 from dataclasses import dataclass
+from fnmatch import filter as matching
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -14,6 +17,26 @@ import zoo
 if TYPE_CHECKING:
     from ensemble.members import Members
     from ensemble.outputs import MemberOutputs
+
+Flag = Annotated[bool, Parameter(negative=())]
+Names = Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative=())]
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """What members said about one partition, and what is known of them.
+
+    Args:
+        outputs: with labels.
+        parameters: member -> trainable parameters.
+        trained_on: member -> fingerprint of its training frames, "" if unknown.
+        seconds: that collecting took.
+    """
+
+    outputs: MemberOutputs
+    parameters: dict[str, int]
+    trained_on: dict[str, str]
+    seconds: float
 
 
 @Parameter(name="*")
@@ -30,9 +53,10 @@ class Source:
         device: cpu, cuda, or auto for cuda where there is one.
         precision: float32 is exact; auto may use bf16 where a probe shows that it agrees.
         cache: folder that keeps the members' outputs, so that nothing is computed twice.
+        outputs: folder written by `ensemble collect`, in place of registry, corpus and models.
     """
 
-    members: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative=())] = ("*",)
+    members: Names = ("*",)
     registry: Path | None = None
     corpus: Path | None = None
     valid: str = "valid"
@@ -40,28 +64,62 @@ class Source:
     device: str = "auto"
     precision: Literal["float32", "auto"] = "float32"
     cache: Path | None = None
+    outputs: Path | None = None
 
     def load(self) -> Members:
         """The members, hash-checked and ready to run."""
         from ensemble.members import load
 
-        return load(
-            registry_at(self.registry), self.members, device=chosen_device(self.device), precision=self.precision
-        )
+        registry = registry_at(self.registry)
+        return load(registry, self.members, device=chosen_device(self.device), precision=self.precision)
 
     def frames(self, partition: str) -> zoo.FrameSet:
         """One partition of the corpus."""
-        if self.corpus is None:
-            return zoo.sample_corpus(partition)
-        return zoo.read_corpus(self.corpus, partition)
+        return frames_of(self.corpus, partition)
 
-    def collect(self, members: Members, partition: str) -> MemberOutputs:
-        """What the members say about one partition, which must have labels."""
+    def spoken(self, *partitions: str) -> list[Spoken]:
+        """What the members say about each partition, which must have labels."""
+        if self.outputs is not None:
+            return [self._stored(self.outputs, partition) for partition in partitions]
+        members = self.load()
+        return [self._collected(members, partition) for partition in partitions]
+
+    def _collected(self, members: Members, partition: str) -> Spoken:
         from ensemble.members import collect
 
-        outputs = collect(members, self.frames(partition), cache=None if self.cache is None else str(self.cache))
+        frames = self.frames(partition)
+        began = time.perf_counter()
+        outputs = collect(members, frames, cache=None if self.cache is None else self.cache / partition)
         outputs.require_labels()
-        return outputs
+        return Spoken(outputs, members.parameters, members.trained_on, time.perf_counter() - began)
+
+    def _stored(self, folder: Path, partition: str) -> Spoken:
+        from ensemble.outputs.packed import unpack
+
+        began = time.perf_counter()
+        outputs = unpack(stored_file(folder, partition).read_bytes())
+        known = json.loads((folder / KNOWN).read_text(encoding="utf-8"))
+        names = list(dict.fromkeys(name for pattern in self.members for name in matching(outputs.members, pattern)))
+        if not names:
+            msg = f"expected members that match {list(self.members)}, got none; {folder} has {list(outputs.members)}"
+            raise ValueError(msg)
+        chosen = outputs if names == list(outputs.members) else outputs.subset(names)
+        chosen.require_labels()
+        parameters, trained_on = ({name: known[name][key] for name in names} for key in ("parameters", "trained_on"))
+        return Spoken(chosen, parameters, trained_on, time.perf_counter() - began)
+
+
+KNOWN = "members.json"
+
+
+def stored_file(folder: Path, partition: str) -> Path:
+    """Where a folder of stored outputs keeps those of a partition."""
+    return folder / f"{partition}.safetensors"
+
+
+def frames_of(corpus: Path | None, partition: str) -> zoo.FrameSet:
+    """One partition of a corpus in the HW1P2 layout, or of the bundled one."""
+    return zoo.sample_corpus(partition) if corpus is None else zoo.read_corpus(corpus, partition)
 
 
 def registry_at(path: Path | None) -> zoo.Registry:
