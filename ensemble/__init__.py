@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         murphy,
     )
     from ensemble.combined import Ensemble, load_ensemble
+    from ensemble.cotraining import cotrain
     from ensemble.evaluation import (
         Choice,
         Report,
@@ -129,6 +130,7 @@ __all__ = [
     "cochran_q",
     "collect",
     "contributions",
+    "cotrain",
     "cross_fit",
     "evaluate",
     "expected_calibration_error",
@@ -172,6 +174,10 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     match name:
+        case "cotrain":
+            from ensemble import cotraining
+
+            return getattr(cotraining, name)
         case "Ensemble" | "load_ensemble":
             from ensemble import combined
 

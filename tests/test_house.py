@@ -21,7 +21,7 @@ LEVELS = {
         {"cli"},
     ],
     "ensemble": [
-        {"outputs", "rules", "stack"},
+        {"outputs", "rules", "stack", "brood"},
         {"engine", "weights", "calibration", "diversity", "significance"},
         {"members", "selection", "evaluation", "cotraining"},
         {"report", "plots", "combined"},

@@ -133,7 +133,7 @@ class TensorBoard:
 def read_runs(folder: str | Path) -> pd.DataFrame:
     """One row per run whose `log.jsonl` lies under `folder`, best validation accuracy first.
 
-    Columns: run, epochs (done), best, its epoch, and the last loss; then every setting in which the runs
+    Columns: run, done (epochs), best, at (its epoch) and the last loss; then every setting in which the runs
     differ. A last line that a kill has cut short is left out.
 
     Raises:
@@ -162,7 +162,7 @@ def _row(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     best: dict[str, Any] = max(epochs, key=lambda line: line.get("valid/accuracy", float("-inf")), default={})
     figures = {
         "run": head["run"],
-        "epochs": len(epochs),
+        "done": len(epochs),
         "best": best.get("valid/accuracy"),
         "at": best.get("step"),
         "loss": epochs[-1].get("valid/loss") if epochs else None,

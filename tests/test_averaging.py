@@ -1,0 +1,103 @@
+"""Averages of checkpoints."""
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+
+import zoo
+from zoo import Checkpoint, FrameSet, Spec, average, losses_along
+from zoo.averaging import METHODS
+
+SPEC = Spec("cylinder", features=6, context=1, classes=4, options={"width": 5, "depth": 1})
+
+
+def checkpoint(value: float, classes: Sequence[str] = ("a", "b", "c", "d")) -> Checkpoint:
+    """All floating weights of one value; the count of batches is its integer."""
+    tensors = {
+        name: torch.full_like(t, int(value) if name.endswith("tracked") else value)
+        for name, t in zoo.build(SPEC, seed=0).state_dict().items()
+    }
+    return Checkpoint(SPEC, tensors, tuple(classes))
+
+
+def fresh(seed: int) -> Checkpoint:
+    """Random weights."""
+    return Checkpoint.from_module(zoo.build(SPEC, seed=seed), SPEC, "abcd")
+
+
+def test_the_mean_of_1_2_3_4_is_2_and_a_half() -> None:
+    """And integers are the first's, not rounded means."""
+    found = average([checkpoint(value) for value in (1, 2, 3, 4)])
+    for name, tensor in found.tensors.items():
+        assert (tensor == (1 if name.endswith("tracked") else 2.5)).all()
+    assert found.kind == "averaged"
+    assert len(found.parents) == 4
+
+
+def test_a_moving_average_weighs_the_newest_most() -> None:
+    """By hand with decay one half: 1, then 1.5, then 2.25."""
+    found = average([checkpoint(value) for value in (1, 2, 3)], method="ema", decay=0.5)
+    assert found.tensors["1.weight"].unique().tolist() == [2.25]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_identical_checkpoints_average_to_themselves(method: str, frames: FrameSet) -> None:
+    """To the bit, whatever the method."""
+    one = fresh(0)
+    assert average([one, one, one], method=method, valid=frames).digest == one.digest
+
+
+def test_the_order_does_not_matter_to_the_plain_mean() -> None:
+    """But for rounding."""
+    some = [fresh(seed) for seed in range(4)]
+    forth, back = average(some), average(some[::-1])
+    for name, tensor in forth.tensors.items():
+        torch.testing.assert_close(tensor, back.tensors[name])
+
+
+def test_statistics_are_seen_anew_on_the_frames(frames: FrameSet) -> None:
+    """They are the mean and variance of what the averaged first layer gives, seen in one batch."""
+    found = average([fresh(seed) for seed in range(3)], frames=frames)
+    windows = zoo.windows(frames, torch.arange(len(frames)), 1)
+    seen = windows @ found.tensors["0.0.weight"].T
+    torch.testing.assert_close(found.tensors["0.1.running_mean"], seen.mean(0), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found.tensors["0.1.running_var"], seen.var(0), rtol=1e-4, atol=1e-5)
+    assert found.tensors["0.1.num_batches_tracked"] == 0
+
+
+def test_a_greedy_soup_is_never_worse_than_its_best_ingredient(frames: FrameSet) -> None:
+    """And says which it took, the best first."""
+    recipe = zoo.Recipe(epochs=3, batch_size=32, learning_rate=0.02)
+    trained = [zoo.train(SPEC, zoo.Recipe.from_dict(recipe.to_dict() | {"seed": s}), frames, frames) for s in range(4)]
+    soup = average([fresh(9), *trained], method="greedy", valid=frames, frames=frames)
+    best = max(trained, key=lambda one: one.metrics["valid/accuracy"]["value"])
+    assert soup.metrics["valid/accuracy"]["value"] >= best.metrics["valid/accuracy"]["value"]
+    assert soup.parents[0] == best.digest
+    assert fresh(9).digest not in soup.parents
+
+
+def test_the_line_begins_and_ends_at_the_checkpoints(frames: FrameSet) -> None:
+    """Its ends have the losses of the two, statistics seen on the same frames."""
+    first, last = fresh(0), fresh(1)
+    positions, losses = losses_along(first, last, frames, points=3)
+    assert positions.tolist() == [0, 0.5, 1]
+    for end, loss in ((first, losses[0]), (last, losses[2])):
+        alone = average([end], frames=frames, valid=frames)
+        assert float(loss) == pytest.approx(alone.metrics["valid/loss"]["value"], rel=1e-5)
+
+
+def test_what_cannot_be_averaged_is_refused(frames: FrameSet) -> None:
+    """Nothing, other classes, other specs, no frames to choose by."""
+    with pytest.raises(ValueError, match="at least one checkpoint"):
+        average([])
+    with pytest.raises(ValueError, match="cannot average checkpoint 1 with checkpoint 0: classes"):
+        average([checkpoint(1), checkpoint(1, ("a", "b", "d", "c"))])
+    with pytest.raises(ValueError, match=r"pass valid="):
+        average([checkpoint(1)], method="greedy")
+    with pytest.raises(ValueError, match="uniform, ema, greedy"):
+        average([checkpoint(1)], method="soup")
+    with pytest.raises(ValueError, match="decay from 0 to below 1"):
+        average([checkpoint(1)], method="ema", decay=1.0)
+    with pytest.raises(ValueError, match="at least 2 points"):
+        losses_along(checkpoint(1), checkpoint(2), frames, points=1)

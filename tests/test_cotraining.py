@@ -1,0 +1,135 @@
+"""Members trained together are members trained alone."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import nn
+
+import ensemble
+import zoo
+from ensemble.cotraining import fastest, measure_together
+from zoo import FrameSet, Recipe, Spec
+
+SPEC = Spec("cylinder", features=6, context=1, classes=4, options={"width": 8, "depth": 2, "dropout": 0.2})
+RECIPE = Recipe(epochs=4, batch_size=28, learning_rate=0.01, mask_features=1)  # 5 steps an epoch, 20 in all
+
+
+def apart(found: zoo.Checkpoint, alone: zoo.Checkpoint) -> float:
+    """Largest difference of any weight or statistic."""
+    return max(float((found.tensors[n].double() - t.double()).abs().max()) for n, t in alone.tensors.items())
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"optimiser": "sam", "learning_rate": 0.05},
+        {"optimiser": "adam_sgd", "switch_epoch": 2},
+        {"clip_norm": 0.3, "l1": 1e-3, "label_smoothing": 0.1, "accumulate": 2},
+        {"ema": 0.9},
+        {"swa_from": 2},
+        {"schedule": "plateau", "every": 1, "fraction": 0.6},
+        {"weight_decay": 0.1, "optimiser": "adamw", "schedule": "one_cycle"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("own_order", [False, True])
+def test_together_is_apart(fields: dict[str, Any], own_order: bool, frames: FrameSet) -> None:
+    """After 20 steps within 1e-4, dropout and masks included, by the recipe that each checkpoint carries."""
+    recipe = replace(RECIPE, **fields)
+    together = ensemble.cotrain(SPEC, recipe, frames, frames, seeds=[3, 5, 8], own_order=own_order, together=3)
+    for seed, found in zip([3, 5, 8], together, strict=True):
+        own = Recipe.from_dict(found.recipe or {})
+        assert (own.seed, own.data_seed) == (seed, seed if own_order else recipe.data_seed)
+        alone = zoo.train(SPEC, own, frames, frames)
+        assert apart(found, alone) < 1e-4
+        assert found.metrics["valid/accuracy"]["value"] == pytest.approx(alone.metrics["valid/accuracy"]["value"])
+
+
+@pytest.mark.parametrize("optimiser", ["adamw", "adam", "momentum", "rmsprop"])
+def test_each_member_may_have_its_own_rate_and_decay(optimiser: str, frames: FrameSet) -> None:
+    """As vectors, decoupled or in the gradient as the optimiser has it."""
+    found = ensemble.cotrain(
+        SPEC,
+        replace(RECIPE, optimiser=optimiser),
+        frames,
+        frames,
+        seeds=range(3),
+        learning_rates=[0.01, 0.02, 0.005],
+        weight_decays=[0.0, 0.1, 0.01],
+        together=3,
+    )
+    for one, rate, decay in zip(found, [0.01, 0.02, 0.005], [0.0, 0.1, 0.01], strict=True):
+        own = Recipe.from_dict(one.recipe or {})
+        assert (own.learning_rate, own.weight_decay) == (rate, decay)
+        assert apart(one, zoo.train(SPEC, own, frames, frames)) < 1e-4
+
+
+def test_each_member_stops_early_by_itself(frames: FrameSet) -> None:
+    """One member's rate is zero: its best is its first epoch, the others go on."""
+    records: list[list[Any]] = []
+    recipe = replace(RECIPE, epochs=5, patience=1, monitor="valid/loss")
+    found = ensemble.cotrain(
+        SPEC, recipe, frames, frames, seeds=range(2), learning_rates=[1e-9, 0.01], together=2, on_epoch=records.append
+    )
+    losses = [[record[m]["valid/loss"] for record in records] for m in range(2)]
+    assert len(records) > 2
+    for m, one in enumerate(found):
+        alone = zoo.train(SPEC, Recipe.from_dict(one.recipe or {}), frames, frames)
+        assert apart(one, alone) < 1e-4
+        assert one.metrics["valid/loss"]["value"] in losses[m]
+
+
+def test_a_stopped_run_goes_on_and_remembers_how_many_were_together(frames: FrameSet, tmp_path: Path) -> None:
+    """Members 0 and 1 together, then 2 alone; stopped in between, the end is the same to the bit."""
+    whole = ensemble.cotrain(SPEC, RECIPE, frames, frames, seeds=range(3), together=2)
+
+    def stop(records: list[Any]) -> None:
+        if records[0]["epoch"] == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ensemble.cotrain(SPEC, RECIPE, frames, frames, seeds=range(3), together=2, directory=tmp_path, on_epoch=stop)
+    again = ensemble.cotrain(SPEC, RECIPE, frames, frames, seeds=range(3), directory=tmp_path)
+    assert [one.digest for one in again] == [one.digest for one in whole]
+    assert sorted(path.name for path in tmp_path.glob("members-*")) == ["members-000", "members-002"]
+
+
+def test_the_group_is_chosen_by_measurement(frames: FrameSet) -> None:
+    """Sizes that were measured, one among them; a clear gain is needed to go larger."""
+    found = measure_together(SPEC, RECIPE, frames, 4)
+    assert {1, 2} <= set(found) <= {1, 2, 4}
+    assert all(seconds > 0 for seconds in found.values())
+    assert fastest({1: 1.0, 2: 0.97, 4: 0.96}) == 1
+    assert fastest({1: 1.0, 2: 0.6, 4: 0.5, 8: 0.7}) == 4
+
+
+def test_members_that_cannot_be_together_are_trained_one_after_another(frames: FrameSet) -> None:
+    """A layer without a rule makes nothing fail."""
+
+    @zoo.architecture
+    def with_layernorm(inputs: int, classes: int, *, width: int = 4) -> nn.Module:
+        return nn.Sequential(nn.Linear(inputs, width), nn.LayerNorm(width), nn.Linear(width, classes))
+
+    spec = Spec("with_layernorm", features=6, context=1, classes=4)
+    found = ensemble.cotrain(spec, RECIPE, frames, frames, seeds=range(2))
+    for seed, one in enumerate(found):
+        assert one.digest == zoo.train(spec, replace(RECIPE, seed=seed, order_seed=0), frames, frames).digest
+
+
+def test_wrong_numbers_are_refused(frames: FrameSet) -> None:
+    """Of seeds, rates and members together; rates for an optimiser that finds its own."""
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"seeds": []}, "at least one seed"),
+        ({"seeds": [1, 2], "learning_rates": [0.1]}, "learning_rates for 2 seeds, got 1"),
+        ({"seeds": [1], "together": 0}, "at least 1 member together"),
+    ]
+    for arguments, words in cases:
+        with pytest.raises(ValueError, match=words):
+            ensemble.cotrain(SPEC, RECIPE, frames, frames, **arguments)
+    with pytest.raises(ValueError, match="adam_sgd finds its own rates"):
+        ensemble.cotrain(
+            SPEC, replace(RECIPE, optimiser="adam_sgd"), frames, frames, seeds=[1, 2], learning_rates=[1e-2, 1e-3]
+        )

@@ -1,0 +1,98 @@
+"""Logs of runs, three calls each, and their comparison."""
+
+from pathlib import Path
+
+import pytest
+
+import zoo
+from zoo import JsonLines, TensorBoard, Wandb, read_runs
+
+
+def write(folder: Path, name: str, rate: float, accuracies: list[float]) -> None:
+    """The log of a run."""
+    (folder / name).mkdir()
+    log = JsonLines(folder / name / "log.jsonl")
+    log.init(name, {"recipe": {"learning_rate": rate, "epochs": 3}, "spec": {"options": {"width": 8}}})
+    for step, accuracy in enumerate(accuracies, start=1):
+        log.log({"valid/accuracy": accuracy, "valid/loss": 1 - accuracy}, step)
+    log.finish()
+
+
+def test_runs_are_compared_by_their_best_and_by_what_differs(tmp_path: Path) -> None:
+    """Best first; equal settings are left out."""
+    write(tmp_path, "slow", 0.1, [0.2, 0.5, 0.4])
+    write(tmp_path, "fast", 0.5, [0.3, 0.6])
+    table = read_runs(tmp_path)
+    assert table.to_dict("list") == {
+        "run": ["fast", "slow"],
+        "done": [2, 3],
+        "best": [0.6, 0.5],
+        "at": [2, 2],
+        "loss": [0.4, 0.6],
+        "learning_rate": [0.5, 0.1],
+    }
+
+
+def test_a_line_that_a_kill_cut_short_is_left_out(tmp_path: Path) -> None:
+    """The epochs before it count."""
+    write(tmp_path, "run", 0.1, [0.2, 0.5])
+    with (tmp_path / "run" / "log.jsonl").open("a") as file:
+        file.write('{"step": 3, "valid/acc')
+    assert read_runs(tmp_path)["done"].tolist() == [2]
+
+
+def test_no_logs_is_an_error_with_the_way_out(tmp_path: Path) -> None:
+    """It names the folder and the option."""
+    with pytest.raises(ValueError, match="--directory writes them"):
+        read_runs(tmp_path)
+
+
+def test_tensorboard_gets_every_figure(tmp_path: Path) -> None:
+    """Read back with tensorboard itself."""
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    log = TensorBoard(tmp_path)
+    log.init("trial", {"epochs": 1})
+    log.log({"valid/accuracy": 0.5}, step=1)
+    log.finish()
+    events = EventAccumulator(str(tmp_path / "trial"))
+    events.Reload()
+    assert [(e.step, e.value) for e in events.Scalars("valid/accuracy")] == [(1, 0.5)]
+
+
+def test_wandb_takes_a_whole_run_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Settings and figures are in its local files; no network is touched."""
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    log = Wandb("tests", dir=str(tmp_path))
+    log.init("trial", {"epochs": 1})
+    log.log({"valid/accuracy": 0.5}, step=1)
+    assert wandb.run.config["epochs"] == 1
+    log.finish()
+    assert any(b"valid/accuracy" in path.read_bytes() for path in tmp_path.rglob("*.wandb"))
+
+
+def test_training_tells_its_log(frames: zoo.FrameSet, tmp_path: Path) -> None:
+    """Through the three calls, in order, also when it ends by an error."""
+    calls: list[str] = []
+
+    class Recorder:
+        def init(self, run: str, config: object) -> None:
+            calls.append(f"init {run}")
+
+        def log(self, metrics: object, step: int) -> None:
+            calls.append(f"log {step}")
+
+        def finish(self) -> None:
+            calls.append("finish")
+
+    spec = zoo.Spec("cylinder", features=6, context=1, classes=4, options={"width": 8, "depth": 1})
+
+    def stop(record: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        zoo.train(spec, zoo.Recipe(batch_size=32), frames, frames, log=Recorder(), on_epoch=stop)
+    assert calls == ["init cylinder", "log 1", "finish"]
