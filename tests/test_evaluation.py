@@ -14,7 +14,7 @@ from ensemble import diversity
 from ensemble.evaluation import tally
 from ensemble.evaluation.tally import walk
 
-RULES = {"mean": ensemble.mean, "majority": ensemble.majority, "weighted": ensemble.WeightedMean([4, 2, 1, 0])}
+RULES = {"majority": ensemble.majority, "mean": ensemble.mean, "weighted": ensemble.WeightedMean([4, 2, 1, 0])}
 
 
 def told(members: int = 4, frames: int = 400, classes: int = 5, *, seed: int = 0) -> ensemble.MemberOutputs:
@@ -145,7 +145,9 @@ def test_classes_by_hand() -> None:
     y = [[0.9, 0.1, 0, 0], [0, 0.9, 0.1, 0], [0, 0.1, 0.9, 0], [0, 0.1, 0.9, 0]]
     labels = ["a", "b", "b", "c"]
     o = ensemble.MemberOutputs.from_probabilities({"x": x, "y": y}, labels=labels, classes="abcd")
-    table = ensemble.evaluate(o, {"y": ensemble.WeightedMean([0, 1])}).classes.set_index("name")
+    report = ensemble.evaluate(o, {"y": ensemble.WeightedMean([0, 1])})
+    assert report.rules["macro_f1"][0] == pytest.approx((1 + 2 / 3 + 2 / 3) / 3)  # d is in no label and no prediction
+    table = report.classes.set_index("name")
     assert table["frames"].tolist() == [1, 2, 1, 0]
     assert table.loc["b", ["rule_accuracy", "confused_with", "confused_share"]].tolist() == [0.5, "c", 0.5]
     assert table.loc["c", ["trust", "trust_f1", "oracle"]].tolist() == ["y", pytest.approx(2 / 3), 1.0]
@@ -216,12 +218,13 @@ def test_no_probability_for_the_truth_is_finite_and_noted() -> None:
 
 def test_abstaining_members_are_counted_not_guessed_for() -> None:
     """NaN rows: wrong, with the loss of equal probabilities; rules must be made for it."""
-    p = torch.tensor([[[0.9, 0.1], [0.8, 0.2]], [[0.7, 0.3], [torch.nan, torch.nan]]])
-    o = ensemble.MemberOutputs(p.log(), ("a", "b"), ("x", "y"), labels=torch.tensor([0, 0]))
+    p = torch.tensor([[[0.9, 0.1], [0.2, 0.8]], [[0.7, 0.3], [torch.nan, torch.nan]]])
+    o = ensemble.MemberOutputs(p.log(), ("a", "b"), ("x", "y"), labels=torch.tensor([0, 1]))
     report = ensemble.evaluate(o, {"pool": ensemble.WeightedMean([1, 1], abstain=True)})
     assert report.members["abstained"].tolist() == [0, 1]
     assert report.members["accuracy"].tolist() == [1.0, 0.5]
     assert report.members["log_loss"][1] == pytest.approx(-math.log(0.7 * 0.5) / 2)
+    assert report.members["macro_f1"].tolist() == [1.0, 1.0]  # over frames with an answer
     assert report.rules["log_loss"][0] == pytest.approx(-math.log(0.8 * 0.8) / 2)
     assert report.rules["mean_gain"][0] == 0
     assert report.tie_rate == 0

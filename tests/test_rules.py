@@ -154,6 +154,19 @@ def test_tie_rate_counts_only_the_top() -> None:
     assert ensemble.tie_rate(p[:, :0]) == 0.0
 
 
+def test_median_of_an_even_number_is_the_mean_of_the_middle_two() -> None:
+    """.1, .3, .5, .9 have .4, and .9, .7, .5, .1 have .6."""
+    first = torch.tensor([0.5, 0.1, 0.9, 0.3], dtype=torch.float64)
+    p = torch.stack([first, 1 - first], dim=-1)[:, None]
+    torch.testing.assert_close(ensemble.median(p), torch.tensor([[0.4, 0.6]], dtype=torch.float64))
+
+
+def test_who_abstains_has_no_vote() -> None:
+    """One vote against a row of NaN is no tie."""
+    p = torch.tensor([[[0.2, 0.8]], [[torch.nan, torch.nan]]])
+    assert ensemble.tie_rate(p) == 0.0
+
+
 def test_majority_equals_the_loop() -> None:
     """The slow obvious vote, frame by frame."""
     p = said(7, 200, 4)

@@ -37,7 +37,8 @@ class Report:
 
     Args:
         members: one row per member: name, accuracy, log_loss (nats), calibration_error (of the top class, 15
-            bins of equal width), macro_f1 (over classes that occur), parameters, abstained (frames).
+            bins of equal width), macro_f1 (over classes that occur, of frames with an answer), parameters,
+            abstained (frames).
         rules: the same per rule, then gain (accuracy minus the baseline's) with gain_low and gain_high, the
             ends of its 95 % interval; mean_gain over the uniform mean, and loss_gain (the baseline's
             log-loss minus the rule's), each with its ends; fitted_here: whether it was fitted on these frames.
