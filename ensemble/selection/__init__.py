@@ -2,7 +2,7 @@
 
 from ensemble.selection.budget import Selection, pareto_front, select
 from ensemble.selection.contribution import Contributions, contributions
-from ensemble.selection.greedy import GreedySelection, greedy
+from ensemble.selection.stepwise import GreedySelection, greedy
 
 __all__ = [
     "Contributions",

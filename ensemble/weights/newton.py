@@ -163,7 +163,7 @@ def step(view: View, model: Curvature) -> Array:
         full = H + Z @ Z.T
         move = nonnegative_minimum(full, full @ y - slope, y) - y
         gain = float(-slope @ move)
-        if gain <= max(1e-10 * first, 1e-26):
+        if gain <= max(1e-8 * first, 1e-26):
             break
         y = y + _length(H, P, s, light, w, y, move) * move
         first = first or gain

@@ -11,7 +11,7 @@ from torch import Tensor
 
 Numbers = NDArray[Any]  # float32 or float64
 
-_BLOCK = 2**17  # numbers in a block: with its copies it stays in the second-level cache
+_BLOCK = 2**18  # numbers in a block: with its copies it stays in the second-level cache
 _SAFE = (1e-18, 1e18)  # a block whose frames' largest probabilities leave this range is scaled
 
 

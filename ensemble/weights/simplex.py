@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]  # it ships no types
 
-from ensemble.weights.newton import View, look, step
+from ensemble.weights.newton import Curvature, View, look, step
 from ensemble.weights.rows import Numbers, Rows, as_matrix
 
 Array = NDArray[np.float64]
@@ -141,6 +141,12 @@ class _Task:
         """Members that take part in the next step; with shrinkage nobody may leave."""
         return np.flatnonzero(self.allowed & ((view.d > above) | (view.weights > 0) | (self.pull > 0)))
 
+    def outside(self, view: View, model: Curvature) -> bool:
+        """Whether a member that the model does not hold should join."""
+        joins = self.allowed & (view.d > 1.0)
+        joins[model.active] = False
+        return bool(joins.any())
+
     def gap(self, view: View) -> float:
         return view.gap(self.allowed)
 
@@ -158,8 +164,7 @@ def _solve(task: _Task, begin: Array | None, seed: int) -> tuple[View, float]:
         wanted = task.active(view) if task.rows.small or not last or stale else None
         new, reads = _advance(task, view, step(view, model), wanted, precise=precise)
         passes += reads
-        missing = np.setdiff1d(task.active(new, above=1.0), model.active)
-        if new.curvature is None and task.gap(new) > task.tolerance and len(missing):
+        if new.curvature is None and task.gap(new) > task.tolerance and task.outside(new, model):
             new, passes = task.look(new.weights, task.active(new), precise=precise), passes + 1
         view, model = new, new.curvature or model
         if np.isnan(best.loss) or (precise and task.gap(view) < task.gap(best)):

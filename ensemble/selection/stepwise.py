@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ensemble.outputs import MemberOutputs
 
 Array = NDArray[np.float64]
 
-_SLACK = 2e-3  # a row may sum to one only within 1e-3; frames this close to flipping are looked at in full
+_SLACK = 1e-5  # frames this close to flipping are looked at in full: more than rounding can do
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,26 +90,36 @@ def greedy(outputs: MemberOutputs, rounds: int = 50) -> GreedySelection:
 class _State:
     """The unnormalised sum of the picks and, for each frame, between what bounds its margin lies.
 
-    The margin is the sum for the true class minus the largest other one. A member that gives the truth p
-    moves it by at least 2 p - 1 and at most p, as its row sums to one: frames beyond that need no look.
+    The margin is the sum for the true class minus the largest other one, the rival's. A member moves it by at
+    least its own margin, and by at most what it gives the truth beyond the rival: frames that stay on their
+    side either way need no look.
     """
 
     def __init__(self, outputs: MemberOutputs) -> None:
         self.labels = outputs.require_labels().numpy()
         M, N, C = outputs.shape
         self.P = np.empty((M, N, C), dtype=np.float32)
-        for where, block in outputs.blocks(8192):
-            self.P[:, where] = block.numpy()
-        self.truth = np.ascontiguousarray(self.P[:, np.arange(N), self.labels])  # (M, N)
-        if np.isnan(self.truth).any():
-            names = [outputs.members[m] for m in np.flatnonzero(np.isnan(self.truth).any(axis=1))]
+        self.truth, self.margins = np.empty((M, N), np.float32), np.empty((M, N), np.float32)
+        for where, block in outputs.blocks(2048):
+            self._read(where, block)
+        if np.isnan(self.margins).any():
+            names = [outputs.members[m] for m in np.flatnonzero(np.isnan(self.margins).any(axis=1))]
             msg = f"expected numbers from every member, got NaN from {names}; leave them out"
             raise ValueError(msg)
-        self.least, self.most = self.truth.min(axis=0), self.truth.max(axis=0)
+        self.least, self.most = self.margins.min(axis=0), self.truth.max(axis=0)
         self.sum = np.zeros((N, C))
         self.true_sum = np.zeros(N)
         self.low, self.high = np.zeros(N), np.zeros(N)  # bounds of the margin
+        self.rival = np.where(self.labels > 0, 0, C - 1)
         self.picked = 0
+
+    def _read(self, where: slice, block: Tensor) -> None:
+        self.P[:, where] = block.numpy()
+        index = torch.from_numpy(self.labels[where]).expand(len(block), -1).unsqueeze(-1)
+        truth = block.gather(-1, index).squeeze(-1)
+        others = block.scatter(-1, index, -torch.inf).amax(dim=-1)
+        self.truth[:, where] = truth.numpy()
+        self.margins[:, where] = (truth - others).numpy()
 
     def best(self) -> tuple[int, int, float]:
         """The member to add, how many frames are right with it, and the log-loss then."""
@@ -121,7 +133,7 @@ class _State:
         self.sum += self.P[m]
         self.true_sum += self.truth[m]
         self.picked += 1
-        self.low += 2.0 * self.truth[m] - (1.0 + _SLACK)
+        self.low += self.margins[m]
         self.high += self.truth[m]
 
     def _hits(self) -> list[int]:
@@ -133,22 +145,23 @@ class _State:
         base, labels, total = int(sure.sum()), self.labels[open_], self.sum[open_]
         low, high = self.low[open_], self.high[open_]
         hits = []
-        for truth, p in zip(self.truth, self.P, strict=True):
-            own = truth[open_]
-            kept = low + 2.0 * own > 1.0 + _SLACK
-            flips = np.flatnonzero(~kept & (high + own >= -_SLACK))
+        for truth, margins, p in zip(self.truth, self.margins, self.P, strict=True):
+            kept = low + margins[open_] > _SLACK
+            beyond = truth[open_] - p[open_, self.rival[open_]]
+            flips = np.flatnonzero(~kept & (high + beyond >= -_SLACK))
             changed = total[flips] + p[open_[flips]]
             hits.append(base + int(kept.sum()) + int((changed.argmax(axis=1) == labels[flips]).sum()))
         return hits
 
     def _open(self) -> tuple[NDArray[np.bool_], NDArray[np.intp]]:
         """Frames that are right whoever joins, and the frames that somebody can flip."""
-        sure = self.low + 2.0 * self.least > 1.0 + _SLACK
+        sure = self.low + self.least > _SLACK
         return sure, np.flatnonzero(~sure & (self.high + self.most >= -_SLACK))
 
     def _measure(self, rows: NDArray[np.intp]) -> None:
         others = self.sum[rows]
         others[np.arange(len(rows)), self.labels[rows]] = -np.inf
+        self.rival[rows] = others.argmax(axis=1)
         self.low[rows] = self.high[rows] = self.true_sum[rows] - others.max(axis=1)
 
     def _loss(self, m: int) -> float:
