@@ -171,6 +171,17 @@ def test_warm_start_lets_members_at_zero_return():
     P = np.random.default_rng(8).random((5, 200))
     cold, warm = (fit_simplex_weights(P, start=s, tolerance=1e-11).weights for s in (None, [1, 0, 0, 0, 0]))
     np.testing.assert_allclose(warm, cold, atol=1e-5)
+    cold, warm = (fit_simplex_weights(P, start=s, alpha=0.1, tolerance=1e-11).weights for s in (None, [1, 0, 0, 0, 0]))
+    np.testing.assert_allclose(warm, cold, atol=1e-5)
+
+
+def test_stopping_early_still_certifies_in_float64():
+    """After one pass the gap is large, but it is the true one."""
+    P = np.random.default_rng(9).random((6, 30_000)).astype(np.float32)
+    fit = fit_simplex_weights(P, max_passes=1)
+    exact = P.astype(np.float64)
+    assert fit.gap == pytest.approx(np.log((exact / (fit.weights @ exact)).mean(axis=1).max()), abs=1e-11)
+    assert fit.loss == pytest.approx(-np.log(fit.weights @ exact).mean(), abs=1e-11)
 
 
 def test_frames_that_nobody_explains_are_dropped_and_counted():

@@ -90,7 +90,7 @@ def look(rows: Rows, w: Array, active: Indices | None, *, pull: Array, precise: 
             logs += float(np.log(u).sum() if block.counts is None else block.counts @ np.log(u))
         if sums is not None:
             sums.add(block, u)
-    if not rows.total:
+    if not rows.total or (w[pull > 0] <= 0).any():
         return _infinite(w)
     d = (d / rows.total + pull / np.maximum(w, 1e-300)) / (1.0 + pull.sum())
     loss = -(logs + rows.log_scale) / rows.total if precise else np.nan

@@ -98,6 +98,8 @@ def fit_simplex_weights(
         rows = Rows(values, weights)
         task = _Task(rows, first == np.arange(len(values)), pull, tolerance, max_passes)
         view, passes = _solve(task, begin, seed)
+        if np.isnan(view.loss) and np.isfinite(view.d).all():  # stopped early: still certified in float64
+            view, passes = task.look(view.weights, None, precise=True), passes + 1
     if not rows.total:
         msg = f"expected a positive probability of the true class somewhere, got {rows.dropped} frames of zeros"
         raise ValueError(msg)
