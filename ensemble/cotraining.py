@@ -61,6 +61,18 @@ class _Plan:
         )
 
 
+def grouped(
+    spec: zoo.Spec, recipe: zoo.Recipe, seeds: Iterable[int], *, own_order: bool = False, device: Any = "cpu"
+) -> zoo.Group:
+    """New members of these seeds as one trainable group; a single one as it is.
+
+    Raises:
+        ValueError: members that cannot be put together, see `Brood`.
+    """
+    plan = _Plan(spec, recipe, tuple(seeds), own_order, (), ())
+    return zoo.single(spec, plan.alone(), device) if len(plan.seeds) == 1 else plan.group(device)
+
+
 def cotrain(
     spec: zoo.Spec,
     recipe: zoo.Recipe,
@@ -123,12 +135,11 @@ def measure_together(
 
     Groups that grow slower are not tried further; a spec whose members cannot be put together has the key 1 only.
     """
-    plan = _Plan(spec, recipe, tuple(range(members)), own_order, (), ())
     sizes = [size for size in (1, 2, 4, 8, 16, 32, 64, 128, 256) if size < members] + [members]
     found: dict[int, float] = {}
     for size in sizes:
         try:
-            group = plan.part(0, size).group(train.features.device) if size > 1 else zoo.single(spec, plan.alone())
+            group = grouped(spec, recipe, range(size), own_order=own_order, device=train.features.device)
         except ValueError:  # no rule for one of its layers
             break
         found[size] = zoo.seconds_per_step(group, recipe, train) / size

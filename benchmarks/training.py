@@ -1,0 +1,90 @@
+"""Training 16 members of one spec together, against one after another and against plain vmap.
+
+    python -m benchmarks.training [--quick]
+
+A cell is a width (three hidden layers, BatchNorm, GELU) and a batch size; its figures are the times of a whole
+step of AdamW through zoo's own loop, windows included, per member, contenders in turn. "together" is the size
+of the groups that `ensemble.cotrain` chooses by measuring. Speeds of a shared machine mean nothing across runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import sys
+from collections.abc import Sequence
+from statistics import median
+
+import torch
+
+import zoo
+from ensemble.cotraining import fastest, grouped, measure_together
+from ensemble.stack import Stack
+
+MEMBERS, FEATURES, CONTEXT, CLASSES = 16, 27, 20, 40
+GOALS = {(64, 32): 2.5, (64, 128): 1.8, (128, 128): 1.4}  # elsewhere: not slower
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="two widths, two batch sizes, two repeats")
+    given = parser.parse_args()
+    widths, batches, repeats = (
+        ((64, 128), (32, 128), 2) if given.quick else ((64, 128, 256, 512), (32, 128, 1024, 4096), 3)
+    )
+    print(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    frames = random_frames(max(batches) + 1000)
+    rows = []
+    for width in widths:
+        for batch in batches:
+            rows.append(cell(frames, width, batch, repeats))
+            print(rows[-1], file=sys.stderr, flush=True)
+    zoo.print_table(rows, title=f"\n{MEMBERS} members, three hidden layers, AdamW, float32")
+
+
+def cell(frames: zoo.FrameSet, width: int, batch: int, repeats: int) -> dict[str, object]:
+    """Milliseconds per step and member, and the ratio to one after another (above 1 = faster)."""
+    options = {"width": width, "depth": 3, "activation": "gelu"}
+    spec = zoo.Spec("cylinder", features=FEATURES, context=CONTEXT, classes=CLASSES, options=options)
+    recipe = zoo.Recipe(batch_size=batch)
+    together = fastest(measure_together(spec, recipe, frames, MEMBERS))
+    contenders = {
+        "alone": [zoo.single(spec, recipe)],
+        "together": [grouped(spec, recipe, range(together))],
+        "vmap": [vmapped(spec, range(MEMBERS))],
+    }
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(repeats):
+        for name, (group,) in contenders.items():
+            seconds = zoo.seconds_per_step(group, recipe, frames, patience=0.3)
+            times[name].append(1000 * seconds / group.members)
+    alone = median(times["alone"])
+    return {
+        "width": width,
+        "batch": batch,
+        "together": together,
+        "alone ms": round(alone, 3),
+        "together ms": round(median(times["together"]), 3),
+        "ratio": round(alone / median(times["together"]), 2),
+        "goal": GOALS.get((width, batch), 1.0),
+        "vmap ratio": round(alone / median(times["vmap"]), 2),
+    }
+
+
+def vmapped(spec: zoo.Spec, seeds: Sequence[int]) -> zoo.Group:
+    """The members as the tutorial stacks them."""
+    stack = Stack([zoo.build(spec, seed=seed) for seed in seeds])
+    return zoo.Group(spec, tuple(seeds), stack, forward=stack, reseed=lambda seeds: None)
+
+
+def random_frames(count: int) -> zoo.FrameSet:
+    """One recording of noise."""
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(count, FEATURES, generator=generator)
+    labels = torch.randint(CLASSES, (count,), generator=generator)
+    return zoo.FrameSet(features, labels, torch.tensor([0, count]), tuple(map(str, range(CLASSES))))
+
+
+if __name__ == "__main__":
+    main()
