@@ -1,0 +1,122 @@
+"""The commands train, average, runs and search, and the script that breeds the zoo."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import zoo
+from zoo import Recipe, Registry
+from zoo.cli import app
+from zoo.terminal import run_app
+
+ROOT = Path(__file__).parents[1]
+SMALL = ["--spec", "cylinder", "--context", "2", "--option", "width=16", "--option", "depth=1", "--batch-size", "64"]
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    """A few recordings of the bundled corpus as folders."""
+    for partition in ("train", "valid"):
+        few = zoo.sample_corpus(partition).select(torch.arange(4))
+        zoo.write_corpus(few, tmp_path / "corpus", partition)
+    return tmp_path / "corpus"
+
+
+def zoo_says(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of a command."""
+    code = run_app(app, [str(word) for word in words])
+    said = capsys.readouterr()
+    return code, said.out, said.err
+
+
+def test_train_registers_and_repeats(tmp_path: Path, corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A file's fields, a flag over them; --from repeats to the bit, so the weights are the same."""
+    registry = tmp_path / "registry.json"
+    Recipe(epochs=5, learning_rate=0.01).write(tmp_path / "recipe.toml")
+    common = ["--corpus", corpus, "--registry", registry, "--json"]
+    code, out, _ = zoo_says(capsys, "train", "a", *SMALL, "--recipe", tmp_path / "recipe.toml", "--epochs", 2, *common)
+    assert code == 0
+    recipe = json.loads(out)["recipe"]
+    assert (recipe["epochs"], recipe["learning_rate"], recipe["batch_size"]) == (2, 0.01, 64)
+    code, out, _ = zoo_says(capsys, "train", "b", "--from", "a", *common)
+    entries = Registry(registry)
+    assert entries.checkpoint("b").digest == entries.checkpoint("a@1").digest
+    code, _, _ = zoo_says(capsys, "train", "a", "--from", "a", "--seed", 5, *common)
+    assert entries.get("a").number == 2
+
+
+def test_average_takes_a_runs_epochs_and_runs_compares(
+    tmp_path: Path, corpus: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A folder of epochs becomes one averaged model; the log of the run is a row."""
+    registry, run = tmp_path / "registry.json", tmp_path / "runs" / "first"
+    code, out, _ = zoo_says(
+        capsys, "train", *SMALL, "--epochs", 2, "--keep", 0, "--directory", run, "--corpus", corpus, "--json"
+    )
+    assert code == 0
+    assert set(json.loads(out)) == {"valid/accuracy", "valid/loss"}
+    words = ["average", "mean", run, "--corpus", corpus, "--registry", registry, "--json"]
+    code, out, _ = zoo_says(capsys, *words, "--picture", tmp_path / "line.png")
+    assert (code, json.loads(out)["kind"]) == (0, "averaged")
+    assert (tmp_path / "line.png").stat().st_size > 1000
+    code, out, _ = zoo_says(capsys, "runs", tmp_path / "runs", "--json")
+    assert (code, json.loads(out)[0]["done"]) == (0, 2)
+
+
+def test_search_draws_an_ensemble_within_its_budget(capsys: pytest.CaptureFixture[str]) -> None:
+    """As built, all members together."""
+    code, out, _ = zoo_says(capsys, "search", "--budget", 2_000_000, "--members", 3, "--json")
+    specs = [zoo.Spec.from_dict(one["spec"]) for one in json.loads(out)["specs"]]
+    assert code == 0
+    assert len(specs) == 3
+    assert sum(map(zoo.count_parameters, specs)) == json.loads(out)["parameters"] <= 2_000_000
+
+
+def test_search_registers_the_best_of_a_study(tmp_path: Path, corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One flag; and a picture is one file."""
+    words = ["--budget", 60_000, "--contexts", 2, "--epochs", 2, "--corpus", corpus]
+    registry = tmp_path / "registry.json"
+    code, out, _ = zoo_says(
+        capsys, "search", *words, "--draws", 3, "--study", "--register", "found", "--registry", registry
+    )
+    assert code == 0
+    assert "accuracy" in out
+    assert Registry(registry).list() == ["found-1"]
+    code, _, said = zoo_says(capsys, "search", "--picture", tmp_path / "draws.png", "--samples", 1000)
+    assert (code, said.strip()) == (0, f"wrote {tmp_path / 'draws.png'}")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train", "a"], "expected --spec"),
+        (["train", *SMALL], "expected a name to register"),
+        (["train", "a", "--spec", "cylindr"], "did you mean 'cylinder'"),
+        (["train", "a", "--spec", "cylinder", "--optimiser", "adm"], "did you mean 'adam'"),
+        (["train", "a", "--spec", "cylinder", "--option", "width"], "NAME=VALUE"),
+        (["runs", "nowhere"], "expected logs"),
+    ],
+)
+def test_errors_are_one_line_and_exit_code_2(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the way out in them."""
+    code, _, said = zoo_says(capsys, *words)
+    assert code == 2
+    assert message in said
+    assert said.count("\n") == 1
+
+
+def test_ctrl_c_says_how_to_go_on(
+    tmp_path: Path, corpus: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One line, exit code 130."""
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("zoo.training.train_group", interrupted)
+    code, _, said = zoo_says(capsys, "train", "a", *SMALL, "--directory", tmp_path / "run", "--corpus", corpus)
+    assert (code, said) == (130, f"error: interrupted; the same command goes on in {tmp_path / 'run'}\n")

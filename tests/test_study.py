@@ -1,0 +1,88 @@
+"""Studies: halving by hand, optuna's under a budget, and the freeing of dead trials."""
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import zoo
+from zoo import Checkpoint, FrameSet, Recipe, Spec, count_parameters, free_dead, halving, optuna_study, optuna_trials
+from zoo.study import trials_table
+
+RECIPE = Recipe(epochs=9, batch_size=64, learning_rate=0.01)
+
+
+def spec(width: int) -> Spec:
+    """A small model."""
+    return Spec("cylinder", features=6, context=0, classes=4, options={"width": width, "depth": 1})
+
+
+def pretended(specs: Sequence[Spec], recipe: Recipe, train: FrameSet, valid: FrameSet) -> list[Checkpoint | None]:
+    """A trainer for which wider is better, and the widest diverges."""
+    found: list[Checkpoint | None] = []
+    for one in specs:
+        width = one.options["width"]
+        figures = {"valid/accuracy": {"value": width / 100}, "valid/loss": {"value": 1.0}}
+        plain = Checkpoint.from_module(zoo.build(one, seed=0), one, "abcd")
+        found.append(None if width == 9 else replace(plain, metrics=figures))
+    return found
+
+
+def test_halving_keeps_a_third_and_trains_it_three_times_as_long(frames: FrameSet) -> None:
+    """Nine specs for one epoch, the best three for three, the best one for nine; the diverged one is last."""
+    trials = halving([spec(width) for width in range(1, 10)], RECIPE, frames, frames, trainer=pretended)
+    assert [(t.spec.options["width"], t.epochs) for t in trials] == [
+        (8, 9), (7, 3), (6, 3), (5, 1), (4, 1), (3, 1), (2, 1), (1, 1), (9, 1)
+    ]  # fmt: skip
+    table = trials_table(trials)
+    assert table["accuracy"].iloc[0] == 0.08
+    assert table["parameters"].iloc[0] == count_parameters(spec(8))
+
+
+def test_halving_trains_for_real(frames: FrameSet) -> None:
+    """The plain trainer: its best is a checkpoint of the last round."""
+    best = halving([spec(1), spec(16), spec(8)], replace(RECIPE, epochs=3), frames, frames)[0]
+    assert best.epochs == 3
+    assert best.checkpoint is not None
+    assert best.accuracy == best.checkpoint.metrics["valid/accuracy"]["value"] > 0.5
+
+
+def test_halving_wants_specs(frames: FrameSet) -> None:
+    """And a factor that drops some."""
+    with pytest.raises(ValueError, match="got 0 specs and factor 3"):
+        halving([], RECIPE, frames, frames)
+    with pytest.raises(ValueError, match="factor of at least 2"):
+        halving([spec(1)], RECIPE, frames, frames, factor=1)
+
+
+def test_optunas_trials_respect_the_budget_and_share_a_journal(frames: FrameSet, tmp_path: Path) -> None:
+    """Two processes' worth of trials in one study, each model within the budget as built."""
+    pytest.importorskip("optuna")
+    recipe = replace(RECIPE, epochs=2)
+    for seed in (0, 1):
+        study = optuna_study(
+            recipe, frames, frames, budget=2000, trials=2, contexts=(0, 2), journal=tmp_path / "j.log", seed=seed
+        )
+    trials = optuna_trials(study)
+    assert len(study.trials) == 4
+    assert all(count_parameters(trial.spec) <= 2000 for trial in trials)
+    assert trials[0].accuracy == study.best_value
+
+
+def test_the_trial_of_a_dead_process_is_freed(frames: FrameSet, tmp_path: Path) -> None:
+    """It is marked as failed and its settings are the next to be tried; a living one's is left alone."""
+    optuna = pytest.importorskip("optuna")
+    finished = subprocess.Popen([sys.executable, "-c", ""])
+    finished.wait()
+    study = optuna.create_study(direction="maximize")
+    for process in (finished.pid, os.getpid()):
+        trial = study.ask({"depth": optuna.distributions.IntDistribution(1, 6)})
+        trial.set_user_attr("worker", f"{socket.gethostname()}:{process}")
+    assert free_dead(study) == 1
+    assert [trial.state.name for trial in study.trials] == ["FAIL", "RUNNING", "WAITING"]
+    assert study.ask({"depth": optuna.distributions.IntDistribution(1, 6)}).params == study.trials[0].params
