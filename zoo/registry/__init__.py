@@ -18,7 +18,7 @@ from zoo.names import Patterns, matching
 from zoo.registry import changes, entries, protocol, upkeep
 from zoo.registry.blobs import Blobs
 from zoo.registry.clock import now
-from zoo.registry.document import Document, parse
+from zoo.registry.document import Document, frame, parse
 from zoo.registry.entries import EnsembleEntry, Entry
 from zoo.registry.references import RegistryError, check_digest, check_name
 from zoo.registry.upkeep import Problem
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from zoo.checkpoint import Checkpoint
     from zoo.frames import FrameSet
-    from zoo.registry.intake import Model
+    from zoo.registry.intake import Model, Parcel
     from zoo.spec import Spec
 
 __all__ = [
@@ -44,6 +44,7 @@ __all__ = [
     "parse",
 ]
 
+_SMALL = 2**18  # bytes; a larger file is checked line by line as it is used, and whole before each change
 Names = list[str]  # aliases, since the class has a method of the name `list`
 Entries = list[Entry]
 Problems = list[Problem]
@@ -91,7 +92,8 @@ class Registry:
             return self._pending[0]
         raw = protocol.read_raw(self.path, create=False) or b""
         if self._seen is None or self._seen[0] != raw:
-            self._seen = (raw, parse(raw, known=self._seen[1] if self._seen else None))
+            read = parse if len(raw) < _SMALL else frame
+            self._seen = (raw, read(raw, known=self._seen[1] if self._seen else None))
         return self._seen[1]
 
     def list(self, include: Patterns = "*", exclude: Patterns = ()) -> Names:
@@ -209,7 +211,10 @@ class Registry:
         about = {"metrics": intake.metrics_of(metrics), "recipe": recipe, "parents": parents, "kind": kind}
         about |= {"trained_on": trained_on, "note": note}
         checkpoint = intake.checkpoint_of(model, spec, classes, **about)
-        parcel = intake.parcel(name, checkpoint, tags=tags)
+        return self.deposit(name, intake.parcel(name, checkpoint, tags=tags))
+
+    def deposit(self, name: str, parcel: Parcel) -> Entry:
+        """The disk's share of `register`: the blob, then the line; see `protocol`."""
 
         def change(document: Document) -> Document:
             if not self.blobs.path(parcel.sha256).exists():  # garbage collection came between

@@ -19,19 +19,25 @@
 One version is one line, keys are sorted, and models stand in the order of a hash of their names, so that
 two branches of a project that each add a model rarely touch neighbouring lines. A version's line that is
 not changed is written back as it was read.
+
+A file is checked whole before every change. One that is only read is checked whole if it is small; of a
+large one the frame is, and each version's line when it is first used: 15 of 16 parts of the time go there.
 """
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from zoo.canonical import TextError, canonical, parse_strictly
 from zoo.registry.references import RegistryError
-from zoo.registry.schema import check_sections, check_top
+from zoo.registry.schema import check_sections, check_top, check_version, check_versions
 
 _VERSION_LINE = re.compile(r'^("[0-9a-f]{12}":)(\{.*\})(,?)$', re.MULTILINE)
 _UGLY = re.compile("[\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")  # terminal controls, reversed text
@@ -39,10 +45,39 @@ _ESCAPE = re.compile(r"(?<!\\)(?:\\\\)*\\u([0-9a-fA-F]{4})")
 _FORMAT, SCHEMA = "zoo-registry", 1
 
 
-class Line(dict[str, Any]):
-    """A version as it was read, with its text; it is never changed, only replaced."""
+class Line(Mapping[str, Any]):
+    """A version's fields as read: its text, parsed and checked when they are first asked for."""
 
-    text: str = ""
+    __slots__ = ("_fields", "_name", "text")
+
+    def __init__(self, name: str, text: str) -> None:
+        self.text = text
+        self._name = name
+        self._fields: dict[str, Any] | None = None
+
+    def fields(self) -> dict[str, Any]:
+        """All fields, not to be changed; RegistryError where the line is refused."""
+        if self._fields is None:
+            fields = _strictly(self.text)
+            check_version(self._name, fields, deep=self.text.count("{") + self.text.count("["))
+            self._fields = fields
+        return self._fields
+
+    def __getitem__(self, key: str) -> Any:
+        return self.fields()[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.fields())
+
+    def __len__(self) -> int:
+        return len(self.fields())
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, Line) and other.text == self.text:
+            return True
+        return isinstance(other, Mapping) and self.fields() == dict(other)
+
+    __hash__ = None  # type: ignore[assignment]  # as a dict
 
 
 @dataclass(frozen=True)
@@ -69,7 +104,7 @@ class Document:
 
 
 def parse(raw: bytes, known: Document | None = None) -> Document:
-    """The document of a registry's bytes.
+    """The document of a registry's bytes, every line of it checked.
 
     Args:
         raw: the whole file.
@@ -82,9 +117,16 @@ def parse(raw: bytes, known: Document | None = None) -> Document:
         >>> parse(b'{"format":"zoo-registry","schema":1,"models":{},"ensembles":{},"aliases":{}}').models
         {}
     """
+    with _uncollected():
+        document = frame(raw, known)
+        check_versions(document.models)
+    return document
+
+
+def frame(raw: bytes, known: Document | None = None) -> Document:
+    """As `parse`, but versions that stand on a line of their own are checked when they are first used."""
     text = _decoded(raw)
     table = _table(text, {} if known is None else _lines(known))
-    _check_characters(text)
     check_top(table, _FORMAT, SCHEMA)
     check_sections(table)
     extensions = {key: value for key, value in table.items() if key.startswith("x-")}
@@ -115,13 +157,26 @@ def _section(lines: Iterator[str]) -> str:
 
 
 def _line(fields: Mapping[str, Any]) -> str:
-    return fields.text if isinstance(fields, Line) else canonical(fields)
+    return fields.text if isinstance(fields, Line) else canonical(dict(fields))
 
 
 def _lines(document: Document) -> dict[str, Line]:
     return {fields.text: fields for _, _, fields in document.versions() if isinstance(fields, Line)}
 
 
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Many new objects, none of them garbage: the collector would walk all of them, and torch, for nothing."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@lru_cache(maxsize=200_000)
 def _spread(name: str) -> str:
     return hashlib.sha256(name.encode()).hexdigest()
 
@@ -145,40 +200,41 @@ _RESCUE = "take it back from version control, or rebuild it with `zoo recover`"
 
 
 def _table(text: str, known: Mapping[str, Line]) -> Any:
-    """The parsed text; each version's line apart, so that the line can be kept."""
-    found: list[Line] = []
+    """The parsed text; each version's line apart, so that it can be kept, and read later."""
+    found: list[str] = []
 
     def apart(match: re.Match[str]) -> str:
-        found.append(known.get(match[2]) or _read_line(match[2]))
+        found.append(match[2])
         return f"{match[1]}{len(found) - 1}{match[3]}"
 
-    try:
-        table = parse_strictly(_VERSION_LINE.sub(apart, text))
-        if found and not _put_back(table, found):
-            table = parse_strictly(text)  # not laid out as `write` does
-    except TextError as error:
-        raise _refusal(error, text) from None
+    table = _strictly(_VERSION_LINE.sub(apart, text))
+    if found and not _put_back(table, found, known):
+        return _strictly(text)  # not laid out as `write` does
     return table
 
 
-def _read_line(text: str) -> Line:
-    line = Line(parse_strictly(text))
-    line.text = text
-    return line
+def _strictly(text: str) -> Any:
+    try:
+        value = parse_strictly(text)
+    except TextError as error:
+        raise _refusal(error, text) from None
+    _check_characters(text)
+    return value
 
 
-def _put_back(table: Any, found: list[Line]) -> bool:
+def _put_back(table: Any, found: list[str], known: Mapping[str, Line]) -> bool:
     """Replace the numbers that stand for lines; False where some stand elsewhere than versions do."""
     models = table.get("models") if isinstance(table, dict) else None
     count = 0
-    for model in models.values() if isinstance(models, dict) else ():
+    for name, model in models.items() if isinstance(models, dict) else ():
         versions = model.get("versions") if isinstance(model, dict) else None
         if not isinstance(versions, dict):
             continue
         for key, index in versions.items():
             if type(index) is not int or index != count:
                 return False
-            versions[key] = found[index]
+            text = found[index]
+            versions[key] = known.get(text) or Line(f"{name}@{key}", text)
             count += 1
     return count == len(found)
 

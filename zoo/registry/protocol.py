@@ -70,7 +70,7 @@ def commit(path: Path, change: Change, *, timeout: float, create: bool) -> Docum
             text = write(new)
             if text == raw:
                 return new
-            if parse(text, known=new) != new:
+            if parse(text, known=old) != new:
                 raise RegistryError("ARGUMENT", "the change cannot be written such that reading gives it back")
             if _replace(path, raw, text):
                 return new
@@ -79,14 +79,13 @@ def commit(path: Path, change: Change, *, timeout: float, create: bool) -> Docum
     )
 
 
-def read_document(path: Path, known: Document | None = None) -> Document:
-    """The content of a registry; no lock is taken.
+def read_document(path: Path) -> Document:
+    """The content of a registry, all of it checked; no lock is taken.
 
     Raises:
         RegistryError: NO_REGISTRY, DISK, or what the text is refused for.
     """
-    raw = read_raw(path, create=False)
-    return parse(raw or b"", known=known)
+    return parse(read_raw(path, create=False) or b"")
 
 
 def read_raw(path: Path, *, create: bool) -> bytes | None:

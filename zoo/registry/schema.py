@@ -62,7 +62,12 @@ def check_sections(table: Mapping[str, Any]) -> None:
         if not isinstance(table[section], dict):
             _refuse("FIELD_TYPE", f"expected {section!r} as an object, got {str(table[section])[:60]}")
     _check_names(table)
-    ids = {version for name, model in table["models"].items() for version in _model(name, model)}
+    for name, model in table["models"].items():
+        _check_fields(f"the model {name!r}", model, {"versions": dict}, {"last": int})
+        strange = [key for key in model["versions"] if not is_id(key)]
+        if strange:
+            _refuse("ID", f"expected ids of 12 hex digits in {name!r}, got {strange[0][:40]!r}")
+    ids = {version for model in table["models"].values() for version in model["versions"]}
     for name, fields in table["ensembles"].items():
         check_ensemble(name, fields)
         lost = [member for member in fields["members"] if member not in ids]
@@ -82,25 +87,28 @@ def _check_names(table: Mapping[str, Any]) -> None:
                 _refuse("NAME_COLLISION", f"{name!r} in {section} has the name of {other}; capitals do not tell apart")
 
 
-def _model(name: str, model: Any) -> Mapping[str, Any]:
-    """The versions of one model, checked."""
-    _check_fields(f"the model {name!r}", model, {"versions": dict}, {"last": int})
-    versions: Mapping[str, Any] = model["versions"]
-    numbers = set()
-    for key, fields in versions.items():
-        if not is_id(key):
-            _refuse("ID", f"expected ids of 12 hex digits in {name!r}, got {key[:40]!r}")
-        check_version(f"{name}@{key}", fields)
-        numbers.add(fields["n"])
-    if len(numbers) != len(versions) or (numbers and not 1 <= min(numbers) <= max(numbers) <= 10**9):
-        _refuse("VERSION_NUMBER", f"expected different numbers from 1 for the versions of {name!r}, got others")
-    if "last" in model and not max(numbers, default=0) < model["last"] <= 10**9:
-        _refuse("VERSION_NUMBER", f"expected 'last' of {name!r} beyond its versions' numbers, got {model['last']}")
-    return versions
+def check_versions(models: Mapping[str, Any]) -> None:
+    """Refuse versions whose fields cannot be, and numbers that are not each their own."""
+    for name, model in models.items():
+        numbers = set()
+        for key, fields in model["versions"].items():
+            if isinstance(fields, dict) or not isinstance(fields, Mapping):  # else it checks itself
+                check_version(f"{name}@{key}", fields, deep=_DEEPEST + 1)
+            numbers.add(fields["n"])
+        if len(numbers) != len(model["versions"]) or (numbers and not 1 <= min(numbers) <= max(numbers) <= 10**9):
+            _refuse("VERSION_NUMBER", f"expected different numbers from 1 for the versions of {name!r}, got others")
+        if "last" in model and not max(numbers, default=0) < model["last"] <= 10**9:
+            _refuse("VERSION_NUMBER", f"expected 'last' of {name!r} beyond its versions, got {model['last']}")
 
 
-def check_version(what: str, fields: Any) -> None:
-    """Refuse a version whose fields are missing, unknown, or of another type."""
+def check_version(what: str, fields: Any, *, deep: int) -> None:
+    """Refuse a version whose fields are missing, unknown, or of another type.
+
+    Args:
+        what: its name in messages.
+        fields: the parsed line.
+        deep: brackets in its text; more than `_DEEPEST` levels need as many.
+    """
     _check_fields(what, fields, _VERSION, _VERSION_MORE)
     check_digest(fields["blob"])
     if fields["bytes"] < 1 or fields["parameters"] < 0:
@@ -114,8 +122,8 @@ def check_version(what: str, fields: Any) -> None:
     if "kind" in fields and fields["kind"] not in _KINDS:
         _refuse("FIELD_TYPE", f"expected a kind of {sorted(_KINDS)} for {what}, got {fields['kind']!r}")
     _check_time(what, fields["created"])
-    if depth(fields, 12) > 12:
-        _refuse("REGISTRY_DEPTH", f"expected at most 12 levels in {what}")
+    if deep > _DEEPEST and depth(fields, _DEEPEST) > _DEEPEST:
+        _refuse("REGISTRY_DEPTH", f"expected at most {_DEEPEST} levels in {what}")
     _check_metrics(what, fields.get("metrics", {}))
 
 
@@ -133,8 +141,8 @@ def check_ensemble(name: str, fields: Any) -> None:
         numbers = fields.get(key)
         if numbers is not None and (len(numbers) != length or not all(type(n) in (int, float) for n in numbers)):
             _refuse("FIELD_TYPE", f"expected one number per member as {key} of {what}, got {str(numbers)[:80]}")
-    if depth(fields, 12) > 12:
-        _refuse("REGISTRY_DEPTH", f"expected at most 12 levels in {what}")
+    if depth(fields, _DEEPEST) > _DEEPEST:
+        _refuse("REGISTRY_DEPTH", f"expected at most {_DEEPEST} levels in {what}")
 
 
 def _check_alias(name: str, fields: Any, table: Mapping[str, Any]) -> None:
@@ -145,16 +153,20 @@ def _check_alias(name: str, fields: Any, table: Mapping[str, Any]) -> None:
         if place is not fields:
             _check_fields(what, place, {"ensemble": str} if "ensemble" in place else {"model": str, "version": int}, {})
         model = table["models"].get(place.get("model"), {"versions": {}})
-        there = {version["n"] for version in model["versions"].values()}
+        there = {_number(version) for version in model["versions"].values()}
         if not (place.get("ensemble") in table["ensembles"] or place.get("version") in there):
             _refuse("DANGLING", f"{what} points to {place}, which the registry does not have")
+
+
+def _number(fields: Any) -> int | None:
+    return fields.get("n") if isinstance(fields, Mapping) else None
 
 
 def _check_fields(what: str, fields: Any, needed: Mapping[str, type], more: Mapping[str, type]) -> None:
     if not isinstance(fields, dict):
         _refuse("FIELD_TYPE", f"expected {what} as an object, got {str(fields)[:60]}")
-    missing = [key for key in needed if key not in fields]
-    if missing:
+    if not needed.keys() <= fields.keys():
+        missing = [key for key in needed if key not in fields]
         _refuse("MISSING_KEY", f"expected {list(needed)} in {what}, {missing} are missing")
     for key, value in fields.items():
         kind = needed.get(key) or more.get(key)
@@ -167,7 +179,7 @@ def _check_fields(what: str, fields: Any, needed: Mapping[str, type], more: Mapp
 
 
 def _check_strings(what: str, key: str, values: list[Any]) -> None:
-    if not all(type(value) is str for value in values):
+    if {*map(type, values)} - {str}:
         _refuse("FIELD_TYPE", f"expected {key!r} of {what} as strings, got {str(values)[:60]}")
 
 
