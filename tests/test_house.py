@@ -24,7 +24,8 @@ LEVELS = {
         {"outputs", "rules", "stack", "brood"},
         {"engine", "weights", "calibration", "diversity", "significance"},
         {"members", "selection", "evaluation", "cotraining"},
-        {"report", "plots", "combined"},
+        {"plots", "combined"},
+        {"report"},
         {"cli"},
     ],
 }
@@ -105,7 +106,7 @@ def test_no_code_comes_from_data(path: Path) -> None:
     """No unpickling, no evaluation of text, no import by a computed name."""
     text = path.read_text(encoding="utf-8")
     assert not re.findall(
-        r"torch\.load\(|\bpickle\.|import pickle|import_module|__import__|(?<![\w.])(?:eval|exec)\(", text
+        r"torch\.load\(|\bpickle\.[a-zA-Z]|import pickle|import_module|__import__|(?<![\w.])(?:eval|exec)\(", text
     )
 
 
