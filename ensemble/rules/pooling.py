@@ -115,7 +115,7 @@ def power_mean(probabilities: Tensor, *, power: float = 0.5) -> Tensor:
 
     Args:
         probabilities: (M, N, C), each row summing to one.
-        power: the exponent, positive; half of it way between `mean` and `log_mean`.
+        power: the exponent, positive; one half lies between `mean` and `log_mean`.
 
     Raises:
         ValueError: `power` is not a positive number.
