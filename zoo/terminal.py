@@ -53,8 +53,10 @@ def print_table(
         table.add_column(column, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         table.add_row(*(_cell(row[column], (formats or {}).get(column, "")) for column in columns))
-    width = None if sys.stdout.isatty() else 10_000  # a pipe has no width to fold to
-    Console(width=width, highlight=False).print(table, soft_wrap=width is not None)
+    console = Console(width=None if sys.stdout.isatty() else 10_000, highlight=False)  # a pipe has no width to fold to
+    with console.capture() as drawn:
+        console.print(table)
+    print("\n".join(line.rstrip() for line in drawn.get().splitlines()))
 
 
 @contextmanager

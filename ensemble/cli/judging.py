@@ -11,7 +11,7 @@ from cyclopts import App
 from numpy.typing import NDArray
 
 import zoo
-from ensemble.cli.sources import Flag, Names, Source, best_member, registry_at
+from ensemble.cli.sources import Flag, Names, Source, best_member
 
 if TYPE_CHECKING:
     from ensemble.evaluation import Report
@@ -190,7 +190,7 @@ def _save(source: Source, found: WeightFit, name: str) -> None:
     from ensemble.rules import WeightedMean
 
     rule = WeightedMean(tuple(found.weights), fingerprint=found.fingerprint)
-    registry_at(source.registry).register_ensemble(name, Ensemble(source.load(), rule))
+    zoo.Registry(source.registry).register_ensemble(name, Ensemble(source.load(), rule))
 
 
 def _write_page(result: Report, path: Path) -> None:

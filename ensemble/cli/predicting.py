@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from cyclopts import App
 
 import zoo
-from ensemble.cli.sources import KNOWN, Source, chosen_device, frames_of, registry_at, stored_file
+from ensemble.cli.sources import KNOWN, Source, chosen_device, frames_of, stored_file
 
 if TYPE_CHECKING:
     from ensemble.combined import Ensemble
@@ -48,7 +48,7 @@ def predict(
         device: cpu, cuda, or auto for cuda where there is one.
     """
     frames = frames_of(corpus, partition)
-    final = _voice(registry_at(registry), name, chosen_device(device))
+    final = _voice(zoo.Registry(registry), name, chosen_device(device))
     probabilities = final.predict_proba(frames)
     best = probabilities.argmax(axis=1)
     labels = [final.classes_[index] for index in best]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from dataclasses import dataclass
 from fnmatch import filter as matching
@@ -70,7 +69,7 @@ class Source:
         """The members, hash-checked and ready to run."""
         from ensemble.members import load
 
-        registry = registry_at(self.registry)
+        registry = zoo.Registry(self.registry)
         return load(registry, self.members, device=chosen_device(self.device), precision=self.precision)
 
     def frames(self, partition: str) -> zoo.FrameSet:
@@ -120,11 +119,6 @@ def stored_file(folder: Path, partition: str) -> Path:
 def frames_of(corpus: Path | None, partition: str) -> zoo.FrameSet:
     """One partition of a corpus in the HW1P2 layout, or of the bundled one."""
     return zoo.sample_corpus(partition) if corpus is None else zoo.read_corpus(corpus, partition)
-
-
-def registry_at(path: Path | None) -> zoo.Registry:
-    """The registry of that path; else of $ZOO_REGISTRY, else registry.json in this folder."""
-    return zoo.Registry(path or os.environ.get("ZOO_REGISTRY") or "registry.json")
 
 
 def chosen_device(name: str) -> str:
