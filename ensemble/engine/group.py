@@ -16,7 +16,7 @@ from ensemble.engine.plan import Agreement, Form, Plan, Trial, agreement, candid
 from ensemble.stack import Stack
 
 _PROBED = 256  # frames on which a form is compared with the loop
-_WORTH = 2e8  # multiplications below which a batch is over before a measurement pays
+_WORTH = 2e7  # multiplications below which a batch is over before a measurement pays
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "tf32": torch.float32}
 
 Write = Callable[[slice, slice, Tensor], None]
