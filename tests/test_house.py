@@ -15,7 +15,7 @@ LEVELS = {
         {"blocks", "frames", "audio", "recipe", "logs", "norms", "terminal"},
         {"architectures", "corpus"},
         {"spec"},
-        {"checkpoint", "search"},
+        {"checkpoint", "search", "judging"},
         {"training", "averaging", "registry"},
         {"exchange", "plots", "study"},
         {"cli"},

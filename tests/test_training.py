@@ -18,9 +18,10 @@ from torch.nn import functional
 import zoo
 from zoo import FrameSet, Recipe, Spec, TrainingError, durable, train
 from zoo.checkpoint import read
+from zoo.judging import losses
 from zoo.recipe import OPTIMISERS, SCHEDULES
 from zoo.training import steps as training_steps
-from zoo.training.group import Feed, losses
+from zoo.training.group import Feed
 
 SPEC = Spec("cylinder", features=6, context=1, classes=4, options={"width": 8, "depth": 2, "dropout": 0.2})
 PLAIN = Spec("cylinder", features=6, context=1, classes=4, options={"width": 8, "depth": 1, "batchnorm": False})

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from zoo.checkpoint import Checkpoint
 from zoo.frames import FrameSet, Stretch, stretch
+from zoo.judging import Judge
 from zoo.norms import reestimate
 
 METHODS = ("uniform", "ema", "greedy")
@@ -60,7 +60,7 @@ def average(
     """
     _check(checkpoints, method, valid)
     statistics = None if frames is None else _Statistics(checkpoints[0], frames)
-    judge = None if valid is None else _Judge(checkpoints[0], valid)
+    judge = None if valid is None else _Tried(checkpoints[0], valid)
     if method == "greedy":
         assert judge is not None
         tensors, used = _greedy(checkpoints, statistics, judge)
@@ -100,10 +100,10 @@ def losses_along(first: Checkpoint, last: Checkpoint, frames: FrameSet, points: 
     if points < 2:
         msg = f"expected at least 2 points, got {points}"
         raise ValueError(msg)
-    statistics, judge = _Statistics(first, frames), _Judge(first, frames)
+    statistics, judge = _Statistics(first, frames), _Tried(first, frames)
     positions = torch.linspace(0, 1, points)
     found = [judge(statistics.seen(_mixed([first, last], [1 - float(at), float(at)])))[1] for at in positions]
-    return positions, torch.tensor(found)
+    return positions, torch.cat(found)
 
 
 def _check(checkpoints: Sequence[Checkpoint], method: str, valid: FrameSet | None) -> None:
@@ -152,10 +152,10 @@ def _mixed(checkpoints: Sequence[Checkpoint], shares: Sequence[float]) -> dict[s
 
 
 def _greedy(
-    checkpoints: Sequence[Checkpoint], statistics: _Statistics | None, judge: _Judge
+    checkpoints: Sequence[Checkpoint], statistics: _Statistics | None, judge: _Tried
 ) -> tuple[dict[str, Tensor], list[Checkpoint]]:
     """The soup's tensors and its ingredients; the best checkpoint alone if no other helps."""
-    ranked = sorted(checkpoints, key=lambda one: -judge(one.tensors)[0])  # stable: ties keep their order
+    ranked = sorted(checkpoints, key=lambda one: -float(judge(one.tensors)[0]))  # stable: ties keep their order
     used, tensors = ranked[:1], dict(ranked[0].tensors)
     best = judge(tensors)[0]
     for candidate in ranked[1:]:
@@ -189,37 +189,21 @@ class _Statistics:
                 yield self._stretch.windows(batch)
 
 
-class _Judge:
-    """Frames with labels that tell how good given weights are."""
+class _Tried:
+    """Validation frames, and a module that takes on the weights to be judged."""
 
     def __init__(self, checkpoint: Checkpoint, frames: FrameSet) -> None:
-        if frames.labels is None:
-            msg = "expected valid frames with labels, got none"
-            raise ValueError(msg)
-        self._frames, self._labels = frames, frames.labels.to(frames.features.device)
+        self._judge = Judge(frames, checkpoint.spec)
         self._module = checkpoint.to_module(frames.features.device)
-        self._stretch = _prepared(checkpoint, frames)
 
-    @torch.no_grad()
-    def __call__(self, tensors: Mapping[str, Tensor]) -> tuple[float, float]:
-        """Accuracy as a fraction and loss in nats."""
+    def __call__(self, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Accuracy (1,) as a fraction and loss (1,) in nats."""
         self._module.load_state_dict(tensors)
-        right, loss = 0, 0.0
-        for at in range(0, len(self._labels), _BATCH):
-            labels = self._labels[at : at + _BATCH]
-            logits = self._module(self._stretch.windows(slice(at, at + _BATCH)))
-            right += int((logits.argmax(dim=-1) == labels).sum())
-            loss += float(functional.cross_entropy(logits, labels, reduction="sum"))
-        return right / len(self._labels), loss / len(self._labels)
+        return self._judge(lambda x: self._module(x)[None])
 
     def metrics(self, tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
         """As a checkpoint keeps them."""
-        accuracy, loss = self(tensors)
-        about = {"n": len(self._frames), "frames": self._frames.fingerprint}
-        return {
-            "valid/accuracy": {"value": accuracy, "unit": "fraction", **about},
-            "valid/loss": {"value": loss, "unit": "nats", **about},
-        }
+        return self._judge.metrics(*self(tensors))
 
 
 def _prepared(checkpoint: Checkpoint, frames: FrameSet) -> Stretch:

@@ -1,4 +1,4 @@
-"""What the loop trains, what it feeds it, and how it judges it; all with the members as the first axis."""
+"""What the loop trains, and what it feeds it; all with the members as the first axis."""
 
 from __future__ import annotations
 
@@ -8,15 +8,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from zoo.audio import mask
 from zoo.checkpoint import Checkpoint
-from zoo.frames import FrameSet, Stretch, stretch
+from zoo.frames import FrameSet, stretch
+from zoo.judging import labels_of
 from zoo.recipe import Recipe
 from zoo.spec import Spec
-
-_JUDGED_AT_ONCE = 16_384  # frames times members; keeps the activations in reach of the cache
 
 
 class TrainingError(ValueError):
@@ -68,7 +66,7 @@ class Feed:
     """Training frames in batches, in an order that is a function of seed and epoch."""
 
     def __init__(self, frames: FrameSet, spec: Spec, recipe: Recipe, order_seeds: Sequence[int]) -> None:
-        self._stretch = _prepared(frames, spec)
+        self._stretch = stretch(frames, spec.context, spec.normalisation, spec.padding)
         self._labels = labels_of(frames, "train").to(frames.features.device)
         self._spec, self._recipe, self._seeds = spec, recipe, tuple(order_seeds)
         count = max(round(len(frames) * recipe.fraction), 1)
@@ -116,36 +114,6 @@ class Feed:
         return masked.flatten(1)
 
 
-class Judge:
-    """Validation frames, in their own order."""
-
-    def __init__(self, frames: FrameSet, spec: Spec) -> None:
-        self._stretch = _prepared(frames, spec)
-        self._labels = labels_of(frames, "valid").to(frames.features.device)
-
-    @torch.no_grad()
-    def __call__(self, group: Group) -> tuple[Tensor, Tensor]:
-        """Accuracy (M,) as a fraction and loss (M,) in nats, float64."""
-        group.module.eval()
-        size = max(_JUDGED_AT_ONCE // group.members, 256)
-        right, loss = torch.zeros(2, group.members, dtype=torch.float64)
-        for at in range(0, len(self._labels), size):
-            labels = self._labels[at : at + size]
-            logits = group.forward(self._stretch.windows(slice(at, at + size))).float()
-            right += (logits.argmax(dim=-1) == labels).sum(dim=1).cpu()
-            loss += losses(logits, labels).double().sum(dim=1).cpu()
-        return right / len(self._labels), loss / len(self._labels)
-
-
-def losses(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """(M, B) cross-entropies in nats of (M, B, C) logits; labels (B,) for all members or (M, B)."""
-    M, B, _ = logits.shape
-    flat = functional.cross_entropy(
-        logits.flatten(0, 1), labels.expand(M, B).flatten(), reduction="none", label_smoothing=label_smoothing
-    )
-    return flat.view(M, B)
-
-
 def epoch_seed(seed: int, epoch: int, what: str) -> int:
     """32 bits that depend on all three; neighbouring seeds and epochs have nothing in common."""
     return int.from_bytes(hashlib.sha256(f"{what} {seed} {epoch}".encode()).digest()[:4])
@@ -177,23 +145,11 @@ def check_frames(spec: Spec, recipe: Recipe, train: FrameSet, valid: FrameSet) -
         raise ValueError(msg)
 
 
-def labels_of(frames: FrameSet, what: str) -> Tensor:
-    """The labels, which must be there."""
-    if frames.labels is None:
-        msg = f"expected {what} frames with labels, got none; is there a transcript folder?"
-        raise ValueError(msg)
-    return frames.labels
-
-
 def _drawn(frames: int, count: int, seed: int) -> Tensor:
     """(count,) of the frames, in their order; all of them where count says so."""
     if count == frames:
         return torch.arange(frames)
     return torch.randperm(frames, generator=_generator(seed, 0, "fraction"))[:count].sort().values
-
-
-def _prepared(frames: FrameSet, spec: Spec) -> Stretch:
-    return stretch(frames, spec.context, spec.normalisation, spec.padding)
 
 
 def _generator(seed: int, epoch: int, what: str) -> torch.Generator:

@@ -15,13 +15,14 @@ from torch import Tensor
 
 from zoo.checkpoint import Checkpoint
 from zoo.frames import FrameSet
+from zoo.judging import Judge
 from zoo.logs import JsonLines, Log
 from zoo.norms import reestimate
 from zoo.recipe import Position, Recipe, schedule_factor
 from zoo.spec import build
 from zoo.terminal import progress
 from zoo.training.descent import rows
-from zoo.training.group import Feed, Group, Judge, TrainingError, check_frames, epoch_seed
+from zoo.training.group import Feed, Group, TrainingError, check_frames, epoch_seed
 from zoo.training.journal import Journal
 from zoo.training.steps import Stepper
 
@@ -142,7 +143,8 @@ class _Run:
         if self.recipe.swa_from and number >= self.recipe.swa_from:
             self.take_into_mean()
         with self.judged():
-            valid_accuracy, valid_loss = self.judge(self.group)
+            self.group.module.eval()
+            valid_accuracy, valid_loss = self.judge(self.group.forward, self.group.members)
             self.remember(number, valid_accuracy, valid_loss)
             records: list[Record] = [
                 {
@@ -170,7 +172,7 @@ class _Run:
         M, at = self.group.members, (number - 1) * self.feed.steps
         self.group.module.train()
         sums, seen = torch.zeros(2, M, dtype=torch.float64, device=self.train.features.device), 0
-        unseen = 0
+        unseen, begin = 0, time.perf_counter()
         with progress(f"epoch {number}/{self.recipe.epochs}", total=self.feed.count) as advance:
             for index, batches in enumerate(self.feed.epoch(number)):
                 factor = schedule_factor(Position(at + index, self.feed.steps, self.recipe.epochs), self.recipe)
@@ -184,7 +186,9 @@ class _Run:
                 if index % _LOOK_EVERY == _LOOK_EVERY - 1 or index == self.feed.steps - 1:
                     self.refuse_divergence(number, sums[1].cpu())
                     accuracy, loss = (sums.nanmean(1) / seen).tolist()
-                    advance(unseen, note=f"loss {loss:.3f} accuracy {accuracy:.3f} rate {float(rates.max()):.1e}")
+                    speed = seen / (time.perf_counter() - begin)
+                    figures = f"loss {loss:.3f} accuracy {accuracy:.3f} rate {float(rates.max()):.1e}"
+                    advance(unseen, note=f"{figures} {speed:,.0f} frames/s")
                     unseen = 0
         self.refuse_divergence(number, self.largest())
         accuracies, means = (sums / seen).cpu()
@@ -286,16 +290,15 @@ class _Run:
         M, group = self.group.members, self.group
         source = self.best if tensors is None else tensors
         own = {name: rows(source[name], M)[m].view(shape) for name, shape in self.shapes.items()}
-        figures = {
-            "valid/accuracy": (self.vectors["accuracy"][m] if accuracy is None else accuracy, "fraction"),
-            "valid/loss": (self.vectors["loss"][m] if loss is None else loss, "nats"),
-        }
-        about = {"n": len(self.valid), "frames": self.valid.fingerprint}
+        figures = self.judge.metrics(
+            self.vectors["accuracy"][m] if accuracy is None else accuracy,
+            self.vectors["loss"][m] if loss is None else loss,
+        )
         return Checkpoint(
             group.spec,
             {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in own.items()},
             self.train.classes,
-            metrics={name: {"value": float(value), "unit": unit, **about} for name, (value, unit) in figures.items()},
+            metrics=figures,
             recipe=self.recipe_of(m).to_dict(),
             trained_on=self.train.fingerprint,
         )

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 
+from zoo.judging import losses
 from zoo.norms import unchanged_statistics
 from zoo.recipe import Recipe
 from zoo.spec import build
 from zoo.training.descent import AdamSGD, make_optimiser, norms, rows, spread, uphill
-from zoo.training.group import Group, losses
+from zoo.training.group import Group
 
 
 class Stepper:
