@@ -227,8 +227,7 @@ class Registry:
             if not upkeep.problem_of(self.blobs, entry, fast=False, probe=False):
                 return entry
         self.blobs.put(parcel.data)
-        self._commit(change, create=True)
-        return self.get(f"{name}@{parcel.id}")
+        return entries.resolve(self._commit(change, create=True), f"{name}@{parcel.id}")
 
     def register_ensemble(self, name: str, ensemble: Any, *, note: str = "", tags: Iterable[str] = ()) -> EnsembleEntry:
         """Keep an ensemble: its members by id, its rule and numbers.
@@ -246,8 +245,8 @@ class Registry:
         data = dict(ensemble if isinstance(ensemble, Mapping) else ensemble.to_json())
         data |= {key: value for key, value in (("note", note), ("tags", sorted(set(tags)))) if value}
         fields = entries.ensemble_fields(self.document(), data, now())
-        self._commit(lambda document: changes.add_ensemble(document, name, fields), create=False)
-        return self.get_ensemble(name)
+        document = self._commit(lambda document: changes.add_ensemble(document, name, fields), create=False)
+        return entries.resolve_ensemble(document, name)
 
     def alias(self, name: str, target: str, *, expect: str | None = None) -> None:
         """Let an alias point to a version or an ensemble; it remembers what it pointed to before.
@@ -288,8 +287,8 @@ class Registry:
             fields["tags"] = sorted(set(tags))
         if metrics is not None:
             fields["metrics"] = {**entry.metrics, **(intake.metrics_of(metrics) or {})}
-        self._commit(lambda document: changes.change_version(document, entry, fields), create=False)
-        return self.get(f"{entry.name}@{entry.id}")
+        document = self._commit(lambda document: changes.change_version(document, entry, fields), create=False)
+        return entries.resolve(document, f"{entry.name}@{entry.id}")
 
     def remove(self, reference: str, *, force: bool = False) -> Names:
         """Remove a version, an ensemble or an alias; the blob stays until `collect_garbage`.
@@ -376,8 +375,8 @@ class Registry:
         from zoo.registry import reading
 
         found = reading.recovered(self.blobs)
-        self._commit(lambda document: _all(document, [change for _, change in found]), create=True)
-        return [self.get(f"{name}@{version}") for (name, version), _ in found]
+        document = self._commit(lambda document: _all(document, [change for _, change in found]), create=True)
+        return [entries.resolve(document, f"{name}@{version}") for (name, version), _ in found]
 
     def _present(self) -> Document:
         """The content now; empty where there is no file yet."""
@@ -385,12 +384,13 @@ class Registry:
             return Document()
         return self.document()
 
-    def _commit(self, change: changes.Change, *, create: bool) -> None:
-        if self._pending is not None:
-            document, collected = self._pending
-            self._pending = (change(document), [*collected, change])
-        else:
-            protocol.commit(self.path, change, timeout=self.timeout, create=create)
+    def _commit(self, change: changes.Change, *, create: bool) -> Document:
+        """The content after the change, which a transaction makes later."""
+        if self._pending is None:
+            return protocol.commit(self.path, change, timeout=self.timeout, create=create)
+        document, collected = self._pending
+        self._pending = (change(document), [*collected, change])
+        return self._pending[0]
 
 
 def _all(document: Document, collected: Iterable[changes.Change]) -> Document:

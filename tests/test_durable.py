@@ -1,0 +1,261 @@
+"""Whole files: what a power cut may leave behind, told by a model of the disk, and what is read without hanging."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from itertools import product
+from pathlib import Path
+
+import pytest
+
+import zoo
+from zoo import durable
+from zoo.registry import Registry, RegistryError, parse
+from zoo.registry.intake import Parcel, parcel
+
+Operation = tuple[str, Path, object]
+Disk = dict[Path, bytes]
+
+
+class Recorder(durable.System):
+    """Does what it is told, and notes each change of the disk."""
+
+    def __init__(self) -> None:
+        self.operations: list[Operation] = []
+        self.files: dict[int, Path] = {}
+
+    def open(self, path: Path, flags: int, mode: int = 0o666) -> int:
+        """Open, and note a new name."""
+        file = super().open(path, flags, mode)
+        self.files[file] = path
+        if flags & os.O_CREAT:
+            self.operations.append(("create", path, None))
+        return file
+
+    def write(self, file: int, data: memoryview) -> int:
+        """Write, and note the bytes."""
+        count = super().write(file, data)
+        self.operations.append(("write", self.files[file], bytes(data[:count])))
+        return count
+
+    def sync(self, file: int) -> None:
+        """Flush, and note of what."""
+        super().sync(file)
+        path = self.files[file]
+        self.operations.append(("flush names" if path.is_dir() else "flush", path, None))
+
+    def rename(self, source: Path, target: Path) -> None:
+        """Rename, and note it."""
+        super().rename(source, target)
+        self.operations.append(("rename", source, target))
+
+    def make_folder(self, path: Path) -> None:
+        """Make, and note it."""
+        super().make_folder(path)
+        self.operations.append(("folder", path, None))
+
+
+def states_after_power_cut(before: Disk, operations: list[Operation]) -> Iterator[Disk]:
+    """Every state that the disk may be left in when the power goes after these operations.
+
+    Names in a folder reach the disk in the order in which they were changed, some or all of those since the
+    last flush of the folder; a file's bytes since its own last flush not at all, as a first half, or all.
+    """
+    held = {path: (data, b"") for path, data in before.items()}  # inode -> durable and loose bytes
+    inodes: dict[Path, Path] = {path: path for path in before}  # as a program sees the names
+    safe = dict(inodes)  # names that are on the disk for sure
+    loose: dict[Path, list[tuple[Path, Path | None]]] = {}  # folder -> changes of names since its flush
+    for number, (what, path, more) in enumerate(operations):
+        inode = inodes.get(path, path)
+        if what == "create":
+            inode = path.with_name(f"{path.name}#{number}")
+            inodes[path], held[inode] = inode, (b"", b"")
+            loose.setdefault(path.parent, []).append((path, inode))
+        elif what == "write":
+            held[inode] = (held[inode][0], held[inode][1] + bytes(more))  # type: ignore[arg-type]
+        elif what == "flush":
+            held[inode] = (held[inode][0] + held[inode][1], b"")
+        elif what == "rename":
+            inodes[Path(more)] = inodes.pop(path)  # type: ignore[arg-type]
+            loose.setdefault(path.parent, []).extend([(Path(more), inode), (path, None)])  # type: ignore[arg-type]
+        elif what == "flush names":
+            for name, target in loose.pop(path, []):
+                _set(safe, name, target)
+    folders = list(loose)
+    for counts in product(*(range(len(loose[folder]) + 1) for folder in folders)):
+        names = dict(safe)
+        for folder, count in zip(folders, counts, strict=True):
+            for name, target in loose[folder][:count]:
+                _set(names, name, target)
+        there = sorted(set(names.values()))
+        for parts in product(*(({0, len(held[i][1]) // 2, len(held[i][1])}) for i in there)):
+            data = {i: held[i][0] + held[i][1][:part] for i, part in zip(there, parts, strict=True)}
+            yield {name: data[target] for name, target in names.items()}
+
+
+def _set(names: dict[Path, Path], name: Path, target: Path | None) -> None:
+    if target is None:
+        names.pop(name, None)
+    else:
+        names[name] = target
+
+
+def violation(registry: Path, state: Disk, allowed: list[bytes | None]) -> str:
+    """What is wrong with a state of the disk: a torn registry, or one that points to what is not there."""
+    raw = state.get(registry)
+    if raw not in allowed:
+        return "neither the old registry nor the new one"
+    if raw is None:
+        return ""
+    folder = registry.parent / "checkpoints" / "sha256"
+    for name, _, fields in parse(raw).versions():
+        blob = state.get(folder / f"{fields['blob'].removeprefix('sha256:')}.safetensors", b"")
+        if len(blob) != fields["bytes"]:
+            return f"the blob of {name} is torn or missing"
+    return ""
+
+
+def recorded(
+    folder: Path, parcels: list[Parcel], monkeypatch: pytest.MonkeyPatch
+) -> tuple[Registry, Disk, list[Operation]]:
+    """A second registration: the disk before it, and its operations."""
+    registry = Registry(folder / "registry.json")
+    registry.deposit("first", parcels[0])
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"}
+    recorder = Recorder()
+    monkeypatch.setattr(durable, "system", recorder)
+    registry.deposit("second", parcels[1])
+    return registry, before, recorder.operations
+
+
+def violations(registry: Registry, before: Disk, operations: list[Operation]) -> list[str]:
+    """What power cuts at every moment of some operations may leave behind that must not be."""
+    old, new = before[registry.path], registry.path.read_bytes()
+    found = []
+    for count in range(len(operations) + 1):
+        allowed = [old, new] if count < len(operations) else [new]  # done is done
+        states = states_after_power_cut(before, operations[:count])
+        found += [told for state in states if (told := violation(registry.path, state, allowed))]
+    return found
+
+
+@pytest.fixture(scope="module")
+def two() -> list[Parcel]:
+    """What the registration of two models puts on the disk."""
+    spec = zoo.Spec("cylinder", features=2, context=1, classes=2, options={"width": 4, "depth": 1})
+    models = [zoo.Checkpoint.from_module(zoo.build(spec, seed=seed), spec, ["no", "yes"]) for seed in (0, 1)]
+    return [parcel(name, model) for name, model in zip(("first", "second"), models, strict=True)]
+
+
+def test_a_power_cut_at_any_moment_leaves_the_old_or_the_new_registry(tmp_path, two, monkeypatch):
+    """Whatever of the loose names and bytes survives, the registry is whole and its blobs are there."""
+    registry, before, operations = recorded(tmp_path, two, monkeypatch)
+    assert len(operations) > 8
+    assert violations(registry, before, operations) == []
+
+
+def without_flushes(operations: list[Operation]) -> list[Operation]:
+    """Write and rename, as most programs do."""
+    return [operation for operation in operations if operation[0] != "flush"]
+
+
+def without_folder_flushes(operations: list[Operation]) -> list[Operation]:
+    """Names are left to reach the disk some time."""
+    return [operation for operation in operations if operation[0] != "flush names"]
+
+
+def renamed_before_flushed(operations: list[Operation]) -> list[Operation]:
+    """The right calls in the wrong order."""
+    changed = list(operations)
+    for index, operation in enumerate(operations):
+        if operation[0] == "flush":
+            at = next(i for i, later in enumerate(changed) if i > index and later[0] == "rename")
+            source, target = changed[at][1:]
+            changed[index], changed[at] = changed[at], ("flush", target, source)
+    return changed
+
+
+@pytest.mark.parametrize("wrong", [without_flushes, without_folder_flushes, renamed_before_flushed])
+def test_the_model_of_power_cuts_finds_wrong_orders(
+    tmp_path, two, monkeypatch, wrong: Callable[[list[Operation]], list[Operation]]
+):
+    """The checker that finds nothing wrong in the protocol finds what others do wrong."""
+    registry, before, operations = recorded(tmp_path, two, monkeypatch)
+    assert violations(registry, before, wrong(operations))
+
+
+def test_the_model_of_power_cuts_finds_a_file_written_in_place(tmp_path, two, monkeypatch):
+    """A file that is emptied and written again may be found half written, also when it is flushed after."""
+    registry, before, _ = recorded(tmp_path, two, monkeypatch)
+    new = registry.path.read_bytes()
+    states = states_after_power_cut({registry.path: b""}, [("write", registry.path, new)])
+    told = [violation(registry.path, state, [before[registry.path], new]) for state in states]
+    assert told.count("neither the old registry nor the new one") == 2
+
+
+def test_written_bytes_are_there_and_nothing_else(tmp_path):
+    """A file is replaced, and no temporary file stays."""
+    path = tmp_path / "a.bin"
+    durable.write(path, b"old")
+    durable.write(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_umask_decides_the_permissions(tmp_path):
+    """Others may read a blob where the umask lets them, unlike a usual temporary file."""
+    path, mask = tmp_path / "a.bin", os.umask(0o022)
+    try:
+        durable.write(path, b"data")
+    finally:
+        os.umask(mask)
+    assert path.stat().st_mode & 0o777 == 0o644
+
+
+def test_an_error_leaves_the_old_file_and_no_temporary_one(tmp_path, monkeypatch):
+    """A full disk changes nothing."""
+    path = tmp_path / "a.bin"
+    durable.write(path, b"old")
+
+    class Full(durable.System):
+        def write(self, file: int, data: memoryview) -> int:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(durable, "system", Full())
+    with pytest.raises(OSError, match="No space left"):
+        durable.write(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_is_no_plain_file_is_refused_without_reading(tmp_path):
+    """A pipe would hang, a device never end, a link lead elsewhere."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(tmp_path / "pipe")
+    for path, kind in ((tmp_path / "pipe", "pipe"), (tmp_path, "folder"), (Path("/dev/zero"), "device")):
+        with pytest.raises(durable.NotRegularError, match=kind):
+            durable.read(path)
+    with pytest.raises(durable.NotRegularError, match="symbolic link"):
+        durable.read(tmp_path / "link", follow=False)
+
+
+def test_a_sparse_terabyte_is_refused_without_reading(tmp_path):
+    """The size alone says no."""
+    path = tmp_path / "huge"
+    path.touch()
+    os.truncate(path, 2**40)
+    with pytest.raises(OSError, match="expected at most"):
+        durable.read(path)
+    with pytest.raises(OSError, match="expected 7 bytes"):
+        durable.read(path, size=7)
+
+
+def test_a_registry_that_is_a_link_is_not_written(tmp_path, two):
+    """A rename would cut the link off and leave the file it points to as it was."""
+    registry = Registry(tmp_path / "real.json")
+    registry.deposit("first", two[0])
+    (tmp_path / "registry.json").symlink_to(tmp_path / "real.json")
+    with pytest.raises(RegistryError, match="symbolic link"):
+        Registry(tmp_path / "registry.json").deposit("second", two[1])
+    assert registry.list() == ["first"]
