@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import zoo
-from ensemble.members import Members, collect, load
+from ensemble.members import Members, load, predictions
 from ensemble.rules import Rule, rule_from_json, rule_to_json
 
 Inputs = zoo.FrameSet | Tensor | NDArray[Any]
@@ -46,15 +46,23 @@ class Ensemble:
         self._combine(torch.full((len(members), 1, len(self.classes_)), 1 / len(self.classes_)))
 
     def predict_proba(self, x: Inputs) -> NDArray[np.float32]:
-        """(N, C) probabilities of the classes for N frames, or for (N, inputs) windows."""
+        """(N, C) probabilities of the classes for N frames, or for (N, inputs) windows.
+
+        Memory beyond the result is that of one piece of the frames, however many there are.
+        """
         inputs = torch.as_tensor(x) if isinstance(x, np.ndarray) else x
-        outputs = collect(self.members, inputs)
-        pieces = [self._combine(probabilities) for _, probabilities in outputs.blocks()]
-        return torch.cat([*pieces, outputs.probabilities[0, :0]]).float().numpy()
+        out = torch.empty(len(inputs), len(self.classes_))
+        at = 0
+        for spoken in predictions(self.members, inputs):
+            rows = self._combine(spoken.exp())
+            out[at : at + len(rows)] = rows
+            at += len(rows)
+        return out.numpy()
 
     def predict(self, x: Inputs) -> NDArray[np.str_]:
         """(N,) names of the most probable classes; of equals the first in `classes_`."""
-        return self.classes_[self.predict_proba(x).argmax(axis=1)]
+        names: NDArray[np.str_] = self.classes_[self.predict_proba(x).argmax(axis=1)]
+        return names
 
     def score(self, x: Inputs, y: Sequence[Any] | NDArray[Any] | Tensor | None = None) -> float:
         """Accuracy, a fraction.
@@ -98,20 +106,19 @@ class Ensemble:
             raise ValueError(msg)
         return rows
 
-    def _truth(self, x: Inputs, y: Sequence[Any] | NDArray[Any] | Tensor | None) -> NDArray[np.str_]:
+    def _truth(self, x: Inputs, y: Sequence[Any] | NDArray[Any] | Tensor | None) -> NDArray[Any]:
         if y is None:
             if not isinstance(x, zoo.FrameSet) or x.labels is None:
                 msg = "expected labels y, or frames that have labels, got neither"
                 raise ValueError(msg)
-            if x.classes != self.members.classes:
-                return np.array(x.classes)[x.labels.numpy()]
-            y = x.labels
+            y = np.array(x.classes)[x.labels.numpy()]
         given = np.asarray(y)
         if given.dtype.kind in "iu":
             if given.size and not 0 <= given.min() <= given.max() < len(self.classes_):
                 msg = f"expected labels from 0 to {len(self.classes_) - 1}, got {given.min()} to {given.max()}"
                 raise ValueError(msg)
-            return self.classes_[given]
+            names: NDArray[np.str_] = self.classes_[given]
+            return names
         strange = sorted(set(given.tolist()) - set(self.classes_.tolist()))
         if strange:
             msg = f"expected labels among {self.classes_.tolist()}, got {strange}"

@@ -11,6 +11,7 @@ import pytest
 import ensemble
 import zoo
 from ensemble.cli import app
+from ensemble.cli.naming import FITTED
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +105,26 @@ def test_stored_outputs_are_judged_as_the_models_are(capsys: pytest.CaptureFixtu
     assert live["members"] == kept["members"]
     chosen = json.loads(said(capsys, "evaluate", *stored, "--members", "cyl*", "--json"))
     assert [row["name"] for row in chosen["members"]] == ["cylinder-a", "cylinder-b"]
+
+
+def test_every_rule_that_can_be_fitted_is_judged_by_its_name(capsys: pytest.CaptureFixture[str]) -> None:
+    """The table of fitted rules, and a temperature that does not harm the log-loss it was fitted for."""
+    names = sorted(FITTED)
+    found = json.loads(said(capsys, "evaluate", *CORPUS, "--rules", *names, "--json"))
+    assert [row["name"] for row in found["rules"]] == names
+    loss = {row["name"]: row["log_loss"] for row in found["rules"]}
+    on_valid = ["--corpus", "corpus", "--valid", "dev", "--test", "dev"]
+    fitted = json.loads(said(capsys, "evaluate", *on_valid, "--rules", "weighted", "calibrated", "--json"))["rules"]
+    assert fitted[1]["log_loss"] <= fitted[0]["log_loss"]
+    assert fitted[0]["fitted_here"]
+    assert all(value > 0 for value in loss.values())
+
+
+def test_plan_shows_what_was_chosen_and_why(capsys: pytest.CaptureFixture[str]) -> None:
+    """One row per way to run each group."""
+    out = said(capsys, "plan", *CORPUS, "--frames", "500")
+    assert "x loop" in out
+    assert "cylinder-a" in out
 
 
 def test_select_keeps_the_budget_and_says_what_is_proven(capsys: pytest.CaptureFixture[str]) -> None:

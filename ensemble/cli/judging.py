@@ -11,6 +11,7 @@ from cyclopts import App
 from numpy.typing import NDArray
 
 import zoo
+from ensemble.cli.naming import FOUR, named_rules
 from ensemble.cli.sources import Flag, Names, Source, best_member
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from ensemble.rules import Rule
     from ensemble.weights import WeightFit
 
-FOUR = ("majority", "maximum", "mean", "weighted")
 _FORMATS = {"accuracy": ".4f", "log_loss": ".4f", "calibration_error": ".4f", "macro_f1": ".4f", "parameters": ",.0f"}
 
 
@@ -44,14 +44,15 @@ def evaluate(
     Example: ensemble evaluate --corpus my-corpus --valid dev --test test --members "cyl*" "diamond*"
 
     Args:
-        rules: names of rules; "weighted" is the mean with weights fitted on the validation frames.
+        rules: names of rules. Fitted on the validation frames: "weighted" mean, "calibrated" (the same with
+            a temperature), "log_pool", "bayes_vote", "stacked", and "auto", the simplest that is as good as the best.
         report: also write a page to this HTML file (needs the extra `report`).
         json: print JSON for programs.
     """
     from ensemble.evaluation import evaluate as judge
 
     valid, test = source.spoken(source.valid, source.test)
-    chosen, fitted = named_rules(rules, valid.outputs)
+    chosen = named_rules(rules, valid.outputs)
     result = judge(
         test.outputs,
         chosen,
@@ -62,9 +63,11 @@ def evaluate(
     if report is not None:
         _write_page(result, report)
     if json:
-        zoo.print_json(result.to_json() | {"weights": weights_of(fitted), "collect_seconds": test.seconds})
+        zoo.print_json(
+            result.to_json() | {"weights": weights_in(chosen, test.outputs), "collect_seconds": test.seconds}
+        )
     else:
-        _print_report(result, fitted, test.seconds)
+        _print_report(result, weights_in(chosen, test.outputs), test.seconds)
 
 
 def fit(
@@ -98,8 +101,9 @@ def fit(
         )
     ]
     if json:
+        weights = {row["member"]: row["weight"] for row in rows}
         figures = {"loss": found.loss, "gap": found.gap, "passes": found.passes}
-        zoo.print_json({"weights": weights_of(found), "members": rows, "cross_fitted_loss": crossed.loss, **figures})
+        zoo.print_json({"weights": weights, "members": rows, "cross_fitted_loss": crossed.loss, **figures})
         return
     zoo.print_table(rows, formats=dict.fromkeys(("weight", "low", "high"), ".4f") | {"included": ".0%"})
     print(f"\nlog-loss {found.loss:.5f} nats, at most {found.gap:.1e} above the least that any weights reach")
@@ -153,24 +157,14 @@ def compare(
     return 0 if interval.low > 0 else 1
 
 
-def named_rules(names: tuple[str, ...], valid: MemberOutputs) -> tuple[dict[str, Rule], WeightFit | None]:
-    """Rules by name; what has to be fitted is fitted on `valid`."""
-    from ensemble.rules import WeightedMean, get_rule
-    from ensemble.weights import fit_weights
+def weights_in(rules: Mapping[str, Rule], outputs: MemberOutputs) -> dict[str, float]:
+    """Member -> weight of the first weighted mean among the rules; empty where there is none."""
+    from ensemble.rules import WeightedMean
 
-    fitted = fit_weights(valid) if "weighted" in names else None
-    rules: dict[str, Rule] = {}
-    for name in names:
-        if name == "weighted" and fitted is not None:
-            rules[name] = WeightedMean(tuple(fitted.weights), fingerprint=fitted.fingerprint)
-        else:
-            rules[name] = get_rule(name)
-    return rules, fitted
-
-
-def weights_of(fitted: WeightFit | None) -> dict[str, float]:
-    """Member -> weight."""
-    return {} if fitted is None else dict(zip(fitted.members, map(float, fitted.weights), strict=True))
+    for rule in rules.values():
+        if isinstance(rule, WeightedMean):
+            return dict(zip(outputs.members, rule.weights, strict=True))
+    return {}
 
 
 def _right(name: str, valid: MemberOutputs, test: MemberOutputs) -> NDArray[np.bool_]:
@@ -180,7 +174,7 @@ def _right(name: str, valid: MemberOutputs, test: MemberOutputs) -> NDArray[np.b
     if name in test.members:
         right: NDArray[np.bool_] = correct(test.subset([name]))[0]
         return right
-    rule, labels = named_rules((name,), valid)[0][name], test.require_labels()
+    rule, labels = named_rules((name,), valid)[name], test.require_labels()
     pieces = [rule(rows).argmax(dim=1) == labels[where] for where, rows in test.blocks()]
     return np.concatenate([piece.numpy() for piece in pieces])
 
@@ -200,7 +194,7 @@ def _write_page(result: Report, path: Path) -> None:
     zoo.write_file(path, page(result).encode())
 
 
-def _print_report(result: Report, fitted: WeightFit | None, seconds: float) -> None:
+def _print_report(result: Report, weights: Mapping[str, float], seconds: float) -> None:
     """The table for people."""
     rows: list[dict[str, Any]] = []
     for row in result.members.to_dict("records"):
@@ -213,9 +207,9 @@ def _print_report(result: Report, fitted: WeightFit | None, seconds: float) -> N
         }
         rows.append(_judged(row, f"= {row['name']}") | gain)
     zoo.print_table(rows, formats=_FORMATS)
-    weights = {name: weight for name, weight in weights_of(fitted).items() if weight > 0}
-    if weights:
-        print("\nweights: " + ", ".join(f"{name} {weight:.3f}" for name, weight in weights.items()))
+    used = [f"{name} {weight:.3f}" for name, weight in weights.items() if weight > 0]
+    if used:
+        print("\nweights: " + ", ".join(used))
     print(_summary(result, seconds))
     for note in result.notes:
         print(f"note: {note}")

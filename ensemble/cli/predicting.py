@@ -1,4 +1,4 @@
-"""Commands that run members: predict, collect."""
+"""Commands that run members: predict, collect, plan."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ def add_to(app: App) -> None:
     """Add these commands to `app`."""
     app.command(predict)
     app.command(collect)
+    app.command(plan)
 
 
 def predict(
@@ -85,6 +86,23 @@ def collect(
     }
     zoo.write_file(folder / KNOWN, json.dumps(known, indent=1).encode())
     print(f"{len(known)} members over {source.valid!r} and {source.test!r} kept in {folder}")
+
+
+def plan(source: Source = Source(), *, frames: int = 65_536) -> None:  # noqa: B008 - frozen
+    """Measure how each group of equal members runs fastest on this machine, and say why.
+
+    Example: ensemble plan --members "cyl*" --precision auto
+
+    Args:
+        frames: how many frames of the test partition to measure on, at most.
+    """
+    from ensemble.members import predictions
+
+    members, whole = source.load(), source.frames(source.test)
+    recordings = int((whole.starts[1:] <= max(frames, int(whole.starts[1]))).sum())
+    for _ in predictions(members, whole.select(whole.starts.new_tensor(range(recordings)))):
+        pass
+    members.plan()
 
 
 def _voice(registry: zoo.Registry, name: str, device: str) -> Ensemble:

@@ -5,8 +5,8 @@ loading     where members come from
 collecting  what they say, in memory or in a store
 """
 
-from ensemble.members.collecting import collect
+from ensemble.members.collecting import collect, predictions
 from ensemble.members.loading import from_modules, load
 from ensemble.members.roster import Member, Members
 
-__all__ = ["Member", "Members", "collect", "from_modules", "load"]
+__all__ = ["Member", "Members", "collect", "from_modules", "load", "predictions"]

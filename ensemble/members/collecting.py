@@ -63,6 +63,19 @@ def collect(
     return MemberOutputs(values, members.names, members.classes, labels, groups, fingerprint)
 
 
+def predictions(members: Members, x: zoo.FrameSet | Tensor) -> Iterator[Tensor]:
+    """What every member says, piece by piece: (M, b, C) log-probabilities on the members' device.
+
+    Memory is that of one piece, however many frames there are.
+
+    Raises:
+        ValueError: as `collect`.
+    """
+    for _, values in _walk(members, feed_of(members, x), 0, len(x)):
+        _refuse_nan(members, values)
+        yield values
+
+
 def _in_memory(members: Members, x: zoo.FrameSet | Tensor) -> Tensor:
     on_gpu = members.device.type == "cuda"
     out = torch.empty(len(members), len(x), len(members.classes), pin_memory=on_gpu)

@@ -1,0 +1,119 @@
+"""Rules by the names that a command line gives them; what has to be fitted is fitted on validation outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from ensemble.outputs import MemberOutputs
+    from ensemble.rules import Rule, WeightedMean
+
+FOUR = ("majority", "maximum", "mean", "weighted")
+
+
+def weighted(valid: MemberOutputs) -> WeightedMean:
+    """The mean with weights of least log-loss."""
+    from ensemble.rules import WeightedMean
+    from ensemble.weights import fit_weights
+
+    found = fit_weights(valid)
+    return WeightedMean(tuple(found.weights), fingerprint=found.fingerprint)
+
+
+def calibrated(valid: MemberOutputs) -> Rule:
+    """The weighted mean, then one temperature."""
+    from ensemble.calibration import fit_temperature
+    from ensemble.rules import Chain, Temperature
+
+    pool = weighted(valid)
+    found = fit_temperature(valid, rule=pool)
+    return Chain((pool, Temperature(found.value, fingerprint=found.fingerprint)))
+
+
+def log_pool(valid: MemberOutputs) -> Rule:
+    """The weighted geometric mean."""
+    from ensemble.rules import LogPool
+    from ensemble.weights import fit_log_linear
+
+    found = fit_log_linear(valid)
+    return LogPool(tuple(found.weights), fingerprint=found.fingerprint)
+
+
+def bayes_vote(valid: MemberOutputs) -> Rule:
+    """Votes weighed by each member's confusion matrix."""
+    from ensemble.calibration import fit_bayes_vote
+
+    return fit_bayes_vote(valid)
+
+
+def stacked(valid: MemberOutputs) -> Rule:
+    """Logistic regression on the members' log-probabilities."""
+    from ensemble.calibration import fit_stacked
+
+    return fit_stacked(valid)
+
+
+def auto(valid: MemberOutputs) -> Rule:
+    """The simplest of single member, mean and weighted mean within one standard error of the best.
+
+    Weights are fitted on half of the recordings and the choice is made on the other half; what was
+    chosen is then fitted on all.
+    """
+    from ensemble.evaluation import choose
+    from ensemble.rules import WeightedMean, mean
+
+    fitting, choosing = _halves(valid)
+    choice = choose(choosing, {"mean": mean, "weighted": weighted(fitting)})
+    if choice.name == "weighted":
+        return weighted(valid)
+    if isinstance(choice.rule, WeightedMean):  # a single member
+        return replace(choice.rule, fingerprint=valid.fingerprint)
+    return choice.rule
+
+
+FITTED: dict[str, Callable[[MemberOutputs], Rule]] = {
+    "weighted": weighted,
+    "calibrated": calibrated,
+    "log_pool": log_pool,
+    "bayes_vote": bayes_vote,
+    "stacked": stacked,
+    "auto": auto,
+}
+
+
+def named_rules(names: Iterable[str], valid: MemberOutputs) -> dict[str, Rule]:
+    """Name -> rule.
+
+    Raises:
+        ValueError: unknown name.
+    """
+    from ensemble.rules import get_rule
+
+    for name in names:
+        if name not in FITTED:
+            get_rule(name)  # refuse a mistyped name before anything is fitted
+    return {name: FITTED[name](valid) if name in FITTED else get_rule(name) for name in names}
+
+
+def _halves(outputs: MemberOutputs) -> tuple[MemberOutputs, MemberOutputs]:
+    """Every other recording, and the rest."""
+    odd = np.unique(np.asarray(outputs.groups), return_inverse=True)[1] % 2 == 1
+    return _part(outputs, ~odd), _part(outputs, odd)
+
+
+def _part(outputs: MemberOutputs, where: np.ndarray) -> MemberOutputs:
+    from ensemble.outputs import MemberOutputs
+
+    index = np.flatnonzero(where)
+    labels, groups = outputs.require_labels(), outputs.groups
+    return MemberOutputs(
+        outputs.log_probabilities[:, index],
+        outputs.members,
+        outputs.classes,
+        labels=labels[index],
+        groups=None if groups is None else groups[index],
+    )
