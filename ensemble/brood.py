@@ -30,7 +30,7 @@ class Brood(nn.Module):
     what it would compute alone from the same seed.
 
     Args:
-        models: at least one, in train mode; they are copied.
+        models: at least one, in train mode, on the device where they are to be trained; they are copied.
 
     Raises:
         ValueError: the models differ, or have layers that no rule is known for; the message names them.
@@ -44,7 +44,8 @@ class Brood(nn.Module):
     def __init__(self, models: Sequence[nn.Module]) -> None:
         super().__init__()
         self.members = len(models)
-        self.generators = [torch.Generator() for _ in models]
+        device = next((p.device for p in models[0].parameters()), torch.device("cpu"))
+        self.generators = [torch.Generator(device) for _ in models]
         self.body = _combined(list(models), self.generators, "model")
         self._refuse_disparity(models)
 

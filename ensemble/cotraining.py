@@ -48,7 +48,7 @@ class _Plan:
 
     def group(self, device: Any) -> zoo.Group:
         """All members as one trainable group with fresh weights."""
-        brood = Brood([zoo.build(self.spec, seed=seed) for seed in self.seeds]).to(device)
+        brood = Brood([zoo.build(self.spec, seed=seed).to(device) for seed in self.seeds])
         return zoo.Group(
             spec=self.spec,
             seeds=self.seeds,

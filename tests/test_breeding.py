@@ -120,3 +120,18 @@ def test_ctrl_c_says_how_to_go_on(
     monkeypatch.setattr("zoo.training.train_group", interrupted)
     code, _, said = zoo_says(capsys, "train", "a", *SMALL, "--directory", tmp_path / "run", "--corpus", corpus)
     assert (code, said) == (130, f"error: interrupted; the same command goes on in {tmp_path / 'run'}\n")
+
+
+@pytest.mark.skipif(not (ROOT / "registry.json").exists(), reason="the wheel's tests stand beside no registry")
+def test_the_projects_own_zoo_is_what_the_script_breeds() -> None:
+    """Eight members at least, five architectures, two contexts, 12 MB; bred on the bundled corpus as it is now."""
+    entries = [entry for entry in Registry(ROOT / "registry.json").entries() if entry.kind == "trained"]
+    assert len(entries) >= 8
+    assert len({entry.spec.architecture for entry in entries}) >= 5
+    assert len({entry.spec.context for entry in entries}) >= 2
+    assert sum(entry.bytes for entry in entries) <= 12_000_000
+    frames = {part: zoo.sample_corpus(part).fingerprint for part in ("train", "valid")}
+    for entry in entries:
+        assert entry.trained_on == frames["train"]
+        assert entry.metrics["valid/accuracy"]["frames"] == frames["valid"]
+        Recipe.from_dict(entry.recipe or {})
