@@ -123,7 +123,7 @@ class Stack(nn.Module):
         return [_filled(self.template, state) for state in states]
 
     def _refuse_disparity(self, modules: Sequence[nn.Module], probe: Tensor) -> None:
-        with _evaluating(*modules, self), torch.inference_mode():
+        with _evaluating(*modules, self.template, self), torch.inference_mode():
             alone = torch.stack([module(probe) for module in modules])
             together = self(probe)
         scale = alone.abs().amax().clamp(min=1)

@@ -1,0 +1,297 @@
+"""The engine: every form of running a group agrees with the loop, and the plan decides on numbers."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import zoo
+from ensemble import Stack
+from ensemble.engine import Batch, Form, Group, forms, group, measuring
+from ensemble.engine.dense import NotDenseError, dense
+from ensemble.engine.overlap import overlap
+from ensemble.engine.plan import Agreement, Trial, agreement, candidates, choose
+
+ARCHITECTURES = zoo.list_architectures(["basic", "bottleneck", "*cylinder", "diamond", "mlp", "*pyramid"])
+
+
+def models(architecture: str = "cylinder", count: int = 3, **options: object) -> list[nn.Module]:
+    """Models over 5 frames of 6 features whose BatchNorm has seen some data."""
+    if architecture == "mlp":
+        options["widths"] = (options.pop("width"), 12)
+    spec = zoo.Spec(architecture, features=6, context=2, classes=4, options=options)
+    built = [zoo.build(spec, seed=seed) for seed in range(count)]
+    for model in built:
+        model(torch.randn(32, spec.inputs) * 2 + 1)
+        model.eval()
+    return built
+
+
+def grouped(several: list[nn.Module], **wishes: str) -> Group:
+    """A group of models over 6 features."""
+    size = sum(p.numel() for model in several for p in model.parameters())
+    return Group(
+        lambda: several,
+        Stack(several).eval(),
+        members=len(several),
+        size=size,
+        device=torch.device("cpu"),
+        features=6,
+        **wishes,  # type: ignore[arg-type]
+    )
+
+
+def alone(several: list[nn.Module], x: Tensor) -> Tensor:
+    """The slow obvious way: (M, B, C) log-probabilities."""
+    with torch.inference_mode():
+        return torch.stack([model(x).log_softmax(-1) for model in several])
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads or writes the plans of the user."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("options", [{}, {"batchnorm": False}, {"activation": "gelu", "dropout": 0.2}], ids=str)
+@pytest.mark.parametrize(
+    "form", [Form("folded", 3, 4), Form("folded", 2, 50), Form("overlap", 3, 40), Form("stack", 3, 9)]
+)
+def test_every_form_agrees_with_the_loop(
+    architecture: str, options: dict[str, object], form: Form, frames: zoo.FrameSet
+) -> None:
+    """Folded, in the frequency domain or by vmap, in any tiles: probabilities move by less than 1e-5."""
+    several = models(architecture, width=16, **options)
+    piece = zoo.stretch(frames, 2, "mean_std")
+    with torch.inference_mode():
+        found = grouped(several).log_probabilities(form, Batch.of(piece))
+    expected = alone(several, piece.windows())
+    torch.testing.assert_close(found.exp(), expected.exp(), rtol=0, atol=1e-5)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 12), st.integers(1, 5), st.integers(1, 90), st.integers(1, 9))
+def test_the_overlap_form_is_the_product_of_windows(context: int, features: int, count: int, outputs: int) -> None:
+    """Over any rows, for any window: the same numbers as building all windows."""
+    span = 2 * context + 1
+    rows = torch.randn(count + span - 1, features)
+    weight = torch.randn(1, outputs, span * features) / (span * features) ** 0.5
+    form = overlap(weight, features)
+    expected = weight[0] @ rows.unfold(0, span, 1).transpose(1, 2).reshape(count, -1).T
+    torch.testing.assert_close(form(form.spectra(rows), slice(None))[:, :count], expected, rtol=0, atol=2e-5)
+
+
+def test_the_overlap_form_wants_whole_frames() -> None:
+    """Ten inputs are no windows of three features."""
+    with pytest.raises(ValueError, match="whole frames of 3 features, got 10 inputs"):
+        overlap(torch.zeros(1, 2, 10), 3)
+
+
+class Twice(nn.Module):
+    """Uses its input twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 3), nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 3) -> (B, 3)."""
+        return self.a(x) + self.b(x)  # type: ignore[no-any-return]
+
+
+class Branching(nn.Module):
+    """Asks its input what to do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 3) -> (B, 3)."""
+        return self.linear(x) if x.sum() > 0 else self.linear(-x)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (nn.Linear(3, 3), "begin and end with a Linear|is Linear|is no"),
+        (nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3), nn.Linear(3, 2)), "'1' is LayerNorm"),
+        (nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 3), nn.Linear(3, 2)), "just behind a Linear"),
+        (nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.BatchNorm1d(3), nn.Linear(3, 2)), "just behind a Linear"),
+        (nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3, track_running_stats=False), nn.Linear(3, 2)), "statistics"),
+        (nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2)).double(), "weights are torch.float64"),
+        (Twice(), "begin and end with a Linear"),
+        (nn.Sequential(Twice(), nn.Linear(3, 2)), "more than one layer"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
+)
+def test_what_does_not_fold_says_why(model: nn.Module, words: str) -> None:
+    """Such a model still runs, by vmap or in a loop."""
+    with pytest.raises(NotDenseError, match=words):
+        dense(Stack([model.eval()]))
+
+
+def test_a_forward_that_cannot_be_traced_says_why() -> None:
+    """Control flow on the input has no graph."""
+    stack = Stack.from_state(
+        Branching(), {"linear.weight": torch.zeros(1, 3, 3), "linear.bias": torch.zeros(1, 3)}, ["a"]
+    )
+    with pytest.raises(NotDenseError, match="cannot be traced"):
+        dense(stack)
+
+
+def test_bfloat16_stays_within_its_rule(frames: zoo.FrameSet) -> None:
+    """Close enough for `auto`, and not exact."""
+    several = models(width=32)
+    x = zoo.windows(frames, torch.arange(100), 2)
+    with torch.inference_mode():
+        found = grouped(several).log_probabilities(Form("folded", 3, 64, "bfloat16"), Batch.of(x))
+    near = agreement(alone(several, x), found, exact=False)
+    assert near.near
+    assert 0 < near.moved < 0.01
+
+
+@pytest.mark.parametrize("wish", ["auto", "loop", "stack"])
+@pytest.mark.parametrize("count", [1, 2, 33])
+def test_a_group_runs_as_the_caller_wishes(wish: str, count: int) -> None:
+    """Whatever is forced, the numbers are the loop's, and the plan says what ran."""
+    several, x = models(width=8), torch.randn(count, 30)
+    out = torch.empty(3, count, 4)
+    several_as_one = grouped(several, forced=wish)
+
+    def write(members: slice, where: slice, logits: Tensor) -> None:
+        out[members, where] = logits.log_softmax(-1)
+
+    with torch.inference_mode():
+        several_as_one.run(Batch.of(x), write)
+    torch.testing.assert_close(out.exp(), alone(several, x).exp(), rtol=0, atol=1e-5)
+    (plan,) = several_as_one.plans.values()
+    assert plan.form.kind == {"auto": "folded", "loop": "loop", "stack": "folded"}[wish]
+    assert plan.why
+
+
+def test_a_measured_plan_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second group of that structure asks the cache, and compares with the loop all the same."""
+    monkeypatch.setattr(group, "_WORTH", 0)
+    several, x = models(width=8), torch.randn(40, 30)
+    plans = []
+    for _ in range(2):
+        one = grouped(several)
+        with torch.inference_mode():
+            one.run(Batch.of(x), lambda members, where, logits: None)
+        plans.extend(one.plans.values())
+    assert plans[0].why.startswith("fastest of")
+    assert plans[1].why == "measured earlier on this machine"
+    assert plans[1].form == plans[0].form
+    assert plans[1].trials[0].agreement.near
+
+
+def test_a_damaged_cache_is_no_answer(tmp_path: Path) -> None:
+    """What is not a form is measured again."""
+    measuring.remember("key", Form("folded", 2, 64))
+    assert measuring.recall("key") == Form("folded", 2, 64)
+    (path,) = tmp_path.rglob("key.json")
+    path.write_text('{"kind": "folded"')
+    assert measuring.recall("key") is None
+    assert measuring.recall("another") is None
+
+
+def test_out_of_memory_halves_the_tile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The batch is begun again with smaller steps, down to what fits."""
+    several, x = models(width=8), torch.randn(64, 30)
+    one, true = grouped(several), forms.folded
+
+    def small(parts: list[forms.Part], batch: Batch, tile: int) -> object:
+        if tile > 16 and batch.count == 64:
+            raise torch.OutOfMemoryError
+        return true(parts, batch, tile)
+
+    out = torch.empty(3, 64, 4)
+    with torch.inference_mode():
+        one.run(Batch.of(x), lambda members, where, logits: None)
+        monkeypatch.setattr(forms, "folded", small)
+        one.run(Batch.of(x), lambda members, where, logits: out[members, where].copy_(logits.log_softmax(-1)))
+    (plan,) = one.plans.values()
+    assert plan.form.tile == 16
+    assert "tile halved" in plan.why
+    torch.testing.assert_close(out.exp(), alone(several, x).exp(), rtol=0, atol=1e-5)
+
+
+def test_a_form_that_fails_is_passed_over() -> None:
+    """An error while trying is a note in the table, not the end."""
+    trial = measuring.attempt(Form("stack", 2, 4), _raising, 4, lambda form, values: Agreement(0, 0, near=True))
+    assert not trial.agreement.near
+    assert trial.note == "no batching rule"
+
+
+def _raising(form: Form, count: int) -> Tensor:
+    msg = "no batching rule\nand much more"
+    raise RuntimeError(msg)
+
+
+def test_the_fastest_that_agrees_is_chosen() -> None:
+    """A faster form that moves probabilities is no candidate."""
+    near, far = Agreement(0, 0, near=True), Agreement(0.5, 0.2, near=False)
+    loop, stack, wrong = Form("loop", 1, 8), Form("folded", 2, 8), Form("folded", 2, 8, "bfloat16")
+    plan = choose([Trial(loop, 2.0, near), Trial(stack, 1.0, near), Trial(wrong, 0.1, far, "does not agree")])
+    assert plan.form == stack
+    assert [row["chosen"] for row in plan.rows()] == ["", "yes", ""]
+    assert plan.rows()[1]["x loop"] == 2.0
+    with pytest.raises(ValueError, match=r"agrees with the loop, got none: folded bfloat16 moved 0\.5"):
+        choose([Trial(wrong, 0.1, far)])
+
+
+@pytest.mark.parametrize(
+    ("lead", "near"), [(0.018, True), (0.022, False)], ids=["a near tie may change sides", "a clear lead may not"]
+)
+def test_the_agreement_rule(lead: float, near: bool) -> None:
+    """Both move probabilities by a little more than half the lead."""
+    p = torch.tensor([[[0.5 + lead / 2, 0.5 - lead / 2]]])
+    q = torch.tensor([[[0.4995, 0.5005]]])
+    found = agreement(p.log(), q.log(), exact=False)
+    assert (found.near, found.changed) == (near, 1.0)
+    assert not agreement(p.log(), q.log(), exact=True).near
+
+
+def test_candidates_end_with_the_loop() -> None:
+    """The likeliest come first, faster types before exact ones, nothing twice."""
+    found = candidates(
+        members=32, width=128, kinds=["folded", "loop"], frames=4096, precisions=["float32", "bfloat16"], compiled=False
+    )
+    assert found[0] == Form("folded", 32, 1024, "bfloat16")
+    assert found[-1] == Form("loop", 1, 4096)
+    assert len(set(found)) == len(found)
+
+
+def test_a_batch_is_cut_without_changing_it(frames: zoo.FrameSet) -> None:
+    """The head of a batch, and the middle of its windows, are slices of it, rows included."""
+    batch = Batch.of(zoo.stretch(frames, 3, "none"))
+    inner = batch.middle(2, 6)
+    torch.testing.assert_close(inner.windows, zoo.windows(frames, torch.arange(138), 1, "none"), rtol=0, atol=0)
+    head = inner.head(50)
+    assert head.rows is not None
+    assert head.firsts is not None
+    from_rows = head.rows.unfold(0, 3, 1).transpose(1, 2).flatten(1)[head.firsts]
+    torch.testing.assert_close(from_rows, inner.windows[:50], rtol=0, atol=0)
+    assert len(from_rows) == head.count == 50
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_forms_agree_on_a_gpu(frames: zoo.FrameSet) -> None:
+    """Folded, compiled and in the frequency domain, in every type."""
+    several = [model.cuda() for model in models(width=64)]
+    one = grouped(several)
+    one.device = torch.device("cuda")
+    batch = Batch.of(zoo.stretch(frames.to("cuda"), 2))
+    expected = alone(several, batch.windows)
+    make: Callable[[str, str, bool], Form] = lambda kind, precision, compiled: Form(kind, 3, 64, precision, compiled)  # noqa: E731
+    for form in (make("folded", "float32", False), make("folded", "float32", True), make("overlap", "float32", False)):
+        with torch.inference_mode():
+            found = one.log_probabilities(form, batch)
+        torch.testing.assert_close(found.exp(), expected.exp(), rtol=0, atol=1e-5)
