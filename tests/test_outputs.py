@@ -1,0 +1,217 @@
+"""Members' outputs: what they refuse, and the store that keeps them between runs."""
+
+import json
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import ensemble
+import zoo
+from ensemble.outputs.store import Contents, Store, StoreError
+
+CLASSES = ("a", "b", "c", "d")
+SPEC = zoo.Spec("cylinder", features=6, context=1, classes=4, options={"width": 8, "depth": 1})
+
+
+def members_of(*seeds: int, precision: str = "float32") -> ensemble.Members:
+    """Members "m<seed>" of one spec."""
+    modules: dict[str, nn.Module] = {f"m{seed}": zoo.build(SPEC, seed=seed).eval() for seed in seeds}
+    specs = dict.fromkeys(modules, SPEC)
+    return ensemble.from_modules(modules, classes=CLASSES, specs=specs, precision=precision)
+
+
+def contents(**other: object) -> Contents:
+    """Of ten frames and two classes."""
+    fields = {"fingerprint": "f", "frames": 10, "classes": ("a", "b"), "precision": "float32", "dtype": "float32"}
+    return Contents(**(fields | other))  # type: ignore[arg-type]
+
+
+def filled(folder: Path, *digests: str) -> Store:
+    """A store with whole rows: row d is full of minus its number."""
+    store = Store(folder, contents(), shard=4)
+    store.add(digests)
+    for number, digest in enumerate(digests):
+        for shard in range(store.shards):
+            start, stop = store.frames(shard)
+            store.put(digest, start, torch.full((stop - start, 2), -float(number)))
+            store.finish([digest], shard)
+    return store
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_outputs_from_a_store_are_those_in_memory(dtype: str, tmp_path: Path, frames: zoo.FrameSet) -> None:
+    """Bit for bit in float32, rounded once in float16; mapped from the file, not read."""
+    members = members_of(0, 1, 2)
+    kept = ensemble.collect(members, frames, cache=tmp_path / "store", dtype=dtype)
+    direct = ensemble.collect(members, frames)
+    assert torch.equal(kept.log_probabilities, direct.log_probabilities.to(kept.log_probabilities.dtype))
+    assert kept.fingerprint == direct.fingerprint
+    assert torch.equal(kept.require_labels(), direct.require_labels())
+
+
+def test_a_store_answers_again_without_running_anything(
+    tmp_path: Path, frames: zoo.FrameSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second time no member runs, whole or in part, in whatever order."""
+    first = ensemble.collect(members_of(0, 1, 2), frames, cache=tmp_path)
+    monkeypatch.setattr(ensemble.Members, "write", None)
+    again = ensemble.collect(members_of(2, 0), frames, cache=tmp_path)
+    assert torch.equal(again.log_probabilities, first.log_probabilities[[2, 0]])
+
+
+def test_a_new_member_costs_only_itself(tmp_path: Path, frames: zoo.FrameSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Members that are in the store do not run again."""
+    ensemble.collect(members_of(0, 1), frames, cache=tmp_path)
+    ran: list[tuple[str, ...]] = []
+    write = ensemble.Members.write
+
+    def spy(members: ensemble.Members, *arguments: object) -> None:
+        ran.append(members.names)
+        write(members, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(ensemble.Members, "write", spy)
+    found = ensemble.collect(members_of(0, 1, 2), frames, cache=tmp_path)
+    assert set(ran) == {("m2",)}
+    assert torch.equal(found.log_probabilities, ensemble.collect(members_of(0, 1, 2), frames).log_probabilities)
+
+
+def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, frames: zoo.FrameSet) -> None:
+    """After kill -9 in the third shard the first two are kept, and the result is whole."""
+    script = textwrap.dedent(
+        f"""
+        import os, signal
+        from test_outputs import *
+        from ensemble.outputs import store
+        store._SHARD = 40
+        store.Store.__init__.__kwdefaults__["shard"] = 40
+        finish = store.Store.finish
+        def dying(self, digests, shard):
+            if shard == 2:
+                os.kill(os.getpid(), signal.SIGKILL)
+            finish(self, digests, shard)
+        store.Store.finish = dying
+        generator = torch.Generator().manual_seed(0)
+        lengths = torch.tensor([0, 100, 38])
+        features = torch.randn(138, 6, generator=generator)
+        frames = zoo.FrameSet(features, None, lengths.cumsum(0), CLASSES)
+        ensemble.collect(members_of(0, 1), frames, cache={str(tmp_path)!r})
+        """
+    )
+    environment = {"PYTHONPATH": f"{Path(__file__).parent}:{Path(zoo.__file__).parents[1]}", "OMP_NUM_THREADS": "1"}
+    died = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
+    assert died.returncode == -signal.SIGKILL, died.stderr
+    described = json.loads((tmp_path / "outputs.json").read_text())
+    assert [member["shards"] for member in described["members"]] == [2, 2]
+
+    generator = torch.Generator().manual_seed(0)
+    same = zoo.FrameSet(torch.randn(138, 6, generator=generator), None, torch.tensor([0, 100, 138]), CLASSES)
+    ran: list[int] = []
+    put = Store.put
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            Store, "put", lambda store, digest, start, rows: (ran.append(start), put(store, digest, start, rows))
+        )
+        found = ensemble.collect(members_of(0, 1), same, cache=tmp_path)
+    assert set(ran) == {80, 120}
+    expected = ensemble.collect(members_of(0, 1), same).log_probabilities
+    torch.testing.assert_close(found.log_probabilities, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        ({"fingerprint": "g"}, "holds outputs with fingerprint f, and g was asked for"),
+        ({"frames": 11}, "frames 10, and 11"),
+        ({"classes": ("b", "a")}, r"classes \('a', 'b'\), and \('b', 'a'\)"),
+        ({"precision": "auto"}, "precision float32, and auto"),
+        ({"dtype": "float16"}, "dtype float32, and float16"),
+    ],
+)
+def test_a_store_of_something_else_is_refused_by_name(other: dict[str, object], words: str, tmp_path: Path) -> None:
+    """The message names the folder, what it holds and what was asked for."""
+    filled(tmp_path / "mine", "x")
+    with pytest.raises(StoreError, match=f"mine .*{words}.* use another folder"):
+        Store(tmp_path / "mine", contents(**other))
+
+
+def test_other_frames_are_refused_by_collect(tmp_path: Path, frames: zoo.FrameSet) -> None:
+    """A folder is about one set of frames."""
+    ensemble.collect(members_of(0), frames, cache=tmp_path / "kept")
+    with pytest.raises(ValueError, match="kept holds outputs with fingerprint"):
+        ensemble.collect(members_of(0), frames.select(torch.tensor([0, 1])), cache=tmp_path / "kept")
+
+
+def test_damage_is_refused(tmp_path: Path) -> None:
+    """Cut-off data, and a description that is no JSON or lacks a field."""
+    store = filled(tmp_path, "x", "y")
+    data, description = tmp_path / "outputs.bin", tmp_path / "outputs.json"
+    data.write_bytes(data.read_bytes()[:-1])
+    with pytest.raises(StoreError, match=r"expected 160 bytes in .*outputs.bin, got 159; remove"):
+        Store(tmp_path, contents())
+    filled(tmp_path / "second", "x")
+    for text in ("{", '{"contents": {}}', "[]"):
+        description.write_text(text)
+        with pytest.raises(StoreError, match=r"outputs.json is damaged .* remove"):
+            Store(tmp_path, contents())
+    assert store.shards == 3
+
+
+def test_rows_are_mapped_or_copied_in_the_order_asked_for(tmp_path: Path) -> None:
+    """Neighbours come as a view of the file; any other order as a copy; what is not whole does not come."""
+    store = filled(tmp_path, "x", "y", "z")
+    assert store.read(["y", "z"])[:, 9, 1].tolist() == [-1, -2]
+    assert store.read(["z", "x"])[:, 0, 0].tolist() == [-2, 0]
+    store.add(["w"])
+    with pytest.raises(StoreError, match=r"no complete outputs of \['w'\]"):
+        store.read(["x", "w"])
+    assert Store(tmp_path, contents()).read(["x", "y"])[:, 0, 0].tolist() == [0, -1]
+
+
+def test_reading_does_not_change_the_file(tmp_path: Path) -> None:
+    """Whatever is done to the tensor stays in memory."""
+    store = filled(tmp_path, "x")
+    store.read(["x"]).fill_(7)
+    assert store.read(["x"]).eq(0).all()
+
+
+def test_an_unknown_type_is_refused(tmp_path: Path) -> None:
+    """Log-probabilities are kept in two types only."""
+    with pytest.raises(ValueError, match="of type float16 or float32, got 'int8'"):
+        Store(tmp_path, contents(dtype="int8"))
+
+
+def test_no_frames_are_no_error(tmp_path: Path) -> None:
+    """An empty tensor goes into a store and comes back."""
+    assert ensemble.collect(members_of(0), torch.zeros(0, 18), cache=tmp_path).shape == (1, 0, 4)
+
+
+def test_outputs_are_checked_when_made() -> None:
+    """Rows that do not sum to one, repeated names and misfitting labels are refused."""
+    make = ensemble.MemberOutputs.from_probabilities
+    with pytest.raises(ValueError, match=r"sum to one from member 'a', got a row with sum 1.2"):
+        make({"a": [[0.6, 0.6]]})
+    with pytest.raises(ValueError, match=r"one shape from all members, got .* from 'a' and .* from 'b'"):
+        make({"a": [[1.0, 0.0]], "b": [[1.0, 0.0, 0.0]]})
+    with pytest.raises(ValueError, match="labels from 0 to 1, got 2 to 2"):
+        make({"a": [[1.0, 0.0]]}, labels=[2])
+    with pytest.raises(ValueError, match=r"labels of shape \(1,\)"):
+        make({"a": [[1.0, 0.0]]}, labels=[0, 1])
+    with pytest.raises(ValueError, match=r"distinct class names, got \['x'\]"):
+        make({"a": [[1.0, 0.0]]}, classes=["x", "x"])
+    with pytest.raises(ValueError, match="at least one member"):
+        make({})
+
+
+def test_blocks_walk_over_all_frames() -> None:
+    """The pieces put together are the probabilities."""
+    p = torch.rand(10, 3).softmax(-1)
+    outputs = ensemble.MemberOutputs.from_probabilities({"a": p, "b": p})
+    pieces = list(outputs.blocks(4))
+    assert [where for where, _ in pieces] == [slice(0, 4), slice(4, 8), slice(8, 10)]
+    torch.testing.assert_close(torch.cat([piece for _, piece in pieces], dim=1), outputs.probabilities)
