@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from ensemble.rules import (
         BayesVote,
         Chain,
+        ClasswiseMean,
         LogPool,
         Rule,
         Stacked,
@@ -77,7 +78,6 @@ if TYPE_CHECKING:
     from ensemble.stack import Stack
     from ensemble.weights import (
         ClasswiseFit,
-        ClasswiseMean,
         CrossFit,
         LogLinearFit,
         SimplexFit,
@@ -197,6 +197,7 @@ def __getattr__(name: str) -> Any:
         case (
             "BayesVote"
             | "Chain"
+            | "ClasswiseMean"
             | "LogPool"
             | "Rule"
             | "Stacked"
@@ -244,7 +245,6 @@ def __getattr__(name: str) -> Any:
             return getattr(significance, name)
         case (
             "ClasswiseFit"
-            | "ClasswiseMean"
             | "CrossFit"
             | "LogLinearFit"
             | "SimplexFit"

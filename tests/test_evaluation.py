@@ -184,7 +184,9 @@ def test_every_fitted_rule_can_be_judged() -> None:
         "classwise": ensemble.fit_class_weights(o).rule(),
         "log": ensemble.LogPool(ensemble.fit_log_linear(o).weights),  # type: ignore[arg-type]
     }
-    assert (ensemble.evaluate(o, rules, parameters=dict.fromkeys(o.members, 1)).rules["parameters"] > 0).all()
+    report = ensemble.evaluate(o, rules, parameters=dict.fromkeys(o.members, 1))
+    assert (report.rules["parameters"] > 0).all()
+    assert report.rules["fitted_here"].tolist() == [True, True, True, False]  # the last was told no fingerprint
 
 
 def test_rules_judged_on_their_fitting_frames_are_marked() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import ensemble
-from ensemble.rules import RULES, BayesVote, Chain, LogPool, Stacked, Temperature
+from ensemble.rules import RULES, BayesVote, Chain, ClasswiseMean, LogPool, Stacked, Temperature
 
 NAMES = ensemble.list_rules()
 KEEPS_THE_ORDER_ONLY = {"majority", "borda"}  # of one member's classes; all others return its very row
@@ -341,6 +341,30 @@ def test_bayes_vote_by_hand() -> None:
     torch.testing.assert_close(rule(p), torch.tensor([[0.27, 0.12]], dtype=torch.float64) / 0.39)
 
 
+def test_classwise_mean_by_hand() -> None:
+    """The common pool says 0, 1, 1; class 0 listens to the first member, class 1 three times more to the second."""
+    p = torch.tensor([[[0.9, 0.1], [0.2, 0.8], [0.4, 0.6]], [[0.4, 0.6], [0.4, 0.6], [0.0, 1.0]]])
+    expected = torch.tensor([[0.9, 0.1], [0.35, 0.65], [0.1, 0.9]])
+    torch.testing.assert_close(ClasswiseMean([1, 1], [[5, 0], [1, 3]])(p), expected)
+    p[1, 0] = torch.nan
+    torch.testing.assert_close(ClasswiseMean([1, 0], [[1, 0], [1, 3]])(p)[0], expected[0])
+
+
+def test_classwise_mean_with_equal_rows_is_the_weighted_mean() -> None:
+    """The same weights for every class leave nothing that depends on the class."""
+    p = said(3, 20, 4)
+    rule = ClasswiseMean([1, 1, 1], [[1, 2, 5]] * 4)
+    torch.testing.assert_close(rule(p), ensemble.WeightedMean([1, 2, 5])(p), rtol=1e-12, atol=0)
+
+
+def test_classwise_weights_must_fit() -> None:
+    """Each class has as many weights as there are members, and each class of the members has a row."""
+    with pytest.raises(ValueError, match=r"row of 2 weights for each class, got rows of \[2, 3\]"):
+        ClasswiseMean([1, 1], [[1, 1], [1, 1, 1]])
+    with pytest.raises(ValueError, match="probabilities of 2 classes, as many as the rule has, got 3"):
+        ClasswiseMean([1, 1], [[1, 1]] * 2)(said(2, 4, 3))
+
+
 def test_stacked_by_hand() -> None:
     """Identity coefficients on one of two members return that member."""
     eye = np.zeros((3, 2, 3))
@@ -358,6 +382,7 @@ def test_tables_of_the_wrong_shape_are_refused() -> None:
 FITTED = [
     ensemble.WeightedMean([1, 3], fingerprint="abc"),
     LogPool([0.5, 0.7]),
+    ClasswiseMean([1, 3], [[1, 0], [2, 6]], fingerprint="abc"),
     Temperature(1.5),
     Chain((Temperature((1.5, 0.5)), ensemble.mean, Temperature(1.1))),
     BayesVote(np.zeros((2, 3, 3)), np.zeros(3)),  # type: ignore[arg-type]

@@ -8,6 +8,7 @@ frozen dataclasses in `fitted`. Nothing is fitted here.
 from ensemble.rules.fitted import (
     BayesVote,
     Chain,
+    ClasswiseMean,
     LogPool,
     Stacked,
     Temperature,
@@ -32,6 +33,7 @@ __all__ = [
     "RULES",
     "BayesVote",
     "Chain",
+    "ClasswiseMean",
     "LogPool",
     "Rule",
     "Stacked",

@@ -70,6 +70,56 @@ def abstentions(probabilities: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
+class ClasswiseMean:
+    """A linear pool whose weights depend on the class that a common linear pool predicts.
+
+    Args:
+        common: M weights, as in `WeightedMean`, of the pool that predicts.
+        weights: C rows of M weights, one for the frames that `common` predicts as that class.
+        fingerprint: of the frames that the weights were fitted on.
+
+    Raises:
+        ValueError: a row is not M weights, or there are not as many rows as classes.
+
+    Example:
+        >>> rule = ClasswiseMean([1, 1], [[1, 0], [0, 1]])  # of two members, each is trusted with one class
+        >>> rule(torch.tensor([[[0.9, 0.1]], [[0.2, 0.8]]]))  # their mean says the first
+        tensor([[0.9000, 0.1000]])
+    """
+
+    common: tuple[float, ...]
+    weights: tuple[tuple[float, ...], ...]
+    fingerprint: str = ""
+
+    def __post_init__(self) -> None:
+        common = WeightedMean(self.common).weights
+        weights = tuple(WeightedMean(row).weights for row in self.weights)
+        sizes = sorted({len(row) for row in weights})
+        if sizes != [len(common)]:
+            msg = f"expected a row of {len(common)} weights for each class, got rows of {sizes}"
+            raise ValueError(msg)
+        object.__setattr__(self, "common", common)
+        object.__setattr__(self, "weights", weights)
+
+    def __call__(self, probabilities: Tensor, /) -> Tensor:
+        """Combine (M, N, C) into (N, C)."""
+        return _called(self._combine, probabilities, len(self.common))
+
+    def _combine(self, probabilities: Tensor) -> Tensor:
+        if probabilities.shape[-1] != len(self.weights):
+            came = probabilities.shape[-1]
+            msg = f"expected probabilities of {len(self.weights)} classes, as many as the rule has, got {came}"
+            raise ValueError(msg)
+        predicted = weighted_sum(probabilities, self.common).argmax(dim=-1)
+        wide = torch.promote_types(probabilities.dtype, torch.float32)
+        own = torch.tensor(self.weights, dtype=wide, device=probabilities.device)[predicted]  # (N, M)
+        total = torch.zeros(probabilities.shape[1:], dtype=wide, device=probabilities.device)
+        for row, weight in zip(probabilities, own.T, strict=True):
+            total += torch.where(weight[:, None] > 0, weight[:, None] * row, 0)  # weight 0 never poisons
+        return total.to(probabilities.dtype)
+
+
+@dataclass(frozen=True)
 class LogPool:
     """The log-linear pool: rows proportional to the product of the members' rows to the power of a weight.
 

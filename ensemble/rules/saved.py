@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, cast
 
-from ensemble.rules.fitted import BayesVote, Chain, LogPool, Stacked, Temperature, WeightedMean
+from ensemble.rules.fitted import BayesVote, Chain, ClasswiseMean, LogPool, Stacked, Temperature, WeightedMean
 from ensemble.rules.table import RULES, Rule, get_rule
 
 _FITTED: Mapping[str, type[Any]] = {
-    kind.__name__: kind for kind in (WeightedMean, LogPool, Temperature, BayesVote, Stacked)
+    kind.__name__: kind for kind in (WeightedMean, ClasswiseMean, LogPool, Temperature, BayesVote, Stacked)
 }
 
 

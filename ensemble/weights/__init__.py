@@ -1,6 +1,6 @@
 """Weights of pools of members, fitted on validation frames, each with a certificate of how good they are."""
 
-from ensemble.weights.classwise import ClasswiseFit, ClasswiseMean, fit_class_weights
+from ensemble.weights.classwise import ClasswiseFit, fit_class_weights
 from ensemble.weights.fit import Objective, WeightFit, fit_weights, true_class_matrix
 from ensemble.weights.loglinear import LogLinearFit, fit_log_linear
 from ensemble.weights.resampling import CrossFit, WeightIntervals, bootstrap_weights, cross_fit
@@ -9,7 +9,6 @@ from ensemble.weights.simplex import SimplexFit, first_equal, fit_simplex_weight
 
 __all__ = [
     "ClasswiseFit",
-    "ClasswiseMean",
     "CrossFit",
     "LogLinearFit",
     "Objective",

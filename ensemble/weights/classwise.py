@@ -7,33 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from ensemble.outputs import MemberOutputs
+from ensemble.rules import ClasswiseMean
 from ensemble.weights.fit import fit_weights, true_class_matrix
 from ensemble.weights.simplex import fit_simplex_weights
 
 Array = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class ClasswiseMean:
-    """A linear pool whose weights depend on the class that the common pool predicts.
-
-    Args:
-        common: M weights, of the pool that predicts.
-        weights: C rows of M weights.
-    """
-
-    common: tuple[float, ...]
-    weights: tuple[tuple[float, ...], ...]
-
-    def __call__(self, probabilities: Tensor, /) -> Tensor:
-        """Combine (M, N, C) into (N, C)."""
-        common = torch.tensor(self.common).to(probabilities)
-        first = torch.einsum("m,mnc->nc", common, probabilities).argmax(dim=-1)
-        own = torch.tensor(self.weights).to(probabilities)[first]  # (N, M)
-        return torch.einsum("nm,mnc->nc", own, probabilities)
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +38,8 @@ class ClasswiseFit:
 
     def rule(self) -> ClasswiseMean:
         """The rule made of these numbers."""
-        return ClasswiseMean(tuple(self.common.tolist()), tuple(map(tuple, self.weights.tolist())))
+        weights = tuple(map(tuple, self.weights.tolist()))
+        return ClasswiseMean(tuple(self.common.tolist()), weights, self.fingerprint)
 
 
 def fit_class_weights(outputs: MemberOutputs, *, strength: float = 500.0) -> ClasswiseFit:
