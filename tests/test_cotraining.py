@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
 
 import ensemble
 import zoo
 from ensemble.cotraining import fastest, measure_together
 from zoo import FrameSet, Recipe, Spec
+from zoo.judging import losses
 
 SPEC = Spec("cylinder", features=6, context=1, classes=4, options={"width": 8, "depth": 2, "dropout": 0.2})
 RECIPE = Recipe(epochs=4, batch_size=28, learning_rate=0.01, mask_features=1)  # 5 steps an epoch, 20 in all
@@ -133,3 +135,23 @@ def test_wrong_numbers_are_refused(frames: FrameSet) -> None:
         ensemble.cotrain(
             SPEC, replace(RECIPE, optimiser="adam_sgd"), frames, frames, seeds=[1, 2], learning_rates=[1e-2, 1e-3]
         )
+
+
+def test_a_member_that_diverges_keeps_its_best_and_the_others_go_on(
+    frames: FrameSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the second epoch on the first member's loss is NaN: its weights are those of its first epoch."""
+    steps = iter(range(100))
+
+    def poisoned(*args: Any) -> Any:
+        found = losses(*args)
+        return found if next(steps) < 5 else found * torch.tensor([[float("nan")], [1.0]])
+
+    one, other = ensemble.cotrain(SPEC, replace(RECIPE, epochs=1), frames, frames, seeds=[3, 5], together=2)
+    monkeypatch.setattr("zoo.training.steps.losses", poisoned)
+    found = ensemble.cotrain(
+        SPEC, replace(RECIPE, epochs=3), frames, frames, seeds=[3, 5], together=2, directory=tmp_path
+    )
+    assert found[0].digest == one.digest
+    assert found[1].digest != other.digest
+    assert {path.name for path in tmp_path.glob("members-000/epoch-0003*")} == {"epoch-0003-001.safetensors"}

@@ -276,7 +276,7 @@ class _Run:
     def present(self, accuracy: Tensor, loss: Tensor) -> dict[str, Checkpoint]:
         """A checkpoint of each finite member as it is judged now, by the ending of its file."""
         M = self.group.members
-        finite = [m for m in range(M) if loss[m].isfinite()]
+        finite = (loss.isfinite() & self.largest().isfinite()).nonzero().flatten().tolist()
         return {"" if M == 1 else f"-{m:03}": self.checkpoint(m, self.live, accuracy[m], loss[m]) for m in finite}
 
     def checkpoint(
