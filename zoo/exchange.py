@@ -274,5 +274,8 @@ tags: [frame-classification, ensemble]
 
 
 def _metrics(entry: Entry) -> str:
-    rows = [f"| {name} | {metric['value']:.4g} {metric.get('unit', '')} |" for name, metric in entry.metrics.items()]
+    rows = [
+        f"| {name} | {metric['value']:.4g} {metric.get('unit', '')}".rstrip() + " |"
+        for name, metric in entry.metrics.items()
+    ]
     return "\n".join(["| metric | value |", "|---|---|", *rows]) if rows else "None were recorded."

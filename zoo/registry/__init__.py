@@ -219,15 +219,14 @@ class Registry:
         def change(document: Document) -> Document:
             if not self.blobs.path(parcel.sha256).exists():  # garbage collection came between
                 self.blobs.put(parcel.data)
-            return changes.add_version(document, name, parcel.id, parcel.fields, mend=True)
+            new = changes.add_version(document, name, parcel.id, parcel.fields)
+            if new is document and self._damaged(entries.resolve(document, reference)):
+                return changes.point_to_blob(document, name, parcel.id, parcel.fields)
+            return new
 
-        present = self._present()
-        if changes.add_version(present, name, parcel.id, parcel.fields) is present:
-            entry = entries.resolve(present, f"{name}@{parcel.id}")
-            if not upkeep.problem_of(self.blobs, entry, fast=False, probe=False):
-                return entry
+        reference = f"{name}@{parcel.id}"
         self.blobs.put(parcel.data)
-        return entries.resolve(self._commit(change, create=True), f"{name}@{parcel.id}")
+        return entries.resolve(self._commit(change, create=True), reference)
 
     def register_ensemble(self, name: str, ensemble: Any, *, note: str = "", tags: Iterable[str] = ()) -> EnsembleEntry:
         """Keep an ensemble: its members by id, its rule and numbers.
@@ -378,11 +377,8 @@ class Registry:
         document = self._commit(lambda document: _all(document, [change for _, change in found]), create=True)
         return [entries.resolve(document, f"{name}@{version}") for (name, version), _ in found]
 
-    def _present(self) -> Document:
-        """The content now; empty where there is no file yet."""
-        if self._pending is None and not self.path.exists():
-            return Document()
-        return self.document()
+    def _damaged(self, entry: Entry) -> bool:
+        return upkeep.problem_of(self.blobs, entry, fast=False, probe=False) is not None
 
     def _commit(self, change: changes.Change, *, create: bool) -> Document:
         """The content after the change, which a transaction makes later."""

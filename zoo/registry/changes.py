@@ -17,15 +17,8 @@ Change = Callable[[Document], Document]
 _MOST_REMEMBERED = 10
 
 
-def add_version(document: Document, name: str, id: str, fields: Mapping[str, Any], *, mend: bool = False) -> Document:
+def add_version(document: Document, name: str, id: str, fields: Mapping[str, Any]) -> Document:
     """With a new version, numbered next; the same content again changes nothing.
-
-    Args:
-        document: what there is.
-        name: of the model.
-        id: of the version.
-        fields: its line, without the number.
-        mend: where the content is there already, let its line point to this blob.
 
     Raises:
         RegistryError: NAME, NAME_COLLISION; CLASSES where the same weights are there with other class names.
@@ -38,11 +31,16 @@ def add_version(document: Document, name: str, id: str, fields: Mapping[str, Any
         if there["classes"] != fields["classes"]:
             msg = f"{name!r} has these weights already, with the classes {there['classes']}, got {fields['classes']}"
             raise RegistryError("CLASSES", msg)
-        blob = {key: fields[key] for key in ("blob", "bytes")} if mend else {}
-        return change_version(document, Entry(name, id, there), blob)
+        return document
     number = 1 + last_number(model)
     versions = {**model["versions"], id: {"n": number, **fields}}
-    return replace(document, models={**document.models, name: {"versions": versions}})
+    return document.with_model(name, {"versions": versions})
+
+
+def point_to_blob(document: Document, name: str, id: str, fields: Mapping[str, Any]) -> Document:
+    """With a version of the same content in another blob, whose fields those are."""
+    blob = {key: fields[key] for key in ("blob", "bytes")}
+    return change_version(document, resolve(document, f"{name}@{id}"), blob)
 
 
 def change_version(document: Document, entry: Entry, fields: Mapping[str, Any]) -> Document:
@@ -57,7 +55,7 @@ def change_version(document: Document, entry: Entry, fields: Mapping[str, Any]) 
         return document
     model = document.models[entry.name]
     versions = {**model["versions"], entry.id: merged}
-    return replace(document, models={**document.models, entry.name: {**model, "versions": versions}})
+    return document.with_model(entry.name, {**model, "versions": versions})
 
 
 def remove(document: Document, reference: str, *, force: bool) -> Document:
@@ -191,11 +189,10 @@ def _without_lost_aliases(document: Document) -> Document:
 
 def _check_free(document: Document, name: str) -> None:
     check_name(name)
-    for section in (document.models, document.ensembles, document.aliases):
-        for other in section:
-            if other.casefold() == name.casefold():
-                msg = f"the name {name!r} is taken by {other!r}; models, ensembles and aliases share one name space"
-                raise RegistryError("NAME_COLLISION", msg)
+    other = document.folded.get(name.casefold())
+    if other is not None:
+        msg = f"the name {name!r} is taken by {other!r}; models, ensembles and aliases share one name space"
+        raise RegistryError("NAME_COLLISION", msg)
 
 
 def last_number(model: Mapping[str, Any]) -> int:

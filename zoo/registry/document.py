@@ -31,8 +31,8 @@ import hashlib
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import lru_cache
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
 from typing import Any
 
 from zoo.canonical import TextError, canonical, parse_strictly
@@ -96,6 +96,18 @@ class Document:
     aliases: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     extensions: Mapping[str, Any] = field(default_factory=dict)
 
+    @cached_property
+    def folded(self) -> Mapping[str, str]:
+        """Every name without its capitals -> the name: models, ensembles and aliases share one name space."""
+        return {name.casefold(): name for section in (self.models, self.ensembles, self.aliases) for name in section}
+
+    def with_model(self, name: str, model: Mapping[str, Any]) -> Document:
+        """With a model added or replaced."""
+        changed = replace(self, models={**self.models, name: model})
+        folded = self.folded if name in self.models else {**self.folded, name.casefold(): name}
+        changed.__dict__["folded"] = folded  # a batch of a thousand would count the names a thousand times
+        return changed
+
     def versions(self) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
         """Name, id and fields of every version."""
         for name, model in self.models.items():
@@ -120,15 +132,15 @@ def parse(raw: bytes, known: Document | None = None) -> Document:
     with _uncollected():
         document = frame(raw, known)
         check_versions(document.models)
-    return document
+        return document
 
 
 def frame(raw: bytes, known: Document | None = None) -> Document:
     """As `parse`, but versions that stand on a line of their own are checked when they are first used."""
-    text = _decoded(raw)
-    table = _table(text, {} if known is None else _lines(known))
-    check_top(table, _FORMAT, SCHEMA)
-    check_sections(table)
+    with _uncollected():
+        table = _table(_decoded(raw), {} if known is None else _lines(known))
+        check_top(table, _FORMAT, SCHEMA)
+        check_sections(table)
     extensions = {key: value for key, value in table.items() if key.startswith("x-")}
     return Document(table["models"], table["ensembles"], table["aliases"], extensions)
 

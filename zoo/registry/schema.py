@@ -168,14 +168,12 @@ def _check_fields(what: str, fields: Any, needed: Mapping[str, type], more: Mapp
     if not needed.keys() <= fields.keys():
         missing = [key for key in needed if key not in fields]
         _refuse("MISSING_KEY", f"expected {list(needed)} in {what}, {missing} are missing")
-    for key, value in fields.items():
-        kind = needed.get(key) or more.get(key)
-        if kind is None:
-            if key.startswith("x-"):
-                continue
-            _refuse("UNKNOWN_KEY", f"expected {[*needed, *more]} in {what}, got {key[:60]!r}")
-        if type(value) is not kind:
-            _refuse("FIELD_TYPE", f"expected {key!r} of {what} as {kind.__name__}, got {str(value)[:60]}")
+    kinds = {**needed, **more}
+    wrong = [key for key, value in fields.items() if kinds.get(key) is not type(value) and not key.startswith("x-")]
+    for key in wrong:
+        if key not in kinds:
+            _refuse("UNKNOWN_KEY", f"expected {list(kinds)} in {what}, got {key[:60]!r}")
+        _refuse("FIELD_TYPE", f"expected {key!r} of {what} as {kinds[key].__name__}, got {str(fields[key])[:60]}")
 
 
 def _check_strings(what: str, key: str, values: list[Any]) -> None:

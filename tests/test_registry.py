@@ -1,0 +1,269 @@
+"""The registry's data model: names, versions, references, aliases, ensembles, transactions."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import zoo
+from zoo import CheckpointError, RegistryError
+
+SPEC = zoo.Spec("cylinder", features=2, context=1, classes=2, options={"width": 4, "depth": 1})
+CLASSES = ("no", "yes")
+
+
+def model(seed: int = 0) -> torch.nn.Module:
+    """A small one."""
+    return zoo.build(SPEC, seed=seed)
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> zoo.Registry:
+    """Two versions of `a`, one of `b`."""
+    registry = zoo.Registry(tmp_path / "registry.json")
+    for name, seed in (("a", 0), ("a", 1), ("b", 2)):
+        registry.register(name, model(seed), spec=SPEC, classes=CLASSES, metrics={"valid/accuracy": 0.5 + seed / 10})
+    return registry
+
+
+def test_a_missing_registry_says_how_to_make_one(tmp_path, monkeypatch):
+    """Reading makes nothing; the environment and the working folder are the places looked at."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RegistryError, match="zoo register"):
+        zoo.Registry().list()
+    monkeypatch.setenv("ZOO_REGISTRY", str(tmp_path / "other.json"))
+    assert zoo.Registry().path == tmp_path / "other.json"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_was_registered_is_loaded_bit_by_bit(registry):
+    """The model answers as the one that was registered, in eval mode."""
+    x = torch.randn(3, 6)
+    loaded = registry.load("a@2")
+    assert not loaded.training
+    assert torch.equal(loaded(x), model(1).eval()(x))
+    entry = registry.get("a@2")
+    assert (entry.spec, entry.classes, entry.parameters) == (SPEC, CLASSES, zoo.count_parameters(SPEC))
+
+
+def test_references_point_to_versions(registry):
+    """A name is its newest version; numbers, ids and name@id are exact."""
+    second = registry.get("a@2")
+    assert registry.get("a") == registry.get(f"a@{second.id}") == registry.get(second.id) == second
+    for reference, message in (("a@9", "it has 1, 2"), ("aa", "did you mean 'a'|expected one of"), ("a@x", "NAME@ID")):
+        with pytest.raises(RegistryError, match=message):
+            registry.get(reference)
+
+
+def test_the_same_content_again_is_the_same_version(registry):
+    """Nothing is written, whatever else is said about it."""
+    before = registry.path.read_bytes()
+    again = registry.register("a", model(0), spec=SPEC, classes=CLASSES, note="again")
+    assert again.reference == "a@1"
+    assert registry.path.read_bytes() == before
+    with pytest.raises(RegistryError, match="has these weights already, with the classes"):
+        registry.register("a", model(0), spec=SPEC, classes=("yes", "no"))
+
+
+def test_numbers_are_never_used_again(registry):
+    """Also when all versions of a model were removed."""
+    registry.remove("a@2")
+    assert registry.register("a", model(3), spec=SPEC, classes=CLASSES).number == 3
+    registry.remove("a@*")
+    assert registry.list() == ["b"]
+    assert registry.register("a", model(4), spec=SPEC, classes=CLASSES).number == 4
+
+
+def test_names_differ_by_more_than_capitals_and_are_shared(registry):
+    """Models, ensembles and aliases have one name space."""
+    registry.alias("best", "a@1")
+    registry.register_ensemble("both", {"members": ["a", "b"], "rule": {"rule": "mean"}})
+    for taken in ("A", "Best", "both"):
+        with pytest.raises(RegistryError, match="is taken by"):
+            registry.register(taken, model(9), spec=SPEC, classes=CLASSES)
+    with pytest.raises(RegistryError, match="is taken by 'a'"):
+        registry.alias("a", "b")
+
+
+def test_an_alias_remembers_and_can_demand(registry):
+    """It goes back step by step, and moves only from where it is expected."""
+    registry.alias("best", "a@1", expect="")
+    registry.alias("best", "a@2", expect="a@1")
+    with pytest.raises(RegistryError, match="expected the alias 'best' to point to 'a@1', it points to 'a@2'"):
+        registry.alias("best", "b", expect="a@1")
+    registry.alias("best", "b")
+    registry.alias_back("best")
+    assert registry.get("best").reference == "a@2"
+    registry.alias_back("best")
+    assert registry.aliases() == {"best": "a@1"}
+    with pytest.raises(RegistryError, match="remembers nothing"):
+        registry.alias_back("best")
+
+
+def test_what_is_held_is_removed_by_force_only(registry):
+    """The refusal and the forced removal both tell who held it."""
+    registry.register_ensemble("both", {"members": ["a@1", "b"], "rule": {"rule": "mean"}})
+    registry.alias("best", "a@1")
+    with pytest.raises(RegistryError, match="held by the ensemble 'both', the alias 'best'"):
+        registry.remove("a@1")
+    assert registry.remove("a@1", force=True) == ["the ensemble 'both'", "the alias 'best'"]
+    assert (registry.list_ensembles(), registry.aliases(), registry.get("a").number) == ([], {}, 2)
+
+
+def test_an_ensemble_names_its_members_by_id(registry):
+    """References are resolved when it is registered: a newer version does not change it."""
+    data = {"members": ["a", "b@1"], "rule": {"rule": "WeightedMean", "weights": [0.25, 0.75]}, "fitted_on": "f" * 64}
+    made = registry.register_ensemble("both", {**data, "weights": [0.25, 0.75], "temperatures": [1, 2]})
+    registry.register("a", model(8), spec=SPEC, classes=CLASSES)
+    again = registry.get_ensemble("both")
+    assert again == made
+    assert [registry.get(member).reference for member in again.members] == ["a@2", "b@1"]
+    assert (again.weights, again.temperatures, again.classes) == ((0.25, 0.75), (1.0, 2.0), CLASSES)
+    with pytest.raises(RegistryError, match="another ensemble"):
+        registry.register_ensemble("both", {**data, "members": ["b"]})
+
+
+def test_members_of_an_ensemble_have_the_same_classes(registry):
+    """In the same order, since columns are combined."""
+    registry.register("c", model(5), spec=SPEC, classes=("yes", "no"))
+    with pytest.raises(RegistryError, match="expected members of 'odd' with the classes"):
+        registry.register_ensemble("odd", {"members": ["a", "c"], "rule": {"rule": "mean"}})
+
+
+def test_a_transaction_commits_once_or_not_at_all(registry):
+    """Inside it the new names are seen; after an error they are gone."""
+    before = registry.path.read_bytes()
+
+    def interrupted() -> None:
+        with registry.transaction():
+            registry.register("c", model(5), spec=SPEC, classes=CLASSES)
+            assert registry.list() == ["a", "b", "c"]
+            raise RuntimeError("interrupted")
+
+    with pytest.raises(RuntimeError, match="interrupted"):
+        interrupted()
+    assert registry.path.read_bytes() == before
+    with registry.transaction():
+        registry.register("c", model(5), spec=SPEC, classes=CLASSES)
+        registry.alias("best", "c")
+        assert registry.path.read_bytes() == before
+    assert registry.get("best").name == "c"
+
+
+def test_a_foreign_file_is_checked_and_written_anew(registry, tmp_path):
+    """Its bytes never enter the store; its weights do."""
+    path = tmp_path / "foreign.safetensors"
+    save_file(model(6).state_dict(), path, {"a": "1", "b": "2"})
+    entry = registry.register("c", path, spec=SPEC, classes=CLASSES)
+    assert entry.kind == "imported"
+    assert registry.blobs.path(entry.sha256).read_bytes() != path.read_bytes()
+    x = torch.randn(2, 6)
+    assert torch.equal(registry.load("c")(x), model(6).eval()(x))
+    with pytest.raises(RegistryError, match="expected a spec and class names"):
+        registry.register("d", path)
+    path.write_bytes(b"\x80\x02}q\x00." + bytes(40))
+    with pytest.raises(CheckpointError, match="looks like a pickle"):
+        registry.register("d", path, spec=SPEC, classes=CLASSES)
+
+
+def test_weights_that_are_not_finite_are_not_registered(registry):
+    """Nothing is written, not even a blob."""
+    bad = model()
+    bad.state_dict()["1.bias"].fill_(float("nan"))
+    before = sorted(registry.path.parent.rglob("*"))
+    with pytest.raises(CheckpointError, match="NaN or infinity"):
+        registry.register("c", bad, spec=SPEC, classes=CLASSES)
+    assert sorted(registry.path.parent.rglob("*")) == before
+
+
+def test_an_unknown_architecture_in_the_file_is_looked_up_and_nothing_else(registry):
+    """Listing works; loading says that the table does not have it."""
+    text = registry.path.read_text().replace('"architecture":"cylinder"', '"architecture":"os.system"')
+    registry.path.write_text(text)
+    assert registry.list() == ["a", "b"]
+    with pytest.raises(RegistryError, match="unknown architecture"):
+        _ = registry.get("a").spec
+    with pytest.raises(RegistryError, match="unknown architecture"):
+        registry.load("a")
+
+
+def test_the_table_has_a_column_per_metric(registry):
+    """Name, number, id, architecture, parameters, metrics, created."""
+    registry.annotate("b", metrics={"valid/loss": {"value": 1.5, "unit": "nats"}}, note="n", tags=["t", "s"])
+    table = registry.table("*", exclude="none*")
+    head = ["name", "number", "id", "architecture", "parameters"]
+    assert list(table.columns) == [*head, "valid/accuracy", "valid/loss", "created"]
+    assert table["valid/loss"].isna().tolist() == [True, True, False]
+    assert registry.get("b").tags == ("s", "t")
+
+
+def test_two_versions_are_compared(registry):
+    """Spec, metrics and each tensor that moved; a version is equal to itself."""
+    found = registry.diff("a@1", "a@2")
+    assert found["metrics"] == {"valid/accuracy": [0.5, 0.6, pytest.approx(0.1)]}
+    assert {"1.weight", "1.bias"} <= {row["name"] for row in found["tensors"]}
+    assert all(row["largest"] > 0 for row in found["tensors"])
+    same = registry.diff("a@1", "a@1")
+    assert not any(same[part] for part in ("about", "spec", "recipe", "classes", "metrics", "tensors"))
+
+
+def test_metrics_are_measured_again_on_their_own_frames(registry, frames):
+    """A recorded number that is not reproduced is found; other frames' numbers are left alone."""
+    spec = zoo.Spec("cylinder", features=6, context=1, classes=4, options={"width": 4, "depth": 1})
+    net = zoo.build(spec, seed=0).eval()
+    x = zoo.windows(frames, torch.arange(len(frames)), 1)
+    accuracy = float((net(x).argmax(1) == frames.labels).float().mean())
+    metrics = {"valid/accuracy": {"value": accuracy, "frames": frames.fingerprint}, "test/accuracy": 0.9}
+    registry.register("c", net, spec=spec, classes=frames.classes, metrics=metrics)
+    (row,) = registry.measure("c", frames)
+    assert row["agrees"] is True
+    registry.annotate("c", metrics={"valid/accuracy": {"value": accuracy - 0.1, "frames": frames.fingerprint}})
+    assert registry.measure("c", frames)[0]["agrees"] is False
+
+
+def test_verify_finds_code_that_computes_otherwise(registry):
+    """The bytes are right; what was recorded at registration is not reproduced."""
+    text = registry.path.read_text()
+    start = text.index('"values":[') + len('"values":[')
+    end = text.index(",", start)
+    text = text[:start] + "99.5" + text[end:]
+    at = text.rindex('"digest":"', 0, start) + len('"digest":"')
+    registry.path.write_text(text[:at] + "0" * 16 + text[at + 16 :])
+    assert registry.verify() == []
+    assert [problem.reason for problem in registry.verify(probe=True)] == ["PROBE"]
+
+
+def test_listing_does_not_import_torch(registry):
+    """Names, entries and resolving need neither torch nor the blobs."""
+    code = (
+        "import sys, zoo; r = zoo.Registry(sys.argv[1]); print(r.list(), r.get('a').parameters, 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(registry.path)], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "['a', 'b'] 42 False"
+
+
+def test_no_code_is_taken_from_data():
+    """Nothing unpickles, evaluates or imports by name, and the file holds no path."""
+    for package in ("zoo", "ensemble"):
+        for path in Path(zoo.__path__[0]).parent.joinpath(package).rglob("*.py"):
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+            modules = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+            modules |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+            loads = [n for n in ast.walk(tree) if isinstance(n, ast.Attribute) and ast.unparse(n) == "torch.load"]
+            assert not names & {"eval", "exec", "__import__"}, path
+            assert not modules & {"pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib", "importlib"}, path
+            assert not loads, path
+
+
+def test_the_file_holds_no_path(registry):
+    """Blobs are found by their hash beside the file: the folder may be moved."""
+    assert str(registry.path.parent) not in registry.path.read_text()
+    moved = registry.path.parent.rename(registry.path.parent.with_name("moved"))
+    assert zoo.Registry(moved / "registry.json").verify() == []

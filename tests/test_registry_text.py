@@ -1,0 +1,241 @@
+"""The text of a registry and the names in it: strict in, canonical out."""
+
+from __future__ import annotations
+
+import base64
+import json
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from zoo.canonical import canonical, parse_strictly
+from zoo.registry import RegistryError, check_digest, check_name, parse
+from zoo.registry.changes import add_version
+from zoo.registry.document import Document, frame, write
+from zoo.registry.references import Reference, parse_reference
+
+CORPUS = Path(__file__).parents[2] / "shared" / "corpus" / "registry.json"
+CASES = json.loads(CORPUS.read_text()) if CORPUS.exists() else {"names": [], "digests": [], "registry_texts": []}
+EMPTY = {"format": "zoo-registry", "schema": 1, "models": {}, "ensembles": {}, "aliases": {}}
+VERSION = {
+    "n": 1,
+    "spec": {"architecture": "mlp"},
+    "classes": ["a", "b"],
+    "blob": "sha256:" + "0" * 64,
+    "bytes": 10,
+    "parameters": 3,
+    "created": "2026-01-31T12:00:00Z",
+}
+ID = "0123456789ab"
+TIME = VERSION["created"]
+
+
+def verdict(check, value) -> str:
+    """OK, or the reason of the typed error; any other error goes on."""
+    try:
+        check(value)
+    except RegistryError as error:
+        return error.reason
+    return "OK"
+
+
+needs_corpus = pytest.mark.skipif(not CASES["names"], reason="the collection of inputs is not here")
+
+
+@needs_corpus
+@pytest.mark.parametrize("case", CASES["names"], ids=lambda case: case["why"])
+def test_each_name_of_the_collection_gets_its_verdict(case):
+    """What may name a model on one system may name it on all."""
+    assert verdict(check_name, case["input"]) == case["required"]
+
+
+@needs_corpus
+@pytest.mark.parametrize("case", CASES["digests"], ids=lambda case: case["why"])
+def test_each_digest_of_the_collection_gets_its_verdict(case):
+    """One algorithm, one spelling."""
+    assert verdict(check_digest, case["input"]) == case["required"]
+
+
+@needs_corpus
+@pytest.mark.parametrize("case", CASES["registry_texts"], ids=lambda case: case["case"])
+def test_each_text_of_the_collection_gets_its_verdict(case):
+    """Within a second."""
+    raw = base64.b64decode(case["b64"]) if case["text"] is None else case["text"].encode()
+    started = time.process_time()
+    assert verdict(parse, raw) == case["required"]
+    assert time.process_time() - started < 1
+
+
+def text(**changed: object) -> bytes:
+    """An empty registry with some keys changed, or left out where None."""
+    return json.dumps({key: value for key, value in (EMPTY | changed).items() if value is not None}).encode()
+
+
+def with_version(**changed: object) -> bytes:
+    """A registry of one version with some fields changed, or left out where None."""
+    fields = {key: value for key, value in (VERSION | changed).items() if value is not None}
+    return text(models={"m": {"versions": {ID: fields}}})
+
+
+ENSEMBLE = {"members": [ID], "rule": {"rule": "mean"}, "classes": ["a", "b"], "created": TIME}
+MODELS = {"m": {"versions": {ID: VERSION}}}
+TEXTS = {
+    "empty file": (b"", "REGISTRY_JSON"),
+    "zeros": (bytes(4096), "REGISTRY_ENCODING"),
+    "torn": (text()[:-7], "REGISTRY_JSON"),
+    "torn and filled with zeros": (text()[:-7] + bytes(7), "CONTROL_CHARACTER REGISTRY_JSON"),
+    "conflict markers": (b"{\n<<<<<<< HEAD\n" + text() + b"\n=======\n>>>>>>> branch\n", "REGISTRY_JSON"),
+    "latin-1": (text(**{"x-a": "e"}).replace(b'"e"', b'"\xe9"'), "REGISTRY_ENCODING"),
+    "UTF-32": (text().decode().encode("utf-32-le"), "REGISTRY_ENCODING"),
+    "a list": (b"[]", "NOT_A_REGISTRY"),
+    "null": (b"null", "NOT_A_REGISTRY"),
+    "no format": (text(format=None), "NOT_A_REGISTRY"),
+    "no schema": (text(schema=None), "SCHEMA_TYPE"),
+    "schema as text": (text(schema="1"), "SCHEMA_TYPE"),
+    "schema zero": (text(schema=0), "SCHEMA_TYPE"),
+    "infinity": (b'{"a":-Infinity}', "NUMBER_RANGE"),
+    "nested 100,000 deep": (b"[" * 100_000 + b"]" * 100_000, "REGISTRY_DEPTH"),
+    "nested in an extension": (text(**{"x-a": 0}).replace(b": 0", b":" + b"[" * 500 + b"]" * 500), "REGISTRY_DEPTH"),
+    "half a surrogate": (text(**{"x-a": "\ud800"}), "REGISTRY_ENCODING"),
+    "a whole surrogate pair": (text(**{"x-a": "\U0001f600"}), "OK"),
+    "escape sequence": (text(**{"x-a": "\x1b[31m"}), "CONTROL_CHARACTER"),
+    "text from right to left": (text(**{"x-a": "\u202e"}), "CONTROL_CHARACTER"),
+    "raw text from right to left": ('{"x-a":"\u202e"}'.encode(), "CONTROL_CHARACTER"),
+    "line break and tab": (text(**{"x-a": "a\n\tb"}), "OK"),
+    "backslash before u": (text(**{"x-a": "\\u0000 \\\\"}), "OK"),
+    "unknown key": (text(paths={}), "UNKNOWN_KEY"),
+    "missing section": (text(aliases=None), "MISSING_KEY"),
+    "models as a list": (text(models=[]), "FIELD_TYPE"),
+    "name that cannot be": (text(models={"../m": {"versions": {}}}), "NAME"),
+    "name twice but for capitals": (text(models={"m": {"versions": {}}, "M": {"versions": {}}}), "NAME_COLLISION"),
+    "ensemble named as a model": (text(models=MODELS, ensembles={"m": ENSEMBLE}), "NAME_COLLISION"),
+    "model without versions": (text(models={"m": {"versions": {}}}), "OK"),
+    "model that is null": (text(models={"m": None}), "FIELD_TYPE"),
+    "a version": (with_version(), "OK"),
+    "id that cannot be": (text(models={"m": {"versions": {"x": VERSION}}}), "ID"),
+    "version with a path": (with_version(path="/tmp/x"), "UNKNOWN_KEY"),
+    "version without a spec": (with_version(spec=None), "MISSING_KEY"),
+    "version number as text": (with_version(n="1"), "FIELD_TYPE"),
+    "version number zero": (with_version(n=0), "VERSION_NUMBER"),
+    "version number true": (with_version(n=True), "FIELD_TYPE"),
+    "two versions of one number": (
+        text(models={"m": {"versions": {ID: VERSION, "ba9876543210": VERSION}}}),
+        "VERSION_NUMBER",
+    ),
+    "blob that is a path": (with_version(blob="sha256:../" + "0" * 61), "DIGEST"),
+    "metric that is text": (with_version(metrics={"a": {"value": "high"}}), "FIELD_TYPE"),
+    "alias of nothing": (text(aliases={"best": {"model": "m", "version": 1}}), "DANGLING"),
+    "alias of something": (text(models=MODELS, aliases={"best": {"model": "m", "version": 1}}), "OK"),
+    "ensemble of nothing": (text(ensembles={"e": ENSEMBLE}), "DANGLING"),
+    "ensemble of something": (text(models=MODELS, ensembles={"e": ENSEMBLE}), "OK"),
+    "ensemble of one member twice": (
+        text(models=MODELS, ensembles={"e": ENSEMBLE | {"members": [ID, ID]}}),
+        "FIELD_TYPE",
+    ),
+    "ensemble with weights of others": (
+        text(models=MODELS, ensembles={"e": ENSEMBLE | {"weights": [1, 2]}}),
+        "FIELD_TYPE",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_texts_get_their_verdict(name):
+    """Refused for the right reason, or read."""
+    raw, verdicts = TEXTS[name]
+    assert verdict(parse, raw) in verdicts.split()
+
+
+@pytest.mark.parametrize("name", [name for name, (_, verdicts) in TEXTS.items() if "OK" not in verdicts])
+def test_a_refused_text_is_never_written_over(name, tmp_path):
+    """A change of a registry that does not parse leaves its bytes alone."""
+    from zoo.registry import Registry
+
+    path = tmp_path / "registry.json"
+    path.write_bytes(TEXTS[name][0])
+    with pytest.raises(RegistryError, match=r"\["):
+        Registry(path).alias("best", "m")
+    assert path.read_bytes() == TEXTS[name][0]
+
+
+def test_a_version_s_line_is_refused_when_it_is_used():
+    """Of a large file only the frame is read at once; what a damaged line says never comes out."""
+    good = write(parse(with_version()))
+    document = frame(good.replace(b'"bytes":10', b'"bytes":1e999'))
+    with pytest.raises(RegistryError, match="finite numbers"):
+        document.models["m"]["versions"][ID]["bytes"]
+    with pytest.raises(RegistryError, match="finite numbers"):
+        parse(good.replace(b'"bytes":10', b'"bytes":1e999'))
+
+
+plain = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**63 - 1)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=12,
+)
+names = st.from_regex(r"[a-z0-9]([a-z0-9._-]{0,12}[a-z0-9])?", fullmatch=True).filter(
+    lambda n: verdict(check_name, n) == "OK"
+)
+words = st.text(st.characters(categories=["L", "N", "P", "Zs"]), max_size=8)
+
+
+@given(plain)
+def test_json_there_and_back_is_the_same(value):
+    """One text per value, and that text gives the value."""
+    assert parse_strictly(canonical(value)) == value
+    assert canonical(parse_strictly(canonical(value))) == canonical(value)
+
+
+@given(
+    st.lists(names, unique_by=str.casefold, max_size=6),
+    words,
+    st.dictionaries(words.map("x-{}".format), words, max_size=2),
+)
+@settings(deadline=None)
+def test_a_document_there_and_back_is_the_same(chosen, note, extensions):
+    """Reading what was written gives the document; writing it again gives the bytes."""
+    document = Document(extensions=extensions)
+    for index, name in enumerate(chosen):
+        fields = {key: value for key, value in VERSION.items() if key != "n"}
+        document = add_version(document, name, f"{index:012x}", {**fields, "note": note})
+    raw = write(document)
+    again = parse(raw)
+    assert again == document
+    assert write(again) == raw == write(parse(raw, known=again))
+    assert raw.decode("utf-8").splitlines()[-1] == "}"
+    assert raw.endswith(b"\n")
+
+
+def test_every_layout_of_one_content_is_written_alike():
+    """Somebody's editor may fold the lines; the next change unfolds them. Extensions keep their order."""
+    folded = json.dumps(json.loads(with_version(note="é")) | {"x-lab": {"b": 1, "a": [1.5]}}, indent=3)
+    raw = write(parse(folded.encode()))
+    assert b'"x-lab":{"b":1,"a":[1.5]}' in raw
+    assert write(parse(raw.replace(b"\n", b"\r\n"))) == raw
+    assert sum(b'"note":' in line for line in raw.split(b"\n")) == 1
+
+
+@given(st.text(max_size=100))
+@example("v1")
+@example("com5.x")
+@example("NONE")
+def test_a_name_that_passes_is_safe_everywhere(name):
+    """It is its own reference, its own file name, and ASCII."""
+    if verdict(check_name, name) == "OK":
+        assert name.isascii()
+        assert Path(name).name == name
+        assert parse_reference(name) == Reference(name)
+
+
+@given(names, st.integers(1, 999_999_999))
+def test_references_come_apart_as_they_were_put_together(name, number):
+    """Name and number, or name and id."""
+    assert parse_reference(f"{name}@{number}") in (Reference(name, number=number), Reference(name, id=str(number)))
+    assert parse_reference(f"{name}@{ID}") == Reference(name, id=ID)
