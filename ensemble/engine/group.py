@@ -53,9 +53,17 @@ class Group:
         self._modules, self.stack, self.features = modules, stack, features
         self.members, self.size, self.device = members, size, device
         self.precision, self.forced, self.why = precision, forced, why
-        self.dense, self.not_dense = _folded(stack)
         self.plans: dict[tuple[int, bool], Plan] = {}
         self._parts: dict[tuple[str, int, str], list[forms.Part]] = {}
+
+    @cached_property
+    def dense(self) -> Dense | None:
+        """The members folded; None where they are of another form."""
+        try:
+            return None if self.stack is None else dense(self.stack)
+        except NotDenseError as error:
+            self.why = f"not folded: {error}"
+            return None
 
     @cached_property
     def modules(self) -> list[nn.Module]:
@@ -198,15 +206,6 @@ class Group:
         """Let go of the weights of forms that no plan takes."""
         taken = {(p.form.kind, p.form.together, p.form.precision) for p in self.plans.values()}
         self._parts = {key: parts for key, parts in self._parts.items() if key in taken}
-
-
-def _folded(stack: Stack | None) -> tuple[Dense | None, str]:
-    if stack is None:
-        return None, ""
-    try:
-        return dense(stack), ""
-    except NotDenseError as error:
-        return None, str(error)
 
 
 def _bucket(frames: int) -> int:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +12,8 @@ from torch import Tensor, nn
 import zoo
 from ensemble.members.roster import Member, Members, usable_device
 from ensemble.stack import Stack
+
+_READERS = 4  # checkpoints in memory at a time beside the stack
 
 
 def from_modules(
@@ -73,7 +77,8 @@ def load(
     """
     where = usable_device(device)
     entries = list({entry.id: entry for entry in _expanded(registry, references)}.values())
-    stacks = [(_read(registry, [entries[p] for p in places], where), places) for places in _kinds(entries)]
+    specs = [entry.spec for entry in entries]
+    stacks = [(_read(registry, [entries[p] for p in ps], specs[ps[0]], where), ps) for ps in _kinds(specs)]
     homes = {place: (stack, row) for stack, places in stacks for row, place in enumerate(places)}
     bare = [entry.name for entry in entries]
     members = []
@@ -85,7 +90,7 @@ def load(
                 entry.classes,
                 lambda stack=stack, row=row: stack.member(row),  # type: ignore[misc]  # defaults bind the loop's values
                 entry.parameters,
-                entry.spec,
+                specs[place],
                 entry.sha256,
                 entry.trained_on,
                 entry.reference,
@@ -111,21 +116,26 @@ def _expanded(registry: zoo.Registry, references: str | Iterable[str]) -> Iterat
         yield from map(registry.get, found)
 
 
-def _kinds(entries: Sequence[zoo.Entry]) -> list[list[int]]:
-    """Places of entries of equal spec."""
+def _kinds(specs: Sequence[zoo.Spec]) -> list[list[int]]:
+    """Places of equal specs."""
     kinds: dict[zoo.Spec, list[int]] = {}
-    for place, entry in enumerate(entries):
-        kinds.setdefault(entry.spec, []).append(place)
+    for place, spec in enumerate(specs):
+        kinds.setdefault(spec, []).append(place)
     return list(kinds.values())
 
 
-def _read(registry: zoo.Registry, entries: Sequence[zoo.Entry], device: torch.device) -> Stack:
-    """The stack of some entries of one spec; of each checkpoint only its place in the stack is kept."""
-    template = zoo.build(entries[0].spec, device="meta").eval()
-    state: dict[str, Tensor] = {}
-    for row, entry in enumerate(entries):
-        for name, tensor in registry.checkpoint(entry.reference).tensors.items():
-            if name not in state:
-                state[name] = torch.empty(len(entries), *tensor.shape, dtype=tensor.dtype, device=device)
+def _read(registry: zoo.Registry, entries: Sequence[zoo.Entry], spec: zoo.Spec, device: torch.device) -> Stack:
+    """The stack of some entries of one spec; a checkpoint is let go as soon as its place in the stack is filled."""
+    template = zoo.build(spec, device="meta").eval()
+    first = registry.checkpoint(entries[0].reference).tensors
+    state = {name: torch.empty(len(entries), *t.shape, dtype=t.dtype, device=device) for name, t in first.items()}
+
+    def fill(row: int, tensors: Mapping[str, Tensor]) -> None:
+        for name, tensor in tensors.items():
             state[name][row].copy_(tensor)
+
+    fill(0, first)
+    with ThreadPoolExecutor(min(_READERS, os.cpu_count() or 1)) as pool:  # hashing leaves Python's lock alone
+        rest = range(1, len(entries))
+        list(pool.map(lambda row: fill(row, registry.checkpoint(entries[row].reference).tensors), rest))
     return Stack.from_state(template, state, [entry.reference for entry in entries])
