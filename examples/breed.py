@@ -1,7 +1,7 @@
 """Breed a zoo: eight members of seven architectures and two contexts, each registered with its recipe.
 
     python examples/breed.py --registry mine/registry.json
-    python examples/breed.py --registry real.json --corpus ROOT --train train-clean-100 --valid dev-clean --scale 4
+    python examples/breed.py --registry real.json --corpus ROOT --train train --valid dev --scale 2.5 --dropout 0.35
 
 Without --corpus the bundled synthesised speech is used. The same command makes the same members on the same machine.
 """
