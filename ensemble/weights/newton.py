@@ -22,6 +22,7 @@ Array = NDArray[np.float64]
 Indices = NDArray[np.intp]
 
 _HEAVY = 6.0  # a quadratic says little about a frame where some P / u exceeds this
+_CURVED = 2**17  # so many frames say enough about curvature; the gradient is always of all of them
 _RIDGE = 1e-9  # proximal: it keeps near duplicates solvable and does not move the optimum
 
 
@@ -62,7 +63,7 @@ class View:
         return max(float(np.log(self.d[allowed].max())), 0.0)
 
 
-def look(rows: Rows, w: Array, active: Indices | None, *, pull: Array, precise: bool) -> View:
+def look(rows: Rows, w: Array, active: Indices | None, *, pull: Array, precise: bool, thrifty: bool = True) -> View:
     """Walk once over the frames at weights `w`.
 
     Args:
@@ -71,6 +72,7 @@ def look(rows: Rows, w: Array, active: Indices | None, *, pull: Array, precise: 
         active: members whose curvature is wanted; None for the gradient alone.
         pull: (M,) weight of each member's pseudo-frame, relative to all frames; zeros for no shrinkage.
         precise: float64 throughout the gradient; float32 otherwise.
+        thrifty: take the curvature from every so many blocks, where frames abound.
     """
     dtype = np.float64 if precise else np.float32
     support = np.flatnonzero(w)
@@ -78,7 +80,8 @@ def look(rows: Rows, w: Array, active: Indices | None, *, pull: Array, precise: 
     own = (w if whole else w[support]).astype(dtype)
     d, logs = np.zeros(rows.members), 0.0
     sums = None if active is None else _Sums(active, rows)
-    for block in rows.blocks(dtype):
+    every = max(1, rows.frames // _CURVED) if thrifty else 1
+    for k, block in enumerate(rows.blocks(dtype)):
         u = own @ (block.values if whole else block.values[support])
         if block.counts is not None:
             u[block.counts == 0] = 1.0
@@ -89,7 +92,7 @@ def look(rows: Rows, w: Array, active: Indices | None, *, pull: Array, precise: 
         if precise:
             logs += float(np.log(u).sum() if block.counts is None else block.counts @ np.log(u))
         if sums is not None:
-            sums.add(block, u)
+            sums.add(block, u, light=k % every == 0 or not sums.total)
     if not rows.total or (w[pull > 0] <= 0).any():
         return _infinite(w)
     d = (d / rows.total + pull / np.maximum(w, 1e-300)) / (1.0 + pull.sum())
@@ -112,14 +115,17 @@ class _Sums:
         self.heavy: list[Numbers] = []
         self.weights: list[Numbers] = []
         self.room = np.empty(0, self.dtype)
+        self.total = 0.0
 
-    def add(self, block: Block, u: Numbers) -> None:
+    def add(self, block: Block, u: Numbers, *, light: bool) -> None:
         heavy = _heaviest(block.largest, u)
+        self.heavy.append(block.values[np.ix_(self.active, heavy)])
+        self.weights.append(np.ones(len(heavy)) if block.counts is None else block.counts[heavy])
+        if not light:
+            return
         chosen = block.values if self.every else block.values[self.active]
-        counts = np.ones_like(u) if block.counts is None else block.counts
-        self.heavy.append(chosen[:, heavy])
-        self.weights.append(counts[heavy])
-        scale: Numbers = np.sqrt(counts) / u
+        scale: Numbers = 1.0 / u if block.counts is None else np.sqrt(block.counts) / u
+        self.total += len(u) if block.counts is None else float(block.counts.sum(dtype=np.float64))
         scale[heavy] = 0
         if self.room.shape != chosen.shape:
             self.room = np.empty(chosen.shape, self.dtype)
@@ -134,7 +140,7 @@ class _Sums:
         if len(pulled):
             heavy = np.concatenate([heavy, np.eye(rows.members)[np.ix_(self.active, pulled)]], axis=1)
             weights = np.append(weights, pull[pulled] / (1.0 + pull.sum()))
-        return Curvature(self.active, self.light * share, heavy, weights)
+        return Curvature(self.active, self.light * (share * rows.total / self.total), heavy, weights)
 
 
 def _heaviest(largest: Numbers, u: Numbers) -> Indices:
@@ -163,10 +169,12 @@ def step(view: View, model: Curvature) -> Array:
         full = H + Z @ Z.T
         move = nonnegative_minimum(full, full @ y - slope, y) - y
         gain = float(-slope @ move)
-        if gain <= max(1e-8 * first, 1e-26):
+        first = first or gain
+        if gain <= 1e-26:
             break
         y = y + _length(H, P, s, light, w, y, move) * move
-        first = first or gain
+        if gain <= 1e-4 * first:  # the next one would be of the order of its square
+            break
     x = np.zeros_like(view.weights)
     x[A] = np.where(y < 1e-14 * y.max(), 0.0, y)
     x /= x.sum()

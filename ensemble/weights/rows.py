@@ -94,15 +94,18 @@ class Rows:
 
     def _inspect(self, where: slice, raw: Numbers) -> tuple[bool, bool]:
         """Check a block; whether it needs scaling, and whether every frame in it counts once."""
-        largest = raw.max(axis=0)  # NaN and infinity come through
-        if not np.isfinite(largest.sum(dtype=np.float64)) or raw.min(axis=0).min() < 0:
-            _refuse(where, raw)
+        largest = _largest(where, raw)
+        low, high = float(largest.min()), float(largest.max())
+        if self.weights is None and low >= _SAFE[0] and high <= _SAFE[1]:
+            self.total += len(largest)
+            self.largest[where] = largest
+            return False, True
         counts = self._weights(where)
         alive = (largest > 0) & (counts > 0)
         self.dropped += int(((largest <= 0) & (counts > 0)).sum())
         self.total += float(counts[alive].sum())
         self.largest[where] = np.where(alive, np.clip(largest, 1e-37, 1e37), 0.0)
-        extreme = bool(self.largest[where].min() < _SAFE[0] or largest.max() > _SAFE[1])
+        extreme = bool(self.largest[where].min() < _SAFE[0] or high > _SAFE[1])
         if extreme:
             self.log_scale += float(counts[alive] @ np.log(largest[alive].astype(np.float64)))
         return extreme, self.weights is None and bool(alive.all())
@@ -129,6 +132,71 @@ def as_matrix(P: object) -> Numbers:
 def _divisor(raw: Numbers) -> Numbers:
     largest = raw.max(axis=0)
     return np.where(largest > 0, largest, 1.0)
+
+
+def _largest(where: slice, raw: Numbers) -> Numbers:
+    """(b,) the largest of each frame, and the check of all numbers, in one read.
+
+    Read as integers, floats keep their order, and infinity, NaN and negative numbers stand above the rest.
+    """
+    integers = np.uint32 if raw.itemsize == 4 else np.uint64
+    largest: Numbers = raw.view(integers).max(axis=0)
+    if largest.max() < np.array(np.inf, raw.dtype).view(integers):
+        return largest.view(raw.dtype)
+    _refuse(where, raw)
+    return np.asarray(raw.max(axis=0))  # negative zeros are welcome
+
+
+def _largest(where: slice, raw: Numbers) -> Numbers:
+    """(b,) the largest of each frame, and the check of all numbers, in one read.
+
+    Read as integers, floats keep their order, and infinity, NaN and negative numbers stand above the rest.
+    """
+    integers = np.uint32 if raw.itemsize == 4 else np.uint64
+    largest: Numbers = raw.view(integers).max(axis=0)
+    if largest.max() < np.array(np.inf, raw.dtype).view(integers):
+        return largest.view(raw.dtype)
+    _refuse(where, raw)
+    return np.asarray(raw.max(axis=0))  # negative zeros are welcome
+
+
+def _largest(where: slice, raw: Numbers) -> Numbers:
+    """(b,) the largest of each frame, and the check of all numbers, in one read.
+
+    Read as integers, floats keep their order, and infinity, NaN and negative numbers stand above the rest.
+    """
+    integers = np.uint32 if raw.itemsize == 4 else np.uint64
+    largest: Numbers = raw.view(integers).max(axis=0)
+    if largest.max() < np.array(np.inf, raw.dtype).view(integers):
+        return largest.view(raw.dtype)
+    _refuse(where, raw)
+    return np.asarray(raw.max(axis=0))  # negative zeros are welcome
+
+
+def _largest(where: slice, raw: Numbers) -> Numbers:
+    """(b,) the largest of each frame, and the check of all numbers, in one read.
+
+    Read as integers, floats keep their order, and infinity, NaN and negative numbers stand above the rest.
+    """
+    integers = np.uint32 if raw.itemsize == 4 else np.uint64
+    largest: Numbers = raw.view(integers).max(axis=0)
+    if largest.max() < np.array(np.inf, raw.dtype).view(integers):
+        return largest.view(raw.dtype)
+    _refuse(where, raw)
+    return np.asarray(raw.max(axis=0))  # negative zeros are welcome
+
+
+def _largest(where: slice, raw: Numbers) -> Numbers:
+    """(b,) the largest of each frame, and the check of all numbers, in one read.
+
+    Read as integers, floats keep their order, and infinity, NaN and negative numbers stand above the rest.
+    """
+    integers = np.uint32 if raw.itemsize == 4 else np.uint64
+    largest: Numbers = raw.view(integers).max(axis=0)
+    if largest.max() < np.array(np.inf, raw.dtype).view(integers):
+        return largest.view(raw.dtype)
+    _refuse(where, raw)
+    return np.asarray(raw.max(axis=0))  # negative zeros are welcome
 
 
 def _refuse(where: slice, raw: Numbers) -> None:

@@ -136,8 +136,8 @@ class _Task:
     max_passes: float
     rough: bool = False  # float32 may say that it is done: a start is wanted, not a certificate
 
-    def look(self, w: Array, active: Indices | None, *, precise: bool) -> View:
-        return look(self.rows, w, active, pull=self.pull, precise=precise)
+    def look(self, w: Array, active: Indices | None, *, precise: bool, thrifty: bool = True) -> View:
+        return look(self.rows, w, active, pull=self.pull, precise=precise, thrifty=thrifty)
 
     def active(self, view: View, above: float = _CLOSE) -> Indices:
         """Members that take part in the next step; with shrinkage nobody may leave."""
@@ -183,9 +183,11 @@ def _begin(task: _Task, begin: Array | None, seed: int) -> tuple[View, float]:
         w = begin / begin.sum()
     elif rows.frames >= 8192:
         sample = _sample(rows, seed)
-        found, passes = _solve(_Task(sample, task.allowed, task.pull, 1e-3, 30, rough=True), None, seed)
+        found, passes = _solve(_Task(sample, task.allowed, task.pull, 1e-2, 30, rough=True), None, seed)
         passes *= sample.frames / rows.frames
         active, w = task.active(found, above=_CLOSE - 0.01), found.weights
+        if found.curvature is not None:
+            w = step(found, found.curvature)
     view = task.look(w, active, precise=rows.small)
     if not np.isfinite(view.d).all():  # a frame that only members at zero explain
         view, passes = task.look(0.9 * w + 0.1 * even, np.flatnonzero(task.allowed), precise=True), passes + 1
@@ -211,9 +213,9 @@ def _sample(rows: Rows, seed: int) -> Rows:
     run = 128
     wanted = min(rows.frames // 8, 65_536) // run
     runs = np.random.default_rng(seed).permutation(rows.frames // run)[:wanted]
-    index = (np.sort(runs)[:, None] * run + np.arange(run)).ravel()
-    weights = None if rows.weights is None else rows.weights[index]
-    return Rows(rows.values[:, index], weights)
+    parts = [slice(start, start + run) for start in (np.sort(runs) * run).tolist()]
+    weights = None if rows.weights is None else np.concatenate([rows.weights[part] for part in parts])
+    return Rows(np.concatenate([rows.values[:, part] for part in parts], axis=1), weights)
 
 
 def first_equal(values: Numbers, order: Indices | None = None) -> Indices:
