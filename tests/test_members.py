@@ -151,7 +151,7 @@ class Recurrent(nn.Module):
         return self.layer(x)[0][:, -1]  # type: ignore[no-any-return]
 
 
-def test_foreign_modules_of_any_kind() -> None:
+def test_foreign_modules_of_any_kind(caplog: pytest.LogCaptureFixture) -> None:
     """What vmap takes is stacked, what it cannot take runs in a loop, and the plan says why."""
     torch.manual_seed(0)
     convolutions = {
@@ -168,6 +168,9 @@ def test_foreign_modules_of_any_kind() -> None:
     members = ensemble.from_modules(recurrent, classes=CLASSES)
     expected = torch.stack([module(x) for module in recurrent.values()]).softmax(-1)
     torch.testing.assert_close(members.log_probabilities(x).exp(), expected, rtol=0, atol=1e-5)
+    (line,) = caplog.messages
+    assert line.startswith("2 members run one by one: ")
+    assert "\n" not in line
 
 
 def test_modules_that_must_not_be_stacked_run_apart() -> None:

@@ -59,14 +59,43 @@ def folded(parts: Sequence[Part], batch: Batch, tile: int) -> Iterator[Piece]:
             yield part.members, frames, _folded_step(part.dense, x)
 
 
-def compiled(parts: Sequence[Part], batch: Batch, tile: int) -> Iterator[Piece]:
-    """As `folded`, through torch.compile; where shapes repeat it replays CUDA graphs."""
-    dtype, step = parts[0].dense.first.weight.dtype, torch.compile(_folded_step, mode="reduce-overhead", dynamic=False)
+class Replay:
+    """A step of the folded form as a CUDA graph: recorded once, replayed for every tile of its shape.
+
+    Args:
+        part: the members.
+        x: (inputs, b), an example.
+    """
+
+    def __init__(self, part: Part, x: Tensor) -> None:
+        self.x, self.graph = x.clone(), torch.cuda.CUDAGraph()
+        aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):  # libraries allocate on first use, which no graph may
+            _folded_step(part.dense, self.x)
+        torch.cuda.current_stream().wait_stream(aside)
+        with torch.cuda.graph(self.graph):
+            self.logits = _folded_step(part.dense, self.x)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(inputs, b) -> (m, b, C) logits, overwritten by the next call."""
+        self.x.copy_(x)
+        self.graph.replay()
+        return self.logits
+
+
+def replayed(parts: Sequence[Part], batch: Batch, tile: int, known: dict[tuple[int, int], Replay]) -> Iterator[Piece]:
+    """As `folded`, by CUDA graphs; `known` keeps them by place of the part and size of the tile."""
+    dtype = parts[0].dense.first.weight.dtype
     for frames in _tiles(batch.count, tile):
         x = batch.windows[frames].to(dtype).t()
-        for part in parts:
-            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
-            yield part.members, frames, step(part.dense, x)
+        for place, part in enumerate(parts):
+            if x.shape[1] < tile:  # the rest is not worth a graph of its own
+                yield part.members, frames, _folded_step(part.dense, x)
+                continue
+            if (place, tile) not in known:
+                known[place, tile] = Replay(part, x)
+            yield part.members, frames, known[place, tile](x)
 
 
 def overlapped(parts: Sequence[Part], batch: Batch, tile: int) -> Iterator[Piece]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 
 import torch
@@ -18,6 +20,8 @@ from ensemble.stack import Stack
 _PROBED = 256  # frames on which a form is compared with the loop
 _WORTH = 2e7  # multiplications below which a batch is over before a measurement pays
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "tf32": torch.float32}
+
+_log = logging.getLogger("ensemble")
 
 Write = Callable[[slice, slice, Tensor], None]
 
@@ -54,6 +58,7 @@ class Group:
         self.members, self.size, self.device = members, size, device
         self.precision, self.forced, self.why = precision, forced, why
         self.plans: dict[tuple[int, bool], Plan] = {}
+        self._replays: dict[tuple[int, str], dict[tuple[int, int], forms.Replay]] = {}
         self._parts: dict[tuple[str, int, str], list[forms.Part]] = {}
 
     @cached_property
@@ -88,6 +93,7 @@ class Group:
         if key not in self.plans:
             self.plans[key] = self._plan(batch)
             self._forget()
+            self._tell(self.plans[key])
         plan = self.plans[key]
         while True:
             try:
@@ -98,7 +104,8 @@ class Group:
                 if not _out_of_memory(error) or plan.form.tile < 2:
                     raise
                 form = plan.form
-                half = Form(form.kind, form.together, form.tile // 2, form.precision, form.compiled)
+                self._replays.clear()
+                half = replace(form, tile=form.tile // 2)
                 plan = self.plans[key] = Plan(half, f"{plan.why}; memory ran out, tile halved", plan.trials)
 
     def pieces(self, form: Form, batch: Batch) -> Iterator[forms.Piece]:
@@ -110,8 +117,10 @@ class Group:
                 case "stack" if self.stack is not None:
                     yield from forms.stacked(self.stack, batch.typed(self.dtype), form.tile)
                 case "folded":
-                    run = forms.compiled if form.compiled else forms.folded
-                    yield from run(self._ready(form), batch, form.tile)
+                    yield from forms.folded(self._ready(form), batch, form.tile)
+                case "replay":
+                    known = self._replays.setdefault((form.together, form.precision), {})
+                    yield from forms.replayed(self._ready(form), batch, form.tile, known)
                 case "overlap":
                     yield from forms.overlapped(self._ready(form), batch, form.tile)
 
@@ -130,6 +139,7 @@ class Group:
         kinds = ["loop"] if self.forced != "stack" or self.stack is None else []
         if self.forced != "loop" and self.stack is not None:
             kinds += ["stack"] if self.dense is None else ["folded"]
+            kinds += ["replay"] * (self.dense is not None and self.device.type == "cuda")
             kinds += ["overlap"] * (self.dense is not None and batch.overlaps and self.features > 0)
         return candidates(
             members=len(self),
@@ -137,7 +147,7 @@ class Group:
             kinds=kinds,
             frames=_bucket(batch.count),
             precisions=["float32"] + _fast(self.device) * (self.precision == "auto"),
-            compiled=self.device.type == "cuda",
+            tiles=(_bucket(batch.count), 4096) if self.device.type == "cuda" else (1024, 256, 2048),
         )
 
     def _plan(self, batch: Batch) -> Plan:
@@ -192,7 +202,7 @@ class Group:
 
     def _ready(self, form: Form) -> list[forms.Part]:
         """The folded weights that a form needs, made once."""
-        key = form.kind, form.together, form.precision
+        key = form.weights
         if key not in self._parts:
             assert self.dense is not None
             dtype = _DTYPES[form.precision]
@@ -202,9 +212,16 @@ class Group:
             self._parts[key] = [forms.Part(which, whole.members(which), first) for which in slices]
         return self._parts[key]
 
+    def _tell(self, plan: Plan) -> None:
+        """One line where a stack was wanted and a loop is what runs."""
+        failed = [trial.note for trial in plan.trials if trial.note]
+        if plan.form.kind == "loop" and self.forced != "loop" and failed:
+            _log.warning("%d members run one by one: %s", len(self), failed[0])
+
     def _forget(self) -> None:
-        """Let go of the weights of forms that no plan takes."""
-        taken = {(p.form.kind, p.form.together, p.form.precision) for p in self.plans.values()}
+        """Let go of the weights and graphs of forms that no plan takes."""
+        self._replays.clear()
+        taken = {plan.form.weights for plan in self.plans.values()}
         self._parts = {key: parts for key, parts in self._parts.items() if key in taken}
 
 

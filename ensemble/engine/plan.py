@@ -11,7 +11,6 @@ from typing import Any
 
 from torch import Tensor
 
-_TILES = (1024, 256, 2048)  # frames per step, the likeliest first
 _CHUNK = 1024  # units of one layer that fit the cache at such a tile
 _EXACT = 1e-5  # furthest that a probability may move in float32
 _MOVED = 0.01  # furthest that it may move in a faster type
@@ -24,18 +23,21 @@ class Form:
 
     Args:
         kind: "loop": the modules as they are, one by one. "stack": all at once by vmap. "folded": by
-            `Dense`. "overlap": the same with the first layer in the frequency domain.
+            `Dense`. "replay": the same by CUDA graphs. "overlap": with the first layer in the frequency domain.
         together: members per product.
         tile: frames per step.
         precision: "float32", "bfloat16" or "tf32".
-        compiled: through torch.compile with CUDA graphs.
     """
 
     kind: str
     together: int
     tile: int
     precision: str = "float32"
-    compiled: bool = False
+
+    @property
+    def weights(self) -> tuple[str, int, str]:
+        """What decides the prepared weights; forms that differ in the tile share them."""
+        return "folded" if self.kind == "replay" else self.kind, self.together, self.precision
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ class Plan:
                 "form": trial.form.kind,
                 "members at once": trial.form.together,
                 "frames per step": trial.form.tile,
-                "precision": trial.form.precision + (", compiled" if trial.form.compiled else ""),
+                "precision": trial.form.precision,
                 "x loop": loop / trial.seconds if loop and trial.seconds < float("inf") else None,
                 "moved": trial.agreement.moved,
                 "changed": trial.agreement.changed,
@@ -91,7 +93,7 @@ class Plan:
 
 
 def candidates(
-    *, members: int, width: int, kinds: Sequence[str], frames: int, precisions: Sequence[str], compiled: bool
+    *, members: int, width: int, kinds: Sequence[str], frames: int, precisions: Sequence[str], tiles: Sequence[int]
 ) -> list[Form]:
     """The forms worth trying, the likeliest to win first; "loop", where it is allowed, comes last.
 
@@ -101,9 +103,9 @@ def candidates(
         kinds: those the group and the batch allow.
         frames: in the batch.
         precisions: those that are wanted and that the hardware has.
-        compiled: whether to try the folded form compiled too.
+        tiles: frames per step to try, the likeliest to win first.
     """
-    tiles = sorted({min(tile, frames) for tile in _TILES}, key=[*_TILES, frames].index)
+    tiles = list(dict.fromkeys(min(tile, frames) for tile in tiles))
     chunks = sorted({members, min(members, max(1, _CHUNK // max(width, 1))), 1}, reverse=True)
     forms = []
     for precision in reversed(precisions):
@@ -111,7 +113,8 @@ def candidates(
             forms += [Form("overlap", together, frames, precision) for together in chunks[:2]]
         if "folded" in kinds:
             forms += [Form("folded", together, tile, precision) for tile in tiles for together in chunks]
-            forms += [Form("folded", members, tiles[0], precision, compiled=True)] * compiled
+        if "replay" in kinds:
+            forms += [Form("replay", members, tile, precision) for tile in tiles]
     if "stack" in kinds:
         forms += [Form("stack", members, tile) for tile in tiles]
     return forms + [Form("loop", 1, frames)] * ("loop" in kinds)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,6 +17,7 @@ import zoo
 from ensemble.engine import Batch, Group
 from ensemble.stack import Stack, unlike
 
+_log = logging.getLogger("ensemble")
 PRECISIONS = ("float32", "auto")
 PLANS = ("auto", "loop", "stack")
 _STEP = {"cpu": 4096, "cuda": 32_768}  # frames whose inputs are held at a time
@@ -265,7 +267,9 @@ class Members:
             try:
                 yield Stack(modules, names=[self._members[p].name for p in places]).eval(), places, ""
             except (ValueError, TypeError, RuntimeError, NotImplementedError) as error:  # what vmap refuses
-                yield None, places, str(error).strip().splitlines()[0]
+                why = (str(error).strip() or type(error).__name__).splitlines()[0]
+                _log.warning("%s run one by one: %s", self._title(places), why)
+                yield None, places, why
 
     def _group(self, stack: Stack | None, places: list[int], why: str) -> Group:
         members = [self._members[place] for place in places]
