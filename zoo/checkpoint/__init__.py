@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from zoo import durable
 from zoo.canonical import TextError, canonical, depth, parse_strictly
-from zoo.checkpoint.fitting import check_fit, check_values, restore, template
+from zoo.checkpoint.fitting import check_fit, check_values, fill, restore, template
 from zoo.checkpoint.header import CheckpointError, Header, Piece, header_at, read_header
 from zoo.spec import Spec, build
 
@@ -127,7 +127,7 @@ class Checkpoint:
             module.to_empty(device=device)
         else:  # buffers that no state_dict holds have their values from the builder
             module = build(self.spec, seed=0).to(device)
-        return restore(module, self.tensors).eval()
+        return fill(module, self.tensors).eval()
 
 
 def encode(checkpoint: Checkpoint, *, name: str = "") -> bytes:

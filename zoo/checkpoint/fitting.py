@@ -29,11 +29,15 @@ def restore(module: nn.Module, tensors: Tensors) -> nn.Module:
     Raises:
         CheckpointError: MISFIT, NOT_FINITE or VARIANCE; `module` is then as it was.
     """
-    target = module.state_dict()
-    check_fit(target, tensors)
+    check_fit(module.state_dict(), tensors)
     check_values(tensors)
+    return fill(module, tensors)
+
+
+def fill(module: nn.Module, tensors: Tensors) -> nn.Module:
+    """Copy tensors that are known to fit; `restore` for all others."""
     with torch.no_grad():
-        for name, tensor in target.items():
+        for name, tensor in module.state_dict().items():
             tensor.copy_(tensors[name])
     return module
 

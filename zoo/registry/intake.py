@@ -135,7 +135,7 @@ def software() -> dict[str, str]:
         own = version("zoo-ensemble")
     except PackageNotFoundError:  # run from a source folder
         own = "source"
-    return {"python": python_version(), "torch": torch.__version__, "zoo-ensemble": own}
+    return {"python": python_version(), "torch": str(torch.__version__), "zoo-ensemble": own}
 
 
 def _from_file(path: Path, spec: Spec | None, classes: Sequence[str] | None, about: Mapping[str, Any]) -> Checkpoint:
