@@ -93,6 +93,7 @@ def test_search_registers_the_best_of_a_study(tmp_path: Path, corpus: Path, caps
     [
         (["train", "a"], "expected --spec"),
         (["train", *SMALL], "expected a name to register"),
+        (["train", "a@2", *SMALL], "a@2"),
         (["train", "a", "--spec", "cylindr"], "did you mean 'cylinder'"),
         (["train", "a", "--spec", "cylinder", "--optimiser", "adm"], "did you mean 'adam'"),
         (["train", "a", "--spec", "cylinder", "--option", "width"], "NAME=VALUE"),

@@ -88,9 +88,11 @@ def train(
         wandb: project of Weights & Biases to log to.
         tensorboard: folder to log to.
     """
-    from zoo.registry import Registry
+    from zoo.registry import Registry, check_name
     from zoo.training import train as train_model
 
+    if name is not None:
+        check_name(name)  # before hours of work, not after
     if name is None and directory is None:
         msg = "expected a name to register the model under, or --directory to leave it in"
         raise ValueError(msg)
