@@ -133,3 +133,10 @@ def test_the_hub_takes_and_gives_the_same_folders(registry, tmp_path, monkeypatc
     assert zoo.pull(other, "me/both", name="theirs").members == registry.get_ensemble("both").members
     zoo.push(registry, "a", "me/a")
     assert same(zoo.from_pretrained("me/a"), registry.load("a"))
+
+
+def test_without_the_extra_the_hub_says_what_to_install(registry, monkeypatch):
+    """A name that is no folder would have to be fetched."""
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(ImportError, match=r"zoo-ensemble\[hub\]"):
+        zoo.from_pretrained("somebody/something")

@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import ModuleType
 from typing import Any
 from uuid import uuid4
 
@@ -106,9 +107,7 @@ def push(registry: Registry, reference: str, repository: str, *, private: bool =
         ImportError: without the extra `hub`.
         RegistryError: as `export`.
     """
-    from huggingface_hub import HfApi
-
-    api = HfApi()
+    api = _hub().HfApi()
     with TemporaryDirectory() as temporary:
         folder = export(registry, reference, Path(temporary) / "export")
         api.create_repo(repository, private=private, exist_ok=True)
@@ -128,11 +127,19 @@ def pull(
         return import_folder(registry, _fetched(repository, temporary, revision), name=name)
 
 
-def _fetched(repository: str, folder: str, revision: str | None = None) -> Path:
-    from huggingface_hub import snapshot_download
+def _hub() -> ModuleType:
+    """The hub's client, which only these functions need."""
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        msg = "expected the package huggingface_hub to reach the hub; install zoo-ensemble[hub]"
+        raise ImportError(msg) from error
+    return huggingface_hub  # type: ignore[no-any-return, unused-ignore]  # untyped where it is not installed
 
+
+def _fetched(repository: str, folder: str, revision: str | None = None) -> Path:
     wanted = [f"**{name}" for name in (_CONFIG, _WEIGHTS, _CARD)]
-    return Path(snapshot_download(repository, revision=revision, local_dir=folder, allow_patterns=wanted))
+    return Path(_hub().snapshot_download(repository, revision=revision, local_dir=folder, allow_patterns=wanted))
 
 
 def _export(registry: Registry, reference: str, folder: Path) -> None:

@@ -242,10 +242,7 @@ def read(path: Path | str, *, sha256: str | None = None) -> Checkpoint:
     Raises:
         CheckpointError: not a plain file, unreadable, another hash, malformed, or a misfit.
     """
-    data = _bytes_at(Path(path))
-    found = hashlib.sha256(data).hexdigest()
-    if sha256 is not None and found != sha256:
-        raise CheckpointError("DIGEST", f"expected sha256 {sha256} at {path}, got {found}; the file was changed")
+    data = _bytes_at(Path(path), sha256)
     try:
         return decode(data)
     except CheckpointError as error:
@@ -258,10 +255,7 @@ def verify(path: Path | str, *, sha256: str | None = None) -> Header:
     Raises:
         CheckpointError: as for `read`.
     """
-    data = _bytes_at(Path(path))
-    found = hashlib.sha256(data).hexdigest()
-    if sha256 is not None and found != sha256:
-        raise CheckpointError("DIGEST", f"expected sha256 {sha256} at {path}, got {found}; the file was changed")
+    data = _bytes_at(Path(path), sha256)
     try:
         return read_header(data)
     except CheckpointError as error:
@@ -288,13 +282,17 @@ def content_digest(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _bytes_at(path: Path) -> bytearray:
+def _bytes_at(path: Path, sha256: str | None) -> bytearray:
+    """The bytes of a plain file, of this hash where one is given."""
     try:
-        return durable.read(path)
+        data = durable.read(path)
     except durable.NotRegularError as error:
         raise CheckpointError("NOT_A_FILE", str(error)) from error
     except OSError as error:
         raise CheckpointError("UNREADABLE", f"cannot read the checkpoint {path}: {error}") from error
+    if sha256 is not None and (found := hashlib.sha256(data).hexdigest()) != sha256:
+        raise CheckpointError("DIGEST", f"expected sha256 {sha256} at {path}, got {found}; the file was changed")
+    return data
 
 
 def _placed(error: CheckpointError, path: Path | str) -> CheckpointError:
