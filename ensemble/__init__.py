@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         Stacked,
         Temperature,
         WeightedMean,
+        abstaining,
         abstentions,
         borda,
         get_rule,
@@ -119,6 +120,7 @@ __all__ = [
     "WeightFit",
     "WeightIntervals",
     "WeightedMean",
+    "abstaining",
     "abstentions",
     "bonferroni",
     "bootstrap_interval",
@@ -203,6 +205,7 @@ def __getattr__(name: str) -> Any:
             | "Stacked"
             | "Temperature"
             | "WeightedMean"
+            | "abstaining"
             | "abstentions"
             | "borda"
             | "get_rule"

@@ -225,15 +225,16 @@ def _right(shares: Floats) -> Floats:
 
 
 def correct(outputs: MemberOutputs) -> NDArray[np.bool_]:
-    """(M, N): where each member's top class is the true one.
+    """(M, N): where each member's top class is the true one; where it abstains, it is not right.
 
     Raises:
-        ValueError: there are no labels.
+        ValueError: there are no labels, or a member says NaN and no abstentions are declared.
     """
     labels, (members, frames, classes) = outputs.require_labels(), outputs.shape
     right = np.empty((members, frames), dtype=bool)
-    for block, probabilities in outputs.blocks(max(1, _CELLS // (members * classes))):
-        right[:, block] = (probabilities.argmax(dim=-1) == labels[block]).numpy()
+    for block, probabilities in outputs.spoken_blocks(max(1, _CELLS // (members * classes)), abstain=True):
+        top, choice = probabilities.max(dim=-1)  # (M, b); NaN where a member abstains
+        right[:, block] = ((choice == labels[block]) & ~top.isnan()).numpy()
     return right
 
 
@@ -298,6 +299,8 @@ class Split:
 def log_loss_split(outputs: MemberOutputs) -> Split:
     """Of the log-linear pool (`log_mean`), in nats: the diversity is the mean KL(pool || member), exactly.
 
+    Without frames, and where a member abstains, both parts are NaN.
+
     Raises:
         ValueError: there are no labels.
 
@@ -318,6 +321,8 @@ def log_loss_split(outputs: MemberOutputs) -> Split:
 
 def brier_split(outputs: MemberOutputs) -> Split:
     """Of the linear pool (`mean`), in Brier scores: the diversity is the mean squared spread, exactly.
+
+    Without frames, and where a member abstains, both parts are NaN.
 
     Raises:
         ValueError: there are no labels.

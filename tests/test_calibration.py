@@ -1,6 +1,7 @@
 """Calibration: scikit-learn, SciPy and slow loops as oracles; fits recover what made the data."""
 
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -223,6 +224,16 @@ def test_stacking_equals_scikit_learn(classes: int) -> None:
     rule = ensemble.fit_stacked(o)
     np.testing.assert_allclose(rule(p).numpy(), model.predict_proba(table), rtol=1e-3, atol=1e-5)
     assert log_loss(labels.numpy(), rule(p).numpy()) < nats(ensemble.mean(p), labels)
+
+
+def test_stacking_says_when_it_stopped_early() -> None:
+    """A note that names the way out, instead of another library's; none where the iterations suffice."""
+    o = told(2, 100)
+    with pytest.warns(RuntimeWarning, match="on 100 frames stopped after 2 iterations: raise max_iterations or stren"):
+        ensemble.fit_stacked(o, max_iterations=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ensemble.fit_stacked(o)
 
 
 def test_stacking_rules_out_classes_never_seen() -> None:

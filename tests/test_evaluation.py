@@ -1,5 +1,6 @@
 """Evaluation: scikit-learn and the slow loop as oracles, laws of the report, and the choice of a rule."""
 
+import dataclasses
 import json
 import math
 
@@ -219,20 +220,32 @@ def test_no_probability_for_the_truth_is_finite_and_noted() -> None:
 
 
 def test_abstaining_members_are_counted_not_guessed_for() -> None:
-    """NaN rows: wrong, with the loss of equal probabilities; rules must be made for it."""
-    p = torch.tensor([[[0.9, 0.1], [0.2, 0.8]], [[0.7, 0.3], [torch.nan, torch.nan]]])
-    o = ensemble.MemberOutputs(p.log(), ("a", "b"), ("x", "y"), labels=torch.tensor([0, 1]))
-    report = ensemble.evaluate(o, {"pool": ensemble.WeightedMean([1, 1], abstain=True)})
+    """NaN rows: wrong, with the loss of equal probabilities; rules combine those who speak."""
+    p = {"a": [[0.9, 0.1], [0.2, 0.8]], "b": [[0.7, 0.3], [math.nan, math.nan]]}
+    o = ensemble.MemberOutputs.from_probabilities(p, labels=[0, 1], abstain=True)
+    report = ensemble.evaluate(o, {"pool": ensemble.WeightedMean([1, 1]), "mean": ensemble.mean})
     assert report.members["abstained"].tolist() == [0, 1]
     assert report.members["accuracy"].tolist() == [1.0, 0.5]
     assert report.members["log_loss"][1] == pytest.approx(-math.log(0.7 * 0.5) / 2)
     assert report.members["macro_f1"].tolist() == [1.0, 1.0]  # over frames with an answer
-    assert report.rules["log_loss"][0] == pytest.approx(-math.log(0.8 * 0.8) / 2)
-    assert report.rules["mean_gain"][0] == 0
+    assert report.rules["log_loss"].tolist() == pytest.approx([-math.log(0.8 * 0.8) / 2] * 2)
+    assert report.rules["mean_gain"].tolist() == [0, 0]
     assert report.tie_rate == 0
     assert any(note.startswith("b abstains on 1 frames") for note in report.notes)
-    with pytest.raises(ValueError, match=r"from rule 'mean', got a sum of nan; members abstain there: use Weighted"):
-        ensemble.evaluate(o, {"mean": ensemble.mean})
+    assert diversity.correct(o).tolist() == [[True, True], [True, False]]
+
+
+def test_abstentions_that_are_not_declared_are_refused() -> None:
+    """By the member's name and the frame, with the way out; fits refuse declared ones too."""
+    logs = torch.tensor([[[0.9, 0.1], [0.2, 0.8]], [[0.7, 0.3], [torch.nan, torch.nan]]]).log()
+    o = ensemble.MemberOutputs(logs, ("a", "b"), ("x", "y"), labels=torch.tensor([0, 1]))
+    for judge in (lambda: ensemble.evaluate(o, {}), lambda: diversity.correct(o)):
+        with pytest.raises(ValueError, match="from member 'b', got NaN at frame 1; if it abstains there, declare"):
+            judge()
+    declared = dataclasses.replace(o, abstain=True)
+    for fit in (ensemble.fit_temperature, ensemble.fit_stacked, ensemble.fit_bayes_vote):
+        with pytest.raises(ValueError, match="from member 'b', got NaN at frame 1; use frames where all speak"):
+            fit(declared)
 
 
 def test_rules_that_return_no_distribution_are_refused_by_name() -> None:

@@ -24,6 +24,15 @@ def test_what_was_packed_is_unpacked() -> None:
     assert pack(again) == pack(OUTPUTS)
 
 
+def test_declared_abstentions_stay_declared() -> None:
+    """And outputs packed before there were any say nothing of them."""
+    silent = MemberOutputs.from_probabilities({"a": [[0.5, 0.5], [torch.nan, torch.nan]]}, abstain=True)
+    again = unpack(pack(silent))
+    assert again.abstain
+    assert torch.equal(again.log_probabilities.isnan(), silent.log_probabilities.isnan())
+    assert not unpack(pack(OUTPUTS)).abstain
+
+
 def test_outputs_without_labels_stay_without() -> None:
     """None is not an empty tensor."""
     silent = MemberOutputs(OUTPUTS.log_probabilities, OUTPUTS.members, OUTPUTS.classes)

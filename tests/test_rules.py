@@ -293,6 +293,57 @@ def test_abstaining_members_are_left_out_frame_by_frame() -> None:
     assert ensemble.WeightedMean([3, 1])(p)[1].isnan().all()
 
 
+def with_silence(p: Tensor, *, seed: int = 0) -> Tensor:
+    """About a third of the rows replaced by NaN; frame 0 whole, on frame 1 nobody speaks."""
+    generator = torch.Generator().manual_seed(seed)
+    silent = torch.rand(p.shape[:2], generator=generator) < 0.35
+    silent[:, 0], silent[:, 1] = False, True
+    return p.masked_fill(silent[..., None], torch.nan)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_rule_combines_those_who_speak(name: str) -> None:
+    """Frame by frame the rule on the members that speak; equal classes where none does."""
+    p = with_silence(said(5, 40, 4))
+    rows = ensemble.abstaining(RULES[name])(p)
+    torch.testing.assert_close(rows[1], torch.full((4,), 0.25, dtype=torch.float64))
+    for frame in (0, *range(2, 40)):
+        speakers = ~p[:, frame].isnan().any(dim=-1)
+        alone = RULES[name](p[speakers, frame][:, None])[0] if speakers.any() else rows[1]
+        torch.testing.assert_close(rows[frame], alone, rtol=1e-12, atol=0)
+
+
+def test_where_all_speak_the_declaration_changes_nothing() -> None:
+    """Rules of the table and rules with numbers, bit by bit."""
+    p = said(2, 20, 3)
+    for rule in (*RULES.values(), *(rule for rule in FITTED if not isinstance(rule, Temperature))):
+        torch.testing.assert_close(ensemble.abstaining(rule)(p), rule(p), rtol=1e-12, atol=0)
+
+
+def test_rules_with_numbers_hear_the_mean_in_a_silent_members_place() -> None:
+    """All but the weighted mean, which has weights to renormalise; a chain prepares each of its steps."""
+    p, filled = said(2, 20, 3), said(2, 20, 3)
+    p[1, 4:] = torch.nan
+    filled[1, 4:] = filled[0, 4:]
+    for rule in FITTED:
+        if isinstance(rule, LogPool | ClasswiseMean | BayesVote | Stacked):
+            torch.testing.assert_close(ensemble.abstaining(rule)(p), rule(filled))
+    chain = Chain((Temperature((2.0, 0.5)), ensemble.WeightedMean([1, 3]), Temperature(1.5)))
+    expected = Temperature(1.5)(Temperature(2.0)(p[0, 4:]))
+    torch.testing.assert_close(ensemble.abstaining(chain)(p)[4:], expected)
+
+
+def test_a_rule_that_hears_abstentions_is_kept_like_any_other() -> None:
+    """Through JSON and back; it says where it was fitted; preparing it twice is preparing it once."""
+    for rule in (ensemble.median, functools.partial(ensemble.power_mean, power=2.0), *FITTED):
+        heard = ensemble.abstaining(rule)
+        back = ensemble.rule_from_json(json.loads(json.dumps(ensemble.rule_to_json(heard))))
+        p = said(2, 5, 3)
+        torch.testing.assert_close(back(p), heard(p))
+        assert getattr(heard, "fingerprint", "") == getattr(rule, "fingerprint", "")
+        assert ensemble.abstaining(heard) == heard
+
+
 @pytest.mark.parametrize("weights", [[], [0, 0], [-1, 2], [float("nan"), 1], [float("inf"), 1], [[1, 2]]])
 def test_weights_that_are_none_are_refused(weights: object) -> None:
     """Empty, negative, not finite, all zero or nested weights do not make a rule."""
@@ -382,7 +433,7 @@ def test_tables_of_the_wrong_shape_are_refused() -> None:
 FITTED = [
     ensemble.WeightedMean([1, 3], fingerprint="abc"),
     LogPool([0.5, 0.7]),
-    ClasswiseMean([1, 3], [[1, 0], [2, 6]], fingerprint="abc"),
+    ClasswiseMean([1, 3], [[1, 0], [2, 6], [1, 1]], fingerprint="abc"),
     Temperature(1.5),
     Chain((Temperature((1.5, 0.5)), ensemble.mean, Temperature(1.1))),
     BayesVote(np.zeros((2, 3, 3)), np.zeros(3)),  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -21,11 +22,11 @@ def fit_bayes_vote(outputs: MemberOutputs, *, smoothing: float = 1.0) -> BayesVo
         smoothing: added to each count, divided by C, so nothing unseen becomes impossible.
 
     Raises:
-        ValueError: no labels, or no frames.
+        ValueError: no labels, no frames, or a member that abstains.
     """
     labels, (members, _, classes) = _labelled(outputs), outputs.shape
     counts = np.zeros((members, classes * classes))
-    for block, probabilities in outputs.blocks(max(1, _CELLS // (members * classes))):
+    for block, probabilities in outputs.spoken_blocks(max(1, _CELLS // (members * classes))):
         cells = probabilities.argmax(dim=-1) * classes + labels[block]  # (M, b), said then true
         for member, row in enumerate(cells.numpy()):
             counts[member] += np.bincount(row, minlength=classes * classes)
@@ -37,7 +38,7 @@ def fit_bayes_vote(outputs: MemberOutputs, *, smoothing: float = 1.0) -> BayesVo
 
 
 def fit_stacked(
-    outputs: MemberOutputs, *, strength: float = 1.0, floor: float = 1e-6, max_iterations: int = 200
+    outputs: MemberOutputs, *, strength: float = 1.0, floor: float = 1e-6, max_iterations: int = 1000
 ) -> Stacked:
     """Multinomial logistic regression on all log-probabilities, with a ridge, by scikit-learn.
 
@@ -51,8 +52,12 @@ def fit_stacked(
         max_iterations: of L-BFGS.
 
     Raises:
-        ValueError: no labels, or fewer than two classes among them.
+        ValueError: no labels, fewer than two classes among them, or a member that abstains.
+
+    Warns:
+        RuntimeWarning: the iterations did not suffice; the rule is usable, only less exact.
     """
+    from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
     labels, (members, frames, classes) = _labelled(outputs), outputs.shape
@@ -60,9 +65,17 @@ def fit_stacked(
     if len(present) < 2:
         msg = f"expected labels of two classes or more to stack on, got only {outputs.classes[int(present[0])]!r}"
         raise ValueError(msg)
-    logs = outputs.log_probabilities.double().clamp(min=float(np.log(floor))).numpy()
-    table = logs.transpose(1, 0, 2).reshape(frames, members * classes)
-    model = LogisticRegression(C=1 / strength, max_iter=max_iterations).fit(table, labels.numpy())
+    table = np.empty((frames, members * classes))
+    for block, probabilities in outputs.spoken_blocks(max(1, _CELLS // (members * classes))):
+        logs = probabilities.double().clamp(min=floor).log()
+        table[block] = logs.transpose(0, 1).flatten(1).numpy()
+    model = LogisticRegression(C=1 / strength, max_iter=max_iterations)
+    with warnings.catch_warnings():  # scikit-learn's names settings that are not ours
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model.fit(table, labels.numpy())
+    if model.n_iter_.max() >= max_iterations:
+        msg = f"stacking on {frames} frames stopped after {max_iterations} iterations: raise max_iterations or strength"
+        warnings.warn(msg, RuntimeWarning, stacklevel=2)
     slopes, intercepts = model.coef_, model.intercept_
     if len(present) == 2:  # one row stands for both classes
         slopes, intercepts = np.vstack([0 * slopes, slopes]), np.array([0.0, intercepts[0]])

@@ -56,7 +56,7 @@ def fit_temperature(
         falls, as it does if every frame is right, the search stops when the loss no longer changes.
 
     Raises:
-        ValueError: no labels, or no frames.
+        ValueError: no labels, no frames, or outputs in which a member abstains.
 
     Example:
         >>> fit = fit_temperature([[0.9, 0.1], [0.9, 0.1], [0.9, 0.1], [0.1, 0.9]], [0, 0, 1, 1])
@@ -94,7 +94,7 @@ def _from_outputs(outputs: MemberOutputs, rule: Rule | None) -> _Blocks:
     labels, (members, _, classes) = outputs.require_labels(), outputs.shape
 
     def blocks() -> Iterable[tuple[Tensor, Tensor]]:
-        for where, probabilities in outputs.blocks(max(1, _CELLS // (members * classes))):
+        for where, probabilities in outputs.spoken_blocks(max(1, _CELLS // (members * classes))):
             yield _logs(probabilities if rule is None else rule(probabilities)[None]), labels[where]
 
     return blocks
@@ -166,7 +166,7 @@ def fit_pool_temperatures(outputs: MemberOutputs, weights: Sequence[float] | Non
         weights: of the pool, M non-negative numbers; equal ones if None.
 
     Raises:
-        ValueError: no labels, or no frames.
+        ValueError: no labels, no frames, or a member that abstains.
 
     References:
         Rahaman and Thiery, "Uncertainty quantification and deep ensembles", NeurIPS 2021.

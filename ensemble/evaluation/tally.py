@@ -16,7 +16,7 @@ from torch import Tensor
 from ensemble.calibration import BINS, bin_sums
 from ensemble.diversity import Joint
 from ensemble.outputs import MemberOutputs
-from ensemble.rules import Rule, WeightedMean, tie_rate
+from ensemble.rules import Rule, WeightedMean, abstaining, mean, tie_rate
 
 Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]
@@ -31,8 +31,8 @@ _TOLERANCE = 1e-3
 class Tally:
     """Sums over frames for A answers: the M members, then the rules, then the uniform mean.
 
-    A member abstains on a frame where its row is NaN: it counts as wrong there, with the loss of equal
-    probabilities, and is left out of `confusion` and `bins`.
+    A member abstains on a frame by a row of NaN, where the outputs declare it: it counts as wrong there, with
+    the loss of equal probabilities, and is left out of `confusion` and `bins`.
     """
 
     confusion: Counts  # (A, C, C): true class, predicted class
@@ -61,16 +61,16 @@ class Tally:
 def walk(outputs: MemberOutputs, rules: Mapping[str, Rule]) -> Tally:
     """Collect the sums; the uniform mean is always judged, as the last answer."""
     labels, (members, _, classes) = outputs.require_labels(), outputs.shape
-    uniform = WeightedMean((1.0,) * members, abstain=True)
+    uniform = WeightedMean((1.0,) * members, abstain=True) if outputs.abstain else mean
     where, recordings = _piles(outputs.groups)
     tally = _empty(outputs, members + len(rules) + 1, where, recordings)
-    for block, probabilities in outputs.blocks(max(1, _CELLS // (members * classes))):
+    heard = {name: abstaining(rule) for name, rule in rules.items()} if outputs.abstain else rules
+    for block, probabilities in outputs.spoken_blocks(max(1, _CELLS // (members * classes)), abstain=True):
         truth, groups = labels[block], where[block]
         right = [_add(tally, member, rows, truth, groups) for member, rows in enumerate(probabilities)]
-        for index, (name, rule) in enumerate(rules.items(), start=members):
+        for index, (name, rule) in enumerate(heard.items(), start=members):
             _add(tally, index, _distribution(name, rule, probabilities), truth, groups)
-        silent = bool(tally.abstained.any())
-        _add(tally, -1, uniform(probabilities) if silent else probabilities.mean(dim=0), truth, groups)
+        _add(tally, -1, uniform(probabilities), truth, groups)
         tally.joint.both[:] += Joint.of(right).both
         tally.some_right += np.bincount(truth.numpy()[np.any(right, axis=0)], minlength=classes)
         tally.ties += tie_rate(probabilities) * len(truth)
@@ -132,7 +132,6 @@ def _distribution(name: str, rule: Rule, probabilities: Tensor) -> Tensor:
     off = ~((rows.sum(dim=1) - 1).abs() <= _TOLERANCE)
     if off.any():
         total = float(rows[off][0].sum())
-        hint = "; members abstain there: use WeightedMean(..., abstain=True)" if torch.isnan(rows).any() else ""
-        msg = f"expected rows that sum to one from rule {name!r}, got a sum of {total:.6g}{hint}"
+        msg = f"expected rows that sum to one from rule {name!r}, got a sum of {total:.6g}"
         raise ValueError(msg)
     return rows

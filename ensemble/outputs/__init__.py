@@ -6,6 +6,7 @@ Behind this door there is array arithmetic only: no model, no accelerator.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -29,10 +30,12 @@ class MemberOutputs:
         groups: (N,) int64, the recording a frame belongs to; frames of one recording are correlated,
             so intervals resample groups. Defaults to every frame being its own group.
         fingerprint: identifies the frames (and labels) judged; computed from labels and groups if empty.
+        abstain: members may abstain on a frame, by a row of NaN: they are then left out there (see
+            `ensemble.abstaining`) and counted. Without this declaration NaN is refused where it is met.
 
     Raises:
-        ValueError: shapes, names or labels do not fit together; a member's rows hold NaN or do not
-            sum to one within 1e-3 (the message names the member and a frame).
+        ValueError: shapes, names or labels do not fit together; from `from_probabilities` also a row
+            that does not sum to one within 1e-3 (the message names the member and a frame).
     """
 
     log_probabilities: Tensor
@@ -41,6 +44,7 @@ class MemberOutputs:
     labels: Tensor | None = None
     groups: Tensor | None = None
     fingerprint: str = ""
+    abstain: bool = False
 
     def __post_init__(self) -> None:
         put = object.__setattr__
@@ -64,6 +68,7 @@ class MemberOutputs:
         groups: Any | None = None,
         classes: Sequence[str] | None = None,
         fingerprint: str = "",
+        abstain: bool = False,
     ) -> Self:
         """Outputs from arrays you already have, of any origin.
 
@@ -73,6 +78,7 @@ class MemberOutputs:
             groups: (N,) recording of each frame: integers, or any sortable names.
             classes: C names; "0", "1", ... if None.
             fingerprint: see the class.
+            abstain: see the class.
 
         Example:
             >>> p = [[0.9, 0.1], [0.2, 0.8]]
@@ -82,7 +88,7 @@ class MemberOutputs:
         if not probabilities:
             msg = "expected at least one member, got an empty mapping of probabilities"
             raise ValueError(msg)
-        arrays = {name: _probabilities(name, value) for name, value in probabilities.items()}
+        arrays = {name: _probabilities(name, value, abstain=abstain) for name, value in probabilities.items()}
         stacked = _stack(arrays)
         names = tuple(classes) if classes is not None else tuple(map(str, range(stacked.shape[-1])))
         return cls(
@@ -92,6 +98,7 @@ class MemberOutputs:
             labels=_label_indices(labels, names),
             groups=None if groups is None else _group_indices(groups),
             fingerprint=fingerprint,
+            abstain=abstain,
         )
 
     @property
@@ -133,6 +140,41 @@ class MemberOutputs:
             where = slice(start, min(start + frames, total))
             yield where, self.log_probabilities[:, where].float().exp()
 
+    def spoken_blocks(self, frames: int = 65_536, *, abstain: bool = False) -> Iterable[tuple[slice, Tensor]]:
+        """Walk as `blocks`, where NaN is refused.
+
+        Args:
+            frames: per block.
+            abstain: let abstentions pass where they are declared.
+
+        Raises:
+            ValueError: a member says NaN; the message names it and a frame.
+        """
+        for where, block in self.blocks(frames):
+            if not (abstain and self.abstain):
+                self._refuse_nan(where, block)
+            yield where, block
+
+    def _refuse_nan(self, where: slice, block: Tensor) -> None:
+        for name, rows, total in zip(self.members, block, block.sum(dim=(1, 2)).tolist(), strict=True):
+            if math.isnan(total):
+                frame = where.start + int(rows.isnan().any(dim=1).nonzero()[0])
+                way_out = "use frames where all speak" if self.abstain else "if it abstains there, declare abstain=True"
+                msg = f"expected probabilities from member {name!r}, got NaN at frame {frame}; {way_out}"
+                raise ValueError(msg)
+
+    def at(self, frames: Tensor) -> Self:
+        """The same members on some frames only, by index (K,) or by mask (N,); the fingerprint is made anew."""
+        assert self.groups is not None  # filled in when made
+        return type(self)(
+            self.log_probabilities[:, frames],
+            self.members,
+            self.classes,
+            labels=None if self.labels is None else self.labels[frames],
+            groups=self.groups[frames],
+            abstain=self.abstain,
+        )
+
     def subset(self, members: Sequence[str]) -> Self:
         """The same frames, only these members, in this order.
 
@@ -151,6 +193,7 @@ class MemberOutputs:
             labels=self.labels,
             groups=self.groups,
             fingerprint=self.fingerprint,
+            abstain=self.abstain,
         )
 
 
@@ -180,8 +223,8 @@ def _indices(values: Any, what: str, frames: int, below: int | None = None) -> T
     return tensor.long()
 
 
-def _probabilities(name: str, value: Any) -> Tensor:
-    """One member's (N, C) rows as float32, checked."""
+def _probabilities(name: str, value: Any, *, abstain: bool) -> Tensor:
+    """One member's (N, C) rows as float32, checked; where it may abstain, rows all of NaN pass."""
     rows = torch.as_tensor(np.asarray(value) if not isinstance(value, Tensor) else value)
     rows = rows.detach().cpu().float().clone()
     if rows.ndim != 2:
@@ -189,12 +232,16 @@ def _probabilities(name: str, value: Any) -> Tensor:
         raise ValueError(msg)
     sums = rows.sum(dim=1)
     bad = ~((sums - 1).abs() <= _TOLERANCE) | (rows < 0).any(dim=1)
+    if abstain:
+        bad &= ~rows.isnan().all(dim=1)
     if bad.any():
         frame = int(bad.nonzero()[0])
+        silent = bool(rows[frame].isnan().all())
+        way_out = "if it abstains there, declare abstain=True" if silent else "apply softmax to logits first"
         msg = (
             f"expected rows of probabilities that sum to one from member {name!r}, got a row with sum "
             f"{float(sums[frame]):.6g} and minimum {float(rows[frame].min()):.6g} at frame {frame} "
-            f"({int(bad.sum())} such rows); apply softmax to logits first"
+            f"({int(bad.sum())} such rows); {way_out}"
         )
         raise ValueError(msg)
     return rows

@@ -16,6 +16,7 @@ _FORMAT = "member-outputs"
 def pack(outputs: MemberOutputs) -> bytes:
     """Everything of the outputs; equal outputs give equal bytes."""
     about = {
+        "abstain": outputs.abstain,
         "classes": outputs.classes,
         "fingerprint": outputs.fingerprint,
         "format": _FORMAT,
@@ -41,6 +42,7 @@ def unpack(data: bytes) -> MemberOutputs:
             labels=tensors.get("labels"),
             groups=tensors["groups"],
             fingerprint=about["fingerprint"],
+            abstain=about.get("abstain", False),
         )
     except (SafetensorError, KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
         msg = f"expected members' outputs as written by `ensemble collect`, got something else ({error})"

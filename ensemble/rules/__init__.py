@@ -2,9 +2,10 @@
 
 A rule is any callable of that shape whose rows sum to one, so argmax, log-loss and calibration serve every
 rule alike. Rules without numbers are functions under `@rule`, in `voting` and `pooling`; rules with numbers are
-frozen dataclasses in `fitted`. Nothing is fitted here.
+frozen dataclasses in `fitted`; `abstaining` prepares either for members that abstain. Nothing is fitted here.
 """
 
+from ensemble.rules.abstaining import Abstaining, abstaining, abstentions
 from ensemble.rules.fitted import (
     BayesVote,
     Chain,
@@ -13,7 +14,6 @@ from ensemble.rules.fitted import (
     Stacked,
     Temperature,
     WeightedMean,
-    abstentions,
 )
 from ensemble.rules.pooling import (
     log_mean,
@@ -31,6 +31,7 @@ from ensemble.rules.voting import borda, majority, tie_rate
 
 __all__ = [
     "RULES",
+    "Abstaining",
     "BayesVote",
     "Chain",
     "ClasswiseMean",
@@ -39,6 +40,7 @@ __all__ = [
     "Stacked",
     "Temperature",
     "WeightedMean",
+    "abstaining",
     "abstentions",
     "borda",
     "get_rule",

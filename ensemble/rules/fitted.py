@@ -27,7 +27,7 @@ class WeightedMean:
             kept as floats that sum to one. A member of weight 0 has no effect, not even where it says NaN.
         fingerprint: of the frames that the weights were fitted on; "" if they come from elsewhere.
         abstain: members may abstain by a row of NaN; the others' weights are then renormalised on that
-            frame. Frames where nobody with a weight speaks get equal probabilities. See `abstentions`.
+            frame. Frames where nobody with a weight speaks get equal probabilities. See `abstaining`.
 
     Raises:
         ValueError: the weights are not as above, or their number is not the number of members.
@@ -62,11 +62,6 @@ class WeightedMean:
         pooled = weighted_sum(probabilities.masked_fill(silent, 0), self.weights)
         equal = torch.full_like(pooled, 1 / pooled.shape[-1])
         return torch.where(spoken > 0, pooled / spoken, equal)
-
-
-def abstentions(probabilities: Tensor) -> Tensor:
-    """(M,) int64: on how many frames each member abstains, that is, has a NaN in its row."""
-    return members_first(probabilities).isnan().any(dim=-1).sum(dim=-1)
 
 
 @dataclass(frozen=True)

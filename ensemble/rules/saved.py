@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, cast
 
+from ensemble.rules.abstaining import Abstaining
 from ensemble.rules.fitted import BayesVote, Chain, ClasswiseMean, LogPool, Stacked, Temperature, WeightedMean
 from ensemble.rules.table import RULES, Rule, get_rule
 
@@ -29,6 +30,8 @@ def rule_to_json(rule: Rule) -> dict[str, Any]:
     """
     if isinstance(rule, Chain):
         return {"rule": "Chain", "steps": [rule_to_json(step) for step in rule.steps]}
+    if isinstance(rule, Abstaining):
+        return {"rule": "Abstaining", "of": rule_to_json(rule.rule)}
     if type(rule) in _FITTED.values():
         held = {field.name: _lists(getattr(rule, field.name)) for field in fields(cast(Any, rule))}
         return {"rule": type(rule).__name__} | held
@@ -58,6 +61,8 @@ def rule_from_json(data: Mapping[str, Any]) -> Rule:
     name = str(options.pop("rule", None))
     if name == "Chain":
         return Chain(tuple(rule_from_json(step) for step in options["steps"]))
+    if name == "Abstaining":
+        return Abstaining(rule_from_json(options["of"]))
     if name not in _FITTED:
         found = get_rule(name)
         return functools.partial(found, **options) if options else found
