@@ -268,7 +268,7 @@ def test_candidates_end_with_the_loop() -> None:
         tiles=(1024, 256),
     )
     assert found[0] == Form("folded", 32, 1024, "bfloat16")
-    assert found[-1] == Form("loop", 1, 4096)
+    assert found[-1] == Form("loop", 1, 1024)
     assert len(set(found)) == len(found)
 
 

@@ -176,7 +176,7 @@ class Group:
                 return Plan(known, "measured earlier on this machine", (Trial(known, float("inf"), near),))
         plan = choose(measuring.try_all(wanted, run, frames=batch.count, compare=compare))
         measuring.remember(key, plan.form)
-        return plan
+        return replace(plan, why=f"{plan.why}; {self.why}") if self.why else plan
 
     def _first_fit(
         self, wanted: Sequence[Form], run: measuring.Run, compare: Callable[[Form, Tensor], Agreement], count: int

@@ -12,7 +12,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
@@ -21,7 +21,9 @@ from torch import Tensor
 
 from ensemble.engine.plan import Agreement, Form, Trial
 
-_BUDGET = 0.8  # seconds for all forms of a group
+_BUDGET = 1.2  # seconds for all forms of a group
+_SHORT = 0.1  # seconds; what takes longer needs no warming up
+_PROMISING = 1.3  # times the best so far
 _REPEATS = 5
 
 Run = Callable[[Form, int], Tensor]
@@ -33,8 +35,8 @@ def try_all(
 ) -> list[Trial]:
     """Try each form on as many frames as its tile has, until the time for it is used up.
 
-    First every form once, which warms it up and tells whether it agrees; then the promising ones in
-    turn, so that a busy moment strikes all alike. The least time counts: noise only ever adds.
+    First every form once, which tells whether it agrees; then the promising ones in turn, so that a busy
+    moment strikes all alike. The least time counts: noise only ever adds.
     """
     trials: dict[Form, Trial] = {}
     end = time.perf_counter() + _BUDGET
@@ -44,11 +46,9 @@ def try_all(
     for _ in range(_REPEATS):
         best = min((trial.seconds for trial in _timed(trials)), default=0.0)
         for trial in _timed(trials):
-            if trial.seconds <= 1.5 * best or trial.form.kind == "loop":
-                seconds = _seconds(run, trial.form, min(trial.form.tile, frames))
-                trials[trial.form] = Trial(trial.form, min(seconds, trial.seconds), trial.agreement)
-        if time.perf_counter() > end:
-            break
+            if time.perf_counter() < end and trial.seconds <= _PROMISING * best:
+                seconds, _ = _timed_run(run, trial.form, min(trial.form.tile, frames))
+                trials[trial.form] = replace(trial, seconds=min(seconds, trial.seconds))
     return list(trials.values())
 
 
@@ -57,23 +57,27 @@ def _timed(trials: Mapping[Form, Trial]) -> list[Trial]:
 
 
 def attempt(form: Form, run: Run, frames: int, compare: Callable[[Form, Tensor], Agreement]) -> Trial:
-    """Run a form twice: once for its answer and to warm up, once for the time if the answer is right."""
+    """Run a form for its answer and its time; again for the time where the first run was short, as it warms up."""
     try:
-        near = compare(form, run(form, frames))
-        seconds = _seconds(run, form, frames) if near.near else float("inf")
-    except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:  # what vmap or a compiler refuses
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        seconds, values = _timed_run(run, form, frames)
+        near = compare(form, values)
+        if near.near and seconds * frames < _SHORT:
+            seconds, _ = _timed_run(run, form, frames)
+    except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:  # what vmap refuses
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         return Trial(form, float("inf"), Agreement(float("inf"), 1.0, near=False), reason)
-    return Trial(form, seconds, near, "" if near.near else "does not agree with the loop")
+    if not near.near:
+        return Trial(form, float("inf"), near, "does not agree with the loop")
+    return Trial(form, seconds, near)
 
 
-def _seconds(run: Run, form: Form, frames: int) -> float:
-    """Seconds per frame of one run."""
+def _timed_run(run: Run, form: Form, frames: int) -> tuple[float, Tensor]:
+    """Seconds per frame of one run, and its result."""
     start = time.perf_counter()
-    run(form, frames)
-    if torch.cuda.is_available():
+    values = run(form, frames)
+    if values.is_cuda:
         torch.cuda.synchronize()
-    return (time.perf_counter() - start) / max(frames, 1)
+    return (time.perf_counter() - start) / max(frames, 1), values
 
 
 def question(**facts: object) -> str:

@@ -117,7 +117,7 @@ def candidates(
             forms += [Form("replay", members, tile, precision) for tile in tiles]
     if "stack" in kinds:
         forms += [Form("stack", members, tile) for tile in tiles]
-    return forms + [Form("loop", 1, frames)] * ("loop" in kinds)
+    return forms + [Form("loop", 1, tiles[0])] * ("loop" in kinds)
 
 
 def agreement(alone: Tensor, together: Tensor, *, exact: bool, tolerance: float = _EXACT) -> Agreement:
