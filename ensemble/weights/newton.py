@@ -11,6 +11,7 @@ References:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,7 @@ Indices = NDArray[np.intp]
 
 _HEAVY = 6.0  # a quadratic says little about a frame where some P / u exceeds this
 _CURVED = 2**17  # so many frames say enough about curvature; the gradient is always of all of them
+_CROWD = 16  # from so many members on, a start with all of them is torn down slower than built up
 _RIDGE = 1e-9  # proximal: it keeps near duplicates solvable and does not move the optimum
 
 
@@ -63,40 +65,63 @@ class View:
         return max(float(np.log(self.d[allowed].max())), 0.0)
 
 
-def look(rows: Rows, w: Array, active: Indices | None, *, pull: Array, precise: bool, thrifty: bool = True) -> View:
+class Walk(NamedTuple):
+    """How to read the frames.
+
+    Attributes:
+        precise: float64 throughout for the near members, and for all where P is float64; float32 otherwise.
+            Rounding moves a float32 mean of positive numbers by less than a thousandth: nobody hides above 1.
+        curved: whether the curvature over the near members is wanted.
+        narrow: read the near members alone; d of the others is then 0.
+        thrifty: take the curvature of ordinary frames from some blocks only, where frames abound.
+    """
+
+    precise: bool
+    curved: bool = True
+    narrow: bool = False
+    thrifty: bool = True
+
+
+def look(rows: Rows, w: Array, near: Indices, walk: Walk, *, pull: Array) -> View:
     """Walk once over the frames at weights `w`.
 
     Args:
         rows: the frames.
         w: (M,) on the simplex.
-        active: members whose curvature is wanted; None for the gradient alone.
+        near: members that may carry weight soon; those that do are added.
+        walk: how.
         pull: (M,) weight of each member's pseudo-frame, relative to all frames; zeros for no shrinkage.
-        precise: float64 throughout the gradient; float32 otherwise.
-        thrifty: take the curvature from every so many blocks, where frames abound.
     """
-    dtype = np.float64 if precise else np.float32
-    support = np.flatnonzero(w)
-    whole = 3 * len(support) > rows.members  # gathering rows costs more than multiplying by zero
-    own = (w if whole else w[support]).astype(dtype)
-    d, logs = np.zeros(rows.members), 0.0
-    sums = None if active is None else _Sums(active, rows)
-    every = max(1, rows.frames // _CURVED) if thrifty else 1
-    for k, block in enumerate(rows.blocks(dtype)):
-        u = own @ (block.values if whole else block.values[support])
+    near = np.flatnonzero(np.bincount(near, minlength=rows.members) + (w > 0))
+    apart = len(near) < rows.members and not walk.narrow
+    dtype = np.float64 if walk.precise else np.float32
+    own, d, far, logs = w[near].astype(dtype), np.zeros(len(near)), np.zeros(rows.members), 0.0
+    sums = _Sums(near, rows) if walk.curved else None
+    every = max(1, rows.frames // _CURVED) if walk.thrifty else 1
+    read_as = rows.values.dtype.type if walk.precise else dtype
+    for k, block in enumerate(rows.blocks(read_as, near if walk.narrow else None)):
+        chosen = block.values[near] if apart else block.values
+        chosen = chosen.astype(dtype, copy=False)
+        u = own @ chosen
         if block.counts is not None:
             u[block.counts == 0] = 1.0
         if not u.min() > 0:
-            return View(w, np.full(rows.members, np.inf), np.nan, None)
+            return _infinite(w)
         ratio = np.reciprocal(u) if block.counts is None else block.counts / u
-        d += block.values @ ratio
-        if precise:
+        d += chosen @ ratio
+        if apart:
+            far += block.values @ ratio.astype(block.values.dtype, copy=False)
+        if walk.precise:
             logs += float(np.log(u).sum() if block.counts is None else block.counts @ np.log(u))
         if sums is not None:
-            sums.add(block, u, light=k % every == 0 or not sums.total)
+            sums.add(chosen, block, u, light=k % every == 0 or not sums.total)
     if not rows.total or (w[pull > 0] <= 0).any():
         return _infinite(w)
-    d = (d / rows.total + pull / np.maximum(w, 1e-300)) / (1.0 + pull.sum())
-    loss = -(logs + rows.log_scale) / rows.total if precise else np.nan
+    far /= rows.total
+    far[far > 0.99] *= 1.001
+    far[near] = d / rows.total
+    d = (far + pull / np.maximum(w, 1e-300)) / (1.0 + pull.sum())
+    loss = -(logs + rows.log_scale) / rows.total if walk.precise else np.nan
     return View(w, d, loss, None if sums is None else sums.curvature(rows, pull))
 
 
@@ -109,7 +134,6 @@ class _Sums:
 
     def __init__(self, active: Indices, rows: Rows) -> None:
         self.active = active
-        self.every = len(active) == rows.members
         self.dtype = np.float64 if rows.small else np.float32
         self.light = np.zeros((len(active), len(active)))
         self.heavy: list[Numbers] = []
@@ -117,13 +141,13 @@ class _Sums:
         self.room = np.empty(0, self.dtype)
         self.total = 0.0
 
-    def add(self, block: Block, u: Numbers, *, light: bool) -> None:
+    def add(self, chosen: Numbers, block: Block, u: Numbers, *, light: bool) -> None:
+        """A block's active members: its heavy frames as they are, the others, if `light`, as their Hessian."""
         heavy = _heaviest(block.largest, u)
-        self.heavy.append(block.values[np.ix_(self.active, heavy)])
+        self.heavy.append(chosen.take(heavy, axis=1))
         self.weights.append(np.ones(len(heavy)) if block.counts is None else block.counts[heavy])
         if not light:
             return
-        chosen = block.values if self.every else block.values[self.active]
         scale: Numbers = 1.0 / u if block.counts is None else np.sqrt(block.counts) / u
         self.total += len(u) if block.counts is None else float(block.counts.sum(dtype=np.float64))
         scale[heavy] = 0
@@ -133,14 +157,14 @@ class _Sums:
         self.light += Z @ Z.T
 
     def curvature(self, rows: Rows, pull: Array) -> Curvature:
-        share = 1.0 / ((1.0 + pull.sum()) * rows.total)
+        share = 1.0 / (1.0 + pull.sum())
         heavy = np.concatenate(self.heavy, axis=1).astype(np.float64)
-        weights = np.concatenate(self.weights).astype(np.float64) * share
+        weights = np.concatenate(self.weights).astype(np.float64) * (share / rows.total)
         pulled = np.flatnonzero(pull)
         if len(pulled):
             heavy = np.concatenate([heavy, np.eye(rows.members)[np.ix_(self.active, pulled)]], axis=1)
-            weights = np.append(weights, pull[pulled] / (1.0 + pull.sum()))
-        return Curvature(self.active, self.light * (share * rows.total / self.total), heavy, weights)
+            weights = np.append(weights, pull[pulled] * share)
+        return Curvature(self.active, self.light * (share / self.total), heavy, weights)
 
 
 def _heaviest(largest: Numbers, u: Numbers) -> Indices:
@@ -159,20 +183,23 @@ def step(view: View, model: Curvature) -> Array:
     """
     A, P, s = model.active, model.heavy, model.heavy_weights
     w = view.weights[A]
-    light = view.d[A] - P @ (s / (w @ P))
+    v = w @ P
+    light = view.d[A] - P @ (s / v)
     H = model.light + _RIDGE * (1.0 + np.diag(model.light).max(initial=0.0)) * np.eye(len(A))
-    y, first = w, 0.0
+    y, first, Z = w, 0.0, np.empty_like(P)
     for _ in range(50):
-        v = y @ P
         slope = 1.0 - light + H @ (y - w) - P @ (s / v)
-        Z = P * (np.sqrt(s) / v)
+        np.multiply(P, np.sqrt(s) / v, out=Z)
         full = H + Z @ Z.T
-        move = nonnegative_minimum(full, full @ y - slope, y) - y
+        crowd = len(y) > _CROWD and y.all()
+        move = nonnegative_minimum(full, full @ y - slope, np.zeros_like(y) if crowd else y) - y
         gain = float(-slope @ move)
         first = first or gain
         if gain <= 1e-26:
             break
-        y = y + _length(H, P, s, light, w, y, move) * move
+        change = move @ P
+        length = _length(move @ slope, move @ H @ move, s, v, change)
+        y, v = y + length * move, v + length * change
         if gain <= 1e-4 * first:  # the next one would be of the order of its square
             break
     x = np.zeros_like(view.weights)
@@ -181,17 +208,22 @@ def step(view: View, model: Curvature) -> Array:
     return x
 
 
-def _length(H: Array, P: Array, s: Array, light: Array, w: Array, y: Array, move: Array) -> float:
-    """A step along `move` at whose end the model does not climb: halved until the slope says so."""
-    length, base, change = 1.0, y @ P, move @ P
+def _length(slope: float, bend: float, s: Array, v: Array, change: Array) -> float:
+    """A step at whose end the model does not climb: halved until the slope there says so.
+
+    Args:
+        slope: of the model along the step, at its beginning.
+        bend: what its quadratic part adds to the slope over the whole step.
+        s: weights of the heavy frames.
+        v: the pool's probability of each.
+        change: of `v` over the whole step.
+    """
+    length = 1.0
     for _ in range(60):
-        v = base + length * change
+        end = v + length * change
         if not len(s):
             return length
-        if v.min() > 0:
-            slope = (1.0 - light + H @ (y + length * move - w)) @ move - change @ (s / v)
-            start = (1.0 - light + H @ (y - w)) @ move - change @ (s / base)
-            if slope <= 0.5 * abs(start):
-                return length
+        if end.min() > 0 and slope + length * bend + change @ (s / v - s / end) <= 0.5 * abs(slope):
+            return length
         length *= 0.5
     return length

@@ -58,8 +58,12 @@ class Rows:
         """Whether it is so little that float64 throughout costs nothing."""
         return self.values.size <= 2**16
 
-    def blocks(self, dtype: type[np.floating[Any]]) -> Iterator[Block]:
+    def blocks(self, dtype: type[np.floating[Any]], members: NDArray[np.intp] | None = None) -> Iterator[Block]:
         """Walk over the frames; a block's arrays hold until the next one is asked for.
+
+        Args:
+            dtype: of the values.
+            members: whose values are wanted; None for all.
 
         Raises:
             ValueError: a number is NaN, infinite or negative (only the first walk looks).
@@ -74,6 +78,8 @@ class Rows:
             extreme, complete = self._kinds[start]
             if extreme:
                 raw, largest = raw / _divisor(raw), np.sign(largest)
+            if members is not None:
+                raw = raw[members]
             if raw.dtype != dtype:
                 room = room if room.shape == raw.shape else np.empty(raw.shape, dtype)
                 np.copyto(room, raw)

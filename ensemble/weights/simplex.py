@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]  # it ships no types
 
-from ensemble.weights.newton import Curvature, View, look, step
+from ensemble.weights.newton import Curvature, View, Walk, look, step
 from ensemble.weights.rows import Numbers, Rows, as_matrix
 
 Array = NDArray[np.float64]
@@ -99,7 +99,7 @@ def fit_simplex_weights(
         task = _Task(rows, first == np.arange(len(values)), pull, tolerance, max_passes)
         view, passes = _solve(task, begin, seed)
         if np.isnan(view.loss) and np.isfinite(view.d).all():  # stopped early: still certified in float64
-            view, passes = task.look(view.weights, None, precise=True), passes + 1
+            view, passes = task.look(view.weights, task.active(view), Walk(True, curved=False)), passes + 1
     if not rows.total:
         msg = f"expected a positive probability of the true class somewhere, got {rows.dropped} frames of zeros"
         raise ValueError(msg)
@@ -136,8 +136,8 @@ class _Task:
     max_passes: float
     rough: bool = False  # float32 may say that it is done: a start is wanted, not a certificate
 
-    def look(self, w: Array, active: Indices | None, *, precise: bool, thrifty: bool = True) -> View:
-        return look(self.rows, w, active, pull=self.pull, precise=precise, thrifty=thrifty)
+    def look(self, w: Array, near: Indices, walk: Walk) -> View:
+        return look(self.rows, w, near, walk, pull=self.pull)
 
     def active(self, view: View, above: float = _CLOSE) -> Indices:
         """Members that take part in the next step; with shrinkage nobody may leave."""
@@ -156,18 +156,19 @@ class _Task:
 def _solve(task: _Task, begin: Array | None, seed: int) -> tuple[View, float]:
     """The best view found, seen in float64, and the passes it took."""
     view, passes = _begin(task, begin, seed)
-    best, model, precise = view, view.curvature, task.rows.small
+    best, model, precise, thrifty = view, view.curvature, task.rows.small, True
     if model is None:  # a frame that no allowed member explains: infinite, whatever the weights
         return replace(view, loss=np.inf), passes
     while passes < task.max_passes and not (task.gap(view) <= task.tolerance and (precise or task.rough)):
         last = task.gap(view) < task.tolerance**0.5  # then one more step will do, by quadratic convergence
         precise = precise or (last and not task.rough)
-        stale = view.curvature is None
-        wanted = task.active(view) if task.rows.small or not last or stale else None
-        new, reads = _advance(task, view, step(view, model), wanted, precise=precise)
+        curved = task.rows.small or not last or view.curvature is None
+        walk = Walk(precise, curved, narrow=not (precise or task.rough), thrifty=thrifty)
+        new, reads = _advance(task, view, step(view, model), walk)
         passes += reads
         if new.curvature is None and task.gap(new) > task.tolerance and task.outside(new, model):
-            new, passes = task.look(new.weights, task.active(new), precise=precise), passes + 1
+            new, passes = task.look(new.weights, task.active(new), walk._replace(curved=True)), passes + 1
+        thrifty = thrifty and task.gap(new) < 0.1 * task.gap(view)
         view, model = new, new.curvature or model
         if np.isnan(best.loss) or (precise and task.gap(view) < task.gap(best)):
             best = view
@@ -188,21 +189,21 @@ def _begin(task: _Task, begin: Array | None, seed: int) -> tuple[View, float]:
         active, w = task.active(found, above=_CLOSE - 0.01), found.weights
         if found.curvature is not None:
             w = step(found, found.curvature)
-    view = task.look(w, active, precise=rows.small)
+    view = task.look(w, active, Walk(rows.small))
     if not np.isfinite(view.d).all():  # a frame that only members at zero explain
-        view, passes = task.look(0.9 * w + 0.1 * even, np.flatnonzero(task.allowed), precise=True), passes + 1
+        view, passes = task.look(0.9 * w + 0.1 * even, np.flatnonzero(task.allowed), Walk(True)), passes + 1
     return view, passes + 1
 
 
-def _advance(task: _Task, view: View, target: Array, active: Indices | None, *, precise: bool) -> tuple[View, int]:
+def _advance(task: _Task, view: View, target: Array, walk: Walk) -> tuple[View, int]:
     """Look at the target, or nearer where the slope there says that the step was too long."""
     move = target - view.weights
     limit = -0.9 * abs(float(view.d @ move)) - 1e-12
-    length, reads = 1.0, 0
+    near, length, reads = task.active(view), 1.0, 0
     while True:
         reads += 1
         w = np.maximum(view.weights + length * move, 0.0)
-        new = task.look(w / w.sum(), active, precise=precise)
+        new = task.look(w / w.sum(), near, walk)
         if reads == 50 or (np.isfinite(new.d).all() and float(new.d @ move) >= limit):
             return new, reads
         length *= 0.5
