@@ -267,3 +267,13 @@ def test_the_file_holds_no_path(registry):
     assert str(registry.path.parent) not in registry.path.read_text()
     moved = registry.path.parent.rename(registry.path.parent.with_name("moved"))
     assert zoo.Registry(moved / "registry.json").verify() == []
+
+
+def test_a_transaction_keeps_what_others_commit_meanwhile(registry):
+    """No lock is held while it is open: its changes are made again on what is there then."""
+    with registry.transaction():
+        early = registry.register("a", model(5), spec=SPEC, classes=CLASSES)
+        zoo.Registry(registry.path).register("a", model(6), spec=SPEC, classes=CLASSES)
+    assert early.number == 3
+    assert registry.get(early.id).number == 4
+    assert [entry.number for entry in registry.entries("a")] == [1, 2, 3, 4]

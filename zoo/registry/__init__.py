@@ -318,11 +318,15 @@ class Registry:
         self._pending = (known, [])
         try:
             yield
-            collected = self._pending[1]
+            pending, collected = self._pending
         finally:
             self._pending = None
+
+        def change(document: Document) -> Document:
+            return pending if document == known else _all(document, collected)  # others may have committed
+
         if collected:
-            self._commit(lambda document: _all(document, collected), create=True)
+            self._commit(change, create=True)
 
     # ---- keeping
 
