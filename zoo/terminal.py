@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,16 +19,21 @@ def run_app(app: App, arguments: Sequence[str] | None = None) -> int:
     """Run a command line to its end and return its exit code.
 
     0: fine. 1: the command answered "no" (it returned 1). 2: wrong usage, or an error, told in one line.
-    130: interrupted.
+    130: interrupted. 141: whoever read the output has gone.
     """
+    app.suppress_keyboard_interrupt = False  # it would say nothing
     try:
         result = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+        sys.stdout.flush()
     except CycloptsError as error:
         return _fail(str(error) or type(error).__name__)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter fails to flush at its end
+        return 141
     except (ValueError, TypeError, LookupError, OSError, ImportError, TimeoutError) as error:
         return _fail(str(error) or type(error).__name__)
     except KeyboardInterrupt:
-        return _fail("interrupted", code=130)
+        return _fail("interrupted; what was finished before is kept", code=130)
     return result if isinstance(result, int) else 0
 
 

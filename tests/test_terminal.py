@@ -1,0 +1,109 @@
+"""What both commands share: exit codes, one line per error, tables, JSON, progress."""
+
+import subprocess
+import sys
+
+import pytest
+from cyclopts import App
+
+from zoo.terminal import print_json, print_table, progress, run_app
+
+
+def command(error: BaseException | None = None, answer: int | None = None) -> App:
+    """An app with one command, `act`, that raises or returns something."""
+    app = App(name="demo")
+
+    @app.command
+    def act(*, times: int = 1) -> int | None:
+        if error is not None:
+            raise error
+        return answer
+
+    return app
+
+
+@pytest.mark.parametrize(("answer", "code"), [(None, 0), (0, 0), (1, 1)])
+def test_a_command_answers_by_its_exit_code(answer: int | None, code: int) -> None:
+    """Nothing and 0 are fine, 1 is "no"."""
+    assert run_app(command(answer=answer), ["act"]) == code
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ValueError("expected this,\n  got that"), "error: expected this, got that\n"),
+        (OSError(28, "No space left on device", "a.json"), "error: [Errno 28] No space left on device: 'a.json'\n"),
+        (TimeoutError(), "error: TimeoutError\n"),
+    ],
+)
+def test_an_error_is_one_line_and_exit_code_two(
+    capsys: pytest.CaptureFixture[str], error: Exception, line: str
+) -> None:
+    """On stderr, without a traceback, line breaks folded."""
+    assert run_app(command(error), ["act"]) == 2
+    assert capsys.readouterr() == ("", line)
+
+
+@pytest.mark.parametrize("arguments", [["at"], ["act", "--tims", "3"], ["act", "--times", "three"]])
+def test_wrong_usage_is_one_line_and_exit_code_two(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
+    """An unknown command, an unknown option, a value of another type."""
+    assert run_app(command(), arguments) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_mistake_of_ours_is_not_hidden() -> None:
+    """What is no error of use keeps its traceback."""
+    with pytest.raises(AttributeError, match="ours"):
+        run_app(command(AttributeError("ours")), ["act"])
+
+
+def test_an_interrupt_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    """Exit code 130, one line."""
+    assert run_app(command(KeyboardInterrupt()), ["act"]) == 130
+    assert capsys.readouterr().err.startswith("error: interrupted")
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    """As in `zoo list | head -1`: no traceback, nothing on stderr."""
+    code = """
+import sys
+from cyclopts import App
+from zoo.terminal import run_app
+app = App()
+@app.default
+def act():
+    for _ in range(100_000):
+        print("line")
+sys.exit(run_app(app, []))
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait() == 141
+    assert process.stderr is not None
+    assert process.stderr.read() == b""
+
+
+def test_a_table_has_aligned_columns_and_no_trailing_blanks(capsys: pytest.CaptureFixture[str]) -> None:
+    """Numbers to the right in their format, None as an empty cell, nothing folded in a pipe."""
+    print_table([{"name": "a" * 200, "share": 0.12345, "note": None}, {"name": "b", "share": 10, "note": None}],
+                formats={"share": ".2f"})  # fmt: skip
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in lines] == [["name", "share", "note"], ["a" * 200, "0.12"], ["b", "10.00"]]
+    assert lines[1].index("0.12") + 4 == lines[2].index("10.00") + 5
+    assert all(line == line.rstrip() for line in lines)
+
+
+def test_json_has_no_place_for_nan() -> None:
+    """A program that reads it could not parse it."""
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        print_json({"a": float("nan")})
+
+
+def test_progress_is_silent_where_nobody_looks(capsys: pytest.CaptureFixture[str]) -> None:
+    """Stderr is not a terminal here."""
+    with progress("work", total=3) as advance:
+        for _ in range(3):
+            advance(note="x")
+    assert capsys.readouterr() == ("", "")
