@@ -153,58 +153,6 @@ def _largest(where: slice, raw: Numbers) -> Numbers:
     return np.asarray(raw.max(axis=0))  # negative zeros are welcome
 
 
-def _largest(where: slice, raw: Numbers) -> Numbers:
-    """(b,) the largest of each frame, and the check of all numbers, in one read.
-
-    Read as integers, floats keep their order, and infinity, NaN and negative numbers stand above the rest.
-    """
-    integers = np.uint32 if raw.itemsize == 4 else np.uint64
-    largest: Numbers = raw.view(integers).max(axis=0)
-    if largest.max() < np.array(np.inf, raw.dtype).view(integers):
-        return largest.view(raw.dtype)
-    _refuse(where, raw)
-    return np.asarray(raw.max(axis=0))  # negative zeros are welcome
-
-
-def _largest(where: slice, raw: Numbers) -> Numbers:
-    """(b,) the largest of each frame, and the check of all numbers, in one read.
-
-    Read as integers, floats keep their order, and infinity, NaN and negative numbers stand above the rest.
-    """
-    integers = np.uint32 if raw.itemsize == 4 else np.uint64
-    largest: Numbers = raw.view(integers).max(axis=0)
-    if largest.max() < np.array(np.inf, raw.dtype).view(integers):
-        return largest.view(raw.dtype)
-    _refuse(where, raw)
-    return np.asarray(raw.max(axis=0))  # negative zeros are welcome
-
-
-def _largest(where: slice, raw: Numbers) -> Numbers:
-    """(b,) the largest of each frame, and the check of all numbers, in one read.
-
-    Read as integers, floats keep their order, and infinity, NaN and negative numbers stand above the rest.
-    """
-    integers = np.uint32 if raw.itemsize == 4 else np.uint64
-    largest: Numbers = raw.view(integers).max(axis=0)
-    if largest.max() < np.array(np.inf, raw.dtype).view(integers):
-        return largest.view(raw.dtype)
-    _refuse(where, raw)
-    return np.asarray(raw.max(axis=0))  # negative zeros are welcome
-
-
-def _largest(where: slice, raw: Numbers) -> Numbers:
-    """(b,) the largest of each frame, and the check of all numbers, in one read.
-
-    Read as integers, floats keep their order, and infinity, NaN and negative numbers stand above the rest.
-    """
-    integers = np.uint32 if raw.itemsize == 4 else np.uint64
-    largest: Numbers = raw.view(integers).max(axis=0)
-    if largest.max() < np.array(np.inf, raw.dtype).view(integers):
-        return largest.view(raw.dtype)
-    _refuse(where, raw)
-    return np.asarray(raw.max(axis=0))  # negative zeros are welcome
-
-
 def _refuse(where: slice, raw: Numbers) -> None:
     wrong = ~np.isfinite(raw) | (raw < 0)
     if wrong.any():
