@@ -239,3 +239,23 @@ def test_references_come_apart_as_they_were_put_together(name, number):
     """Name and number, or name and id."""
     assert parse_reference(f"{name}@{number}") in (Reference(name, number=number), Reference(name, id=str(number)))
     assert parse_reference(f"{name}@{ID}") == Reference(name, id=ID)
+
+
+def test_lines_of_a_large_file_that_nobody_uses_are_carried_over_as_they_stand(tmp_path):
+    """A change of one version neither reads nor touches the others; a check of all finds the damage."""
+    from zoo.registry import Registry
+
+    document = Document()
+    for index in range(1_000):
+        fields = {key: value for key, value in VERSION.items() if key != "n"}
+        document = add_version(document, f"m-{index}", f"{index:012x}", {**fields, "note": "x" * 200})
+    registry = Registry(tmp_path / "registry.json")
+    damaged = write(document).replace(b'"000000000007":{"blob"', b'"000000000007":{"n":1,"blob"')
+    registry.path.write_bytes(damaged)
+    registry.alias("best", "m-3")
+    before, after = damaged.split(b"\n"), registry.path.read_bytes().split(b"\n")
+    assert [line for line in before if line not in after] == []
+    with pytest.raises(RegistryError, match="the key 'n' stands twice"):
+        registry.get("m-7@1").number  # noqa: B018  # it is read when it is asked for
+    with pytest.raises(RegistryError, match="the key 'n' stands twice"):
+        registry.collect_garbage()

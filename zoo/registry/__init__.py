@@ -18,7 +18,7 @@ from zoo.names import Patterns, matching
 from zoo.registry import changes, entries, protocol, upkeep
 from zoo.registry.blobs import Blobs
 from zoo.registry.clock import now
-from zoo.registry.document import Document, frame, parse
+from zoo.registry.document import Document, parse, read
 from zoo.registry.entries import EnsembleEntry, Entry
 from zoo.registry.references import RegistryError, check_digest, check_name
 from zoo.registry.upkeep import Problem
@@ -44,7 +44,6 @@ __all__ = [
     "parse",
 ]
 
-_SMALL = 2**18  # bytes; a larger file is checked line by line as it is used, and whole before each change
 Names = list[str]  # aliases, since the class has a method of the name `list`
 Entries = list[Entry]
 Problems = list[Problem]
@@ -92,7 +91,6 @@ class Registry:
             return self._pending[0]
         raw = protocol.read_raw(self.path, create=False) or b""
         if self._seen is None or self._seen[0] != raw:
-            read = parse if len(raw) < _SMALL else frame
             self._seen = (raw, read(raw, known=self._seen[1] if self._seen else None))
         return self._seen[1]
 

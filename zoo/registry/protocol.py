@@ -34,7 +34,7 @@ from filelock import FileLock, Timeout
 
 from zoo import durable
 from zoo.registry.changes import Change
-from zoo.registry.document import Document, parse, write
+from zoo.registry.document import Document, parse, read, write
 from zoo.registry.references import RegistryError
 
 _ATTEMPTS = 3
@@ -63,14 +63,14 @@ def commit(path: Path, change: Change, *, timeout: float, create: bool) -> Docum
     with locked(path, timeout=timeout):
         for _ in range(_ATTEMPTS):
             raw = read_raw(path, create=create)
-            old = Document() if raw is None else parse(raw)
+            old = Document() if raw is None else read(raw)
             new = change(old)
             if new is old and raw is not None:
                 return old
             text = write(new)
             if text == raw:
                 return new
-            if parse(text, known=old) != new:
+            if read(text, known=old) != new:
                 raise RegistryError("ARGUMENT", "the change cannot be written such that reading gives it back")
             if _replace(path, raw, text):
                 return new
