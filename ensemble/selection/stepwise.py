@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from ensemble.outputs import MemberOutputs
 
 Array = NDArray[np.float64]
 
+_BLOCK = 512  # frames read together
 _SLACK = 1e-5  # frames this close to flipping are looked at in full: more than rounding can do
 
 
@@ -92,66 +92,83 @@ class _State:
 
     The margin is the sum for the true class minus the largest other one, the rival's. A member moves it by at
     least its own margin, and by at most what it gives the truth beyond the rival: frames that stay on their
-    side either way need no look.
+    side either way need no look. Probabilities are made where they are looked at, never all together.
     """
 
     def __init__(self, outputs: MemberOutputs) -> None:
         self.labels = outputs.require_labels().numpy()
+        self.logs = outputs.log_probabilities
         M, N, C = outputs.shape
-        self.P = np.empty((M, N, C), dtype=np.float32)
-        self.truth, self.margins = np.empty((M, N), np.float32), np.empty((M, N), np.float32)
-        for where, block in outputs.blocks(2048):
-            self._read(where, block)
+        self.truth, self.margins = np.empty((N, M), np.float32), np.empty((N, M), np.float32)
+        for begin in range(0, N, _BLOCK):
+            self._read(slice(begin, begin + _BLOCK))
         if np.isnan(self.margins).any():
-            names = [outputs.members[m] for m in np.flatnonzero(np.isnan(self.margins).any(axis=1))]
+            names = [outputs.members[m] for m in np.flatnonzero(np.isnan(self.margins).any(axis=0))]
             msg = f"expected numbers from every member, got NaN from {names}; leave them out"
             raise ValueError(msg)
-        self.least, self.most = self.margins.min(axis=0), self.truth.max(axis=0)
+        self.least, self.most = self.margins.min(axis=1), self.truth.max(axis=1)
         self.sum = np.zeros((N, C))
         self.true_sum = np.zeros(N)
+        self.room = torch.empty(N, C)
         self.low, self.high = np.zeros(N), np.zeros(N)  # bounds of the margin
         self.rival = np.where(self.labels > 0, 0, C - 1)
         self.picked = 0
 
-    def _read(self, where: slice, block: Tensor) -> None:
-        self.P[:, where] = block.numpy()
-        index = torch.from_numpy(self.labels[where]).expand(len(block), -1).unsqueeze(-1)
-        truth = block.gather(-1, index).squeeze(-1)
-        others = block.scatter(-1, index, -torch.inf).amax(dim=-1)
-        self.truth[:, where] = truth.numpy()
-        self.margins[:, where] = (truth - others).numpy()
+    def _read(self, where: slice) -> None:
+        logs = self.logs[:, where].float()
+        index = torch.from_numpy(self.labels[where]).expand(len(logs), -1).unsqueeze(-1)
+        truth = logs.gather(-1, index).squeeze(-1).exp()
+        others = logs.scatter(-1, index, -torch.inf).amax(dim=-1).exp()
+        self.truth[where] = truth.numpy().T
+        self.margins[where] = (truth - others).numpy().T
 
     def best(self) -> tuple[int, int, float]:
         """The member to add, how many frames are right with it, and the log-loss then."""
         hits = self._hits()
-        level = [m for m, hit in enumerate(hits) if hit == max(hits)]
+        most = max(hits.values())
+        level = sorted(m for m, hit in hits.items() if hit == most)
         losses = [self._loss(m) for m in level]
         first = min(range(len(level)), key=losses.__getitem__)
-        return level[first], max(hits), losses[first]
+        return level[first], most, losses[first]
 
     def add(self, m: int) -> None:
-        self.sum += self.P[m]
-        self.true_sum += self.truth[m]
+        self.sum += torch.exp(self.logs[m].float(), out=self.room).numpy()
+        self.true_sum += self.truth[:, m]
         self.picked += 1
-        self.low += self.margins[m]
-        self.high += self.truth[m]
+        self.low += self.margins[:, m]
+        self.high += self.truth[:, m]
 
-    def _hits(self) -> list[int]:
-        """For each member, how many frames are right once it joins."""
+    def _hits(self) -> dict[int, int]:
+        """How many frames are right once a member joins, for every member that may be the best."""
         sure, open_ = self._open()
         if self.picked:
             self._measure(open_)  # what the bounds left open, exactly; often that closes it
             sure, open_ = self._open()
-        base, labels, total = int(sure.sum()), self.labels[open_], self.sum[open_]
-        low, high = self.low[open_], self.high[open_]
-        hits = []
-        for truth, margins, p in zip(self.truth, self.margins, self.P, strict=True):
-            kept = low + margins[open_] > _SLACK
-            beyond = truth[open_] - p[open_, self.rival[open_]]
-            flips = np.flatnonzero(~kept & (high + beyond >= -_SLACK))
-            changed = total[flips] + p[open_[flips]]
-            hits.append(base + int(kept.sum()) + int((changed.argmax(axis=1) == labels[flips]).sum()))
+        kept, flips = self._bounded(open_)
+        least = int(sure.sum()) + kept.sum(axis=0)
+        most = least + flips.sum(axis=0)
+        hits: dict[int, int] = {}
+        for m in np.argsort(-most, kind="stable").tolist():
+            if hits and most[m] < max(hits.values()):
+                break
+            rows = open_[flips[:, m]]
+            changed = self.sum[rows] + self.logs[m].index_select(0, torch.from_numpy(rows)).float().exp().numpy()
+            hits[m] = int(least[m]) + int((changed.argmax(axis=1) == self.labels[rows]).sum())
         return hits
+
+    def _bounded(self, rows: NDArray[np.intp]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """(rows, M) whether a frame is surely right once a member joins, and whether it may be."""
+        margins, truth, high = self.margins[rows], self.truth[rows], self.high[rows]
+        if not self.picked:
+            return margins > _SLACK, np.abs(margins) <= _SLACK
+        # float32 is exact enough: where it rounds by more than a fraction of the slack no member reaches
+        kept = margins > (_SLACK - self.low[rows, None]).astype(np.float32)
+        flips = ~kept & (truth >= (-_SLACK - high[:, None]).astype(np.float32))
+        row, m = np.divmod(np.flatnonzero(flips), flips.shape[1])
+        where = (torch.from_numpy(index) for index in (m, rows[row], self.rival[rows[row]]))
+        rival = self.logs[tuple(where)].float().exp().numpy()
+        flips[row, m] = high[row] + (truth[row, m] - rival) >= -_SLACK
+        return kept, flips
 
     def _open(self) -> tuple[NDArray[np.bool_], NDArray[np.intp]]:
         """Frames that are right whoever joins, and the frames that somebody can flip."""
@@ -166,4 +183,4 @@ class _State:
 
     def _loss(self, m: int) -> float:
         with np.errstate(divide="ignore"):
-            return float(-np.log((self.true_sum + self.truth[m]) / (self.picked + 1)).mean())
+            return float(-np.log((self.true_sum + self.truth[:, m]) / (self.picked + 1)).mean())
