@@ -58,7 +58,7 @@ def certificate(P: Array, w: Array) -> float:
 
 
 def slsqp(P: Array) -> tuple[Array, int]:
-    """SciPy's SLSQP with the analytic gradient; at ftol 1e-10 it ends near the target, not always below it."""
+    """SciPy's SLSQP with the analytic gradient, at the loosest power of ten whose certified gap is the target's."""
     M, N = P.shape
     calls = 0
 
@@ -71,7 +71,7 @@ def slsqp(P: Array) -> tuple[Array, int]:
     settings: dict[str, Any] = {
         "bounds": [(0, 1)] * M,
         "constraints": {"type": "eq", "fun": lambda w: w.sum() - 1, "jac": np.ones_like},
-        "options": {"ftol": 1e-10, "maxiter": 500},
+        "options": {"ftol": 1e-11, "maxiter": 500},
     }
     found = minimize(loss, np.full(M, 1 / M), jac=True, method="SLSQP", **settings)
     return np.asarray(found.x), calls
@@ -145,8 +145,10 @@ def compare_fits(table: Table, M: int, N: int, *, repeats: int) -> None:
     bars += f", <= 64 MB {mark(memory <= 64)}" if N > 1e6 else ""
     table.add_row(shape, "ours", f"{own:.4f}", "1", f"{fit.passes:.1f}", f"{fit.gap:.1e}", f"{memory:.0f}", bars)
     ratio = slow / own
-    bar = f">= 6 {mark(ratio >= 6)}" if N >= 2e5 else f">= 0.67 {mark(ratio >= 1 / 1.5)}"
-    table.add_row(shape, "SLSQP", f"{slow:.4f}", f"{ratio:.1f}", f"{calls}", f"{certificate(exact, w):.1e}", "", bar)
+    reached = certificate(exact, w)
+    bar = f"gap {mark(reached <= TARGET)}, "
+    bar += f">= 6 {mark(ratio >= 6)}" if N >= 2e5 else f">= 0.67 {mark(ratio >= 1 / 1.5)}"
+    table.add_row(shape, "SLSQP", f"{slow:.4f}", f"{ratio:.1f}", f"{calls}", f"{reached:.1e}", "", bar)
     most = 2000 if N < 1e5 else 100
     for name, peer in (("EM", em), ("exp. gradient", exponentiated_gradient)):
         taken, (w, passes) = seconds(lambda peer=peer: peer(exact, most))  # type: ignore[misc]  # bound at once
@@ -215,7 +217,9 @@ def compare_selection(table: Table, *, quick: bool) -> None:
 def main(quick: bool) -> None:
     """Print both tables."""
     console = Console(width=130)
-    fits = Table(title="log-loss weights, wanted gap 1e-6: CPU seconds, and the gap certified for what came out")
+    fits = Table(
+        title="log-loss weights: CPU seconds to a certified gap of 1e-6, asked of ours and of SLSQP (ftol 1e-11) alike"
+    )
     for column in ("(N, M)", "method", "CPU s", "times ours", "passes", "gap", "MB beyond P", "bar: holds"):
         fits.add_column(column, no_wrap=True)
     rest = Table(title="selection and resampling, (N, M) = (2e4, 32), 40 classes")

@@ -133,6 +133,29 @@ def test_large_problems_in_either_precision_agree_with_scipy(dtype):
     assert np.log((exact / (fit.weights @ exact)).mean(axis=1).max()) == pytest.approx(fit.gap, abs=1e-11)
 
 
+def test_a_member_that_only_a_few_of_many_frames_need_keeps_its_weight():
+    """Curvature is taken from a part of the frames; the rare ones that hang on one member still count."""
+    generator = np.random.default_rng(10)
+    P = (0.1 + 0.9 * generator.random((4, 300_000))).astype(np.float32)
+    P[:3, [5, 150_000, 299_999]] = 1e-6
+    P[3] = 1e-4
+    P[3, [5, 150_000, 299_999]] = 1.0
+    fit, exact = fit_simplex_weights(P), P.astype(np.float64)
+    assert 0.5e-5 < fit.weights[3] < 2e-5
+    assert fit.gap <= 1e-6
+    assert np.log((exact / (fit.weights @ exact)).mean(axis=1).max()) == pytest.approx(fit.gap, abs=1e-11)
+    assert fit.passes <= 6
+
+
+def test_negative_zeros_are_zeros():
+    """Frames are checked by their bits, where -0 looks like a large number."""
+    P = np.random.default_rng(11).random((3, 50))
+    P[1, 7] = 0.0
+    Q = P.copy()
+    Q[1, 7] = -0.0
+    np.testing.assert_array_equal(fit_simplex_weights(Q).weights, fit_simplex_weights(P).weights)
+
+
 @pytest.mark.parametrize("spread", [20, 300])
 def test_scaling_frames_does_not_move_the_weights(spread):
     """Even frames scaled by 1e-300 count as much as before, and the loss says so."""
