@@ -13,11 +13,10 @@ from torch import Tensor, nn
 from ensemble.engine import forms, measuring
 from ensemble.engine.batch import Batch
 from ensemble.engine.dense import Dense, NotDenseError, dense
-from ensemble.engine.overlap import overlap
+from ensemble.engine.overlap import Overlap, overlap
 from ensemble.engine.plan import Agreement, Form, Plan, Trial, agreement, candidates, choose
 from ensemble.stack import Stack
 
-_PROBED = 256  # frames on which a form is compared with the loop
 _WORTH = 2e7  # multiplications below which a batch is over before a measurement pays
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "tf32": torch.float32}
 
@@ -152,12 +151,12 @@ class Group:
 
     def _plan(self, batch: Batch) -> Plan:
         wanted = self.candidates(batch)
-        probe = batch.head(_PROBED)
-        alone = self.log_probabilities(Form("loop", 1, _PROBED), probe)
+        probe = batch.head(measuring.PROBED)
+        alone = self.log_probabilities(Form("loop", 1, measuring.PROBED), probe)
 
         def compare(form: Form, values: Tensor) -> Agreement:
             exact = form.precision == "float32"
-            count = min(_PROBED, values.shape[1])
+            count = min(measuring.PROBED, values.shape[1])
             tolerance = 2e-2 if self.dtype.itemsize < 4 else 1e-5
             return agreement(alone[:, :count], values[:, :count], exact=exact, tolerance=tolerance)
 
@@ -206,11 +205,18 @@ class Group:
         if key not in self._parts:
             assert self.dense is not None
             dtype = _DTYPES[form.precision]
-            first = overlap(self.dense.first.weight, self.features, dtype) if form.kind == "overlap" else None
+            first = self._overlap(dtype) if form.kind == "overlap" else None
             whole = self.dense.to(dtype)
             slices = [slice(at, min(at + form.together, len(self))) for at in range(0, len(self), form.together)]
             self._parts[key] = [forms.Part(which, whole.members(which), first) for which in slices]
         return self._parts[key]
+
+    def _overlap(self, dtype: torch.dtype) -> Overlap:
+        """The first layer in the frequency domain; the parts of all forms share it."""
+        known = [parts[0].overlap for parts in self._parts.values()]
+        found = next((each for each in known if each is not None and each.weight.dtype == dtype), None)
+        assert self.dense is not None
+        return found or overlap(self.dense.first.weight, self.features, dtype)
 
     def _tell(self, plan: Plan) -> None:
         """One line where a stack was wanted and a loop is what runs."""

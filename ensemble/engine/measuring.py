@@ -21,8 +21,9 @@ from torch import Tensor
 
 from ensemble.engine.plan import Agreement, Form, Trial
 
+PROBED = 256  # frames on which a form is compared with the loop
 _BUDGET = 1.2  # seconds for all forms of a group
-_SHORT = 0.1  # seconds; what takes longer needs no warming up
+_SHORT = 0.1  # seconds; what takes longer is timed once
 _PROMISING = 1.3  # times the best so far
 _REPEATS = 5
 
@@ -47,7 +48,7 @@ def try_all(
         best = min((trial.seconds for trial in _timed(trials)), default=0.0)
         for trial in _timed(trials):
             if time.perf_counter() < end and trial.seconds <= _PROMISING * best:
-                seconds, _ = _timed_run(run, trial.form, min(trial.form.tile, frames))
+                seconds = _seconds(run, trial.form, min(trial.form.tile, frames))
                 trials[trial.form] = replace(trial, seconds=min(seconds, trial.seconds))
     return list(trials.values())
 
@@ -57,27 +58,27 @@ def _timed(trials: Mapping[Form, Trial]) -> list[Trial]:
 
 
 def attempt(form: Form, run: Run, frames: int, compare: Callable[[Form, Tensor], Agreement]) -> Trial:
-    """Run a form for its answer and its time; again for the time where the first run was short, as it warms up."""
+    """Run a form on a few frames for its answer, which also prepares its weights, then on all for its time."""
     try:
-        seconds, values = _timed_run(run, form, frames)
-        near = compare(form, values)
-        if near.near and seconds * frames < _SHORT:
-            seconds, _ = _timed_run(run, form, frames)
+        near = compare(form, run(form, min(frames, PROBED)))
+        if not near.near:
+            return Trial(form, float("inf"), near, "does not agree with the loop")
+        seconds = _seconds(run, form, frames)
+        if seconds * frames < _SHORT:
+            seconds = min(seconds, _seconds(run, form, frames))
     except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:  # what vmap refuses
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         return Trial(form, float("inf"), Agreement(float("inf"), 1.0, near=False), reason)
-    if not near.near:
-        return Trial(form, float("inf"), near, "does not agree with the loop")
     return Trial(form, seconds, near)
 
 
-def _timed_run(run: Run, form: Form, frames: int) -> tuple[float, Tensor]:
-    """Seconds per frame of one run, and its result."""
+def _seconds(run: Run, form: Form, frames: int) -> float:
+    """Seconds per frame of one run."""
     start = time.perf_counter()
     values = run(form, frames)
     if values.is_cuda:
         torch.cuda.synchronize()
-    return (time.perf_counter() - start) / max(frames, 1), values
+    return (time.perf_counter() - start) / max(frames, 1)
 
 
 def question(**facts: object) -> str:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 _BLOCKS = 32  # per step: enough for large products, few enough for the cache
+_CHUNK = 512  # outputs whose spectra are held at a time, for the same reason
 
 
 @dataclass(frozen=True)
@@ -64,11 +65,19 @@ class Overlap:
     def __call__(self, spectra: tuple[Tensor, Tensor], outputs: slice) -> Tensor:
         """Some of the M * width outputs at all frames of the blocks: (outputs, blocks * hop)."""
         weight, (for_real, for_imaginary) = self.weight[:, outputs], spectra
-        count, blocks = weight.shape[1], for_real.shape[2]
-        product = weight.new_empty(2, len(weight), count, blocks)
-        torch.bmm(weight, for_real, out=product[0])
-        torch.bmm(weight, for_imaginary, out=product[1])
-        return (product.view(-1, count * blocks).t() @ self.inverse).view(count, -1)  # (outputs, blocks * hop)
+        frequencies, count = weight.shape[:2]
+        blocks = for_real.shape[2]
+        result = weight.new_empty(count, blocks * self.hop)
+        product = weight.new_empty(2 * frequencies * min(_CHUNK, count) * blocks)
+        for start in range(0, count, _CHUNK):
+            some = weight[:, start : start + _CHUNK]
+            size = some.shape[1]
+            both = product[: 2 * frequencies * size * blocks].view(2, frequencies, size, blocks)
+            torch.bmm(some, for_real, out=both[0])
+            torch.bmm(some, for_imaginary, out=both[1])
+            kept = result[start : start + size].view(size * blocks, self.hop)
+            torch.mm(both.view(2 * frequencies, size * blocks).t(), self.inverse, out=kept)
+        return result
 
 
 def overlap(weight: Tensor, features: int, dtype: torch.dtype = torch.float32) -> Overlap:
@@ -88,10 +97,10 @@ def overlap(weight: Tensor, features: int, dtype: torch.dtype = torch.float32) -
         raise ValueError(msg)
     length = 16 * math.ceil(2.3 * span / 16)  # least work: longer blocks transform more, shorter ones keep less
     cosine, sine, back = _waves(length, weight.device)
-    kernels = weight.reshape(-1, span, features).double()  # (O, S, F)
-    real, imaginary = (torch.einsum("osf,qs->qof", kernels, wave[:, :span]) for wave in (cosine, sine))
+    kernels = weight.reshape(-1, span, features)  # (O, S, F)
+    parts = [torch.einsum("osf,qs->qof", kernels, wave[:, :span].float()).to(dtype) for wave in (cosine, sine)]
     return Overlap(
-        torch.cat([real, imaginary], dim=-1).to(dtype).contiguous(),
+        torch.cat(parts, dim=-1),
         torch.cat([cosine, -sine]).float(),
         back[:, : length - span + 1].to(dtype).contiguous(),
         span,
