@@ -159,17 +159,19 @@ def _solve(task: _Task, begin: Array | None, seed: int) -> tuple[View, float]:
     best, model, precise, thrifty = view, view.curvature, task.rows.small, True
     if model is None:  # a frame that no allowed member explains: infinite, whatever the weights
         return replace(view, loss=np.inf), passes
+    # steps on one curvature take a gap to its second power, third power, ...; reading the few members is cheap
+    reach, age = task.tolerance ** (1 / 2 if task.rough else 1 / 3), 0
     while passes < task.max_passes and not (task.gap(view) <= task.tolerance and (precise or task.rough)):
-        last = task.gap(view) < task.tolerance**0.5  # then one more step will do, by quadratic convergence
+        last = task.gap(view) < max(task.tolerance**0.75, 1e-5)  # then one more step will do
         precise = precise or (last and not task.rough)
-        curved = task.rows.small or not last or view.curvature is None
+        curved = task.rows.small or age >= 3 or task.gap(view) > reach
         walk = Walk(precise, curved, narrow=not (precise or task.rough), thrifty=thrifty)
         new, reads = _advance(task, view, step(view, model), walk)
-        passes += reads
+        passes += reads * (len(task.active(view)) / task.rows.members if walk.narrow else 1)
         if new.curvature is None and task.gap(new) > task.tolerance and task.outside(new, model):
             new, passes = task.look(new.weights, task.active(new), walk._replace(curved=True)), passes + 1
         thrifty = thrifty and task.gap(new) < 0.1 * task.gap(view)
-        view, model = new, new.curvature or model
+        view, model, age = new, new.curvature or model, 0 if new.curvature else age + 1
         if np.isnan(best.loss) or (precise and task.gap(view) < task.gap(best)):
             best = view
     return best, passes
