@@ -13,7 +13,7 @@ import zoo
 from ensemble.engine import Batch
 from ensemble.members.roster import Members
 from ensemble.outputs import MemberOutputs
-from ensemble.outputs.store import Contents, Store
+from ensemble.outputs.store import DTYPES, Contents, Store
 
 Feed = Callable[[int, int], Tensor]
 """From a first frame up to a last: (M, b, C) log-probabilities on the members' device."""
@@ -99,7 +99,7 @@ def _in_store(members: Members, x: zoo.FrameSet | Tensor, store: Store) -> Tenso
             if lacking:
                 if lacking not in teams:
                     team = members if lacking == members.names else members.subset(lacking)
-                    teams[lacking] = team, feed_of(team, x)
+                    teams[lacking] = team, feed_of(team, x, DTYPES[store.contents.dtype])
                 _one_shard(*teams[lacking], store, shard)
             advance()
     return store.read(list(digests.values()))
@@ -118,18 +118,18 @@ def _walk(members: Members, feed: Feed, start: int, stop: int) -> Iterator[tuple
         yield at, feed(at, min(at + members.step, stop))
 
 
-def feed_of(members: Members, x: zoo.FrameSet | Tensor) -> Feed:
-    """How these members are fed from these frames or inputs.
+def feed_of(members: Members, x: zoo.FrameSet | Tensor, dtype: torch.dtype = torch.float32) -> Feed:
+    """How these members are fed from these frames or inputs, to answer in this type.
 
     Raises:
         ValueError: a member has no spec, or wants another number of features than the frames have.
     """
     if isinstance(x, Tensor):
-        return lambda start, stop: members.log_probabilities(x[start:stop])
-    return _from_frames(members, x)
+        return lambda start, stop: members.log_probabilities(x[start:stop]).to(dtype)
+    return _from_frames(members, x, dtype)
 
 
-def _from_frames(members: Members, frames: zoo.FrameSet) -> Feed:
+def _from_frames(members: Members, frames: zoo.FrameSet, dtype: torch.dtype) -> Feed:
     features = frames.features.shape[1]
     for name, spec in members.specs.items():
         if spec is None:
@@ -141,7 +141,7 @@ def _from_frames(members: Members, frames: zoo.FrameSet) -> Feed:
     resident, widest = frames.to(members.device), members.widest_by_input
 
     def feed(start: int, stop: int) -> Tensor:
-        out = torch.empty(len(members), stop - start, len(members.classes), device=members.device)
+        out = torch.empty(len(members), stop - start, len(members.classes), dtype=dtype, device=members.device)
         for spec in widest:
             piece = zoo.stretch(resident, spec.context, spec.normalisation, spec.padding, start=start, stop=stop)
             members.write(Batch.of(piece), spec, out)
