@@ -4,12 +4,23 @@ Takes the members of a registry and what they say about the bundled corpus, or a
 treats the judged recordings as the whole world: samples of them are drawn whose true gain is then known.
 
     python benchmarks/judging.py --registry registry.json
+
+Two more need no registry: the memory that judging a store takes beyond the store (members made up, written to a
+temporary folder and removed), and the time that all pairs of 500 members take:
+
+    python benchmarks/judging.py --memory 1000000
+    python benchmarks/judging.py --pairs
 """
 
 from __future__ import annotations
 
 import argparse
+import tempfile
+import threading
+import time
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Self
 
 import numpy as np
 import pandas as pd
@@ -17,7 +28,9 @@ import torch
 from numpy.typing import NDArray
 
 import ensemble
+import ensemble.diversity
 import zoo
+from ensemble.outputs.store import Contents, Store
 
 Floats = NDArray[np.float64]
 _ONLY_AS_MANY = 40  # recordings in a sample
@@ -30,7 +43,12 @@ def main() -> None:
     parser.add_argument("--registry", default="registry.json")
     parser.add_argument("--corpus", help="folder with the partitions valid and test; the bundled speech if left out")
     parser.add_argument("--trials", type=int, default=400)
+    parser.add_argument("--memory", type=int, metavar="FRAMES", help="judge 32 members of 40 classes from a store")
+    parser.add_argument("--pairs", action="store_true", help="every pairwise measure of 500 members, 100,000 frames")
     given = parser.parse_args()
+    if given.memory or given.pairs:
+        zoo.print_table([memory(given.memory)] if given.memory else [pairs()])
+        return
     members = ensemble.load(zoo.Registry(given.registry), ["*"])
 
     def said(partition: str) -> ensemble.MemberOutputs:
@@ -151,6 +169,79 @@ def temperatures(valid: ensemble.MemberOutputs, test: ensemble.MemberOutputs) ->
         }
 
 
+def memory(frames: int, *, members: int = 32, classes: int = 40) -> dict[str, object]:
+    """The most anonymous memory while a float16 store is judged, and how fast; Linux tells."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(classes, (frames,), generator=generator)
+    names = tuple(f"m{index}" for index in range(members))
+    contents = Contents("made-up", frames, tuple(map(str, range(classes))), "float32", "float16")
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store(Path(folder), contents)
+        store.add(names)
+        for shard in range(store.shards):
+            start, stop = store.frames(shard)
+            hint = 2 * torch.nn.functional.one_hot(labels[start:stop], classes)
+            for name in names:
+                noise = torch.randn(stop - start, classes, generator=generator)
+                store.put(name, start, (noise + hint).log_softmax(-1))
+            store.finish(names, shard)
+        outputs = ensemble.MemberOutputs(
+            store.read(names), names, contents.classes, labels, torch.arange(frames) // 300, contents.fingerprint
+        )
+        rules = {name: ensemble.get_rule(name) for name in ("majority", "maximum", "mean", "log_mean")}
+        before = _anonymous()
+        with _Peak() as peak:
+            report = ensemble.evaluate(outputs, rules)
+    return {
+        "members": members,
+        "frames": frames,
+        "store, GB": round(outputs.log_probabilities.nbytes / 1e9, 2),
+        "anonymous before, GB": round(before, 2),
+        "at most, GB": round(peak.most, 2),
+        "frames/s": round(report.frames_per_second),
+    }
+
+
+class _Peak:
+    """The most anonymous memory that was seen while the block ran, looked at a hundred times a second."""
+
+    def __init__(self) -> None:
+        self.most, self._over = 0.0, threading.Event()
+        self._watch = threading.Thread(target=self._look)
+
+    def _look(self) -> None:
+        while not self._over.wait(0.01):
+            self.most = max(self.most, _anonymous())
+
+    def __enter__(self) -> Self:
+        self._watch.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._watch.join()
+
+
+def _anonymous() -> float:
+    """GB of this process that no file stands behind."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) * 1024 / 1e9
+
+
+def pairs(members: int = 500, frames: int = 100_000) -> dict[str, object]:
+    """All measures of all pairs from right and wrong; the best of three."""
+    right = np.random.default_rng(0).random((members, frames), dtype=np.float32) < 0.8
+    seconds = []
+    for _ in range(3):
+        began = time.perf_counter()
+        joint = ensemble.diversity.Joint.of(right)
+        for measure in ensemble.diversity.PAIR_MEASURES.values():
+            measure(joint)
+        seconds.append(time.perf_counter() - began)
+    measures = len(ensemble.diversity.PAIR_MEASURES)
+    return {"members": members, "frames": frames, "measures": measures, "seconds": round(min(seconds), 2)}
+
+
 def _recordings(outputs: ensemble.MemberOutputs) -> list[NDArray[np.int64]]:
     """Frames of each recording."""
     assert outputs.groups is not None
@@ -161,15 +252,7 @@ def _recordings(outputs: ensemble.MemberOutputs) -> list[NDArray[np.int64]]:
 def _part(
     outputs: ensemble.MemberOutputs, groups: list[NDArray[np.int64]], picks: NDArray[np.int64]
 ) -> ensemble.MemberOutputs:
-    frames = torch.from_numpy(np.concatenate([groups[pick] for pick in picks]))
-    assert outputs.groups is not None
-    return ensemble.MemberOutputs(
-        outputs.log_probabilities[:, frames],
-        outputs.members,
-        outputs.classes,
-        labels=outputs.require_labels()[frames],
-        groups=outputs.groups[frames],
-    )
+    return outputs.at(torch.from_numpy(np.concatenate([groups[pick] for pick in picks])))
 
 
 if __name__ == "__main__":

@@ -40,6 +40,10 @@ def _whole(value: float) -> str:
     return f"{int(value):,}"
 
 
+def _mark(value: bool) -> str:
+    return "yes" if value else ""
+
+
 _Column = tuple[str, str, Callable[[Any], str]]  # the table's name, the page's, how to write a cell
 _SCORES: list[_Column] = [
     ("name", "name", str),
@@ -56,6 +60,18 @@ _GAINS: list[_Column] = [
     ("mean_gain", "over mean", _points),
     ("mean_gain_low", "from", _points),
     ("mean_gain_high", "to", _points),
+]
+_FITTING: list[_Column] = [
+    ("fitted_here", "fitted here", _mark),
+    ("fitted_on_training", "fitted on training frames", _mark),
+    ("optimism", "optimism nats", _nats),
+]
+_CONFUSIONS: list[_Column] = [
+    ("name", "class", str),
+    ("taken_for", "taken for", str),
+    ("frames", "frames", _whole),
+    ("share", "so often %", _percent),
+    ("baseline_share", "single %", _percent),
 ]
 _PAIRS: list[_Column] = [
     ("first", "first", str),
@@ -94,9 +110,10 @@ def page(report: Report, *, title: str = "Is the ensemble better?") -> str:
         report=report,
         verdict=verdict(report),
         tables={
-            "rules": _table(report.rules, _SCORES + _GAINS),
+            "rules": _table(report.rules, _SCORES + _GAINS + _FITTING),
             "members": _table(report.members, _SCORES),
             "classes": _table(report.classes, _CLASSES),
+            "confusions": _table(report.confusions, _CONFUSIONS),
             "pairs": _table(closest, _PAIRS),
         },
         pairs_left_out=len(report.pairs) - len(closest),

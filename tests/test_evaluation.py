@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import accuracy_score, f1_score, log_loss
+from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, log_loss
 from torch import Tensor
 
 import ensemble
@@ -157,6 +157,31 @@ def test_classes_by_hand() -> None:
     assert math.isnan(table.loc["d", "rule_accuracy"])
 
 
+def test_confusions_are_the_largest_mistakes() -> None:
+    """Largest first, three a class, as scikit-learn counts them; the baseline's share beside."""
+    o = told()
+    report = ensemble.evaluate(o, {"weak": ensemble.WeightedMean([0, 0, 0, 1])}, baseline="m0")
+    labels, p = o.require_labels().numpy(), o.probabilities
+    rule, single = (confusion_matrix(labels, rows.argmax(-1), labels=range(5)) for rows in (p[3], p[0]))
+    for name, rows in report.confusions.groupby("name"):
+        true = int(name)
+        wrong = sorted((count for said, count in enumerate(rule[true]) if said != true and count), reverse=True)
+        assert rows["frames"].tolist() == wrong[:3]
+        for row in rows.to_dict("records"):
+            assert row["share"] == row["frames"] / (labels == true).sum()
+            assert row["baseline_share"] == single[true, int(row["taken_for"])] / (labels == true).sum()
+    assert set(report.confusions["name"]) == set("0123")
+
+
+def test_the_optimism_of_a_fit_stands_beside_its_rule() -> None:
+    """As `cross_fit` found it on the fitting frames; NaN for a rule that was not fitted."""
+    o = told()
+    found = ensemble.cross_fit(o)
+    report = ensemble.evaluate(told(seed=1), RULES, cross_fits={"weighted": found})
+    assert report.rules.set_index("name")["optimism"]["weighted"] == found.optimism
+    assert report.rules["optimism"].isna().tolist() == [True, True, False]
+
+
 def test_reliability_holds_the_bins_behind_the_error() -> None:
     """Weighted by frames, the bins' distances are the calibration error."""
     report = ensemble.evaluate(told(), RULES)
@@ -196,6 +221,8 @@ def test_rules_judged_on_their_fitting_frames_are_marked() -> None:
     rules = {"here": ensemble.WeightedMean([1] * 4, fingerprint=o.fingerprint), "mean": ensemble.mean}
     report = ensemble.evaluate(o, rules, trained_on={"m0": o.fingerprint, "m1": "other"})
     assert report.rules["fitted_here"].tolist() == [True, False]
+    assert report.rules["fitted_on_training"].tolist() == [True, False]
+    assert report.rules["optimism"].isna().all()
     assert "rule here was fitted on these frames: its figures are optimistic" in report.notes
     assert "trained on these frames, so their figures are optimistic: m0" in report.notes
     assert any(note.startswith("rule here was fitted on frames that m0 had been trained on") for note in report.notes)

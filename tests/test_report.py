@@ -32,8 +32,16 @@ def test_the_page_tells_everything_and_asks_for_nothing() -> None:
     """Every member, rule, class and note; no address, no file of its own."""
     told = report()
     text = page(told)
-    for word in [*told.members["name"], *told.rules["name"], *told.classes["name"], *told.notes, verdict(told)]:
+    for word in [
+        *told.members["name"],
+        *told.rules["name"],
+        *told.classes["name"],
+        *told.confusions["taken_for"],
+        *told.notes,
+    ]:
         assert word in text
+    assert verdict(told) in text
+    assert "<h2>Mistakes</h2>" in text
     assert text.startswith("<!doctype html>")
     assert text.count("<svg") == len(FIGURES)
     outside = re.findall(r"""(?:src|href)=["'](?!#|data:)[^"']*|url\((?!#)[^)]*|@import""", text)

@@ -127,6 +127,34 @@ def classes(outputs: MemberOutputs, tally: Tally, *, baseline: int, judged: int)
     return table
 
 
+def confusions(outputs: MemberOutputs, tally: Tally, *, baseline: int, judged: int, most: int = 3) -> pd.DataFrame:
+    """Per class, the classes it is most often taken for, at most `most`, with how often; mistakes only.
+
+    Args:
+        outputs: for the names.
+        tally: of members and rules.
+        baseline: index of the member whose share of the same mistake stands beside.
+        judged: index of the answer whose mistakes are told.
+        most: rows per class.
+    """
+    told, before = tally.confusion[judged], tally.confusion[baseline]
+    frames = np.bincount(outputs.require_labels().numpy(), minlength=len(outputs.classes))
+    wrong = told - np.diag(np.diagonal(told))
+    rows = [
+        {
+            "name": outputs.classes[true],
+            "taken_for": outputs.classes[said],
+            "frames": int(wrong[true, said]),
+            "share": wrong[true, said] / frames[true],
+            "baseline_share": before[true, said] / frames[true],
+        }
+        for true, order in enumerate(np.argsort(-wrong, axis=1, kind="stable")[:, :most])
+        for said in order
+        if wrong[true, said]
+    ]
+    return pd.DataFrame(rows, columns=["name", "taken_for", "frames", "share", "baseline_share"])
+
+
 def _f1(confusion: Counts, frames: Counts) -> Floats:
     """(M, C): a member's hits in both directions, so claiming a class everywhere does not pay."""
     hits = np.diagonal(confusion, axis1=1, axis2=2)

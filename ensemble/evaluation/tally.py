@@ -107,9 +107,9 @@ def _piles(groups: Tensor | None) -> tuple[Counts, int]:
 def _add(tally: Tally, index: int, rows: Tensor, truth: Tensor, where: Counts) -> NDArray[np.bool_]:
     """Add one answer's (B, C) rows for a block of frames; returns (B,) where it is right."""
     classes, groups = rows.shape[1], len(tally.sizes)
-    top, choice = rows.max(dim=1)
-    labels, guesses, confidence = truth.numpy(), choice.numpy(), top.double().numpy()
-    speaks = ~np.isnan(confidence)  # the maximum of a row with NaN is NaN
+    labels, guesses = truth.numpy(), rows.numpy().argmax(axis=1)  # NumPy's is five times as fast as torch's max
+    confidence = rows.gather(1, torch.from_numpy(guesses)[:, None])[:, 0].double().numpy()
+    speaks = ~np.isnan(confidence)  # the largest of a row with NaN is NaN
     correct: NDArray[np.bool_] = (labels == guesses) & speaks
     likelihood = np.where(speaks, rows.gather(1, truth[:, None])[:, 0].double().numpy(), 1 / classes)
     loss = -np.log(np.maximum(likelihood, _LEAST))

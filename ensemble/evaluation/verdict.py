@@ -15,8 +15,9 @@ from ensemble.evaluation import tables
 from ensemble.evaluation.tally import Tally, walk
 from ensemble.outputs import MemberOutputs
 from ensemble.rules import Rule
+from ensemble.weights import CrossFit
 
-_TABLES = ("members", "rules", "pairs", "classes", "reliability")
+_TABLES = ("members", "rules", "pairs", "classes", "confusions", "reliability")
 _FIGURES = (
     "baseline",
     "best",
@@ -41,10 +42,14 @@ class Report:
             abstained (frames).
         rules: the same per rule, then gain (accuracy minus the baseline's) with gain_low and gain_high, the
             ends of its 95 % interval; mean_gain over the uniform mean, and loss_gain (the baseline's
-            log-loss minus the rule's), each with its ends; fitted_here: whether it was fitted on these frames.
+            log-loss minus the rule's), each with its ends; fitted_here: whether it was fitted on these frames;
+            fitted_on_training: whether on frames that a member was trained on; optimism: its log-loss in nats on
+            recordings left out of the fit minus that on its own fitting frames, NaN where `evaluate` was not told.
         pairs: one row per pair of members: first, second, and every pairwise measure of `diversity`.
         classes: one row per class: frames, accuracy of the baseline and of the best rule, what the rule
             takes it for most often, the member to trust (by F1), and the oracle.
+        confusions: per class, the three it is most often taken for by the best rule, how often (frames, and share
+            of the class's own), and the baseline's share of the same mistake.
         reliability: per member and rule, the bins behind calibration_error.
         baseline: the best single member, or the one named.
         best: the rule of highest accuracy, lower log-loss where equal; None where there are no rules.
@@ -61,6 +66,7 @@ class Report:
     rules: pd.DataFrame
     pairs: pd.DataFrame
     classes: pd.DataFrame
+    confusions: pd.DataFrame
     reliability: pd.DataFrame
     baseline: str
     best: str | None
@@ -101,6 +107,7 @@ def evaluate(
     baseline: str | None = None,
     parameters: Mapping[str, int] | None = None,
     trained_on: Mapping[str, str] | None = None,
+    cross_fits: Mapping[str, CrossFit] | None = None,
     replicates: int = 2000,
     seed: int = 0,
 ) -> Report:
@@ -114,6 +121,7 @@ def evaluate(
         parameters: member -> number of parameters, for the tables.
         trained_on: member -> fingerprint of the frames it was trained on; a note says where these frames
             or a rule's fitting frames are among them.
+        cross_fits: fitted rule -> what `cross_fit` found on its fitting frames, for the column `optimism`.
         replicates: resamples behind each interval.
         seed: of the resampling; equal seeds, equal intervals.
 
@@ -142,9 +150,10 @@ def evaluate(
     judged = index if best is None else len(names) + list(rules).index(best)
     return Report(
         members=members,
-        rules=pd.concat([combined, gains, _fitted_here(outputs, rules)], axis=1),
+        rules=pd.concat([combined, gains, _fitting(outputs, rules, trained_on or {}, cross_fits or {})], axis=1),
         pairs=tables.pairs(names, tally.joint),
         classes=tables.classes(outputs, tally, baseline=index, judged=judged),
+        confusions=tables.confusions(outputs, tally, baseline=index, judged=judged),
         reliability=tables.reliability([*names, *rules], tally),
         baseline=single,
         best=best,
@@ -168,9 +177,20 @@ def _scored(
     return members, tables.scores(list(rules), tally, used, start=len(own))
 
 
-def _fitted_here(outputs: MemberOutputs, rules: Mapping[str, Rule]) -> pd.DataFrame:
-    here = [getattr(rule, "fingerprint", "") == outputs.fingerprint for rule in rules.values()]
-    return pd.DataFrame({"fitted_here": np.array(here, dtype=bool)})
+def _fitting(
+    outputs: MemberOutputs,
+    rules: Mapping[str, Rule],
+    trained_on: Mapping[str, str],
+    cross_fits: Mapping[str, CrossFit],
+) -> pd.DataFrame:
+    marks = [getattr(rule, "fingerprint", "") for rule in rules.values()]
+    return pd.DataFrame(
+        {
+            "fitted_here": np.array([mark == outputs.fingerprint for mark in marks], dtype=bool),
+            "fitted_on_training": np.array([bool(_who_saw(mark, trained_on)) for mark in marks], dtype=bool),
+            "optimism": [cross_fits[name].optimism if name in cross_fits else math.nan for name in rules],
+        }
+    )
 
 
 def _notes(
