@@ -161,3 +161,10 @@ def test_holm_lies_between_raw_and_bonferroni(p: list[float]) -> None:
     assert (adjusted >= np.array(p)).all()
     assert (adjusted <= ensemble.bonferroni(p) + 1e-12).all()
     assert (np.diff(adjusted[np.argsort(p, kind="stable")]) >= 0).all()
+
+
+def test_cochran_q_with_frames_worth_nothing() -> None:
+    """Frames on which all are right, or none, change neither statistic nor p-value."""
+    right = np.array([[1, 1, 1, 1, 0], [1, 1, 1, 0, 0], [1, 0, 0, 0, 0]], dtype=bool)
+    padded = np.concatenate([right, np.ones((3, 9), dtype=bool), np.zeros((3, 4), dtype=bool)], axis=1)
+    assert ensemble.cochran_q(padded).statistic == pytest.approx(ensemble.cochran_q(right).statistic, rel=1e-12)
