@@ -84,7 +84,7 @@ def batches(setting: Setting) -> Iterator[Row]:
     for shape in SHAPES:
         models, members = _models(shape, setting, "float32")
         tutorial = _tutorial(models)
-        for size in (1, 64, 1024, 8192, 65_536)[: 4 if setting.quick else 5]:
+        for size in (1, 64, 1024, 8192, 65_536)[: 3 if setting.quick else 5]:
             x = torch.randn(size, (2 * CONTEXT + 1) * FEATURES, device=setting.device)
             flop = _flop(models) * size
             times = _paired(
@@ -132,7 +132,7 @@ def automatic(setting: Setting) -> Iterator[Row]:
     """Windows as a tensor, automatic precision."""
     for shape in SHAPES:
         models, members = _models(shape, setting, "auto")
-        for size in (1024, 8192):
+        for size in (1024, 8192)[: 1 if setting.quick else 2]:
             x = torch.randn(size, (2 * CONTEXT + 1) * FEATURES, device=setting.device)
             flop = _flop(models) * size
             ours, loop = _paired(
