@@ -2,12 +2,14 @@
 
 import os
 
+os.environ["OMP_NUM_THREADS"] = "1"  # also in the programs that tests start: the workers share the cores
+os.environ.setdefault("WANDB_MODE", "offline")
+
 import pytest
 import torch
 
 from zoo import FrameSet
 
-os.environ.setdefault("WANDB_MODE", "offline")
 torch.set_num_threads(1)
 
 

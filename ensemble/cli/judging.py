@@ -11,7 +11,7 @@ from cyclopts import App
 from numpy.typing import NDArray
 
 import zoo
-from ensemble.cli.naming import FOUR, named_rules
+from ensemble.cli.naming import FOUR, cross_fits, named_rules
 from ensemble.cli.sources import Flag, Names, Source, best_member
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ def evaluate(
         baseline=best_member(valid.outputs),
         parameters=test.parameters,
         trained_on=test.trained_on,
+        cross_fits=cross_fits(rules, valid.outputs),
     )
     if report is not None:
         _write_page(result, report)
@@ -87,13 +88,13 @@ def fit(
         save: register members and weights as an ensemble of this name.
         json: print JSON for programs.
     """
-    from ensemble.weights import bootstrap_weights, cross_fit, fit_weights
+    from ensemble.weights import bootstrap_weights, fit_weights
 
     outputs = source.spoken(source.valid)[0].outputs
     found = fit_weights(outputs)
     if save is not None:
         _save(source, found, save)
-    spread, crossed = bootstrap_weights(outputs), cross_fit(outputs)
+    spread, crossed = bootstrap_weights(outputs), cross_fits(["weighted"], outputs).get("weighted")
     rows = [
         {"member": name, "weight": float(weight), "low": float(low), "high": float(high), "included": float(share)}
         for name, weight, low, high, share in zip(
@@ -102,14 +103,16 @@ def fit(
     ]
     if json:
         weights = {row["member"]: row["weight"] for row in rows}
+        left_out = None if crossed is None else crossed.loss
         figures = {"loss": found.loss, "gap": found.gap, "passes": found.passes}
-        zoo.print_json({"weights": weights, "members": rows, "cross_fitted_loss": crossed.loss, **figures})
+        zoo.print_json({"weights": weights, "members": rows, "cross_fitted_loss": left_out, **figures})
         return
     zoo.print_table(rows, formats=dict.fromkeys(("weight", "low", "high"), ".4f") | {"included": ".0%"})
     print(f"\nlog-loss {found.loss:.5f} nats, at most {found.gap:.1e} above the least that any weights reach")
-    print(
-        f"on recordings left out of the fit {crossed.loss:.5f} nats: the fit flatters itself by {crossed.optimism:.5f}"
-    )
+    if crossed is not None:
+        print(
+            f"on recordings left out of the fit {crossed.loss:.5f} nats, {crossed.optimism:.5f} more than it promises"
+        )
 
 
 def compare(
@@ -210,6 +213,8 @@ def _print_report(result: Report, weights: Mapping[str, float], seconds: float) 
     used = [f"{name} {weight:.3f}" for name, weight in weights.items() if weight > 0]
     if used:
         print("\nweights: " + ", ".join(used))
+    for row in result.rules.dropna(subset="optimism").to_dict("records"):
+        print(f"{row['name']}: fitted weights flatter themselves by {row['optimism']:.4f} nats on their own recordings")
     print(_summary(result, seconds))
     for note in result.notes:
         print(f"note: {note}")

@@ -11,6 +11,7 @@ import numpy as np
 if TYPE_CHECKING:
     from ensemble.outputs import MemberOutputs
     from ensemble.rules import Rule, WeightedMean
+    from ensemble.weights import CrossFit
 
 FOUR = ("majority", "maximum", "mean", "weighted")
 
@@ -99,21 +100,18 @@ def named_rules(names: Iterable[str], valid: MemberOutputs) -> dict[str, Rule]:
     return {name: FITTED[name](valid) if name in FITTED else get_rule(name) for name in names}
 
 
+def cross_fits(rules: Iterable[str], valid: MemberOutputs) -> dict[str, CrossFit]:
+    """For the weighted mean, what its weights are worth on recordings that they were not fitted on."""
+    from ensemble.weights import cross_fit
+
+    recordings = len(np.unique(np.asarray(valid.groups)))
+    if "weighted" not in rules or recordings < 2:
+        return {}
+    return {"weighted": cross_fit(valid, folds=min(5, recordings))}
+
+
 def _halves(outputs: MemberOutputs) -> tuple[MemberOutputs, MemberOutputs]:
     """Every other recording, and the rest."""
-    odd = np.unique(np.asarray(outputs.groups), return_inverse=True)[1] % 2 == 1
-    return _part(outputs, ~odd), _part(outputs, odd)
-
-
-def _part(outputs: MemberOutputs, where: np.ndarray) -> MemberOutputs:
-    from ensemble.outputs import MemberOutputs
-
-    index = np.flatnonzero(where)
-    labels, groups = outputs.require_labels(), outputs.groups
-    return MemberOutputs(
-        outputs.log_probabilities[:, index],
-        outputs.members,
-        outputs.classes,
-        labels=labels[index],
-        groups=None if groups is None else groups[index],
-    )
+    assert outputs.groups is not None  # filled in when made
+    odd = outputs.groups.new_tensor(np.unique(outputs.groups.numpy(), return_inverse=True)[1]) % 2 == 1
+    return outputs.at(~odd), outputs.at(odd)
