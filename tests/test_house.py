@@ -17,7 +17,7 @@ LEVELS = {
         {"spec"},
         {"checkpoint", "search", "judging"},
         {"training", "averaging", "registry"},
-        {"exchange", "plots", "study"},
+        {"exchange", "pictures", "study"},
         {"cli"},
     ],
     "ensemble": [
@@ -34,7 +34,7 @@ DOORS = {
     "torch.func": {"ensemble.stack"},
     "filelock": {"zoo.registry"},
     "safetensors": {"zoo.checkpoint", "ensemble.outputs"},
-    "matplotlib": {"ensemble.plots", "zoo.plots"},
+    "matplotlib": {"ensemble.plots", "zoo.pictures"},
     "wandb": {"zoo.logs"},
     "soundfile": {"zoo.audio"},
 }

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from zoo.exchange import export, from_pretrained, import_folder, pull, push
     from zoo.frames import FrameSet, Stretch, stretch, windows
     from zoo.logs import JsonLines, Log, TensorBoard, Wandb, read_runs
-    from zoo.plots import plot_depths, plot_line, plot_samples, plot_widths
+    from zoo.pictures import plot_depths, plot_line, plot_samples, plot_widths
     from zoo.recipe import Recipe
     from zoo.registry import EnsembleEntry, Entry, Registry, RegistryError
     from zoo.search import Samples, draw_many, fast_count, grid, random_budget, random_grid, random_members
@@ -137,9 +137,9 @@ def __getattr__(name: str) -> Any:
 
             return getattr(study, name)
         case "plot_depths" | "plot_line" | "plot_samples" | "plot_widths":
-            from zoo import plots
+            from zoo import pictures
 
-            return getattr(plots, name)
+            return getattr(pictures, name)
         case "Recipe":
             from zoo import recipe
 

@@ -7,10 +7,10 @@ import sys
 from cyclopts import App
 
 import zoo
-from ensemble.cli import choosing, judging, predicting
+from ensemble.cli import choosing, predicting, verdicts
 
 app = App(name="ensemble", help="Run trained models as one, combine them, and judge whether it is really better.")
-judging.add_to(app)
+verdicts.add_to(app)
 choosing.add_to(app)
 predicting.add_to(app)
 

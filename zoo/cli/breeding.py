@@ -148,7 +148,7 @@ def average(
     frames, judged = (frames_of(corpus, part) for part in (train_partition, valid_partition))
     mean = averaged(found, frames=frames, valid=judged, method=method, decay=decay)
     if picture is not None:
-        from zoo.plots import plot_line
+        from zoo.pictures import plot_line
 
         positions, losses = losses_along(found[0], found[-1], judged)
         save_picture(plot_line(positions, losses), picture)

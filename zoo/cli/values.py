@@ -170,7 +170,7 @@ def cell(value: Any) -> Any:
 
 def picture_draws(path: Path, budget: int, samples: int, seed: int) -> None:
     """The lecture's pictures of a budget, in one file."""
-    from zoo.plots import plot_samples
+    from zoo.pictures import plot_samples
     from zoo.search import draw_many
 
     save_picture(plot_samples(draw_many(samples, budget, seed=seed)), path)
