@@ -14,6 +14,7 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import uuid4
@@ -125,8 +126,8 @@ def renew(path: Path) -> None:
 
 def make_folders(path: Path) -> None:
     """Make a folder and those above it, each durable."""
-    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
-    for folder in reversed(missing):
+    missing = takewhile(lambda folder: not folder.exists(), (path, *path.parents))
+    for folder in reversed([*missing]):
         with suppress(FileExistsError):  # another process may have been quicker
             system.make_folder(folder)
         sync_folder(folder.parent)

@@ -18,7 +18,7 @@ from zoo.names import Patterns, matching
 from zoo.registry import changes, entries, protocol, upkeep
 from zoo.registry.blobs import Blobs
 from zoo.registry.clock import now
-from zoo.registry.document import Document, parse, read
+from zoo.registry.document import Document, parse
 from zoo.registry.entries import EnsembleEntry, Entry
 from zoo.registry.references import RegistryError, check_digest, check_name
 from zoo.registry.upkeep import Problem
@@ -77,7 +77,7 @@ class Registry:
         self.path = Path(path or os.environ.get("ZOO_REGISTRY") or "registry.json")
         self.timeout = timeout
         self.blobs = Blobs(self.path)
-        self._seen: tuple[bytes, Document] | None = None  # the last bytes and what they say: compared, not trusted
+        self._seen = protocol.NOTHING  # the last bytes and what they say: compared with the disk, not trusted
         self._pending: tuple[Document, Changes] | None = None
 
     def __repr__(self) -> str:
@@ -90,8 +90,7 @@ class Registry:
         if self._pending is not None:
             return self._pending[0]
         raw = protocol.read_raw(self.path, create=False) or b""
-        if self._seen is None or self._seen[0] != raw:
-            self._seen = (raw, read(raw, known=self._seen[1] if self._seen else None))
+        self._seen = protocol.snapshot(raw, self._seen)
         return self._seen[1]
 
     def list(self, include: Patterns = "*", exclude: Patterns = ()) -> Names:
@@ -215,16 +214,15 @@ class Registry:
         """The disk's share of `register`: the blob, then the line; see `protocol`."""
 
         def change(document: Document) -> Document:
-            if not self.blobs.path(parcel.sha256).exists():  # garbage collection came between
+            if self._pending is None and not self.blobs.path(parcel.sha256).exists():  # collected meanwhile
                 self.blobs.put(parcel.data)
             new = changes.add_version(document, name, parcel.id, parcel.fields)
-            if new is document and self._damaged(entries.resolve(document, reference)):
+            if new is document and self._damaged(entries.version(document, name, parcel.id)):
                 return changes.point_to_blob(document, name, parcel.id, parcel.fields)
             return new
 
-        reference = f"{name}@{parcel.id}"
         self.blobs.put(parcel.data)
-        return entries.resolve(self._commit(change, create=True), reference)
+        return entries.version(self._commit(change, create=True), name, parcel.id)
 
     def register_ensemble(self, name: str, ensemble: Any, *, note: str = "", tags: Iterable[str] = ()) -> EnsembleEntry:
         """Keep an ensemble: its members by id, its rule and numbers.
@@ -285,7 +283,7 @@ class Registry:
         if metrics is not None:
             fields["metrics"] = {**entry.metrics, **(intake.metrics_of(metrics) or {})}
         document = self._commit(lambda document: changes.change_version(document, entry, fields), create=False)
-        return entries.resolve(document, f"{entry.name}@{entry.id}")
+        return entries.version(document, entry.name, entry.id)
 
     def remove(self, reference: str, *, force: bool = False) -> Names:
         """Remove a version, an ensemble or an alias; the blob stays until `collect_garbage`.
@@ -377,7 +375,7 @@ class Registry:
 
         found = reading.recovered(self.blobs)
         document = self._commit(lambda document: _all(document, [change for _, change in found]), create=True)
-        return [entries.resolve(document, f"{name}@{version}") for (name, version), _ in found]
+        return [entries.version(document, name, id) for (name, id), _ in found]
 
     def _damaged(self, entry: Entry) -> bool:
         return upkeep.problem_of(self.blobs, entry, fast=False, probe=False) is not None
@@ -385,7 +383,8 @@ class Registry:
     def _commit(self, change: changes.Change, *, create: bool) -> Document:
         """The content after the change, which a transaction makes later."""
         if self._pending is None:
-            return protocol.commit(self.path, change, timeout=self.timeout, create=create)
+            self._seen = protocol.commit(self.path, change, timeout=self.timeout, create=create, seen=self._seen)
+            return self._seen[1]
         document, collected = self._pending
         self._pending = (change(document), [*collected, change])
         return self._pending[0]

@@ -30,9 +30,10 @@ from __future__ import annotations
 import gc
 import hashlib
 import re
+from collections import ChainMap
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -40,11 +41,13 @@ from zoo.canonical import TextError, canonical, parse_strictly
 from zoo.registry.references import RegistryError
 from zoo.registry.schema import check_sections, check_top, check_version, check_versions
 
-_VERSION_LINE = re.compile(r'^("[0-9a-f]{12}":)(\{.*\})(,?)$', re.MULTILINE)
+_VERSION_LINE = re.compile(r'^("[0-9a-f]{12}":)(\{.*\})(?=,?$)', re.MULTILINE)
 _UGLY = re.compile("[\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")  # terminal controls, reversed text
 _ESCAPE = re.compile(r"(?<!\\)(?:\\\\)*\\u([0-9a-fA-F]{4})")
 _FORMAT, SCHEMA = "zoo-registry", 1
 _SMALL = 2**18  # bytes: some 250 versions, 5 ms
+_SHARED = 100  # entries
+_NO_VERSIONS: Mapping[str, Any] = {"versions": {}}
 
 
 class Line(Mapping[str, Any]):
@@ -75,9 +78,9 @@ class Line(Mapping[str, Any]):
         return len(self.fields())
 
     def __eq__(self, other: object) -> bool:
-        if isinstance(other, Line) and other.text == self.text:
-            return True
-        return isinstance(other, Mapping) and self.fields() == dict(other)
+        if isinstance(other, Line):
+            return other.text == self.text or other.fields() == self.fields()
+        return self.fields() == other
 
     __hash__ = None  # type: ignore[assignment]  # as a dict
 
@@ -105,8 +108,8 @@ class Document:
 
     def with_model(self, name: str, model: Mapping[str, Any]) -> Document:
         """With a model added or replaced."""
-        changed = replace(self, models={**self.models, name: model})
-        folded = self.folded if name in self.models else {**self.folded, name.casefold(): name}
+        changed = Document(_with(self.models, name, model), self.ensembles, self.aliases, self.extensions)
+        folded = self.folded if name in self.models else _with(self.folded, name.casefold(), name)
         changed.__dict__["folded"] = folded  # a batch of a thousand would count the names a thousand times
         return changed
 
@@ -115,6 +118,14 @@ class Document:
         for name, model in self.models.items():
             for version, fields in model["versions"].items():
                 yield name, version, fields
+
+
+def _with(table: Mapping[str, Any], key: str, value: Any) -> Mapping[str, Any]:
+    """With one more entry; what was there is copied once in a hundred times and else shared."""
+    added, base = table.maps if isinstance(table, ChainMap) else ({}, table)
+    if len(added) < _SHARED:
+        return ChainMap({**added, key: value}, base)  # type: ignore[arg-type]  # nobody writes to either
+    return {**base, **added, key: value}
 
 
 def read(raw: bytes, known: Document | None = None) -> Document:
@@ -136,7 +147,7 @@ def parse(raw: bytes, known: Document | None = None) -> Document:
         >>> parse(b'{"format":"zoo-registry","schema":1,"models":{},"ensembles":{},"aliases":{}}').models
         {}
     """
-    with _uncollected():
+    with uncollected():
         document = frame(raw, known)
         check_versions(document.models)
         return document
@@ -144,8 +155,8 @@ def parse(raw: bytes, known: Document | None = None) -> Document:
 
 def frame(raw: bytes, known: Document | None = None) -> Document:
     """As `parse`, but versions that stand on a line of their own are checked when they are first used."""
-    with _uncollected():
-        table = _table(_decoded(raw), {} if known is None else _lines(known))
+    with uncollected():
+        table = _table(_decoded(raw), {} if known is None else known.models)
         check_top(table, _FORMAT, SCHEMA)
         check_sections(table)
     extensions = {key: value for key, value in table.items() if key.startswith("x-")}
@@ -154,38 +165,35 @@ def frame(raw: bytes, known: Document | None = None) -> Document:
 
 def write(document: Document) -> bytes:
     """The one text of a document, UTF-8, LF, a newline at the end."""
+    models = dict(document.models)
     sections = {
-        "aliases": _section(f'"{name}":{canonical(document.aliases[name])}' for name in sorted(document.aliases)),
-        "ensembles": _section(f'"{name}":{canonical(document.ensembles[name])}' for name in sorted(document.ensembles)),
+        "aliases": _section([f'"{name}":{canonical(fields)}' for name, fields in sorted(document.aliases.items())]),
+        "ensembles": _section([f'"{name}":{canonical(fields)}' for name, fields in sorted(document.ensembles.items())]),
         "format": canonical(_FORMAT),
-        "models": _section(_model(name, document.models[name]) for name in sorted(document.models, key=_spread)),
+        "models": _section([_model(name, models[name]) for name in sorted(models, key=_spread)]),
         "schema": canonical(SCHEMA),
         **{key: canonical(value, ordered=False) for key, value in sorted(document.extensions.items())},
     }
-    return ("{\n" + ",\n".join(f"{canonical(key)}:{text}" for key, text in sections.items()) + "\n}\n").encode()
+    return ("{\n" + ",\n".join([f"{canonical(key)}:{text}" for key, text in sections.items()]) + "\n}\n").encode()
 
 
 def _model(name: str, model: Mapping[str, Any]) -> str:
     last = f'"last":{model["last"]},' if "last" in model else ""
-    versions = (f'"{key}":{_line(fields)}' for key, fields in sorted(model["versions"].items()))
-    return f'"{name}":{{{last}"versions":{_section(versions)}}}'
+    versions = _section([f'"{key}":{_line(fields)}' for key, fields in sorted(model["versions"].items())])
+    return f'"{name}":{{{last}"versions":{versions}}}'
 
 
-def _section(lines: Iterator[str]) -> str:
-    return "{\n" + "".join(f"{line},\n" for line in lines).removesuffix(",\n") + "\n}"
+def _section(lines: list[str]) -> str:
+    return "{\n" + ",\n".join(lines) + "\n}"
 
 
 def _line(fields: Mapping[str, Any]) -> str:
-    return fields.text if isinstance(fields, Line) else canonical(dict(fields))
-
-
-def _lines(document: Document) -> dict[str, Line]:
-    return {fields.text: fields for _, _, fields in document.versions() if isinstance(fields, Line)}
+    return fields.text if isinstance(fields, Line) else canonical(fields)
 
 
 @contextmanager
-def _uncollected() -> Iterator[None]:
-    """Many new objects, none of them garbage: the collector would walk all of them, and torch, for nothing."""
+def uncollected() -> Iterator[None]:
+    """For many new objects, none of them garbage: the collector would walk all of them, and torch, for nothing."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -218,16 +226,14 @@ def _decoded(raw: bytes) -> str:
 _RESCUE = "take it back from version control, or rebuild it with `zoo recover`"
 
 
-def _table(text: str, known: Mapping[str, Line]) -> Any:
+def _table(text: str, known: Mapping[str, Any]) -> Any:
     """The parsed text; each version's line apart, so that it can be kept, and read later."""
-    found: list[str] = []
-
-    def apart(match: re.Match[str]) -> str:
-        found.append(match[2])
-        return f"{match[1]}{len(found) - 1}{match[3]}"
-
-    table = _strictly(_VERSION_LINE.sub(apart, text))
-    if found and not _put_back(table, found, known):
+    frame, keys, lines = (parts := _VERSION_LINE.split(text))[::3], parts[1::3], parts[2::3]
+    if not lines:
+        return _strictly(text)
+    numbered = [f"{before}{key}{index}" for index, (before, key) in enumerate(zip(frame, keys, strict=False))]
+    table = _strictly("".join([*numbered, frame[-1]]))
+    if not _put_back(table, lines, known):
         return _strictly(text)  # not laid out as `write` does
     return table
 
@@ -241,7 +247,7 @@ def _strictly(text: str) -> Any:
     return value
 
 
-def _put_back(table: Any, found: list[str], known: Mapping[str, Line]) -> bool:
+def _put_back(table: Any, found: list[str], known: Mapping[str, Any]) -> bool:
     """Replace the numbers that stand for lines; False where some stand elsewhere than versions do."""
     models = table.get("models") if isinstance(table, dict) else None
     count = 0
@@ -249,13 +255,18 @@ def _put_back(table: Any, found: list[str], known: Mapping[str, Line]) -> bool:
         versions = model.get("versions") if isinstance(model, dict) else None
         if not isinstance(versions, dict):
             continue
+        before = known.get(name, _NO_VERSIONS)["versions"]
         for key, index in versions.items():
             if type(index) is not int or index != count:
                 return False
-            text = found[index]
-            versions[key] = known[text] if text in known else Line(f"{name}@{key}", text)
+            versions[key] = _kept_or_new(before.get(key), f"{name}@{key}", found[index])
             count += 1
     return count == len(found)
+
+
+def _kept_or_new(before: Mapping[str, Any] | None, name: str, text: str) -> Line:
+    """What was read before where it says the same: it need not be parsed again."""
+    return before if isinstance(before, Line) and before.text == text else Line(name, text)
 
 
 def _refusal(error: TextError, text: str) -> RegistryError:

@@ -249,6 +249,11 @@ def resolve(document: Document, reference: str) -> Entry:
     return Entry(wanted.name, newest, versions[newest])
 
 
+def version(document: Document, name: str, id: str) -> Entry:
+    """A version that is known to be there."""
+    return Entry(name, id, document.models[name]["versions"][id])
+
+
 def resolve_ensemble(document: Document, name: str) -> EnsembleEntry:
     """The ensemble of a name or an alias.
 

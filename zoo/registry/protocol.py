@@ -34,14 +34,16 @@ from filelock import FileLock, Timeout
 
 from zoo import durable
 from zoo.registry.changes import Change
-from zoo.registry.document import Document, parse, read, write
+from zoo.registry.document import Document, parse, read, uncollected, write
 from zoo.registry.references import RegistryError
 
+Snapshot = tuple[bytes, Document]
+NOTHING: Snapshot = b"", Document()
 _ATTEMPTS = 3
 _POLL = 0.01  # seconds between two looks at the lock
 
 
-def commit(path: Path, change: Change, *, timeout: float, create: bool) -> Document:
+def commit(path: Path, change: Change, *, timeout: float, create: bool, seen: Snapshot = NOTHING) -> Snapshot:
     """Make one change durable, or change nothing.
 
     Args:
@@ -49,9 +51,10 @@ def commit(path: Path, change: Change, *, timeout: float, create: bool) -> Docum
         change: from the content as it is to the content as it shall be.
         timeout: seconds to wait for the lock.
         create: whether a missing file counts as an empty registry.
+        seen: what was read before; used where the disk still has the same bytes.
 
     Returns:
-        The content now on the disk.
+        The bytes now on the disk and what they say.
 
     Raises:
         RegistryError: what `change` and the file's text refuse; LOCKED, CONFLICT, LINK; DISK: nothing has
@@ -60,23 +63,29 @@ def commit(path: Path, change: Change, *, timeout: float, create: bool) -> Docum
     if create:
         with _disk_errors(path):
             durable.make_folders(path.parent)
-    with locked(path, timeout=timeout):
+    with locked(path, timeout=timeout), uncollected():
         for _ in range(_ATTEMPTS):
             raw = read_raw(path, create=create)
-            old = Document() if raw is None else read(raw)
+            old = Document() if raw is None else snapshot(raw, seen)[1]
             new = change(old)
             if new is old and raw is not None:
-                return old
+                return raw, old
             text = write(new)
             if text == raw:
-                return new
-            if read(text, known=old) != new:
+                return raw, old
+            written = read(text, known=old)
+            if written != new:
                 raise RegistryError("ARGUMENT", "the change cannot be written such that reading gives it back")
             if _replace(path, raw, text):
-                return new
+                return text, written
     raise RegistryError(
         "CONFLICT", f"{path} was changed {_ATTEMPTS} times by a program that takes no lock; nothing was written"
     )
+
+
+def snapshot(raw: bytes, seen: Snapshot = NOTHING) -> Snapshot:
+    """A registry's bytes and what they say; what was seen before is not read again."""
+    return seen if raw and raw == seen[0] else (raw, read(raw, known=seen[1]))
 
 
 def read_document(path: Path) -> Document:

@@ -26,6 +26,7 @@ _VERSION_MORE = {
     "software": dict,
     "probe": dict,
 }
+_MODEL = {"versions"}
 _ENSEMBLE = {"members": list, "rule": dict, "classes": list, "created": str}
 _ENSEMBLE_MORE = {"weights": list, "temperatures": list, "fitted_on": str, "note": str, "tags": list}
 _KINDS = {"trained", "averaged", "imported"}
@@ -63,7 +64,8 @@ def check_sections(table: Mapping[str, Any]) -> None:
             _refuse("FIELD_TYPE", f"expected {section!r} as an object, got {str(table[section])[:60]}")
     _check_names(table)
     for name, model in table["models"].items():
-        _check_fields(f"the model {name!r}", model, {"versions": dict}, {"last": int})
+        if type(model) is not dict or model.keys() != _MODEL or type(model["versions"]) is not dict:  # most have these
+            _check_fields(f"the model {name!r}", model, {"versions": dict}, {"last": int})
         strange = [key for key in model["versions"] if not is_id(key)]
         if strange:
             _refuse("ID", f"expected ids of 12 hex digits in {name!r}, got {strange[0][:40]!r}")
@@ -78,13 +80,14 @@ def check_sections(table: Mapping[str, Any]) -> None:
 
 
 def _check_names(table: Mapping[str, Any]) -> None:
-    taken: dict[str, str] = {}
+    taken: dict[str, tuple[str, str]] = {}
     for section in SECTIONS:
         for name in table[section]:
             check_name(name)
-            other = taken.setdefault(name.casefold(), f"{name!r} in {section}")
-            if other != f"{name!r} in {section}":
-                _refuse("NAME_COLLISION", f"{name!r} in {section} has the name of {other}; capitals do not tell apart")
+            other, where = taken.setdefault(name.casefold(), (name, section))
+            if (other, where) != (name, section):
+                msg = f"{name!r} in {section} has the name of {other!r} in {where}; capitals do not tell apart"
+                _refuse("NAME_COLLISION", msg)
 
 
 def check_versions(models: Mapping[str, Any]) -> None:
@@ -168,7 +171,7 @@ def _check_fields(what: str, fields: Any, needed: Mapping[str, type], more: Mapp
     if not needed.keys() <= fields.keys():
         missing = [key for key in needed if key not in fields]
         _refuse("MISSING_KEY", f"expected {list(needed)} in {what}, {missing} are missing")
-    kinds = {**needed, **more}
+    kinds = needed | more
     wrong = [key for key, value in fields.items() if kinds.get(key) is not type(value) and not key.startswith("x-")]
     for key in wrong:
         if key not in kinds:
