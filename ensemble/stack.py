@@ -65,7 +65,7 @@ class Stack(nn.Module):
             raise ValueError(msg)
         names = tuple(names) or tuple(map(str, range(len(modules))))
         refuse_unequal(modules, names=names, specs=specs)
-        self._set(modules[0], stacked_state(modules), names)
+        self._set(_hollow(modules[0]), stacked_state(modules), names)
         probe = _random_inputs(modules[0]) if probe is None else probe[:_PROBED]
         if probe is not None:
             self._refuse_disparity(modules, probe)
@@ -74,7 +74,8 @@ class Stack(nn.Module):
     def from_state(cls, template: nn.Module, state: Mapping[str, Tensor], names: Sequence[str]) -> Self:
         """A stack around tensors that are stacked already, (M, ...) under the names of the template's state.
 
-        Nothing is compared: for states whose specs are known to be equal.
+        Nothing is compared: for states whose specs are known to be equal. The template, on the meta device,
+        becomes the stack's own.
         """
         stack = cls.__new__(cls)
         nn.Module.__init__(stack)
@@ -88,7 +89,7 @@ class Stack(nn.Module):
             self.register_parameter(self._keys[name], nn.Parameter(state[name], parameter.requires_grad))
         for name, _ in template.named_buffers():
             self.register_buffer(self._keys[name], state[name])
-        object.__setattr__(self, "template", _hollow(template))  # not a submodule: its parameters are nobody's
+        object.__setattr__(self, "template", template)  # not a submodule: its parameters are nobody's
         self.training = template.training
 
     def __len__(self) -> int:

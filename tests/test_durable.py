@@ -259,3 +259,21 @@ def test_a_registry_that_is_a_link_is_not_written(tmp_path, two):
     with pytest.raises(RegistryError, match="symbolic link"):
         Registry(tmp_path / "registry.json").deposit("second", two[1])
     assert registry.list() == ["first"]
+
+
+def test_reading_into_several_places_goes_on_after_a_short_read(tmp_path, monkeypatch):
+    """A call of the system need not fill what it was given; the end of the file is told."""
+
+    class Bites(durable.System):
+        def read_into(self, file: int, *targets: memoryview) -> int:
+            return super().read_into(file, targets[0][:3])
+
+    path = tmp_path / "file"
+    path.write_bytes(bytes(range(20)))
+    for system in (durable.System(), Bites()):
+        monkeypatch.setattr(durable, "system", system)
+        for sizes, whole in (((7, 0, 1, 12), True), ((7, 14), False)):
+            places = [bytearray(size) for size in sizes]
+            with durable.opened(path) as (file, _):
+                assert durable.read_each(file, [memoryview(place) for place in places]) is whole
+            assert b"".join(places)[:20] == path.read_bytes()

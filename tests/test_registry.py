@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 import zoo
 from zoo import CheckpointError, RegistryError
+from zoo.checkpoint import read_header
 
 SPEC = zoo.Spec("cylinder", features=2, context=1, classes=2, options={"width": 4, "depth": 1})
 CLASSES = ("no", "yes")
@@ -50,6 +51,38 @@ def test_what_was_registered_is_loaded_bit_by_bit(registry):
     assert torch.equal(loaded(x), model(1).eval()(x))
     entry = registry.get("a@2")
     assert (entry.spec, entry.classes, entry.parameters) == (SPEC, CLASSES, zoo.count_parameters(SPEC))
+
+
+@pytest.mark.parametrize("most", [None, 100])
+def test_versions_of_one_spec_are_read_into_one_stack(registry, monkeypatch, most):
+    """Every tensor as it was registered, in the order asked for, also where the system reads in small bites."""
+
+    class Bites(zoo.durable.System):
+        def read_into(self, file: int, *targets: memoryview) -> int:
+            return super().read_into(file, targets[0][:most])
+
+    if most:
+        monkeypatch.setattr(zoo.durable, "system", Bites())
+    stacked = registry.stacked(["b", "a@1", "a@2"])
+    states = [model(seed).state_dict() for seed in (2, 0, 1)]
+    assert stacked.keys() == states[0].keys()
+    assert all(torch.equal(stacked[name], torch.stack([state[name] for state in states])) for name in stacked)
+
+
+def test_only_sound_versions_of_one_spec_are_stacked(registry):
+    """Another spec is a misfit; NaN under a right hash is refused by the name of its version."""
+    wider = zoo.Spec("cylinder", features=2, context=1, classes=2, options={"width": 5, "depth": 1})
+    registry.register("wider", zoo.build(wider, seed=0), spec=wider, classes=CLASSES)
+    with pytest.raises(CheckpointError, match="MISFIT"):
+        registry.stacked(["a", "wider"])
+    entry = registry.get("b")
+    data = bytearray(registry.blobs.path(entry.sha256).read_bytes())
+    weight = read_header(data).pieces["1.weight"]
+    data[weight.start : weight.start + 4] = b"\xff\xff\xff\x7f"
+    sha256 = registry.blobs.put(bytes(data))
+    registry.path.write_text(registry.path.read_text().replace(entry.sha256, sha256))
+    with pytest.raises(CheckpointError, match=r"b@1.*NOT_FINITE"):
+        registry.stacked(["a", "b"])
 
 
 def test_references_point_to_versions(registry):

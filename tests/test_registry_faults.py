@@ -306,6 +306,9 @@ def test_a_damaged_blob_is_refused_by_name_and_listed_as_before(registry, damage
         registry.load("model-0")
     assert entry.sha256 in str(caught.value)
     assert caught.value.reason in ("MISSING", "NOT_A_FILE", "BLOB_SIZE", "BLOB_DIGEST")
+    with pytest.raises(RegistryError) as together:
+        registry.stacked(["model-1", "model-0"])
+    assert str(together.value) == str(caught.value)
     assert registry.list() == ["model-0", "model-1"]
     assert [problem.entry.name for problem in registry.verify()] == ["model-0"]
     fast = [problem.entry.name for problem in registry.verify(fast=True)]
@@ -331,6 +334,8 @@ def test_a_blob_that_says_other_than_the_registry_is_refused(registry):
     registry.path.write_text(text)
     with pytest.raises(RegistryError, match="another spec or other classes"):
         registry.load("model-0")
+    with pytest.raises(RegistryError, match="another spec or other classes"):
+        registry.stacked(["other", "model-0"])
     assert registry.load("other") is not None
     assert second.note == "wider"
 

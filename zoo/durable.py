@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import takewhile
 from pathlib import Path
@@ -26,6 +26,7 @@ Buffer = bytes | bytearray | memoryview
 TEMPORARY = ".tmp"
 MOST_BYTES = 64 * 2**30  # a checkpoint beyond this is a mistake or a sparse file
 _STEP = 64 * 2**20
+_MOST_TARGETS = 512  # the system takes 1,024
 
 
 class System:
@@ -39,9 +40,9 @@ class System:
         """Write some of the bytes, return how many."""
         return os.write(file, data)
 
-    def read_into(self, file: int, target: memoryview) -> int:
-        """Read some bytes into the target, return how many; 0 at the end."""
-        return os.readv(file, [target])
+    def read_into(self, file: int, *targets: memoryview) -> int:
+        """Read some bytes into the targets, one after another, return how many; 0 at the end."""
+        return os.readv(file, targets)
 
     def chmod(self, file: int, mode: int) -> None:
         """Set the permissions."""
@@ -162,7 +163,7 @@ def read(path: Path, *, size: int | None = None, follow: bool = True) -> bytearr
             msg = f"expected at most {MOST_BYTES:,} bytes at {path}, got {found:,}"
             raise OSError(msg)
         data = bytearray(found)
-        if _read_all(file, memoryview(data)) != found:
+        if read_all(file, memoryview(data)) != found:
             msg = f"{path} became shorter while it was read; try again"
             raise OSError(msg)
         return data
@@ -191,15 +192,11 @@ def opened(path: Path, *, follow: bool = True) -> Iterator[tuple[int, int]]:
 def read_some(file: int, count: int) -> bytes:
     """Up to `count` bytes of an opened file, fewer at its end."""
     data = bytearray(count)
-    return bytes(data[: _read_all(file, memoryview(data))])
+    return bytes(data[: read_all(file, memoryview(data))])
 
 
-def _write_all(file: int, data: memoryview) -> None:
-    while data:
-        data = data[system.write(file, data[:_STEP]) :]
-
-
-def _read_all(file: int, target: memoryview) -> int:
+def read_all(file: int, target: memoryview) -> int:
+    """Read an opened file on into `target`; returns how many bytes, fewer at the file's end."""
     count = 0
     while count < len(target):
         step = system.read_into(file, target[count : count + _STEP])
@@ -207,6 +204,24 @@ def _read_all(file: int, target: memoryview) -> int:
             break
         count += step
     return count
+
+
+def read_each(file: int, targets: Sequence[memoryview]) -> bool:
+    """Read an opened file on into several places; False where it ends before the last is full."""
+    for first in range(0, len(targets), _MOST_TARGETS):
+        some = targets[first : first + _MOST_TARGETS]
+        done = system.read_into(file, *some)
+        for target in some:  # as a rule all is done; a call need not read to the end
+            rest = target[min(done, len(target)) :]
+            done -= len(target) - len(rest)
+            if rest and read_all(file, rest) != len(rest):
+                return False
+    return True
+
+
+def _write_all(file: int, data: memoryview) -> None:
+    while data:
+        data = data[system.write(file, data[:_STEP]) :]
 
 
 def _kind(mode: int) -> str:

@@ -6,13 +6,14 @@ import inspect
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, Self
 
 import torch
 from torch import nn
 
-from zoo.architectures import builder_of
+from zoo.architectures import Builder, builder_of
 from zoo.frames import NORMALISATIONS, PADDINGS
 from zoo.names import unknown
 
@@ -117,17 +118,23 @@ def build(spec: Spec, *, seed: int | None = None, device: torch.device | str = "
     Raises:
         ValueError: an option the builder refuses, or more parameters than any frame classifier has.
     """
-    _refuse_absurd(spec)
+    shapes = _shapes(spec)
+    if torch.device(device).type == "meta":
+        return shapes
     if seed is None:
         return _built(spec, device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return _built(spec, "cpu").to(device) if device != "meta" else _built(spec, device)
+        return _built(spec, "cpu").to(device)
 
 
 def count_parameters(spec: Spec) -> int:
     """Trainable parameters, counted on the meta device: nothing is allocated."""
-    return sum(p.numel() for p in _built(spec, "meta").parameters() if p.requires_grad)
+    return _trainable(_built(spec, "meta"))
+
+
+def _trainable(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)
 
 
 def _built(spec: Spec, device: torch.device | str) -> nn.Module:
@@ -135,18 +142,21 @@ def _built(spec: Spec, device: torch.device | str) -> nn.Module:
         return builder_of(spec.architecture)(spec.inputs, spec.classes, **spec.options)
 
 
-def _refuse_absurd(spec: Spec) -> None:
+def _shapes(spec: Spec) -> nn.Module:
+    """The model without memory; ValueError where nobody can want it."""
     try:
-        parameters = count_parameters(spec)
+        module = _built(spec, "meta")
     except RuntimeError as error:  # torch: sizes beyond 64 bits
         msg = f"cannot build {spec.architecture!r} with {dict(spec.options)}: {error}"
         raise ValueError(msg) from error
+    parameters = _trainable(module)
     if parameters > _MOST_PARAMETERS:
         msg = (
             f"expected at most {_MOST_PARAMETERS:,} parameters, got {parameters:,} from "
             f"{spec.architecture!r} with {dict(spec.options)}; check the widths"
         )
         raise ValueError(msg)
+    return module
 
 
 def _check_size(name: str, value: Any, least: int) -> None:
@@ -160,13 +170,18 @@ def _check_size(name: str, value: Any, least: int) -> None:
 
 def _complete(architecture: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """All of the builder's options, sorted: those given, checked, and the defaults of the others."""
-    parameters = list(inspect.signature(builder_of(architecture)).parameters.values())[2:]
-    defaults = {p.name: p.default for p in parameters}
+    defaults = _defaults(builder_of(architecture))
     for name in options:
         if name not in defaults:
             raise ValueError(unknown(f"option of {architecture!r}", name, defaults))
     merged = {**defaults, **options}
     return {name: _typed(architecture, name, merged[name], defaults[name]) for name in sorted(merged)}
+
+
+@lru_cache(maxsize=256)
+def _defaults(builder: Builder) -> Mapping[str, Any]:
+    """A builder's options and their defaults: its keywords behind inputs and classes."""
+    return {p.name: p.default for p in list(inspect.signature(builder).parameters.values())[2:]}
 
 
 def _typed(architecture: str, name: str, value: Any, default: Any) -> Any:

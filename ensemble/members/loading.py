@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import zoo
 from ensemble.members.roster import Member, Members, usable_device
 from ensemble.stack import Stack
-
-_READERS = 4  # checkpoints in memory at a time beside the stack
 
 
 def from_modules(
@@ -77,8 +73,9 @@ def load(
     """
     where = usable_device(device)
     entries = list({entry.id: entry for entry in _expanded(registry, references)}.values())
-    specs = [entry.spec for entry in entries]
-    stacks = [(_read(registry, [entries[p] for p in ps], specs[ps[0]], where), ps) for ps in _kinds(specs)]
+    kinds = _kinds(entries)
+    stacks = [(_read(registry, [entries[p] for p in ps], spec, where), ps) for spec, ps in kinds.items()]
+    specs = {place: spec for spec, places in kinds.items() for place in places}
     homes = {place: (stack, row) for stack, places in stacks for row, place in enumerate(places)}
     bare = [entry.name for entry in entries]
     members = []
@@ -116,26 +113,16 @@ def _expanded(registry: zoo.Registry, references: str | Iterable[str]) -> Iterat
         yield from map(registry.get, found)
 
 
-def _kinds(specs: Sequence[zoo.Spec]) -> list[list[int]]:
-    """Places of equal specs."""
+def _kinds(entries: Sequence[zoo.Entry]) -> dict[zoo.Spec, list[int]]:
+    """Spec -> places of the entries that have it."""
     kinds: dict[zoo.Spec, list[int]] = {}
-    for place, spec in enumerate(specs):
-        kinds.setdefault(spec, []).append(place)
-    return list(kinds.values())
+    for place, entry in enumerate(entries):
+        kinds.setdefault(entry.spec, []).append(place)
+    return kinds
 
 
 def _read(registry: zoo.Registry, entries: Sequence[zoo.Entry], spec: zoo.Spec, device: torch.device) -> Stack:
-    """The stack of some entries of one spec; a checkpoint is let go as soon as its place in the stack is filled."""
-    template = zoo.build(spec, device="meta").eval()
-    first = registry.checkpoint(entries[0].reference).tensors
-    state = {name: torch.empty(len(entries), *t.shape, dtype=t.dtype, device=device) for name, t in first.items()}
-
-    def fill(row: int, tensors: Mapping[str, Tensor]) -> None:
-        for name, tensor in tensors.items():
-            state[name][row].copy_(tensor)
-
-    fill(0, first)
-    with ThreadPoolExecutor(min(_READERS, os.cpu_count() or 1)) as pool:  # hashing leaves Python's lock alone
-        rest = range(1, len(entries))
-        list(pool.map(lambda row: fill(row, registry.checkpoint(entries[row].reference).tensors), rest))
-    return Stack.from_state(template, state, [entry.reference for entry in entries])
+    """The stack of some entries of one spec."""
+    references = [entry.reference for entry in entries]
+    state = {name: tensor.to(device) for name, tensor in registry.stacked(references).items()}
+    return Stack.from_state(zoo.build(spec, device="meta").eval(), state, references)

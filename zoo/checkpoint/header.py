@@ -8,12 +8,12 @@ more than 64 bits.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
 from pathlib import Path
-from re import fullmatch
 from typing import Any, NoReturn
 
 import torch
@@ -43,7 +43,7 @@ _MOST_ELEMENTS = 2**63 - 1
 _MOST_AXES = 64
 _METADATA = "__metadata__"
 _FIELDS = {"dtype", "shape", "data_offsets"}
-_NAME = r"[A-Za-z0-9_](?:[A-Za-z0-9_.\-]{0,510}[A-Za-z0-9_])?"
+_NAME = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.\-]{0,510}[A-Za-z0-9_])?")
 
 
 class CheckpointError(ValueError):
@@ -107,9 +107,15 @@ def header_at(path: Path, *, follow: bool = True) -> Header:
         OSError: not a plain file, unreadable.
     """
     with opened(path, follow=follow) as (file, size):
-        first = read_some(file, 8)
-        length = int.from_bytes(first, "little") if len(first) == 8 else 0
-        return _located(first + read_some(file, min(length, MOST_HEADER + 1, size)), size)
+        return header_of(file, size)[1]
+
+
+def header_of(file: int, size: int) -> tuple[bytes, Header]:
+    """The bytes before the data of an opened file, and what they say; as `header_at`."""
+    first = read_some(file, 8)
+    length = int.from_bytes(first, "little") if len(first) == 8 else 0
+    head = first + read_some(file, min(length, MOST_HEADER + 1, size))
+    return head, _located(head, size)
 
 
 def _read(data: bytes | bytearray) -> Header:
@@ -130,8 +136,12 @@ def _located(data: bytes | bytearray, size: int) -> Header:
     if not 2 <= length <= size - 8:
         _refuse("HEADER_LENGTH", f"expected a header of 2 to {size - 8:,} bytes, got {length:,}")
     table = _parsed(bytes(data[8 : 8 + length]))
-    metadata = _metadata(table.pop(_METADATA)) if _METADATA in table else {}
-    pieces = {name: _piece(name, fields, base=8 + length) for name, fields in table.items()}
+    try:
+        metadata = _metadata(table.pop(_METADATA)) if _METADATA in table else {}
+        pieces = {name: _piece(name, fields, base=8 + length) for name, fields in table.items()}
+    except CheckpointError:
+        _refuse_deep(table)  # only what is refused anyway can be nested so deep
+        raise
     _check_cover(pieces, base=8 + length, end=size)
     return Header(pieces, metadata)
 
@@ -148,11 +158,15 @@ def _parsed(raw: bytes) -> dict[str, Any]:
     except TextError as error:
         reason = {"SYNTAX": "HEADER_JSON", "DEPTH": "HEADER_DEPTH"}.get(error.reason, error.reason)
         raise CheckpointError(reason, f"the header is {error}") from None
-    if depth(table) > 64:
-        _refuse("HEADER_DEPTH", "expected a header of names, fields and sizes, got one nested beyond 64 levels")
     if not isinstance(table, dict) or not text.startswith("{"):
+        _refuse_deep(table)
         _refuse("HEADER_ROOT", f"expected a header that is a JSON object, got {text[:20]!r}")
     return table
+
+
+def _refuse_deep(table: Any) -> None:
+    if depth(table) > 64:
+        _refuse("HEADER_DEPTH", "expected a header of names, fields and sizes, got one nested beyond 64 levels")
 
 
 def _metadata(value: Any) -> dict[str, str]:
@@ -163,33 +177,26 @@ def _metadata(value: Any) -> dict[str, str]:
 
 
 def _piece(name: str, fields: Any, base: int) -> Piece:
-    if not fullmatch(_NAME, name) or ".." in name:
+    if not _NAME.fullmatch(name) or ".." in name:
         _refuse("TENSOR_NAME", f"expected names of letters, digits and single dots for tensors, got {name[:80]!r}")
-    if not isinstance(fields, dict) or set(fields) != _FIELDS:
+    if type(fields) is not dict or fields.keys() != _FIELDS:
         _refuse("TENSOR_FIELDS", f"expected {sorted(_FIELDS)} for tensor {name!r}, got {str(fields)[:80]}")
-    dtype = DTYPES.get(fields["dtype"]) if isinstance(fields["dtype"], str) else None
+    kind, shape, offsets = fields["dtype"], fields["shape"], fields["data_offsets"]
+    dtype = DTYPES.get(kind) if type(kind) is str else None
     if dtype is None:
-        _refuse("DTYPE", f"expected a dtype of {', '.join(DTYPES)} for tensor {name!r}, got {fields['dtype']!r}")
-    shape = _shape(name, fields["shape"])
-    start, stop = _offsets(name, fields["data_offsets"])
+        _refuse("DTYPE", f"expected a dtype of {', '.join(DTYPES)} for tensor {name!r}, got {kind!r}")
+    if not _are_sizes(shape) or len(shape) > _MOST_AXES or prod([n or 1 for n in shape]) > _MOST_ELEMENTS:
+        _refuse("SHAPE", f"expected a list of sizes for tensor {name!r}, got {str(shape)[:80]}")
+    if not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+        _refuse("OFFSETS", f"expected data_offsets [begin, end] for tensor {name!r}, got {str(offsets)[:80]}")
     size = prod(shape) * dtype.itemsize
-    if stop - start != size:
-        _refuse("SIZE", f"expected {size:,} bytes for tensor {name!r} {fields['shape']}, got {stop - start:,}")
-    return Piece(dtype, shape, base + start, base + stop)
+    if offsets[1] - offsets[0] != size:
+        _refuse("SIZE", f"expected {size:,} bytes for tensor {name!r} {shape}, got {offsets[1] - offsets[0]:,}")
+    return Piece(dtype, tuple(shape), base + offsets[0], base + offsets[1])
 
 
-def _shape(name: str, value: Any) -> tuple[int, ...]:
-    counts = isinstance(value, list) and len(value) <= _MOST_AXES and all(type(n) is int and n >= 0 for n in value)
-    if not counts or prod(n or 1 for n in value) > _MOST_ELEMENTS:
-        _refuse("SHAPE", f"expected a list of sizes for tensor {name!r}, got {str(value)[:80]}")
-    return tuple(value)
-
-
-def _offsets(name: str, value: Any) -> tuple[int, int]:
-    pair = isinstance(value, list) and len(value) == 2 and all(type(n) is int for n in value)
-    if not pair or not 0 <= value[0] <= value[1]:
-        _refuse("OFFSETS", f"expected data_offsets [begin, end] for tensor {name!r}, got {str(value)[:80]}")
-    return value[0], value[1]
+def _are_sizes(value: Any) -> bool:
+    return type(value) is list and {*map(type, value)} <= {int} and (not value or min(value) >= 0)
 
 
 def _check_cover(pieces: Mapping[str, Piece], base: int, end: int) -> None:

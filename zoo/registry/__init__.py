@@ -145,6 +145,16 @@ class Registry:
         """A version as a model in eval mode, all of it or the errors of `checkpoint`."""
         return self.checkpoint(reference).to_module(device)
 
+    def stacked(self, references: Sequence[str]) -> dict[str, torch.Tensor]:
+        """Parameters and buffers of M versions of one spec by name, each (M, ...); the errors of `checkpoint`.
+
+        Each blob is read and hashed once, straight into its place.
+        """
+        from zoo.registry import stacking
+
+        document = self.document()
+        return stacking.stacked(self.blobs, [entries.resolve(document, reference) for reference in references])
+
     def diff(self, first: str, second: str) -> dict[str, Any]:
         """How two versions differ: about, spec, recipe, classes, metrics, tensors; equal parts are empty."""
         from zoo.registry.difference import difference
