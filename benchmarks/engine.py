@@ -17,6 +17,7 @@ import hashlib
 import os
 import platform
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -204,18 +205,20 @@ def storing(setting: Setting) -> Iterator[Row]:
     _, members = _models(SHAPES[2], setting, "auto")
     frames = _frames(100_000 if setting.quick else 1_000_000)
     feed_of = ensemble.members.collecting.feed_of
-    feed = feed_of(members, frames)
+    feed = feed_of(members, frames, torch.float16)
 
     def alone() -> None:
         for start in range(0, len(frames), members.step):
             feed(start, min(start + members.step, len(frames)))
 
-    def stored() -> None:
-        with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR")) as folder:
-            ensemble.collect(members, frames, cache=folder, dtype="float16")
-
     frames.fingerprint  # noqa: B018  # kept by the frames, and no part of either
-    ours, plain = _paired([stored, alone], repeats=3)
+    with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR")) as folder:
+        store = Path(folder) / "store"
+        ours, plain = _paired(
+            [lambda: ensemble.collect(members, frames, cache=store, dtype="float16"), alone],
+            repeats=5,
+            tidy=lambda: shutil.rmtree(store),
+        )
     yield {
         "frames": len(frames),
         "members": len(members),
@@ -358,15 +361,17 @@ def _flop(models: Sequence[nn.Module]) -> float:
     return 2.0 * sum(p.numel() for model in models for p in model.parameters() if p.ndim == 2)
 
 
-def _paired(works: Sequence[Work], *, repeats: int, least: float = 0.0) -> list[float]:
-    """Median seconds of each; they take turns, so that a busy moment strikes all alike."""
+def _paired(works: Sequence[Work], *, repeats: int, least: float = 0.0, tidy: Work = lambda: None) -> list[float]:
+    """Median seconds of each; they take turns, so that a busy moment strikes all alike. `tidy` is not timed."""
     seconds: list[list[float]] = [[] for _ in works]
     for work in works:
         work()
+    tidy()
     start = time.perf_counter()
     while len(seconds[0]) < repeats or time.perf_counter() - start < least:
         for work, found in zip(works, seconds, strict=True):
             found.append(_seconds(work))
+        tidy()
     return [median(found) for found in seconds]
 
 

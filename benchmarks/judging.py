@@ -183,7 +183,7 @@ def memory(frames: int, *, members: int = 32, classes: int = 40) -> dict[str, ob
             hint = 2 * torch.nn.functional.one_hot(labels[start:stop], classes)
             for name in names:
                 noise = torch.randn(stop - start, classes, generator=generator)
-                store.put(name, start, (noise + hint).log_softmax(-1))
+                store.put([name], start, (noise + hint).log_softmax(-1).unsqueeze(0))
             store.finish(names, shard)
         outputs = ensemble.MemberOutputs(
             store.read(names), names, contents.classes, labels, torch.arange(frames) // 300, contents.fingerprint

@@ -39,7 +39,7 @@ def filled(folder: Path, *digests: str) -> Store:
     for number, digest in enumerate(digests):
         for shard in range(store.shards):
             start, stop = store.frames(shard)
-            store.put(digest, start, torch.full((stop - start, 2), -float(number)))
+            store.put([digest], start, torch.full((1, stop - start, 2), -float(number)))
             store.finish([digest], shard)
     return store
 

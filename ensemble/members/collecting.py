@@ -106,11 +106,11 @@ def _in_store(members: Members, x: zoo.FrameSet | Tensor, store: Store) -> Tenso
 
 
 def _one_shard(team: Members, feed: Feed, store: Store, shard: int) -> None:
+    digests = list(team.digests.values())
     for start, values in _walk(team, feed, *store.frames(shard)):
         _refuse_nan(team, values)
-        for member, value in zip(team, values.cpu(), strict=True):
-            store.put(member.digest, start, value)
-    store.finish(list(team.digests.values()), shard)
+        store.put(digests, start, values)
+    store.finish(digests, shard)
 
 
 def _walk(members: Members, feed: Feed, start: int, stop: int) -> Iterator[tuple[int, Tensor]]:

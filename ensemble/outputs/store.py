@@ -95,12 +95,14 @@ class Store:
             file.truncate(len(self._done) * self._row)
         self._save()
 
-    def put(self, digest: str, start: int, log_probabilities: Tensor) -> None:
-        """Write (b, C) rows of a member from frame `start` on; they count once `finish` is called."""
+    def put(self, digests: Sequence[str], start: int, log_probabilities: Tensor) -> None:
+        """Write (m, b, C) of these members from frame `start` on; it counts once `finish` is called."""
         values = log_probabilities.to("cpu", self._dtype).contiguous()
-        with self._data.open("r+b", buffering=0) as file:
-            file.seek(self._place(digest) * self._row + start * len(self.contents.classes) * self._dtype.itemsize)
-            file.write(values.view(torch.uint8).numpy().data)
+        frame = len(self.contents.classes) * self._dtype.itemsize
+        with self._data.open("r+b") as file:
+            for digest, rows in zip(digests, values.view(torch.uint8).numpy(), strict=True):
+                file.seek(self._place(digest) * self._row + start * frame)
+                file.write(rows.data)
 
     def finish(self, digests: Sequence[str], shard: int) -> None:
         """The shard of these members is written."""
