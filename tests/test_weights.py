@@ -9,6 +9,8 @@ from scipy.optimize import brentq, minimize
 
 import ensemble
 from ensemble import fit_simplex_weights, fit_weights
+from ensemble.weights.newton import Walk, look
+from ensemble.weights.rows import Rows
 
 
 def some_outputs(M=5, N=600, C=4, seed=0, recording=20):
@@ -384,3 +386,16 @@ def test_class_weights_shrink_to_the_common_ones():
     assert loss(weak.rule()) <= loss(ensemble.WeightedMean(weak.common)) + 1e-6
     with pytest.raises(ValueError, match="positive number of frames"):
         ensemble.fit_class_weights(outputs, strength=0)
+
+
+@pytest.mark.parametrize("members", [8, 64])
+def test_sums_in_float32_are_bounded_from_above(members):
+    """Members far from the support are summed in float32; the certificate takes what that can hide at most."""
+    P = np.random.default_rng(11).random((members, 100_000)).astype(np.float32)
+    rows, w = Rows(P), np.eye(members)[0]
+    view = look(rows, w, np.array([1]), Walk(precise=True, curved=False), pull=np.zeros(members))
+    exact = (P.astype(np.float64) / P[0].astype(np.float64)).mean(axis=1)
+    assert (view.bound >= exact * (1 - 1e-12)).all()
+    assert (view.bound <= exact * 1.005).all()
+    np.testing.assert_allclose(view.d, exact, rtol=1e-4)
+    np.testing.assert_allclose(view.d[:2], exact[:2], rtol=1e-12)

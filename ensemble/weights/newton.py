@@ -51,26 +51,28 @@ class View:
     Attributes:
         weights: (M,) on the simplex.
         d: (M,) mean of P_m / u; at most 1 at the optimum, 1 on the support. Infinite where u = 0 somewhere.
+        bound: (M,) d with all that rounding may have taken from it.
         loss: mean of -log u, with the scaling of extreme frames undone.
         curvature: None where it was not asked for.
     """
 
     weights: Array
     d: Array
+    bound: Array
     loss: float
     curvature: Curvature | None
 
     def gap(self, allowed: NDArray[np.bool_]) -> float:
         """Upper bound of the excess loss over the best pool of the allowed members, in nats."""
-        return max(float(np.log(self.d[allowed].max())), 0.0)
+        return max(float(np.log(self.bound[allowed].max())), 0.0)
 
 
 class Walk(NamedTuple):
     """How to read the frames.
 
     Attributes:
-        precise: float64 throughout for the near members, and for all where P is float64; float32 otherwise.
-            Rounding moves a float32 mean of positive numbers by less than a thousandth: nobody hides above 1.
+        precise: float64 throughout for the near members, and for all where P is float64; else d of the others
+            is summed in float32, and bounded.
         curved: whether the curvature over the near members is wanted.
         narrow: read the near members alone; d of the others is then 0.
         thrifty: take the curvature of ordinary frames from some blocks only, where frames abound.
@@ -117,16 +119,15 @@ def look(rows: Rows, w: Array, near: Indices, walk: Walk, *, pull: Array) -> Vie
             sums.add(chosen, block, u, light=k % every == 0 or not sums.total)
     if not rows.total or (w[pull > 0] <= 0).any():
         return _infinite(w)
-    far /= rows.total
-    far[far > 0.99] *= 1.001
-    far[near] = d / rows.total
+    far, lost = far / rows.total, np.full(rows.members, rows.rounding(read_as))
+    far[near], lost[near] = d / rows.total, 1.0
     d = (far + pull / np.maximum(w, 1e-300)) / (1.0 + pull.sum())
     loss = -(logs + rows.log_scale) / rows.total if walk.precise else np.nan
-    return View(w, d, loss, None if sums is None else sums.curvature(rows, pull))
+    return View(w, d, d * lost, loss, None if sums is None else sums.curvature(rows, pull))
 
 
 def _infinite(w: Array) -> View:
-    return View(w, np.full(len(w), np.inf), np.nan, None)
+    return View(w, infinite := np.full(len(w), np.inf), infinite, np.nan, None)
 
 
 class _Sums:

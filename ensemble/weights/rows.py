@@ -58,6 +58,20 @@ class Rows:
         """Whether it is so little that float64 throughout costs nothing."""
         return self.values.size <= 2**16
 
+    @property
+    def columns(self) -> int:
+        """Frames in a block."""
+        return max(1024, _BLOCK // self.members)
+
+    def rounding(self, dtype: type[np.floating[Any]]) -> float:
+        """By how much, at most, a block's sum of products of positive numbers can be too small: a factor.
+
+        Each of n additions loses at most half a unit in the last place of a sum that only grows, so the
+        relative error is at most n units (Higham, "Accuracy and stability of numerical algorithms", chapter 4);
+        a few more for the factors, and the blocks are added in float64.
+        """
+        return 1.0 + (self.columns + 8) * float(np.finfo(dtype).eps)
+
     def blocks(self, dtype: type[np.floating[Any]], members: NDArray[np.intp] | None = None) -> Iterator[Block]:
         """Walk over the frames; a block's arrays hold until the next one is asked for.
 
@@ -68,8 +82,7 @@ class Rows:
         Raises:
             ValueError: a number is NaN, infinite or negative (only the first walk looks).
         """
-        columns = max(1024, _BLOCK // self.members)
-        room = np.empty(0, dtype)
+        columns, room = self.columns, np.empty(0, dtype)
         for start in range(0, self.frames, columns):
             where = slice(start, min(start + columns, self.frames))
             raw, largest = self.values[:, where], self.largest[where]
