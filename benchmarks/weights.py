@@ -184,7 +184,11 @@ def plain_greedy(outputs: ensemble.MemberOutputs, rounds: int) -> tuple[str, ...
 
 
 def autogluon_greedy(outputs: ensemble.MemberOutputs, rounds: int) -> float | None:
-    """CPU seconds of AutoGluon's EnsembleSelection, or None where it is not installed (extra `bench`)."""
+    """CPU seconds of AutoGluon's EnsembleSelection, or None where it is not installed.
+
+    Its pins exclude ours, so no extra can name it: `pip install --no-deps autogluon.core autogluon.common
+    autogluon.features` is enough for this class.
+    """
     try:
         from autogluon.core.metrics import accuracy
         from autogluon.core.models.greedy_ensemble.ensemble_selection import EnsembleSelection

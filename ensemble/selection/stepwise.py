@@ -92,7 +92,8 @@ class _State:
 
     The margin is the sum for the true class minus the largest other one, the rival's. A member moves it by at
     least its own margin, and by at most what it gives the truth beyond the rival: frames that stay on their
-    side either way need no look. Probabilities are made where they are looked at, never all together.
+    side either way need no look. Probabilities are made where they are looked at, never all together, and all
+    this only for frames that some member gets wrong: the others are right whatever is picked.
     """
 
     def __init__(self, outputs: MemberOutputs) -> None:
@@ -106,11 +107,14 @@ class _State:
             names = [outputs.members[m] for m in np.flatnonzero(np.isnan(self.margins).any(axis=0))]
             msg = f"expected numbers from every member, got NaN from {names}; leave them out"
             raise ValueError(msg)
-        self.least, self.most = self.margins.min(axis=1), self.truth.max(axis=1)
-        self.sum = np.zeros((N, C))
         self.true_sum = np.zeros(N)
-        self.room = torch.empty(N, C)
-        self.low, self.high = np.zeros(N), np.zeros(N)  # bounds of the margin
+        self.frames = np.flatnonzero(self.margins.min(axis=1) <= _SLACK)
+        self.always = N - len(self.frames)  # frames that every member gets right
+        self.index = torch.from_numpy(self.frames)
+        self.labels, self.margins = self.labels[self.frames], self.margins[self.frames]
+        self.least, self.most = self.margins.min(axis=1), self.truth[self.frames].max(axis=1)
+        self.sum = np.zeros((len(self.frames), C))
+        self.low, self.high = np.zeros(len(self.frames)), np.zeros(len(self.frames))  # bounds of the margin
         self.rival = np.where(self.labels > 0, 0, C - 1)
         self.picked = 0
 
@@ -132,11 +136,11 @@ class _State:
         return level[first], most, losses[first]
 
     def add(self, m: int) -> None:
-        self.sum += torch.exp(self.logs[m].float(), out=self.room).numpy()
+        self.sum += self.logs[m].index_select(0, self.index).float().exp_().numpy()
         self.true_sum += self.truth[:, m]
         self.picked += 1
         self.low += self.margins[:, m]
-        self.high += self.truth[:, m]
+        self.high += self.truth[self.frames, m]
 
     def _hits(self) -> dict[int, int]:
         """How many frames are right once a member joins, for every member that may be the best."""
@@ -145,27 +149,27 @@ class _State:
             self._measure(open_)  # what the bounds left open, exactly; often that closes it
             sure, open_ = self._open()
         kept, flips = self._bounded(open_)
-        least = int(sure.sum()) + kept.sum(axis=0)
+        least = self.always + int(sure.sum()) + kept.sum(axis=0)
         most = least + flips.sum(axis=0)
         hits: dict[int, int] = {}
         for m in np.argsort(-most, kind="stable").tolist():
             if hits and most[m] < max(hits.values()):
                 break
             rows = open_[flips[:, m]]
-            changed = self.sum[rows] + self.logs[m].index_select(0, torch.from_numpy(rows)).float().exp().numpy()
+            changed = self.sum[rows] + self.logs[m].index_select(0, self.index[rows]).float().exp_().numpy()
             hits[m] = int(least[m]) + int((changed.argmax(axis=1) == self.labels[rows]).sum())
         return hits
 
     def _bounded(self, rows: NDArray[np.intp]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         """(rows, M) whether a frame is surely right once a member joins, and whether it may be."""
-        margins, truth, high = self.margins[rows], self.truth[rows], self.high[rows]
+        margins, truth, high = self.margins[rows], self.truth[self.frames[rows]], self.high[rows]
         if not self.picked:
             return margins > _SLACK, np.abs(margins) <= _SLACK
         # float32 is exact enough: where it rounds by more than a fraction of the slack no member reaches
         kept = margins > (_SLACK - self.low[rows, None]).astype(np.float32)
         flips = ~kept & (truth >= (-_SLACK - high[:, None]).astype(np.float32))
         row, m = np.divmod(np.flatnonzero(flips), flips.shape[1])
-        where = (torch.from_numpy(index) for index in (m, rows[row], self.rival[rows[row]]))
+        where = (torch.from_numpy(index) for index in (m, self.frames[rows[row]], self.rival[rows[row]]))
         rival = self.logs[tuple(where)].float().exp().numpy()
         flips[row, m] = high[row] + (truth[row, m] - rival) >= -_SLACK
         return kept, flips
@@ -179,7 +183,7 @@ class _State:
         others = self.sum[rows]
         others[np.arange(len(rows)), self.labels[rows]] = -np.inf
         self.rival[rows] = others.argmax(axis=1)
-        self.low[rows] = self.high[rows] = self.true_sum[rows] - others.max(axis=1)
+        self.low[rows] = self.high[rows] = self.true_sum[self.frames[rows]] - others.max(axis=1)
 
     def _loss(self, m: int) -> float:
         with np.errstate(divide="ignore"):
