@@ -59,7 +59,7 @@ def measure(registry: zoo.Registry, size: int) -> list[float | None]:
     one = best(lambda: deposit(registry, made, f"one-{next(names)}"), times) - blob
     batch, after = transaction(registry, made, 2 if size == 100_000 else 5)
     entries = registry.entries("model-*")[:BATCH]
-    verify = best(lambda: [problem_of(registry.blobs, entry, fast=False, probe=False) for entry in entries], 1)
+    verify = best(lambda: [problem_of(registry.blobs, entry) for entry in entries], 1)
     limits = OPEN_MOST.get(size), REGISTER_MOST.get(size), 2 * (after - blob)
     megabytes, batch = registry.path.stat().st_size / 1e6, batch - BATCH * blob
     return [size, megabytes, opening, limits[0], one, limits[1], batch, limits[2], blob, verify / len(entries)]

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
         murphy,
     )
     from ensemble.combined import Ensemble, load_ensemble
-    from ensemble.cotraining import cotrain
+    from ensemble.cotraining import cotrain, train_alike
     from ensemble.evaluation import (
         Choice,
         Report,
@@ -170,13 +170,14 @@ __all__ = [
     "select",
     "t_interval",
     "tie_rate",
+    "train_alike",
     "trimmed_mean",
 ]
 
 
 def __getattr__(name: str) -> Any:
     match name:
-        case "cotrain":
+        case "cotrain" | "train_alike":
             from ensemble import cotraining
 
             return getattr(cotraining, name)

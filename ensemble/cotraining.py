@@ -128,6 +128,43 @@ def cotrain(
     return found
 
 
+def train_alike(
+    specs: Sequence[zoo.Spec], recipe: zoo.Recipe, train: zoo.FrameSet, valid: zoo.FrameSet
+) -> list[zoo.Checkpoint | None]:
+    """A trainer for `zoo.halving`: equal specs are trained together, under seeds that count up from the recipe's.
+
+    So a study judges each shape by several draws of its weights for little more than the time of one.
+
+    Args:
+        specs: of the trials; write one several times to have it drawn several times.
+        recipe: of all.
+        train: frames to learn from.
+        valid: frames to judge by.
+
+    Returns:
+        A checkpoint per spec, in their order; None where the loss diverged.
+    """
+    found: list[zoo.Checkpoint | None] = [None] * len(specs)
+    for spec in dict.fromkeys(specs):
+        places = [place for place, other in enumerate(specs) if other == spec]
+        seeds = [recipe.seed + number for number in range(len(places))]
+        for place, checkpoint in zip(places, _as_far_as_they_go(spec, recipe, train, valid, seeds), strict=True):
+            found[place] = checkpoint
+    return found
+
+
+def _as_far_as_they_go(
+    spec: zoo.Spec, recipe: zoo.Recipe, train: zoo.FrameSet, valid: zoo.FrameSet, seeds: list[int]
+) -> list[zoo.Checkpoint | None]:
+    """Together; where one of them diverges, each for itself, None for those that do."""
+    try:
+        return [*cotrain(spec, recipe, train, valid, seeds=seeds)]
+    except zoo.TrainingError:
+        if len(seeds) == 1:
+            return [None]
+        return [one for seed in seeds for one in _as_far_as_they_go(spec, recipe, train, valid, [seed])]
+
+
 def measure_together(
     spec: zoo.Spec, recipe: zoo.Recipe, train: zoo.FrameSet, members: int, *, own_order: bool = False
 ) -> dict[int, float]:

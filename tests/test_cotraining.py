@@ -155,3 +155,23 @@ def test_a_member_that_diverges_keeps_its_best_and_the_others_go_on(
     assert found[0].digest == one.digest
     assert found[1].digest != other.digest
     assert {path.name for path in tmp_path.glob("members-000/epoch-0003*")} == {"epoch-0003-001.safetensors"}
+
+
+def test_a_study_trains_equal_specs_together(frames: FrameSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each draw has a seed of its own and is what training it alone would give; order and losses are kept."""
+    wider = replace(SPEC, options={**SPEC.options, "width": 16})
+    recipe = replace(RECIPE, epochs=2, seed=7, order_seed=1)
+    found = ensemble.train_alike([SPEC, wider, SPEC], recipe, frames, frames)
+    assert [one.spec for one in found if one] == [SPEC, wider, SPEC]
+    for one, seed in zip(found, (7, 7, 8), strict=True):
+        assert one is not None
+        assert apart(one, zoo.train(one.spec, replace(recipe, seed=seed), frames, frames)) < 1e-4
+    trials = zoo.halving([SPEC, wider] * 2, recipe, frames, frames, factor=2, trainer=ensemble.train_alike)
+    assert sorted(trial.epochs for trial in trials) == [1, 1, 2, 2]
+
+
+def test_a_study_goes_on_without_those_that_diverge(frames: FrameSet) -> None:
+    """At such a rate nobody learns; each gets None instead of an end of the study."""
+    wild = replace(RECIPE, optimiser="sgd", learning_rate=1e6)
+    steep = replace(SPEC, options={**SPEC.options, "batchnorm": False})
+    assert ensemble.train_alike([steep, steep], wild, frames, frames) == [None, None]

@@ -61,7 +61,7 @@ class Rows:
     @property
     def columns(self) -> int:
         """Frames in a block."""
-        return max(1024, _BLOCK // self.members)
+        return int(max(1024, _BLOCK // self.members))
 
     def rounding(self, dtype: type[np.floating[Any]]) -> float:
         """By how much, at most, a block's sum of products of positive numbers can be too small: a factor.

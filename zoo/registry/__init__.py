@@ -227,7 +227,7 @@ class Registry:
             if self._pending is None and not self.blobs.path(parcel.sha256).exists():  # collected meanwhile
                 self.blobs.put(parcel.data)
             new = changes.add_version(document, name, parcel.id, parcel.fields)
-            if new is document and self._damaged(entries.version(document, name, parcel.id)):
+            if new is document and upkeep.problem_of(self.blobs, entries.version(document, name, parcel.id)):
                 return changes.point_to_blob(document, name, parcel.id, parcel.fields)
             return new
 
@@ -329,7 +329,7 @@ class Registry:
             self._pending = None
 
         def change(document: Document) -> Document:
-            return pending if document == known else _all(document, collected)  # others may have committed
+            return pending if document == known else changes.all_of(document, collected)  # others may have committed
 
         if collected:
             self._commit(change, create=True)
@@ -384,11 +384,8 @@ class Registry:
         from zoo.registry import reading
 
         found = reading.recovered(self.blobs)
-        document = self._commit(lambda document: _all(document, [change for _, change in found]), create=True)
+        document = self._commit(lambda document: changes.all_of(document, [change for _, change in found]), create=True)
         return [entries.version(document, name, id) for (name, id), _ in found]
-
-    def _damaged(self, entry: Entry) -> bool:
-        return upkeep.problem_of(self.blobs, entry, fast=False, probe=False) is not None
 
     def _commit(self, change: changes.Change, *, create: bool) -> Document:
         """The content after the change, which a transaction makes later."""
@@ -398,9 +395,3 @@ class Registry:
         document, collected = self._pending
         self._pending = (change(document), [*collected, change])
         return self._pending[0]
-
-
-def _all(document: Document, collected: Iterable[changes.Change]) -> Document:
-    for change in collected:
-        document = change(document)
-    return document

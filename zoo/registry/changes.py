@@ -5,7 +5,7 @@ A change that is already made returns the very document it was given.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +15,13 @@ from zoo.registry.references import RegistryError, check_name
 
 Change = Callable[[Document], Document]
 _MOST_REMEMBERED = 10
+
+
+def all_of(document: Document, collected: Iterable[Change]) -> Document:
+    """One change after another."""
+    for change in collected:
+        document = change(document)
+    return document
 
 
 def add_version(document: Document, name: str, id: str, fields: Mapping[str, Any]) -> Document:

@@ -165,7 +165,7 @@ def _number(fields: Any) -> int | None:
     return fields.get("n") if isinstance(fields, Mapping) else None
 
 
-def _check_fields(what: str, fields: Any, needed: Mapping[str, type], more: Mapping[str, type]) -> None:
+def _check_fields(what: str, fields: Any, needed: dict[str, type], more: dict[str, type]) -> None:
     if not isinstance(fields, dict):
         _refuse("FIELD_TYPE", f"expected {what} as an object, got {str(fields)[:60]}")
     if not needed.keys() <= fields.keys():

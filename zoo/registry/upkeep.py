@@ -38,7 +38,7 @@ def verified(
         yield entry, problem_of(blobs, entry, fast=fast, probe=probe)
 
 
-def problem_of(blobs: Blobs, entry: Entry, *, fast: bool, probe: bool) -> Problem | None:
+def problem_of(blobs: Blobs, entry: Entry, *, fast: bool = False, probe: bool = False) -> Problem | None:
     """What is wrong with a version's blob; `fast` looks at its size and header only."""
     try:
         from zoo.registry import reading  # torch comes only with a model
