@@ -165,13 +165,13 @@ def _number(fields: Any) -> int | None:
     return fields.get("n") if isinstance(fields, Mapping) else None
 
 
-def _check_fields(what: str, fields: Any, needed: dict[str, type], more: dict[str, type]) -> None:
+def _check_fields(what: str, fields: Any, needed: Mapping[str, type], more: Mapping[str, type]) -> None:
     if not isinstance(fields, dict):
         _refuse("FIELD_TYPE", f"expected {what} as an object, got {str(fields)[:60]}")
     if not needed.keys() <= fields.keys():
         missing = [key for key in needed if key not in fields]
         _refuse("MISSING_KEY", f"expected {list(needed)} in {what}, {missing} are missing")
-    kinds = needed | more
+    kinds = {**needed, **more}
     wrong = [key for key, value in fields.items() if kinds.get(key) is not type(value) and not key.startswith("x-")]
     for key in wrong:
         if key not in kinds:
