@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,8 @@ from zoo.registry.changes import add_ensemble, add_version, change_version, remo
 from zoo.registry.document import Document, write
 from zoo.registry.entries import resolve
 from zoo.registry.merging import merge, merge_files
+
+needs_git = pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
 
 FIELDS = {
     "spec": {"architecture": "mlp"},
@@ -112,6 +117,7 @@ def merged_by_lines(folder: Path, sides: list[Document]) -> Document | None:
     return parse(done.stdout) if done.returncode == 0 else None
 
 
+@needs_git
 def test_two_branches_that_add_a_model_each_merge_by_lines(tmp_path):
     """In a registry of two hundred models, of 40 such merges at most 2 are conflicts, and none goes wrong."""
     base = Document()
@@ -126,6 +132,7 @@ def test_two_branches_that_add_a_model_each_merge_by_lines(tmp_path):
     assert clean >= 38
 
 
+@needs_git
 def test_a_conflict_of_lines_is_named_as_such(base, tmp_path):
     """The registry that git left with markers says what to do."""
     (tmp_path / "base").write_bytes(write(base))
@@ -135,3 +142,30 @@ def test_a_conflict_of_lines_is_named_as_such(base, tmp_path):
     assert done.returncode > 0
     with pytest.raises(RegistryError, match="zoo merge"):
         parse(done.stdout)
+
+
+@needs_git
+def test_git_merges_two_branches_through_our_command(base, tmp_path):
+    """With `zoo merge` as git's driver, also where both branches add a line at the same place."""
+    env = {**os.environ, "GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_SYSTEM": os.devnull}
+
+    def git(*arguments: str) -> None:
+        person = ("-c", "user.name=a", "-c", "user.email=a@b")
+        subprocess.run(["git", *person, *arguments], cwd=tmp_path, check=True, capture_output=True, env=env)
+
+    def save(document: Document) -> None:
+        (tmp_path / "registry.json").write_bytes(write(document))
+        git("add", ".")
+        git("commit", "-m", "one more")
+
+    git("init", "-b", "ours")
+    git("config", "merge.zoo.driver", f"'{sys.executable}' -m zoo merge %O %A %B")
+    (tmp_path / ".gitattributes").write_text("registry.json merge=zoo\n")
+    save(base)
+    git("checkout", "-b", "theirs")
+    save(add(base, "a", 4))
+    git("checkout", "ours")
+    save(add(base, "a", 3))
+    git("merge", "theirs")
+    merged = parse((tmp_path / "registry.json").read_bytes())
+    assert set(numbers(merged, "a")) == {f"{index:012x}" for index in (1, 3, 4)}

@@ -173,12 +173,14 @@ def weights_in(rules: Mapping[str, Rule], outputs: MemberOutputs) -> dict[str, f
 def _right(name: str, valid: MemberOutputs, test: MemberOutputs) -> NDArray[np.bool_]:
     """(N,): where a member, or a rule over all members, is right."""
     from ensemble.diversity import correct
+    from ensemble.rules import abstaining
 
     if name in test.members:
         right: NDArray[np.bool_] = correct(test.subset([name]))[0]
         return right
     rule, labels = named_rules((name,), valid)[name], test.require_labels()
-    pieces = [rule(rows).argmax(dim=1) == labels[where] for where, rows in test.blocks()]
+    heard = abstaining(rule) if test.abstain else rule
+    pieces = [heard(rows).argmax(dim=1) == labels[where] for where, rows in test.blocks()]
     return np.concatenate([piece.numpy() for piece in pieces])
 
 

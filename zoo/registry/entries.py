@@ -15,8 +15,34 @@ if TYPE_CHECKING:
     from zoo.spec import Spec
 
 
+class _Described:
+    """What a version and an ensemble have in common."""
+
+    fields: Mapping[str, Any]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of the logits."""
+        return tuple(self.fields["classes"])
+
+    @property
+    def created(self) -> str:
+        """When it was registered, UTC."""
+        return str(self.fields["created"])
+
+    @property
+    def note(self) -> str:
+        """Free text."""
+        return str(self.fields.get("note", ""))
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """Tags, sorted."""
+        return tuple(self.fields.get("tags", ()))
+
+
 @dataclass(frozen=True)
-class Entry:
+class Entry(_Described):
     """One version of one model. Made by the registry; reading its fields touches no blob.
 
     Args:
@@ -59,11 +85,6 @@ class Entry:
         return str(self.fields["spec"].get("architecture", ""))
 
     @property
-    def classes(self) -> tuple[str, ...]:
-        """Names of the classes, in the order of the logits."""
-        return tuple(self.fields["classes"])
-
-    @property
     def parameters(self) -> int:
         """Trainable parameters."""
         return int(self.fields["parameters"])
@@ -104,21 +125,6 @@ class Entry:
         return str(self.fields.get("trained_on", ""))
 
     @property
-    def created(self) -> str:
-        """When it was registered, UTC."""
-        return str(self.fields["created"])
-
-    @property
-    def note(self) -> str:
-        """Free text."""
-        return str(self.fields.get("note", ""))
-
-    @property
-    def tags(self) -> tuple[str, ...]:
-        """Tags, sorted."""
-        return tuple(self.fields.get("tags", ()))
-
-    @property
     def software(self) -> dict[str, str]:
         """Versions of what registered it."""
         return dict(self.fields.get("software", {}))
@@ -129,7 +135,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class EnsembleEntry:
+class EnsembleEntry(_Described):
     """An ensemble as plain data: which versions, and how they decide together.
 
     Args:
@@ -145,11 +151,6 @@ class EnsembleEntry:
     def members(self) -> tuple[str, ...]:
         """Ids of the members, in order; each is a reference."""
         return tuple(self.fields["members"])
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Names of the classes, in order."""
-        return tuple(self.fields["classes"])
 
     @property
     def rule(self) -> dict[str, Any]:
@@ -170,16 +171,6 @@ class EnsembleEntry:
     def fitted_on(self) -> str:
         """Fingerprint of the frames that the weights were fitted on, or ""."""
         return str(self.fields.get("fitted_on", ""))
-
-    @property
-    def created(self) -> str:
-        """When it was registered, UTC."""
-        return str(self.fields["created"])
-
-    @property
-    def note(self) -> str:
-        """Free text."""
-        return str(self.fields.get("note", ""))
 
     def to_json(self) -> dict[str, Any]:
         """Everything, as plain data."""

@@ -70,6 +70,7 @@ def commit(path: Path, change: Change, *, timeout: float, create: bool, seen: Sn
             new = change(old)
             if new is old and raw is not None:
                 return raw, old
+            new = new.settled()
             text = write(new)
             if text == raw:
                 return raw, old
