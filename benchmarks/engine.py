@@ -12,46 +12,42 @@ Contenders take turns; a ratio is one of medians. Speeds of a shared machine mea
 from __future__ import annotations
 
 import argparse
-import gc
 import hashlib
 import os
-import platform
 import resource
 import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 import ensemble
 import zoo
+from benchmarks.contenders import (
+    CLASSES,
+    CONTEXT,
+    FEATURES,
+    TYPES,
+    Setting,
+    ceiling,
+    flop_of,
+    looped,
+    machine,
+    models_of,
+    paired,
+    peers_of,
+    random_frames,
+    spec_of,
+    vmapped,
+)
 
 SHAPES = ((4, 2048, 4), (8, 512, 4), (32, 128, 4), (100, 64, 3))  # members, width, hidden layers
-FEATURES, CONTEXT = 27, 20
-CLASSES = tuple(f"class {index}" for index in range(40))
 Row = dict[str, object]
-Work = Callable[[], object]
-
-
-@dataclass(frozen=True)
-class Setting:
-    """How much to measure, and where."""
-
-    device: torch.device
-    quick: bool
-    ceilings: dict[str, float]  # floating-point operations per second of one large product, by type
-
-    def repeats(self, flop: float) -> int:
-        """Fewer of what takes long."""
-        return 3 if self.quick or flop > 2e12 else 7
 
 
 def main() -> None:
@@ -66,30 +62,27 @@ def main() -> None:
         print(_peak(given.peak))
         return
     device = torch.device(given.device)
-    setting = Setting(device, given.quick, {name: ceiling(device, dtype) for name, dtype in _TYPES.items()})
-    print(_machine(setting))
+    setting = Setting(device, given.quick, {name: ceiling(device, dtype) for name, dtype in TYPES.items()})
+    print(machine(setting))
     for name, table in TABLES.items():
         if given.only in (None, name):
             rows = []
             for row in table(setting):
                 rows.append(row)
-                print(row, file=sys.stderr, flush=True)
+                print(name, *row.values(), file=sys.stderr, flush=True)
             zoo.print_table(rows, title=f"\n{name}")
-
-
-_TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def batches(setting: Setting) -> Iterator[Row]:
     """Windows as a tensor, float32: never slower than the loop or the tutorial."""
     for shape in SHAPES:
-        models, members = _models(shape, setting, "float32")
-        tutorial = _tutorial(models)
+        models, members = models_of(shape, setting, "float32")
+        tutorial = vmapped(models)
         for size in (1, 64, 1024, 8192, 65_536)[: 3 if setting.quick else 5]:
             x = torch.randn(size, (2 * CONTEXT + 1) * FEATURES, device=setting.device)
-            flop = _flop(models) * size
-            times = _paired(
-                [lambda: members.log_probabilities(x), lambda: _loop(models, x), lambda: tutorial(x)],
+            flop = flop_of(models) * size
+            times = paired(
+                [lambda: members.log_probabilities(x), lambda: looped(models, x), lambda: tutorial(x)],
                 repeats=setting.repeats(3 * flop),
                 least=0.2,
             )
@@ -101,7 +94,7 @@ def batches(setting: Setting) -> Iterator[Row]:
 
 def recordings(setting: Setting) -> Iterator[Row]:
     """Neighbouring frames: the first layer in the frequency domain."""
-    frames = _frames(8192 if setting.quick else 65_536)
+    frames = random_frames(8192 if setting.quick else 65_536)
     every = zoo.windows(frames, torch.arange(len(frames)), CONTEXT).to(setting.device)
     for shape, precision, goal in (
         (SHAPES[1], "float32", 1.2),
@@ -109,18 +102,18 @@ def recordings(setting: Setting) -> Iterator[Row]:
         (SHAPES[1], "auto", 1.2),
         (SHAPES[2], "auto", 1.4),
     ):
-        models, members = _models(shape, setting, precision)
-        flop = _flop(models) * len(frames)
-        ours, loop = _paired(
+        models, members = models_of(shape, setting, precision)
+        flop = flop_of(models) * len(frames)
+        ours, loop = paired(
             [
                 lambda: ensemble.collect(members, frames),
-                lambda: torch.cat([_loop(models, x).cpu() for x in torch.split(every, 1024)], dim=1),
+                lambda: torch.cat([looped(models, x).cpu() for x in torch.split(every, 1024)], dim=1),
             ],
             repeats=setting.repeats(flop),
         )
         said = ensemble.collect(members, frames).probabilities[:, :4096]
         apart = float(
-            (said - torch.cat([_loop(models, x).cpu() for x in torch.split(every[:4096], 1024)], dim=1)).abs().max()
+            (said - torch.cat([looped(models, x).cpu() for x in torch.split(every[:4096], 1024)], dim=1)).abs().max()
         )
         share = flop / ours / setting.ceilings["bfloat16" if precision == "auto" else "float32"]
         near = apart <= (1e-5 if precision == "float32" else 1e-2)
@@ -132,12 +125,12 @@ def recordings(setting: Setting) -> Iterator[Row]:
 def automatic(setting: Setting) -> Iterator[Row]:
     """Windows as a tensor, automatic precision."""
     for shape in SHAPES:
-        models, members = _models(shape, setting, "auto")
+        models, members = models_of(shape, setting, "auto")
         for size in (1024, 8192)[: 1 if setting.quick else 2]:
             x = torch.randn(size, (2 * CONTEXT + 1) * FEATURES, device=setting.device)
-            flop = _flop(models) * size
-            ours, loop = _paired(
-                [lambda: members.log_probabilities(x), lambda: _loop(models, x)],
+            flop = flop_of(models) * size
+            ours, loop = paired(
+                [lambda: members.log_probabilities(x), lambda: looped(models, x)],
                 repeats=setting.repeats(flop),
                 least=0.2,
             )
@@ -149,14 +142,14 @@ def automatic(setting: Setting) -> Iterator[Row]:
 def loading(setting: Setting) -> Iterator[Row]:
     """Checkpoints, hash-verified, into one stack, against reading and hashing their bytes."""
     for count, width, depth in ((32, 128, 4), (8, 512, 4)):
-        spec = _spec(width, depth)
+        spec = spec_of(width, depth)
         with tempfile.TemporaryDirectory() as folder:
             registry = zoo.Registry(Path(folder) / "registry.json")
             names = [f"m{seed}" for seed in range(count)]
             for seed, name in enumerate(names):
                 registry.register(name, zoo.build(spec, seed=seed), spec=spec, classes=CLASSES)
             blobs = sorted(path for path in Path(folder).rglob("*.safetensors"))
-            ours, plain = _paired(
+            ours, plain = paired(
                 [
                     lambda: ensemble.load(registry, names, device=setting.device),
                     lambda: [hashlib.sha256(blob.read_bytes()).hexdigest() for blob in blobs],
@@ -175,7 +168,7 @@ def loading(setting: Setting) -> Iterator[Row]:
 
 def gathering(setting: Setting) -> Iterator[Row]:
     """Windows from resident frames, against single items from a DataLoader and a plain copy."""
-    frames = _frames(50_000 if setting.quick else 200_000)
+    frames = random_frames(50_000 if setting.quick else 200_000)
     piece = zoo.stretch(frames, CONTEXT)
     order = torch.randperm(len(frames))[:16_384]
     copy = torch.empty(1024, (2 * CONTEXT + 1) * FEATURES)
@@ -185,7 +178,7 @@ def gathering(setting: Setting) -> Iterator[Row]:
         for _ in DataLoader(_Items(piece, order), batch_size=1024, num_workers=2):
             pass
 
-    ours, items, plain = _paired(
+    ours, items, plain = paired(
         [
             lambda: [piece.windows(part) for part in torch.split(order, 1024)],
             loader,
@@ -202,8 +195,8 @@ def gathering(setting: Setting) -> Iterator[Row]:
 
 def storing(setting: Setting) -> Iterator[Row]:
     """Streaming to a store against computing alone."""
-    _, members = _models(SHAPES[2], setting, "auto")
-    frames = _frames(100_000 if setting.quick else 1_000_000)
+    _, members = models_of(SHAPES[2], setting, "auto")
+    frames = random_frames(100_000 if setting.quick else 1_000_000)
     feed_of = ensemble.members.collecting.feed_of
     feed = feed_of(members, frames, torch.float16)
 
@@ -213,17 +206,30 @@ def storing(setting: Setting) -> Iterator[Row]:
 
     frames.fingerprint  # noqa: B018  # kept by the frames, and no part of either
     with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR")) as folder:
-        store = Path(folder) / "store"
-        ours, plain = _paired(
-            [lambda: ensemble.collect(members, frames, cache=store, dtype="float16"), alone],
+        store, raw = Path(folder) / "store", Path(folder) / "raw"
+        block, blocks = os.urandom(len(members) * len(CLASSES) * 2 * members.step), -(-len(frames) // members.step)
+
+        def disk() -> None:
+            with raw.open("wb") as file:
+                for _ in range(blocks):
+                    file.write(block)
+                os.fsync(file.fileno())
+
+        def tidy() -> None:
+            shutil.rmtree(store)
+            raw.unlink()
+
+        ours, plain, bare = paired(
+            [lambda: ensemble.collect(members, frames, cache=store, dtype="float16"), alone, disk],
             repeats=5,
-            tidy=lambda: shutil.rmtree(store),
+            tidy=tidy,
         )
     yield {
         "frames": len(frames),
         "members": len(members),
         "stored s": ours,
         "alone s": plain,
+        "disk alone s": bare,
         "ratio": ours / plain,
         "goal": "<= 1.1",
         "holds": _yes(ours / plain <= 1.1),
@@ -251,10 +257,10 @@ def memory(setting: Setting) -> Iterator[Row]:
 
 def peers(setting: Setting) -> Iterator[Row]:
     """What a user would pick instead, over the same modules; only those that are installed."""
-    models, members = _models(SHAPES[2], setting, "float32")
+    models, members = models_of(SHAPES[2], setting, "float32")
     x = torch.randn(1024, (2 * CONTEXT + 1) * FEATURES, device=setting.device)
-    for name, forward in _peers(models):
-        ours, theirs = _paired([lambda: members.log_probabilities(x), lambda f=forward: f(x)], repeats=5)  # type: ignore[misc]
+    for name, forward in peers_of(models):
+        ours, theirs = paired([lambda: members.log_probabilities(x), lambda f=forward: f(x)], repeats=5)  # type: ignore[misc]
         yield {"peer": name, "ours ms": ours * 1e3, "peer ms": theirs * 1e3, "ratio": theirs / ours}
 
 
@@ -268,13 +274,6 @@ TABLES: dict[str, Callable[[Setting], Iterator[Row]]] = {
     "memory": memory,
     "peers": peers,
 }
-
-
-def ceiling(device: torch.device, dtype: torch.dtype, size: int = 4096) -> float:
-    """Floating-point operations per second of one large product, the best of five."""
-    size = size if device.type == "cuda" else size // 2
-    a, b = torch.randn(2, size, size, device=device).to(dtype)
-    return 2 * size**3 / min(_seconds(lambda: a @ b) for _ in range(5))
 
 
 class _Items(Dataset[Tensor]):
@@ -291,96 +290,12 @@ class _Items(Dataset[Tensor]):
         return self.piece.rows[first : first + 2 * self.piece.context + 1].reshape(-1)
 
 
-def _spec(width: int, depth: int) -> zoo.Spec:
-    options = {"width": width, "depth": depth}
-    return zoo.Spec("cylinder", features=FEATURES, context=CONTEXT, classes=len(CLASSES), options=options)
-
-
-def _models(shape: tuple[int, int, int], setting: Setting, precision: str) -> tuple[list[nn.Module], ensemble.Members]:
-    gc.collect()
-    count, width, depth = shape
-    spec = _spec(width, depth)
-    models = [zoo.build(spec, seed=seed).eval().to(setting.device) for seed in range(count)]
-    named = {str(index): model for index, model in enumerate(models)}
-    specs = dict.fromkeys(named, spec)
-    return models, ensemble.from_modules(
-        named, classes=CLASSES, specs=specs, device=setting.device, precision=precision
-    )
-
-
-def _loop(models: Sequence[nn.Module], x: Tensor) -> Tensor:
-    with torch.inference_mode():
-        return torch.stack([model(x).softmax(-1) for model in models])
-
-
-def _tutorial(models: Sequence[nn.Module]) -> Callable[[Tensor], Tensor]:
-    stack = ensemble.Stack(models)
-
-    def run(x: Tensor) -> Tensor:
-        with torch.inference_mode():
-            return stack(x).softmax(-1)  # type: ignore[no-any-return]  # Module is untyped
-
-    return run
-
-
-def _peers(models: list[nn.Module]) -> Iterator[tuple[str, Callable[[Tensor], Tensor]]]:
-    try:
-        from torch_uncertainty.models import deep_ensembles
-
-        yield "torch-uncertainty deep_ensembles", torch.inference_mode()(deep_ensembles(models).eval())
-    except ImportError:
-        print("torch-uncertainty is not installed: pip install zoo-ensemble[bench]", file=sys.stderr)
-    try:
-        from torchensemble import FusionClassifier, VotingClassifier
-
-        for kind in (VotingClassifier, FusionClassifier):
-            peer = kind(estimator=lambda: models[0], n_estimators=len(models), cuda=False)
-            peer.estimators_, peer.n_outputs = nn.ModuleList(models), len(CLASSES)
-            yield f"torchensemble {kind.__name__}", torch.inference_mode()(peer.eval())
-    except ImportError:
-        print("torchensemble is not installed: pip install zoo-ensemble[bench]", file=sys.stderr)
-
-
-def _frames(count: int) -> zoo.FrameSet:
-    """Recordings of 1,300 frames, about what read speech has."""
-    generator = torch.Generator().manual_seed(0)
-    starts = torch.cat([torch.arange(0, count, 1300), torch.tensor([count])])
-    return zoo.FrameSet(torch.randn(count, FEATURES, generator=generator), None, starts, CLASSES)
-
-
 def _peak(frames: int) -> float:
     """MiB at most of this process after streaming so many frames."""
-    members = _models((8, 128, 2), Setting(torch.device("cpu"), quick=True, ceilings={}), "float32")[1]
+    members = models_of((8, 128, 2), Setting(torch.device("cpu"), quick=True, ceilings={}), "float32")[1]
     with tempfile.TemporaryDirectory() as folder:
-        ensemble.collect(members, _frames(frames), cache=folder, dtype="float16")
+        ensemble.collect(members, random_frames(frames), cache=folder, dtype="float16")
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-def _flop(models: Sequence[nn.Module]) -> float:
-    """Floating-point operations of the products for one frame."""
-    return 2.0 * sum(p.numel() for model in models for p in model.parameters() if p.ndim == 2)
-
-
-def _paired(works: Sequence[Work], *, repeats: int, least: float = 0.0, tidy: Work = lambda: None) -> list[float]:
-    """Median seconds of each; they take turns, so that a busy moment strikes all alike. `tidy` is not timed."""
-    seconds: list[list[float]] = [[] for _ in works]
-    for work in works:
-        work()
-    tidy()
-    start = time.perf_counter()
-    while len(seconds[0]) < repeats or time.perf_counter() - start < least:
-        for work, found in zip(works, seconds, strict=True):
-            found.append(_seconds(work))
-        tidy()
-    return [median(found) for found in seconds]
-
-
-def _seconds(work: Work) -> float:
-    start = time.perf_counter()
-    work()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
 
 
 def _row(
@@ -412,15 +327,6 @@ def _row(
 
 def _yes(holds: bool) -> str:
     return "yes" if holds else "NO"
-
-
-def _machine(setting: Setting) -> str:
-    capabilities = torch.cpu.get_capabilities()
-    name = torch.cuda.get_device_name() if setting.device.type == "cuda" else capabilities.get("cpu_name", "")
-    rates = ", ".join(f"{kind} {rate / 1e9:.0f} GFLOP/s" for kind, rate in setting.ceilings.items())
-    return (
-        f"{name}, {platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}; product: {rates}"
-    )
 
 
 if __name__ == "__main__":

@@ -18,15 +18,15 @@ from cyclopts import App
 import zoo
 
 RECIPE = zoo.Recipe(
-    epochs=14,
+    epochs=30,
     batch_size=512,
     optimiser="adamw",
     learning_rate=3e-3,
-    weight_decay=0.02,
+    weight_decay=0.1,
     schedule="one_cycle",
     label_smoothing=0.1,
-    mask_time=6,
-    mask_features=4,
+    mask_time=8,
+    mask_features=5,
 )
 app = App(help=__doc__)
 
