@@ -83,7 +83,7 @@ def vmapped(models: Sequence[nn.Module]) -> Callable[[Tensor], Tensor]:
 def peers_of(models: list[nn.Module]) -> Iterator[tuple[str, Callable[[Tensor], Tensor]]]:
     """What a user would pick instead, over the same modules; only those that are installed."""
     try:
-        from torch_uncertainty.models import deep_ensembles
+        from torch_uncertainty.methods import deep_ensembles
 
         yield "torch-uncertainty deep_ensembles", torch.inference_mode()(deep_ensembles(models).eval())
     except ImportError:

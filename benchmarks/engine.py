@@ -68,8 +68,10 @@ def main() -> None:
         if given.only in (None, name):
             rows = []
             for row in table(setting):
-                rows.append(row)
-                print(name, *row.values(), file=sys.stderr, flush=True)
+                rows.append(
+                    {key: float(f"{value:.3g}") if isinstance(value, float) else value for key, value in row.items()}
+                )
+                print(name, *rows[-1].values(), file=sys.stderr, flush=True)
             zoo.print_table(rows, title=f"\n{name}")
 
 
