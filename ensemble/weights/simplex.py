@@ -160,19 +160,19 @@ def _solve(task: _Task, begin: Array | None, seed: int) -> tuple[View, float]:
     if model is None:  # a frame that no allowed member explains: infinite, whatever the weights
         return replace(view, loss=np.inf), passes
     # steps on one curvature take a gap to its second power, third power, ...; reading the few members is cheap
-    reach, age = task.tolerance ** (1 / 2 if task.rough else 1 / 3), 0
-    while passes < task.max_passes and not (task.gap(view) <= task.tolerance and (precise or task.rough)):
-        last = task.gap(view) < max(task.tolerance**0.75, 1e-5)  # then one more step will do
+    reach, age, gap = task.tolerance ** (1 / 2 if task.rough else 1 / 3), 0, task.gap(view)
+    while passes < task.max_passes and not (gap <= task.tolerance and (precise or task.rough)):
+        last = gap < max(task.tolerance**0.75, 1e-5)  # then one more step will do
         precise = precise or (last and not task.rough)
-        curved = task.rows.small or age >= 3 or task.gap(view) > reach
+        curved = task.rows.small or age >= 3 or gap > reach
         walk = Walk(precise, curved, narrow=not (precise or task.rough), thrifty=thrifty)
         new, reads = _advance(task, view, step(view, model), walk)
         passes += reads * (len(task.active(view)) / task.rows.members if walk.narrow else 1)
         if new.curvature is None and task.gap(new) > task.tolerance and task.outside(new, model):
             new, passes = task.look(new.weights, task.active(new), walk._replace(curved=True)), passes + 1
-        thrifty = thrifty and task.gap(new) < 0.1 * task.gap(view)
-        view, model, age = new, new.curvature or model, 0 if new.curvature else age + 1
-        if np.isnan(best.loss) or (precise and task.gap(view) < task.gap(best)):
+        thrifty = thrifty and task.gap(new) < 0.1 * gap
+        view, model, age, gap = new, new.curvature or model, 0 if new.curvature else age + 1, task.gap(new)
+        if np.isnan(best.loss) or (precise and gap < task.gap(best)):
             best = view
     return best, passes
 
@@ -184,7 +184,7 @@ def _begin(task: _Task, begin: Array | None, seed: int) -> tuple[View, float]:
     w = even
     if begin is not None:
         w = begin / begin.sum()
-    elif rows.frames >= 8192:
+    elif rows.frames >= 8192 and rows.values.size >= 2**19:
         sample = _sample(rows, seed)
         found, passes = _solve(_Task(sample, task.allowed, task.pull, 1e-2, 30, rough=True), None, seed)
         passes *= sample.frames / rows.frames
