@@ -162,7 +162,7 @@ def _solve(task: _Task, begin: Array | None, seed: int) -> tuple[View, float]:
     # steps on one curvature take a gap to its second power, third power, ...; reading the few members is cheap
     reach, age, gap = task.tolerance ** (1 / 2 if task.rough else 1 / 3), 0, task.gap(view)
     while passes < task.max_passes and not (gap <= task.tolerance and (precise or task.rough)):
-        last = gap < max(task.tolerance**0.75, 1e-5)  # then one more step will do
+        last = gap < max(task.tolerance**0.7, 1e-5)  # then one more step will do
         precise = precise or (last and not task.rough)
         curved = task.rows.small or age >= 3 or gap > reach
         walk = Walk(precise, curved, narrow=not (precise or task.rough), thrifty=thrifty)
