@@ -11,7 +11,7 @@ from typing import Any
 import zoo
 from ensemble.brood import Brood
 
-_WORTH = 0.95  # share of the time that a larger group must stay under to be preferred to a smaller one
+_WORTH = 0.92  # share of the time that a larger group must stay under to be preferred to a smaller one
 
 
 @dataclass(frozen=True)

@@ -107,14 +107,14 @@ def look(rows: Rows, w: Array, near: Indices, walk: Walk, *, pull: Array) -> Vie
         u = own @ chosen
         if block.counts is not None:
             u[block.counts == 0] = 1.0
-        if not u.min() > 0:
+        if not (least := u.min()) > 0:
             return _infinite(w)
         ratio = np.reciprocal(u) if block.counts is None else block.counts / u
         d += chosen @ ratio
         if apart:
             far += block.values @ ratio.astype(block.values.dtype, copy=False)
         if walk.precise:
-            logs += float(np.log(u).sum() if block.counts is None else block.counts @ np.log(u))
+            logs += float(_sum_of_logs(u, least) if block.counts is None else block.counts @ np.log(u))
         if sums is not None:
             sums.add(chosen, block, u, light=k % every == 0 or not sums.total)
     if not rows.total or (w[pull > 0] <= 0).any():
@@ -124,6 +124,14 @@ def look(rows: Rows, w: Array, near: Indices, walk: Walk, *, pull: Array) -> Vie
     d = (far + pull / np.maximum(w, 1e-300)) / (1.0 + pull.sum())
     loss = -(logs + rows.log_scale) / rows.total if walk.precise else np.nan
     return View(w, d, d * lost, loss, None if sums is None else sums.curvature(rows, pull))
+
+
+def _sum_of_logs(u: Array, least: float) -> float:
+    """Of products of eight, where these are numbers still: a logarithm costs as much as all else in a walk."""
+    if least < 1e-30:  # the largest is 1e18
+        return float(np.log(u).sum())
+    whole = len(u) // 8 * 8
+    return float(np.log(u[:whole].reshape(8, -1).prod(axis=0)).sum() + np.log(u[whole:]).sum())
 
 
 def _infinite(w: Array) -> View:

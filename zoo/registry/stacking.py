@@ -10,7 +10,6 @@ import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import accumulate
 
 import numpy as np
 import torch
@@ -59,14 +58,12 @@ def stacked(blobs: Blobs, entries: Sequence[Entry]) -> dict[str, Tensor]:
 
 
 def _room(expected: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
-    """Tensors (count, ...) in one piece of memory: NumPy asks for huge pages, which are a third of the time."""
-    sizes = {name: count * like.nbytes for name, like in expected.items()}
-    ends = dict(zip(sizes, accumulate(-(-size // _ALIGNED) * _ALIGNED for size in sizes.values()), strict=True))
-    memory = torch.from_numpy(np.empty(max(ends.values(), default=0), dtype=np.uint8))
-    starts = {name: ends[name] - (-(-size // _ALIGNED) * _ALIGNED) for name, size in sizes.items()}
+    """Tensors (count, ...) in one piece of memory: NumPy asks for huge pages, which saves a third of the time."""
+    sizes = [-(-count * like.nbytes // _ALIGNED) * _ALIGNED for like in expected.values()]
+    pieces = torch.from_numpy(np.empty(sum(sizes), dtype=np.uint8)).split(sizes)
     return {
-        name: memory[starts[name] : starts[name] + sizes[name]].view(like.dtype).reshape(count, *like.shape)
-        for name, like in expected.items()
+        name: piece[: count * like.nbytes].view(like.dtype).reshape(count, *like.shape)
+        for (name, like), piece in zip(expected.items(), pieces, strict=True)
     }
 
 
