@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -107,9 +108,15 @@ def _in_store(members: Members, x: zoo.FrameSet | Tensor, store: Store) -> Tenso
 
 def _one_shard(team: Members, feed: Feed, store: Store, shard: int) -> None:
     digests = list(team.digests.values())
-    for start, values in _walk(team, feed, *store.frames(shard)):
-        _refuse_nan(team, values)
-        store.put(digests, start, values)
+    with ThreadPoolExecutor(1) as disk:  # it takes what is there while the next piece is computed
+        flushing = disk.submit(store.flush)
+        for start, values in _walk(team, feed, *store.frames(shard)):
+            _refuse_nan(team, values)
+            store.put(digests, start, values)
+            if flushing.done():
+                flushing.result()
+                flushing = disk.submit(store.flush)
+        flushing.result()
     store.finish(digests, shard)
 
 

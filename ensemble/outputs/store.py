@@ -104,10 +104,14 @@ class Store:
                 file.seek(self._place(digest) * self._row + start * frame)
                 file.write(rows.data)
 
-    def finish(self, digests: Sequence[str], shard: int) -> None:
-        """The shard of these members is written."""
+    def flush(self) -> None:
+        """Bring to the disk what was put so far."""
         with self._data.open("r+b") as file:
             os.fsync(file.fileno())
+
+    def finish(self, digests: Sequence[str], shard: int) -> None:
+        """The shard of these members is written."""
+        self.flush()
         self._done |= dict.fromkeys(digests, shard + 1)
         self._save()
 

@@ -126,7 +126,7 @@ def look(rows: Rows, w: Array, near: Indices, walk: Walk, *, pull: Array) -> Vie
     return View(w, d, d * lost, loss, None if sums is None else sums.curvature(rows, pull))
 
 
-def _sum_of_logs(u: Array, least: float) -> float:
+def _sum_of_logs(u: Numbers, least: float) -> float:
     """Of products of eight, where these are numbers still: a logarithm costs as much as all else in a walk."""
     if least < 1e-30:  # the largest is 1e18
         return float(np.log(u).sum())
