@@ -55,7 +55,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="small batches, three repeats")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--only", help="one of the tables: " + ", ".join(TABLES))
+    parser.add_argument("--only", choices=list(TABLES), help="one of the tables")
     parser.add_argument("--peak", type=int, help=argparse.SUPPRESS)  # the child of `memory`
     given = parser.parse_args()
     if given.peak is not None:
