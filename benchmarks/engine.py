@@ -323,7 +323,7 @@ def _row(
         "goal": goal,
         "got": round(ratio, 2),
         "holds": _yes(ratio >= goal),
-        "plan": f"{form.kind} {form.precision} {form.together} at {form.tile}",
+        "plan": f"{form.kind} {form.precision} at {form.tile}",
     }
 
 

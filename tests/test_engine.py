@@ -1,5 +1,6 @@
 """The engine: every form of running a group agrees with the loop, and the plan decides on numbers."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,8 @@ from torch import Tensor, nn
 
 import zoo
 from ensemble import Stack
-from ensemble.engine import Batch, Form, Group, forms, group, measuring
-from ensemble.engine.dense import NotDenseError, dense
+from ensemble.engine import Batch, Form, Group, forms, group, measuring, prepacked
+from ensemble.engine.dense import Affine, NotDenseError, dense
 from ensemble.engine.overlap import overlap
 from ensemble.engine.plan import Agreement, Trial, agreement, candidates, choose
 
@@ -59,7 +60,7 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("options", [{}, {"batchnorm": False}, {"activation": "gelu", "dropout": 0.2}], ids=str)
 @pytest.mark.parametrize(
-    "form", [Form("folded", 3, 4), Form("folded", 2, 50), Form("overlap", 3, 40), Form("stack", 3, 9)]
+    "form", [Form("folded", 4), Form("prepacked", 4), Form("prepacked", 50), Form("overlap", 40), Form("stack", 9)]
 )
 def test_every_form_agrees_with_the_loop(
     architecture: str, options: dict[str, object], form: Form, frames: zoo.FrameSet
@@ -80,15 +81,44 @@ def test_the_overlap_form_is_the_product_of_windows(context: int, features: int,
     span = 2 * context + 1
     rows = torch.randn(count + span - 1, features)
     weight = torch.randn(1, outputs, span * features) / (span * features) ** 0.5
-    form = overlap(weight, features)
-    expected = weight[0] @ rows.unfold(0, span, 1).transpose(1, 2).reshape(count, -1).T
-    torch.testing.assert_close(form(form.spectra(rows), slice(None))[:, :count], expected, rtol=0, atol=2e-5)
+    form = overlap(Affine(weight, torch.zeros(1, outputs)), features)
+    expected = rows.unfold(0, span, 1).transpose(1, 2).reshape(count, -1) @ weight[0].T
+    torch.testing.assert_close(form.shared(rows)[0, :count], expected, rtol=0, atol=2e-5)
 
 
 def test_the_overlap_form_wants_whole_frames() -> None:
     """Ten inputs are no windows of three features."""
     with pytest.raises(ValueError, match="whole frames of 3 features, got 10 inputs"):
-        overlap(torch.zeros(1, 2, 10), 3)
+        overlap(Affine(torch.zeros(1, 2, 10), torch.zeros(1, 2)), 3)
+
+
+@pytest.mark.skipif(not prepacked.available(torch.device("cpu")), reason="needs oneDNN")
+@pytest.mark.parametrize(
+    ("activation", "fused"),
+    [
+        (nn.ReLU(), True),
+        (nn.GELU(), True),
+        (nn.GELU("tanh"), True),
+        (nn.SiLU(), True),
+        (nn.Tanh(), True),
+        (nn.Sigmoid(), True),
+        (nn.Mish(), False),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("count", [1, 33, 128, 300])
+def test_prepacked_layers_are_the_layers(activation: nn.Module, fused: bool, count: int) -> None:
+    """Odd widths, with the activation inside the product or behind it, in batches below and above the tile."""
+    several = [
+        nn.Sequential(nn.Linear(30, 19), activation, nn.Linear(19, 7, bias=False), activation, nn.Linear(7, 5))
+        for _ in range(3)
+    ]
+    one, x = grouped(several), torch.randn(count, 30)
+    with torch.inference_mode():
+        found = one.log_probabilities(Form("prepacked", 128), Batch.of(x))
+    torch.testing.assert_close(found.exp(), alone(several, x).exp(), rtol=0, atol=1e-5)
+    assert one.dense is not None
+    assert len(prepacked.prepack(one.dense, count).steps) == (1 if fused else 3)
 
 
 class Twice(nn.Module):
@@ -149,7 +179,7 @@ def test_bfloat16_stays_within_its_rule(frames: zoo.FrameSet) -> None:
     several = models(width=32)
     x = zoo.windows(frames, torch.arange(100), 2)
     with torch.inference_mode():
-        found = grouped(several).log_probabilities(Form("folded", 3, 64, "bfloat16"), Batch.of(x))
+        found = grouped(several).log_probabilities(Form("folded", 64, "bfloat16"), Batch.of(x))
     near = agreement(alone(several, x), found, exact=False)
     assert near.near
     assert 0 < near.moved < 0.01
@@ -170,7 +200,8 @@ def test_a_group_runs_as_the_caller_wishes(wish: str, count: int) -> None:
         several_as_one.run(Batch.of(x), write)
     torch.testing.assert_close(out.exp(), alone(several, x).exp(), rtol=0, atol=1e-5)
     (plan,) = several_as_one.plans.values()
-    assert plan.form.kind == {"auto": "folded", "loop": "loop", "stack": "folded"}[wish]
+    best = "prepacked" if prepacked.available(torch.device("cpu")) else "folded"
+    assert plan.form.kind == {"auto": best, "loop": "loop", "stack": best}[wish]
     assert plan.why
 
 
@@ -192,8 +223,8 @@ def test_a_measured_plan_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_damaged_cache_is_no_answer(tmp_path: Path) -> None:
     """What is not a form is measured again."""
-    measuring.remember("key", Form("folded", 2, 64))
-    assert measuring.recall("key") == Form("folded", 2, 64)
+    measuring.remember("key", Form("folded", 64))
+    assert measuring.recall("key") == Form("folded", 64)
     (path,) = tmp_path.rglob("key.json")
     path.write_text('{"kind": "folded"')
     assert measuring.recall("key") is None
@@ -203,17 +234,16 @@ def test_a_damaged_cache_is_no_answer(tmp_path: Path) -> None:
 def test_out_of_memory_halves_the_tile(monkeypatch: pytest.MonkeyPatch) -> None:
     """The batch is begun again with smaller steps, down to what fits."""
     several, x = models(width=8), torch.randn(64, 30)
-    one, true = grouped(several), forms.folded
+    one, true = grouped(several), Group.pieces
 
-    def small(parts: list[forms.Part], batch: Batch, tile: int) -> object:
-        if tile > 16 and batch.count == 64:
+    def small(group: Group, form: Form, batch: Batch) -> Iterator[forms.Piece]:
+        if form.tile > 16 and batch.count == 64 and group.plans:
             raise torch.OutOfMemoryError
-        return true(parts, batch, tile)
+        return true(group, form, batch)
 
     out = torch.empty(3, 64, 4)
+    monkeypatch.setattr(Group, "pieces", small)
     with torch.inference_mode():
-        one.run(Batch.of(x), lambda members, where, logits: None)
-        monkeypatch.setattr(forms, "folded", small)
         one.run(Batch.of(x), lambda members, where, logits: out[members, where].copy_(logits.log_softmax(-1)))
     (plan,) = one.plans.values()
     assert plan.form.tile == 16
@@ -223,7 +253,7 @@ def test_out_of_memory_halves_the_tile(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_form_that_fails_is_passed_over() -> None:
     """An error while trying is a note in the table, not the end."""
-    trial = measuring.attempt(Form("stack", 2, 4), _raising, 4, lambda form, values: Agreement(0, 0, near=True))
+    trial = measuring.attempt(Form("stack", 4), _raising, 4, lambda form, values: Agreement(0, 0, near=True))
     assert not trial.agreement.near
     assert trial.note == "no batching rule"
 
@@ -236,7 +266,7 @@ def _raising(form: Form, count: int) -> Tensor:
 def test_the_fastest_that_agrees_is_chosen() -> None:
     """A faster form that moves probabilities is no candidate."""
     near, far = Agreement(0, 0, near=True), Agreement(0.5, 0.2, near=False)
-    loop, stack, wrong = Form("loop", 1, 8), Form("folded", 2, 8), Form("folded", 2, 8, "bfloat16")
+    loop, stack, wrong = Form("loop", 8), Form("folded", 8), Form("folded", 8, "bfloat16")
     plan = choose([Trial(loop, 2.0, near), Trial(stack, 1.0, near), Trial(wrong, 0.1, far, "does not agree")])
     assert plan.form == stack
     assert [row["chosen"] for row in plan.rows()] == ["", "yes", ""]
@@ -260,15 +290,10 @@ def test_the_agreement_rule(lead: float, near: bool) -> None:
 def test_candidates_end_with_the_loop() -> None:
     """The likeliest come first, faster types before exact ones, nothing twice."""
     found = candidates(
-        members=32,
-        width=128,
-        kinds=["folded", "loop"],
-        frames=4096,
-        precisions=["float32", "bfloat16"],
-        tiles=(1024, 256),
+        tiles={"folded": (1024, 256, 8192), "loop": (1024,)}, frames=1024, precisions=["float32", "bfloat16"]
     )
-    assert found[0] == Form("folded", 32, 1024, "bfloat16")
-    assert found[-1] == Form("loop", 1, 1024)
+    assert found[0] == Form("folded", 1024, "bfloat16")
+    assert found[-1] == Form("loop", 1024)
     assert len(set(found)) == len(found)
 
 
@@ -294,7 +319,7 @@ def test_forms_agree_on_a_gpu(frames: zoo.FrameSet) -> None:
     one.device = torch.device("cuda")
     batch = Batch.of(zoo.stretch(frames.to("cuda"), 2))
     expected = alone(several, batch.windows)
-    for form in (Form("folded", 3, 64), Form("replay", 3, 64), Form("overlap", 3, 64)):
+    for form in (Form("folded", 64), Form("replay", 64), Form("overlap", 64)):
         for _ in range(2):
             with torch.inference_mode():
                 found = one.log_probabilities(form, batch)

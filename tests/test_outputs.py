@@ -1,6 +1,9 @@
 """Members' outputs: what they refuse, and the store that keeps them between runs."""
 
+import errno
+import fcntl
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -13,6 +16,7 @@ from torch import nn
 
 import ensemble
 import zoo
+from ensemble.outputs.disk import PAGE, Pieces, write_rows
 from ensemble.outputs.store import Contents, Store, StoreError
 
 CLASSES = ("a", "b", "c", "d")
@@ -53,6 +57,61 @@ def test_outputs_from_a_store_are_those_in_memory(dtype: str, tmp_path: Path, fr
     assert torch.equal(kept.log_probabilities, direct.log_probabilities.to(kept.log_probabilities.dtype))
     assert kept.fingerprint == direct.fingerprint
     assert torch.equal(kept.require_labels(), direct.require_labels())
+
+
+@pytest.mark.parametrize("refusal", ["none", "not in this system", "not on this disk", "in the middle"])
+@pytest.mark.parametrize("start", [0, 100], ids=["from a page on", "from elsewhere on"])
+def test_rows_are_written_whole(refusal: str, start: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Past the cache or through it, in whole pages or not: the same bytes at the same places, and no others."""
+    real, pages = os.pwrite, []
+
+    def refusing(file: int, data: memoryview, place: int) -> int:
+        direct = bool(fcntl.fcntl(file, fcntl.F_GETFL) & os.O_DIRECT)
+        pages.append(direct)
+        if direct and refusal in ("not on this disk", "in the middle"):
+            if refusal == "not on this disk" or place > PAGE:
+                raise OSError(errno.EINVAL, "refused")
+            return real(file, data[:PAGE], place)
+        return real(file, data, place)
+
+    if refusal == "not in this system":
+        monkeypatch.delattr(os, "O_DIRECT")
+    else:
+        monkeypatch.setattr(os, "pwrite", refusing)
+    path, size = tmp_path / "rows", 3 * PAGE + 50
+    path.write_bytes(bytes(8 * PAGE))
+    rows = Pieces()((2, size), torch.uint8).random_(1, 256).numpy()
+    write_rows(path, [(start, rows[0]), (4 * PAGE, rows[1])])
+    expected = bytearray(8 * PAGE)
+    expected[start : start + size] = rows[0].tobytes()
+    expected[4 * PAGE : 4 * PAGE + size] = rows[1].tobytes()
+    assert path.read_bytes() == bytes(expected)
+    assert start or refusal != "none" or any(pages) or not hasattr(os, "O_DIRECT")
+
+
+def test_pieces_take_turns() -> None:
+    """The last two are apart and begin at pages; the one before them is used again, also for another shape."""
+    pieces = Pieces()
+    first, second = pieces((2, 3), torch.float32).fill_(1), pieces((2, 3), torch.float32).fill_(2)
+    assert first.eq(1).all()
+    assert second.data_ptr() % PAGE == 0
+    assert pieces((5,), torch.float16).data_ptr() == first.data_ptr()
+    assert pieces((10_000,), torch.float32).shape == (10_000,)
+
+
+def test_a_disk_that_fails_is_said(tmp_path: Path, frames: zoo.FrameSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error of the thread that writes reaches the caller, and what was finished before stays."""
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    members = members_of(0)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", full)
+        with pytest.raises(OSError, match="No space left"):
+            ensemble.collect(members, frames, cache=tmp_path)
+    found = ensemble.collect(members_of(0), frames, cache=tmp_path)
+    assert torch.equal(found.log_probabilities, ensemble.collect(members_of(0), frames).log_probabilities)
 
 
 def test_a_store_answers_again_without_running_anything(
@@ -152,7 +211,7 @@ def test_damage_is_refused(tmp_path: Path) -> None:
     store = filled(tmp_path, "x", "y")
     data, description = tmp_path / "outputs.bin", tmp_path / "outputs.json"
     data.write_bytes(data.read_bytes()[:-1])
-    with pytest.raises(StoreError, match=r"expected 160 bytes in .*outputs.bin, got 159; remove"):
+    with pytest.raises(StoreError, match=r"expected 8,192 bytes in .*outputs.bin, got 8,191; remove"):
         Store(tmp_path, contents())
     filled(tmp_path / "second", "x")
     for text in ("{", '{"contents": {}}', "[]"):

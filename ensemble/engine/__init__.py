@@ -1,7 +1,8 @@
 """How members that compute alike run fast: groups, forms, and the plan that takes one by measuring.
 
 batch      the inputs of a step, as windows or as the rows they overlap in
-dense      models of Linear layers, traced and folded, features first
+dense      models of Linear layers, traced and folded
+prepacked  their layers laid out by oneDNN
 overlap    their first layer over neighbouring frames, in the frequency domain
 forms      running a group in one form, piece by piece
 plan       which forms there are, which agree with the loop, which to take: pure

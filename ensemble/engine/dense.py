@@ -1,16 +1,15 @@
-"""`Dense`: a stack of models made of Linear layers, folded and laid out for large products.
+"""`Dense`: a stack of models made of Linear layers, BatchNorm folded in.
 
-Activations stand features first, (M, width, B): then the first layer, whose input all members share, is
-one product `(M * width, inputs) @ (inputs, B)` whose result needs no rearranging, and every later layer is
-one batched product.
+The first layer, whose input all members share, is one product with M * width outputs; every later layer is
+one batched product. What a layer gives is (M, B, width) in shape and (B, M * width) in memory where it can be.
 """
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Self, cast
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, Self, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -22,7 +21,6 @@ Operation = Callable[..., Tensor]
 
 _POINTWISE = {nn.ReLU, nn.GELU, nn.Sigmoid, nn.Softplus, nn.Tanh, nn.SiLU, nn.ELU, nn.LeakyReLU, nn.Mish, nn.Hardswish}
 _FUNCTIONS = {torch.relu, functional.relu, torch.tanh, torch.sigmoid, functional.gelu, functional.silu}
-_FEW, _MANY = 16, 256  # frames
 _SUMS = {operator.add, torch.add}
 
 
@@ -30,32 +28,41 @@ class NotDenseError(ValueError):
     """The models are not of the form that folds; the message says what stands in the way."""
 
 
+class Layer(Protocol):
+    """A Linear layer of every member."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(M, B, inputs) -> (M, B, outputs)."""
+        ...
+
+
+class First(Protocol):
+    """A Linear layer of every member on an input that all share."""
+
+    def shared(self, x: Tensor) -> Tensor:
+        """(B, inputs) -> (M, B, outputs)."""
+        ...
+
+
 @dataclass(frozen=True)
 class Affine:
-    """A Linear layer of every member: weight (M, outputs, inputs), bias (M, outputs, 1)."""
+    """A Linear layer of every member: weight (M, outputs, inputs), bias (M, outputs)."""
 
     weight: Tensor
     bias: Tensor
 
     def __call__(self, x: Tensor) -> Tensor:
-        """(M, inputs, B) -> (M, outputs, B)."""
-        if x.shape[-1] <= _FEW:
-            return self.rows(x).mT  # products with a narrow right side are half as fast
-        if x.shape[-1] >= _MANY:
-            return torch.baddbmm(self.bias, self.weight, x)
-        return torch.bmm(self.weight, x).add_(self.bias)  # twice as fast on small batches
+        """(M, B, inputs) -> (M, B, outputs)."""
+        return torch.bmm(x, self.weight.mT).add_(self.bias.unsqueeze(1))
 
-    def rows(self, x: Tensor) -> Tensor:
-        """(M, inputs, B) -> (M, B, outputs)."""
-        return torch.bmm(x.mT, self.weight.mT).add_(self.bias.mT)
+    def shared(self, x: Tensor) -> Tensor:
+        """(B, inputs) -> (M, B, outputs)."""
+        product = torch.addmm(self.bias.flatten(), x, self.weight.flatten(0, 1).t())
+        return product.view(len(x), *self.bias.shape).transpose(0, 1)
 
     def to(self, dtype: torch.dtype) -> Self:
         """The same in another type."""
         return type(self)(self.weight.to(dtype), self.bias.to(dtype))
-
-    def members(self, which: slice) -> Self:
-        """Some of the members, without a copy."""
-        return type(self)(self.weight[which], self.bias[which])
 
 
 @dataclass(frozen=True)
@@ -80,35 +87,29 @@ class Dense:
         exit: name of the last layer's input.
     """
 
-    first: Affine
+    first: First
     steps: tuple[Step, ...]
-    last: Affine
+    last: Layer
     entry: str
     exit: str
 
-    def finish(self, first: Tensor) -> Tensor:
-        """Result of the first layer, (M, width, B), overwritten -> logits (M, B, C)."""
-        values = {self.entry: first}
+    def __call__(self, x: Tensor) -> Tensor:
+        """What the first layer reads, (B, inputs) -> logits (M, B, C)."""
+        values = {self.entry: self.first.shared(x)}
         for step in self.steps:
             values[step.target] = step.operation(*(values[name] for name in step.sources))
             for name in step.dead:
                 del values[name]
-        return self.last.rows(values[self.exit])
+        return self.last(values[self.exit])
 
     def to(self, dtype: torch.dtype) -> Dense:
-        """The same with weights of another type."""
-        return self._mapped(lambda affine: affine.to(dtype))
+        """The same with weights of another type, for layers that are `Affine`."""
 
-    def members(self, which: slice) -> Dense:
-        """Some of the members, without a copy."""
-        return self._mapped(lambda affine: affine.members(which))
+        def cast_(operation: Any) -> Any:
+            return operation.to(dtype) if isinstance(operation, Affine) else operation
 
-    def _mapped(self, change: Callable[[Affine], Affine]) -> Dense:
-        steps = tuple(
-            Step(s.target, change(s.operation) if isinstance(s.operation, Affine) else s.operation, s.sources, s.dead)
-            for s in self.steps
-        )
-        return Dense(change(self.first), steps, change(self.last), self.entry, self.exit)
+        steps = tuple(replace(step, operation=cast_(step.operation)) for step in self.steps)
+        return replace(self, first=cast_(self.first), steps=steps, last=cast_(self.last))
 
 
 def dense(stack: Stack) -> Dense:
@@ -190,7 +191,7 @@ class _Reader:
     def _affine(self, path: str, layer: nn.Linear) -> Affine:
         weight = self._tensor(f"{path}.weight")
         bias = weight.new_zeros(weight.shape[:2]) if layer.bias is None else self._tensor(f"{path}.bias")
-        return Affine(weight, bias.unsqueeze(-1))
+        return Affine(weight, bias)
 
     def _tensor(self, name: str) -> Tensor:
         if name not in self.state:
@@ -210,9 +211,7 @@ class _Reader:
             gain = self._tensor(f"{path}.weight").double()
             scale, shift = scale * gain, shift * gain + self._tensor(f"{path}.bias").double()
         old = before.operation
-        folded = Affine(
-            (old.weight * scale.unsqueeze(-1)).float(), (old.bias * scale.unsqueeze(-1) + shift.unsqueeze(-1)).float()
-        )
+        folded = Affine((old.weight * scale.unsqueeze(-1)).float(), (old.bias * scale + shift).float())
         self.steps[-1] = Step(before.target, folded, before.sources)
         return before.target
 

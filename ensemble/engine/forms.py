@@ -8,32 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from ensemble.engine.batch import Batch
 from ensemble.engine.dense import Dense
 from ensemble.engine.overlap import Overlap
+from ensemble.engine.prepacked import Layouts
 from ensemble.stack import Stack
 
 Piece = tuple[slice, slice, Tensor]
-
-
-@dataclass(frozen=True)
-class Part:
-    """Some of the members in the folded form, ready to run.
-
-    Args:
-        members: which.
-        dense: their layers.
-        overlap: the first layer of *all* members in the frequency domain, or None.
-    """
-
-    members: slice
-    dense: Dense
-    overlap: Overlap | None = None
 
 
 def loop(modules: Sequence[nn.Module], batch: Batch, tile: int) -> Iterator[Piece]:
@@ -50,80 +36,74 @@ def stacked(stack: Stack, batch: Batch, tile: int) -> Iterator[Piece]:
         yield slice(0, len(stack)), frames, stack(batch.windows[frames])
 
 
-def folded(parts: Sequence[Part], batch: Batch, tile: int) -> Iterator[Piece]:
+def folded(dense: Dense, batch: Batch, tile: int, dtype: torch.dtype) -> Iterator[Piece]:
     """The first layer as one wide product over the shared input, the others as batched products."""
-    dtype = parts[0].dense.first.weight.dtype
     for frames in _tiles(batch.count, tile):
-        x = batch.windows[frames].to(dtype).t()  # (inputs, b)
-        for part in parts:
-            yield part.members, frames, _folded_step(part.dense, x)
+        logits = dense(batch.windows[frames].to(dtype))
+        yield slice(0, len(logits)), frames, logits
+
+
+def prepacked(layouts: Layouts, batch: Batch, tile: int, dtype: torch.dtype) -> Iterator[Piece]:
+    """As `folded`, with layers laid out for the tile; the rest is filled up to whole quarters of it."""
+    quarter = max(1, tile // 4)
+    for frames in _tiles(batch.count, tile):
+        x = batch.windows[frames].to(dtype)
+        missing = -len(x) % quarter
+        logits = layouts(len(x) + missing)(pad(x, (0, 0, 0, missing)) if missing else x)
+        yield slice(0, len(logits)), frames, logits[:, : len(x)]
 
 
 class Replay:
     """A step of the folded form as a CUDA graph: recorded once, replayed for every tile of its shape.
 
     Args:
-        part: the members.
-        x: (inputs, b), an example.
+        dense: the members.
+        x: (b, inputs), an example.
     """
 
-    def __init__(self, part: Part, x: Tensor) -> None:
+    def __init__(self, dense: Dense, x: Tensor) -> None:
         self.x, self.graph = x.clone(), torch.cuda.CUDAGraph()
         aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):  # libraries allocate on first use, which no graph may
-            _folded_step(part.dense, self.x)
+            dense(self.x)
         torch.cuda.current_stream().wait_stream(aside)
         with torch.cuda.graph(self.graph):
-            self.logits = _folded_step(part.dense, self.x)
+            self.logits = dense(self.x)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """(inputs, b) -> (m, b, C) logits, overwritten by the next call."""
+        """(b, inputs) -> (M, b, C) logits, overwritten by the next call."""
         self.x.copy_(x)
         self.graph.replay()
         return self.logits
 
 
-def replayed(parts: Sequence[Part], batch: Batch, tile: int, known: dict[tuple[int, int], Replay]) -> Iterator[Piece]:
-    """As `folded`, by CUDA graphs; `known` keeps them by place of the part and size of the tile."""
-    dtype = parts[0].dense.first.weight.dtype
+def replayed(dense: Dense, batch: Batch, tile: int, dtype: torch.dtype, known: dict[int, Replay]) -> Iterator[Piece]:
+    """As `folded`, by CUDA graphs; `known` keeps them by size of the tile."""
     for frames in _tiles(batch.count, tile):
-        x = batch.windows[frames].to(dtype).t()
-        for place, part in enumerate(parts):
-            if x.shape[1] < tile:  # the rest is not worth a graph of its own
-                yield part.members, frames, _folded_step(part.dense, x)
-                continue
-            if (place, tile) not in known:
-                known[place, tile] = Replay(part, x)
-            yield part.members, frames, known[place, tile](x)
+        x = batch.windows[frames].to(dtype)
+        if len(x) == tile and tile not in known:
+            known[tile] = Replay(dense, x)
+        logits = known[tile](x) if len(x) == tile else dense(x)  # the rest is not worth a graph of its own
+        yield slice(0, len(logits)), frames, logits
 
 
-def overlapped(parts: Sequence[Part], batch: Batch, tile: int) -> Iterator[Piece]:
-    """As `folded`, with the first layer over rows instead of windows; gaps between recordings are dropped last."""
-    first, rows, firsts = parts[0].overlap, batch.rows, batch.firsts
-    assert first is not None
+def overlapped(layouts: Layouts, batch: Batch, tile: int) -> Iterator[Piece]:
+    """As `prepacked`, with the first layer over rows instead of windows; gaps between recordings are dropped last."""
+    first, rows, firsts = layouts.dense.first, batch.rows, batch.firsts
+    assert isinstance(first, Overlap)
     assert rows is not None
     assert firsts is not None
-    for places in _tiles(len(rows) - first.span + 1, min(tile, first.step)):
-        begin, end = torch.searchsorted(
-            firsts, torch.tensor([places.start, places.stop], device=firsts.device)
-        ).tolist()
-        if begin == end:
-            continue
-        spectra = first.spectra(rows[places.start : places.stop + first.span - 1])
-        wanted = firsts[begin:end] - places.start
-        for part in parts:
-            affine = part.dense.first
-            count, width = affine.weight.shape[:2]
-            product = first(spectra, slice(part.members.start * width, part.members.stop * width))
-            logits = part.dense.finish(product.view(count, width, -1).add_(affine.bias))
-            yield part.members, slice(begin, end), logits.index_select(1, wanted)
-
-
-def _folded_step(dense: Dense, x: Tensor) -> Tensor:
-    weight = dense.first.weight
-    product = torch.mm(weight.flatten(0, 1), x).view(*weight.shape[:2], -1)
-    return dense.finish(product.add_(dense.first.bias))
+    most = max(1, tile // first.hop)
+    quarter = max(1, most // 4)
+    for some in _tiles(first.blocks(len(rows) - first.span + 1), most):
+        start, stop = some.start * first.hop, some.stop * first.hop
+        begin, end = torch.searchsorted(firsts, torch.tensor([start, stop], device=firsts.device)).tolist()
+        if begin < end:
+            size = -(-(some.stop - some.start) // quarter) * quarter * first.hop
+            piece = rows[start : start + size + first.span - 1]
+            logits = layouts(size)(pad(piece, (0, 0, 0, size + first.span - 1 - len(piece))))
+            yield slice(0, len(logits)), slice(begin, end), logits.index_select(1, firsts[begin:end] - start)
 
 
 def _tiles(count: int, tile: int) -> Iterator[slice]:

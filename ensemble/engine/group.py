@@ -6,18 +6,21 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from ensemble.engine import forms, measuring
 from ensemble.engine.batch import Batch
-from ensemble.engine.dense import Dense, NotDenseError, dense
-from ensemble.engine.overlap import Overlap, overlap
+from ensemble.engine.dense import Affine, Dense, NotDenseError, dense
+from ensemble.engine.overlap import hop, overlap
 from ensemble.engine.plan import Agreement, Form, Plan, Trial, agreement, candidates, choose
+from ensemble.engine.prepacked import Layouts, available
 from ensemble.stack import Stack
 
 _WORTH = 2e7  # multiplications below which a batch is over before a measurement pays
+_FEW = 128  # frames below which blocks of them do not pay
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "tf32": torch.float32}
 
 _log = logging.getLogger("ensemble")
@@ -57,8 +60,8 @@ class Group:
         self.members, self.size, self.device = members, size, device
         self.precision, self.forced, self.why = precision, forced, why
         self.plans: dict[tuple[int, bool], Plan] = {}
-        self._replays: dict[tuple[int, str], dict[tuple[int, int], forms.Replay]] = {}
-        self._parts: dict[tuple[str, int, str], list[forms.Part]] = {}
+        self._replays: dict[str, dict[int, forms.Replay]] = {}
+        self._prepared: dict[tuple[str, str], Layouts] = {}
 
     @cached_property
     def dense(self) -> Dense | None:
@@ -109,19 +112,22 @@ class Group:
 
     def pieces(self, form: Form, batch: Batch) -> Iterator[forms.Piece]:
         """The logits of all members in one form."""
+        tile, dtype = form.tile, _DTYPES[form.precision]
         with forms.matmul_precision(form.precision):
             match form.kind:
                 case "loop":
-                    yield from forms.loop(self.modules, batch.typed(self.dtype), form.tile)
+                    yield from forms.loop(self.modules, batch.typed(self.dtype), tile)
                 case "stack" if self.stack is not None:
-                    yield from forms.stacked(self.stack, batch.typed(self.dtype), form.tile)
+                    yield from forms.stacked(self.stack, batch.typed(self.dtype), tile)
                 case "folded":
-                    yield from forms.folded(self._ready(form), batch, form.tile)
+                    yield from forms.folded(self._ready(form).dense, batch, tile, dtype)
+                case "prepacked":
+                    yield from forms.prepacked(self._ready(form), batch, tile, dtype)
                 case "replay":
-                    known = self._replays.setdefault((form.together, form.precision), {})
-                    yield from forms.replayed(self._ready(form), batch, form.tile, known)
+                    known = self._replays.setdefault(form.precision, {})
+                    yield from forms.replayed(self._ready(form).dense, batch, tile, dtype, known)
                 case "overlap":
-                    yield from forms.overlapped(self._ready(form), batch, form.tile)
+                    yield from forms.overlapped(self._ready(form), batch, tile)
 
     def log_probabilities(self, form: Form, batch: Batch) -> Tensor:
         """(M, B, C) float32 in one form, for comparing and timing it."""
@@ -135,24 +141,36 @@ class Group:
 
     def candidates(self, batch: Batch) -> list[Form]:
         """The forms that this group, this batch and the caller's wishes allow."""
-        kinds = ["loop"] if self.forced != "stack" or self.stack is None else []
+        precisions = ["float32"] + _fast(self.device) * (self.precision == "auto")
+        return candidates(tiles=self._tiles(batch), frames=_bucket(batch.count), precisions=precisions)
+
+    def _tiles(self, batch: Batch) -> dict[str, tuple[int, ...]]:
+        """Frames per step to try, by kind of form, the likeliest to win first."""
+        cuda = self.device.type == "cuda"
+        steps = (_bucket(batch.count), 4096) if cuda else (512, 256, 1024)
+        found: dict[str, tuple[int, ...]] = {}
         if self.forced != "loop" and self.stack is not None:
-            kinds += ["stack"] if self.dense is None else ["folded"]
-            kinds += ["replay"] * (self.dense is not None and self.device.type == "cuda")
-            kinds += ["overlap"] * (self.dense is not None and batch.overlaps and self.features > 0)
-        return candidates(
-            members=len(self),
-            width=self.dense.first.weight.shape[1] if self.dense else 0,
-            kinds=kinds,
-            frames=_bucket(batch.count),
-            precisions=["float32"] + _fast(self.device) * (self.precision == "auto"),
-            tiles=(_bucket(batch.count), 4096) if self.device.type == "cuda" else (1024, 256, 2048),
-        )
+            if self.dense is None:
+                found["stack"] = steps
+            elif batch.overlaps and self.features and batch.count > _FEW:
+                found["overlap"] = self._blocks(cuda)
+            if self.dense is not None:
+                found["prepacked" if available(self.device) else "folded"] = steps
+                found |= {"replay": steps} if cuda else {}
+        if not found or self.forced != "stack":
+            found["loop"] = steps[:1]
+        return found
+
+    def _blocks(self, cuda: bool) -> tuple[int, ...]:
+        """Frames per step in whole blocks."""
+        assert self.dense is not None
+        step = hop(cast(Affine, self.dense.first).weight.shape[-1], self.features)
+        return tuple(blocks * step for blocks in ((512, 64) if cuda else (16,)))
 
     def _plan(self, batch: Batch) -> Plan:
         wanted = self.candidates(batch)
         probe = batch.head(measuring.PROBED)
-        alone = self.log_probabilities(Form("loop", 1, measuring.PROBED), probe)
+        alone = self.log_probabilities(Form("loop", measuring.PROBED), probe)
 
         def compare(form: Form, values: Tensor) -> Agreement:
             exact = form.precision == "float32"
@@ -182,7 +200,9 @@ class Group:
     ) -> Plan:
         """Small work: the likeliest exact form that agrees, untimed."""
         trials = []
-        for form in [f for f in wanted if f.precision == "float32" and f.kind in ("folded", "stack", "loop")]:
+        for form in [
+            f for f in wanted if f.precision == "float32" and f.kind in ("prepacked", "folded", "stack", "loop")
+        ]:
             trials.append(measuring.attempt(form, run, count, compare))
             if trials[-1].agreement.near:
                 return Plan(form, "too little work to measure", tuple(trials))
@@ -199,24 +219,17 @@ class Group:
             device=str(self.device),
         )
 
-    def _ready(self, form: Form) -> list[forms.Part]:
+    def _ready(self, form: Form) -> Layouts:
         """The folded weights that a form needs, made once."""
         key = form.weights
-        if key not in self._parts:
+        if key not in self._prepared:
             assert self.dense is not None
             dtype = _DTYPES[form.precision]
-            first = self._overlap(dtype) if form.kind == "overlap" else None
-            whole = self.dense.to(dtype)
-            slices = [slice(at, min(at + form.together, len(self))) for at in range(0, len(self), form.together)]
-            self._parts[key] = [forms.Part(which, whole.members(which), first) for which in slices]
-        return self._parts[key]
-
-    def _overlap(self, dtype: torch.dtype) -> Overlap:
-        """The first layer in the frequency domain; the parts of all forms share it."""
-        known = [parts[0].overlap for parts in self._parts.values()]
-        found = next((each for each in known if each is not None and each.weight.dtype == dtype), None)
-        assert self.dense is not None
-        return found or overlap(self.dense.first.weight, self.features, dtype)
+            ready = self.dense.to(dtype)
+            if form.kind == "overlap":
+                ready = replace(ready, first=overlap(cast(Affine, self.dense.first), self.features, dtype))
+            self._prepared[key] = Layouts(ready, able=available(self.device))
+        return self._prepared[key]
 
     def _tell(self, plan: Plan) -> None:
         """One line where a stack was wanted and a loop is what runs."""
@@ -228,7 +241,9 @@ class Group:
         """Let go of the weights and graphs of forms that no plan takes."""
         self._replays.clear()
         taken = {plan.form.weights for plan in self.plans.values()}
-        self._parts = {key: parts for key, parts in self._parts.items() if key in taken}
+        self._prepared = {key: ready for key, ready in self._prepared.items() if key in taken}
+        for ready in self._prepared.values():
+            ready.clear()
 
 
 def _bucket(frames: int) -> int:

@@ -23,9 +23,7 @@ from ensemble.engine.plan import Agreement, Form, Trial
 
 PROBED = 256  # frames on which a form is compared with the loop
 _BUDGET = 1.2  # seconds for all forms of a group
-_SHORT = 0.1  # seconds; what takes longer is timed once
-_PROMISING = 1.3  # times the best so far
-_REPEATS = 5
+_PROMISING = (3.0, 1.3, 1.2, 1.1, 1.1)  # times the best so far, round by round; the first takes place always
 
 Run = Callable[[Form, int], Tensor]
 """Runs a form on the first so many frames: (M, frames, C) log-probabilities."""
@@ -37,17 +35,17 @@ def try_all(
     """Try each form on as many frames as its tile has, until the time for it is used up.
 
     First every form once, which tells whether it agrees; then the promising ones in turn, so that a busy
-    moment strikes all alike. The least time counts: noise only ever adds.
+    moment strikes all alike. The least time counts: noise only ever adds, and so does memory that is new.
     """
     trials: dict[Form, Trial] = {}
     end = time.perf_counter() + _BUDGET
     for form in forms:
         if time.perf_counter() < end or form.kind == "loop" or not _timed(trials):
             trials[form] = attempt(form, run, min(form.tile, frames), compare)
-    for _ in range(_REPEATS):
+    for within in _PROMISING:
         best = min((trial.seconds for trial in _timed(trials)), default=0.0)
         for trial in _timed(trials):
-            if time.perf_counter() < end and trial.seconds <= _PROMISING * best:
+            if trial.seconds <= within * best and (time.perf_counter() < end or within == _PROMISING[0]):
                 seconds = _seconds(run, trial.form, min(trial.form.tile, frames))
                 trials[trial.form] = replace(trial, seconds=min(seconds, trial.seconds))
     return list(trials.values())
@@ -58,14 +56,12 @@ def _timed(trials: Mapping[Form, Trial]) -> list[Trial]:
 
 
 def attempt(form: Form, run: Run, frames: int, compare: Callable[[Form, Tensor], Agreement]) -> Trial:
-    """Run a form on a few frames for its answer, which also prepares its weights, then on all for its time."""
+    """Run a form for its answer, which also prepares its weights and memory, then again for its time."""
     try:
-        near = compare(form, run(form, min(frames, PROBED)))
+        near = compare(form, run(form, frames))
         if not near.near:
             return Trial(form, float("inf"), near, "does not agree with the loop")
         seconds = _seconds(run, form, frames)
-        if seconds * frames < _SHORT:
-            seconds = min(seconds, _seconds(run, form, frames))
     except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:  # what vmap refuses
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         return Trial(form, float("inf"), Agreement(float("inf"), 1.0, near=False), reason)

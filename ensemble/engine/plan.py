@@ -5,13 +5,13 @@ All of it decides on numbers; `measuring` gets them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
-_CHUNK = 1024  # units of one layer that fit the cache at such a tile
+_PLAIN = ("stack", "loop")  # kinds that run the models as they are
 _EXACT = 1e-5  # furthest that a probability may move in float32
 _MOVED = 0.01  # furthest that it may move in a faster type
 _MARGIN = 0.02  # lead of the best class above which its frame may not change sides
@@ -23,21 +23,20 @@ class Form:
 
     Args:
         kind: "loop": the modules as they are, one by one. "stack": all at once by vmap. "folded": by
-            `Dense`. "replay": the same by CUDA graphs. "overlap": with the first layer in the frequency domain.
-        together: members per product.
+            `Dense`. "prepacked": the same with layers laid out by oneDNN. "replay": the same by CUDA graphs.
+            "overlap": with the first layer in the frequency domain.
         tile: frames per step.
         precision: "float32", "bfloat16" or "tf32".
     """
 
     kind: str
-    together: int
     tile: int
     precision: str = "float32"
 
     @property
-    def weights(self) -> tuple[str, int, str]:
+    def weights(self) -> tuple[str, str]:
         """What decides the prepared weights; forms that differ in the tile share them."""
-        return "folded" if self.kind == "replay" else self.kind, self.together, self.precision
+        return "folded" if self.kind == "replay" else self.kind, self.precision
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,6 @@ class Plan:
         return [
             {
                 "form": trial.form.kind,
-                "members at once": trial.form.together,
                 "frames per step": trial.form.tile,
                 "precision": trial.form.precision,
                 "x loop": loop / trial.seconds if loop and trial.seconds < float("inf") else None,
@@ -92,32 +90,22 @@ class Plan:
         ]
 
 
-def candidates(
-    *, members: int, width: int, kinds: Sequence[str], frames: int, precisions: Sequence[str], tiles: Sequence[int]
-) -> list[Form]:
-    """The forms worth trying, the likeliest to win first; "loop", where it is allowed, comes last.
+def candidates(*, tiles: Mapping[str, Sequence[int]], frames: int, precisions: Sequence[str]) -> list[Form]:
+    """The forms worth trying, the likeliest to win first, faster types before exact ones.
 
     Args:
-        members: M.
-        width: units of the first layer of one member.
-        kinds: those the group and the batch allow.
+        tiles: frames per step to try for each kind that the group and the batch allow; all of them in the
+            fastest type, else the first.
         frames: in the batch.
-        precisions: those that are wanted and that the hardware has.
-        tiles: frames per step to try, the likeliest to win first.
+        precisions: those that are wanted and that the hardware has; "stack" and "loop" run in the models' own.
     """
-    tiles = list(dict.fromkeys(min(tile, frames) for tile in tiles))
-    chunks = sorted({members, min(members, max(1, _CHUNK // max(width, 1))), 1}, reverse=True)
     forms = []
     for precision in reversed(precisions):
-        if "overlap" in kinds:
-            forms += [Form("overlap", together, frames, precision) for together in chunks[:2]]
-        if "folded" in kinds:
-            forms += [Form("folded", together, tile, precision) for tile in tiles for together in chunks]
-        if "replay" in kinds:
-            forms += [Form("replay", members, tile, precision) for tile in tiles]
-    if "stack" in kinds:
-        forms += [Form("stack", members, tile) for tile in tiles]
-    return forms + [Form("loop", 1, tiles[0])] * ("loop" in kinds)
+        for kind in [kind for kind in tiles if kind not in _PLAIN]:
+            some = tiles[kind] if precision == precisions[-1] else tiles[kind][:1]
+            forms += [Form(kind, min(tile, frames), precision) for tile in some]
+    forms += [Form(kind, min(tile, frames)) for kind in tiles if kind in _PLAIN for tile in tiles[kind]]
+    return list(dict.fromkeys(forms))
 
 
 def agreement(alone: Tensor, together: Tensor, *, exact: bool, tolerance: float = _EXACT) -> Agreement:

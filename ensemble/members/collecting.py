@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -14,10 +15,14 @@ import zoo
 from ensemble.engine import Batch
 from ensemble.members.roster import Members
 from ensemble.outputs import MemberOutputs
+from ensemble.outputs.disk import Pieces
 from ensemble.outputs.store import DTYPES, Contents, Store
 
 Feed = Callable[[int, int], Tensor]
 """From a first frame up to a last: (M, b, C) log-probabilities on the members' device."""
+
+Memory = Callable[..., Tensor]
+"""Of a shape and a dtype, its contents undefined."""
 
 
 def collect(
@@ -94,30 +99,40 @@ def _in_store(members: Members, x: zoo.FrameSet | Tensor, store: Store) -> Tenso
     digests = members.digests
     store.add(list(digests.values()))
     teams: dict[tuple[str, ...], tuple[Members, Feed]] = {}
-    with zoo.progress("shards", total=store.shards) as advance:
+    with zoo.progress("shards", total=store.shards) as advance, _behind() as disk:
         for shard in range(store.shards):
             lacking = tuple(name for name, digest in digests.items() if store.lacks(digest, shard))
             if lacking:
                 if lacking not in teams:
                     team = members if lacking == members.names else members.subset(lacking)
-                    teams[lacking] = team, feed_of(team, x, DTYPES[store.contents.dtype])
-                _one_shard(*teams[lacking], store, shard)
+                    teams[lacking] = team, feed_of(team, x, DTYPES[store.contents.dtype], Pieces())
+                _one_shard(*teams[lacking], store, shard, disk)
             advance()
     return store.read(list(digests.values()))
 
 
-def _one_shard(team: Members, feed: Feed, store: Store, shard: int) -> None:
+def _one_shard(team: Members, feed: Feed, store: Store, shard: int, disk: Callable[..., None]) -> None:
     digests = list(team.digests.values())
-    with ThreadPoolExecutor(1) as disk:  # it takes what is there while the next piece is computed
-        flushing = disk.submit(store.flush)
-        for start, values in _walk(team, feed, *store.frames(shard)):
-            _refuse_nan(team, values)
-            store.put(digests, start, values)
-            if flushing.done():
-                flushing.result()
-                flushing = disk.submit(store.flush)
-        flushing.result()
-    store.finish(digests, shard)
+    for start, values in _walk(team, feed, *store.frames(shard)):
+        _refuse_nan(team, values)
+        disk(store.put, digests, start, values)
+    disk(store.finish, digests, shard)
+
+
+@contextmanager
+def _behind() -> Iterator[Callable[..., None]]:
+    """Calls that run one after another in a thread while the caller goes on; each waits for the one before."""
+    with ThreadPoolExecutor(1) as thread:
+        pending: list[Future[None]] = []
+
+        def call(work: Callable[..., None], *arguments: object) -> None:
+            while pending:
+                pending.pop().result()
+            pending.append(thread.submit(work, *arguments))
+
+        yield call
+        while pending:
+            pending.pop().result()
 
 
 def _walk(members: Members, feed: Feed, start: int, stop: int) -> Iterator[tuple[int, Tensor]]:
@@ -125,18 +140,20 @@ def _walk(members: Members, feed: Feed, start: int, stop: int) -> Iterator[tuple
         yield at, feed(at, min(at + members.step, stop))
 
 
-def feed_of(members: Members, x: zoo.FrameSet | Tensor, dtype: torch.dtype = torch.float32) -> Feed:
-    """How these members are fed from these frames or inputs, to answer in this type.
+def feed_of(
+    members: Members, x: zoo.FrameSet | Tensor, dtype: torch.dtype = torch.float32, memory: Memory = torch.empty
+) -> Feed:
+    """How these members are fed from these frames or inputs, to answer in this type, in this memory if on a CPU.
 
     Raises:
         ValueError: a member has no spec, or wants another number of features than the frames have.
     """
     if isinstance(x, Tensor):
         return lambda start, stop: members.log_probabilities(x[start:stop]).to(dtype)
-    return _from_frames(members, x, dtype)
+    return _from_frames(members, x, dtype, memory)
 
 
-def _from_frames(members: Members, frames: zoo.FrameSet, dtype: torch.dtype) -> Feed:
+def _from_frames(members: Members, frames: zoo.FrameSet, dtype: torch.dtype, memory: Memory) -> Feed:
     features = frames.features.shape[1]
     for name, spec in members.specs.items():
         if spec is None:
@@ -148,7 +165,9 @@ def _from_frames(members: Members, frames: zoo.FrameSet, dtype: torch.dtype) -> 
     resident, widest = frames.to(members.device), members.widest_by_input
 
     def feed(start: int, stop: int) -> Tensor:
-        out = torch.empty(len(members), stop - start, len(members.classes), dtype=dtype, device=members.device)
+        shape = len(members), stop - start, len(members.classes)
+        on_cpu = members.device.type == "cpu"
+        out = memory(shape, dtype=dtype) if on_cpu else torch.empty(shape, dtype=dtype, device=members.device)
         for spec in widest:
             piece = zoo.stretch(resident, spec.context, spec.normalisation, spec.padding, start=start, stop=stop)
             members.write(Batch.of(piece), spec, out)

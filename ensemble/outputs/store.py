@@ -1,7 +1,7 @@
 """`Store`: members' outputs in a folder: memory-mapped, written shard by shard, continued after a crash.
 
-A folder holds what was said about *one* set of frames: `outputs.bin`, a (rows, N, C) array of
-log-probabilities, and `outputs.json`, which says what they are and how many shards of each row are done.
+A folder holds what was said about *one* set of frames: `outputs.bin`, (N, C) log-probabilities per row, each
+of which begins at a page, and `outputs.json`, which says what they are and how many shards of each row are done.
 A shard counts as done once its bytes are on the disk; the description is replaced whole. So a run that is
 killed does at most one shard again, and a new member costs only its own row.
 """
@@ -18,8 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ensemble.outputs.disk import PAGE, write_rows
+
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
-_FORMAT = 1
+_FORMAT = 2
 _SHARD = 32_768  # frames
 
 
@@ -97,21 +99,15 @@ class Store:
 
     def put(self, digests: Sequence[str], start: int, log_probabilities: Tensor) -> None:
         """Write (m, b, C) of these members from frame `start` on; it counts once `finish` is called."""
-        values = log_probabilities.to("cpu", self._dtype).contiguous()
-        frame = len(self.contents.classes) * self._dtype.itemsize
-        with self._data.open("r+b") as file:
-            for digest, rows in zip(digests, values.view(torch.uint8).numpy(), strict=True):
-                file.seek(self._place(digest) * self._row + start * frame)
-                file.write(rows.data)
-
-    def flush(self) -> None:
-        """Bring to the disk what was put so far."""
-        with self._data.open("r+b") as file:
-            os.fsync(file.fileno())
+        values = log_probabilities.to("cpu", self._dtype).contiguous().view(torch.uint8).numpy()
+        first = start * len(self.contents.classes) * self._dtype.itemsize
+        places = [self._place(digest) * self._row + first for digest in digests]
+        write_rows(self._data, zip(places, values.reshape(len(values), -1), strict=True))
 
     def finish(self, digests: Sequence[str], shard: int) -> None:
         """The shard of these members is written."""
-        self.flush()
+        with self._data.open("r+b") as file:
+            os.fsync(file.fileno())
         self._done |= dict.fromkeys(digests, shard + 1)
         self._save()
 
@@ -129,9 +125,10 @@ class Store:
         rows, (frames, classes) = len(self._done), (self.contents.frames, len(self.contents.classes))
         if not frames:
             return torch.empty(len(digests), 0, classes, dtype=self._dtype)
-        whole = torch.from_file(str(self._data), shared=False, size=rows * frames * classes, dtype=self._dtype)
+        row = self._row // self._dtype.itemsize
+        whole = torch.from_file(str(self._data), shared=False, size=rows * row, dtype=self._dtype)
         places = [self._place(digest) for digest in digests]
-        whole = whole.view(rows, frames, classes)
+        whole = whole.as_strided((rows, frames, classes), (row, classes, 1))
         follow = places == list(range(places[0], places[0] + len(places)))
         return whole[places[0] : places[0] + len(places)] if follow else whole[places]
 
@@ -149,7 +146,9 @@ class Store:
 
     @property
     def _row(self) -> int:
-        return self.contents.frames * len(self.contents.classes) * self._dtype.itemsize
+        """Bytes from one row to the next."""
+        size = self.contents.frames * len(self.contents.classes) * self._dtype.itemsize
+        return -(-size // PAGE) * PAGE
 
     def _place(self, digest: str) -> int:
         return list(self._done).index(digest)
