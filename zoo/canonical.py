@@ -12,6 +12,7 @@ import re
 from typing import Any
 
 _LEAST, _MOST = -(2**63), 2**63 - 1
+_SURE = 19  # letters of a number below which it fits 64 bits
 _DEEPEST = 64
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 
@@ -110,6 +111,8 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _integer(digits: str) -> int:
+    if len(digits) < _SURE:
+        return int(digits)
     if len(digits) > 20 or not _LEAST <= int(digits) <= _MOST:
         raise TextError("NUMBER_RANGE", f"expected integers of 64 bits, got {digits[:24]}")
     return int(digits)

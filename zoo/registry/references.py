@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 MOST_LETTERS = 96
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?", re.ASCII)
@@ -56,11 +57,16 @@ def check_name(name: object) -> None:
         zoo.registry.references.RegistryError: expected a name of ASCII letters, digits, '.', '_' and '-', at most \
 96, that begins and ends with a letter or digit, got '../x' [NAME]
     """
-    if not isinstance(name, str) or len(name) > MOST_LETTERS or not _NAME.fullmatch(name) or ".." in name:
+    _check_text(name if isinstance(name, str) else f"{name!r}, which is no text")
+
+
+@lru_cache(maxsize=200_000)
+def _check_text(name: str) -> None:
+    if len(name) > MOST_LETTERS or not _NAME.fullmatch(name) or ".." in name:
         raise RegistryError(
             "NAME",
             f"expected a name of ASCII letters, digits, '.', '_' and '-', at most {MOST_LETTERS}, that begins and "
-            f"ends with a letter or digit, got {str(name)[:120]!r}",
+            f"ends with a letter or digit, got {name[:120]!r}",
         )
     if _RESERVED.fullmatch(name.casefold()) or _DEVICE.fullmatch(name.casefold().partition(".")[0]):
         raise RegistryError("NAME", f"the name {name!r} is reserved; choose another, such as {'my-' + name!r}")

@@ -80,10 +80,14 @@ def check_sections(table: Mapping[str, Any]) -> None:
 
 
 def _check_names(table: Mapping[str, Any]) -> None:
+    names = [name for section in SECTIONS for name in table[section]]
+    for name in names:
+        check_name(name)
+    if len({name.casefold() for name in names}) == len(names):
+        return
     taken: dict[str, tuple[str, str]] = {}
     for section in SECTIONS:
         for name in table[section]:
-            check_name(name)
             other, where = taken.setdefault(name.casefold(), (name, section))
             if (other, where) != (name, section):
                 msg = f"{name!r} in {section} has the name of {other!r} in {where}; capitals do not tell apart"
