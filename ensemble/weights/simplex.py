@@ -215,10 +215,11 @@ def _sample(rows: Rows, seed: int) -> Rows:
     """An eighth of the frames, 65,536 at most, in random runs of consecutive ones: few jumps in memory."""
     run = 128
     wanted = min(rows.frames // 8, 65_536) // run
-    runs = np.random.default_rng(seed).permutation(rows.frames // run)[:wanted]
-    parts = [slice(start, start + run) for start in (np.sort(runs) * run).tolist()]
-    weights = None if rows.weights is None else np.concatenate([rows.weights[part] for part in parts])
-    return Rows(np.concatenate([rows.values[:, part] for part in parts], axis=1), weights)
+    runs = np.sort(np.random.default_rng(seed).permutation(rows.frames // run)[:wanted])
+    frames = rows.frames // run * run
+    values = rows.values[:, :frames].reshape(rows.members, -1, run)[:, runs].reshape(rows.members, -1)
+    weights = None if rows.weights is None else rows.weights[:frames].reshape(-1, run)[runs].reshape(-1)
+    return Rows(values, weights)
 
 
 def first_equal(values: Numbers, order: Indices | None = None) -> Indices:
