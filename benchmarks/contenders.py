@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import platform
 import sys
@@ -83,6 +84,17 @@ def vmapped(models: Sequence[nn.Module]) -> Callable[[Tensor], Tensor]:
             return stack(x).softmax(-1)  # type: ignore[no-any-return]  # Module is untyped
 
     return run
+
+
+def compiled(models: Sequence[nn.Module], dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    """The loop as torch's compiler makes it, weights frozen, in a type; it needs a C++ compiler."""
+    twins = [copy.deepcopy(model).to(dtype) for model in models]
+
+    def loop(x: Tensor) -> Tensor:
+        return torch.stack([model(x).softmax(-1) for model in twins])
+
+    fast = torch.compile(loop, options={"freezing": True})
+    return torch.no_grad()(lambda x: fast(x.to(dtype)))
 
 
 def peers_of(models: list[nn.Module]) -> Iterator[tuple[str, Callable[[Tensor], Tensor]]]:

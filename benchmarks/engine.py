@@ -35,6 +35,7 @@ from benchmarks.contenders import (
     TYPES,
     Setting,
     ceiling,
+    compiled,
     flop_of,
     looped,
     machine,
@@ -42,6 +43,7 @@ from benchmarks.contenders import (
     paired,
     peers_of,
     random_frames,
+    seconds,
     spec_of,
     vmapped,
 )
@@ -266,6 +268,28 @@ def peers(setting: Setting) -> Iterator[Row]:
         yield {"peer": name, "ours ms": ours * 1e3, "peer ms": theirs * 1e3, "ratio": theirs / ours}
 
 
+def compiling(setting: Setting) -> Iterator[Row]:
+    """What torch's own compiler makes of the loop in the same type."""
+    for shape in SHAPES[1:3]:
+        for precision, dtype in (("float32", torch.float32), ("auto", torch.bfloat16)):
+            models, members = models_of(shape, setting, precision)
+            x = torch.randn(1024 if setting.quick else 4096, (2 * CONTEXT + 1) * FEATURES, device=setting.device)
+            fast = compiled(models, dtype)
+            making = seconds(lambda: fast(x))
+            ours, theirs = paired(
+                [lambda: members.log_probabilities(x), lambda: fast(x)],
+                repeats=setting.repeats(flop_of(models) * len(x)),
+            )
+            yield {
+                "M x width x depth": " x ".join(map(str, shape)),
+                "precision": precision,
+                "ours ms": ours * 1e3,
+                "compiled ms": theirs * 1e3,
+                "ratio": theirs / ours,
+                "compiling s": making,
+            }
+
+
 TABLES: dict[str, Callable[[Setting], Iterator[Row]]] = {
     "batches": batches,
     "recordings": recordings,
@@ -275,6 +299,7 @@ TABLES: dict[str, Callable[[Setting], Iterator[Row]]] = {
     "storing": storing,
     "memory": memory,
     "peers": peers,
+    "compiling": compiling,
 }
 
 
@@ -297,7 +322,10 @@ def _peak(frames: int) -> float:
     members = models_of((8, 128, 2), Setting(torch.device("cpu"), quick=True, ceilings={}), "float32")[1]
     with tempfile.TemporaryDirectory() as folder:
         ensemble.collect(members, random_frames(frames), cache=folder, dtype="float16")
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    status = Path("/proc/self/status")  # getrusage would tell the parent's peak, if that was higher
+    if not status.exists():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return int(status.read_text().split("VmHWM:")[1].split()[0]) / 1024
 
 
 def _row(

@@ -65,6 +65,7 @@ _FITTING: list[_Column] = [
     ("fitted_here", "fitted here", _mark),
     ("fitted_on_training", "fitted on training frames", _mark),
     ("optimism", "optimism nats", _nats),
+    ("optimism_accuracy", "optimism", _points),
 ]
 _CONFUSIONS: list[_Column] = [
     ("name", "class", str),

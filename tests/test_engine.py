@@ -121,6 +121,17 @@ def test_prepacked_layers_are_the_layers(activation: nn.Module, fused: bool, cou
     assert len(prepacked.prepack(one.dense, count).steps) == (1 if fused else 3)
 
 
+def test_without_onednn_ordinary_products_run(monkeypatch: pytest.MonkeyPatch, frames: zoo.FrameSet) -> None:
+    """The frequency form too; and nothing prepacked is tried."""
+    monkeypatch.setattr(group, "available", lambda device: False)
+    one, batch = grouped(several := models(width=16)), Batch.of(zoo.stretch(frames, 2))
+    assert {form.kind for form in one.candidates(batch)} == {"overlap", "folded", "loop"}
+    with torch.inference_mode():
+        for form in (Form("overlap", 48), Form("folded", 50)):
+            found = one.log_probabilities(form, batch)
+            torch.testing.assert_close(found.exp(), alone(several, batch.windows).exp(), rtol=0, atol=1e-5)
+
+
 class Twice(nn.Module):
     """Uses its input twice."""
 

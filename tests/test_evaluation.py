@@ -178,7 +178,9 @@ def test_the_optimism_of_a_fit_stands_beside_its_rule() -> None:
     o = told()
     found = ensemble.cross_fit(o)
     report = ensemble.evaluate(told(seed=1), RULES, cross_fits={"weighted": found})
-    assert report.rules.set_index("name")["optimism"]["weighted"] == found.optimism
+    weighted = report.rules.set_index("name").loc["weighted"]
+    assert weighted["optimism"] == found.optimism
+    assert weighted["optimism_accuracy"] == found.optimism_accuracy
     assert report.rules["optimism"].isna().tolist() == [True, True, False]
 
 

@@ -357,6 +357,9 @@ def test_cross_fitting_judges_recordings_by_weights_that_never_saw_them():
         total -= np.log(w @ P[:, inside]).sum()
     assert found.loss == pytest.approx(total / 600, abs=1e-4)
     assert found.optimism > 0
+    own = np.einsum("m,mnc->nc", ensemble.fit_weights(outputs).weights, outputs.probabilities.numpy())
+    flattered = (own.argmax(axis=1) == outputs.require_labels().numpy()).mean()
+    assert found.accuracy + found.optimism_accuracy == pytest.approx(flattered, abs=1e-9)
     with pytest.raises(ValueError, match="from 2 folds"):
         ensemble.cross_fit(outputs, 31)
 

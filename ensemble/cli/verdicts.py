@@ -111,7 +111,8 @@ def fit(
     print(f"\nlog-loss {found.loss:.5f} nats, at most {found.gap:.1e} above the least that any weights reach")
     if crossed is not None:
         print(
-            f"on recordings left out of the fit {crossed.loss:.5f} nats, {crossed.optimism:.5f} more than it promises"
+            f"on recordings left out of the fit {crossed.loss:.5f} nats, {crossed.optimism:.5f} more than it "
+            f"promises; accuracy {crossed.accuracy:.4f}, {100 * crossed.optimism_accuracy:.2f} points less"
         )
 
 
@@ -216,7 +217,10 @@ def _print_report(result: Report, weights: Mapping[str, float], seconds: float) 
     if used:
         print("\nweights: " + ", ".join(used))
     for row in result.rules.dropna(subset="optimism").to_dict("records"):
-        print(f"{row['name']}: fitted weights flatter themselves by {row['optimism']:.4f} nats on their own recordings")
+        print(
+            f"{row['name']}: fitted weights flatter themselves by {row['optimism']:.4f} nats and "
+            f"{100 * row['optimism_accuracy']:.2f} points of accuracy on their own recordings"
+        )
     print(_summary(result, seconds))
     for note in result.notes:
         print(f"note: {note}")

@@ -155,7 +155,8 @@ class Group:
             elif batch.overlaps and self.features and batch.count > _FEW:
                 found["overlap"] = self._blocks(cuda)
             if self.dense is not None:
-                found["prepacked" if available(self.device) else "folded"] = steps
+                found |= {"prepacked": steps} if available(self.device) else {}
+                found["folded"] = steps[:1] if "prepacked" in found else steps  # should oneDNN refuse, or be slower
                 found |= {"replay": steps} if cuda else {}
         if not found or self.forced != "stack":
             found["loop"] = steps[:1]

@@ -44,7 +44,8 @@ class Report:
             ends of its 95 % interval; mean_gain over the uniform mean, and loss_gain (the baseline's
             log-loss minus the rule's), each with its ends; fitted_here: whether it was fitted on these frames;
             fitted_on_training: whether on frames that a member was trained on; optimism: its log-loss in nats on
-            recordings left out of the fit minus that on its own fitting frames, NaN where `evaluate` was not told.
+            recordings left out of the fit minus that on its own fitting frames, and optimism_accuracy what it
+            loses of its accuracy there, NaN where `evaluate` was not told.
         pairs: one row per pair of members: first, second, and every pairwise measure of `diversity`.
         classes: one row per class: frames, accuracy of the baseline and of the best rule, what the rule
             takes it for most often, the member to trust (by F1), and the oracle.
@@ -121,7 +122,7 @@ def evaluate(
         parameters: member -> number of parameters, for the tables.
         trained_on: member -> fingerprint of the frames it was trained on; a note says where these frames
             or a rule's fitting frames are among them.
-        cross_fits: fitted rule -> what `cross_fit` found on its fitting frames, for the column `optimism`.
+        cross_fits: fitted rule -> what `cross_fit` found on its fitting frames, for the two columns of optimism.
         replicates: resamples behind each interval.
         seed: of the resampling; equal seeds, equal intervals.
 
@@ -188,7 +189,10 @@ def _fitting(
         {
             "fitted_here": np.array([mark == outputs.fingerprint for mark in marks], dtype=bool),
             "fitted_on_training": np.array([bool(_who_saw(mark, trained_on)) for mark in marks], dtype=bool),
-            "optimism": [cross_fits[name].optimism if name in cross_fits else math.nan for name in rules],
+            **{
+                column: [getattr(cross_fits[name], column) if name in cross_fits else math.nan for name in rules]
+                for column in ("optimism", "optimism_accuracy")
+            },
         }
     )
 

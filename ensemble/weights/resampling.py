@@ -47,6 +47,7 @@ class CrossFit:
         loss: mean log-loss over all frames, in nats; infinite where a held-out frame gets zero.
         accuracy: fraction of frames whose true class has the highest pooled probability.
         optimism: `loss` minus the log-loss of weights fitted and judged on all frames.
+        optimism_accuracy: the accuracy of those weights minus `accuracy`.
         weights: (folds, M), one row for each fold left out.
         fold: (N,) which fold a frame is in.
     """
@@ -54,6 +55,7 @@ class CrossFit:
     loss: float
     accuracy: float
     optimism: float
+    optimism_accuracy: float
     weights: Array
     fold: NDArray[np.intp]
 
@@ -128,7 +130,9 @@ def cross_fit(
     with np.errstate(divide="ignore"):
         held_out = -(np.log(np.einsum("nm,mn->n", weights[fold], P, dtype=np.float64)) + log_scale)[alive].mean()
         seen = -(np.log(full.weights @ P) + log_scale)[alive].mean()
-    return CrossFit(float(held_out), _accuracy(outputs, weights[fold]), float(held_out - seen), weights, fold)
+    accuracy = _accuracy(outputs, weights[fold])
+    flattered = _accuracy(outputs, np.broadcast_to(full.weights, (len(fold), len(full.weights))))
+    return CrossFit(float(held_out), accuracy, float(held_out - seen), flattered - accuracy, weights, fold)
 
 
 def recordings(outputs: MemberOutputs) -> tuple[NDArray[np.intp], int]:

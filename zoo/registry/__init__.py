@@ -393,5 +393,6 @@ class Registry:
             self._seen = protocol.commit(self.path, change, timeout=self.timeout, create=create, seen=self._seen)
             return self._seen[1]
         document, collected = self._pending
-        self._pending = (change(document), [*collected, change])
+        self._pending = (change(document), collected)
+        collected.append(change)
         return self._pending[0]
