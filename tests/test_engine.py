@@ -121,6 +121,17 @@ def test_prepacked_layers_are_the_layers(activation: nn.Module, fused: bool, cou
     assert len(prepacked.prepack(one.dense, count).steps) == (1 if fused else 3)
 
 
+@pytest.mark.skipif(not prepacked.available(torch.device("cpu")), reason="needs oneDNN")
+def test_few_layouts_are_kept() -> None:
+    """Each is a copy of all weights: batches of ever new sizes must not fill the memory."""
+    one = grouped(models(width=8)).dense
+    assert one is not None
+    layouts = prepacked.Layouts(one)
+    made = [layouts(frames) for frames in range(1, 20)]
+    assert layouts(19) is made[-1]
+    assert len(layouts._made) == prepacked._KEPT
+
+
 def test_without_onednn_ordinary_products_run(monkeypatch: pytest.MonkeyPatch, frames: zoo.FrameSet) -> None:
     """The frequency form too; and nothing prepacked is tried."""
     monkeypatch.setattr(group, "available", lambda device: False)

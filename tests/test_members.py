@@ -253,6 +253,12 @@ def test_wrong_members_are_refused(arguments: dict[str, object], words: str) -> 
         ensemble.from_modules(**({"modules": modules, "classes": CLASSES} | arguments))  # type: ignore[arg-type]
 
 
+def test_a_device_that_does_not_exist_is_refused() -> None:
+    """By its name, with those that do."""
+    with pytest.raises(ValueError, match="expected a device such as 'cpu', 'cuda' or 'cuda:1', got 'moon'"):
+        ensemble.from_modules({"a": nn.Linear(2, 2)}, classes=["x", "y"], device="moon")
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is CUDA")
 def test_a_device_that_is_not_there_is_refused() -> None:
     """Nothing falls back to the CPU silently."""

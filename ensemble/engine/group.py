@@ -148,19 +148,20 @@ class Group:
         """Frames per step to try, by kind of form, the likeliest to win first."""
         cuda = self.device.type == "cuda"
         steps = (_bucket(batch.count), 4096) if cuda else (512, 256, 1024)
+        if self.forced == "loop" or self.stack is None:
+            return {"loop": steps[:1]}
+        last = {"loop": steps[:1]} if self.forced != "stack" else {}
+        if self.dense is None:
+            return {"stack": steps, **last}
         found: dict[str, tuple[int, ...]] = {}
-        if self.forced != "loop" and self.stack is not None:
-            if self.dense is None:
-                found["stack"] = steps
-            elif batch.overlaps and self.features and batch.count > _FEW:
-                found["overlap"] = self._blocks(cuda)
-            if self.dense is not None:
-                found |= {"prepacked": steps} if available(self.device) else {}
-                found["folded"] = steps[:1] if "prepacked" in found else steps  # should oneDNN refuse, or be slower
-                found |= {"replay": steps} if cuda else {}
-        if not found or self.forced != "stack":
-            found["loop"] = steps[:1]
-        return found
+        if batch.overlaps and self.features and batch.count > _FEW:
+            found["overlap"] = self._blocks(cuda)
+        if available(self.device):
+            found["prepacked"] = steps
+        found["folded"] = steps[:1] if "prepacked" in found else steps  # should oneDNN refuse, or be slower
+        if cuda:
+            found["replay"] = steps
+        return found | last
 
     def _blocks(self, cuda: bool) -> tuple[int, ...]:
         """Frames per step in whole blocks."""
@@ -201,9 +202,7 @@ class Group:
     ) -> Plan:
         """Small work: the likeliest exact form that agrees, untimed."""
         trials = []
-        for form in [
-            f for f in wanted if f.precision == "float32" and f.kind in ("prepacked", "folded", "stack", "loop")
-        ]:
+        for form in [f for f in wanted if f.precision == "float32" and f.kind not in ("overlap", "replay")]:
             trials.append(measuring.attempt(form, run, count, compare))
             if trials[-1].agreement.near:
                 return Plan(form, "too little work to measure", tuple(trials))

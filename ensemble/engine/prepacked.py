@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from ensemble.engine.dense import Affine, Dense, Step
 
+_KEPT = 4  # sizes of batch: a tile and its quarters
 _NO_PADDING, _ONE = [0, 0], [1, 1]
 _ACTIVATIONS: dict[Any, str] = {
     torch.relu: "relu",
@@ -81,7 +82,7 @@ def available(device: torch.device) -> bool:
 
 
 class Layouts:
-    """The same models, laid out for each size of batch that is asked for.
+    """The same models, laid out for each size of batch that is asked for; the last few are kept.
 
     Args:
         dense: layers that are `Affine` are laid out, others stay what they are.
@@ -97,6 +98,8 @@ class Layouts:
         if not self.able:
             return self.dense
         if frames not in self._made:
+            if len(self._made) == _KEPT:  # each is a copy of all weights
+                del self._made[next(iter(self._made))]
             self._made[frames] = prepack(self.dense, frames)
         return self._made[frames]
 

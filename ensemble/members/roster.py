@@ -296,9 +296,13 @@ def usable_device(device: torch.device | str) -> torch.device:
     """The device, if this machine has it.
 
     Raises:
-        ValueError: CUDA is asked for and there is none.
+        ValueError: no such kind of device, or CUDA is asked for and there is none.
     """
-    wanted = torch.device(device)
+    try:
+        wanted = torch.device(device)
+    except RuntimeError as error:
+        msg = f"expected a device such as 'cpu', 'cuda' or 'cuda:1', got {str(device)!r}"
+        raise ValueError(msg) from error
     if wanted.type == "cuda" and not torch.cuda.is_available():
         msg = f"expected a device of this machine, got {str(device)!r} where torch finds no CUDA; use device='cpu'"
         raise ValueError(msg)

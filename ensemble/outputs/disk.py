@@ -50,11 +50,10 @@ def write_rows(path: Path, rows: Iterable[tuple[int, Bytes]]) -> None:
     """
     with path.open("r+b", buffering=0) as file, _past_the_cache(path) as direct:
         for place, row in rows:
-            begins = place % PAGE == 0 and row.ctypes.data % PAGE == 0
-            pages = len(row) // PAGE * PAGE if begins and direct is not None else 0
             done = 0
-            with suppress(OSError):  # what is not done is written the ordinary way, or fails there
-                done = _write(direct or 0, place, row[:pages])
+            if direct is not None and place % PAGE == 0 and row.ctypes.data % PAGE == 0:
+                with suppress(OSError):  # what is not done is written the ordinary way, or fails there
+                    done = _write(direct, place, row[: len(row) // PAGE * PAGE])
             _write(file.fileno(), place + done, row[done:])
 
 
