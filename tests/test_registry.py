@@ -215,6 +215,52 @@ def test_weights_that_are_not_finite_are_not_registered(registry):
     assert sorted(registry.path.parent.rglob("*")) == before
 
 
+UNPRINTABLE = ("half a pair \ud800", "a bell \x07", "another line's end \r", "reversed \u202e")
+UNFIT = [
+    *({"note": text} for text in UNPRINTABLE),
+    *({"tags": [text]} for text in UNPRINTABLE),
+    *({"classes": (text, "yes")} for text in UNPRINTABLE),
+    *({"recipe": {"a": value}} for value in (float("nan"), float("inf"), 2**63, (1, 2), {1: 2}, b"", "\udfff")),
+    *(
+        {"metrics": {"a": value}}
+        for value in (float("nan"), "x", {"unit": "s"}, {"value": 1, "n": "ten"}, {"value": 1, "x": 2})
+    ),
+    *({"note": 5}, {"trained_on": 5}, {"kind": "found"}),
+]
+
+
+@pytest.mark.parametrize("about", UNFIT, ids=ascii)
+def test_what_cannot_be_kept_is_refused_without_a_trace(registry, about):
+    """One error of the project; neither the file nor the store has changed."""
+
+    def state() -> list[bytes | str]:
+        return [registry.path.read_bytes(), *sorted(path.name for path in registry.blobs.folder.iterdir())]
+
+    before = state()
+    with pytest.raises((RegistryError, CheckpointError)):
+        registry.register("new", model(9), **{"spec": SPEC, "classes": CLASSES, **about})
+    assert state() == before
+
+
+@pytest.mark.parametrize(
+    "about",
+    [
+        *({"note": text} for text in UNPRINTABLE),
+        *({"weights": value} for value in ([float("nan")], ["x"], 5, [1.0, 2.0])),
+        *({"rule": value} for value in ({"a": float("inf")}, {"a": (1,)}, {1: 2})),
+        {"members": []},
+        {"colour": "red"},
+    ],
+    ids=ascii,
+)
+def test_an_ensemble_that_cannot_be_kept_is_refused_without_a_trace(registry, about):
+    """Likewise."""
+    before = registry.path.read_bytes()
+    with pytest.raises(RegistryError):
+        registry.register_ensemble("new", {"members": ["a"], "rule": "mean", **about})
+    assert registry.path.read_bytes() == before
+
+
 def test_an_unknown_architecture_in_the_file_is_looked_up_and_nothing_else(registry):
     """Listing works; loading says that the table does not have it."""
     text = registry.path.read_text().replace('"architecture":"cylinder"', '"architecture":"os.system"')

@@ -36,14 +36,19 @@ def canonical(value: Any, *, ordered: bool = True) -> str:
         ordered: whether keys are sorted, or stay as they stand.
 
     Raises:
-        ValueError: a number is not finite.
+        ValueError: a number is not finite; half of a surrogate pair, which no file can hold.
         TypeError: not plain data.
 
     Example:
         >>> canonical({"b": [1, 2.5], "a": "é"})
         '{"a":"é","b":[1,2.5]}'
     """
-    return (_SORTED if ordered else _UNSORTED).encode(value)
+    text = (_SORTED if ordered else _UNSORTED).encode(value)
+    half = None if text.isascii() else _SURROGATE.search(text)
+    if half:
+        near = text[max(half.start() - 20, 0) : half.end() + 20]
+        raise TextError("SURROGATE", f"expected text, got half of a surrogate pair in {near!r}")
+    return text
 
 
 def parse_strictly(text: str) -> Any:
@@ -68,6 +73,15 @@ def parse_integers(text: str) -> Any:
         TextError: also NOT_INTEGER, a number with a point or an exponent.
     """
     return _decoded(_INTEGER_DECODER, text)
+
+
+def parse_printed(text: str) -> Any:
+    """As `parse_strictly`, for what `canonical` has printed: no key stands twice in it and no float is too large.
+
+    Raises:
+        TextError: nested beyond the stack, an integer that 64 bits do not hold.
+    """
+    return _decoded(_PRINTED_DECODER, text)
 
 
 def _decoded(decoder: json.JSONDecoder, text: str) -> Any:
@@ -139,3 +153,4 @@ _DECODER, _INTEGER_DECODER = (
     json.JSONDecoder(object_pairs_hook=_unique, parse_int=_integer, parse_float=numbers, parse_constant=_no_constant)
     for numbers in (_float, _no_float)
 )
+_PRINTED_DECODER = json.JSONDecoder(parse_int=_integer)

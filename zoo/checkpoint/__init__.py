@@ -148,7 +148,8 @@ def encode(checkpoint: Checkpoint, *, name: str = "") -> bytes:
     }
     try:
         text = canonical(about)
-        parse_strictly(text)
+        if parse_strictly(text) != about:
+            raise TypeError("expected plain data: lists, not tuples, and keys that are strings")
     except (ValueError, TypeError) as error:
         raise CheckpointError("METADATA", f"cannot keep what the checkpoint says of itself: {error}") from error
     return save(dict(checkpoint.tensors), {_KEY: text})

@@ -30,9 +30,10 @@ def add_version(document: Document, name: str, id: str, fields: Mapping[str, Any
     Raises:
         RegistryError: NAME, NAME_COLLISION; CLASSES where the same weights are there with other class names.
     """
-    model = document.models.get(name, {"versions": {}})
-    if name not in document.models:
+    model = document.models.get(name)
+    if model is None:
         _check_free(document, name)
+        model = {"versions": {}}
     there = model["versions"].get(id)
     if there is not None:
         if there["classes"] != fields["classes"]:

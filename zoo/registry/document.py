@@ -31,13 +31,13 @@ import gc
 import hashlib
 import re
 from collections import ChainMap
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from typing import Any
 
-from zoo.canonical import TextError, canonical, parse_strictly
+from zoo.canonical import TextError, canonical, parse_printed, parse_strictly
 from zoo.registry.references import RegistryError
 from zoo.registry.schema import check_sections, check_top, check_version, check_versions
 
@@ -63,10 +63,13 @@ class Line(Mapping[str, Any]):
     def fields(self) -> dict[str, Any]:
         """All fields, not to be changed; RegistryError where the line is refused."""
         if self._fields is None:
-            fields = _strictly(self.text)
-            check_version(self._name, fields, deep=self.text.count("{") + self.text.count("["))
-            self._fields = fields
-        return self._fields
+            self.accept(_strictly(self.text))
+        return self._fields  # type: ignore[return-value]
+
+    def accept(self, fields: Any) -> None:
+        """Take what the text says as its fields; RegistryError where it is refused."""
+        check_version(self._name, fields, deep=self.text.count("{") + self.text.count("["))
+        self._fields = fields
 
     def __getitem__(self, key: str) -> Any:
         return self.fields()[key]
@@ -114,17 +117,45 @@ class Document:
         return changed
 
     def settled(self) -> Document:
-        """With plain tables, which are quicker to go through."""
-        if not isinstance(self.models, ChainMap):
-            return self
-        added, base = self.models.maps
-        return replace(self, models={**base, **added})
+        """With plain tables, and each new version as the line it is written as, read back and checked.
+
+        Raises:
+            RegistryError: what a line is refused for; ARGUMENT where reading it gives something else.
+        """
+        models = {**self.models.maps[1], **self.models.maps[0]} if isinstance(self.models, ChainMap) else self.models
+        new = {(name, key): fields for name, key, fields in self.versions() if type(fields) is not Line}
+        changed = {name: {**models[name], "versions": dict(models[name]["versions"])} for name, _ in new}
+        for (name, key), line in printed(new).items():
+            changed[name]["versions"][key] = line
+        return replace(self, models={**models, **changed})
 
     def versions(self) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
         """Name, id and fields of every version."""
         for name, model in self.models.items():
             for version, fields in model["versions"].items():
                 yield name, version, fields
+
+
+def printed(new: Mapping[tuple[str, str], Mapping[str, Any]]) -> dict[tuple[str, str], Line]:
+    """The lines of new versions, by name and id, read back at once.
+
+    Raises:
+        RegistryError: what a line is refused for; ARGUMENT where reading it gives something else.
+    """
+    lines = {place: Line("@".join(place), _text(fields)) for place, fields in new.items()}
+    texts = ",".join([line.text for line in lines.values()])
+    for (place, line), fields in zip(lines.items(), _strictly(f"[{texts}]", parse_printed), strict=True):
+        line.accept(fields)
+        if fields != new[place]:
+            raise RegistryError("ARGUMENT", f"expected plain data of {'@'.join(place)}: lists, and keys of strings")
+    return lines
+
+
+def _text(fields: Any, *, ordered: bool = True) -> str:
+    try:
+        return canonical(fields, ordered=ordered)
+    except (ValueError, TypeError) as error:
+        raise RegistryError("ARGUMENT", f"expected what a registry can hold: {error}") from error
 
 
 def _with(table: Mapping[str, Any], key: str, value: Any) -> Mapping[str, Any]:
@@ -174,12 +205,12 @@ def write(document: Document) -> bytes:
     """The one text of a document, UTF-8, LF, a newline at the end."""
     models = document.models
     sections = {
-        "aliases": _section([f'"{name}":{canonical(fields)}' for name, fields in sorted(document.aliases.items())]),
-        "ensembles": _section([f'"{name}":{canonical(fields)}' for name, fields in sorted(document.ensembles.items())]),
+        "aliases": _section([f'"{name}":{_text(fields)}' for name, fields in sorted(document.aliases.items())]),
+        "ensembles": _section([f'"{name}":{_text(fields)}' for name, fields in sorted(document.ensembles.items())]),
         "format": canonical(_FORMAT),
         "models": _section([_model(name, models[name]) for name in sorted(models, key=_spread)]),
         "schema": canonical(SCHEMA),
-        **{key: canonical(value, ordered=False) for key, value in sorted(document.extensions.items())},
+        **{key: _text(value, ordered=False) for key, value in sorted(document.extensions.items())},
     }
     return ("{\n" + ",\n".join([f"{canonical(key)}:{text}" for key, text in sections.items()]) + "\n}\n").encode()
 
@@ -195,7 +226,7 @@ def _section(lines: list[str]) -> str:
 
 
 def _line(fields: Mapping[str, Any]) -> str:
-    return fields.text if isinstance(fields, Line) else canonical(fields)
+    return fields.text if isinstance(fields, Line) else _text(fields)
 
 
 @contextmanager
@@ -245,9 +276,9 @@ def _table(text: str, known: Mapping[str, Any]) -> Any:
     return table
 
 
-def _strictly(text: str) -> Any:
+def _strictly(text: str, parse: Callable[[str], Any] = parse_strictly) -> Any:
     try:
-        value = parse_strictly(text)
+        value = parse(text)
     except TextError as error:
         raise _refusal(error, text) from None
     _check_characters(text)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -272,6 +272,13 @@ def _unknown_name(document: Document, name: str) -> str:
     return unknown("model", name, [*document.aliases, *(name for name, m in document.models.items() if m["versions"])])
 
 
+def _numbers(key: str, given: Iterable[Any]) -> list[float]:
+    try:
+        return [float(number) for number in given]
+    except (TypeError, ValueError):
+        raise RegistryError("ARGUMENT", f"expected {key} as numbers, got {str(given)[:80]}") from None
+
+
 def _without(fields: Mapping[str, Any], key: str) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if name != key}
 
@@ -321,7 +328,7 @@ def ensemble_fields(document: Document, data: Mapping[str, Any], created: str) -
     }
     for key in ("weights", "temperatures"):
         if data.get(key) is not None:
-            fields[key] = [float(number) for number in data[key]]
+            fields[key] = _numbers(key, data[key])
     more = {key: data[key] for key in ("fitted_on", "note", "tags") if data.get(key)}
     unknown_keys = sorted(set(data) - {*fields, *more, "name", "weights", "temperatures", "fitted_on", "note", "tags"})
     if unknown_keys:

@@ -24,11 +24,12 @@ from zoo import durable
 from zoo.checkpoint import Checkpoint, CheckpointError, about_of, decode, encode, foreign, read_header
 from zoo.checkpoint.probe import probe
 from zoo.registry.clock import now
+from zoo.registry.document import printed
 from zoo.registry.references import RegistryError
 from zoo.spec import Spec, count_parameters
 
 Model = Checkpoint | nn.Module | str | os.PathLike[str]
-_METRIC = {"value", "unit", "n", "frames"}
+_METRIC = {"value": float, "unit": str, "n": int, "frames": str}
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,12 @@ def checkpoint_of(model: Model, spec: Spec | None, classes: Sequence[str] | None
 
 
 def parcel(name: str, checkpoint: Checkpoint, *, tags: Iterable[str] = ()) -> Parcel:
-    """What is to be kept of a checkpoint under a name."""
+    """What is to be kept of a checkpoint under a name.
+
+    Raises:
+        RegistryError: what cannot stand in the registry's file, such as control characters.
+        CheckpointError: what cannot stand in the blob.
+    """
     data = encode(checkpoint, name=name)
     fields = {
         "spec": checkpoint.spec.to_dict(),
@@ -87,7 +93,9 @@ def parcel(name: str, checkpoint: Checkpoint, *, tags: Iterable[str] = ()) -> Pa
         "probe": probe(checkpoint.to_module(), checkpoint.spec.inputs),
     }
     kept = {key: value for key, value in fields.items() if value not in ("", [], {}, None)}
-    return Parcel(identity(name, checkpoint), data, kept)
+    made = Parcel(identity(name, checkpoint), data, kept)
+    printed({(name, made.id): {"n": 1, **kept}})  # what the file would refuse is refused before the blob is written
+    return made
 
 
 def described(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -171,7 +179,9 @@ def _metric(key: str, value: Any) -> dict[str, Any]:
         number = float(fields["value"])
     except (KeyError, TypeError, ValueError):
         number = float("nan")
-    if not isfinite(number) or not set(fields) <= _METRIC:
-        msg = f"expected metric {key!r} as a finite number, or with the fields {sorted(_METRIC)}, got {str(value)[:80]}"
+    fields["value"] = number
+    if not isfinite(number) or any(_METRIC.get(name) is not type(field) for name, field in fields.items()):
+        expected = ", ".join(f"{name} ({kind.__name__})" for name, kind in _METRIC.items())
+        msg = f"expected metric {key!r} as a finite number, or with the fields {expected}, got {str(value)[:80]}"
         raise RegistryError("ARGUMENT", msg)
-    return {**fields, "value": number}
+    return fields

@@ -74,7 +74,7 @@ def commit(path: Path, change: Change, *, timeout: float, create: bool, seen: Sn
             text = write(new)
             if text == raw:
                 return raw, old
-            written = read(text, known=old)
+            written = read(text, known=new)
             if written != new:
                 raise RegistryError("ARGUMENT", "the change cannot be written such that reading gives it back")
             if _replace(path, raw, text):
