@@ -1,5 +1,6 @@
 """Logs of runs, three calls each, and their comparison."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -71,7 +72,14 @@ def test_wandb_takes_a_whole_run_offline(tmp_path: Path, monkeypatch: pytest.Mon
     log.log({"valid/accuracy": 0.5}, step=1)
     assert wandb.run.config["epochs"] == 1
     log.finish()
-    assert any(b"valid/accuracy" in path.read_bytes() for path in tmp_path.rglob("*.wandb"))
+
+    def written() -> bool:
+        return any(b"valid/accuracy" in path.read_bytes() for path in tmp_path.rglob("*.wandb"))
+
+    deadline = time.monotonic() + 30  # its own process writes, on a busy machine a moment after `finish`
+    while not written():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_training_tells_its_log(frames: zoo.FrameSet, tmp_path: Path) -> None:
