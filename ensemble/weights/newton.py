@@ -17,13 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemble.weights.quadratic import nonnegative_minimum
-from ensemble.weights.rows import Block, Numbers, Rows
+from ensemble.weights.rows import Block, Numbers, Room, Rows
 
 Array = NDArray[np.float64]
 Indices = NDArray[np.intp]
 
 _HEAVY = 6.0  # a quadratic says little about a frame where some P / u exceeds this
 _CURVED = 2**17  # so many frames say enough about curvature; the gradient is always of all of them
+_HEAVIES = 2**19  # and so many hold enough heavy ones
 _CROWD = 16  # from so many members on, a start with all of them is torn down slower than built up
 _RIDGE = 1e-9  # proximal: it keeps near duplicates solvable and does not move the optimum
 
@@ -75,7 +76,7 @@ class Walk(NamedTuple):
             is summed in float32, and bounded.
         curved: whether the curvature over the near members is wanted.
         narrow: read the near members alone; d of the others is then 0.
-        thrifty: take the curvature of ordinary frames from some blocks only, where frames abound.
+        thrifty: take the curvature from some blocks only, where frames abound.
     """
 
     precise: bool
@@ -99,11 +100,11 @@ def look(rows: Rows, w: Array, near: Indices, walk: Walk, *, pull: Array) -> Vie
     dtype = np.float64 if walk.precise else np.float32
     own, d, far, logs = w[near].astype(dtype), np.zeros(len(near)), np.zeros(rows.members), 0.0
     sums = _Sums(near, rows) if walk.curved else None
-    every = max(1, rows.frames // _CURVED) if walk.thrifty else 1
+    every = [max(1, round(rows.frames / enough)) if walk.thrifty else 1 for enough in (_CURVED, _HEAVIES)]
+    cast = Room()
     read_as = rows.values.dtype.type if walk.precise else dtype
     for k, block in enumerate(rows.blocks(read_as, near if walk.narrow else None)):
-        chosen = block.values[near] if apart else block.values
-        chosen = chosen.astype(dtype, copy=False)
+        chosen = cast.cast(block.values[near] if apart else block.values, dtype)
         u = own @ chosen
         if block.counts is not None:
             u[block.counts == 0] = 1.0
@@ -115,8 +116,8 @@ def look(rows: Rows, w: Array, near: Indices, walk: Walk, *, pull: Array) -> Vie
             far += block.values @ ratio.astype(block.values.dtype, copy=False)
         if walk.precise:
             logs += float(_sum_of_logs(u, least) if block.counts is None else block.counts @ np.log(u))
-        if sums is not None:
-            sums.add(chosen, block, u, light=k % every == 0 or not sums.total)
+        if sums is not None and (k % every[1] == 0 or not sums.seen):
+            sums.add(chosen, block, u, light=k % every[0] == 0 or not sums.total)
     if not rows.total or (w[pull > 0] <= 0).any():
         return _infinite(w)
     far, lost = far / rows.total, np.full(rows.members, rows.rounding(read_as))
@@ -147,28 +148,36 @@ class _Sums:
         self.light = np.zeros((len(active), len(active)))
         self.heavy: list[Numbers] = []
         self.weights: list[Numbers] = []
-        self.room = np.empty(0, self.dtype)
-        self.total = 0.0
+        self.room = Room()
+        self.seen, self.total = 0.0, 0.0  # weight of the frames looked through for heavy ones; of those in `light`
 
     def add(self, chosen: Numbers, block: Block, u: Numbers, *, light: bool) -> None:
         """A block's active members: its heavy frames as they are, the others, if `light`, as their Hessian."""
+        count = len(u) if block.counts is None else float(block.counts.sum(dtype=np.float64))
+        self.seen += count
         heavy = _heaviest(block.largest, u)
         self.heavy.append(chosen.take(heavy, axis=1))
         self.weights.append(np.ones(len(heavy)) if block.counts is None else block.counts[heavy])
         if not light:
             return
+        self.total += count
         scale: Numbers = 1.0 / u if block.counts is None else np.sqrt(block.counts) / u
-        self.total += len(u) if block.counts is None else float(block.counts.sum(dtype=np.float64))
         scale[heavy] = 0
-        if self.room.shape != chosen.shape:
-            self.room = np.empty(chosen.shape, self.dtype)
-        Z = np.multiply(chosen, scale, out=self.room, casting="same_kind")
-        self.light += Z @ Z.T
+        Z = self._even(len(u))
+        np.multiply(chosen, scale, out=Z[: len(chosen)], casting="same_kind")
+        self.light += (Z @ Z.T)[: len(chosen), : len(chosen)]
+
+    def _even(self, columns: int) -> Numbers:
+        """Room for the scaled members, with a row of zeros where their number is odd: products are faster then."""
+        members = len(self.active)
+        Z = self.room.of((members + members % 2, columns), self.dtype)
+        Z[members:] = 0
+        return Z
 
     def curvature(self, rows: Rows, pull: Array) -> Curvature:
         share = 1.0 / (1.0 + pull.sum())
         heavy = np.concatenate(self.heavy, axis=1).astype(np.float64)
-        weights = np.concatenate(self.weights).astype(np.float64) * (share / rows.total)
+        weights = np.concatenate(self.weights).astype(np.float64) * (share / self.seen)
         pulled = np.flatnonzero(pull)
         if len(pulled):
             heavy = np.concatenate([heavy, np.eye(rows.members)[np.ix_(self.active, pulled)]], axis=1)

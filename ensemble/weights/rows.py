@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
 
 Numbers = NDArray[Any]  # float32 or float64
+Indices = NDArray[np.intp]
 
+_RUN = 128  # frames of a sample that stand together
 _BLOCK = 2**18  # numbers in a block: with its copies it stays in the second-level cache
 _SAFE = (1e-18, 1e18)  # a block whose frames' largest probabilities leave this range is scaled
 
@@ -29,24 +31,49 @@ class Block(NamedTuple):
     counts: Numbers | None
 
 
+class Room:
+    """Memory for one block after another: fresh pages cost more than the arithmetic done on them."""
+
+    def __init__(self) -> None:
+        self._array: Numbers = np.empty(0)
+
+    def of(self, shape: tuple[int, ...], dtype: DTypeLike) -> Numbers:
+        """An array of this shape and type, whatever it holds; the one given before is gone."""
+        if self._array.shape != shape or self._array.dtype != dtype:
+            self._array = np.empty(shape, dtype)
+        return self._array
+
+    def cast(self, values: Numbers, dtype: DTypeLike) -> Numbers:
+        """The values in another type."""
+        if values.dtype == dtype:
+            return values
+        np.copyto(array := self.of(values.shape, dtype), values, casting="same_kind")
+        return array
+
+
 class Rows:
     """A view of P as weighted frames ("rows" of the likelihood), never copied as a whole.
 
     Args:
         values: (M, N) float32 or float64, as `as_matrix` gives it.
         weights: (N,) non-negative, or None where every frame counts once.
+        runs: of a sample, numbers of its runs: the k-th are the `_RUN` frames from k `_RUN` on. None: all frames.
 
     Attributes:
-        largest: (N,) float32, each frame's largest probability; 0 marks a frame that does not count (of
+        members, frames: how many are read.
+        largest: (frames,) float32, each frame's largest probability; 0 marks a frame that does not count (of
             weight 0, or zero in every member) or was not read yet.
         dropped: frames with a weight in which every member gives the true class zero.
         log_scale: what scaling took from the weighted sum of logarithms.
     """
 
-    def __init__(self, values: Numbers, weights: NDArray[np.float64] | None = None) -> None:
+    def __init__(
+        self, values: Numbers, weights: NDArray[np.float64] | None = None, runs: Indices | None = None
+    ) -> None:
         self.values = values
         self.weights = weights
-        self.members, self.frames = values.shape
+        self.runs = runs
+        self.members, self.frames = len(values), values.shape[1] if runs is None else len(runs) * _RUN
         self.largest = np.zeros(self.frames, dtype=np.float32)
         self._kinds: dict[int, tuple[bool, bool]] = {}  # by a block's start, once it was read
         self.dropped = 0
@@ -56,12 +83,12 @@ class Rows:
     @property
     def small(self) -> bool:
         """Whether it is so little that float64 throughout costs nothing."""
-        return self.values.size <= 2**16
+        return self.members * self.frames <= 2**16
 
     @property
     def columns(self) -> int:
         """Frames in a block."""
-        return int(max(1024, _BLOCK // self.members))
+        return int(max(1024, _BLOCK // self.members // _RUN * _RUN))
 
     def rounding(self, dtype: type[np.floating[Any]]) -> float:
         """By how much, at most, a block's sum of products of positive numbers can be too small: a factor.
@@ -72,7 +99,7 @@ class Rows:
         """
         return 1.0 + (self.columns + 8) * float(np.finfo(dtype).eps)
 
-    def blocks(self, dtype: type[np.floating[Any]], members: NDArray[np.intp] | None = None) -> Iterator[Block]:
+    def blocks(self, dtype: type[np.floating[Any]], members: Indices | None = None) -> Iterator[Block]:
         """Walk over the frames; a block's arrays hold until the next one is asked for.
 
         Args:
@@ -82,10 +109,10 @@ class Rows:
         Raises:
             ValueError: a number is NaN, infinite or negative (only the first walk looks).
         """
-        columns, room = self.columns, np.empty(0, dtype)
+        columns, sampled, cast = self.columns, Room(), Room()
         for start in range(0, self.frames, columns):
             where = slice(start, min(start + columns, self.frames))
-            raw, largest = self.values[:, where], self.largest[where]
+            raw, largest = self._taken(self.values, where, sampled), self.largest[where]
             if start not in self._kinds:
                 self._kinds[start] = self._inspect(where, raw)
             extreme, complete = self._kinds[start]
@@ -93,12 +120,14 @@ class Rows:
                 raw, largest = raw / _divisor(raw), np.sign(largest)
             if members is not None:
                 raw = raw[members]
-            if raw.dtype != dtype:
-                room = room if room.shape == raw.shape else np.empty(raw.shape, dtype)
-                np.copyto(room, raw)
-                raw = room
             counts = None if complete else (self._weights(where) * (largest > 0)).astype(dtype)
-            yield Block(raw, largest, counts)
+            yield Block(cast.cast(raw, dtype), largest, counts)
+
+    def sample(self, seed: int) -> Rows:
+        """An eighth of the frames, 65,536 at most, in random runs of consecutive ones: few jumps in memory."""
+        runs = np.arange(self.frames // _RUN) if self.runs is None else self.runs
+        chosen = np.random.default_rng(seed).permutation(runs)[: min(self.frames // 8, 65_536) // _RUN]
+        return Rows(self.values, self.weights, np.sort(chosen))
 
     def reweighted(self, weights: NDArray[np.float64]) -> Rows:
         """The same frames, all read before, under other weights."""
@@ -109,7 +138,19 @@ class Rows:
         return other
 
     def _weights(self, where: slice) -> Numbers:
-        return np.ones(where.stop - where.start) if self.weights is None else self.weights[where]
+        if self.weights is None:
+            return np.ones(where.stop - where.start)
+        return self._taken(self.weights[None], where, Room())[0]
+
+    def _taken(self, values: Numbers, where: slice, room: Room) -> Numbers:
+        """(..., b) the frames of a block; those of a sample are gathered."""
+        if self.runs is None:
+            return values[:, where]
+        out: Numbers = room.of((len(values), where.stop - where.start), values.dtype)
+        for place in range(0, out.shape[1], _RUN):
+            start = int(self.runs[(where.start + place) // _RUN]) * _RUN
+            out[:, place : place + _RUN] = values[:, start : start + _RUN]
+        return out
 
     def _inspect(self, where: slice, raw: Numbers) -> tuple[bool, bool]:
         """Check a block; whether it needs scaling, and whether every frame in it counts once."""

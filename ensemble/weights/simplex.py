@@ -184,8 +184,8 @@ def _begin(task: _Task, begin: Array | None, seed: int) -> tuple[View, float]:
     w = even
     if begin is not None:
         w = begin / begin.sum()
-    elif rows.frames >= 8192 and rows.values.size >= 2**19:
-        sample = _sample(rows, seed)
+    elif rows.frames >= 8192 and rows.members * rows.frames >= 2**19:
+        sample = rows.sample(seed)
         found, passes = _solve(_Task(sample, task.allowed, task.pull, 1e-2, 30, rough=True), None, seed)
         passes *= sample.frames / rows.frames
         active, w = task.active(found, above=_CLOSE - 0.01), found.weights
@@ -209,17 +209,6 @@ def _advance(task: _Task, view: View, target: Array, walk: Walk) -> tuple[View, 
         if reads == 50 or (np.isfinite(new.d).all() and float(new.d @ move) >= limit):
             return new, reads
         length *= 0.5
-
-
-def _sample(rows: Rows, seed: int) -> Rows:
-    """An eighth of the frames, 65,536 at most, in random runs of consecutive ones: few jumps in memory."""
-    run = 128
-    wanted = min(rows.frames // 8, 65_536) // run
-    runs = np.sort(np.random.default_rng(seed).permutation(rows.frames // run)[:wanted])
-    frames = rows.frames // run * run
-    values = rows.values[:, :frames].reshape(rows.members, -1, run)[:, runs].reshape(rows.members, -1)
-    weights = None if rows.weights is None else rows.weights[:frames].reshape(-1, run)[runs].reshape(-1)
-    return Rows(values, weights)
 
 
 def first_equal(values: Numbers, order: Indices | None = None) -> Indices:
