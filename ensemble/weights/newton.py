@@ -22,9 +22,9 @@ from ensemble.weights.rows import Block, Numbers, Room, Rows
 Array = NDArray[np.float64]
 Indices = NDArray[np.intp]
 
-_HEAVY = 6.0  # a quadratic says little about a frame where some P / u exceeds this
+_HEAVY = 8.0  # a quadratic says little about a frame where some P / u exceeds this
 _CURVED = 2**17  # so many frames say enough about curvature; the gradient is always of all of them
-_HEAVIES = 2**19  # and so many hold enough heavy ones
+_SEARCHED = 2**21  # and among so many there are enough heavy ones
 _CROWD = 16  # from so many members on, a start with all of them is torn down slower than built up
 _RIDGE = 1e-9  # proximal: it keeps near duplicates solvable and does not move the optimum
 
@@ -100,7 +100,8 @@ def look(rows: Rows, w: Array, near: Indices, walk: Walk, *, pull: Array) -> Vie
     dtype = np.float64 if walk.precise else np.float32
     own, d, far, logs = w[near].astype(dtype), np.zeros(len(near)), np.zeros(rows.members), 0.0
     sums = _Sums(near, rows) if walk.curved else None
-    every = [max(1, round(rows.frames / enough)) if walk.thrifty else 1 for enough in (_CURVED, _HEAVIES)]
+    searched = max(1, round(rows.frames / _SEARCHED)) if walk.thrifty else 1
+    curved = max(1, round(rows.frames / searched / _CURVED)) if walk.thrifty else 1
     cast = Room()
     read_as = rows.values.dtype.type if walk.precise else dtype
     for k, block in enumerate(rows.blocks(read_as, near if walk.narrow else None)):
@@ -116,8 +117,8 @@ def look(rows: Rows, w: Array, near: Indices, walk: Walk, *, pull: Array) -> Vie
             far += block.values @ ratio.astype(block.values.dtype, copy=False)
         if walk.precise:
             logs += float(_sum_of_logs(u, least) if block.counts is None else block.counts @ np.log(u))
-        if sums is not None and (k % every[1] == 0 or not sums.seen):
-            sums.add(chosen, block, u, light=k % every[0] == 0 or not sums.total)
+        if sums is not None and (k % searched == 0 or not sums.total):
+            sums.add(chosen, block, u, light=k // searched % curved == 0 or not sums.total)
     if not rows.total or (w[pull > 0] <= 0).any():
         return _infinite(w)
     far, lost = far / rows.total, np.full(rows.members, rows.rounding(read_as))
@@ -176,8 +177,8 @@ class _Sums:
 
     def curvature(self, rows: Rows, pull: Array) -> Curvature:
         share = 1.0 / (1.0 + pull.sum())
-        heavy = np.concatenate(self.heavy, axis=1).astype(np.float64)
-        weights = np.concatenate(self.weights).astype(np.float64) * (share / self.seen)
+        heavy = np.concatenate(self.heavy, axis=1, dtype=np.float64)
+        weights = np.concatenate(self.weights, dtype=np.float64) * (share / self.seen)
         pulled = np.flatnonzero(pull)
         if len(pulled):
             heavy = np.concatenate([heavy, np.eye(rows.members)[np.ix_(self.active, pulled)]], axis=1)
@@ -204,10 +205,10 @@ def step(view: View, model: Curvature) -> Array:
     v = w @ P
     light = view.d[A] - P @ (s / v)
     H = model.light + _RIDGE * (1.0 + np.diag(model.light).max(initial=0.0)) * np.eye(len(A))
-    y, first, Z = w, 0.0, np.empty_like(P)
+    y, first, Z = w, 0.0, np.empty(P.shape, np.float32 if P.size > 2**16 else np.float64)
     for _ in range(50):
         slope = 1.0 - light + H @ (y - w) - P @ (s / v)
-        np.multiply(P, np.sqrt(s) / v, out=Z)
+        np.multiply(P, np.sqrt(s) / v, out=Z, casting="same_kind")
         full = H + Z @ Z.T
         crowd = len(y) > _CROWD and y.all()
         move = nonnegative_minimum(full, full @ y - slope, np.zeros_like(y) if crowd else y) - y

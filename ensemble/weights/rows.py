@@ -140,13 +140,14 @@ class Rows:
     def _weights(self, where: slice) -> Numbers:
         if self.weights is None:
             return np.ones(where.stop - where.start)
-        return self._taken(self.weights[None], where, Room())[0]
+        taken: Numbers = self._taken(self.weights[None], where, Room())[0]
+        return taken
 
     def _taken(self, values: Numbers, where: slice, room: Room) -> Numbers:
-        """(..., b) the frames of a block; those of a sample are gathered."""
+        """(M, b) the frames of a block; those of a sample are gathered."""
         if self.runs is None:
             return values[:, where]
-        out: Numbers = room.of((len(values), where.stop - where.start), values.dtype)
+        out = room.of((len(values), where.stop - where.start), values.dtype)
         for place in range(0, out.shape[1], _RUN):
             start = int(self.runs[(where.start + place) // _RUN]) * _RUN
             out[:, place : place + _RUN] = values[:, start : start + _RUN]

@@ -156,22 +156,23 @@ class _Task:
 def _solve(task: _Task, begin: Array | None, seed: int) -> tuple[View, float]:
     """The best view found, seen in float64, and the passes it took."""
     view, passes = _begin(task, begin, seed)
-    best, model, precise, thrifty = view, view.curvature, task.rows.small, True
+    best, model, precise, thrifty, slow = view, view.curvature, task.rows.small, True, False
     if model is None:  # a frame that no allowed member explains: infinite, whatever the weights
         return replace(view, loss=np.inf), passes
     # steps on one curvature take a gap to its second power, third power, ...; reading the few members is cheap
-    reach, age, gap = task.tolerance ** (1 / 2 if task.rough else 1 / 3), 0, task.gap(view)
+    reach, gap = task.tolerance ** (1 / 2 if task.rough else 1 / 3), task.gap(view)
     while passes < task.max_passes and not (gap <= task.tolerance and (precise or task.rough)):
         last = gap < max(task.tolerance**0.7, 1e-5)  # then one more step will do
         precise = precise or (last and not task.rough)
-        curved = task.rows.small or age >= 3 or gap > reach
+        curved = task.rows.small or slow or gap > reach
         walk = Walk(precise, curved, narrow=not (precise or task.rough), thrifty=thrifty)
         new, reads = _advance(task, view, step(view, model), walk)
         passes += reads * (len(task.active(view)) / task.rows.members if walk.narrow else 1)
         if new.curvature is None and task.gap(new) > task.tolerance and task.outside(new, model):
             new, passes = task.look(new.weights, task.active(new), walk._replace(curved=True)), passes + 1
-        thrifty = thrifty and task.gap(new) < 0.1 * gap
-        view, model, age, gap = new, new.curvature or model, 0 if new.curvature else age + 1, task.gap(new)
+        slow = task.gap(new) > 0.1 * gap
+        thrifty = thrifty and not slow
+        view, model, gap = new, new.curvature or model, task.gap(new)
         if np.isnan(best.loss) or (precise and gap < task.gap(best)):
             best = view
     return best, passes
