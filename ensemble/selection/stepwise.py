@@ -13,6 +13,7 @@ from ensemble.outputs import MemberOutputs
 Array = NDArray[np.float64]
 
 _BLOCK = 512  # frames read together
+_PART = 256  # frames whose sums are made before looking whether a member can still be the best
 _SLACK = 1e-5  # frames this close to flipping are looked at in full: more than rounding can do
 
 
@@ -116,6 +117,7 @@ class _State:
         self.sum = np.zeros((len(self.frames), C))
         self.low, self.high = np.zeros(len(self.frames)), np.zeros(len(self.frames))  # bounds of the margin
         self.rival = np.where(self.labels > 0, 0, C - 1)
+        self.given = np.full_like(self.margins, np.nan)  # what members give the rival, as far as it was asked for
         self.picked = 0
 
     def _read(self, where: slice) -> None:
@@ -136,7 +138,7 @@ class _State:
         return level[first], most, losses[first]
 
     def add(self, m: int) -> None:
-        self.sum += self.logs[m].index_select(0, self.index).float().exp_().numpy()
+        self.sum += self._probabilities(m, slice(None))
         self.true_sum += self.truth[:, m]
         self.picked += 1
         self.low += self.margins[:, m]
@@ -153,12 +155,23 @@ class _State:
         most = least + flips.sum(axis=0)
         hits: dict[int, int] = {}
         for m in np.argsort(-most, kind="stable").tolist():
-            if hits and most[m] < max(hits.values()):
+            best = max(hits.values(), default=0)
+            if most[m] < best:
                 break
-            rows = open_[flips[:, m]]
-            changed = self.sum[rows] + self.logs[m].index_select(0, self.index[rows]).float().exp_().numpy()
-            hits[m] = int(least[m]) + int((changed.argmax(axis=1) == self.labels[rows]).sum())
+            hits[m] = self._right(m, open_[flips[:, m]], int(most[m]), best)
         return hits
+
+    def _right(self, m: int, rows: NDArray[np.intp], most: int, best: int) -> int:
+        """How many frames are right once a member joins, `most` less those of `rows` that are not.
+
+        Counted in parts, and no further than where `best` is out of reach.
+        """
+        for part in np.array_split(rows, 1 + len(rows) // _PART):
+            changed = self.sum[part] + self._probabilities(m, part)
+            most -= int((changed.argmax(axis=1) != self.labels[part]).sum())
+            if most < best:
+                break
+        return most
 
     def _bounded(self, rows: NDArray[np.intp]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         """(rows, M) whether a frame is surely right once a member joins, and whether it may be."""
@@ -168,11 +181,17 @@ class _State:
         # float32 is exact enough: where it rounds by more than a fraction of the slack no member reaches
         kept = margins > (_SLACK - self.low[rows, None]).astype(np.float32)
         flips = ~kept & (truth >= (-_SLACK - high[:, None]).astype(np.float32))
-        row, m = np.divmod(np.flatnonzero(flips), flips.shape[1])
-        where = (torch.from_numpy(index) for index in (m, self.frames[rows[row]], self.rival[rows[row]]))
-        rival = self.logs[tuple(where)].float().exp().numpy()
-        flips[row, m] = high[row] + (truth[row, m] - rival) >= -_SLACK
-        return kept, flips
+        given = self._given(rows, flips)
+        return kept, flips & (high[:, None] + (truth - given) >= -_SLACK)
+
+    def _given(self, rows: NDArray[np.intp], wanted: NDArray[np.bool_]) -> NDArray[np.float32]:
+        """(rows, M) what members give the rivals, where wanted; kept until a frame's rival is another."""
+        given = self.given[rows]
+        row, m = np.nonzero(wanted & np.isnan(given))
+        where = np.ravel_multi_index((m, self.frames[rows[row]], self.rival[rows[row]]), self.logs.shape)
+        given[row, m] = self.logs.take(torch.from_numpy(where)).float().exp_().numpy()
+        self.given[rows] = given
+        return given
 
     def _open(self) -> tuple[NDArray[np.bool_], NDArray[np.intp]]:
         """Frames that are right whoever joins, and the frames that somebody can flip."""
@@ -180,10 +199,18 @@ class _State:
         return sure, np.flatnonzero(~sure & (self.high + self.most >= -_SLACK))
 
     def _measure(self, rows: NDArray[np.intp]) -> None:
-        others = self.sum[rows]
-        others[np.arange(len(rows)), self.labels[rows]] = -np.inf
-        self.rival[rows] = others.argmax(axis=1)
-        self.low[rows] = self.high[rows] = self.true_sum[self.frames[rows]] - others.max(axis=1)
+        """The margins of some frames as they are."""
+        others, every = self.sum[rows], np.arange(len(rows))
+        others[every, self.labels[rows]] = -np.inf
+        rival = others.argmax(axis=1)
+        self.given[rows[rival != self.rival[rows]]] = np.nan
+        self.rival[rows] = rival
+        self.low[rows] = self.high[rows] = self.true_sum[self.frames[rows]] - others[every, rival]
+
+    def _probabilities(self, m: int, rows: NDArray[np.intp] | slice) -> NDArray[np.float32]:
+        """(rows, C) of a member."""
+        found: NDArray[np.float32] = self.logs[m].index_select(0, self.index[rows]).float().exp_().numpy()
+        return found
 
     def _loss(self, m: int) -> float:
         with np.errstate(divide="ignore"):
