@@ -22,7 +22,7 @@ from ensemble.weights.rows import Block, Numbers, Room, Rows
 Array = NDArray[np.float64]
 Indices = NDArray[np.intp]
 
-_HEAVY = 8.0  # a quadratic says little about a frame where some P / u exceeds this
+_HEAVY = 6.0  # a quadratic says little about a frame where some P / u exceeds this
 _CURVED = 2**17  # so many frames say enough about curvature; the gradient is always of all of them
 _SEARCHED = 2**21  # and among so many there are enough heavy ones
 _CROWD = 16  # from so many members on, a start with all of them is torn down slower than built up
