@@ -22,7 +22,7 @@ from ensemble.weights.rows import Block, Numbers, Room, Rows
 Array = NDArray[np.float64]
 Indices = NDArray[np.intp]
 
-_HEAVY = 6.0  # a quadratic says little about a frame where some P / u exceeds this
+_HEAVY = 5.0  # a quadratic says little about a frame where some P / u exceeds this
 _CURVED = 2**17  # so many frames say enough about curvature; the gradient is always of all of them
 _SEARCHED = 2**21  # and among so many there are enough heavy ones
 _CROWD = 16  # from so many members on, a start with all of them is torn down slower than built up
@@ -156,7 +156,7 @@ class _Sums:
         """A block's active members: its heavy frames as they are, the others, if `light`, as their Hessian."""
         count = len(u) if block.counts is None else float(block.counts.sum(dtype=np.float64))
         self.seen += count
-        heavy = _heaviest(block.largest, u)
+        heavy = _heaviest(chosen.max(axis=0), u)
         self.heavy.append(chosen.take(heavy, axis=1))
         self.weights.append(np.ones(len(heavy)) if block.counts is None else block.counts[heavy])
         if not light:

@@ -22,12 +22,10 @@ class Block(NamedTuple):
 
     Attributes:
         values: (M, b) probabilities, each frame up to a factor of its own.
-        largest: (b,) the largest of each frame; 0 marks a frame that does not count.
-        counts: (b,) the frames' weights, 0 where `largest` is; None where each counts once.
+        counts: (b,) the frames' weights, 0 where every member gives zero; None where each counts once.
     """
 
     values: Numbers
-    largest: Numbers
     counts: Numbers | None
 
 
@@ -61,8 +59,7 @@ class Rows:
 
     Attributes:
         members, frames: how many are read.
-        largest: (frames,) float32, each frame's largest probability; 0 marks a frame that does not count (of
-            weight 0, or zero in every member) or was not read yet.
+        total: weight of the frames that count, as far as they were read.
         dropped: frames with a weight in which every member gives the true class zero.
         log_scale: what scaling took from the weighted sum of logarithms.
     """
@@ -74,8 +71,7 @@ class Rows:
         self.weights = weights
         self.runs = runs
         self.members, self.frames = len(values), values.shape[1] if runs is None else len(runs) * _RUN
-        self.largest = np.zeros(self.frames, dtype=np.float32)
-        self._kinds: dict[int, tuple[bool, bool]] = {}  # by a block's start, once it was read
+        self._kinds: dict[int, NDArray[np.bool_] | None] = {}  # by a block's start, once it was read: see `_inspect`
         self.dropped = 0
         self.log_scale = 0.0
         self.total = 0.0
@@ -112,16 +108,16 @@ class Rows:
         columns, sampled, cast = self.columns, Room(), Room()
         for start in range(0, self.frames, columns):
             where = slice(start, min(start + columns, self.frames))
-            raw, largest = self._taken(self.values, where, sampled), self.largest[where]
+            raw = self._taken(self.values, where, sampled)
             if start not in self._kinds:
                 self._kinds[start] = self._inspect(where, raw)
-            extreme, complete = self._kinds[start]
-            if extreme:
-                raw, largest = raw / _divisor(raw), np.sign(largest)
+            alive = self._kinds[start]
+            if alive is not None:
+                raw = raw / _divisor(raw)
             if members is not None:
                 raw = raw[members]
-            counts = None if complete else (self._weights(where) * (largest > 0)).astype(dtype)
-            yield Block(cast.cast(raw, dtype), largest, counts)
+            counts = None if self.weights is None and alive is None else self._counts(where, alive).astype(dtype)
+            yield Block(cast.cast(raw, dtype), counts)
 
     def sample(self, seed: int) -> Rows:
         """An eighth of the frames, 65,536 at most, in random runs of consecutive ones: few jumps in memory."""
@@ -132,16 +128,17 @@ class Rows:
     def reweighted(self, weights: NDArray[np.float64]) -> Rows:
         """The same frames, all read before, under other weights."""
         other = Rows(self.values, weights)
-        other.largest = self.largest
-        other._kinds = {start: (extreme, False) for start, (extreme, _) in self._kinds.items()}
-        other.total = float(weights[self.largest > 0].sum())
+        other._kinds = self._kinds
+        dead = [start + np.flatnonzero(~alive) for start, alive in self._kinds.items() if alive is not None]
+        other.total = float(weights.sum() - sum(weights[where].sum() for where in dead))
         return other
 
-    def _weights(self, where: slice) -> Numbers:
-        if self.weights is None:
-            return np.ones(where.stop - where.start)
-        taken: Numbers = self._taken(self.weights[None], where, Room())[0]
-        return taken
+    def _counts(self, where: slice, alive: NDArray[np.bool_] | None) -> Numbers:
+        """(b,) the weights of a block's frames, 0 for those that no member explains."""
+        weights: Numbers = np.ones(where.stop - where.start)
+        if self.weights is not None:
+            weights = self._taken(self.weights[None], where, Room())[0]
+        return weights if alive is None else weights * alive
 
     def _taken(self, values: Numbers, where: slice, room: Room) -> Numbers:
         """(M, b) the frames of a block; those of a sample are gathered."""
@@ -153,23 +150,18 @@ class Rows:
             out[:, place : place + _RUN] = values[:, start : start + _RUN]
         return out
 
-    def _inspect(self, where: slice, raw: Numbers) -> tuple[bool, bool]:
-        """Check a block; whether it needs scaling, and whether every frame in it counts once."""
+    def _inspect(self, where: slice, raw: Numbers) -> NDArray[np.bool_] | None:
+        """Check a block. None: it can be used as it is; else it needs scaling, and these frames count."""
         largest = _largest(where, raw)
-        low, high = float(largest.min()), float(largest.max())
-        if self.weights is None and low >= _SAFE[0] and high <= _SAFE[1]:
-            self.total += len(largest)
-            self.largest[where] = largest
-            return False, True
-        counts = self._weights(where)
-        alive = (largest > 0) & (counts > 0)
-        self.dropped += int(((largest <= 0) & (counts > 0)).sum())
-        self.total += float(counts[alive].sum())
-        self.largest[where] = np.where(alive, np.clip(largest, 1e-37, 1e37), 0.0)
-        extreme = bool(self.largest[where].min() < _SAFE[0] or high > _SAFE[1])
-        if extreme:
-            self.log_scale += float(counts[alive] @ np.log(largest[alive].astype(np.float64)))
-        return extreme, self.weights is None and bool(alive.all())
+        if largest.min() >= _SAFE[0] and largest.max() <= _SAFE[1]:
+            self.total += float(self._counts(where, None).sum())
+            return None
+        alive: NDArray[np.bool_] = largest > 0
+        counts = self._counts(where, alive)
+        self.total += float(counts.sum())
+        self.dropped += int(((self._counts(where, None) > 0) & ~alive).sum())
+        self.log_scale += float(counts[alive] @ np.log(largest[alive].astype(np.float64)))
+        return alive
 
 
 def as_matrix(P: object) -> Numbers:
