@@ -78,6 +78,7 @@ OWN_CASES = {
     "no UTF-8": (laid_out(b'{"\xff":1}'), "HEADER_ENCODING"),
     "byte order mark": (laid_out(b"\xef\xbb\xbf{}"), "HEADER_ENCODING"),
     "NaN": (laid_out(b'{"t":{"dtype":"F32","shape":[NaN],"data_offsets":[0,4]}}', b"1234"), "NUMBER_RANGE"),
+    "minus nought": (laid_out(b'{"t":{"dtype":"F32","shape":[-0],"data_offsets":[0,0]}}'), "NOT_INTEGER"),
     "metadata of a number": (laid_out({"__metadata__": {"a": 1}}), "METADATA_TYPE"),
     "boolean that is whole": (laid_out({"t": {"dtype": "BOOL", "shape": [2], "data_offsets": [0, 2]}}, b"\0\1"), "OK"),
     "nested a hundred deep": (laid_out(b'{"t":' + b"[" * 100 + b"]" * 100 + b"}"), "HEADER_DEPTH"),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from typing import Any
+from typing import Any, NoReturn
 
 _LEAST, _MOST = -(2**63), 2**63 - 1
 _SURE = 19  # letters of a number below which it fits 64 bits
@@ -70,7 +70,7 @@ def parse_integers(text: str) -> Any:
     """As `parse_strictly`, for texts in which no float may stand.
 
     Raises:
-        TextError: also NOT_INTEGER, a number with a point or an exponent.
+        TextError: also NOT_INTEGER, a number with a point or an exponent, or -0, which some readers take for a float.
     """
     return _decoded(_INTEGER_DECODER, text)
 
@@ -132,6 +132,12 @@ def _integer(digits: str) -> int:
     return int(digits)
 
 
+def _whole(digits: str) -> int:
+    if digits == "-0":
+        _no_float(digits)
+    return _integer(digits)
+
+
 def _float(digits: str) -> float:
     value = float(digits)
     if not math.isfinite(value):
@@ -139,18 +145,18 @@ def _float(digits: str) -> float:
     return value
 
 
-def _no_float(digits: str) -> float:
+def _no_float(digits: str) -> NoReturn:
     raise TextError("NOT_INTEGER", f"expected integers only, got {digits[:24]}")
 
 
-def _no_constant(name: str) -> float:
+def _no_constant(name: str) -> NoReturn:
     raise TextError("NUMBER_RANGE", f"expected finite numbers, got {name}")
 
 
 _SORTED = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 _UNSORTED = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 _DECODER, _INTEGER_DECODER = (
-    json.JSONDecoder(object_pairs_hook=_unique, parse_int=_integer, parse_float=numbers, parse_constant=_no_constant)
-    for numbers in (_float, _no_float)
+    json.JSONDecoder(object_pairs_hook=_unique, parse_int=whole, parse_float=real, parse_constant=_no_constant)
+    for whole, real in ((_integer, _float), (_whole, _no_float))
 )
 _PRINTED_DECODER = json.JSONDecoder(parse_int=_integer)
