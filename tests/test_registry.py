@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -213,6 +214,26 @@ def test_weights_that_are_not_finite_are_not_registered(registry):
     with pytest.raises(CheckpointError, match="NaN or infinity"):
         registry.register("c", bad, spec=SPEC, classes=CLASSES)
     assert sorted(registry.path.parent.rglob("*")) == before
+
+
+def test_what_others_keep_in_the_file_stays(registry):
+    """Keys that begin with `x-`, of the whole, a model, a version, an ensemble, an alias, outlive every change."""
+    registry.alias("best", "a@1")
+    registry.register_ensemble("both", {"members": ["a", "b"], "rule": "mean"})
+    table = json.loads(registry.path.read_text())
+    holders = (table, table["models"]["a"], *table["models"]["a"]["versions"].values())
+    for holder in (*holders, table["ensembles"]["both"], table["aliases"]["best"]):
+        holder["x-theirs"] = {"kept": [1]}
+    registry.path.write_text(json.dumps(table))
+    registry.register("a", model(5), spec=SPEC, classes=CLASSES)
+    registry.annotate("a@1", note="seen")
+    registry.alias("best", "a@2")
+    registry.alias_back("best")
+    registry.remove("a@3")
+    assert registry.path.read_text().count('"x-theirs":{"kept":[1]}') == 6
+    assert registry.aliases()["best"] == "a@1"
+    with pytest.raises(RegistryError, match="the alias 'best'"):
+        registry.remove("a@1")
 
 
 UNPRINTABLE = ("half a pair \ud800", "a bell \x07", "another line's end \r", "reversed \u202e")

@@ -213,6 +213,36 @@ def test_a_document_there_and_back_is_the_same(chosen, note, extensions):
     assert raw.endswith(b"\n")
 
 
+FULL = {
+    **EMPTY,
+    "models": {name: {"versions": {id: VERSION}, "x-by": [1]} for name, id in (("a", ID), ("b", ID[::-1]))},
+    "ensembles": {"e": {"members": [ID], "rule": {"rule": "mean"}, "classes": ["a", "b"], "created": TIME}},
+    "aliases": {"best": {"model": "a", "version": 1, "before": [{"ensemble": "e"}], "x-by": {}}},
+}
+STRANGE = [None, True, 0, -1, 1.5, 2**62, "", "a", "../a", [], ["a"], [[]], [None], {}, {"n": [1]}, {"x-a": 1}]
+
+
+def places(value: object, path: tuple = ()) -> list[tuple]:
+    """Where something stands in nested data."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [path, *(place for key, item in inner for place in places(item, (*path, key)))]
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(places(FULL)[1:]), st.sampled_from(STRANGE)), min_size=1, max_size=2))
+def test_whatever_stands_in_a_place_is_refused_by_name_or_kept(changes):
+    """No other error than the registry's own; what passes is written and read again without loss."""
+    table = json.loads(json.dumps(FULL))
+    for (*path, last), value in changes:
+        holder = table
+        for key in path:
+            holder = holder[key] if isinstance(holder, dict) and key in holder else {}
+        if isinstance(holder, dict):
+            holder[last] = value
+    if verdict(parse, text := json.dumps(table).encode()) == "OK":
+        assert json.loads(write(parse(text))) == table
+
+
 def test_every_layout_of_one_content_is_written_alike():
     """Somebody's editor may fold the lines; the next change unfolds them. Extensions keep their order."""
     folded = json.dumps(json.loads(with_version(note="é")) | {"x-lab": {"b": 1, "a": [1.5]}}, indent=3)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from zoo.registry.document import Document
+from zoo.registry.document import Document, extensions
 from zoo.registry.entries import Entry, pointed, resolve, select
 from zoo.registry.references import RegistryError, check_name
 
@@ -42,7 +42,7 @@ def add_version(document: Document, name: str, id: str, fields: Mapping[str, Any
         return document
     number = 1 + last_number(model)
     versions = {**model["versions"], id: {"n": number, **fields}}
-    return document.with_model(name, {"versions": versions})
+    return document.with_model(name, {**extensions(model), "versions": versions})
 
 
 def point_to_blob(document: Document, name: str, id: str, fields: Mapping[str, Any]) -> Document:
@@ -142,7 +142,8 @@ def set_alias(document: Document, name: str, target: Mapping[str, Any], expected
     if now == target:
         return document
     before = [now, *there.get("before", [])][:_MOST_REMEMBERED] if there else []
-    return replace(document, aliases={**document.aliases, name: {**target, "before": before}})
+    fields = {**extensions(there or {}), **target, "before": before}
+    return replace(document, aliases={**document.aliases, name: fields})
 
 
 def alias_back(document: Document, name: str) -> Document:
@@ -156,7 +157,8 @@ def alias_back(document: Document, name: str) -> Document:
         what = "it remembers nothing" if fields else f"it has {sorted(document.aliases)}"
         raise RegistryError("UNKNOWN", f"expected an alias {name!r} with something before; {what}")
     first, *rest = fields["before"]
-    return replace(document, aliases={**document.aliases, name: {**first, "before": rest}})
+    fields = {**extensions(fields), **first, "before": rest}
+    return replace(document, aliases={**document.aliases, name: fields})
 
 
 def _without_versions(document: Document, gone: Sequence[Entry]) -> Document:
@@ -167,7 +169,7 @@ def _without_versions(document: Document, gone: Sequence[Entry]) -> Document:
         rest = {key: fields for key, fields in model["versions"].items() if key != entry.id}
         last = last_number(model)
         keep_last = last > max((fields["n"] for fields in rest.values()), default=0)
-        models[entry.name] = {"versions": rest, **({"last": last} if keep_last else {})}
+        models[entry.name] = {**extensions(model), "versions": rest, **({"last": last} if keep_last else {})}
     ids = {entry.id for entry in gone}
     broken = [name for name, fields in document.ensembles.items() if ids & set(fields["members"])]
     return _without_lost_aliases(_without(replace(document, models=models), "ensembles", broken))
@@ -188,7 +190,7 @@ def _without_lost_aliases(document: Document) -> Document:
         return any(fields["n"] == place["version"] for fields in versions.values())
 
     aliases = {
-        name: {**_target(fields), "before": [place for place in fields.get("before", []) if there(place)]}
+        name: {**fields, "before": [place for place in fields.get("before", []) if there(place)]}
         for name, fields in document.aliases.items()
         if there(fields)
     }
@@ -210,7 +212,7 @@ def last_number(model: Mapping[str, Any]) -> int:
 
 
 def _target(fields: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in fields.items() if key != "before"}
+    return {key: fields[key] for key in ("ensemble", "model", "version") if key in fields}
 
 
 def _told(place: Mapping[str, Any]) -> str:

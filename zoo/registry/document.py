@@ -166,6 +166,11 @@ def _with(table: Mapping[str, Any], key: str, value: Any) -> Mapping[str, Any]:
     return {**base, **added, key: value}
 
 
+def extensions(table: Mapping[str, Any]) -> dict[str, Any]:
+    """What somebody else keeps there: keys that begin with `x-`, of a registry, a model, an alias."""
+    return {key: value for key, value in table.items() if key.startswith("x-")}
+
+
 def read(raw: bytes, known: Document | None = None) -> Document:
     """As `parse` for a small file, as `frame` for a large one."""
     return parse(raw, known) if len(raw) < _SMALL else frame(raw, known)
@@ -197,8 +202,7 @@ def frame(raw: bytes, known: Document | None = None) -> Document:
         table = _table(_decoded(raw), {} if known is None else known.models)
         check_top(table, _FORMAT, SCHEMA)
         check_sections(table)
-    extensions = {key: value for key, value in table.items() if key.startswith("x-")}
-    return Document(table["models"], table["ensembles"], table["aliases"], extensions)
+    return Document(table["models"], table["ensembles"], table["aliases"], extensions(table))
 
 
 def write(document: Document) -> bytes:
@@ -218,7 +222,8 @@ def write(document: Document) -> bytes:
 def _model(name: str, model: Mapping[str, Any]) -> str:
     last = f'"last":{model["last"]},' if "last" in model else ""
     versions = _section([f'"{key}":{_line(fields)}' for key, fields in sorted(model["versions"].items())])
-    return f'"{name}":{{{last}"versions":{versions}}}'
+    more = "".join([f",{canonical(key)}:{_text(value)}" for key, value in sorted(extensions(model).items())])
+    return f'"{name}":{{{last}"versions":{versions}{more}}}'
 
 
 def _section(lines: list[str]) -> str:

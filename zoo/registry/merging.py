@@ -14,7 +14,7 @@ from typing import Any
 from zoo import durable
 from zoo.registry import protocol
 from zoo.registry.changes import last_number
-from zoo.registry.document import Document, parse, write
+from zoo.registry.document import Document, extensions, parse, write
 from zoo.registry.references import RegistryError
 
 Fields = Mapping[str, Any]
@@ -58,7 +58,9 @@ def _model(
         last = numbers[key] = max(theirs["versions"][key]["n"], last + 1)
     moved = {fields["n"]: numbers[key] for key, fields in theirs["versions"].items() if key in numbers}
     last = max(last, theirs.get("last", 0))
-    model = {"versions": {key: {**fields, "n": numbers[key]} for key, fields in merged.items()}}
+    kept = [extensions(side) for side in sides]
+    model = _section(f"key of {name!r}", kept[0], kept[1], kept[2], conflicts, whole=True)
+    model["versions"] = {key: {**fields, "n": numbers[key]} for key, fields in merged.items()}
     return {**model, **({"last": last} if last > max(numbers.values(), default=0) else {})}, moved
 
 

@@ -154,19 +154,23 @@ def check_ensemble(name: str, fields: Any) -> None:
 
 def _check_alias(name: str, fields: Any, table: Mapping[str, Any]) -> None:
     what = f"the alias {name!r}"
-    target = {"ensemble": str} if isinstance(fields, dict) and "ensemble" in fields else {"model": str, "version": int}
-    _check_fields(what, fields, target, {"before": list})
+    _check_fields(what, fields, _place(fields), {"before": list})
     for place in (fields, *fields.get("before", ())):
         if place is not fields:
-            _check_fields(what, place, {"ensemble": str} if "ensemble" in place else {"model": str, "version": int}, {})
+            _check_fields(what, place, _place(place), {})
         model = table["models"].get(place.get("model"), {"versions": {}})
         there = {_number(version) for version in model["versions"].values()}
         if not (place.get("ensemble") in table["ensembles"] or place.get("version") in there):
             _refuse("DANGLING", f"{what} points to {place}, which the registry does not have")
 
 
+def _place(fields: Any) -> dict[str, type]:
+    return {"ensemble": str} if isinstance(fields, dict) and "ensemble" in fields else {"model": str, "version": int}
+
+
 def _number(fields: Any) -> int | None:
-    return fields.get("n") if isinstance(fields, Mapping) else None
+    number = fields.get("n") if isinstance(fields, Mapping) else None
+    return number if type(number) is int else None
 
 
 def _check_fields(what: str, fields: Any, needed: Mapping[str, type], more: Mapping[str, type]) -> None:
