@@ -21,6 +21,15 @@ def small(architecture: str, **options: object) -> zoo.Spec:
     return zoo.Spec(architecture, features=5, context=1, classes=4, options={**sizes, **options})
 
 
+@pytest.mark.parametrize("field", small("cylinder").to_dict())
+@pytest.mark.parametrize("value", [None, ["a"], 1.5, {"a": 1}, 2**70, ""], ids=str)
+def test_a_spec_of_anything_else_says_what_was_expected(field: str, value: object) -> None:
+    """A field of another type or beyond all sizes, as a file may hold it, is named."""
+    data = {**small("cylinder").to_dict(), field: value}
+    with pytest.raises((TypeError, ValueError), match=r"expected|unknown|cannot build"):
+        zoo.count_parameters(zoo.Spec.from_dict(data))
+
+
 @pytest.mark.parametrize("name", EVERY)
 def test_logits_have_one_column_per_class_and_finite_gradients(name: str) -> None:
     """(B, inputs) -> (B, classes), and the loss can be differentiated to every parameter."""

@@ -468,5 +468,18 @@ def test_what_cannot_be_written_or_read_is_refused() -> None:
         ensemble.rule_to_json(lambda p: p[0])
     with pytest.raises(ValueError, match=r"no rule named 'os\.system'"):
         ensemble.rule_from_json({"rule": "os.system"})
-    with pytest.raises(ValueError, match=r"WeightedMean with some of .*, got \['wights'\]"):
+    with pytest.raises(ValueError, match=r"WeightedMean with some of .*, got {'wights': \[1\]}"):
         ensemble.rule_from_json({"rule": "WeightedMean", "wights": [1]})
+    with pytest.raises(ValueError, match=r"power_mean with some of \['power'\], got {'powr': 2}"):
+        ensemble.rule_from_json({"rule": "power_mean", "powr": 2})
+
+
+NO_RULES = [None, 1, [], {}, {"rule": None}, {"rule": "Chain"}, {"rule": "Abstaining"}, {"rule": "mean", "of": 1}]
+
+
+@pytest.mark.parametrize("data", NO_RULES + [{"rule": "Chain", "steps": [data]} for data in NO_RULES], ids=str)
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_data_that_is_no_rule_is_refused_by_one_kind_of_error(data: object, wrapped: bool) -> None:
+    """Whatever a file holds in place of a rule, also inside another."""
+    with pytest.raises(ValueError, match="rule"):
+        ensemble.rule_from_json({"rule": "Abstaining", "of": data} if wrapped else data)  # type: ignore[arg-type]

@@ -39,7 +39,7 @@ class Spec:
 
     Raises:
         ValueError: an unknown name (the nearest are named), a size below its minimum.
-        TypeError: an option of another type than the builder's default.
+        TypeError: a field or an option of another type than it has, or than the builder's default.
 
     Example:
         >>> spec = Spec("cylinder", features=27, context=20, classes=40, options={"width": 64})
@@ -58,9 +58,13 @@ class Spec:
     def __post_init__(self) -> None:
         for name, least in (("features", 1), ("context", 0), ("classes", 2)):
             _check_size(name, getattr(self, name), least)
+        for name, kind in (("architecture", str), ("normalisation", str), ("padding", str), ("options", Mapping)):
+            if not isinstance(getattr(self, name), kind):
+                msg = f"expected {name} as {'text' if kind is str else 'names and values'}, got {getattr(self, name)!r}"
+                raise TypeError(msg)
         for what, table in (("normalisation", NORMALISATIONS), ("padding", PADDINGS)):
             if getattr(self, what) not in table:
-                raise ValueError(unknown(what, str(getattr(self, what)), table))
+                raise ValueError(unknown(what, getattr(self, what), table))
         options = _complete(self.architecture, self.options)
         object.__setattr__(self, "options", MappingProxyType(options))
 
@@ -129,8 +133,8 @@ def build(spec: Spec, *, seed: int | None = None, device: torch.device | str = "
 
 
 def count_parameters(spec: Spec) -> int:
-    """Trainable parameters, counted on the meta device: nothing is allocated."""
-    return _trainable(_built(spec, "meta"))
+    """Trainable parameters, counted on the meta device: nothing is allocated; the errors of `build`."""
+    return _trainable(_shapes(spec))
 
 
 def _trainable(module: nn.Module) -> int:
@@ -146,7 +150,7 @@ def _shapes(spec: Spec) -> nn.Module:
     """The model without memory; ValueError where nobody can want it."""
     try:
         module = _built(spec, "meta")
-    except RuntimeError as error:  # torch: sizes beyond 64 bits
+    except (RuntimeError, TypeError) as error:  # torch: sizes beyond 64 bits
         msg = f"cannot build {spec.architecture!r} with {dict(spec.options)}: {error}"
         raise ValueError(msg) from error
     parameters = _trainable(module)

@@ -74,7 +74,7 @@ def trimmed_mean(probabilities: Tensor, *, trim: float = 0.2) -> Tensor:
     Raises:
         ValueError: `trim` is outside its range.
     """
-    if not 0 <= trim < 0.5:
+    if not isinstance(trim, int | float) or not 0 <= trim < 0.5:
         msg = f"expected trim in [0, 0.5), got {trim}"
         raise ValueError(msg)
     members = len(probabilities)
@@ -120,12 +120,12 @@ def power_mean(probabilities: Tensor, *, power: float = 0.5) -> Tensor:
     Raises:
         ValueError: `power` is not a positive number.
     """
-    if not 0 < power < math.inf:
+    if not isinstance(power, int | float) or not 0 < power < math.inf:
         msg = f"expected a positive power, got {power}; towards zero it becomes log_mean"
         raise ValueError(msg)
     top = probabilities.amax(dim=0)  # (N, C), taken out so that large powers do not underflow
     shares = probabilities / top.clamp(min=torch.finfo(top.dtype).tiny)
-    raised = top * shares.pow(power).mean(dim=0).pow(1 / power)
+    raised = top * shares.pow(float(power)).mean(dim=0).pow(1 / power)
     return _normalised(raised, probabilities)
 
 

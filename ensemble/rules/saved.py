@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, cast
@@ -57,18 +58,38 @@ def rule_from_json(data: Mapping[str, Any]) -> Rule:
         >>> rule_from_json({"rule": "LogPool", "weights": [0.5, 0.25]})
         LogPool(weights=(0.5, 0.25), fingerprint='')
     """
-    options = dict(data)
-    name = str(options.pop("rule", None))
-    if name == "Chain":
-        return Chain(tuple(rule_from_json(step) for step in options["steps"]))
-    if name == "Abstaining":
-        return Abstaining(rule_from_json(options["of"]))
-    if name not in _FITTED:
-        found = get_rule(name)
-        return functools.partial(found, **options) if options else found
-    known = {field.name for field in fields(_FITTED[name])}
+    if not isinstance(data, Mapping):
+        msg = f"expected a rule as names and values, got {str(data)[:60]}"
+        raise ValueError(msg)  # it comes from a file
+    options = {key: value for key, value in data.items() if key != "rule"}
+    name = str(data.get("rule"))
     try:
-        return cast(Rule, _FITTED[name](**options))
+        if name == "Chain":
+            return Chain(tuple(rule_from_json(step) for step in _only("steps", options)))
+        if name == "Abstaining":
+            return Abstaining(rule_from_json(_only("of", options)))
+        if name in _FITTED:
+            return cast(Rule, _FITTED[name](**options))
+        return _bound(get_rule(name), options)
     except TypeError as error:
-        msg = f"expected the rule {name} with some of {sorted(known)}, got {sorted(options)}"
+        msg = f"expected the rule {name} with {_known(name)}, got {str(options)[:80]}"
         raise ValueError(msg) from error
+
+
+def _bound(function: Rule, options: Mapping[str, Any]) -> Rule:
+    """A rule of the table with its settings; TypeError where it has no such settings."""
+    inspect.signature(function).bind(None, **options)
+    return functools.partial(function, **options) if options else function
+
+
+def _only(key: str, options: Mapping[str, Any]) -> Any:
+    if set(options) != {key}:
+        raise TypeError(key)
+    return options[key]
+
+
+def _known(name: str) -> str:
+    if name in _FITTED:
+        return f"some of {sorted(field.name for field in fields(_FITTED[name]))}"
+    inner = {"Chain": "steps", "Abstaining": "of"}.get(name)
+    return f"{inner!r}" if inner else f"some of {list(inspect.signature(get_rule(name)).parameters)[1:]}"
