@@ -120,9 +120,29 @@ def test_a_missing_partition_names_those_that_exist(root: Path) -> None:
         zoo.read_corpus(root, "e")
 
 
-def test_a_file_that_is_no_array_is_refused(root: Path) -> None:
+def array_of(header: str) -> bytes:
+    """A file of numpy.save with a header of one's own."""
+    text = header.encode().ljust(117) + b"\n"
+    return b"\x93NUMPY\1\0" + len(text).to_bytes(2, "little") + text + bytes(400)
+
+
+NO_ARRAYS = {
+    "nothing": b"",
+    "a text": b"hello",
+    "an archive": b"PK\3\4" + bytes(50),
+    "cut short": array_of("{'descr': '<f4', 'fortran_order': False, 'shape': (3, 4), }")[:140],
+    "beyond the file": array_of("{'descr': '<f4', 'fortran_order': False, 'shape': (10000000000, 4), }"),
+    "a negative size": array_of("{'descr': '<f4', 'fortran_order': False, 'shape': (-3, 4), }"),
+    "a call in the header": array_of("{'descr': '<f4', 'fortran_order': False, 'shape': (open('x'), 4), }"),
+    "brackets": array_of("{'descr': '<f4', 'shape': " + "(" * 60),
+}
+
+
+@pytest.mark.parametrize("half", ["mfcc", "transcript"])
+@pytest.mark.parametrize("name", NO_ARRAYS)
+def test_a_file_that_is_no_array_is_refused(root: Path, name: str, half: str) -> None:
     """Truncated, or something else altogether."""
-    (root / "p" / "mfcc" / "a.npy").write_bytes(b"hello")
+    (root / "p" / half / "a.npy").write_bytes(NO_ARRAYS[name])
     with pytest.raises(zoo.CorpusError, match=r"a\.npy: expected an array written by numpy\.save"):
         zoo.read_corpus(root, "p")
 

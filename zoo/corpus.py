@@ -11,6 +11,7 @@ import csv
 from collections.abc import Sequence
 from importlib.resources import as_file, files
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
 import torch
@@ -22,6 +23,18 @@ from zoo.names import unknown
 _PHONEMES = "[SIL] AA AE AH AO AW AY B CH D DH EH ER EY F G HH IH IY JH K L M N NG OW OY P R S SH T TH UH UW V W Y Z ZH"
 PHONEMES: tuple[str, ...] = tuple(_PHONEMES.split())
 _OTHER_SPELLINGS = {"SIL": "[SIL]"}
+# all that NumPy raises over a header of nonsense
+_NO_ARRAY = (
+    ValueError,
+    EOFError,
+    OSError,
+    OverflowError,
+    MemoryError,
+    SyntaxError,
+    TypeError,
+    RecursionError,
+    TokenError,
+)
 _SENTENCE_ENDS = (("[SOS]", "<sos>"), ("[EOS]", "<eos>"))
 
 
@@ -191,11 +204,16 @@ def _partners(paths: list[Path], folder: Path) -> list[Path] | None:
 
 
 def _load(path: Path, *, header_only: bool = False) -> np.ndarray:
+    """The array of one file, no archive, no Python objects; mapped where only its header is wanted."""
     try:
-        return np.load(path, mmap_mode="r" if header_only else None, allow_pickle=False)  # type: ignore[no-any-return]
-    except (ValueError, EOFError, OSError) as error:
-        hint = "; Python objects are never unpickled: save plain arrays" if "object" in str(error).lower() else ""
-        msg = f"{path}: expected an array written by numpy.save, got: {error}{hint}"
+        if header_only:
+            return np.lib.format.open_memmap(path, mode="r")
+        with path.open("rb") as file:
+            return np.lib.format.read_array(file, allow_pickle=False)
+    except _NO_ARRAY as error:
+        objects = "Python objects" in str(error) or "Object arrays" in str(error)
+        hint = "; Python objects are never unpickled: save plain arrays" if objects else ""
+        msg = f"{path}: expected an array written by numpy.save, got: {str(error)[:200]}{hint}"
         raise CorpusError(msg) from error
 
 
