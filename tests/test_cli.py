@@ -105,6 +105,10 @@ def test_stored_outputs_are_judged_as_the_models_are(capsys: pytest.CaptureFixtu
     assert live["members"] == kept["members"]
     chosen = json.loads(said(capsys, "evaluate", *stored, "--members", "cyl*", "--json"))
     assert [row["name"] for row in chosen["members"]] == ["cylinder-a", "cylinder-b"]
+    for text in ("", "[]", "{}"):
+        Path("said/members.json").write_text(text)
+        assert zoo.run_app(app, ["evaluate", *stored]) == 2
+        assert "collect again" in capsys.readouterr().err
 
 
 def test_every_rule_that_can_be_fitted_is_judged_by_its_name(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import filter as matching
 from pathlib import Path
@@ -97,18 +98,27 @@ class Source:
 
         began = time.perf_counter()
         outputs = unpack(stored_file(folder, partition).read_bytes())
-        known = json.loads((folder / KNOWN).read_text(encoding="utf-8"))
         names = list(dict.fromkeys(name for pattern in self.members for name in matching(outputs.members, pattern)))
         if not names:
             msg = f"expected members that match {list(self.members)}, got none; {folder} has {list(outputs.members)}"
             raise ValueError(msg)
         chosen = outputs if names == list(outputs.members) else outputs.subset(names)
         chosen.require_labels()
-        parameters, trained_on = ({name: known[name][key] for name in names} for key in ("parameters", "trained_on"))
+        parameters, trained_on = _known(folder / KNOWN, names)
         return Spoken(chosen, parameters, trained_on, time.perf_counter() - began)
 
 
 KNOWN = "members.json"
+
+
+def _known(path: Path, names: Sequence[str]) -> tuple[dict[str, int], dict[str, str]]:
+    """Parameters and training frames of the members of stored outputs, by name."""
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+        return {name: known[name]["parameters"] for name in names}, {name: known[name]["trained_on"] for name in names}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        msg = f"expected in {path} what `ensemble collect` knows of {list(names)}, got: {error!r}; collect again"
+        raise ValueError(msg) from error
 
 
 def stored_file(folder: Path, partition: str) -> Path:
