@@ -86,6 +86,8 @@ def test_verify_answers_no_with_exit_code_one(registry, say):
     """Damage is told with its reason."""
     assert say("verify --fast")[0] == say("verify --probe")[0] == 0
     registry.blobs.path(registry.get("a@1").sha256).unlink()
+    code, _, err = say("verify aa b*")
+    assert (code, "nothing matches aa b*" in err) == (2, True)
     code, out, _ = say("verify --json")
     assert code == 1
     assert [problem["reason"] for problem in json.loads(out)["problems"]] == ["MISSING"]

@@ -158,6 +158,8 @@ def verify(
 
     found = Registry(registry)
     entries = found.entries(names or "*")
+    if names and not entries:  # a typing error must not pass for a clean bill of health
+        raise ValueError(f"nothing matches {' '.join(names)} in {found.path}; it has {', '.join(found.list())}")
     problems = []
     with progress("verifying", total=len(entries)) as advance:
         for entry, problem in found.verified(names or "*", fast=fast, probe=probe):
@@ -360,14 +362,17 @@ def spec_data(text: str) -> dict[str, Any]:
     """JSON as given, or of a .json or .toml file."""
     import tomllib
 
-    path = Path(text)
-    if path.suffix == ".toml":
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    data = json.loads(text if text.lstrip().startswith("{") else path.read_text(encoding="utf-8"))
-    if not isinstance(data, dict):
-        msg = f"expected a spec as a JSON object, got {str(data)[:80]}"
+    inline = text.lstrip()[:1] in ("{", "[")
+    try:
+        data = text if inline else Path(text).read_text(encoding="utf-8")
+        found = tomllib.loads(data) if Path(text).suffix == ".toml" and not inline else json.loads(data)
+    except (OSError, ValueError) as error:
+        msg = f"expected a spec as a JSON object, or a .json or .toml file, got {text[:80]!r}: {error}"
+        raise ValueError(msg) from error
+    if not isinstance(found, dict):
+        msg = f"expected a spec as a JSON object, got {str(found)[:80]}"
         raise ValueError(msg)
-    return data
+    return found
 
 
 def _class_names(given: tuple[str, ...]) -> list[str] | None:
