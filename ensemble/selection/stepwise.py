@@ -14,6 +14,7 @@ Array = NDArray[np.float64]
 
 _BLOCK = 512  # frames read together
 _PART = 256  # frames whose sums are made before looking whether a member can still be the best
+_KEPT = 2**23  # probabilities of members picked before that are kept at most
 _SLACK = 1e-5  # frames this close to flipping are looked at in full: more than rounding can do
 
 
@@ -119,6 +120,7 @@ class _State:
         self.rival = np.where(self.labels > 0, 0, C - 1)
         self.given = np.full_like(self.margins, np.nan)  # what members give the rival, as far as it was asked for
         self.picked = 0
+        self.kept: dict[int, NDArray[np.float32]] = {}
 
     def _read(self, where: slice) -> None:
         logs = self.logs[:, where].float()
@@ -138,6 +140,8 @@ class _State:
         return level[first], most, losses[first]
 
     def add(self, m: int) -> None:
+        if m not in self.kept and (len(self.kept) + 1) * self.sum.size <= _KEPT:
+            self.kept[m] = self._probabilities(m, slice(None))  # who was picked is looked at and picked again
         self.sum += self._probabilities(m, slice(None))
         self.true_sum += self.truth[:, m]
         self.picked += 1
@@ -209,6 +213,8 @@ class _State:
 
     def _probabilities(self, m: int, rows: NDArray[np.intp] | slice) -> NDArray[np.float32]:
         """(rows, C) of a member."""
+        if m in self.kept:
+            return self.kept[m][rows]
         found: NDArray[np.float32] = self.logs[m].index_select(0, self.index[rows]).float().exp_().numpy()
         return found
 
