@@ -13,7 +13,7 @@ from ensemble.outputs import MemberOutputs
 Array = NDArray[np.float64]
 
 _BLOCK = 512  # frames read together
-_PART = 256  # frames whose sums are made before looking whether a member can still be the best
+_PART = 512  # frames whose sums are made before looking whether a member can still be the best
 _KEPT = 2**23  # probabilities of members picked before that are kept at most
 _SLACK = 1e-5  # frames this close to flipping are looked at in full: more than rounding can do
 
@@ -102,19 +102,19 @@ class _State:
         self.labels = outputs.require_labels().numpy()
         self.logs = outputs.log_probabilities
         M, N, C = outputs.shape
-        self.truth, self.margins = np.empty((N, M), np.float32), np.empty((N, M), np.float32)
+        self.truth, self.margins = np.empty((M, N), np.float32), np.empty((M, N), np.float32)
         for begin in range(0, N, _BLOCK):
             self._read(slice(begin, begin + _BLOCK))
         if np.isnan(self.margins).any():
-            names = [outputs.members[m] for m in np.flatnonzero(np.isnan(self.margins).any(axis=0))]
+            names = [outputs.members[m] for m in np.flatnonzero(np.isnan(self.margins).any(axis=1))]
             msg = f"expected numbers from every member, got NaN from {names}; leave them out"
             raise ValueError(msg)
         self.true_sum = np.zeros(N)
-        self.frames = np.flatnonzero(self.margins.min(axis=1) <= _SLACK)
+        self.frames = np.flatnonzero(self.margins.min(axis=0) <= _SLACK)
         self.always = N - len(self.frames)  # frames that every member gets right
         self.index = torch.from_numpy(self.frames)
-        self.labels, self.margins = self.labels[self.frames], self.margins[self.frames]
-        self.least, self.most = self.margins.min(axis=1), self.truth[self.frames].max(axis=1)
+        self.labels, self.margins = self.labels[self.frames], self.margins.take(self.frames, axis=1)
+        self.least, self.most = self.margins.min(axis=0), self.truth.max(axis=0)[self.frames]
         self.sum = np.zeros((len(self.frames), C))
         self.low, self.high = np.zeros(len(self.frames)), np.zeros(len(self.frames))  # bounds of the margin
         self.rival = np.where(self.labels > 0, 0, C - 1)
@@ -127,8 +127,8 @@ class _State:
         index = torch.from_numpy(self.labels[where]).expand(len(logs), -1).unsqueeze(-1)
         truth = logs.gather(-1, index).squeeze(-1).exp()
         others = logs.scatter(-1, index, -torch.inf).amax(dim=-1).exp()
-        self.truth[where] = truth.numpy().T
-        self.margins[where] = (truth - others).numpy().T
+        self.truth[:, where] = truth.numpy()
+        self.margins[:, where] = (truth - others).numpy()
 
     def best(self) -> tuple[int, int, float]:
         """The member to add, how many frames are right with it, and the log-loss then."""
@@ -143,10 +143,10 @@ class _State:
         if m not in self.kept and (len(self.kept) + 1) * self.sum.size <= _KEPT:
             self.kept[m] = self._probabilities(m, slice(None))  # who was picked is looked at and picked again
         self.sum += self._probabilities(m, slice(None))
-        self.true_sum += self.truth[:, m]
+        self.true_sum += self.truth[m]
         self.picked += 1
-        self.low += self.margins[:, m]
-        self.high += self.truth[self.frames, m]
+        self.low += self.margins[m]
+        self.high += self.truth[m, self.frames]
 
     def _hits(self) -> dict[int, int]:
         """How many frames are right once a member joins, for every member that may be the best."""
@@ -155,14 +155,14 @@ class _State:
             self._measure(open_)  # what the bounds left open, exactly; often that closes it
             sure, open_ = self._open()
         kept, flips = self._bounded(open_)
-        least = self.always + int(sure.sum()) + kept.sum(axis=0)
-        most = least + flips.sum(axis=0)
+        least = self.always + int(sure.sum()) + kept.sum(axis=1)
+        most = least + flips.sum(axis=1)
         hits: dict[int, int] = {}
         for m in np.argsort(-most, kind="stable").tolist():
             best = max(hits.values(), default=0)
             if most[m] < best:
                 break
-            hits[m] = self._right(m, open_[flips[:, m]], int(most[m]), best)
+            hits[m] = self._right(m, open_[flips[m]], int(most[m]), best)
         return hits
 
     def _right(self, m: int, rows: NDArray[np.intp], most: int, best: int) -> int:
@@ -178,23 +178,24 @@ class _State:
         return most
 
     def _bounded(self, rows: NDArray[np.intp]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        """(rows, M) whether a frame is surely right once a member joins, and whether it may be."""
-        margins, truth, high = self.margins[rows], self.truth[self.frames[rows]], self.high[rows]
+        """(M, rows) whether a frame is surely right once a member joins, and whether it may be."""
+        margins, high = self.margins.take(rows, axis=1), self.high[rows]
         if not self.picked:
             return margins > _SLACK, np.abs(margins) <= _SLACK
         # float32 is exact enough: where it rounds by more than a fraction of the slack no member reaches
-        kept = margins > (_SLACK - self.low[rows, None]).astype(np.float32)
-        flips = ~kept & (truth >= (-_SLACK - high[:, None]).astype(np.float32))
+        kept = margins > (_SLACK - self.low[rows]).astype(np.float32)
+        truth = self.truth.take(self.frames[rows], axis=1)
+        flips = ~kept & (truth >= (-_SLACK - high).astype(np.float32))
         given = self._given(rows, flips)
-        return kept, flips & (high[:, None] + (truth - given) >= -_SLACK)
+        return kept, flips & (high + (truth - given) >= -_SLACK)
 
     def _given(self, rows: NDArray[np.intp], wanted: NDArray[np.bool_]) -> NDArray[np.float32]:
-        """(rows, M) what members give the rivals, where wanted; kept until a frame's rival is another."""
-        given = self.given[rows]
-        row, m = np.nonzero(wanted & np.isnan(given))
+        """(M, rows) what members give the rivals, where wanted; kept until a frame's rival is another."""
+        given = self.given.take(rows, axis=1)
+        m, row = np.nonzero(wanted & np.isnan(given))
         where = np.ravel_multi_index((m, self.frames[rows[row]], self.rival[rows[row]]), self.logs.shape)
-        given[row, m] = self.logs.take(torch.from_numpy(where)).float().exp_().numpy()
-        self.given[rows] = given
+        given[m, row] = self.logs.take(torch.from_numpy(where)).float().exp_().numpy()
+        self.given[:, rows] = given
         return given
 
     def _open(self) -> tuple[NDArray[np.bool_], NDArray[np.intp]]:
@@ -207,7 +208,7 @@ class _State:
         others, every = self.sum[rows], np.arange(len(rows))
         others[every, self.labels[rows]] = -np.inf
         rival = others.argmax(axis=1)
-        self.given[rows[rival != self.rival[rows]]] = np.nan
+        self.given[:, rows[rival != self.rival[rows]]] = np.nan
         self.rival[rows] = rival
         self.low[rows] = self.high[rows] = self.true_sum[self.frames[rows]] - others[every, rival]
 
@@ -220,4 +221,4 @@ class _State:
 
     def _loss(self, m: int) -> float:
         with np.errstate(divide="ignore"):
-            return float(-np.log((self.true_sum + self.truth[:, m]) / (self.picked + 1)).mean())
+            return float(-np.log((self.true_sum + self.truth[m]) / (self.picked + 1)).mean())
