@@ -171,7 +171,8 @@ class _State:
         Counted in parts, and no further than where `best` is out of reach.
         """
         for part in np.array_split(rows, 1 + len(rows) // _PART):
-            changed = self.sum[part] + self._probabilities(m, part)
+            changed = self.sum.take(part, axis=0)
+            changed += self._probabilities(m, part)
             most -= int((changed.argmax(axis=1) != self.labels[part]).sum())
             if most < best:
                 break
@@ -191,12 +192,10 @@ class _State:
 
     def _given(self, rows: NDArray[np.intp], wanted: NDArray[np.bool_]) -> NDArray[np.float32]:
         """(M, rows) what members give the rivals, where wanted; kept until a frame's rival is another."""
-        given = self.given.take(rows, axis=1)
-        m, row = np.nonzero(wanted & np.isnan(given))
+        m, row = np.nonzero(wanted & np.isnan(self.given.take(rows, axis=1)))
         where = np.ravel_multi_index((m, self.frames[rows[row]], self.rival[rows[row]]), self.logs.shape)
-        given[m, row] = self.logs.take(torch.from_numpy(where)).float().exp_().numpy()
-        self.given[:, rows] = given
-        return given
+        self.given[m, rows[row]] = self.logs.take(torch.from_numpy(where)).float().exp_().numpy()
+        return self.given.take(rows, axis=1)
 
     def _open(self) -> tuple[NDArray[np.bool_], NDArray[np.intp]]:
         """Frames that are right whoever joins, and the frames that somebody can flip."""
@@ -205,7 +204,7 @@ class _State:
 
     def _measure(self, rows: NDArray[np.intp]) -> None:
         """The margins of some frames as they are."""
-        others, every = self.sum[rows], np.arange(len(rows))
+        others, every = self.sum.take(rows, axis=0), np.arange(len(rows))
         others[every, self.labels[rows]] = -np.inf
         rival = others.argmax(axis=1)
         self.given[:, rows[rival != self.rival[rows]]] = np.nan
