@@ -202,7 +202,9 @@ def autogluon_greedy(outputs: ensemble.MemberOutputs, rounds: int) -> float | No
 def compare_selection(table: Table, *, quick: bool) -> None:
     """Greedy, budget, resampling."""
     outputs = outputs_of(32, 4000 if quick else 20_000, 40)
-    turns = [(seconds(lambda: ensemble.greedy(outputs, 50)), seconds(lambda: plain_greedy(outputs, 50))) for _ in "123"]
+    turns = [
+        (seconds(lambda: ensemble.greedy(outputs, 50)), seconds(lambda: plain_greedy(outputs, 50))) for _ in range(5)
+    ]
     own, plain = (float(np.median([turn[k][0] for turn in turns])) for k in (0, 1))
     bar = f"same picks {mark(all(a.picks == b for (_, a), (_, b) in turns))}, >= 8x {mark(plain >= 8 * own)}"
     table.add_row("greedy, 50 rounds", f"{own:.3f}", f"plain loop {plain:.3f}", f"{plain / own:.1f}", bar)
@@ -232,7 +234,7 @@ def main(quick: bool) -> None:
     with threadpool_limits(1):
         torch.set_num_threads(1)
         for M, N in SHAPES[:2] if quick else SHAPES:
-            compare_fits(fits, M, N, repeats=11 if N < 1e5 else 3)
+            compare_fits(fits, M, N, repeats=3 if quick else 11 if N < 1e5 else 7)
         compare_selection(rest, quick=quick)
     console.print(fits)
     console.print(rest)
