@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import copy
 import json
 import time
 from pathlib import Path
@@ -236,9 +237,9 @@ def test_whatever_stands_in_a_place_is_refused_by_name_or_kept(changes):
     for (*path, last), value in changes:
         holder = table
         for key in path:
-            holder = holder[key] if isinstance(holder, dict) and key in holder else {}
-        if isinstance(holder, dict):
-            holder[last] = value
+            holder = holder[key] if isinstance(holder, dict) and key in holder else None
+        if isinstance(holder, dict) and isinstance(last, str):
+            holder[last] = copy.deepcopy(value)
     if verdict(parse, text := json.dumps(table).encode()) == "OK":
         assert json.loads(write(parse(text))) == table
 
