@@ -35,7 +35,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import Any, cast
 
 from zoo.canonical import TextError, canonical, parse_printed, parse_strictly
 from zoo.registry.references import RegistryError
@@ -62,14 +62,13 @@ class Line(Mapping[str, Any]):
 
     def fields(self) -> dict[str, Any]:
         """All fields, not to be changed; RegistryError where the line is refused."""
-        if self._fields is None:
-            self.accept(_strictly(self.text))
-        return self._fields  # type: ignore[return-value]
+        return self.accept(_strictly(self.text)) if self._fields is None else self._fields
 
-    def accept(self, fields: Any) -> None:
+    def accept(self, fields: Any) -> dict[str, Any]:
         """Take what the text says as its fields; RegistryError where it is refused."""
         check_version(self._name, fields, deep=self.text.count("{") + self.text.count("["))
-        self._fields = fields
+        self._fields = found = cast("dict[str, Any]", fields)
+        return found
 
     def __getitem__(self, key: str) -> Any:
         return self.fields()[key]

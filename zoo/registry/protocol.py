@@ -11,7 +11,7 @@ Then the registry, under its lock:
     4. take the lock; a waiter is told in the end who holds it          `locked`
     5. read the file, remember its bytes, parse it strictly             `commit`
     6. change the content, a pure function; nothing changed: done
-    7. write its text, parse that text again: it must say the same
+    7. print each new line and read it back, write the whole text, parse that again: it must say the same
     8. write a temporary file beside it with the old permissions, flush it
     9. read the file once more: changed meanwhile (an editor, git)? then from 5 again, three times in all
     10. rename, flush the folder, release the lock
