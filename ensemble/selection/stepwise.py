@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise, product
 
 import numpy as np
 import torch
@@ -12,10 +13,12 @@ from ensemble.outputs import MemberOutputs
 
 Array = NDArray[np.float64]
 
-_BLOCK = 512  # frames read together
-_PART = 512  # frames whose sums are made before looking whether a member can still be the best
-_KEPT = 2**23  # probabilities of members picked before that are kept at most
+_BLOCK = 16384  # frames read together
+_PART = 1024  # frames counted together, of all members that may still be the best
 _SLACK = 1e-5  # frames this close to flipping are looked at in full: more than rounding can do
+_ROUNDED = 1e-7  # and this much per round: a margin in float32 is off by 3e-8 at most
+_LEFT = 0.8  # share of frames still open from which on the others are let go
+_PER_FRAME = ("frames", "labels", "least", "most", "low", "high", "rival", "sum")
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +69,7 @@ def greedy(outputs: MemberOutputs, rounds: int = 50) -> GreedySelection:
     if rounds < 1:
         msg = f"expected at least one round, got {rounds}"
         raise ValueError(msg)
-    state = _State(outputs)
+    state = _State(outputs, rounds)
     counts = np.zeros(len(outputs.members))
     picks, hits, losses = [], [], []
     for _ in range(rounds):
@@ -98,37 +101,25 @@ class _State:
     this only for frames that some member gets wrong: the others are right whatever is picked.
     """
 
-    def __init__(self, outputs: MemberOutputs) -> None:
-        self.labels = outputs.require_labels().numpy()
-        self.logs = outputs.log_probabilities
-        M, N, C = outputs.shape
-        self.truth, self.margins = np.empty((M, N), np.float32), np.empty((M, N), np.float32)
-        for begin in range(0, N, _BLOCK):
-            self._read(slice(begin, begin + _BLOCK))
-        if np.isnan(self.margins).any():
-            names = [outputs.members[m] for m in np.flatnonzero(np.isnan(self.margins).any(axis=1))]
+    def __init__(self, outputs: MemberOutputs, rounds: int) -> None:
+        self.table = _Table(outputs.log_probabilities)
+        self.truth, margins = self.table.margins(outputs.require_labels())
+        if np.isnan(margins).any():
+            names = [outputs.members[m] for m in np.flatnonzero(np.isnan(margins).any(axis=1))]
             msg = f"expected numbers from every member, got NaN from {names}; leave them out"
             raise ValueError(msg)
+        _, N, C = outputs.shape
         self.true_sum = np.zeros(N)
-        self.frames = np.flatnonzero(self.margins.min(axis=0) <= _SLACK)
+        self.slack = _SLACK + _ROUNDED * rounds
+        self.frames = np.flatnonzero(margins.min(axis=0) <= self.slack)
         self.always = N - len(self.frames)  # frames that every member gets right
-        self.index = torch.from_numpy(self.frames)
-        self.labels, self.margins = self.labels[self.frames], self.margins.take(self.frames, axis=1)
+        self.labels, self.margins = outputs.require_labels().numpy()[self.frames], margins.take(self.frames, axis=1)
         self.least, self.most = self.margins.min(axis=0), self.truth.max(axis=0)[self.frames]
         self.sum = np.zeros((len(self.frames), C))
         self.low, self.high = np.zeros(len(self.frames)), np.zeros(len(self.frames))  # bounds of the margin
         self.rival = np.where(self.labels > 0, 0, C - 1)
         self.given = np.full_like(self.margins, np.nan)  # what members give the rival, as far as it was asked for
-        self.picked = 0
-        self.kept: dict[int, NDArray[np.float32]] = {}
-
-    def _read(self, where: slice) -> None:
-        logs = self.logs[:, where].float()
-        index = torch.from_numpy(self.labels[where]).expand(len(logs), -1).unsqueeze(-1)
-        truth = logs.gather(-1, index).squeeze(-1).exp()
-        others = logs.scatter(-1, index, -torch.inf).amax(dim=-1).exp()
-        self.truth[:, where] = truth.numpy()
-        self.margins[:, where] = (truth - others).numpy()
+        self.picked, self.left = 0, rounds
 
     def best(self) -> tuple[int, int, float]:
         """The member to add, how many frames are right with it, and the log-loss then."""
@@ -140,67 +131,84 @@ class _State:
         return level[first], most, losses[first]
 
     def add(self, m: int) -> None:
-        if m not in self.kept and (len(self.kept) + 1) * self.sum.size <= _KEPT:
-            self.kept[m] = self._probabilities(m, slice(None))  # who was picked is looked at and picked again
-        self.sum += self._probabilities(m, slice(None))
+        for begin in range(0, len(self.frames), _BLOCK):
+            part = slice(begin, begin + _BLOCK)
+            self.sum[part] += self.table.probabilities(m, self.frames[part])
         self.true_sum += self.truth[m]
-        self.picked += 1
+        self.picked, self.left = self.picked + 1, self.left - 1
         self.low += self.margins[m]
         self.high += self.truth[m, self.frames]
 
     def _hits(self) -> dict[int, int]:
         """How many frames are right once a member joins, for every member that may be the best."""
+        self._settle()
         sure, open_ = self._open()
         if self.picked:
             self._measure(open_)  # what the bounds left open, exactly; often that closes it
             sure, open_ = self._open()
-        kept, flips = self._bounded(open_)
-        least = self.always + int(sure.sum()) + kept.sum(axis=1)
-        most = least + flips.sum(axis=1)
+        kept, whose, rows = self._bounded(open_)
+        starts = np.searchsorted(whose, np.arange(len(kept) + 1)).tolist()
+        most = self.always + int(sure.sum()) + kept + np.diff(starts)
+        return self._raced(most, [rows[begin:end] for begin, end in pairwise(starts)])
+
+    def _raced(self, most: NDArray[np.intp], open_: list[NDArray[np.intp]]) -> dict[int, int]:
+        """How many of `most` are right in truth: first of the likely best, of the others while they may win."""
+        first = int(most.argmax())
         hits: dict[int, int] = {}
-        for m in np.argsort(-most, kind="stable").tolist():
-            best = max(hits.values(), default=0)
-            if most[m] < best:
-                break
-            hits[m] = self._right(m, open_[flips[m]], int(most[m]), best)
+        for members in ([first], [m for m in range(len(most)) if m != first]):
+            done = 0
+            while members := [m for m in members if most[m] >= max(hits.values(), default=0)]:
+                part = slice(done, done := done + max(1, _PART // len(members)))
+                most[members] -= self._wrong(members, [open_[m][part] for m in members])
+                counted = [m for m in members if len(open_[m]) <= done]
+                hits |= {m: int(most[m]) for m in counted}
+                members = [m for m in members if m not in counted]
         return hits
 
-    def _right(self, m: int, rows: NDArray[np.intp], most: int, best: int) -> int:
-        """How many frames are right once a member joins, `most` less those of `rows` that are not.
+    def _wrong(self, members: list[int], parts: list[NDArray[np.intp]]) -> NDArray[np.intp]:
+        """How many frames of each part are wrong once the member of that part joins."""
+        rows, sizes = np.concatenate(parts), [len(part) for part in parts]
+        changed = self.sum.take(rows, axis=0)
+        changed += self.table.probabilities(np.repeat(members, sizes), self.frames[rows])
+        wrong = changed.argmax(axis=1) != self.labels[rows]
+        return np.bincount(np.repeat(np.arange(len(parts)), sizes), wrong, len(parts)).astype(np.intp)
 
-        Counted in parts, and no further than where `best` is out of reach.
-        """
-        for part in np.array_split(rows, 1 + len(rows) // _PART):
-            changed = self.sum.take(part, axis=0)
-            changed += self._probabilities(m, part)
-            most -= int((changed.argmax(axis=1) != self.labels[part]).sum())
-            if most < best:
-                break
-        return most
-
-    def _bounded(self, rows: NDArray[np.intp]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        """(M, rows) whether a frame is surely right once a member joins, and whether it may be."""
+    def _bounded(self, rows: NDArray[np.intp]) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]:
+        """(M,) frames that are surely right once a member joins; and members, with the frames they may make right."""
         margins, high = self.margins.take(rows, axis=1), self.high[rows]
         if not self.picked:
-            return margins > _SLACK, np.abs(margins) <= _SLACK
+            whose, row = np.divmod(np.flatnonzero(np.abs(margins) <= self.slack), len(rows))
+            return (margins > self.slack).sum(axis=1), whose, rows[row]
         # float32 is exact enough: where it rounds by more than a fraction of the slack no member reaches
-        kept = margins > (_SLACK - self.low[rows]).astype(np.float32)
+        kept = margins > (self.slack - self.low[rows]).astype(np.float32)
         truth = self.truth.take(self.frames[rows], axis=1)
-        flips = ~kept & (truth >= (-_SLACK - high).astype(np.float32))
-        given = self._given(rows, flips)
-        return kept, flips & (high + (truth - given) >= -_SLACK)
+        pairs = np.flatnonzero(~kept & (truth >= (-self.slack - high).astype(np.float32)))
+        whose, row = np.divmod(pairs, len(rows))
+        flips = high[row] + (truth.ravel()[pairs] - self._given(whose, rows[row])) >= -self.slack
+        return kept.sum(axis=1), whose[flips], rows[row[flips]]
 
-    def _given(self, rows: NDArray[np.intp], wanted: NDArray[np.bool_]) -> NDArray[np.float32]:
-        """(M, rows) what members give the rivals, where wanted; kept until a frame's rival is another."""
-        m, row = np.nonzero(wanted & np.isnan(self.given.take(rows, axis=1)))
-        where = np.ravel_multi_index((m, self.frames[rows[row]], self.rival[rows[row]]), self.logs.shape)
-        self.given[m, rows[row]] = self.logs.take(torch.from_numpy(where)).float().exp_().numpy()
-        return self.given.take(rows, axis=1)
+    def _given(self, whose: NDArray[np.intp], rows: NDArray[np.intp]) -> NDArray[np.float32]:
+        """What members give the rivals of frames; kept until a frame's rival is another."""
+        given = self.given[whose, rows]
+        new = np.flatnonzero(np.isnan(given))
+        m, row = whose[new], rows[new]
+        given[new] = self.given[m, row] = self.table.single(m, self.frames[row], self.rival[row])
+        return given
 
-    def _open(self) -> tuple[NDArray[np.bool_], NDArray[np.intp]]:
-        """Frames that are right whoever joins, and the frames that somebody can flip."""
-        sure = self.low + self.least > _SLACK
-        return sure, np.flatnonzero(~sure & (self.high + self.most >= -_SLACK))
+    def _open(self, left: int = 1) -> tuple[NDArray[np.bool_], NDArray[np.intp]]:
+        """Frames that are right whoever joins in the picks left, and the frames that somebody can flip."""
+        sure = self.low + left * self.least > self.slack
+        return sure, np.flatnonzero(~sure & (self.high + left * self.most >= -self.slack))
+
+    def _settle(self) -> None:
+        """Let go of frames that no picks left can flip, once they are many."""
+        sure, open_ = self._open(self.left)
+        if len(open_) > _LEFT * len(self.frames):
+            return
+        self.always += int(sure.sum())
+        for name in _PER_FRAME:
+            setattr(self, name, getattr(self, name).take(open_, axis=0))
+        self.margins, self.given = self.margins.take(open_, axis=1), self.given.take(open_, axis=1)
 
     def _measure(self, rows: NDArray[np.intp]) -> None:
         """The margins of some frames as they are."""
@@ -211,13 +219,45 @@ class _State:
         self.rival[rows] = rival
         self.low[rows] = self.high[rows] = self.true_sum[self.frames[rows]] - others[every, rival]
 
-    def _probabilities(self, m: int, rows: NDArray[np.intp] | slice) -> NDArray[np.float32]:
-        """(rows, C) of a member."""
-        if m in self.kept:
-            return self.kept[m][rows]
-        found: NDArray[np.float32] = self.logs[m].index_select(0, self.index[rows]).float().exp_().numpy()
-        return found
-
     def _loss(self, m: int) -> float:
         with np.errstate(divide="ignore"):
             return float(-np.log((self.true_sum + self.truth[m]) / (self.picked + 1)).mean())
+
+
+class _Table:
+    """Probabilities of (M, N, C) logarithms, made where they are looked at; nothing is copied as a whole."""
+
+    def __init__(self, logs: torch.Tensor) -> None:
+        self.logs = logs if logs.stride(2) == 1 else logs.contiguous()
+        sizes = zip(self.logs.shape, self.logs.stride(), strict=True)
+        # all numbers as they lie, with what a store leaves between members
+        self.numbers = self.logs.as_strided((1 + sum((size - 1) * stride for size, stride in sizes),), (1,))
+        self.rows = self.numbers.unfold(0, logs.shape[2], 1)
+
+    def probabilities(self, m: NDArray[np.intp] | int, frames: NDArray[np.intp]) -> NDArray[np.float32]:
+        """(frames, C) of one member, or each frame's of a member of its own."""
+        return _exp(self.rows.index_select(0, self._places(m, frames)))
+
+    def single(self, m: NDArray[np.intp], frames: NDArray[np.intp], c: NDArray[np.intp]) -> NDArray[np.float32]:
+        """(frames,) of a member and a class for each."""
+        return _exp(self.numbers.index_select(0, self._places(m, frames) + torch.from_numpy(c)))
+
+    def margins(self, labels: torch.Tensor) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """(M, N) each: what the truth gets, and how far that is beyond all others."""
+        M, N, _ = self.logs.shape
+        truth, others = torch.empty(M, N), torch.empty(M, N)
+        for m, begin in product(range(M), range(0, N, _BLOCK)):
+            where = slice(begin, begin + _BLOCK)
+            block, index = self.logs[m, where].to(torch.float32, copy=True), labels[where].unsqueeze(-1)
+            truth[m, where] = block.gather(-1, index).squeeze(-1)
+            others[m, where] = block.scatter_(-1, index, -torch.inf).amax(dim=-1)
+        return truth.exp_().numpy(), truth.sub(others.exp_()).numpy()
+
+    def _places(self, m: NDArray[np.intp] | int, frames: NDArray[np.intp]) -> torch.Tensor:
+        of_member, of_frame, _ = self.logs.stride()
+        return torch.from_numpy(m * of_member + frames * of_frame)
+
+
+def _exp(logs: torch.Tensor) -> NDArray[np.float32]:
+    found: NDArray[np.float32] = logs.float().exp_().numpy()
+    return found
