@@ -1,9 +1,11 @@
 """Selection: budgets against brute force, greedy against the plain loop, contributions against their definition."""
 
+from dataclasses import replace
 from itertools import combinations, pairwise, permutations
 
 import numpy as np
 import pytest
+import torch
 
 import ensemble
 from ensemble import contributions, fit_simplex_weights, greedy, pareto_front, select
@@ -123,6 +125,27 @@ def test_greedy_picks_what_the_plain_loop_picks(seed, decimals):
     """In the same order, ties included."""
     outputs = some_outputs(6, seed=seed, decimals=decimals)
     assert greedy(outputs, 15).picks == plain_loop(outputs, 15)
+
+
+@pytest.mark.parametrize("layout", ["together", "apart", "frames first", "classes first"])
+def test_greedy_reads_members_where_they_lie(layout):
+    """Frames that no pick left can flip are let go on the way, whichever way the numbers lie in memory."""
+    outputs = some_outputs(12, N=1500, C=6)
+    logs = outputs.log_probabilities
+    padded = torch.zeros(12, 1500 * 6 + 7)
+    padded[:, :-7] = logs.flatten(1)
+    laid = {
+        "together": logs,
+        "apart": padded.as_strided((12, 1500, 6), (1500 * 6 + 7, 6, 1)),
+        "frames first": logs.transpose(0, 1).contiguous().transpose(0, 1),
+        "classes first": logs.permute(2, 0, 1).contiguous().permute(1, 2, 0),
+    }[layout]
+    assert torch.equal(laid, logs)
+    found = greedy(replace(outputs, log_probabilities=laid), 40)
+    assert found.picks == plain_loop(outputs, 40)
+    picked = outputs.probabilities.double()[[outputs.members.index(name) for name in found.picks]]
+    right = picked.cumsum(dim=0).argmax(dim=-1) == outputs.labels
+    assert found.accuracies.tolist() == right.double().mean(dim=1).tolist()
 
 
 def test_greedy_is_at_least_as_accurate_as_the_best_member_and_the_simplex_fits_better():

@@ -30,7 +30,6 @@ from __future__ import annotations
 import gc
 import hashlib
 import re
-from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -38,6 +37,7 @@ from functools import cached_property, lru_cache
 from typing import Any, cast
 
 from zoo.canonical import TextError, canonical, parse_printed, parse_strictly
+from zoo.registry.layered import added, plain
 from zoo.registry.references import RegistryError
 from zoo.registry.schema import check_sections, check_top, check_version, check_versions
 
@@ -46,7 +46,7 @@ _UGLY = re.compile("[\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")  # termi
 _ESCAPE = re.compile(r"(?<!\\)(?:\\\\)*\\u([0-9a-fA-F]{4})")
 _FORMAT, SCHEMA = "zoo-registry", 1
 _SMALL = 2**18  # bytes: some 250 versions, 5 ms
-_SHARED = 100  # entries
+_TOGETHER = 50  # lines read back at once
 _NO_VERSIONS: Mapping[str, Any] = {"versions": {}}
 
 
@@ -62,13 +62,14 @@ class Line(Mapping[str, Any]):
 
     def fields(self) -> dict[str, Any]:
         """All fields, not to be changed; RegistryError where the line is refused."""
-        return self.accept(_strictly(self.text)) if self._fields is None else self._fields
+        if self._fields is None:
+            self._fields = self.checked(_strictly(self.text))
+        return self._fields
 
-    def accept(self, fields: Any) -> dict[str, Any]:
-        """Take what the text says as its fields; RegistryError where it is refused."""
+    def checked(self, fields: Any) -> dict[str, Any]:
+        """What the text was read as; RegistryError where it is refused."""
         check_version(self._name, fields, deep=self.text.count("{") + self.text.count("["))
-        self._fields = found = cast("dict[str, Any]", fields)
-        return found
+        return cast("dict[str, Any]", fields)
 
     def __getitem__(self, key: str) -> Any:
         return self.fields()[key]
@@ -110,8 +111,8 @@ class Document:
 
     def with_model(self, name: str, model: Mapping[str, Any]) -> Document:
         """With a model added or replaced."""
-        changed = Document(_with(self.models, name, model), self.ensembles, self.aliases, self.extensions)
-        folded = self.folded if name in self.models else _with(self.folded, name.casefold(), name)
+        changed = Document(added(self.models, name, model), self.ensembles, self.aliases, self.extensions)
+        folded = self.folded if name in self.models else added(self.folded, name.casefold(), name)
         changed.__dict__["folded"] = folded  # a batch of a thousand would count the names a thousand times
         return changed
 
@@ -121,16 +122,17 @@ class Document:
         Raises:
             RegistryError: what a line is refused for; ARGUMENT where reading it gives something else.
         """
-        models = {**self.models.maps[1], **self.models.maps[0]} if isinstance(self.models, ChainMap) else self.models
+        models = {**plain(self.models)}
         new = {(name, key): fields for name, key, fields in self.versions() if type(fields) is not Line}
-        changed = {name: {**models[name], "versions": dict(models[name]["versions"])} for name, _ in new}
-        for (name, key), line in printed(new).items():
-            changed[name]["versions"][key] = line
-        return replace(self, models={**models, **changed})
+        lines = printed(new)
+        for name in {name: None for name, _ in new}:
+            versions = {key: lines.get((name, key), fields) for key, fields in models[name]["versions"].items()}
+            models[name] = {**models[name], "versions": versions}
+        return replace(self, models=models)
 
     def versions(self) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
         """Name, id and fields of every version."""
-        for name, model in self.models.items():
+        for name, model in plain(self.models).items():
             for version, fields in model["versions"].items():
                 yield name, version, fields
 
@@ -142,11 +144,13 @@ def printed(new: Mapping[tuple[str, str], Mapping[str, Any]]) -> dict[tuple[str,
         RegistryError: what a line is refused for; ARGUMENT where reading it gives something else.
     """
     lines = {place: Line("@".join(place), _text(fields)) for place, fields in new.items()}
-    texts = ",".join([line.text for line in lines.values()])
-    for (place, line), fields in zip(lines.items(), _strictly(f"[{texts}]", parse_printed), strict=True):
-        line.accept(fields)
-        if fields != new[place]:
-            raise RegistryError("ARGUMENT", f"expected plain data of {'@'.join(place)}: lists, and keys of strings")
+    places = list(lines)
+    for begin in range(0, len(places), _TOGETHER):
+        part = places[begin : begin + _TOGETHER]
+        found = _strictly(f"[{','.join([lines[place].text for place in part])}]", parse_printed)
+        for place, fields in zip(part, found, strict=True):
+            if lines[place].checked(fields) != new[place]:
+                raise RegistryError("ARGUMENT", f"expected plain data of {'@'.join(place)}: lists, and keys of strings")
     return lines
 
 
@@ -155,14 +159,6 @@ def _text(fields: Any, *, ordered: bool = True) -> str:
         return canonical(fields, ordered=ordered)
     except (ValueError, TypeError) as error:
         raise RegistryError("ARGUMENT", f"expected what a registry can hold: {error}") from error
-
-
-def _with(table: Mapping[str, Any], key: str, value: Any) -> Mapping[str, Any]:
-    """With one more entry; what was there is copied once in a hundred times and else shared."""
-    added, base = table.maps if isinstance(table, ChainMap) else ({}, table)
-    if len(added) < _SHARED:
-        return ChainMap({**added, key: value}, base)  # type: ignore[arg-type]  # nobody writes to either
-    return {**base, **added, key: value}
 
 
 def extensions(table: Mapping[str, Any]) -> dict[str, Any]:
@@ -210,23 +206,31 @@ def write(document: Document) -> bytes:
     sections = {
         "aliases": _section([f'"{name}":{_text(fields)}' for name, fields in sorted(document.aliases.items())]),
         "ensembles": _section([f'"{name}":{_text(fields)}' for name, fields in sorted(document.ensembles.items())]),
-        "format": canonical(_FORMAT),
+        "format": [canonical(_FORMAT)],
         "models": _section([_model(name, models[name]) for name in sorted(models, key=_spread)]),
-        "schema": canonical(SCHEMA),
-        **{key: _text(value, ordered=False) for key, value in sorted(document.extensions.items())},
+        "schema": [canonical(SCHEMA)],
+        **{key: [_text(value, ordered=False)] for key, value in sorted(document.extensions.items())},
     }
-    return ("{\n" + ",\n".join([f"{canonical(key)}:{text}" for key, text in sections.items()]) + "\n}\n").encode()
+    pieces = [piece for key, section in sections.items() for piece in (",\n", canonical(key), ":", *section)]
+    return "".join(["{\n", *pieces[1:], "\n}\n"]).encode()
+
+
+def _section(lines: list[str]) -> list[str]:
+    """In pieces, since a large one takes long to copy."""
+    return ["{\n", ",\n".join(lines), "\n}"]
 
 
 def _model(name: str, model: Mapping[str, Any]) -> str:
-    last = f'"last":{model["last"]},' if "last" in model else ""
-    versions = _section([f'"{key}":{_line(fields)}' for key, fields in sorted(model["versions"].items())])
-    more = "".join([f",{canonical(key)}:{_text(value)}" for key, value in sorted(extensions(model).items())])
-    return f'"{name}":{{{last}"versions":{versions}{more}}}'
+    fields = [
+        _versions(value) if key == "versions" else f"{canonical(key)}:{_text(value)}"
+        for key, value in sorted(model.items())
+    ]
+    return f'"{name}":{{{",".join(fields)}}}'
 
 
-def _section(lines: list[str]) -> str:
-    return "{\n" + ",\n".join(lines) + "\n}"
+def _versions(versions: Mapping[str, Mapping[str, Any]]) -> str:
+    lines = ",\n".join([f'"{key}":{_line(fields)}' for key, fields in sorted(versions.items())])
+    return f'"versions":{{\n{lines}\n}}'
 
 
 def _line(fields: Mapping[str, Any]) -> str:
@@ -290,7 +294,10 @@ def _strictly(text: str, parse: Callable[[str], Any] = parse_strictly) -> Any:
 
 
 def _put_back(table: Any, found: list[str], known: Mapping[str, Any]) -> bool:
-    """Replace the numbers that stand for lines; False where some stand elsewhere than versions do."""
+    """Replace the numbers that stand for lines; False where some stand elsewhere than versions do.
+
+    What was read before is kept where it says the same: it need not be parsed again.
+    """
     models = table.get("models") if isinstance(table, dict) else None
     count = 0
     for name, model in models.items() if isinstance(models, dict) else ():
@@ -301,14 +308,10 @@ def _put_back(table: Any, found: list[str], known: Mapping[str, Any]) -> bool:
         for key, index in versions.items():
             if type(index) is not int or index != count:
                 return False
-            versions[key] = _kept_or_new(before.get(key), f"{name}@{key}", found[index])
+            old, text = before.get(key), found[count]
+            versions[key] = old if isinstance(old, Line) and old.text == text else Line(f"{name}@{key}", text)
             count += 1
     return count == len(found)
-
-
-def _kept_or_new(before: Mapping[str, Any] | None, name: str, text: str) -> Line:
-    """What was read before where it says the same: it need not be parsed again."""
-    return before if isinstance(before, Line) and before.text == text else Line(name, text)
 
 
 def _refusal(error: TextError, text: str) -> RegistryError:

@@ -15,7 +15,8 @@ from zoo.registry.references import RegistryError, check_digest, check_name, is_
 SECTIONS = ("models", "ensembles", "aliases")
 _DEEPEST = 64
 _VERSION = {"n": int, "spec": dict, "classes": list, "blob": str, "bytes": int, "parameters": int, "created": str}
-_VERSION_MORE = {
+_VERSION_ALL = {
+    **_VERSION,
     "metrics": dict,
     "recipe": dict,
     "parents": list,
@@ -26,9 +27,10 @@ _VERSION_MORE = {
     "software": dict,
     "probe": dict,
 }
-_MODEL = {"versions"}
+_MODEL = {"versions": dict}
+_MODEL_ALL = {**_MODEL, "last": int}
 _ENSEMBLE = {"members": list, "rule": dict, "classes": list, "created": str}
-_ENSEMBLE_MORE = {"weights": list, "temperatures": list, "fitted_on": str, "note": str, "tags": list}
+_ENSEMBLE_ALL = {**_ENSEMBLE, "weights": list, "temperatures": list, "fitted_on": str, "note": str, "tags": list}
 _KINDS = {"trained", "averaged", "imported"}
 _TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z", re.ASCII)
 
@@ -64,12 +66,13 @@ def check_sections(table: Mapping[str, Any]) -> None:
             _refuse("FIELD_TYPE", f"expected {section!r} as an object, got {str(table[section])[:60]}")
     _check_names(table)
     for name, model in table["models"].items():
-        if type(model) is not dict or model.keys() != _MODEL or type(model["versions"]) is not dict:  # most have these
-            _check_fields(f"the model {name!r}", model, {"versions": dict}, {"last": int})
-        strange = [key for key in model["versions"] if not is_id(key)]
-        if strange:
-            _refuse("ID", f"expected ids of 12 hex digits in {name!r}, got {strange[0][:40]!r}")
+        if type(model) is not dict or len(model) > 1 or type(model.get("versions")) is not dict:  # most have only these
+            _check_fields(f"the model {name!r}", model, _MODEL, _MODEL_ALL)
     ids = {version for model in table["models"].values() for version in model["versions"]}
+    strange = [version for version in ids if not is_id(version)]
+    if strange:
+        name = next(name for name, model in table["models"].items() if strange[0] in model["versions"])
+        _refuse("ID", f"expected ids of 12 hex digits in {name!r}, got {strange[0][:40]!r}")
     for name, fields in table["ensembles"].items():
         check_ensemble(name, fields)
         lost = [member for member in fields["members"] if member not in ids]
@@ -116,7 +119,7 @@ def check_version(what: str, fields: Any, *, deep: int) -> None:
         fields: the parsed line.
         deep: brackets in its text; more than `_DEEPEST` levels need as many.
     """
-    _check_fields(what, fields, _VERSION, _VERSION_MORE)
+    _check_fields(what, fields, _VERSION, _VERSION_ALL)
     check_digest(fields["blob"])
     if fields["bytes"] < 1 or fields["parameters"] < 0:
         _refuse(
@@ -137,7 +140,7 @@ def check_version(what: str, fields: Any, *, deep: int) -> None:
 def check_ensemble(name: str, fields: Any) -> None:
     """Refuse an ensemble whose fields are missing, unknown, of another type or length."""
     what = f"the ensemble {name!r}"
-    _check_fields(what, fields, _ENSEMBLE, _ENSEMBLE_MORE)
+    _check_fields(what, fields, _ENSEMBLE, _ENSEMBLE_ALL)
     _check_time(what, fields["created"])
     for key in ("members", "classes", "tags"):
         _check_strings(what, key, fields.get(key, []))
@@ -154,10 +157,10 @@ def check_ensemble(name: str, fields: Any) -> None:
 
 def _check_alias(name: str, fields: Any, table: Mapping[str, Any]) -> None:
     what = f"the alias {name!r}"
-    _check_fields(what, fields, _place(fields), {"before": list})
+    _check_fields(what, fields, _place(fields), {**_place(fields), "before": list})
     for place in (fields, *fields.get("before", ())):
         if place is not fields:
-            _check_fields(what, place, _place(place), {})
+            _check_fields(what, place, _place(place), _place(place))
         model = table["models"].get(place.get("model"), {"versions": {}})
         there = {_number(version) for version in model["versions"].values()}
         if not (place.get("ensemble") in table["ensembles"] or place.get("version") in there):
@@ -173,13 +176,12 @@ def _number(fields: Any) -> int | None:
     return number if type(number) is int else None
 
 
-def _check_fields(what: str, fields: Any, needed: Mapping[str, type], more: Mapping[str, type]) -> None:
+def _check_fields(what: str, fields: Any, needed: Mapping[str, type], kinds: Mapping[str, type]) -> None:
     if not isinstance(fields, dict):
         _refuse("FIELD_TYPE", f"expected {what} as an object, got {str(fields)[:60]}")
     if not needed.keys() <= fields.keys():
         missing = [key for key in needed if key not in fields]
         _refuse("MISSING_KEY", f"expected {list(needed)} in {what}, {missing} are missing")
-    kinds = {**needed, **more}
     wrong = [key for key, value in fields.items() if kinds.get(key) is not type(value) and not key.startswith("x-")]
     for key in wrong:
         if key not in kinds:
