@@ -108,7 +108,7 @@ def _print_selection(answer: dict[str, Any], parameters: dict[str, int], source:
     excess, nodes = max(answer["loss"] - answer["bound"], 0), answer["nodes"]
     proof = "proven" if answer["proven"] else "not proven"
     print(f"\n{answer['parameters']:,.0f} parameters, log-loss {answer['loss']:.5f} nats on {source.valid!r}")
-    print(f"{proof}: within the limits no ensemble is better by more than {excess:.1e} nats ({nodes} problems solved)")
+    print(f"{proof}: within the limits no ensemble is better by more than {excess:.1e} nats (problems solved: {nodes})")
     gain = f"{answer['gain']:+.4f} ({answer['gain_low']:+.4f} .. {answer['gain_high']:+.4f})"
     print(f"on {source.test!r}: accuracy {answer['accuracy']:.4f}, gain over {answer['baseline']} {gain}")
 

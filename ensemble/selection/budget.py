@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 
 import numpy as np
 from numpy.typing import NDArray
@@ -163,72 +164,81 @@ def pareto_front(
 
 
 def _search(problem: _Problem, outputs: MemberOutputs, *, tolerance: float, max_nodes: int) -> Selection:
-    M = problem.rows.members
-    best = _Best(np.zeros(M), np.inf)
-    # of equal members the cheapest will do, then the first
-    distinct = first_equal(problem.rows.values, np.argsort(problem.costs, kind="stable")) == np.arange(M)
-    root = problem.narrowed(_Node(np.zeros(M, dtype=bool), distinct))
-    if not root.open.any():
-        msg = f"expected a member within {problem.budget:g}, got costs from {problem.costs.min():g} up; raise the limit"
-        raise ValueError(msg)
-    queue: list[tuple[float, int, _Node, Array]] = []
-    settled = np.inf  # the least bound among parts that were closed
-    for node, weights, loss, bound in _opened(problem, [root], np.ones(M) / M):
-        heapq.heappush(queue, (bound, 0, node, weights))
-        if problem.fits(weights > 0):
-            best.improve(weights, loss)
-    count = 0
-    while queue and queue[0][0] < best.loss - tolerance and problem.nodes < max_nodes:
-        bound, _, node, weights = heapq.heappop(queue)
-        if problem.fits(node.chosen | (weights > 0)):
-            settled = min(settled, bound)
-            continue
-        _try(problem, best, problem.rounded(node, weights), weights)
-        for child, w, loss, low in _opened(problem, _split(problem, node, weights), weights):
-            if problem.fits(w > 0):
-                best.improve(w, loss)
-            count += 1
-            heapq.heappush(queue, (max(low, bound), count, child, w))
-    if np.isinf(best.loss):  # every subset gives some frame zero: say so with the members that cost least
-        best.weights = problem.rounded(root, root.open / np.maximum(problem.costs, 1e-300)).astype(np.float64)
-        best.weights /= best.weights.sum()
-    least = min([settled, best.loss, *(entry[0] for entry in queue)])
-    kept = np.flatnonzero(best.weights)
+    root = _root(problem)
+    tree = _Tree(problem, root)
+    while tree.promises(tolerance) and problem.nodes < max_nodes:
+        tree.look()
+    if np.isinf(tree.loss):  # every subset gives some frame zero: say so with the members that cost least
+        cheap = problem.rounded(root, root.open / np.maximum(problem.costs, 1e-300))
+        tree.weights = cheap / cheap.sum()
+    kept = np.flatnonzero(tree.weights)
     return Selection(
         tuple(outputs.members[m] for m in kept),
-        best.weights[kept],
-        best.loss,
-        least,
-        not best.loss > least + tolerance,
+        tree.weights[kept],
+        tree.loss,
+        tree.bound,
+        not tree.loss > tree.bound + tolerance,
         problem.nodes,
         float(problem.costs[kept].sum()),
         outputs.fingerprint,
     )
 
 
-class _Best:
-    """The best subset within the limits so far, and the subsets already tried."""
+def _root(problem: _Problem) -> _Node:
+    """All members but those equal to another: the cheapest of them will do, then the first."""
+    M = problem.rows.members
+    distinct = first_equal(problem.rows.values, np.argsort(problem.costs, kind="stable")) == np.arange(M)
+    root = problem.narrowed(_Node(np.zeros(M, dtype=bool), distinct))
+    if not root.open.any():
+        msg = f"expected a member within {problem.budget:g}, got costs from {problem.costs.min():g} up; raise the limit"
+        raise ValueError(msg)
+    return root
 
-    def __init__(self, weights: Array, loss: float) -> None:
-        self.weights, self.loss = weights, loss
+
+class _Tree:
+    """Parts of the search that are still open, least bound first, and the best subset within the limits so far."""
+
+    def __init__(self, problem: _Problem, root: _Node) -> None:
+        self.problem = problem
+        self.weights, self.loss = np.zeros(problem.rows.members), np.inf
+        self.closed = np.inf  # the least bound among parts that were closed
         self.tried: set[bytes] = set()
+        self.queue: list[tuple[float, int, _Node, Array]] = []
+        self.pushed = count()  # of parts with one bound the first comes first
+        self._open([root], np.ones(problem.rows.members) / problem.rows.members, -np.inf)
 
-    def improve(self, weights: Array, loss: float) -> None:
+    @property
+    def bound(self) -> float:
+        """No subset has a loss below this."""
+        return min([self.closed, self.loss, *(entry[0] for entry in self.queue)])
+
+    def promises(self, tolerance: float) -> bool:
+        """Whether an open part may hold a better subset."""
+        return bool(self.queue) and self.queue[0][0] < self.loss - tolerance
+
+    def look(self) -> None:
+        """Close the most promising part, or split it; try the subset that its weights suggest."""
+        bound, _, node, weights = heapq.heappop(self.queue)
+        if self.problem.fits(node.chosen | (weights > 0)):
+            self.closed = min(self.closed, bound)
+            return
+        subset = self.problem.rounded(node, weights)
+        if subset.tobytes() not in self.tried:
+            self.tried.add(subset.tobytes())
+            found, loss, _ = self.problem.relaxed(subset, weights)
+            self._improve(found, loss)
+        self._open(_split(self.problem, node, weights), weights, bound)
+
+    def _open(self, nodes: Sequence[_Node], start: Array, least: float) -> None:
+        for node in nodes:
+            weights, loss, bound = self.problem.relaxed(node.allowed, start)
+            if self.problem.fits(weights > 0):
+                self._improve(weights, loss)
+            heapq.heappush(self.queue, (max(bound, least), next(self.pushed), node, weights))
+
+    def _improve(self, weights: Array, loss: float) -> None:
         if loss < self.loss:
             self.weights, self.loss = weights, loss
-
-
-def _try(problem: _Problem, best: _Best, subset: Mask, start: Array) -> None:
-    key = subset.tobytes()
-    if key not in best.tried:
-        best.tried.add(key)
-        weights, loss, _ = problem.relaxed(subset, start)
-        best.improve(weights, loss)
-
-
-def _opened(problem: _Problem, nodes: Sequence[_Node], start: Array) -> Iterator[tuple[_Node, Array, float, float]]:
-    for node in nodes:
-        yield node, *problem.relaxed(node.allowed, start)
 
 
 def _split(problem: _Problem, node: _Node, weights: Array) -> list[_Node]:
