@@ -7,6 +7,8 @@ Each row works in a new `Registry`, as a program that has just begun: `open` rea
 one name; `register` adds one version; `transaction` adds 1,000 at once, to cost at most two registrations,
 beside twice what one more takes in the file as it is then (`twice one`; from 10 versions on, a thousand new
 lines are all the work there is). Both are told without the time that the store takes for their blobs.
+`plain json` is what most programs do instead of `register`: load the file, add an entry, dump it with an indent,
+nothing checked, locked or flushed.
 `verify` reads, hashes and checks the blobs of at most 1,000 versions. Best of several, in milliseconds.
 """
 
@@ -14,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -39,6 +42,7 @@ COLUMNS = (
     "most",
     "register",
     "most",
+    "plain json",
     "transaction",
     "most",
     "twice one",
@@ -78,17 +82,18 @@ def measure(path: Path, size: int) -> list[float | None]:
     checkpoint = zoo.Checkpoint.from_module(zoo.build(spec, seed=0), spec, zoo.PHONEMES)
     made = parcel("first", checkpoint)
     deposited(path, ["first"], made)
-    path.write_bytes(filled(size, made.fields))
+    megabytes = path.write_bytes(filled(size, made.fields)) / 1e6
     middle, times = f"model-{size // 2}", 7 if size < 100_000 else 3
     opening = best(lambda: zoo.Registry(path).get(middle), times)
     one = min(deposited(path, [f"one-{index}"], made)[0] for index in range(times))
+    plain = best(lambda: plainly(path, path.with_name("plain.json")), times)
     batch, after, blob = transaction(path, made, 3 if size == 100_000 else 7)
     registry = zoo.Registry(path)
     entries = registry.entries("model-*")[:BATCH]
     verify = best(lambda: [problem_of(registry.blobs, entry) for entry in entries], 1)
     most = REGISTER_MOST.get(size)
-    costs = [opening, OPEN_MOST.get(size), one, most, batch, most and 2 * most, 2 * after, blob]
-    return [size, path.stat().st_size / 1e6, *costs, verify / len(entries)]
+    costs = [opening, OPEN_MOST.get(size), one, most, plain, batch, most and 2 * most, 2 * after, blob]
+    return [size, megabytes, *costs, verify / len(entries)]
 
 
 def transaction(path: Path, made: Parcel, times: int) -> tuple[float, float, float]:
@@ -100,6 +105,14 @@ def transaction(path: Path, made: Parcel, times: int) -> tuple[float, float, flo
         rows.append((batch, deposited(path, ["one-more"], made)[0], blobs / BATCH))
     batches, after, blob = (min(column) for column in zip(*rows, strict=True))
     return batches, after, blob
+
+
+def plainly(path: Path, other: Path) -> None:
+    """One more entry, as a program without a registry writes it."""
+    table = json.loads(path.read_text(encoding="utf-8"))
+    name, model = next(iter(table["models"].items()))
+    table["models"][f"{name}-more"] = model
+    other.write_text(json.dumps(table, indent=2), encoding="utf-8")
 
 
 def filled(size: int, fields: Any) -> bytes:
