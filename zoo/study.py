@@ -163,21 +163,9 @@ def optuna_study(
     Raises:
         ImportError: optuna is not installed.
     """
-    try:
-        import optuna
-        from optuna.storages.journal import JournalFileBackend
-    except ImportError as error:
-        msg = "a study with samplers needs optuna: pip install 'zoo-ensemble[search]'"
-        raise ImportError(msg) from error
-    storage = None if journal is None else optuna.storages.JournalStorage(JournalFileBackend(str(journal)))
-    study = optuna.create_study(
-        study_name=name,
-        storage=storage,
-        direction="maximize",
-        load_if_exists=True,
-        sampler=optuna.samplers.TPESampler(seed=seed),
-        pruner=optuna.pruners.MedianPruner(n_warmup_steps=1),
-    )
+    study = _opened(name, journal, seed)
+    from optuna import TrialPruned
+
     free_dead(study)
 
     def objective(trial: optuna.Trial) -> float:
@@ -188,16 +176,33 @@ def optuna_study(
         def report(record: Mapping[str, Any]) -> None:
             trial.report(record["valid/accuracy"] or 0.0, record["epoch"])
             if trial.should_prune():
-                raise optuna.TrialPruned
+                raise TrialPruned
 
         try:
             checkpoint = train(spec, recipe, train_frames, valid, on_epoch=report)
         except TrainingError as error:
-            raise optuna.TrialPruned(str(error)) from error
+            raise TrialPruned(str(error)) from error
         return float(checkpoint.metrics["valid/accuracy"]["value"])
 
     study.optimize(objective, n_trials=trials)
     return study
+
+
+def _opened(name: str, journal: str | Path | None, seed: int) -> optuna.Study:
+    try:
+        import optuna
+        from optuna.storages.journal import JournalFileBackend
+    except ImportError as error:
+        msg = "a study with samplers needs optuna: pip install 'zoo-ensemble[search]'"
+        raise ImportError(msg) from error
+    return optuna.create_study(
+        study_name=name,
+        storage=None if journal is None else optuna.storages.JournalStorage(JournalFileBackend(str(journal))),
+        direction="maximize",
+        load_if_exists=True,
+        sampler=optuna.samplers.TPESampler(seed=seed),
+        pruner=optuna.pruners.MedianPruner(n_warmup_steps=1),
+    )
 
 
 def optuna_trials(study: optuna.Study) -> list[Trial]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import fields, make_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, get_type_hints
@@ -29,6 +30,8 @@ from zoo.recipe import Recipe
 from zoo.terminal import print_json, print_table
 
 if TYPE_CHECKING:
+    from zoo.study import Trial
+
     Fields = Recipe
 else:  # the fields of a recipe, each of which may be left out
     _TYPES = get_type_hints(Recipe)
@@ -253,15 +256,17 @@ def search(
     else:
         specs = drawn(budget, members, draws, architectures, contexts, option, seed)
         trials = halving(specs, settings, frames, judged)
+    _tell_trials(trials, json)
+    for index, trial in enumerate(trials[:best] if register else (), start=1):
+        checkpoint = trial.checkpoint or train_model(trial.spec, settings, frames, judged)
+        tell(Registry(registry).register(f"{register}-{index}", checkpoint), False)
+    return 0
+
+
+def _tell_trials(trials: Sequence[Trial], json: bool) -> None:
     rows = [trial.row() for trial in trials]
     if json:
         print_json(rows)
-    else:
-        shown = [{**row, "options": " ".join(f"{k}={v}" for k, v in row["options"].items())} for row in rows]
-        print_table(shown, formats={"parameters": ",", "accuracy": ".4f", "loss": ".4f"})
-    if register is not None:
-        keep = Registry(registry)
-        for index, trial in enumerate(trials[:best], start=1):
-            checkpoint = trial.checkpoint or train_model(trial.spec, settings, frames, judged)
-            tell(keep.register(f"{register}-{index}", checkpoint), False)
-    return 0
+        return
+    shown = [{**row, "options": " ".join(f"{k}={v}" for k, v in row["options"].items())} for row in rows]
+    print_table(shown, formats={"parameters": ",", "accuracy": ".4f", "loss": ".4f"})
