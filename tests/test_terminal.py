@@ -1,7 +1,9 @@
 """What both commands share: exit codes, one line per error, tables, JSON, progress."""
 
+import importlib
 import subprocess
 import sys
+from importlib.metadata import version
 
 import pytest
 from cyclopts import App
@@ -34,6 +36,8 @@ def test_a_command_answers_by_its_exit_code(answer: int | None, code: int) -> No
         (ValueError("expected this,\n  got that"), "error: expected this, got that\n"),
         (OSError(28, "No space left on device", "a.json"), "error: [Errno 28] No space left on device: 'a.json'\n"),
         (TimeoutError(), "error: TimeoutError\n"),
+        (MemoryError(), "error: MemoryError\n"),
+        (RecursionError("deep"), "error: expected plain data, got something nested too deep\n"),
     ],
 )
 def test_an_error_is_one_line_and_exit_code_two(
@@ -107,3 +111,17 @@ def test_progress_is_silent_where_nobody_looks(capsys: pytest.CaptureFixture[str
         for _ in range(3):
             advance(note="x")
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("text", ["[/x] hello", "[red]hi[/red] :smile: [b]", "[[", '["[sos]", "yes"]'])
+def test_a_table_shows_text_as_somebody_wrote_it(capsys: pytest.CaptureFixture[str], text: str) -> None:
+    """What looks like markup is neither obeyed nor a fault."""
+    print_table([{"note": text}])
+    assert capsys.readouterr().out.split("\n")[1] == text
+
+
+@pytest.mark.parametrize("module", ["zoo.cli", "ensemble.cli"])
+def test_the_commands_know_their_version(capsys: pytest.CaptureFixture[str], module: str) -> None:
+    """That of the distribution, which both belong to."""
+    run_app(importlib.import_module(module).app, ["--version"])
+    assert capsys.readouterr().out.strip() == version("zoo-ensemble")

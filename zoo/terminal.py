@@ -7,12 +7,22 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from cyclopts import App, CycloptsError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
+
+
+def own_version() -> str:
+    """Of this distribution, "unknown" where it is not installed as one."""
+    try:
+        return version("zoo-ensemble")
+    except PackageNotFoundError:
+        return "unknown"
 
 
 def run_app(app: App, arguments: Sequence[str] | None = None) -> int:
@@ -30,8 +40,10 @@ def run_app(app: App, arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter fails to flush at its end
         return 141
-    except (ValueError, TypeError, LookupError, OSError, ImportError, TimeoutError) as error:
+    except (ValueError, TypeError, LookupError, OSError, ImportError, TimeoutError, MemoryError) as error:
         return _fail(str(error) or type(error).__name__)
+    except RecursionError:
+        return _fail("expected plain data, got something nested too deep")
     except KeyboardInterrupt:
         return _fail("interrupted; what was finished before is kept", code=130)
     return result if isinstance(result, int) else 0
@@ -56,7 +68,7 @@ def print_table(
     table = Table(title=title or None, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for column in columns:
         numeric = any(isinstance(row[column], int | float) for row in rows)
-        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+        table.add_column(Text(column), justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         table.add_row(*(_cell(row[column], (formats or {}).get(column, "")) for column in columns))
     console = Console(width=None if sys.stdout.isatty() else 10_000, highlight=False)  # a pipe has no width to fold to
@@ -89,8 +101,9 @@ def progress(description: str, total: float | None = None) -> Iterator[Callable[
         yield advance
 
 
-def _cell(value: Any, specification: str) -> str:
-    return "" if value is None else format(value, specification)
+def _cell(value: Any, specification: str) -> Text:
+    """As it stands: what looks like markup is text that somebody wrote."""
+    return Text("" if value is None else format(value, specification))
 
 
 def _fail(message: str, code: int = 2) -> int:

@@ -7,9 +7,13 @@ import sys
 from cyclopts import App
 
 from zoo.cli import breeding, keeping, moving
-from zoo.terminal import run_app
+from zoo.terminal import own_version, run_app
 
-app = App(name="zoo", help="Keep a zoo of trained frame classifiers: register, verify, train, search.")
+app = App(
+    name="zoo",
+    help="Keep a zoo of trained frame classifiers: register, verify, train, search.",
+    version=own_version,
+)
 keeping.add_to(app)
 moving.add_to(app)
 breeding.add_to(app)
