@@ -360,7 +360,7 @@ def test_an_editor_that_changes_the_file_meanwhile_loses_nothing(registry, parce
     monkeypatch.setattr(durable, "system", Editor())
     registry.deposit("model-2", parcels[2])
     assert registry.list() == ["model-0", "model-1", "model-2"]
-    assert registry.document().extensions == {"x-1": 1}
+    assert registry.document().extensions == {"x-1": "1"}
     Editor.most = 99
     with pytest.raises(RegistryError, match="changed 3 times") as caught:
         registry.deposit("model-3", parcels[3])

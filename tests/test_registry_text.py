@@ -81,6 +81,11 @@ def with_version(**changed: object) -> bytes:
     return text(models={"m": {"versions": {ID: fields}}})
 
 
+def with_extension(raw: str) -> bytes:
+    """A registry with a key of somebody else's, its value as JSON text."""
+    return (json.dumps(EMPTY)[:-1] + f',"x-a":{raw}}}').encode()
+
+
 ENSEMBLE = {"members": [ID], "rule": {"rule": "mean"}, "classes": ["a", "b"], "created": TIME}
 MODELS = {"m": {"versions": {ID: VERSION}}}
 TEXTS = {
@@ -197,7 +202,7 @@ def test_json_there_and_back_is_the_same(value):
 @given(
     st.lists(names, unique_by=str.casefold, max_size=6),
     words,
-    st.dictionaries(words.map("x-{}".format), words, max_size=2),
+    st.dictionaries(words.map("x-{}".format), words.map(canonical), max_size=2),
 )
 @settings(deadline=None)
 def test_a_document_there_and_back_is_the_same(chosen, note, extensions):
@@ -245,12 +250,93 @@ def test_whatever_stands_in_a_place_is_refused_by_name_or_kept(changes):
 
 
 def test_every_layout_of_one_content_is_written_alike():
-    """Somebody's editor may fold the lines; the next change unfolds them. Extensions keep their order."""
-    folded = json.dumps(json.loads(with_version(note="é")) | {"x-lab": {"b": 1, "a": [1.5]}}, indent=3)
+    """Somebody's editor may fold the lines; the next change unfolds them. Extensions stay as they stand."""
+    theirs = '{"b": 1.50,\n  "a": [1e-400, "\\u00e9\\/"], "a line": {\n"0123456789ab":{}\n}}'
+    folded = json.dumps(json.loads(with_version(note="é")) | {"x-lab": 0}, indent=3).replace(
+        '"x-lab": 0', f'"x-lab": {theirs}'
+    )
     raw = write(parse(folded.encode()))
-    assert b'"x-lab":{"b":1,"a":[1.5]}' in raw
+    assert f'"x-lab":{theirs}' in raw.decode()
     assert write(parse(raw.replace(b"\n", b"\r\n"))) == raw
     assert sum(b'"note":' in line for line in raw.split(b"\n")) == 1
+
+
+V, ID2 = json.dumps(VERSION), ID[::-1]
+SECOND = json.dumps({**VERSION, "n": 2})
+AROUND = '{"format":"zoo-registry","schema":1,"ensembles":{},"aliases":{},"models":%s}'
+
+
+@pytest.mark.parametrize(
+    ("models", "wanted"),
+    [
+        (f'{{"m":{{"versions":{{\n"{ID}":{V},\n"{ID2}":1\n}}}}}}', "FIELD_TYPE"),
+        (f'{{"m":{{"versions":{{"{ID}":0}}}}}},"x-lab":{{\n"{ID2}":{V}\n}}', "FIELD_TYPE"),
+        (f'{{"m":{{"versions":{{"{ID}":"\\u00010"}}}}}},"x-lab":{{\n"{ID2}":{V}\n}}', "CONTROL_CHARACTER"),
+        (f'{{"m":{{"versions":{{\n"{ID}":{V}}}}}}}', "OK"),
+        (f'{{"m":{{"versions":{{\n"{ID}":{V},"{ID2}":{SECOND}\n}}}}}}', "OK"),
+        (f'{{"m":{{"versions":{{\n"{ID}":{V}}}}},"o":{{"versions":{{}}\n}}}}', "OK"),
+        (f'{{"m":{{"versions":{{\n"{ID}":{V}}}}},"o":{{"versions":{{\n"{ID2}":{SECOND}\n}}}}}}', "OK"),
+        (f'{{"m":{{"versions":{{\n"{ID}":{V},\n"{ID}":{SECOND}\n}}}}}}', "DUPLICATE_KEY"),
+    ],
+)
+@pytest.mark.parametrize("large", [False, True])
+def test_a_text_means_what_it_means_however_its_lines_are_broken(models, wanted, large):
+    """Lines of versions are only set apart where nothing else can be meant, in a small file and in a large one."""
+    text = (AROUND % models).encode()
+    read = frame if large else parse
+    assert verdict(read, text) == wanted
+    if wanted == "OK":
+        document = read(text)
+        expected = {name: model["versions"] for name, model in json.loads(text)["models"].items()}
+        assert {name: model["versions"] for name, model in document.models.items()} == expected
+        assert {name: model["versions"] for name, model in parse(write(document)).models.items()} == expected
+
+
+@pytest.mark.parametrize("bad", [{"n": 1}, 5, None, {**VERSION, "path": "/etc"}, {**VERSION, "blob": "sha256:../../x"}])
+@pytest.mark.parametrize("indent", [None, 1])
+def test_a_large_file_that_is_laid_out_otherwise_is_checked_whole(bad, indent):
+    """No line of it is kept for later, so none may pass unchecked."""
+    many = {f"m-{index}": {"versions": {f"{index:012x}": VERSION}} for index in range(5)}
+    many["m-3"] = {"versions": {ID: bad}}
+    text = json.dumps({**EMPTY, "models": many}, indent=indent).encode()
+    assert verdict(frame, text) == verdict(parse, text) != "OK"
+
+
+@pytest.mark.parametrize(
+    "text", [r'"\\ud800\udc00"', r'"\ud800"', r'"\udc00\ud800"', r'"\ud800 \udc00"', r'"\ud800\ud800\udc00"']
+)
+def test_half_a_pair_is_refused_whatever_stands_beside_it(text):
+    """An escaped backslash and letters are no half of anything."""
+    assert verdict(parse, with_extension(text)) == "REGISTRY_ENCODING"
+
+
+@pytest.mark.parametrize("text", [r'"\ud83d\ude00"', r'"\\\\ud800"', r'"\ud83d\ude00\ud83d\ude00"'])
+def test_whole_pairs_and_escaped_backslashes_pass(text):
+    """As any reader takes them."""
+    assert verdict(parse, with_extension(text)) == "OK"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"probe": {"digest": "x", "values": ["a"]}},
+        {"probe": {"digest": 5, "values": [1.0]}},
+        {"probe": {"digest": "x", "values": None}},
+        {"metrics": {"a": {"value": 1.0, "unit": 5}}},
+        {"metrics": {"a": {"value": 1.0, "n": "x"}}},
+        {"metrics": {"a": {"value": 1.0, "frames": 5}}},
+        {"created": "2026-02-31T25:61:61Z"},
+        {"n": 10**9},
+    ],
+)
+def test_what_would_fail_when_it_is_used_is_refused_when_it_is_read(fields):
+    """Numbers of a probe, parts of a metric, a day that is none, a number that no reference can name."""
+    assert verdict(parse, with_version(**fields)) in ("FIELD_TYPE", "VERSION_NUMBER")
+
+
+def test_a_key_that_names_control_characters_may_not_stand_twice():
+    """The reason is what is wrong, not what the message happens to hold."""
+    assert verdict(parse, with_extension('{"control character":1,"control character":2}')) == "DUPLICATE_KEY"
 
 
 @given(st.text(max_size=100))

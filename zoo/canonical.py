@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
 _LEAST, _MOST = -(2**63), 2**63 - 1
 _SURE = 19  # letters of a number below which it fits 64 bits
 _DEEPEST = 64
+_SPACE = re.compile(r"[\s,:]*")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
@@ -82,6 +84,22 @@ def parse_printed(text: str) -> Any:
         TextError: nested beyond the stack, an integer that 64 bits do not hold.
     """
     return _decoded(_PRINTED_DECODER, text)
+
+
+def values_of(text: str) -> Iterator[tuple[str, str]]:
+    """Keys of the object that a valid JSON text is, each with the text of its value, line ends as in Unix.
+
+    Example:
+        >>> list(values_of('{"a": 1.50, "b": [1,  2]}'))
+        [('a', '1.50'), ('b', '[1,  2]')]
+    """
+    start = _SPACE.match(text).end() + 1  # type: ignore[union-attr]  # it matches the empty text too
+    while (start := _SPACE.match(text, start).end()) < len(text) and text[start] == '"':  # type: ignore[union-attr]
+        key, end = _DECODER.raw_decode(text, start)
+        start = _SPACE.match(text, end).end()  # type: ignore[union-attr]
+        _, end = _DECODER.raw_decode(text, start)
+        yield key, text[start:end].replace("\r\n", "\n")
+        start = end
 
 
 def _decoded(decoder: json.JSONDecoder, text: str) -> Any:

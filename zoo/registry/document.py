@@ -31,17 +31,19 @@ import gc
 import hashlib
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from typing import Any, cast
 
-from zoo.canonical import TextError, canonical, parse_printed, parse_strictly
+from zoo.canonical import TextError, canonical, parse_printed, parse_strictly, values_of
 from zoo.registry.layered import added, plain
 from zoo.registry.references import RegistryError
 from zoo.registry.schema import check_sections, check_top, check_version, check_versions
 
+_VERSION_KEY = re.compile(r'"[0-9a-f]{12}"\s*:\s*\{')
 _VERSION_LINE = re.compile(r'^("[0-9a-f]{12}":)(\{.*\})(?=,?$)', re.MULTILINE)
+_MARK, _MARKED = r"\u0001", "\x01"  # of a line that is read later, as JSON and as read: no text may hold it
 _UGLY = re.compile("[\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")  # terminal controls, reversed text
 _ESCAPE = re.compile(r"(?<!\\)(?:\\\\)*\\u([0-9a-fA-F]{4})")
 _FORMAT, SCHEMA = "zoo-registry", 1
@@ -96,13 +98,13 @@ class Document:
         models: name -> `{"versions": {id: fields}}`, and `"last"` where the newest numbers were removed.
         ensembles: name -> fields.
         aliases: name -> fields.
-        extensions: keys beginning with `x-`, kept as they are.
+        extensions: keys beginning with `x-` -> the JSON text of the value, kept as it stands.
     """
 
     models: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     ensembles: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     aliases: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    extensions: Mapping[str, Any] = field(default_factory=dict)
+    extensions: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def folded(self) -> Mapping[str, str]:
@@ -162,7 +164,7 @@ def _text(fields: Any, *, ordered: bool = True) -> str:
 
 
 def extensions(table: Mapping[str, Any]) -> dict[str, Any]:
-    """What somebody else keeps there: keys that begin with `x-`, of a registry, a model, an alias."""
+    """What somebody else keeps there: keys that begin with `x-`, of a model or an alias."""
     return {key: value for key, value in table.items() if key.startswith("x-")}
 
 
@@ -186,18 +188,22 @@ def parse(raw: bytes, known: Document | None = None) -> Document:
         {}
     """
     with uncollected():
-        document = frame(raw, known)
-        check_versions(document.models)
+        text = _decoded(raw)
+        document = _framed(text, known)
+        try:
+            check_versions(document.models)
+        except RegistryError as error:
+            if error.reason != "REGISTRY_JSON":
+                raise
+            document = _document(_strictly(text), text)  # a line that is no version: the whole text decides
+            check_versions(document.models)
         return document
 
 
 def frame(raw: bytes, known: Document | None = None) -> Document:
     """As `parse`, but versions that stand on a line of their own are checked when they are first used."""
     with uncollected():
-        table = _table(_decoded(raw), {} if known is None else known.models)
-        check_top(table, _FORMAT, SCHEMA)
-        check_sections(table)
-    return Document(table["models"], table["ensembles"], table["aliases"], extensions(table))
+        return _framed(_decoded(raw), known)
 
 
 def write(document: Document) -> bytes:
@@ -209,7 +215,7 @@ def write(document: Document) -> bytes:
         "format": [canonical(_FORMAT)],
         "models": _section([_model(name, models[name]) for name in sorted(models, key=_spread)]),
         "schema": [canonical(SCHEMA)],
-        **{key: [_text(value, ordered=False)] for key, value in sorted(document.extensions.items())},
+        **{key: [text] for key, text in sorted(document.extensions.items())},
     }
     pieces = [piece for key, section in sections.items() for piece in (",\n", canonical(key), ":", *section)]
     return "".join(["{\n", *pieces[1:], "\n}\n"]).encode()
@@ -222,7 +228,7 @@ def _section(lines: list[str]) -> list[str]:
 
 def _model(name: str, model: Mapping[str, Any]) -> str:
     fields = [
-        _versions(value) if key == "versions" else f"{canonical(key)}:{_text(value)}"
+        _versions(value) if key == "versions" else f"{canonical(key)}:{_text(value, ordered=False)}"
         for key, value in sorted(model.items())
     ]
     return f'"{name}":{{{",".join(fields)}}}'
@@ -272,16 +278,31 @@ def _decoded(raw: bytes) -> str:
 _RESCUE = "take it back from version control, or rebuild it with `zoo recover`"
 
 
-def _table(text: str, known: Mapping[str, Any]) -> Any:
-    """The parsed text; each version's line apart, so that it can be kept, and read later."""
+def _framed(text: str, known: Document | None) -> Document:
+    """With each version's line apart, to be kept, and read later; all of it checked where it is laid out otherwise."""
     frame, keys, lines = (parts := _VERSION_LINE.split(text))[::3], parts[1::3], parts[2::3]
-    if not lines:
-        return _strictly(text)
-    numbered = [f"{before}{key}{index}" for index, (before, key) in enumerate(zip(frame, keys, strict=False))]
-    table = _strictly("".join([*numbered, frame[-1]]))
-    if not _put_back(table, lines, known):
-        return _strictly(text)  # not laid out as `write` does
-    return table
+    around = "".join(frame)
+    if lines and _MARK not in around and len(_VERSION_KEY.findall(text)) == len(lines):
+        places = enumerate(zip(frame, keys, strict=False))
+        marked = [f'{before}{key}"{_MARK}{index}"' for index, (before, key) in places]
+        outside = "".join([*marked, frame[-1]])
+        with suppress(TextError):  # which the whole text tells better
+            table = parse_strictly(outside)
+            if _put_back(table, lines, {} if known is None else known.models, text.count('"versions":')):
+                _check_characters(around)
+                return _document(table, outside)
+    document = _document(_strictly(text), text)
+    check_versions(document.models)
+    return document
+
+
+def _document(table: Any, text: str) -> Document:
+    """Of a parsed text, its names and references checked, its versions not."""
+    check_top(table, _FORMAT, SCHEMA)
+    check_sections(table)
+    kept = {key for key in table if key.startswith("x-")}
+    texts = {key: value for key, value in values_of(text) if key in kept} if kept else {}
+    return Document(table["models"], table["ensembles"], table["aliases"], texts)
 
 
 def _strictly(text: str, parse: Callable[[str], Any] = parse_strictly) -> Any:
@@ -293,20 +314,22 @@ def _strictly(text: str, parse: Callable[[str], Any] = parse_strictly) -> Any:
     return value
 
 
-def _put_back(table: Any, found: list[str], known: Mapping[str, Any]) -> bool:
-    """Replace the numbers that stand for lines; False where some stand elsewhere than versions do.
+def _put_back(table: Any, found: list[str], known: Mapping[str, Any], models_in_text: int) -> bool:
+    """Replace the marks of lines by the lines; False where some stand elsewhere than versions do.
 
     What was read before is kept where it says the same: it need not be parsed again.
     """
     models = table.get("models") if isinstance(table, dict) else None
+    if not isinstance(models, dict) or len(models) != models_in_text:  # one more would stand within a line
+        return False
     count = 0
-    for name, model in models.items() if isinstance(models, dict) else ():
+    for name, model in models.items():
         versions = model.get("versions") if isinstance(model, dict) else None
         if not isinstance(versions, dict):
-            continue
+            return False
         before = known.get(name, _NO_VERSIONS)["versions"]
-        for key, index in versions.items():
-            if type(index) is not int or index != count:
+        for key, mark in versions.items():
+            if count == len(found) or mark != f"{_MARKED}{count}":
                 return False
             old, text = before.get(key), found[count]
             versions[key] = old if isinstance(old, Line) and old.text == text else Line(f"{name}@{key}", text)
@@ -319,7 +342,7 @@ def _refusal(error: TextError, text: str) -> RegistryError:
         return RegistryError(
             "REGISTRY_JSON", f"the registry holds the conflict markers of a merge ({error}); merge it with `zoo merge`"
         )
-    if "control character" in str(error):
+    if error.reason == "SYNTAX" and "control character" in str(error):
         return RegistryError("CONTROL_CHARACTER", f"the registry is {error}")
     reason = {"SYNTAX": "REGISTRY_JSON", "DEPTH": "REGISTRY_DEPTH"}.get(error.reason, error.reason)
     return RegistryError(reason, f"the registry is {error}; correct it, or {_RESCUE}")
@@ -333,21 +356,20 @@ def _check_characters(text: str) -> None:
             raise RegistryError("CONTROL_CHARACTER", f"the registry holds the control character {ugly[0]!r}")
     if "\\" not in text:
         return
+    high: re.Match[str] | None = None  # the half that the next escape must complete
     for match in _ESCAPE.finditer(text):
         code = int(match[1], 16)
-        if 0xD800 <= code <= 0xDFFF:
-            if not _paired(text, match):
-                raise RegistryError("REGISTRY_ENCODING", f"the registry holds half a surrogate pair, \\u{match[1]}")
-        elif (code < 0x20 and code not in (0x09, 0x0A)) or _UGLY.match(chr(code)):
+        if (0xDC00 <= code <= 0xDFFF) != (high is not None and high.end() == match.end() - 6):
+            raise _half(high or match)
+        high = match if 0xD800 <= code <= 0xDBFF else None
+        if (code < 0x20 and code not in (0x09, 0x0A)) or _UGLY.match(chr(code)):
             raise RegistryError("CONTROL_CHARACTER", f"the registry holds the control character \\u{match[1]}")
+    if high is not None:
+        raise _half(high)
     backspace = re.search(r"(?<!\\)(?:\\\\)*\\[bfr]", text)
     if backspace:
         raise RegistryError("CONTROL_CHARACTER", f"the registry holds the control character {backspace[0][-2:]}")
 
 
-def _paired(text: str, match: re.Match[str]) -> bool:
-    """Whether an escaped surrogate has its other half beside it: the two are one character."""
-    code, start = int(match[1], 16), match.end(1) - 6
-    neighbour = text[start + 6 : start + 12] if code < 0xDC00 else text[start - 6 : start]
-    wanted = r"\\u[dD][c-fC-F][0-9a-fA-F]{2}" if code < 0xDC00 else r"\\u[dD][89abAB][0-9a-fA-F]{2}"
-    return re.fullmatch(wanted, neighbour) is not None
+def _half(match: re.Match[str]) -> RegistryError:
+    return RegistryError("REGISTRY_ENCODING", f"the registry holds half a surrogate pair, \\u{match[1]}")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any, NoReturn
 
 from zoo.canonical import depth
@@ -14,6 +15,7 @@ from zoo.registry.references import RegistryError, check_digest, check_name, is_
 
 SECTIONS = ("models", "ensembles", "aliases")
 _DEEPEST = 64
+_LAST = 999_999_999  # the highest number that a reference can name
 _VERSION = {"n": int, "spec": dict, "classes": list, "blob": str, "bytes": int, "parameters": int, "created": str}
 _VERSION_ALL = {
     **_VERSION,
@@ -68,6 +70,7 @@ def check_sections(table: Mapping[str, Any]) -> None:
     for name, model in table["models"].items():
         if type(model) is not dict or len(model) > 1 or type(model.get("versions")) is not dict:  # most have only these
             _check_fields(f"the model {name!r}", model, _MODEL, _MODEL_ALL)
+            _check_depth(f"the model {name!r}", {key: model[key] for key in model if key != "versions"})
     ids = {version for model in table["models"].values() for version in model["versions"]}
     strange = [version for version in ids if not is_id(version)]
     if strange:
@@ -105,9 +108,9 @@ def check_versions(models: Mapping[str, Any]) -> None:
             if isinstance(fields, dict) or not isinstance(fields, Mapping):  # else it checks itself
                 check_version(f"{name}@{key}", fields, deep=_DEEPEST + 1)
             numbers.add(fields["n"])
-        if len(numbers) != len(model["versions"]) or (numbers and not 1 <= min(numbers) <= max(numbers) <= 10**9):
+        if len(numbers) != len(model["versions"]) or (numbers and not 1 <= min(numbers) <= max(numbers) <= _LAST):
             _refuse("VERSION_NUMBER", f"expected different numbers from 1 for the versions of {name!r}, got others")
-        if "last" in model and not max(numbers, default=0) < model["last"] <= 10**9:
+        if "last" in model and not max(numbers, default=0) < model["last"] <= _LAST:
             _refuse("VERSION_NUMBER", f"expected 'last' of {name!r} beyond its versions, got {model['last']}")
 
 
@@ -132,9 +135,11 @@ def check_version(what: str, fields: Any, *, deep: int) -> None:
     if "kind" in fields and fields["kind"] not in _KINDS:
         _refuse("FIELD_TYPE", f"expected a kind of {sorted(_KINDS)} for {what}, got {fields['kind']!r}")
     _check_time(what, fields["created"])
-    if deep > _DEEPEST and depth(fields, _DEEPEST) > _DEEPEST:
-        _refuse("REGISTRY_DEPTH", f"expected at most {_DEEPEST} levels in {what}")
+    if deep > _DEEPEST:
+        _check_depth(what, fields)
     _check_metrics(what, fields.get("metrics", {}))
+    if "probe" in fields:
+        _check_probe(what, fields["probe"])
 
 
 def check_ensemble(name: str, fields: Any) -> None:
@@ -149,15 +154,15 @@ def check_ensemble(name: str, fields: Any) -> None:
         _refuse("FIELD_TYPE", f"expected different ids as members of {what}, got {str(members)[:80]}")
     for key, length in (("weights", len(members)), ("temperatures", len(members))):
         numbers = fields.get(key)
-        if numbers is not None and (len(numbers) != length or not all(type(n) in (int, float) for n in numbers)):
-            _refuse("FIELD_TYPE", f"expected one number per member as {key} of {what}, got {str(numbers)[:80]}")
-    if depth(fields, _DEEPEST) > _DEEPEST:
-        _refuse("REGISTRY_DEPTH", f"expected at most {_DEEPEST} levels in {what}")
+        if numbers is not None and (len(numbers) != length or not all(_is_size(n) for n in numbers)):
+            _refuse("FIELD_TYPE", f"expected one number >= 0 per member as {key} of {what}, got {str(numbers)[:80]}")
+    _check_depth(what, fields)
 
 
 def _check_alias(name: str, fields: Any, table: Mapping[str, Any]) -> None:
     what = f"the alias {name!r}"
     _check_fields(what, fields, _place(fields), {**_place(fields), "before": list})
+    _check_depth(what, fields)
     for place in (fields, *fields.get("before", ())):
         if place is not fields:
             _check_fields(what, place, _place(place), _place(place))
@@ -169,6 +174,10 @@ def _check_alias(name: str, fields: Any, table: Mapping[str, Any]) -> None:
 
 def _place(fields: Any) -> dict[str, type]:
     return {"ensemble": str} if isinstance(fields, dict) and "ensemble" in fields else {"model": str, "version": int}
+
+
+def _is_size(number: Any) -> bool:
+    return type(number) in (int, float) and number >= 0
 
 
 def _number(fields: Any) -> int | None:
@@ -189,13 +198,22 @@ def _check_fields(what: str, fields: Any, needed: Mapping[str, type], kinds: Map
         _refuse("FIELD_TYPE", f"expected {key!r} of {what} as {kinds[key].__name__}, got {str(fields[key])[:60]}")
 
 
+def _check_depth(what: str, value: Any) -> None:
+    if depth(value, _DEEPEST) > _DEEPEST:
+        _refuse("REGISTRY_DEPTH", f"expected at most {_DEEPEST} levels in {what}")
+
+
 def _check_strings(what: str, key: str, values: list[Any]) -> None:
     if {*map(type, values)} - {str}:
         _refuse("FIELD_TYPE", f"expected {key!r} of {what} as strings, got {str(values)[:60]}")
 
 
 def _check_time(what: str, text: str) -> None:
-    if not _TIME.fullmatch(text):
+    try:
+        known = _TIME.fullmatch(text) and datetime.fromisoformat(text)
+    except ValueError:  # a day or an hour that is none
+        known = None
+    if not known:
         _refuse("FIELD_TYPE", f"expected the time {what} was made as 2026-01-31T12:00:00Z, got {text[:40]!r}")
 
 
@@ -203,6 +221,15 @@ def _check_metrics(what: str, metrics: Mapping[str, Any]) -> None:
     for key, metric in metrics.items():
         if not isinstance(metric, dict) or type(metric.get("value")) not in (int, float):
             _refuse("FIELD_TYPE", f"expected metric {key!r} of {what} with a number as 'value', got {str(metric)[:60]}")
+        parts = (metric.get("unit", ""), metric.get("n", 0), metric.get("frames", ""))
+        if tuple(map(type, parts)) != (str, int, str):
+            _refuse("FIELD_TYPE", f"expected 'unit', 'n' and 'frames' of {key!r} as text, integer, text, got {parts}")
+
+
+def _check_probe(what: str, probe: Mapping[str, Any]) -> None:
+    values = probe.get("values")
+    if type(probe.get("digest")) is not str or type(values) is not list or {*map(type, values)} - {int, float}:
+        _refuse("FIELD_TYPE", f"expected the probe of {what} as a digest and numbers, got {str(probe)[:60]}")
 
 
 def _refuse(reason: str, message: str) -> NoReturn:
