@@ -63,7 +63,7 @@ def test_one_number_for_two_versions_is_given_anew(base):
 
 def test_a_removed_number_stays_used(base):
     """Also where only the other side knew it."""
-    theirs = remove(add(base, "a", 3), "a@2", force=False)
+    theirs = remove(add(base, "a", 3), ["a@2"], force=False)
     merged = merge(base, base, theirs)
     assert add(merged, "a", 4).models["a"]["versions"]["000000000004"]["n"] == 3
 
@@ -91,7 +91,7 @@ def test_a_member_that_the_other_side_removed_is_told(base):
     """The merge is refused rather than left pointing to nothing."""
     ours = add_ensemble(base, "both", {**ENSEMBLE, "members": ["000000000001", "000000000002"]})
     with pytest.raises(RegistryError, match="the ensemble 'both' holds"):
-        merge(base, ours, remove(base, "a", force=False))
+        merge(base, ours, remove(base, ["a"], force=False))
 
 
 def test_a_conflict_writes_nothing(base, tmp_path):

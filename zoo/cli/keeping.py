@@ -307,8 +307,7 @@ def tag(reference: str, *tags: str, drop: Switch = False, registry: RegistryFile
     from zoo.registry import Registry
 
     found = Registry(registry)
-    had = set(found.get(reference).tags)
-    tell(found.annotate(reference, tags=had - set(tags) if drop else had | set(tags)), json)
+    tell(found.annotate(reference, drop_tags=tags) if drop else found.annotate(reference, add_tags=tags), json)
 
 
 def note(reference: str, text: str, *, registry: RegistryFile = None, json: AsJson = False) -> None:

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo.names import Patterns, matching
-from zoo.registry import changes, entries, protocol, upkeep
+from zoo.registry import changes, entries, notes, upkeep
 from zoo.registry.blobs import Blobs
 from zoo.registry.clock import now
 from zoo.registry.document import Document, parse
 from zoo.registry.entries import EnsembleEntry, Entry
+from zoo.registry.ledger import Ledger
 from zoo.registry.references import RegistryError, check_digest, check_name
 from zoo.registry.upkeep import Problem
 
@@ -48,7 +49,6 @@ Names = list[str]  # aliases, since the class has a method of the name `list`
 Entries = list[Entry]
 Problems = list[Problem]
 Paths = list[Path]
-Changes = list[changes.Change]
 Rows = list[dict[str, Any]]
 
 
@@ -77,8 +77,7 @@ class Registry:
         self.path = Path(path or os.environ.get("ZOO_REGISTRY") or "registry.json")
         self.timeout = timeout
         self.blobs = Blobs(self.path)
-        self._seen = protocol.NOTHING  # the last bytes and what they say: compared with the disk, not trusted
-        self._pending: tuple[Document, Changes] | None = None
+        self._ledger = Ledger(self.path)
 
     def __repr__(self) -> str:
         return f"Registry({str(self.path)!r})"
@@ -87,11 +86,7 @@ class Registry:
 
     def document(self) -> Document:
         """The content of the file now, or a RegistryError; within a transaction, as it will be."""
-        if self._pending is not None:
-            return self._pending[0]
-        raw = protocol.read_raw(self.path, create=False) or b""
-        self._seen = protocol.snapshot(raw, self._seen)
-        return self._seen[1]
+        return self._ledger.document()
 
     def list(self, include: Patterns = "*", exclude: Patterns = ()) -> Names:
         """Sorted names of the models; shell wildcards, one or several, in both."""
@@ -215,7 +210,7 @@ class Registry:
         check_name(name)
         if parents is not None:
             parents = [self.get(parent).id for parent in parents]
-        about = {"metrics": intake.metrics_of(metrics), "recipe": recipe, "parents": parents, "kind": kind}
+        about = {"metrics": notes.metrics_of(metrics), "recipe": recipe, "parents": parents, "kind": kind}
         about |= {"trained_on": trained_on, "note": note}
         checkpoint = intake.checkpoint_of(model, spec, classes, **about)
         return self.deposit(name, intake.parcel(name, checkpoint, tags=tags))
@@ -224,7 +219,7 @@ class Registry:
         """The disk's share of `register`: the blob, then the line; see `protocol`."""
 
         def change(document: Document) -> Document:
-            if self._pending is None and not self.blobs.path(parcel.sha256).exists():  # collected meanwhile
+            if not self._ledger.collecting and not self.blobs.path(parcel.sha256).exists():  # collected meanwhile
                 self.blobs.put(parcel.data)
             new = changes.add_version(document, name, parcel.id, parcel.fields)
             if new is document and upkeep.problem_of(self.blobs, entries.version(document, name, parcel.id)):
@@ -248,9 +243,9 @@ class Registry:
             RegistryError: a member is not here, or has other classes, or the name is taken.
         """
         data = dict(ensemble if isinstance(ensemble, Mapping) else ensemble.to_json())
-        data |= {key: value for key, value in (("note", note), ("tags", sorted(set(tags)))) if value}
+        data |= {key: value for key, value in (("note", note), ("tags", notes.tags_of(tags))) if value}
         fields = entries.ensemble_fields(self.document(), data, now())
-        document = self._commit(lambda document: changes.add_ensemble(document, name, fields), create=False)
+        document = self._commit(lambda document: changes.add_ensemble(document, name, fields))
         return entries.resolve_ensemble(document, name)
 
     def alias(self, name: str, target: str, *, expect: str | None = None) -> None:
@@ -264,16 +259,18 @@ class Registry:
         Raises:
             RegistryError: UNKNOWN target, NAME_COLLISION, CONFLICT where it points elsewhere than expected.
         """
+        known = self.document()
+        to, wanted = entries.pinned(known, target), None if expect is None else entries.pinned(known, expect)
 
         def change(document: Document) -> Document:
-            wanted = None if expect is None else entries.place(document, expect)
-            return changes.set_alias(document, name, entries.place(document, target), wanted)
+            expected = None if wanted is None else entries.place(document, wanted)
+            return changes.set_alias(document, name, entries.place(document, to), expected)
 
-        self._commit(change, create=False)
+        self._commit(change)
 
     def alias_back(self, name: str) -> None:
         """Let an alias point again to what it pointed to before; RegistryError where it remembers nothing."""
-        self._commit(lambda document: changes.alias_back(document, name), create=False)
+        self._commit(lambda document: changes.alias_back(document, name))
 
     def annotate(
         self,
@@ -281,18 +278,32 @@ class Registry:
         *,
         note: str | None = None,
         tags: Iterable[str] | None = None,
+        add_tags: Iterable[str] = (),
+        drop_tags: Iterable[str] = (),
         metrics: Mapping[str, Any] | None = None,
     ) -> Entry:
-        """Replace the note or the tags of a version, add metrics to it; what is None stays."""
-        from zoo.registry import intake
+        """Say more of a version; what is left out stays, and so does what others say meanwhile.
 
+        Args:
+            reference: of the version.
+            note: in place of its note; "" takes it off.
+            tags: in place of all its tags.
+            add_tags: to put on.
+            drop_tags: to take off.
+            metrics: to add to its own, or in place of those of the same name.
+
+        Raises:
+            RegistryError: UNKNOWN; ARGUMENT for what are no tags or metrics.
+        """
         entry = self.get(reference)
-        fields: dict[str, Any] = {} if note is None else {"note": note}
-        if tags is not None:
-            fields["tags"] = sorted(set(tags))
-        if metrics is not None:
-            fields["metrics"] = {**entry.metrics, **(intake.metrics_of(metrics) or {})}
-        document = self._commit(lambda document: changes.change_version(document, entry, fields), create=False)
+        said = notes.Notes(
+            note,
+            tags=None if tags is None else notes.tags_of(tags),
+            add=notes.tags_of(add_tags),
+            drop=notes.tags_of(drop_tags),
+            metrics=notes.metrics_of(metrics) or {},
+        )
+        document = self._commit(lambda document: changes.annotate(document, entry, said))
         return entries.version(document, entry.name, entry.id)
 
     def remove(self, reference: str, *, force: bool = False) -> Names:
@@ -308,8 +319,14 @@ class Registry:
         Raises:
             RegistryError: UNKNOWN; HELD, naming what holds it.
         """
-        held = changes.holders(self.document(), reference)
-        self._commit(lambda document: changes.remove(document, reference, force=force), create=False)
+        gone = entries.all_pinned(self.document(), reference)
+        held: Names = []
+
+        def change(document: Document) -> Document:
+            held[:] = changes.holders(document, gone)
+            return changes.remove(document, gone, force=force)
+
+        self._commit(change)
         return held
 
     @contextmanager
@@ -318,21 +335,8 @@ class Registry:
 
         Blobs are written at once; no lock is held meanwhile, so others may commit in between.
         """
-        if self._pending is not None:
-            raise RegistryError("ARGUMENT", "a transaction is open already; transactions do not nest")
-        known = self.document() if self.path.exists() else Document()
-        self._pending = (known, [])
-        try:
+        with self._ledger.transaction(timeout=self.timeout):
             yield
-            pending, collected = self._pending
-        finally:
-            self._pending = None
-
-        def change(document: Document) -> Document:
-            return pending if document == known else changes.all_of(document, collected)  # others may have committed
-
-        if collected:
-            self._commit(change, create=True)
 
     # ---- keeping
 
@@ -387,12 +391,6 @@ class Registry:
         document = self._commit(lambda document: changes.all_of(document, [change for _, change in found]), create=True)
         return [entries.version(document, name, id) for (name, id), _ in found]
 
-    def _commit(self, change: changes.Change, *, create: bool) -> Document:
+    def _commit(self, change: changes.Change, *, create: bool = False) -> Document:
         """The content after the change, which a transaction makes later."""
-        if self._pending is None:
-            self._seen = protocol.commit(self.path, change, timeout=self.timeout, create=create, seen=self._seen)
-            return self._seen[1]
-        document, collected = self._pending
-        self._pending = (change(document), collected)
-        collected.append(change)
-        return self._pending[0]
+        return self._ledger.commit(change, timeout=self.timeout, create=create)

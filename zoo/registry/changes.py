@@ -10,7 +10,8 @@ from dataclasses import replace
 from typing import Any
 
 from zoo.registry.document import Document, extensions
-from zoo.registry.entries import Entry, pointed, resolve, select
+from zoo.registry.entries import Entry, pointed, resolve
+from zoo.registry.notes import Notes
 from zoo.registry.references import RegistryError, check_name
 
 Change = Callable[[Document], Document]
@@ -66,30 +67,46 @@ def change_version(document: Document, entry: Entry, fields: Mapping[str, Any]) 
     return document.with_model(entry.name, {**model, "versions": versions})
 
 
-def remove(document: Document, reference: str, *, force: bool) -> Document:
-    """Without what a reference names: an alias, an ensemble, a version, or with `name@*` all of a model's.
+def annotate(document: Document, entry: Entry, said: Notes) -> Document:
+    """With more said of a version than is said now.
 
     Raises:
-        RegistryError: UNKNOWN; HELD, naming what holds it, unless `force` removes that too.
+        RegistryError: UNKNOWN, where it was removed meanwhile.
     """
-    held = holders(document, reference)
+    now = resolve(document, f"{entry.name}@{entry.id}")
+    return change_version(document, entry, said.fields(now))
+
+
+def remove(document: Document, gone: Sequence[str], *, force: bool) -> Document:
+    """Without what was pinned: an alias, an ensemble, or versions.
+
+    Args:
+        document: what there is.
+        gone: as `entries.all_pinned` gives it.
+        force: also without what holds it.
+
+    Raises:
+        RegistryError: UNKNOWN, where it was removed meanwhile; HELD, naming what holds it, unless `force`.
+    """
+    held = holders(document, gone)
     if held and not force:
-        raise RegistryError("HELD", f"{reference!r} is held by {', '.join(held)}; remove these first, or force")
-    if reference in document.aliases:
-        return _without(document, "aliases", [reference])
-    if reference in document.ensembles:
-        return _without_lost_aliases(_without(document, "ensembles", [reference]))
-    return _without_versions(document, select(document, reference))
+        what = gone if gone[0] in document.ensembles else [resolve(document, reference).reference for reference in gone]
+        raise RegistryError("HELD", f"{', '.join(what)} is held by {', '.join(held)}; remove these first, or force")
+    if gone[0] in document.aliases:
+        return _without(document, "aliases", gone)
+    if gone[0] in document.ensembles:
+        return _without_lost_aliases(_without(document, "ensembles", gone))
+    return _without_versions(document, [resolve(document, reference) for reference in gone])
 
 
-def holders(document: Document, reference: str) -> list[str]:
-    """The ensembles and aliases that point to what a reference names; nothing holds an alias."""
-    if reference in document.aliases:
+def holders(document: Document, gone: Sequence[str]) -> list[str]:
+    """The ensembles and aliases that point to what was pinned; nothing holds an alias."""
+    if gone[0] in document.aliases:
         return []
-    gone = [] if reference in document.ensembles else select(document, reference)
-    ids = {entry.id for entry in gone}
-    places: list[dict[str, Any]] = [{"model": entry.name, "version": entry.number} for entry in gone]
-    places.append({"ensemble": reference})
+    found = [] if gone[0] in document.ensembles else [resolve(document, reference) for reference in gone]
+    ids = {entry.id for entry in found}
+    places: list[dict[str, Any]] = [{"model": entry.name, "version": entry.number} for entry in found]
+    places.append({"ensemble": gone[0]})
     held = [f"the ensemble {name!r}" for name, fields in document.ensembles.items() if ids & set(fields["members"])]
     return held + [f"the alias {name!r}" for name, fields in document.aliases.items() if _target(fields) in places]
 

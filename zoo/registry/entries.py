@@ -296,6 +296,21 @@ def select(document: Document, pattern: str) -> list[Entry]:
     return [entry for entry in entries(document) if entry.name == name]
 
 
+def pinned(document: Document, target: str) -> str:
+    """What an alias is to point to, in words that never name another later: an ensemble, `name@id`, or ""."""
+    if not target or target in document.ensembles:
+        return target
+    entry = resolve(document, target)
+    return f"{entry.name}@{entry.id}"
+
+
+def all_pinned(document: Document, reference: str) -> list[str]:
+    """All that is to be removed, likewise: an alias, an ensemble, or versions as of `select`."""
+    if reference in document.aliases or reference in document.ensembles:
+        return [reference]
+    return [f"{entry.name}@{entry.id}" for entry in select(document, reference)]
+
+
 def place(document: Document, target: str) -> dict[str, Any]:
     """Where an alias points: `{"model", "version"}`, `{"ensemble"}`, or `{}` for "".
 

@@ -12,7 +12,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
-from math import isfinite
 from pathlib import Path
 from platform import python_version
 from typing import Any
@@ -25,11 +24,11 @@ from zoo.checkpoint import Checkpoint, CheckpointError, about_of, decode, encode
 from zoo.checkpoint.probe import probe
 from zoo.registry.clock import now
 from zoo.registry.document import printed
+from zoo.registry.notes import tags_of
 from zoo.registry.references import RegistryError
 from zoo.spec import Spec, count_parameters
 
 Model = Checkpoint | nn.Module | str | os.PathLike[str]
-_METRIC = {"value": float, "unit": str, "n": int, "frames": str}
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,7 @@ def parcel(name: str, checkpoint: Checkpoint, *, tags: Iterable[str] = ()) -> Pa
         "parameters": count_parameters(checkpoint.spec),
         "created": now(),
         **described(checkpoint),
-        "tags": sorted(set(tags)),
+        "tags": tags_of(tags),
         "software": software(),
         "probe": probe(checkpoint.to_module(), checkpoint.spec.inputs),
     }
@@ -123,17 +122,6 @@ def named(data: bytes | bytearray) -> tuple[str, Checkpoint]:
         CheckpointError: malformed, or none of ours.
     """
     return str(about_of(read_header(data))["name"]), decode(data)
-
-
-def metrics_of(given: Mapping[str, Any] | None) -> dict[str, dict[str, Any]] | None:
-    """Metrics as they are kept: a bare number becomes `{"value": number}`.
-
-    Raises:
-        RegistryError: ARGUMENT: not a finite number, or an unknown field.
-    """
-    if given is None:
-        return None
-    return {str(key): _metric(str(key), value) for key, value in given.items()}
 
 
 @lru_cache(maxsize=1)
@@ -171,17 +159,3 @@ def _completed(
     if classes is not None and tuple(classes) != checkpoint.classes:
         raise RegistryError("ARGUMENT", f"expected the checkpoint's own classes {checkpoint.classes}, got {classes}")
     return replace(checkpoint, **about) if about else checkpoint
-
-
-def _metric(key: str, value: Any) -> dict[str, Any]:
-    fields = dict(value) if isinstance(value, Mapping) else {"value": value}
-    try:
-        number = float(fields["value"])
-    except (KeyError, TypeError, ValueError):
-        number = float("nan")
-    fields["value"] = number
-    if not isfinite(number) or any(_METRIC.get(name) is not type(field) for name, field in fields.items()):
-        expected = ", ".join(f"{name} ({kind.__name__})" for name, kind in _METRIC.items())
-        msg = f"expected metric {key!r} as a finite number, or with the fields {expected}, got {str(value)[:80]}"
-        raise RegistryError("ARGUMENT", msg)
-    return fields

@@ -1,0 +1,115 @@
+"""Several hands in one registry: what one of them changes never undoes or hits what another did meanwhile."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import zoo
+from zoo import Registry, RegistryError
+from zoo.cli import app
+
+SPEC = zoo.Spec("cylinder", features=2, context=1, classes=2, options={"width": 4, "depth": 1})
+
+
+def keep(registry: Registry, name: str, seed: int) -> zoo.Entry:
+    """Register a small model."""
+    return registry.register(name, model(seed), spec=SPEC, classes=["no", "yes"])
+
+
+def model(seed: int) -> torch.nn.Module:
+    """A small one."""
+    return zoo.build(SPEC, seed=seed)
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Registry:
+    """Two versions of `a`, one of `b`."""
+    registry = Registry(tmp_path / "registry.json")
+    for name, seed in (("a", 0), ("a", 1), ("b", 2)):
+        keep(registry, name, seed)
+    return registry
+
+
+@pytest.fixture
+def other(registry: Registry) -> Registry:
+    """The same registry in the hands of somebody else."""
+    return Registry(registry.path)
+
+
+def test_what_two_say_of_one_version_is_all_kept(registry, other):
+    """Metrics and tags are merged with what is there when the change is made, not when it was asked for."""
+    with registry.transaction():
+        registry.annotate("b", metrics={"from/one": 1.0}, add_tags=["one"])
+        other.annotate("b", metrics={"from/two": 2.0}, add_tags=["two", "three"])
+    assert sorted(registry.get("b").metrics) == ["from/one", "from/two"]
+    assert registry.get("b").tags == ("one", "three", "two")
+    with registry.transaction():
+        registry.annotate("b", drop_tags=["one"])
+        other.annotate("b", drop_tags=["two"])
+    assert registry.get("b").tags == ("three",)
+    assert registry.annotate("b", tags=[]).tags == ()
+
+
+def test_a_tag_by_command_keeps_the_tags_of_others(registry, monkeypatch):
+    """`zoo tag` asks for a change of tags, not for the tags that it saw."""
+    annotate = Registry.annotate
+
+    def late(self: Registry, *given: object, **said: object) -> zoo.Entry:
+        annotate(Registry(self.path), "b", add_tags=["theirs"])
+        return annotate(self, *given, **said)
+
+    monkeypatch.setattr(Registry, "annotate", late)
+    assert zoo.run_app(app, ["tag", "b", "mine", "--registry", str(registry.path)]) == 0
+    assert registry.get("b").tags == ("mine", "theirs")
+
+
+def test_an_alias_made_in_a_transaction_follows_its_version(registry, other):
+    """Somebody else's model may take the number that ours had meanwhile."""
+    with registry.transaction():
+        mine = keep(registry, "same", 30)
+        registry.alias("best", mine.reference)
+        registry.alias("best", "a@1", expect=mine.reference)
+        registry.alias_back("best")
+        theirs = keep(other, "same", 31)
+    assert (theirs.reference, registry.get(mine.id).reference) == ("same@1", "same@2")
+    assert registry.get("best").id == mine.id
+
+
+def test_a_transaction_removes_what_it_saw(registry, other):
+    """Neither the number that another version took nor the newest of a name that somebody else added."""
+    with registry.transaction():
+        mine = keep(registry, "same", 30)
+        registry.remove(mine.reference)
+        theirs = keep(other, "same", 31)
+    assert [entry.id for entry in registry.entries("same")] == [theirs.id]
+    with registry.transaction():
+        registry.remove("a")
+        newer = keep(other, "a", 40)
+    assert [entry.reference for entry in registry.entries("a")] == ["a@1", newer.reference]
+    with registry.transaction():
+        registry.remove("a@*")
+        newest = keep(other, "a", 41)
+    assert [entry.id for entry in registry.entries("a")] == [newest.id]
+
+
+def test_what_somebody_else_removed_or_holds_meanwhile_is_told(registry, other):
+    """The whole transaction is refused."""
+
+    def removed() -> None:
+        with registry.transaction():
+            registry.alias("best", "b")
+            other.remove("b")
+
+    def held() -> None:
+        with registry.transaction():
+            registry.remove("a@1")
+            other.alias("first", "a@1")
+
+    with pytest.raises(RegistryError, match="UNKNOWN"):
+        removed()
+    with pytest.raises(RegistryError, match="a@1 is held by the alias 'first'"):
+        held()
+    assert registry.aliases() == {"first": "a@1"}
