@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -92,6 +93,35 @@ def test_a_member_that_the_other_side_removed_is_told(base):
     ours = add_ensemble(base, "both", {**ENSEMBLE, "members": ["000000000001", "000000000002"]})
     with pytest.raises(RegistryError, match="the ensemble 'both' holds"):
         merge(base, ours, remove(base, ["a"], force=False))
+
+
+def fitted(document: Document, identities: list[int], weights: list[float], **more: object) -> Document:
+    """With an ensemble that was fitted, in place of the one before."""
+    members = [f"{identity:012x}" for identity in identities]
+    fields = {**ENSEMBLE, "members": members, "weights": weights, **more}
+    return replace(document, ensembles={"both": fields})
+
+
+def test_members_and_their_weights_come_from_one_side(base):
+    """Weights fitted for other members would be wrong in silence; a note may come from the other side."""
+    base = fitted(base, [1, 2], [0.5, 0.5], fitted_on="0" * 64)
+    ours = fitted(base, [1, 2], [0.9, 0.1], fitted_on="1" * 64)
+    for other in (fitted(base, [2, 1], [0.5, 0.5], fitted_on="0" * 64), fitted(base, [1], [1.0])):
+        with pytest.raises(RegistryError, match="both sides changed the ensemble 'both'") as caught:
+            merge(base, ours, other)
+        assert caught.value.reason == "CONFLICT"
+    noted = fitted(base, [1, 2], [0.5, 0.5], fitted_on="0" * 64, note="n", **{"x-theirs": 1})
+    merged = merge(base, ours, noted)
+    assert merged.ensembles == {"both": {**ours.ensembles["both"], "note": "n", "x-theirs": 1}}
+    assert merge(base, noted, ours) == merged
+
+
+def test_a_number_that_theirs_gave_a_version_we_have_stays_used(base):
+    """They removed b@1 and registered the same again as b@2: whoever knows b@2 must not meet other content."""
+    theirs = add(remove(base, ["b"], force=False), "b", 2)
+    merged = merge(base, add(base, "c", 3), theirs)
+    assert numbers(merged, "b") == {"000000000002": 1}
+    assert numbers(add(merged, "b", 4), "b")["000000000004"] == 3
 
 
 def test_a_conflict_writes_nothing(base, tmp_path):

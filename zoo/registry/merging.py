@@ -1,13 +1,14 @@
 """Two registries that grew from one, merged: what git asks for when both sides added models.
 
 A version, an ensemble, an alias that only one side changed is taken from that side; both sides' changes of
-one thing are taken together where they touch different fields, and are a conflict where they do not. Versions
-that both sides gave one number are renumbered on theirs, in the order in which they were made; ids stay.
+one thing are taken together where they touch different fields, and are a conflict where they do not. What of an
+ensemble was made for one another, its members, rule and numbers, is one field. Versions that both sides gave one
+number are renumbered on theirs, in the order in which they were made; ids stay.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from zoo.registry.references import RegistryError
 
 Fields = Mapping[str, Any]
 _NOWHERE: Fields = {}
+_FITTED = ("members", "rule", "weights", "temperatures", "classes", "fitted_on")
+_AS_ONE = "fitted"  # no field of an ensemble has this name
 
 
 def merge(base: Document, ours: Document, theirs: Document) -> Document:
@@ -34,7 +37,7 @@ def merge(base: Document, ours: Document, theirs: Document) -> Document:
     for name in names:
         sides = (_versions(base, name), _versions(ours, name), _versions(theirs, name))
         models[name], moved[name] = _model(name, sides, conflicts)
-    ensembles = _section("ensemble", base.ensembles, ours.ensembles, theirs.ensembles, conflicts)
+    ensembles = _ensembles([side.ensembles for side in (base, ours, theirs)], conflicts)
     renumbered = {name: _renumber(fields, moved) for name, fields in theirs.aliases.items()}
     aliases = _section("alias", base.aliases, ours.aliases, renumbered, conflicts, whole=True)
     extensions = _section("key", base.extensions, ours.extensions, theirs.extensions, conflicts, whole=True)
@@ -49,7 +52,7 @@ def _model(
 ) -> tuple[dict[str, Any], dict[int, int]]:
     """One model merged, and which of their numbers became which."""
     base, ours, theirs = sides
-    plain = [{key: _plain(fields) for key, fields in side["versions"].items()} for side in sides]
+    plain = [{key: _without(fields, "n") for key, fields in side["versions"].items()} for side in sides]
     merged = _section(f"version of {name!r}", plain[0], plain[1], plain[2], conflicts)
     known = {**base["versions"], **ours["versions"]}
     numbers = {key: known[key]["n"] for key in merged if key in known}
@@ -57,11 +60,23 @@ def _model(
     for key in sorted(merged.keys() - numbers.keys(), key=lambda key: int(theirs["versions"][key]["n"])):
         last = numbers[key] = max(theirs["versions"][key]["n"], last + 1)
     moved = {fields["n"]: numbers[key] for key, fields in theirs["versions"].items() if key in numbers}
-    last = max(last, theirs.get("last", 0))
+    last = max(last, last_number(theirs))  # also where theirs gave a version we have another number
     kept = [extensions(side) for side in sides]
     model = _section(f"key of {name!r}", kept[0], kept[1], kept[2], conflicts, whole=True)
     model["versions"] = {key: {**fields, "n": numbers[key]} for key, fields in merged.items()}
     return {**model, **({"last": last} if last > max(numbers.values(), default=0) else {})}, moved
+
+
+def _ensembles(sides: Sequence[Mapping[str, Fields]], conflicts: list[str]) -> dict[str, Any]:
+    """Ensembles merged; members, rule, weights, temperatures and classes come from one side."""
+    base, ours, theirs = ({name: _bound(fields) for name, fields in side.items()} for side in sides)
+    merged = _section("ensemble", base, ours, theirs, conflicts)
+    return {name: {**_without(fields, _AS_ONE), **fields[_AS_ONE]} for name, fields in merged.items()}
+
+
+def _bound(fields: Fields) -> dict[str, Any]:
+    fitted = {key: fields[key] for key in _FITTED if key in fields}
+    return {**_without(fields, *_FITTED), _AS_ONE: fitted}
 
 
 def _section(
@@ -117,8 +132,8 @@ def _versions(document: Document, name: str) -> Fields:
     return document.models.get(name, {"versions": {}})
 
 
-def _plain(fields: Fields) -> dict[str, Any]:
-    return {key: value for key, value in fields.items() if key != "n"}
+def _without(fields: Fields, *keys: str) -> dict[str, Any]:
+    return {key: value for key, value in fields.items() if key not in keys}
 
 
 def _renumber(alias: Fields, moved: Mapping[str, Mapping[int, int]]) -> dict[str, Any]:
