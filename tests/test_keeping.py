@@ -103,6 +103,17 @@ def test_an_alias_is_moved_and_moved_back(registry, say):
     assert say("alias other")[0] == 2
 
 
+def test_an_expectation_is_never_ignored(registry, say):
+    """Also on the way back; where nothing is to be moved, it has no meaning."""
+    say("alias best a@1")
+    say("alias best a@2")
+    code, _, err = say("alias best --back --expect a@1")
+    assert (code, "it points to 'a@2'" in err) == (2, True)
+    assert say("alias best --back --expect a@2")[1] == "best -> a@1\n"
+    code, _, err = say("alias best --expect a@1")
+    assert (code, "expected a target or --back" in err) == (2, True)
+
+
 def test_remove_gc_and_recover(registry, say):
     """What is held needs force; a lost file comes back."""
     say("alias best a@1")
@@ -110,7 +121,13 @@ def test_remove_gc_and_recover(registry, say):
     assert "the alias 'best'" in say("remove a@1 --force")[1]
     assert json.loads(say("gc --dry-run --json")[1]) == {"would_remove": []}
     registry.path.unlink()
-    assert "2 versions recovered" in say("recover")[1]
+    (registry.blobs.folder / f"{'0' * 64}.safetensors").touch()
+    code, out, err = say("recover")
+    assert (code, "2 versions recovered" in out, "warning: what these blobs hold was left out" in err) == (
+        0,
+        True,
+        True,
+    )
     assert len(registry.entries()) == 2
 
 

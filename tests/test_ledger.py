@@ -113,3 +113,13 @@ def test_what_somebody_else_removed_or_holds_meanwhile_is_told(registry, other):
     with pytest.raises(RegistryError, match="a@1 is held by the alias 'first'"):
         held()
     assert registry.aliases() == {"first": "a@1"}
+
+
+def test_blobs_that_were_collected_during_a_transaction_are_put_back(registry, other):
+    """Whatever it commits can be loaded, also where somebody else committed in between."""
+    for seed, meanwhile in ((50, lambda: None), (51, lambda: keep(other, "c", 60))):
+        with registry.transaction():
+            made = keep(registry, f"t-{seed}", seed)
+            assert other.collect_garbage(older_than=-60) == [registry.blobs.path(made.sha256)]
+            meanwhile()
+        assert registry.verify() == []

@@ -141,6 +141,19 @@ def test_an_alias_remembers_and_can_demand(registry):
         registry.alias_back("best")
 
 
+def test_an_alias_needs_a_target(registry):
+    """An empty one would make nothing, or a text that is refused."""
+    registry.alias("best", "a@1")
+    for name in ("best", "new"):
+        with pytest.raises(RegistryError, match=f"what the alias '{name}' shall point to, got nothing"):
+            registry.alias(name, "")
+    registry.alias("best", "b", expect="a@1")
+    with pytest.raises(RegistryError, match="CONFLICT"):
+        registry.alias_back("best", expect="a@1")
+    registry.alias_back("best", expect="b@1")
+    assert registry.aliases() == {"best": "a@1"}
+
+
 def test_what_is_held_is_removed_by_force_only(registry):
     """The refusal and the forced removal both tell who held it."""
     registry.register_ensemble("both", {"members": ["a@1", "b"], "rule": {"rule": "mean"}})

@@ -375,9 +375,93 @@ def test_a_lost_registry_is_rebuilt_from_its_blobs(registry):
     before = [(entry.reference, entry.id, entry.sha256, entry.metrics, entry.note) for entry in registry.entries()]
     registry.path.unlink()
     (registry.blobs.folder / f"{'0' * 64}.safetensors").write_bytes(b"no checkpoint")
-    registry.recover()
+    with pytest.warns(UserWarning, match=r"was left out:\n0{64}\.safetensors.*BLOB_DIGEST"):
+        registry.recover()
     assert [(e.reference, e.id, e.sha256, e.metrics, e.note) for e in registry.entries()] == before
     assert registry.verify(probe=True) == []
+
+
+def test_all_that_can_be_is_recovered_and_the_rest_is_told(registry):
+    """The same weights with other classes, a name that is taken: their blobs are named, all others come back."""
+    first = checkpoint(0)
+    others = [
+        parcel("model-0", zoo.Checkpoint(SPEC, first.tensors, ("yes", "no"))),
+        parcel("MODEL-1", checkpoint(1)),
+        parcel("model-0", zoo.Checkpoint(SPEC, first.tensors, ("no", "yes"), note="again")),
+    ]
+    for blob in others:
+        registry.blobs.put(blob.data)
+    registry.path.unlink()
+    with pytest.warns(UserWarning, match="was left out") as told:
+        found = registry.recover()
+    assert sorted(entry.reference for entry in found) == ["model-0@1", "model-1@1"]
+    message = str(told[0].message)
+    assert message.count(".safetensors: ") == 2
+    assert f"{others[0].sha256}.safetensors" in message
+    assert "[CLASSES]" in message
+    assert f"{others[1].sha256}.safetensors" in message
+    assert "[NAME_COLLISION]" in message
+
+
+def test_a_damaged_registry_is_to_be_moved_away_before_it_is_rebuilt(registry):
+    """The way out that the refusal names is one that works."""
+    registry.path.write_bytes(registry.path.read_bytes()[:-9])
+    with pytest.raises(RegistryError, match="move it away and rebuild it with `zoo recover`"):
+        registry.recover()
+    registry.path.rename(registry.path.with_name("damaged"))
+    assert len(registry.recover()) == 2
+
+
+def test_garbage_collection_keeps_what_another_registry_of_the_folder_holds(registry, parcels):
+    """They share the store; one that cannot be read stops everything."""
+    other = Registry(registry.path.with_name("other.json"))
+    other.deposit("model-2", parcels[2])
+    loose = registry.blobs.path(registry.blobs.put(parcels[3].data))
+    (registry.path.parent / "notes.json").write_text('{"of": "zoo"}')
+    os.mkfifo(registry.path.parent / "pipe")
+    text = registry.path.read_text()
+    registry.path.write_text(f"\n{text[:-9]}")
+    with pytest.raises(RegistryError, match=r"registry\.json.*nothing was removed"):
+        other.collect_garbage(older_than=-60)
+    registry.path.write_text(text)
+    assert other.collect_garbage(older_than=-60) == [loose]
+    assert registry.verify() == other.verify() == []
+
+
+def test_garbage_collection_goes_on_past_what_it_cannot_remove(registry, parcels, monkeypatch):
+    """A folder is no blob; a file that the system keeps is named when all else is gone; one that has gone is fine."""
+    (registry.blobs.folder / f"{'0' * 64}.safetensors").mkdir()
+    loose = sorted(registry.blobs.path(registry.blobs.put(parcels[index].data)) for index in (2, 3))
+    gone = registry.blobs.folder / f".{'1' * 64}.safetensors.x.tmp"
+    gone.touch()
+    lstat = Path.lstat
+
+    def late(self: Path) -> os.stat_result:
+        self.unlink(missing_ok=True) if self == gone else None
+        return lstat(self)
+
+    class Keeping(durable.System):
+        def remove(self, path: Path) -> None:
+            if path == loose[0]:
+                raise PermissionError(errno.EPERM, "not permitted", str(path))
+            super().remove(path)
+
+    monkeypatch.setattr(Path, "lstat", late)
+    with monkeypatch.context() as patch:
+        patch.setattr(durable, "system", Keeping())
+        with pytest.raises(RegistryError, match=rf"cannot remove {loose[0]}.*all else"):
+            registry.collect_garbage(older_than=-60)
+    assert registry.collect_garbage(older_than=-60) == [loose[0]]
+    assert registry.recover() == registry.entries()
+
+
+def test_looking_for_a_registry_in_a_mistyped_folder_makes_nothing(tmp_path):
+    """Neither the folder nor a lock."""
+    registry = Registry(tmp_path / "typo" / "registry.json")
+    for act in (registry.collect_garbage, lambda: registry.alias_back("best"), lambda: registry.remove("a")):
+        with pytest.raises(RegistryError, match="there is no registry"):
+            act()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_garbage_collection_keeps_what_is_young_or_held(registry, parcels):

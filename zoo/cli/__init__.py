@@ -6,7 +6,7 @@ import sys
 
 from cyclopts import App
 
-from zoo.cli import breeding, keeping, moving
+from zoo.cli import breeding, keeping, looking, moving
 from zoo.terminal import own_version, run_app
 
 app = App(
@@ -14,6 +14,7 @@ app = App(
     help="Keep a zoo of trained frame classifiers: register, verify, train, search.",
     version=own_version,
 )
+looking.add_to(app)
 keeping.add_to(app)
 moving.add_to(app)
 breeding.add_to(app)

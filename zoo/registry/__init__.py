@@ -9,8 +9,10 @@ The order in which a registration touches the disk is in `protocol`; what may st
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -217,17 +219,13 @@ class Registry:
 
     def deposit(self, name: str, parcel: Parcel) -> Entry:
         """The disk's share of `register`: the blob, then the line; see `protocol`."""
-
-        def change(document: Document) -> Document:
-            if not self._ledger.collecting and not self.blobs.path(parcel.sha256).exists():  # collected meanwhile
-                self.blobs.put(parcel.data)
-            new = changes.add_version(document, name, parcel.id, parcel.fields)
-            if new is document and upkeep.problem_of(self.blobs, entries.version(document, name, parcel.id)):
-                return changes.point_to_blob(document, name, parcel.id, parcel.fields)
-            return new
-
         self.blobs.put(parcel.data)
-        return entries.version(self._commit(change, create=True), name, parcel.id)
+        document = self._commit(
+            lambda document: upkeep.deposited(document, self.blobs, name, parcel),
+            create=True,
+            first=lambda: self.blobs.put_back(parcel.sha256, parcel.data),
+        )
+        return entries.version(document, name, parcel.id)
 
     def register_ensemble(self, name: str, ensemble: Any, *, note: str = "", tags: Iterable[str] = ()) -> EnsembleEntry:
         """Keep an ensemble: its members by id, its rule and numbers.
@@ -257,20 +255,21 @@ class Registry:
             expect: what it must point to now, else nothing is changed; "" where it must not exist yet.
 
         Raises:
-            RegistryError: UNKNOWN target, NAME_COLLISION, CONFLICT where it points elsewhere than expected.
+            RegistryError: UNKNOWN target, NAME_COLLISION, CONFLICT where it points elsewhere than expected; ARGUMENT.
         """
-        known = self.document()
-        to, wanted = entries.pinned(known, target), None if expect is None else entries.pinned(known, expect)
+        self._commit(changes.move_alias(self.document(), name, target, expect))
 
-        def change(document: Document) -> Document:
-            expected = None if wanted is None else entries.place(document, wanted)
-            return changes.set_alias(document, name, entries.place(document, to), expected)
+    def alias_back(self, name: str, *, expect: str | None = None) -> None:
+        """Let an alias point again to what it pointed to before.
 
-        self._commit(change)
+        Args:
+            name: of the alias.
+            expect: as of `alias`.
 
-    def alias_back(self, name: str) -> None:
-        """Let an alias point again to what it pointed to before; RegistryError where it remembers nothing."""
-        self._commit(lambda document: changes.alias_back(document, name))
+        Raises:
+            RegistryError: UNKNOWN where it remembers nothing; CONFLICT as `alias`.
+        """
+        self._commit(changes.move_alias_back(self.document(), name, expect))
 
     def annotate(
         self,
@@ -380,17 +379,20 @@ class Registry:
         """Rebuild a lost registry from what its blobs say of themselves.
 
         Numbers follow the age of the blobs; aliases, ensembles and tags are not in blobs and stay lost. Versions
-        that the registry has already stay as they are.
+        that the registry has already stay as they are. What cannot be recovered is told in one warning.
+
+        Returns:
+            The versions that the blobs hold, each once, by the age of their blobs.
 
         Raises:
             RegistryError: the file is there and does not parse: move it away first.
         """
-        from zoo.registry import reading
+        from zoo.registry import rescue
 
-        found = reading.recovered(self.blobs)
-        document = self._commit(lambda document: changes.all_of(document, [change for _, change in found]), create=True)
-        return [entries.version(document, name, id) for (name, id), _ in found]
+        found, left_out = rescue.rebuild(self.blobs, partial(self._commit, create=True))
+        if left_out:
+            warnings.warn("what these blobs hold was left out:\n" + "\n".join(left_out), stacklevel=2)
+        return found
 
-    def _commit(self, change: changes.Change, *, create: bool = False) -> Document:
-        """The content after the change, which a transaction makes later."""
-        return self._ledger.commit(change, timeout=self.timeout, create=create)
+    def _commit(self, change: changes.Change, **how: Any) -> Document:
+        return self._ledger.commit(change, timeout=self.timeout, **how)

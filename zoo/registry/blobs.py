@@ -49,6 +49,11 @@ class Blobs:
             raise RegistryError("DISK", f"cannot write the blob {path}: {error}; nothing has changed") from error
         return sha256
 
+    def put_back(self, sha256: str, data: bytes) -> None:
+        """Make a blob durable again that was put, where it was collected as garbage meanwhile; errors as `put`."""
+        if not self.path(sha256).exists():
+            self.put(data)
+
     def read(self, entry: Entry) -> bytearray:
         """The bytes of a version, of the size and hash that the registry recorded.
 
@@ -88,14 +93,16 @@ class Blobs:
                 f"{self._hash_of(path, status.st_size, entry.bytes)}",
             )
 
-    def names(self) -> Iterator[tuple[Path, str]]:
-        """Every file in the store with its hash, "" for a temporary file; what is neither is left alone."""
+    def files(self) -> Iterator[tuple[Path, str, float]]:
+        """Every file in the store, its hash, "" for a temporary file, and its time; what is neither is left alone."""
         if not self.folder.is_dir():
             return
         for path in sorted(self.folder.iterdir()):
             match = _BLOB.fullmatch(path.name)
             if match or path.name.endswith(durable.TEMPORARY):
-                yield path, match[1] if match else ""
+                modified = modified_at(path)
+                if modified is not None:
+                    yield path, match[1] if match else "", modified
 
     def _holds(self, path: Path, sha256: str, size: int) -> bool:
         with suppress(OSError):
@@ -116,3 +123,12 @@ class Blobs:
             f"the blob of {entry.name!r} version {entry.number} ({self.path(entry.sha256)}): {what}; "
             f"restore it from a copy, or register the model again",
         )
+
+
+def modified_at(path: Path) -> float | None:
+    """When a file was last changed, in seconds of the clock; None for a folder, and where it has gone meanwhile."""
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        return None
+    return None if stat.S_ISDIR(status.st_mode) else status.st_mtime

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from zoo.registry.document import Document, extensions
-from zoo.registry.entries import Entry, pointed, resolve
+from zoo.registry.entries import Entry, pinned, place, pointed, resolve
 from zoo.registry.notes import Notes
 from zoo.registry.references import RegistryError, check_name
 
@@ -153,9 +153,7 @@ def set_alias(document: Document, name: str, target: Mapping[str, Any], expected
     if there is None:
         _check_free(document, name)
     now = _target(there) if there else {}
-    if expected is not None and now != expected:
-        msg = f"expected the alias {name!r} to point to {_told(expected)}, it points to {_told(now)}; it was not moved"
-        raise RegistryError("CONFLICT", msg)
+    _check_expected(name, now, expected)
     if now == target:
         return document
     before = [now, *there.get("before", [])][:_MOST_REMEMBERED] if there else []
@@ -163,19 +161,52 @@ def set_alias(document: Document, name: str, target: Mapping[str, Any], expected
     return replace(document, aliases={**document.aliases, name: fields})
 
 
-def alias_back(document: Document, name: str) -> Document:
+def alias_back(document: Document, name: str, expected: Mapping[str, Any] | None = None) -> Document:
     """With an alias that points again to what it pointed to before.
 
     Raises:
-        RegistryError: UNKNOWN: no such alias, or nothing before.
+        RegistryError: UNKNOWN: no such alias, or nothing before; CONFLICT as `set_alias`.
     """
     fields = document.aliases.get(name, {})
+    _check_expected(name, _target(fields), expected)
     if not fields.get("before"):
         what = "it remembers nothing" if fields else f"it has {sorted(document.aliases)}"
         raise RegistryError("UNKNOWN", f"expected an alias {name!r} with something before; {what}")
     first, *rest = fields["before"]
     fields = {**extensions(fields), **first, "before": rest}
     return replace(document, aliases={**document.aliases, name: fields})
+
+
+def move_alias(known: Document, name: str, target: str, expect: str | None) -> Change:
+    """The change that `set_alias` makes, of references as they are known now.
+
+    Raises:
+        RegistryError: ARGUMENT for an empty target; UNKNOWN, NAME.
+    """
+    if not target:
+        raise RegistryError("ARGUMENT", f"expected what the alias {name!r} shall point to, got nothing; see `remove`")
+    to, wanted = pinned(known, target), _pinned(known, expect)
+    return lambda document: set_alias(document, name, place(document, to), _place(document, wanted))
+
+
+def move_alias_back(known: Document, name: str, expect: str | None) -> Change:
+    """The change that `alias_back` makes, likewise."""
+    wanted = _pinned(known, expect)
+    return lambda document: alias_back(document, name, _place(document, wanted))
+
+
+def _pinned(document: Document, expect: str | None) -> str | None:
+    return None if expect is None else pinned(document, expect)
+
+
+def _place(document: Document, wanted: str | None) -> dict[str, Any] | None:
+    return None if wanted is None else place(document, wanted)
+
+
+def _check_expected(name: str, now: Mapping[str, Any], expected: Mapping[str, Any] | None) -> None:
+    if expected is not None and now != expected:
+        msg = f"expected the alias {name!r} to point to {_told(expected)}, it points to {_told(now)}; it was not moved"
+        raise RegistryError("CONFLICT", msg)
 
 
 def _without_versions(document: Document, gone: Sequence[Entry]) -> Document:

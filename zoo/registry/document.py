@@ -275,7 +275,7 @@ def _decoded(raw: bytes) -> str:
         raise RegistryError("REGISTRY_ENCODING", f"expected UTF-8: {error}; {_RESCUE}") from None
 
 
-_RESCUE = "take it back from version control, or rebuild it with `zoo recover`"
+_RESCUE = "take it back from version control, or move it away and rebuild it with `zoo recover`"
 
 
 def _framed(text: str, known: Document | None) -> Document:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,6 +11,12 @@ from zoo.registry.changes import Change, all_of
 from zoo.registry.document import Document
 from zoo.registry.references import RegistryError
 
+First = Callable[[], object]
+
+
+def _nothing() -> None:
+    """Nothing is to be done first."""
+
 
 class Ledger:
     """Holds what was last read, which is compared with the disk and never trusted, and what a transaction collected."""
@@ -18,12 +24,7 @@ class Ledger:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._seen = protocol.NOTHING
-        self._pending: tuple[Document, list[Change]] | None = None
-
-    @property
-    def collecting(self) -> bool:
-        """Whether a transaction is open."""
-        return self._pending is not None
+        self._pending: tuple[Document, list[tuple[Change, First]]] | None = None
 
     def document(self) -> Document:
         """The content of the file now, or a RegistryError; within a transaction, as it will be."""
@@ -33,15 +34,27 @@ class Ledger:
         self._seen = protocol.snapshot(raw, self._seen)
         return self._seen[1]
 
-    def commit(self, change: Change, *, timeout: float, create: bool = False) -> Document:
-        """The content after the change, which a transaction makes later, perhaps on other content than now."""
-        if self._pending is None:
-            self._seen = protocol.commit(self.path, change, timeout=timeout, create=create, seen=self._seen)
-            return self._seen[1]
-        document, collected = self._pending
-        self._pending = (change(document), collected)
-        collected.append(change)
-        return self._pending[0]
+    def commit(self, change: Change, *, timeout: float, create: bool = False, first: First = _nothing) -> Document:
+        """The content after the change, which a transaction makes later, perhaps on other content than now.
+
+        Args:
+            change: pure.
+            timeout: seconds to wait for the lock.
+            create: whether a missing file counts as an empty registry.
+            first: what is done under the lock before the change is made.
+        """
+        if self._pending is not None:
+            document, collected = self._pending
+            self._pending = (change(document), collected)
+            collected.append((change, first))
+            return self._pending[0]
+
+        def prepared(document: Document) -> Document:
+            first()
+            return change(document)
+
+        self._seen = protocol.commit(self.path, prepared, timeout=timeout, create=create, seen=self._seen)
+        return self._seen[1]
 
     @contextmanager
     def transaction(self, *, timeout: float) -> Iterator[None]:
@@ -56,8 +69,12 @@ class Ledger:
         finally:
             self._pending = None
 
-        def change(document: Document) -> Document:
-            return pending if document == known else all_of(document, collected)  # others may have committed
+        def first() -> None:
+            for _, prepare in collected:
+                prepare()
+
+        def change(document: Document) -> Document:  # others may have committed
+            return pending if document == known else all_of(document, [change for change, _ in collected])
 
         if collected:
-            self.commit(change, timeout=timeout, create=True)
+            self.commit(change, timeout=timeout, create=True, first=first)

@@ -63,6 +63,8 @@ def commit(path: Path, change: Change, *, timeout: float, create: bool, seen: Sn
     if create:
         with _disk_errors(path):
             durable.make_folders(path.parent)
+    else:
+        check_there(path)
     with locked(path, timeout=timeout), uncollected():
         for _ in range(_ATTEMPTS):
             raw = read_raw(path, create=create)
@@ -98,6 +100,16 @@ def read_document(path: Path) -> Document:
     return parse(read_raw(path, create=False) or b"")
 
 
+def check_there(path: Path) -> None:
+    """Refuse a registry that is missing, before its lock makes a file in its folder.
+
+    Raises:
+        RegistryError: as `read_raw`.
+    """
+    if not path.exists():
+        read_raw(path, create=False)
+
+
 def read_raw(path: Path, *, create: bool) -> bytes | None:
     """The bytes of a registry; None where it is missing and may be made.
 
@@ -127,7 +139,7 @@ def locked(path: Path, *, timeout: float) -> Iterator[None]:
     Raises:
         RegistryError: LOCKED after `timeout` seconds, naming who holds it; DISK.
     """
-    lock = FileLock(_lock_path(path), timeout=timeout, poll_interval=_POLL)
+    lock = FileLock(lock_path(path), timeout=timeout, poll_interval=_POLL)
     with _disk_errors(path):
         try:
             durable.system.lock(lock)
@@ -139,7 +151,7 @@ def locked(path: Path, *, timeout: float) -> Iterator[None]:
             ) from None
     try:
         with suppress(OSError):  # who holds it is told as a courtesy
-            _lock_path(path).write_text(f"process {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
+            lock_path(path).write_text(f"process {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
         yield
     finally:
         lock.release()
@@ -175,11 +187,12 @@ def _disk_errors(path: Path) -> Iterator[None]:
         raise RegistryError("DISK", f"cannot write the registry {path}: {error}; nothing has changed") from error
 
 
-def _lock_path(path: Path) -> Path:
+def lock_path(path: Path) -> Path:
+    """The file that is locked while the registry changes."""
     return path.with_name(f"{path.name}.lock")
 
 
 def _holder(path: Path) -> str:
     with suppress(OSError):
-        return _lock_path(path).read_text(encoding="utf-8").strip() or "another process"
+        return lock_path(path).read_text(encoding="utf-8").strip() or "another process"
     return "another process"

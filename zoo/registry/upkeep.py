@@ -1,4 +1,4 @@
-"""Keeping the store in order: checking blobs, removing what nobody points to."""
+"""Keeping the store in order: checking blobs, mending them, removing what nobody points to."""
 
 from __future__ import annotations
 
@@ -7,12 +7,19 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from zoo import durable
-from zoo.registry import protocol
-from zoo.registry.blobs import Blobs
-from zoo.registry.entries import Entry
+from zoo.registry import changes, protocol
+from zoo.registry.blobs import Blobs, modified_at
+from zoo.registry.document import Document
+from zoo.registry.entries import Entry, version
 from zoo.registry.references import RegistryError
+
+if TYPE_CHECKING:
+    from zoo.registry.intake import Parcel
+
+_START = 64  # bytes in which a registry's text begins, after a byte order mark or empty lines
 
 
 @dataclass(frozen=True)
@@ -28,6 +35,18 @@ class Problem:
     entry: Entry
     reason: str
     message: str
+
+
+def deposited(document: Document, blobs: Blobs, name: str, parcel: Parcel) -> Document:
+    """With the version of a parcel; one that is there with a damaged blob is pointed to the parcel's.
+
+    Raises:
+        RegistryError: as `changes.add_version`.
+    """
+    new = changes.add_version(document, name, parcel.id, parcel.fields)
+    if new is document and problem_of(blobs, version(document, name, parcel.id)):
+        return changes.point_to_blob(document, name, parcel.id, parcel.fields)
+    return new
 
 
 def verified(
@@ -55,16 +74,50 @@ def problem_of(blobs: Blobs, entry: Entry, *, fast: bool = False, probe: bool = 
 
 
 def collect_garbage(path: Path, blobs: Blobs, *, timeout: float, dry_run: bool, older_than: float) -> list[Path]:
-    """Remove what the registry does not point to; see `Registry.collect_garbage`."""
+    """Remove what no registry in the folder points to; see `Registry.collect_garbage`."""
+    protocol.check_there(path)  # or the lock would make the folder of a name that was mistyped
     with protocol.locked(path, timeout=timeout):
-        document = protocol.read_document(path)
-        kept = {str(fields["blob"]).removeprefix("sha256:") for _, _, fields in document.versions()}
+        kept = _held(path)
+        for beside in _registries_beside(path):
+            kept |= _held(beside)
         limit = time.time() - older_than
-        found = [file for file, sha256 in blobs.names() if sha256 not in kept and file.lstat().st_mtime <= limit]
-        found += [file for file in _temporary(path) if file.lstat().st_mtime <= limit]
+        found = [file for file, sha256, modified in blobs.files() if sha256 not in kept and modified <= limit]
+        found += [file for file in _temporary(path) if (modified_at(file) or limit + 1) <= limit]
         if not dry_run:
             _remove(found)
         return found
+
+
+def _held(path: Path) -> set[str]:
+    """Hashes of the blobs that a registry points to."""
+    try:
+        document = protocol.read_document(path)
+    except RegistryError as error:
+        message = str(error).removesuffix(f" [{error.reason}]")
+        raise RegistryError(error.reason, f"{path}: {message}; nothing was removed") from error
+    return {str(fields["blob"]).removeprefix("sha256:") for _, _, fields in document.versions()}
+
+
+def _registries_beside(path: Path) -> list[Path]:
+    """Other files in the folder that say they are registries: they share the store."""
+    ours = (path.name, protocol.lock_path(path).name)
+    others = [file for file in sorted(path.parent.iterdir()) if file.name not in ours]
+    return [file for file in others if not file.name.endswith(durable.TEMPORARY) and _says_registry(file)]
+
+
+def _says_registry(file: Path) -> bool:
+    if not file.is_file():  # a pipe would never end
+        return False
+    try:
+        with file.open("rb") as opened:
+            start = opened.read(_START).lstrip(b"\xef\xbb\xbf \t\r\n")
+            return start.startswith((b"{", b"<<<<<<<")) and b'"zoo-registry"' in start + opened.read()
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise RegistryError(
+            "DISK", f"cannot read {file}, which may be a registry of the same store: {error}; nothing was removed"
+        ) from error
 
 
 def _temporary(path: Path) -> list[Path]:
@@ -74,9 +127,13 @@ def _temporary(path: Path) -> list[Path]:
 
 
 def _remove(files: Iterable[Path]) -> None:
+    """Remove all that can be; then tell what could not."""
+    failed = []
     for file in files:
         try:
             with suppress(FileNotFoundError):
                 durable.system.remove(file)
         except OSError as error:
-            raise RegistryError("DISK", f"cannot remove {file}: {error}") from error
+            failed.append(f"{file}: {error}")
+    if failed:
+        raise RegistryError("DISK", f"cannot remove {'; '.join(failed)}; all else that nothing points to is removed")
