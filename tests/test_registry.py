@@ -154,6 +154,26 @@ def test_an_alias_needs_a_target(registry):
     assert registry.aliases() == {"best": "a@1"}
 
 
+def test_a_name_never_stands_in_the_way_of_an_id(registry):
+    """Members of ensembles are named by id: new names of that form are refused, and an old one does not count."""
+    registry.register_ensemble("both", {"members": ["a@1", "a@2"], "rule": "mean"})
+    first = registry.get("a@1").id
+    for name in (first, "0123456789ab"):
+        with pytest.raises(RegistryError, match="which has the form of a version's id"):
+            registry.alias(name, "b@1")
+        with pytest.raises(RegistryError, match="which has the form of a version's id"):
+            registry.register(name, model(7), spec=SPEC, classes=CLASSES)
+        with pytest.raises(RegistryError, match="which has the form of a version's id"):
+            registry.register_ensemble(name, {"members": ["b"], "rule": "mean"})
+    registry.alias("best", "b@1")
+    registry.path.write_text(registry.path.read_text().replace('"best"', f'"{first}"'))
+    assert registry.get(first).reference == "a@1"
+    members = registry.get_ensemble("both").members
+    assert [entry.reference for entry in map(registry.get, members)] == ["a@1", "a@2"]
+    registry.path.write_text(registry.path.read_text().replace(f'"{first}":{{"before"', '"abcdefabcdef":{"before"'))
+    assert registry.get("abcdefabcdef").reference == "b@1"
+
+
 def test_what_is_held_is_removed_by_force_only(registry):
     """The refusal and the forced removal both tell who held it."""
     registry.register_ensemble("both", {"members": ["a@1", "b"], "rule": {"rule": "mean"}})

@@ -12,7 +12,7 @@ from typing import Any
 from zoo.registry.document import Document, extensions
 from zoo.registry.entries import Entry, pinned, place, pointed, resolve
 from zoo.registry.notes import Notes
-from zoo.registry.references import RegistryError, check_name
+from zoo.registry.references import RegistryError, check_name, is_id
 
 Change = Callable[[Document], Document]
 _MOST_REMEMBERED = 10
@@ -246,7 +246,11 @@ def _without_lost_aliases(document: Document) -> Document:
 
 
 def _check_free(document: Document, name: str) -> None:
+    """Refuse a new name that cannot be, that is taken, or that could be taken for a version's id."""
     check_name(name)
+    if is_id(name):
+        msg = f"expected a name, got {name!r}, which has the form of a version's id; choose another"
+        raise RegistryError("NAME", msg)
     other = document.folded.get(name.casefold())
     if other is not None:
         msg = f"the name {name!r} is taken by {other!r}; models, ensembles and aliases share one name space"

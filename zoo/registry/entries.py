@@ -216,6 +216,8 @@ def resolve(document: Document, reference: str) -> Entry:
         RegistryError: UNKNOWN, with the names that come near; NAME or ARGUMENT for what is no reference.
     """
     wanted = parse_reference(reference)
+    if is_id(reference) and (exact := _by_id(document, reference)):  # a name may not stand in the way of an id
+        return exact
     if wanted.name in document.aliases and reference == wanted.name:
         fields = document.aliases[wanted.name]
         if "ensemble" in fields:
@@ -224,8 +226,6 @@ def resolve(document: Document, reference: str) -> Entry:
             )
         wanted = parse_reference(f"{fields['model']}@{fields['version']}")
     versions = document.models.get(wanted.name, {"versions": {}})["versions"]
-    if not versions and reference == wanted.name and is_id(reference):
-        return _by_id(document, reference)
     if not versions:
         raise RegistryError("UNKNOWN", _unknown_name(document, wanted.name))
     for version, fields in versions.items():
@@ -259,16 +259,18 @@ def resolve_ensemble(document: Document, name: str) -> EnsembleEntry:
     return EnsembleEntry(name, document.ensembles[name])
 
 
-def _by_id(document: Document, wanted: str) -> Entry:
+def _by_id(document: Document, wanted: str) -> Entry | None:
     for name, version, fields in document.versions():
         if version == wanted:
             return Entry(name, version, fields)
-    raise RegistryError("UNKNOWN", f"no version has the id {wanted!r}")
+    return None
 
 
 def _unknown_name(document: Document, name: str) -> str:
     if name in document.ensembles:
         return f"{name!r} is an ensemble, expected a model"
+    if is_id(name):
+        return f"no version has the id {name!r}"
     return unknown("model", name, [*document.aliases, *(name for name, m in document.models.items() if m["versions"])])
 
 
