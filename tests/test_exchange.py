@@ -87,6 +87,34 @@ def test_a_used_folder_is_not_written_over(registry, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["used", "zoo"]
 
 
+def test_nobody_is_left_in_a_folder_that_is_gone(registry, tmp_path, monkeypatch):
+    """An empty folder is replaced, so the one we are in is refused; a link to one is followed."""
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    assert zoo.export(registry, "a", tmp_path / "link") == tmp_path / "link"
+    assert (tmp_path / "empty" / "config.json").is_file()
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(RegistryError, match="other than the one you are in"):
+        zoo.export(registry, "a", ".")
+    assert zoo.export(registry, "a", "below") == Path("below")
+
+
+def test_an_ensemble_returns_with_what_others_keep_of_it(registry, tmp_path):
+    """Keys that begin with `x-`; fields of another type are refused as such."""
+    registry.path.write_text(
+        registry.path.read_text().replace('"rule":{"rule":"mean"}', '"rule":{"rule":"mean"},"x-a":[1]')
+    )
+    folder = zoo.export(registry, "both", tmp_path / "both")
+    other = zoo.Registry(tmp_path / "other" / "registry.json")
+    assert zoo.import_folder(other, folder).fields["x-a"] == [1]
+    config = json.loads((folder / "config.json").read_text())
+    config["ensemble"]["classes"] = 5
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(RegistryError, match="expected classes as a list of texts, got '5'"):
+        zoo.import_folder(zoo.Registry(tmp_path / "third.json"), folder)
+
+
 def test_members_outside_the_folder_are_refused(registry, tmp_path):
     """A config may not lead the reader elsewhere."""
     folder = zoo.export(registry, "both", tmp_path / "both")
@@ -139,4 +167,21 @@ def test_without_the_extra_the_hub_says_what_to_install(registry, monkeypatch):
     """A name that is no folder would have to be fetched."""
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(ImportError, match=r"zoo-ensemble\[hub\]"):
+        zoo.from_pretrained("somebody/something")
+
+
+def test_what_is_neither_a_folder_nor_on_the_hub_is_told(monkeypatch):
+    """A path is never asked of the hub; what the hub's client raises becomes our error, on one line."""
+
+    class Away(FakeHub):
+        def snapshot_download(self, repository: str, **_: object) -> str:
+            raise FileNotFoundError("no connection\nand nothing kept")
+
+    monkeypatch.setitem(sys.modules, "huggingface_hub", Away(Path()))
+    for source in ("/no/folder", "no/such/folder", "../nowhere", "~"):
+        with pytest.raises(RegistryError, match="expected a folder that is there, or OWNER/NAME"):
+            zoo.from_pretrained(source)
+    with pytest.raises(
+        RegistryError, match=r"was not fetched from the hub: no connection and nothing kept \[UNKNOWN\]"
+    ):
         zoo.from_pretrained("somebody/something")

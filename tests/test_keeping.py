@@ -142,6 +142,8 @@ def test_diff_answers_whether_two_versions_are_the_same(registry, say):
 def test_export_import_and_merge(registry, say, tmp_path):
     """A model goes out and comes in under another name; two files become one."""
     assert say(f"export a {tmp_path}/out")[0] == 0
+    told = json.loads(say(f"export a@1 {tmp_path}/first --json")[1])
+    assert told == {"exported": "a@1", "folder": f"{tmp_path}/first"}
     assert json.loads(say(f"import {tmp_path}/out --name b --json")[1])["name"] == "b"
     for side in ("base", "ours", "theirs"):
         (tmp_path / side).write_bytes(registry.path.read_bytes())
@@ -150,8 +152,18 @@ def test_export_import_and_merge(registry, say, tmp_path):
     assert zoo.Registry(tmp_path / "ours").aliases() == {"best": "b@1"}
     zoo.Registry(tmp_path / "theirs").alias("best", "a@1")
     zoo.Registry(tmp_path / "ours").alias("best", "a@2")
-    code, _, err = say(f"merge {tmp_path}/base {tmp_path}/ours {tmp_path}/theirs")
+    code, out, err = say(f"merge {tmp_path}/base {tmp_path}/ours {tmp_path}/theirs --json")
     assert (code, "both sides changed the alias 'best'" in err) == (1, True)
+    assert (json.loads(out)["merged"], "the alias 'best'" in json.loads(out)["conflict"]) == (None, True)
+    told = json.loads(say(f"merge {tmp_path}/ours {tmp_path}/ours {tmp_path}/theirs --json")[1])
+    assert told == {"merged": f"{tmp_path}/ours", "conflict": None}
+
+
+def test_push_tells_the_address(registry, say, monkeypatch):
+    """As text or as JSON."""
+    monkeypatch.setattr("zoo.exchange.push", lambda *given, **how: "hub/me/a")
+    assert say("push a me/a")[1] == "hub/me/a\n"
+    assert json.loads(say("push a me/a --json")[1]) == {"pushed": "a", "address": "hub/me/a"}
 
 
 LOOKING = ["list", "show", "load", "verify", "diff"]

@@ -282,6 +282,7 @@ UNFIT = [
         for value in (float("nan"), "x", {"unit": "s"}, {"value": 1, "n": "ten"}, {"value": 1, "x": 2})
     ),
     *({"note": 5}, {"trained_on": 5}, {"kind": "found"}),
+    *({"tags": "best"}, {"tags": None}, {"tags": [5]}, {"metrics": ["accuracy"]}, {"spec": SPEC.to_dict()}),
 ]
 
 
@@ -304,7 +305,9 @@ def test_what_cannot_be_kept_is_refused_without_a_trace(registry, about):
         *({"note": text} for text in UNPRINTABLE),
         *({"weights": value} for value in ([float("nan")], ["x"], 5, [1.0, 2.0])),
         *({"rule": value} for value in ({"a": float("inf")}, {"a": (1,)}, {1: 2})),
-        {"members": []},
+        *({"members": value} for value in ([], 5, "a")),
+        *({"classes": value} for value in (5, "no")),
+        *({"tags": value} for value in ("best", 5)),
         {"colour": "red"},
     ],
     ids=ascii,
@@ -314,6 +317,19 @@ def test_an_ensemble_that_cannot_be_kept_is_refused_without_a_trace(registry, ab
     before = registry.path.read_bytes()
     with pytest.raises(RegistryError):
         registry.register_ensemble("new", {"members": ["a"], "rule": "mean", **about})
+    assert registry.path.read_bytes() == before
+
+
+@pytest.mark.parametrize("given", ["best", None, 5, [5]], ids=repr)
+def test_tags_are_a_list_of_texts(registry, given):
+    """A single word would become its letters: one error, for models, for ensembles, and for what is said later."""
+    before = registry.path.read_bytes()
+    with pytest.raises(RegistryError, match="expected tags as a list of strings"):
+        registry.register("new", model(9), spec=SPEC, classes=CLASSES, tags=given)
+    with pytest.raises(RegistryError, match="expected tags as a list of strings"):
+        registry.register_ensemble("new", {"members": ["a"], "rule": "mean"}, tags=given)
+    with pytest.raises(RegistryError, match="expected tags as a list of strings"):
+        registry.annotate("a", add_tags=given)
     assert registry.path.read_bytes() == before
 
 

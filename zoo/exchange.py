@@ -8,6 +8,7 @@ and `pull`, and `from_pretrained` on a name that is no folder, use the network, 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,6 +25,7 @@ from zoo.checkpoint import Checkpoint, CheckpointError, decode, foreign, read_he
 from zoo.registry import EnsembleEntry, Entry, Registry, RegistryError
 from zoo.spec import Spec
 
+_REPOSITORY = re.compile(r"(?:[\w-][\w.-]*/)?[\w-][\w.-]*", re.ASCII)
 _CONFIG, _WEIGHTS, _CARD, _MEMBERS = "config.json", "model.safetensors", "README.md", "members"
 
 
@@ -41,22 +43,26 @@ def export(registry: Registry, reference: str, folder: str | Path) -> Path:
     Raises:
         RegistryError: unknown, damaged, the folder is in use, or the disk refused.
     """
-    folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    place = Path(folder).resolve()
+    if place.exists() and (not place.is_dir() or any(place.iterdir())):
         raise RegistryError("ARGUMENT", f"expected a new or empty folder, got {folder}")
-    staging = folder.with_name(f".{folder.name}.{uuid4().hex}{durable.TEMPORARY}")
+    if place == Path.cwd():  # it is replaced, and whoever stands in it would stand in a folder that is gone
+        raise RegistryError(
+            "ARGUMENT", f"expected a folder other than the one you are in, got {folder}; name a new one"
+        )
+    staging = place.with_name(f".{place.name}.{uuid4().hex}{durable.TEMPORARY}")
     try:
         durable.make_folders(staging)
         _export(registry, reference, staging)
-        if folder.exists():
-            folder.rmdir()
-        durable.system.rename(staging, folder)
-        durable.sync_folder(folder.parent)
+        if place.exists():
+            place.rmdir()
+        durable.system.rename(staging, place)
+        durable.sync_folder(place.parent)
     except OSError as error:
         raise RegistryError("DISK", f"cannot write {folder}: {error}") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    return folder
+    return Path(folder)
 
 
 def import_folder(registry: Registry, folder: str | Path, *, name: str | None = None) -> Entry | EnsembleEntry:
@@ -121,6 +127,7 @@ def pull(
 
     Raises:
         ImportError: without the extra `hub`.
+        RegistryError: UNKNOWN where the hub does not give it.
         RegistryError, CheckpointError: as `import_folder`.
     """
     with TemporaryDirectory() as temporary:
@@ -138,8 +145,15 @@ def _hub() -> ModuleType:
 
 
 def _fetched(repository: str, folder: str, revision: str | None = None) -> Path:
+    if not _REPOSITORY.fullmatch(repository):
+        raise RegistryError("UNKNOWN", f"expected a folder that is there, or OWNER/NAME on the hub, got {repository!r}")
     wanted = [f"**{name}" for name in (_CONFIG, _WEIGHTS, _CARD)]
-    return Path(_hub().snapshot_download(repository, revision=revision, local_dir=folder, allow_patterns=wanted))
+    hub = _hub()
+    try:
+        return Path(hub.snapshot_download(repository, revision=revision, local_dir=folder, allow_patterns=wanted))
+    except (OSError, ValueError) as error:  # what the hub's client raises is one of these
+        message = f"{repository!r} is no folder here, and was not fetched from the hub: {' '.join(str(error).split())}"
+        raise RegistryError("UNKNOWN", message) from error
 
 
 def _export(registry: Registry, reference: str, folder: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from cyclopts import App
 
 from zoo.cli.keeping import AsJson, RegistryFile, Switch, tell
+from zoo.terminal import print_json
 
 
 def add_to(app: App) -> None:
@@ -17,7 +18,7 @@ def add_to(app: App) -> None:
     app.command(import_, name="import")
 
 
-def export(reference: str, folder: Path, *, registry: RegistryFile = None) -> None:
+def export(reference: str, folder: Path, *, registry: RegistryFile = None, json: AsJson = False) -> None:
     """Write a model or an ensemble as a plain folder: config.json, model.safetensors, a card.
 
     Example: zoo export cylinder-a cylinder-a-folder
@@ -29,7 +30,11 @@ def export(reference: str, folder: Path, *, registry: RegistryFile = None) -> No
     from zoo import exchange
     from zoo.registry import Registry
 
-    print(f"{reference} written to {exchange.export(Registry(registry), reference, folder)}")
+    made = exchange.export(Registry(registry), reference, folder)
+    if json:
+        print_json({"exported": reference, "folder": str(made)})
+    else:
+        print(f"{reference} written to {made}")
 
 
 def import_(folder: Path, *, name: str | None = None, registry: RegistryFile = None, json: AsJson = False) -> None:
@@ -47,7 +52,9 @@ def import_(folder: Path, *, name: str | None = None, registry: RegistryFile = N
     tell(exchange.import_folder(Registry(registry), folder, name=name), json)
 
 
-def push(reference: str, repository: str, *, public: Switch = False, registry: RegistryFile = None) -> None:
+def push(
+    reference: str, repository: str, *, public: Switch = False, registry: RegistryFile = None, json: AsJson = False
+) -> None:
     """Upload a model or an ensemble to the hub (extra `hub`).
 
     Example: zoo push cylinder-a somebody/cylinder-a
@@ -60,7 +67,11 @@ def push(reference: str, repository: str, *, public: Switch = False, registry: R
     from zoo import exchange
     from zoo.registry import Registry
 
-    print(exchange.push(Registry(registry), reference, repository, private=not public))
+    address = exchange.push(Registry(registry), reference, repository, private=not public)
+    if json:
+        print_json({"pushed": reference, "address": address})
+    else:
+        print(address)
 
 
 def pull(
@@ -86,7 +97,7 @@ def pull(
     tell(exchange.pull(Registry(registry), repository, name=name, revision=revision), json)
 
 
-def merge(base: Path, ours: Path, theirs: Path) -> int:
+def merge(base: Path, ours: Path, theirs: Path, *, json: AsJson = False) -> int:
     """Merge two registry files that grew from one, into OURS; exit code 1 on a conflict, nothing written then.
 
     Git can call it: `git config merge.zoo.driver 'zoo merge %O %A %B'`, and `registry.json merge=zoo` in
@@ -102,11 +113,14 @@ def merge(base: Path, ours: Path, theirs: Path) -> int:
     from zoo.registry import RegistryError
     from zoo.registry.merging import merge_files
 
+    conflict = None
     try:
         merge_files(base, ours, theirs)
     except RegistryError as error:
         if error.reason not in ("CONFLICT", "DANGLING", "NAME_COLLISION"):
             raise
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+        conflict = str(error)
+        print(f"error: {conflict}", file=sys.stderr)
+    if json:
+        print_json({"merged": None if conflict else str(ours), "conflict": conflict})
+    return 1 if conflict else 0

@@ -58,6 +58,8 @@ def checkpoint_of(model: Model, spec: Spec | None, classes: Sequence[str] | None
         RegistryError: ARGUMENT, where spec or classes are missing, or differ from the checkpoint's own.
         CheckpointError: the file is malformed, or its tensors do not fit.
     """
+    if spec is not None and not isinstance(spec, Spec):
+        raise RegistryError("ARGUMENT", f"expected a zoo.Spec, such as Spec.from_dict(...) gives, got {str(spec)[:80]}")
     given = {key: value for key, value in about.items() if value is not None}
     if isinstance(model, str | os.PathLike):
         return _from_file(Path(model), spec, classes, given)
