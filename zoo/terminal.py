@@ -17,14 +17,6 @@ from rich.table import Table
 from rich.text import Text
 
 
-def own_version() -> str:
-    """Of this distribution, "unknown" where it is not installed as one."""
-    try:
-        return version("zoo-ensemble")
-    except PackageNotFoundError:
-        return "unknown"
-
-
 def run_app(app: App, arguments: Sequence[str] | None = None) -> int:
     """Run a command line to its end and return its exit code.
 
@@ -32,6 +24,7 @@ def run_app(app: App, arguments: Sequence[str] | None = None) -> int:
     130: interrupted. 141: whoever read the output has gone.
     """
     app.suppress_keyboard_interrupt = False  # it would say nothing
+    app.version = _own_version
     try:
         result = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
         sys.stdout.flush()
@@ -109,3 +102,11 @@ def _cell(value: Any, specification: str) -> Text:
 def _fail(message: str, code: int = 2) -> int:
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     return code
+
+
+def _own_version() -> str:
+    """Of this distribution, which both commands belong to."""
+    try:
+        return version("zoo-ensemble")
+    except PackageNotFoundError:
+        return "unknown"

@@ -8,13 +8,8 @@ from cyclopts import App
 
 import zoo
 from ensemble.cli import choosing, predicting, verdicts
-from zoo.terminal import own_version
 
-app = App(
-    name="ensemble",
-    help="Run trained models as one, combine them, and judge whether it is really better.",
-    version=own_version,
-)
+app = App(name="ensemble", help="Run trained models as one, combine them, and judge whether it is really better.")
 verdicts.add_to(app)
 choosing.add_to(app)
 predicting.add_to(app)

@@ -7,13 +7,9 @@ import sys
 from cyclopts import App
 
 from zoo.cli import breeding, keeping, looking, moving
-from zoo.terminal import own_version, run_app
+from zoo.terminal import run_app
 
-app = App(
-    name="zoo",
-    help="Keep a zoo of trained frame classifiers: register, verify, train, search.",
-    version=own_version,
-)
+app = App(name="zoo", help="Keep a zoo of trained frame classifiers: register, verify, train, search.")
 looking.add_to(app)
 keeping.add_to(app)
 moving.add_to(app)
