@@ -129,8 +129,9 @@ def verdict(report: Report) -> str:
         return "Nothing was combined, or there were no frames to judge it on."
     row = next(row for row in report.rules.to_dict("records") if row["name"] == report.best)
     gain, low, high = (_points(row[column]) for column in ("gain", "gain_low", "gain_high"))
+    ends = "no interval, for want of a second recording" if report.recordings < 2 else f"95 % from {low} to {high}"
     best = f"{report.best}, the best of {len(report.rules)} rules here," if len(report.rules) > 1 else report.best
-    said = f"{best} against {report.baseline}: {gain} points of accuracy, 95 % from {low} to {high}"
+    said = f"{best} against {report.baseline}: {gain} points of accuracy, {ends}"
     if row["gain_low"] > 0:
         return f"Better. {said}."
     return f"Worse. {said}." if row["gain_high"] < 0 else f"Not shown to be better. {said}."

@@ -46,10 +46,17 @@ def sums_by_group(values: ArrayLike, groups: ArrayLike) -> tuple[Floats, Floats]
 
     Returns:
         (G, K) sums and (G,) sizes, recordings in sorted order.
+
+    Raises:
+        ValueError: values and groups are not of one length.
     """
-    table = np.asarray(values, dtype=np.float64)
+    table, recordings = np.asarray(values, dtype=np.float64), np.asarray(groups)
+    if table.ndim not in (1, 2) or recordings.shape != table.shape[:1]:
+        came = f"{table.shape} and {recordings.shape}"
+        msg = f"expected values of shape (N,) or (N, K) and a group for each frame, (N,), got {came}"
+        raise ValueError(msg)
     table = table[:, None] if table.ndim == 1 else table
-    _, where, sizes = np.unique(np.asarray(groups), return_inverse=True, return_counts=True)
+    _, where, sizes = np.unique(recordings, return_inverse=True, return_counts=True)
     sums = np.empty((len(sizes), table.shape[1]))
     for column, numbers in enumerate(table.T):
         sums[:, column] = np.bincount(where, numbers, minlength=len(sizes))
@@ -67,13 +74,22 @@ def cluster_bootstrap(sums: ArrayLike, sizes: ArrayLike, *, replicates: int = 20
         seed: of the generator; equal seeds, equal numbers.
 
     Returns:
-        (replicates, K) means; NaN where there is no recording.
+        (replicates, K) means; NaN for fewer than two recordings, whose spread nobody can know.
+
+    Raises:
+        ValueError: sums and sizes do not fit together, or no replicate.
 
     References:
         Davison and Hinkley, "Bootstrap methods and their application", 1997, section 3.8.
     """
     sums, sizes = np.asarray(sums, dtype=np.float64), np.asarray(sizes, dtype=np.float64)
-    if len(sizes) == 0:
+    if sums.ndim != 2 or sizes.shape != sums.shape[:1]:
+        msg = f"expected sums and sizes of shapes (G, K) and (G,), got {sums.shape} and {sizes.shape}"
+        raise ValueError(msg)
+    if replicates < 1:
+        msg = f"expected one replicate or more, got {replicates}"
+        raise ValueError(msg)
+    if len(sizes) < 2:
         return np.full((replicates, sums.shape[1]), np.nan)
     generator = np.random.default_rng(seed)
     means = np.empty((replicates, sums.shape[1]))
@@ -103,9 +119,15 @@ def bootstrap_interval(
     Args:
         values: (N,) per frame; for a gain, the difference of two rules' right answers.
         groups: (N,) recording of each frame.
-        level: coverage aimed at.
+        level: coverage aimed at, between 0 and 1.
         replicates: see `cluster_bootstrap`.
         seed: see `cluster_bootstrap`.
+
+    Returns:
+        An interval; its ends are NaN for fewer than two recordings.
+
+    Raises:
+        ValueError: values and groups differ in length, no replicate, or a level outside (0, 1).
 
     Example:
         >>> bootstrap_interval([1, 1, 0, 0], groups=[0, 0, 1, 1])
@@ -119,7 +141,15 @@ def bootstrap_interval(
 
 def percentile_ends(means: Floats, *, level: float = 0.95) -> Floats:
     """The lower and the upper end, (2,) or (2, K), that hold the middle `level` of the replicates."""
-    return np.asarray(np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0))
+    return np.asarray(np.quantile(means, [(1 - level) / 2, _upper(level)], axis=0))
+
+
+def _upper(level: float) -> float:
+    """The quantile at the upper end of an interval that holds `level`."""
+    if not 0 < level < 1:
+        msg = f"expected a level between 0 and 1, for instance 0.95, got {level}"
+        raise ValueError(msg)
+    return (1 + level) / 2
 
 
 def t_interval(values: ArrayLike, groups: ArrayLike, *, level: float = 0.95) -> Interval:
@@ -130,16 +160,20 @@ def t_interval(values: ArrayLike, groups: ArrayLike, *, level: float = 0.95) -> 
     Returns:
         An interval with G - 1 degrees of freedom; its ends are NaN for fewer than two recordings.
 
+    Raises:
+        ValueError: values and groups differ in length, or a level outside (0, 1).
+
     References:
         Cochran, "Sampling techniques", 1977, section 6.4 (the mean as a ratio of sums).
     """
+    quantile = _upper(level)
     sums, sizes = sums_by_group(values, groups)
     mean, count = _mean(sums[:, 0], sizes), len(sizes)
     if count < 2:
         return Interval(mean, math.nan, math.nan)
     spread = float(np.square(sums[:, 0] - mean * sizes).sum())
     error = math.sqrt(spread * count / (count - 1)) / float(sizes.sum())
-    half = error * float(special.stdtrit(count - 1, (1 + level) / 2))
+    half = error * float(special.stdtrit(count - 1, quantile))
     return Interval(mean, mean - half, mean + half)
 
 
@@ -153,8 +187,14 @@ def right_and_wrong(first: ArrayLike, second: ArrayLike) -> NDArray[np.int64]:
     Args:
         first: (N,) bool, where the first is right.
         second: (N,) bool, where the second is right.
+
+    Raises:
+        ValueError: they are not of one length.
     """
     a, b = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool)
+    if a.ndim != 1 or a.shape != b.shape:
+        msg = f"expected right and wrong of both over the same frames, (N,), got {a.shape} and {b.shape}"
+        raise ValueError(msg)
     return np.array([[(a & b).sum(), (a & ~b).sum()], [(~a & b).sum(), (~a & ~b).sum()]], dtype=np.int64)
 
 
@@ -201,7 +241,7 @@ def mcnemar_exact(table: ArrayLike) -> Test:
 
 def _discordant(table: ArrayLike) -> tuple[int, int]:
     counts = np.asarray(table)
-    if counts.shape != (2, 2) or (counts < 0).any():
+    if counts.shape != (2, 2) or not ((counts >= 0) & (counts % 1 == 0)).all():
         msg = f"expected a (2, 2) table of counts, got {counts.tolist()}; see right_and_wrong"
         raise ValueError(msg)
     return int(counts[0, 1]), int(counts[1, 0])

@@ -153,6 +153,18 @@ def test_compare_answers_no_with_exit_code_one(capsys: pytest.CaptureFixture[str
     assert ahead["gain"] == pytest.approx(ahead["first_accuracy"] - ahead["second_accuracy"])
 
 
+def test_one_recording_is_never_enough_to_say_yes(capsys: pytest.CaptureFixture[str], home: Path) -> None:
+    """Exit code one in both orders, null for the ends, and words for people."""
+    one = zoo.read_corpus("corpus", "test").select(zoo.frames.torch.arange(1))
+    zoo.write_corpus(one, home / "corpus", "single")
+    where = ["--corpus", "corpus", "--valid", "dev", "--test", "single"]
+    for order in (("mean", "other"), ("other", "mean")):
+        answer = json.loads(said(capsys, "compare", *order, *where, "--json", code=1))
+        assert answer["gain_low"] is answer["gain_high"] is None
+    assert "no interval" in said(capsys, "compare", "mean", "other", *where, code=1)
+    assert "nan" not in said(capsys, "evaluate", *where)
+
+
 def test_diversity_shows_pairs_the_whole_and_contributions(capsys: pytest.CaptureFixture[str]) -> None:
     """Three members, three pairs; one member, no pair and still valid JSON."""
     found = json.loads(said(capsys, "diversity", *CORPUS, "--json"))

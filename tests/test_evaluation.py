@@ -359,6 +359,14 @@ def test_the_choice_is_the_definition() -> None:
     assert choice.error["m0"] == pytest.approx(resampled.std(), rel=1e-4)
 
 
+def test_one_recording_is_too_little_to_leave_the_single_member() -> None:
+    """No spread, no standard error: the rule that is ahead by accident is not chosen."""
+    o = told(frames=11)
+    found = ensemble.choose(o, {"mean": ensemble.mean}, by="log_loss")
+    assert found.name in o.members
+    assert all(math.isnan(error) for error in found.error.values())
+
+
 def test_a_choice_needs_frames() -> None:
     """Nothing is chosen on nothing."""
     o = ensemble.MemberOutputs.from_probabilities({"a": torch.empty(0, 2)}, labels=torch.empty(0).long())

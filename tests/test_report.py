@@ -28,6 +28,16 @@ def report(
     return ensemble.evaluate(outputs, {name: ensemble.get_rule(name) for name in rules}, baseline=first)
 
 
+def test_one_recording_shows_nothing() -> None:
+    """However many frames it has: no interval, no verdict of better, and the page says why."""
+    told = report(frames=10)
+    assert told.rules[["gain_low", "mean_gain_high", "loss_gain_low"]].isna().all(axis=None)
+    assert verdict(told).startswith("Not shown to be better.")
+    assert verdict(told).endswith("no interval, for want of a second recording.")
+    assert "1 recording cannot be resampled: there are no intervals" in told.notes
+    assert "nan" not in page(told)
+
+
 def test_the_page_tells_everything_and_asks_for_nothing() -> None:
     """Every member, rule, class and note; no address, no file of its own."""
     told = report()

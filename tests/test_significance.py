@@ -1,5 +1,7 @@
 """Significance: published cases, SciPy and slow loops as oracles, coverage by simulation."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -61,13 +63,34 @@ def test_t_interval_with_equal_recordings_is_the_textbook_one() -> None:
     np.testing.assert_allclose([found.estimate, found.low, found.high], [means.mean(), low, high], rtol=1e-9)
 
 
-def test_too_little_to_say_is_nan() -> None:
+@pytest.mark.parametrize("method", [ensemble.bootstrap_interval, ensemble.t_interval])
+def test_too_little_to_say_is_nan(method: Callable[..., ensemble.Interval]) -> None:
     """One recording has no spread; none has no mean either."""
-    one = ensemble.t_interval([1.0, 0.0], [0, 0])
+    one = method([1.0, 0.0], [7, 7])
     assert one.estimate == 0.5
     assert np.isnan([one.low, one.high]).all()
-    none = ensemble.bootstrap_interval([], [])
+    none = method([], [])
     assert np.isnan([none.estimate, none.low, none.high]).all()
+
+
+@pytest.mark.parametrize(
+    ("ask", "words"),
+    [
+        (lambda: ensemble.t_interval([1, 0], [0, 1], level=95), "level between 0 and 1, for instance 0.95, got 95"),
+        (lambda: ensemble.bootstrap_interval([1, 0], [0, 1], level=-0.5), "level between 0 and 1, .* got -0.5"),
+        (lambda: ensemble.bootstrap_interval([1, 0], [0, 1], replicates=0), "one replicate or more, got 0"),
+        (lambda: ensemble.bootstrap_interval([1, 0, 1, 1], [0, 0, 1]), r"group for each .*\(4,\) and \(3,\)"),
+        (lambda: ensemble.cluster_bootstrap([[1.0], [0.0]], [1.0]), r"\(G, K\) and \(G,\), got \(2, 1\) and \(1,\)"),
+        (lambda: ensemble.right_and_wrong([[1], [0], [1]], [1, 0, 1]), r"\(N,\), got \(3, 1\) and \(3,\)"),
+        (lambda: ensemble.right_and_wrong([1, 0], [1]), r"\(N,\), got \(2,\) and \(1,\)"),
+        (lambda: ensemble.mcnemar([[0.4, 0.3], [0.1, 0.2]]), r"table of counts, got \[\[0.4"),
+        (lambda: ensemble.mcnemar([[np.nan, 3], [1, 2]]), "table of counts, got"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(ask: Callable[[], object], words: str) -> None:
+    """Each setting with what was expected and what came."""
+    with pytest.raises(ValueError, match=words):
+        ask()
 
 
 @pytest.mark.parametrize("method", ["bootstrap", "t"])

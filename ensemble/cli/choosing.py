@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from cyclopts import App
 
 import zoo
+from ensemble.cli.printing import interval, print_json
 from ensemble.cli.sources import Flag, Source, best_member
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def select(
         others = pareto_front(valid.outputs, valid.parameters, max_parameters=max_parameters, max_members=max_members)
     answer = _told(found) | _gain(found, valid.outputs, test.outputs)
     if json:
-        zoo.print_json(answer | {"front": [_told(one) for one in others]})
+        print_json(answer | {"front": [_told(one) for one in others]})
     else:
         _print_selection(answer, valid.parameters, source)
         _print_front(others)
@@ -91,7 +92,7 @@ def diversity(
     ]
     unsolved = dict(zip(outputs.classes, measures.unsolved(outputs).tolist(), strict=True))
     if json:
-        zoo.print_json({"pairs": _plain(pairs), "whole": _plain([whole])[0], "members": members, "unsolved": unsolved})
+        print_json({"pairs": pairs, "whole": whole, "members": members, "unsolved": unsolved})
         return
     zoo.print_table(pairs, title="pairs", formats=dict.fromkeys(tables, ".4f"))
     rows = [{"measure": name, "value": value} for name, value in whole.items()]
@@ -109,7 +110,7 @@ def _print_selection(answer: dict[str, Any], parameters: dict[str, int], source:
     proof = "proven" if answer["proven"] else "not proven"
     print(f"\n{answer['parameters']:,.0f} parameters, log-loss {answer['loss']:.5f} nats on {source.valid!r}")
     print(f"{proof}: within the limits no ensemble is better by more than {excess:.1e} nats (problems solved: {nodes})")
-    gain = f"{answer['gain']:+.4f} ({answer['gain_low']:+.4f} .. {answer['gain_high']:+.4f})"
+    gain = f"{answer['gain']:+.4f} ({interval(answer['gain_low'], answer['gain_high'])})"
     print(f"on {source.test!r}: accuracy {answer['accuracy']:.4f}, gain over {answer['baseline']} {gain}")
 
 
@@ -143,8 +144,3 @@ def _gain(found: Selection, valid: MemberOutputs, test: MemberOutputs) -> dict[s
     row = report.rules.iloc[0]
     columns = ("accuracy", "log_loss", "gain", "gain_low", "gain_high")
     return {"baseline": report.baseline, **{name: float(row[name]) for name in columns}}
-
-
-def _plain(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What is not a number as None, which JSON knows."""
-    return [{key: None if value != value else value for key, value in row.items()} for row in rows]

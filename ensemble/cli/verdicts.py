@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 import zoo
 from ensemble.cli.naming import FOUR, cross_fits, named_rules
+from ensemble.cli.printing import interval, print_json
 from ensemble.cli.sources import Flag, Names, Source, best_member
 
 if TYPE_CHECKING:
@@ -64,9 +65,7 @@ def evaluate(
     if report is not None:
         _write_page(result, report)
     if json:
-        zoo.print_json(
-            result.to_json() | {"weights": weights_in(chosen, test.outputs), "collect_seconds": test.seconds}
-        )
+        print_json(result.to_json() | {"weights": weights_in(chosen, test.outputs), "collect_seconds": test.seconds})
     else:
         _print_report(result, weights_in(chosen, test.outputs), test.seconds)
 
@@ -105,7 +104,7 @@ def fit(
         weights = {row["member"]: row["weight"] for row in rows}
         left_out = None if crossed is None else crossed.loss
         figures = {"loss": found.loss, "gap": found.gap, "passes": found.passes}
-        zoo.print_json({"weights": weights, "members": rows, "cross_fitted_loss": left_out, **figures})
+        print_json({"weights": weights, "members": rows, "cross_fitted_loss": left_out, **figures})
         return
     zoo.print_table(rows, formats=dict.fromkeys(("weight", "low", "high"), ".4f") | {"included": ".0%"})
     print(f"\nlog-loss {found.loss:.5f} nats, at most {found.gap:.1e} above the least that any weights reach")
@@ -133,32 +132,34 @@ def compare(
         json: print JSON for programs.
 
     Returns:
-        0 where the 95 % interval of the difference lies above zero, else 1: the answer is no.
+        0 where the 95 % interval of the difference lies above zero, else 1: the answer is no. One recording
+        has no interval, so the answer is no.
     """
     from ensemble.significance import bootstrap_interval, mcnemar, right_and_wrong
 
     valid, test = source.spoken(source.valid, source.test)
     right = [_right(name, valid.outputs, test.outputs) for name in (first, second)]
-    interval = bootstrap_interval(right[0].astype(float) - right[1], np.asarray(test.outputs.groups))
+    found = bootstrap_interval(right[0].astype(float) - right[1], np.asarray(test.outputs.groups))
     table = right_and_wrong(right[0], right[1])
     answer = {
         "first": first,
         "second": second,
         "first_accuracy": float(right[0].mean()),
         "second_accuracy": float(right[1].mean()),
-        "gain": interval.estimate,
-        "gain_low": interval.low,
-        "gain_high": interval.high,
+        "gain": found.estimate,
+        "gain_low": found.low,
+        "gain_high": found.high,
         "only_first_right": int(table[0, 1]),
         "only_second_right": int(table[1, 0]),
         "mcnemar_p": mcnemar(table).p_value,
     }
     if json:
-        zoo.print_json(answer)
+        print_json(answer)
     else:
         zoo.print_table([{"": key.replace("_", " "), "value": value} for key, value in answer.items()])
-        print("\nThe interval resamples recordings; McNemar's test takes frames for independent, which they are not.")
-    return 0 if interval.low > 0 else 1
+        print(f"\n95 % of the gain: {interval(found.low, found.high)}, which resamples recordings;")
+        print("McNemar's test takes frames for independent, which they are not.")
+    return 0 if found.low > 0 else 1
 
 
 def weights_in(rules: Mapping[str, Rule], outputs: MemberOutputs) -> dict[str, float]:
@@ -209,7 +210,7 @@ def _print_report(result: Report, weights: Mapping[str, float], seconds: float) 
     for row in result.rules.to_dict("records"):
         gain = {
             "gain over best single": f"{row['gain']:+.4f}",
-            "95 % interval": f"{row['gain_low']:+.4f} .. {row['gain_high']:+.4f}",
+            "95 % interval": interval(row["gain_low"], row["gain_high"]),
         }
         rows.append(_judged(row, f"= {row['name']}") | gain)
     zoo.print_table(rows, formats=_FORMATS)

@@ -22,7 +22,7 @@ class Choice:
         name: of the rule, or of the single member.
         rule: the rule itself; a single member is a `WeightedMean` with one weight.
         behind: how far each candidate is behind the best on these frames: accuracy, or nats.
-        error: the standard error of that distance, resampled over recordings.
+        error: the standard error of that distance, resampled over recordings; NaN for fewer than two.
     """
 
     name: str
@@ -42,7 +42,8 @@ def choose(
     """The first candidate within one standard error of the best: a single member before any rule.
 
     The distance to the best is paired frame by frame and resampled over recordings, so candidates that
-    mostly agree are told apart by what they differ in.
+    mostly agree are told apart by what they differ in. One recording has no spread to judge a distance by: the
+    best single member is chosen there.
 
     Args:
         outputs: with labels; frames that no rule was fitted on, or fitted rules look better than they are.
@@ -77,7 +78,7 @@ def choose(
     resampled = cluster_bootstrap(first[:, candidates], tally.sizes, replicates=replicates, seed=seed)
     error = (resampled[:, [best]] - resampled).std(axis=0)
     behind = totals[best] - totals
-    chosen = int(np.argmax(behind <= error))
+    chosen = int(np.argmax(~(behind > error)))  # nobody is behind by more than NaN
     alone = WeightedMean(tuple(float(index == best_single) for index in range(members)), outputs.fingerprint)
     made: dict[str, Rule] = {outputs.members[best_single]: alone, **rules}
     names = list(made)

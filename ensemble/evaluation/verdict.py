@@ -41,11 +41,11 @@ class Report:
             bins of equal width), macro_f1 (over classes that occur, of frames with an answer), parameters,
             abstained (frames).
         rules: the same per rule, then gain (accuracy minus the baseline's) with gain_low and gain_high, the
-            ends of its 95 % interval; mean_gain over the uniform mean, and loss_gain (the baseline's
-            log-loss minus the rule's), each with its ends; fitted_here: whether it was fitted on these frames;
-            fitted_on_training: whether on frames that a member was trained on; optimism: its log-loss in nats on
-            recordings left out of the fit minus that on its own fitting frames, and optimism_accuracy what it
-            loses of its accuracy there, NaN where `evaluate` was not told.
+            ends of its 95 % interval, NaN for fewer than two recordings; mean_gain over the uniform mean, and
+            loss_gain (the baseline's log-loss minus the rule's), each with its ends; fitted_here: whether it was
+            fitted on these frames; fitted_on_training: whether on frames that a member was trained on; optimism: its
+            log-loss in nats on recordings left out of the fit minus that on its own fitting frames, and
+            optimism_accuracy what it loses of its accuracy there, NaN where `evaluate` was not told.
         pairs: one row per pair of members: first, second, and every pairwise measure of `diversity`.
         classes: one row per class: frames, accuracy of the baseline and of the best rule, what the rule
             takes it for most often, the member to trust (by F1), and the oracle.
@@ -222,7 +222,9 @@ def _notes(
     for name, silent in zip(outputs.members, tally.abstained, strict=False):
         if silent:
             yield f"{name} abstains on {silent} frames: counted as wrong, with the loss of equal probabilities"
-    if tally.recordings < _FEW:
+    if tally.recordings < 2:
+        yield f"{tally.recordings} recording{'s' * (not tally.recordings)} cannot be resampled: there are no intervals"
+    elif tally.recordings < _FEW:
         yield f"{tally.recordings} recordings are few to resample: intervals are too narrow"
     elif tally.recordings == tally.frames:
         yield "every frame is its own recording: if neighbours are alike, intervals are too narrow"
