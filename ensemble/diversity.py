@@ -23,7 +23,7 @@ Floats = NDArray[np.float64]
 
 _BLOCK = 65_536  # frames turned to float32 at once
 _CELLS = 2**22  # probabilities looked at together
-_LEAST_LOG = math.log(2.0**-126)  # of what float32 holds above zero: keeps KL finite
+_LEAST_LOG = math.log(2.0**-126)  # of the smallest normal number in float32
 
 
 @dataclass(frozen=True, eq=False)
@@ -299,7 +299,8 @@ class Split:
 def log_loss_split(outputs: MemberOutputs) -> Split:
     """Of the log-linear pool (`log_mean`), in nats: the diversity is the mean KL(pool || member), exactly.
 
-    Without frames, and where a member abstains, both parts are NaN.
+    Logarithms count as they are, however low, except that -inf (a probability of exactly zero), which would make
+    both parts infinite, counts as ln 2^-126 = -87.3. Without frames, and where a member abstains, both parts are NaN.
 
     Raises:
         ValueError: there are no labels.
@@ -311,7 +312,8 @@ def log_loss_split(outputs: MemberOutputs) -> Split:
     loss = apart = 0.0
     for start in range(0, frames, max(1, _CELLS // (members * classes))):
         block = slice(start, start + max(1, _CELLS // (members * classes)))
-        logs = outputs.log_probabilities[:, block].double().clamp(min=_LEAST_LOG)
+        logs = outputs.log_probabilities[:, block].double()
+        logs = logs.masked_fill(logs == -math.inf, _LEAST_LOG)
         loss -= float(logs.gather(-1, labels[block].expand(members, -1)[..., None]).sum()) / members
         mean = logs.mean(dim=0)
         pool = mean.log_softmax(dim=-1)

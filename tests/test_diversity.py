@@ -201,6 +201,16 @@ def test_log_loss_splits_exactly() -> None:
     assert split.pool == pytest.approx(-pool[torch.arange(300), labels].log().mean().item(), rel=1e-6)
 
 
+def test_finite_logarithms_count_as_they_are() -> None:
+    """Beyond what float32 holds as a probability: the truth, 200 and 150 nats off on the first frame."""
+    logits = torch.tensor([[[0.0, -200.0], [1.0, 0.0]], [[0.0, -150.0], [0.0, 1.0]]], dtype=torch.float64)
+    o = ensemble.MemberOutputs(logits.log_softmax(-1), ("a", "b"), ("0", "1"), labels=torch.tensor([1, 0]))
+    split = diversity.log_loss_split(o)
+    easy = (math.log1p(math.exp(-1)) + math.log1p(math.e)) / 2  # the second frame, each member's loss
+    assert split.members == pytest.approx((175 + easy) / 2, rel=1e-12)
+    assert split.pool == pytest.approx((175 + math.log(2)) / 2, rel=1e-12)
+
+
 def test_brier_score_splits_exactly() -> None:
     """Mean score of the members minus their squared spread is the linear pool's score."""
     o = outputs()
