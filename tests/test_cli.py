@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import ensemble
 import zoo
 from ensemble.cli import app
 from ensemble.cli.naming import FITTED
+from ensemble.cli.printing import print_json
 
 
 @pytest.fixture(scope="module")
@@ -172,6 +174,12 @@ def test_diversity_shows_pairs_the_whole_and_contributions(capsys: pytest.Captur
     assert sum(found["unsolved"].values()) > 0
     assert "disagreement" in said(capsys, "diversity", *CORPUS)
     assert json.loads(said(capsys, "diversity", *CORPUS, "--members", "other", "--json"))["pairs"] == []
+
+
+def test_what_is_not_finite_is_null_for_programs(capsys: pytest.CaptureFixture[str]) -> None:
+    """JSON has no NaN and no infinity, at whatever depth."""
+    print_json({"a": [{"b": math.nan}, {"b": -math.inf}], "c": 1.5})
+    assert json.loads(capsys.readouterr().out) == {"a": [{"b": None}, {"b": None}], "c": 1.5}
 
 
 def test_the_report_is_one_page(capsys: pytest.CaptureFixture[str], home: Path) -> None:

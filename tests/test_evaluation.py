@@ -245,7 +245,9 @@ def test_no_probability_for_the_truth_is_finite_and_noted() -> None:
     report = ensemble.evaluate(o, {})
     assert report.members["log_loss"][0] == pytest.approx(52 * math.log(2) / 2)
     assert report.members["log_loss"][0] == pytest.approx(log_loss([0, 0], np.array(p), labels=[0, 1]), rel=1e-6)
-    assert "a gives the true class no probability on 1 frames: taken as 2^-52 in log_loss" in report.notes
+    assert "a gives the true class less than 2^-52 on 1 frames, which count as 2^-52 in log_loss" in report.notes
+    almost = ensemble.MemberOutputs.from_probabilities({"a": [[1.0, 1e-20], [1.0, 0.0]]}, labels=[1, 1])
+    assert any("2^-52 on 2 frames" in note for note in ensemble.evaluate(almost, {}).notes)
 
 
 def test_abstaining_members_are_counted_not_guessed_for() -> None:

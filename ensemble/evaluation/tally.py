@@ -15,13 +15,12 @@ from torch import Tensor
 
 from ensemble.calibration import BINS, bin_sums
 from ensemble.diversity import Joint
-from ensemble.outputs import MemberOutputs
+from ensemble.outputs import LEAST, MemberOutputs
 from ensemble.rules import Rule, WeightedMean, abstaining, mean, tie_rate
 
 Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]
 
-_LEAST = 2.0**-52  # probabilities below this count as this in log-loss, as in scikit-learn
 _CELLS = 2**24  # probabilities looked at together: 64 MiB
 _PILES = 10_000  # beyond so many recordings, they are dealt at random into piles and piles are resampled
 _TOLERANCE = 1e-3
@@ -40,7 +39,7 @@ class Tally:
     right: Floats  # (A, G)
     sizes: Floats  # (G,)
     bins: Floats  # (A, 3, BINS): frames, confidence, right
-    clipped: Counts  # (A,) frames whose true class had no probability
+    clipped: Counts  # (A,) frames whose true class had less probability than LEAST
     abstained: Counts  # (A,)
     joint: Joint
     some_right: Counts  # (C,) frames where any member is right, by true class
@@ -112,13 +111,13 @@ def _add(tally: Tally, index: int, rows: Tensor, truth: Tensor, where: Counts) -
     speaks = ~np.isnan(confidence)  # the largest of a row with NaN is NaN
     correct: NDArray[np.bool_] = (labels == guesses) & speaks
     likelihood = np.where(speaks, rows.gather(1, truth[:, None])[:, 0].double().numpy(), 1 / classes)
-    loss = -np.log(np.maximum(likelihood, _LEAST))
+    loss = -np.log(np.maximum(likelihood, LEAST))
     cells = np.bincount((labels * classes + guesses)[speaks], minlength=classes**2)
     tally.confusion[index] += cells.reshape(classes, classes)
     tally.loss[index] += np.bincount(where, loss, minlength=groups)
     tally.right[index] += np.bincount(where, correct, minlength=groups)
     tally.bins[index] += bin_sums(confidence[speaks], correct[speaks])
-    tally.clipped[index] += int((likelihood <= 0).sum())
+    tally.clipped[index] += int((likelihood < LEAST).sum())
     tally.abstained[index] += int((~speaks).sum())
     return correct
 

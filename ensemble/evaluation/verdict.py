@@ -37,7 +37,8 @@ class Report:
     """What `evaluate` found.
 
     Args:
-        members: one row per member: name, accuracy, log_loss (nats), calibration_error (of the top class, 15
+        members: one row per member: name, accuracy, log_loss (nats; a probability of the true class below 2^-52
+            counts as 2^-52, and a note says on how many frames), calibration_error (of the top class, 15
             bins of equal width), macro_f1 (over classes that occur, of frames with an answer), parameters,
             abstained (frames).
         rules: the same per rule, then gain (accuracy minus the baseline's) with gain_low and gain_high, the
@@ -218,7 +219,7 @@ def _notes(
         yield f"trained on these frames, so their figures are optimistic: {learnt}"
     for name, clipped in zip([*outputs.members, *rules], tally.clipped, strict=False):
         if clipped:
-            yield f"{name} gives the true class no probability on {clipped} frames: taken as 2^-52 in log_loss"
+            yield f"{name} gives the true class less than 2^-52 on {clipped} frames, which count as 2^-52 in log_loss"
     for name, silent in zip(outputs.members, tally.abstained, strict=False):
         if silent:
             yield f"{name} abstains on {silent} frames: counted as wrong, with the loss of equal probabilities"

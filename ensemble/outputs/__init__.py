@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+LEAST = 2.0**-52  # where log-loss is judged, the truth's probability counts as at least this, as in scikit-learn
 _TOLERANCE = 1e-3  # rows whose sum is further from one than this are refused
 
 

@@ -9,8 +9,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ensemble.outputs import MemberOutputs
-from ensemble.weights import Rows, fit_weights, refit, true_class_matrix
+from ensemble.outputs import LEAST, MemberOutputs
+from ensemble.weights import Rows, fit_simplex_weights, refit
 
 Array = NDArray[np.float64]
 
@@ -42,6 +42,8 @@ def contributions(
     outputs: MemberOutputs, *, pool: Pool = "mean", permutations: int = 200, seed: int = 0
 ) -> Contributions:
     """Leave-one-out and Shapley contributions to the log-loss.
+
+    A member's probability of the true class counts as at least 2^-52, so all figures are finite and add up.
 
     Args:
         outputs: with labels.
@@ -75,7 +77,7 @@ class _Game:
     """Log-loss of the pool of any subset, a bit mask; each computed once."""
 
     def __init__(self, outputs: MemberOutputs, pool: Pool) -> None:
-        self.P = outputs.true_class().numpy()
+        self.P = np.maximum(outputs.true_class().numpy(), LEAST)  # NaN stays NaN
         if np.isnan(self.P).any():
             names = [outputs.members[m] for m in np.flatnonzero(np.isnan(self.P).any(axis=1))]
             msg = f"expected numbers from every member, got NaN from {names}; leave them out"
@@ -83,9 +85,7 @@ class _Game:
         self.known = {0: float(np.log(len(outputs.classes)))}
         self.start: Array | None = None
         if pool == "weighted":
-            scaled, log_scale = true_class_matrix(outputs)
-            self.rows, self.offset = Rows(scaled), float(log_scale[np.isfinite(log_scale)].mean())
-            self.start = fit_weights(outputs).weights
+            self.rows, self.start = Rows(self.P), fit_simplex_weights(self.P).weights
 
     def loss(self, subset: int) -> float:
         if subset not in self.known:
@@ -95,9 +95,8 @@ class _Game:
     def _loss(self, subset: int) -> float:
         inside = np.array([bool(subset >> m & 1) for m in range(len(self.P))])
         if self.start is not None:
-            return refit(self.rows, start=self.start, allowed=inside).loss - self.offset
-        with np.errstate(divide="ignore"):
-            return float(-np.log(self.P[inside].mean(axis=0)).mean())
+            return refit(self.rows, start=self.start, allowed=inside).loss
+        return float(-np.log(self.P[inside].mean(axis=0)).mean())
 
 
 def _exact(game: _Game, M: int) -> Array:
