@@ -109,7 +109,11 @@ def test_zeros_do_not_stop_the_fit() -> None:
 
 
 def test_what_cannot_be_fitted_is_refused() -> None:
-    """No frames, no labels."""
+    """No frames, no labels, or an argument that would count for nothing."""
+    with pytest.raises(ValueError, match="outputs, which have labels of their own, got labels too"):
+        ensemble.fit_temperature(told(), [0] * 600)
+    with pytest.raises(ValueError, match=r"for an array fit on rule\(array\)"):
+        ensemble.fit_temperature(torch.ones(2, 3, 4) / 4, [0, 1, 2], rule=ensemble.mean)
     with pytest.raises(ValueError, match="expected frames to fit a temperature on, got none"):
         ensemble.fit_temperature(torch.empty(0, 3), [])
     with pytest.raises(ValueError, match=r"got \(2, 3\) and None"):
@@ -150,6 +154,47 @@ def test_calibration_error_equals_the_loop(seed: int, frames: int, bins: int) ->
     assert found == pytest.approx(expected, abs=1e-12)
 
 
+SCORES = [
+    ensemble.fit_temperature,
+    ensemble.expected_calibration_error,
+    ensemble.brier_score,
+    ensemble.murphy,
+]
+
+
+@pytest.mark.parametrize("score", SCORES)
+@pytest.mark.parametrize(
+    ("rows", "labels", "words"),
+    [
+        ([[2.0, -3.0, 1.5]] * 3, [0, 1, 2], r"sum to one, got a row with sum 0.5 .* softmax"),
+        ([[math.nan] * 3] * 3, [0, 1, 2], "leave those frames out"),
+        ([[0.2, 0.3, 0.5]] * 3, [5, -1, 7], "labels from 0 to 2, got -1 to 7"),
+        ([[0.2, 0.3, 0.5]] * 3, [0.9, 0.2, 1.7], r"labels of shape \(3,\) and an integer type, got .*float"),
+    ],
+)
+def test_what_is_no_distribution_or_no_label_is_refused(score, rows, labels, words) -> None:  # type: ignore[no-untyped-def]
+    """Logits, NaN, and labels of another set of classes would give a plausible number."""
+    with pytest.raises(ValueError, match=words):
+        score(np.array(rows), np.array(labels))
+
+
+def test_members_that_are_no_distributions_are_refused_by_number() -> None:
+    """(M, N, C): the second one's logits."""
+    rows = np.array([[[0.5, 0.5]], [[3.0, -1.0]]])
+    with pytest.raises(ValueError, match=r"from member 1, got a row with sum 2 .* at frame 0"):
+        ensemble.fit_temperature(rows, [0])
+
+
+@given(bins=st.integers(1, 2000), data=st.data())
+def test_every_bin_holds_its_upper_end(bins: int, data: st.DataObject) -> None:
+    """Where rounding puts k / bins x bins above k, too: 7 / 25."""
+    k = data.draw(st.integers(1, bins))
+    assert calibration.bin_sums([k / bins], [1], bins=bins)[0, k - 1] == 1
+    assert calibration.bin_sums([7 / 25], [1], bins=25)[0, 6] == 1
+    with pytest.raises(ValueError, match="one bin or more, got 0"):
+        calibration.bin_sums([0.5], [1], bins=0)
+
+
 def test_ends_of_bins_belong_to_the_lower_bin() -> None:
     """Confidence one half of two bins lies in the first, one in the last, zero in the first."""
     frames = calibration.bin_sums([0.5, 1.0, 0.0], [1, 1, 0], bins=2)[0]
@@ -188,7 +233,7 @@ def test_no_frames_have_no_score() -> None:
     assert math.isnan(ensemble.expected_calibration_error(rows, []))
     assert math.isnan(ensemble.brier_score(rows, []))
     assert math.isnan(ensemble.murphy(rows, []).score)
-    with pytest.raises(ValueError, match=r"shape \(N, C\) and labels of shape \(N,\), got \(2, 2\) and \(3,\)"):
+    with pytest.raises(ValueError, match=r"labels of shape \(2,\) .*, got \(3,\)"):
         ensemble.brier_score([[0.5, 0.5]] * 2, [0, 1, 0])
 
 

@@ -267,6 +267,31 @@ def test_outputs_are_checked_when_made() -> None:
         make({})
 
 
+@pytest.mark.parametrize("kind", [torch.uint8, torch.uint16, torch.uint32, torch.uint64, torch.int8])
+def test_labels_and_groups_are_of_any_integer_type(kind: torch.dtype) -> None:
+    """As small as a folder of transcripts has them; what they hold is still checked."""
+    make = ensemble.MemberOutputs.from_probabilities
+    numbers = torch.tensor([1, 0]).to(kind)
+    outputs = make({"a": [[0.5, 0.5], [1.0, 0.0]]}, labels=numbers, groups=numbers.numpy())
+    assert outputs.require_labels().tolist() == [1, 0]
+    assert outputs.groups is not None
+    assert outputs.groups.tolist() == [1, 0]
+    with pytest.raises(ValueError, match="labels from 0 to 1, got 3 to 3"):
+        make({"a": [[1.0, 0.0]]}, labels=torch.tensor([3]).to(kind))
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+def test_rows_of_half_precision_are_as_right_as_their_type(kind: torch.dtype) -> None:
+    """What rounding takes from the sum is given back; logits are refused all the same."""
+    logits = torch.randn(200, 40, generator=torch.Generator().manual_seed(0))
+    make = ensemble.MemberOutputs.from_probabilities
+    outputs = make({"a": logits.to(kind).softmax(-1)}, labels=[0] * 200)
+    torch.testing.assert_close(outputs.probabilities.sum(-1), torch.ones(1, 200), rtol=0, atol=1e-6)
+    ensemble.evaluate(outputs, {"mean": ensemble.mean})
+    with pytest.raises(ValueError, match="apply softmax"):
+        make({"a": (1.02 * logits.softmax(-1)).to(kind)})
+
+
 def test_blocks_walk_over_all_frames() -> None:
     """The pieces put together are the probabilities."""
     p = torch.rand(10, 3).softmax(-1)

@@ -11,6 +11,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from ensemble.outputs.checked import distributions, indices
+
 Floats = NDArray[np.float64]
 
 BINS = 15  # equal widths, as in Guo et al., "On calibration of modern neural networks", ICML 2017
@@ -23,9 +25,16 @@ def bin_sums(confidence: ArrayLike, right: ArrayLike, *, bins: int = BINS) -> Fl
         confidence: (N,) probability of the top class.
         right: (N,) whether the top class is the true one.
         bins: of equal width; each holds its upper end, the first also zero.
+
+    Raises:
+        ValueError: no bin.
     """
+    if bins < 1:
+        msg = f"expected one bin or more, got {bins}"
+        raise ValueError(msg)
     sure = np.asarray(confidence, dtype=np.float64)
-    where = np.clip(np.ceil(sure * bins).astype(np.int64) - 1, 0, bins - 1)
+    scale = bins * (1 - 2.0**-51)  # rounding may lift an end above itself: 7 / 25 x 25 > 7
+    where = np.clip(np.ceil(sure * scale).astype(np.int64) - 1, 0, bins - 1)
     sums = np.empty((3, bins))
     for row, amounts in enumerate((np.ones_like(sure), sure, np.asarray(right, dtype=np.float64))):
         sums[row] = np.bincount(where, amounts, minlength=bins)
@@ -50,6 +59,9 @@ def expected_calibration_error(probabilities: Any, labels: Any, *, bins: int = B
     Returns:
         From 0, where confidence is accuracy in every bin, to 1; NaN for no frames.
 
+    Raises:
+        ValueError: rows that are no distributions, or labels that are not among the C classes.
+
     Example:
         >>> round(expected_calibration_error([[0.9, 0.1], [0.9, 0.1]], [0, 1]), 6)
         0.4
@@ -59,6 +71,9 @@ def expected_calibration_error(probabilities: Any, labels: Any, *, bins: int = B
 
 def brier_score(probabilities: Any, labels: Any) -> float:
     """Mean squared distance from the one-hot truth, summed over classes: 0 to 2; NaN for no frames.
+
+    Raises:
+        ValueError: as `expected_calibration_error`.
 
     References:
         Brier, "Verification of forecasts expressed in terms of probability", Monthly Weather Review 78, 1950.
@@ -93,6 +108,9 @@ class Murphy:
 def murphy(probabilities: Any, labels: Any, *, bins: int = BINS) -> Murphy:
     """The parts of the top class's Brier score over bins of confidence.
 
+    Raises:
+        ValueError: as `expected_calibration_error`.
+
     References:
         Murphy, "A new vector partition of the probability score", J. Applied Meteorology 12, 1973;
         Stephenson et al., Weather and Forecasting 23, 2008 (the parts within bins).
@@ -116,11 +134,6 @@ def _top(probabilities: Any, labels: Any) -> tuple[Floats, Floats]:
 
 
 def _rows(probabilities: Any, labels: Any) -> tuple[Tensor, Tensor]:
-    """(N, C) float64 and (N,) int64 on the CPU."""
-    given = probabilities if isinstance(probabilities, Tensor) else torch.as_tensor(np.asarray(probabilities))
-    rows, truth = given.detach().cpu().double(), torch.as_tensor(labels).cpu().long()
-    if rows.ndim != 2 or truth.shape != rows.shape[:1]:
-        came = f"{tuple(rows.shape)} and {tuple(truth.shape)}"
-        msg = f"expected probabilities of shape (N, C) and labels of shape (N,), got {came}"
-        raise ValueError(msg)
-    return rows, truth
+    """(N, C) float64 and (N,) int64 on the CPU, checked."""
+    rows = distributions(probabilities, dtype=torch.float64)
+    return rows, indices(labels, "labels", len(rows), below=rows.shape[1])

@@ -13,6 +13,7 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from ensemble.outputs import MemberOutputs
+from ensemble.outputs.checked import distributions, indices
 from ensemble.rules import Rule
 
 Floats = NDArray[np.float64]
@@ -56,7 +57,8 @@ def fit_temperature(
         falls, as it does if every frame is right, the search stops when the loss no longer changes.
 
     Raises:
-        ValueError: no labels, no frames, or outputs in which a member abstains.
+        ValueError: no labels, no frames, or outputs in which a member abstains; rows of an array that are no
+            distributions; labels beside outputs, or a rule beside an array, which would count for nothing.
 
     Example:
         >>> fit = fit_temperature([[0.9, 0.1], [0.9, 0.1], [0.9, 0.1], [0.1, 0.9]], [0, 0, 1, 1])
@@ -79,14 +81,24 @@ def fit_temperature(
 def _source(given: Any, labels: Any | None, rule: Rule | None) -> tuple[_Blocks, int, int, str]:
     """Blocks of logarithms, how many members (0 where there is one row per frame), frames, fingerprint."""
     if isinstance(given, MemberOutputs):
+        if labels is not None:
+            msg = "expected outputs, which have labels of their own, got labels too; leave them out"
+            raise ValueError(msg)
         return _from_outputs(given, rule), 0 if rule else len(given.members), given.shape[1], given.fingerprint
     rows = given if isinstance(given, Tensor) else torch.as_tensor(np.asarray(given))
     if labels is None or rows.ndim not in (2, 3) or len(labels) != rows.shape[-2]:
         came = f"{tuple(rows.shape)} and {None if labels is None else len(labels)}"
         msg = f"expected outputs with labels, or (N, C) or (M, N, C) probabilities and N labels, got {came}"
         raise ValueError(msg)
-    logs = _logs(rows.detach().cpu() if rows.ndim == 3 else rows.detach().cpu()[None])
-    truth = torch.as_tensor(labels).cpu().long()
+    if rule is not None:
+        msg = "expected outputs where a rule is given, got an array; for an array fit on rule(array)"
+        raise ValueError(msg)
+    truth = indices(labels, "labels", rows.shape[-2], below=rows.shape[-1])
+    if rows.ndim == 2:
+        logs = _logs(distributions(rows, dtype=torch.float64)[None])
+    else:
+        checked = [distributions(part, f"from member {m}", dtype=torch.float64) for m, part in enumerate(rows)]
+        logs = _logs(torch.stack(checked))
     return (lambda: [(logs, truth)]), len(logs) if rows.ndim == 3 else 0, len(truth), ""
 
 

@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ensemble.outputs.checked import distributions, indices
+
 LEAST = 2.0**-52  # where log-loss is judged, the truth's probability counts as at least this, as in scikit-learn
-_TOLERANCE = 1e-3  # rows whose sum is further from one than this are refused
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,9 +55,9 @@ class MemberOutputs:
         _check_shapes(self.log_probabilities, self.members, self.classes)
         frames = self.log_probabilities.shape[1]
         if self.labels is not None:
-            put(self, "labels", _indices(self.labels, "labels", frames, below=len(self.classes)))
+            put(self, "labels", indices(self.labels, "labels", frames, below=len(self.classes)))
         groups = torch.arange(frames) if self.groups is None else self.groups
-        put(self, "groups", _indices(groups, "groups", frames))
+        put(self, "groups", indices(groups, "groups", frames))
         if not self.fingerprint:
             put(self, "fingerprint", _fingerprint(frames, self.labels, self.groups))
 
@@ -74,7 +75,8 @@ class MemberOutputs:
         """Outputs from arrays you already have, of any origin.
 
         Args:
-            probabilities: member name -> (N, C) array or tensor, rows summing to one.
+            probabilities: member name -> (N, C) array or tensor, rows summing to one; those of float16 and
+                bfloat16, which cannot do so exactly, are divided by their sum.
             labels: (N,) class indices, or class names where `classes` is given.
             groups: (N,) recording of each frame: integers, or any sortable names.
             classes: C names; "0", "1", ... if None.
@@ -89,7 +91,10 @@ class MemberOutputs:
         if not probabilities:
             msg = "expected at least one member, got an empty mapping of probabilities"
             raise ValueError(msg)
-        arrays = {name: _probabilities(name, value, abstain=abstain) for name, value in probabilities.items()}
+        arrays = {
+            name: distributions(value, f"from member {name!r}", abstain=abstain)
+            for name, value in probabilities.items()
+        }
         stacked = _stack(arrays)
         names = tuple(classes) if classes is not None else tuple(map(str, range(stacked.shape[-1])))
         return cls(
@@ -210,42 +215,6 @@ def _check_shapes(values: Tensor, members: tuple[str, ...], classes: tuple[str, 
             twice = sorted({name for name in names if names.count(name) > 1})
             msg = f"expected distinct {what} names, got {twice} more than once"
             raise ValueError(msg)
-
-
-def _indices(values: Any, what: str, frames: int, below: int | None = None) -> Tensor:
-    tensor = torch.as_tensor(values)
-    if tensor.shape != (frames,) or tensor.is_floating_point() or tensor.is_complex():
-        came = f"{tuple(tensor.shape)} {tensor.dtype}"
-        msg = f"expected {what} of shape ({frames},) and an integer type, got {came}"
-        raise ValueError(msg)
-    if below is not None and frames and not 0 <= int(tensor.min()) <= int(tensor.max()) < below:
-        msg = f"expected {what} from 0 to {below - 1}, got {int(tensor.min())} to {int(tensor.max())}"
-        raise ValueError(msg)
-    return tensor.long()
-
-
-def _probabilities(name: str, value: Any, *, abstain: bool) -> Tensor:
-    """One member's (N, C) rows as float32, checked; where it may abstain, rows all of NaN pass."""
-    rows = torch.as_tensor(np.asarray(value) if not isinstance(value, Tensor) else value)
-    rows = rows.detach().cpu().float().clone()
-    if rows.ndim != 2:
-        msg = f"expected probabilities of shape (N, C) from member {name!r}, got {tuple(rows.shape)}"
-        raise ValueError(msg)
-    sums = rows.sum(dim=1)
-    bad = ~((sums - 1).abs() <= _TOLERANCE) | (rows < 0).any(dim=1)
-    if abstain:
-        bad &= ~rows.isnan().all(dim=1)
-    if bad.any():
-        frame = int(bad.nonzero()[0])
-        silent = bool(rows[frame].isnan().all())
-        way_out = "if it abstains there, declare abstain=True" if silent else "apply softmax to logits first"
-        msg = (
-            f"expected rows of probabilities that sum to one from member {name!r}, got a row with sum "
-            f"{float(sums[frame]):.6g} and minimum {float(rows[frame].min()):.6g} at frame {frame} "
-            f"({int(bad.sum())} such rows); {way_out}"
-        )
-        raise ValueError(msg)
-    return rows
 
 
 def _stack(arrays: Mapping[str, Tensor]) -> Tensor:
