@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ensemble.rules.table import rule
+from ensemble.rules.table import rule, wide
 
 
 @rule
@@ -123,10 +123,19 @@ def power_mean(probabilities: Tensor, *, power: float = 0.5) -> Tensor:
     if not isinstance(power, int | float) or not 0 < power < math.inf:
         msg = f"expected a positive power, got {power}; towards zero it becomes log_mean"
         raise ValueError(msg)
-    top = probabilities.amax(dim=0)  # (N, C), taken out so that large powers do not underflow
-    shares = probabilities / top.clamp(min=torch.finfo(top.dtype).tiny)
-    raised = top * shares.pow(float(power)).mean(dim=0).pow(1 / power)
-    return _normalised(raised, probabilities)
+    rows = probabilities.to(wide(probabilities))
+    top = rows.amax(dim=0)  # (N, C), taken out so that large powers do not underflow
+    shares = rows / top.clamp(min=torch.finfo(top.dtype).tiny)
+    return _normalised(top * _power_mean(shares, float(power)), rows).to(probabilities.dtype)
+
+
+def _power_mean(shares: Tensor, power: float) -> Tensor:
+    """(N, C) of (M, N, C) from 0 to 1."""
+    if power > 0.1:
+        return shares.pow(power).mean(dim=0).pow(1 / power)
+    power = max(power, 1e-30)  # below, there is nothing left to tell from the geometric mean
+    # x^p is 1 + p log x and a little: what one swallows is what counts, so it is kept apart
+    return ((shares.log() * power).expm1().mean(dim=0).log1p() / power).exp()
 
 
 def _normalised(scores: Tensor, probabilities: Tensor) -> Tensor:
@@ -137,7 +146,7 @@ def _normalised(scores: Tensor, probabilities: Tensor) -> Tensor:
 
 def weighted_sum(rows: Tensor, weights: Sequence[float]) -> Tensor:
     """(N, K) sum of weights times rows, (M, N, K); members of weight 0 stay out, whatever they say."""
-    total = torch.zeros(rows.shape[1:], dtype=_wide(rows), device=rows.device)
+    total = torch.zeros(rows.shape[1:], dtype=wide(rows), device=rows.device)
     for row, weight in zip(rows, weights, strict=True):
         if weight:
             total += weight * row
@@ -149,7 +158,7 @@ def pooled_logs(probabilities: Tensor, weights: Sequence[float]) -> Tensor:
 
     Where every class is ruled out by somebody, the weighted mean.
     """
-    logs = torch.zeros(probabilities.shape[1:], dtype=_wide(probabilities), device=probabilities.device)
+    logs = torch.zeros(probabilities.shape[1:], dtype=wide(probabilities), device=probabilities.device)
     for row, weight in zip(probabilities, weights, strict=True):
         if weight:
             logs += weight * row.to(logs.dtype).log()
@@ -159,8 +168,3 @@ def pooled_logs(probabilities: Tensor, weights: Sequence[float]) -> Tensor:
         return pooled
     total = sum(weights)
     return torch.where(hopeless, weighted_sum(probabilities, [weight / total for weight in weights]), pooled)
-
-
-def _wide(rows: Tensor) -> torch.dtype:
-    """At least float32, for sums over many members."""
-    return torch.promote_types(rows.dtype, torch.float32)

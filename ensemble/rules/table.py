@@ -70,6 +70,11 @@ def members_first(given: Any) -> Tensor:
     return tensor if tensor.is_floating_point() else tensor.float()
 
 
+def wide(rows: Tensor) -> torch.dtype:
+    """At least float32, for sums over many members."""
+    return torch.promote_types(rows.dtype, torch.float32)
+
+
 def list_rules(include: str | Iterable[str] = "*", exclude: str | Iterable[str] = ()) -> list[str]:
     """Sorted names of the rules in the table that match shell wildcards.
 

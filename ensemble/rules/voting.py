@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ensemble.rules.table import members_first, rule
+from ensemble.rules.table import members_first, rule, wide
 
 _BLOCK = 256  # frames ranked at once: what is compared stays in the cache
 
@@ -20,9 +20,12 @@ def majority(probabilities: Tensor) -> Tensor:
     Returns:
         (N, C), `(votes + mean) / (M + 1)`: the mean is less than a whole vote, so it only decides ties
         (see `tie_rate`). Where a member's own top classes are equal, its vote goes to the first of them.
+        Half precision is computed in float32, but answered in kind, with room for little of the mean beside
+        the votes: give float32 where ties matter.
     """
-    votes = _votes(probabilities).to(probabilities.dtype)
-    return (votes + probabilities.mean(dim=0)) / (len(probabilities) + 1)
+    dtype = wide(probabilities)
+    votes = _votes(probabilities).to(dtype)
+    return ((votes + probabilities.mean(dim=0, dtype=dtype)) / (len(probabilities) + 1)).to(probabilities.dtype)
 
 
 def _votes(probabilities: Tensor) -> Tensor:
@@ -54,7 +57,8 @@ def borda(probabilities: Tensor) -> Tensor:
     """Each member ranks the classes; a class's points are how many it beats, equal ones half.
 
     Returns:
-        (N, C), points plus half the mean probability, normalised: the mean only decides ties.
+        (N, C), points plus half the mean probability, normalised: the mean only decides ties. Give
+        float32 where ties matter, as to `majority`.
 
     References:
         Ho, Hull, Srihari, "Decision combination in multiple classifier systems", IEEE TPAMI 16(1), 1994.
@@ -62,14 +66,14 @@ def borda(probabilities: Tensor) -> Tensor:
     members, _, classes = probabilities.shape
     lead = torch.cat([_leads(block) for block in torch.split(probabilities, _BLOCK, dim=1)])
     points = (lead + members * (classes - 1)) / 2
-    pooled = points + probabilities.mean(dim=0).to(points.dtype) / 2
+    pooled = points + probabilities.mean(dim=0, dtype=points.dtype) / 2
     return (pooled / (members * classes * (classes - 1) / 2 + 0.5)).to(probabilities.dtype)
 
 
 def _leads(probabilities: Tensor) -> Tensor:
     """(N, C): pairs of member and class that each class beats, less those that beat it; sorting takes longer."""
     rows = probabilities.permute(2, 0, 1).contiguous()  # (C, M, N)
-    leads = torch.zeros_like(rows[:, 0], dtype=torch.promote_types(rows.dtype, torch.float32))  # (C, N)
+    leads = torch.zeros_like(rows[:, 0], dtype=wide(rows))  # (C, N)
     for index in range(len(rows) - 1):
         ahead = (rows[index + 1 :] - rows[index]).sign_().sum(dim=1)
         leads[index + 1 :] += ahead
