@@ -369,6 +369,14 @@ def test_one_recording_is_too_little_to_leave_the_single_member() -> None:
     assert all(math.isnan(error) for error in found.error.values())
 
 
+def test_a_choice_that_cannot_be_told_is_refused() -> None:
+    """An unknown measure, and a rule that is called like a member."""
+    with pytest.raises(ValueError, match="by 'accuracy' or 'log_loss', got 'nonsense'"):
+        ensemble.choose(told(), {"mean": ensemble.mean}, by="nonsense")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"names of rules that are no member's, got \['m1'\]"):
+        ensemble.choose(told(), {"mean": ensemble.mean, "m1": ensemble.mean})
+
+
 def test_a_choice_needs_frames() -> None:
     """Nothing is chosen on nothing."""
     o = ensemble.MemberOutputs.from_probabilities({"a": torch.empty(0, 2)}, labels=torch.empty(0).long())

@@ -187,23 +187,6 @@ def test_shapley_is_the_mean_over_all_orders_of_joining(pool):
     )
 
 
-@pytest.mark.parametrize("pool", ["mean", "weighted"])
-@pytest.mark.parametrize("last", [[0.0, 1.0], [1.0, 0.0]])
-def test_contributions_are_finite_where_a_member_says_zero(pool, last):
-    """Zero counts as 2^-52, as `evaluate` has it, also where everybody says it; the values still add up."""
-    p = {"a": [[1.0, 0.0], [1.0, 0.0], last], "b": [[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]}
-    outputs = ensemble.MemberOutputs.from_probabilities(p, labels=[0, 1, 1])
-    found = contributions(outputs, pool=pool)
-    judged = ensemble.evaluate(outputs, {"mean": ensemble.mean})
-    assert np.isfinite(found.leave_one_out).all()
-    if pool == "mean":
-        whole = judged.rules["log_loss"][0]
-        assert found.shapley.sum() == pytest.approx(np.log(2) - whole, rel=1e-9)
-        assert found.leave_one_out[1] == pytest.approx(judged.members["log_loss"][0] - whole, rel=1e-9)
-    else:
-        assert np.isfinite(found.shapley).all()
-
-
 def test_sampled_shapley_values_still_add_up_and_state_their_error():
     """Beyond ten members orders are drawn; each order's gains telescope."""
     outputs = some_outputs(11, N=60)

@@ -53,7 +53,7 @@ def choose(
         seed: of the resampling.
 
     Raises:
-        ValueError: no labels, or no frames.
+        ValueError: no labels, no frames, an unknown measure, or a rule that is called like a member.
 
     Example:
         >>> from ensemble import mean
@@ -65,6 +65,12 @@ def choose(
     References:
         Breiman et al., "Classification and regression trees", 1984, section 3.4.3 (one standard error).
     """
+    if by not in ("accuracy", "log_loss"):
+        msg = f"expected to choose by 'accuracy' or 'log_loss', got {by!r}"
+        raise ValueError(msg)
+    if taken := [name for name in rules if name in outputs.members]:
+        msg = f"expected names of rules that are no member's, got {taken}; every member is a candidate already"
+        raise ValueError(msg)
     tally, members = walk(outputs, rules), len(outputs.members)
     if tally.frames == 0:
         msg = "expected frames to choose on, got none"

@@ -53,7 +53,7 @@ def contributions(
         seed: of the orders.
 
     Raises:
-        ValueError: no labels, NaN, an unknown pool, or fewer than two orders.
+        ValueError: no labels, no frames, NaN, an unknown pool, or fewer than two orders.
 
     References:
         Shapley, "A value for n-person games", 1953. Castro et al., "Polynomial calculation of the Shapley value
@@ -77,6 +77,9 @@ class _Game:
     """Log-loss of the pool of any subset, a bit mask; each computed once."""
 
     def __init__(self, outputs: MemberOutputs, pool: Pool) -> None:
+        if outputs.shape[1] == 0:
+            msg = "expected frames to judge contributions on, got none"
+            raise ValueError(msg)
         self.P = np.maximum(outputs.true_class().numpy(), LEAST)  # NaN stays NaN
         if np.isnan(self.P).any():
             names = [outputs.members[m] for m in np.flatnonzero(np.isnan(self.P).any(axis=1))]
