@@ -107,6 +107,8 @@ def test_stored_outputs_are_judged_as_the_models_are(capsys: pytest.CaptureFixtu
     assert live["members"] == kept["members"]
     chosen = json.loads(said(capsys, "evaluate", *stored, "--members", "cyl*", "--json"))
     assert [row["name"] for row in chosen["members"]] == ["cylinder-a", "cylinder-b"]
+    assert zoo.run_app(app, ["evaluate", "--outputs", "said", "--valid", "nope", "--test", "test"]) == 2
+    assert "nope.safetensors; partitions in said: dev, test" in capsys.readouterr().err
     for text in ("", "[]", "{}"):
         Path("said/members.json").write_text(text)
         assert zoo.run_app(app, ["evaluate", *stored]) == 2
@@ -191,8 +193,11 @@ def test_the_report_is_one_page(capsys: pytest.CaptureFixture[str], home: Path) 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["evaluate", "--outputs", "empty"], "valid.safetensors"),
-        (["compare", "mean", "nobody", *CORPUS], "no rule named 'nobody'"),
+        (["evaluate", "--outputs", "empty"], "partitions in empty: none; `ensemble collect` writes them"),
+        (["compare", "mean", "nobody", *CORPUS], "calibrated, cylinder-a, cylinder-b"),
+        (["compare", "cylinder-aa", "mean", *CORPUS], "did you mean 'cylinder-a'"),
+        (["evaluate", "--rules", "weigthed", *CORPUS], "no rule named 'weigthed'; did you mean 'weighted'"),
+        (["evaluate", "--rules", "nothing", *CORPUS], "bayes_vote, borda, calibrated"),
         (["select", *CORPUS, "--max-parameters", "10"], "within"),
         (["evaluate", "--members", "cylindre-a"], "did you mean"),
         (["evaluate", "--members", "x*"], "expected models that match 'x*'"),

@@ -94,10 +94,23 @@ def named_rules(names: Iterable[str], valid: MemberOutputs) -> dict[str, Rule]:
     """
     from ensemble.rules import get_rule
 
-    for name in names:
-        if name not in FITTED:
-            get_rule(name)  # refuse a mistyped name before anything is fitted
+    refuse_unknown(names)
     return {name: FITTED[name](valid) if name in FITTED else get_rule(name) for name in names}
+
+
+def refuse_unknown(names: Iterable[str], *, members: Iterable[str] = ()) -> None:
+    """Before anything is fitted.
+
+    Raises:
+        ValueError: a name is neither a rule's nor one of the members'; the message has all that are.
+    """
+    from ensemble.rules import list_rules
+    from ensemble.rules.table import no_such
+
+    known = [*members, *FITTED, *list_rules()]
+    for name in names:
+        if name not in known:
+            raise ValueError(no_such("member or rule" if members else "rule", name, known))
 
 
 def cross_fits(rules: Iterable[str], valid: MemberOutputs) -> dict[str, CrossFit]:

@@ -97,7 +97,7 @@ class Source:
         from ensemble.outputs.packed import unpack
 
         began = time.perf_counter()
-        outputs = unpack(stored_file(folder, partition).read_bytes())
+        outputs = unpack(_read(folder, partition))
         names = list(dict.fromkeys(name for pattern in self.members for name in matching(outputs.members, pattern)))
         if not names:
             msg = f"expected members that match {list(self.members)}, got none; {folder} has {list(outputs.members)}"
@@ -124,6 +124,15 @@ def _known(path: Path, names: Sequence[str]) -> tuple[dict[str, int], dict[str, 
 def stored_file(folder: Path, partition: str) -> Path:
     """Where a folder of stored outputs keeps those of a partition."""
     return folder / f"{partition}.safetensors"
+
+
+def _read(folder: Path, partition: str) -> bytes:
+    path = stored_file(folder, partition)
+    if not path.is_file():
+        there = ", ".join(sorted(one.stem for one in folder.glob("*.safetensors"))) or "none"
+        msg = f"expected members' outputs in {path}; partitions in {folder}: {there}; `ensemble collect` writes them"
+        raise ValueError(msg)
+    return path.read_bytes()
 
 
 def frames_of(corpus: Path | None, partition: str) -> zoo.FrameSet:

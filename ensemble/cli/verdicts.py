@@ -11,7 +11,7 @@ from cyclopts import App
 from numpy.typing import NDArray
 
 import zoo
-from ensemble.cli.naming import FOUR, cross_fits, named_rules
+from ensemble.cli.naming import FOUR, cross_fits, named_rules, refuse_unknown
 from ensemble.cli.printing import interval, print_json
 from ensemble.cli.sources import Flag, Names, Source, best_member
 
@@ -138,6 +138,7 @@ def compare(
     from ensemble.significance import bootstrap_interval, mcnemar, right_and_wrong
 
     valid, test = source.spoken(source.valid, source.test)
+    refuse_unknown((first, second), members=test.outputs.members)
     right = [_right(name, valid.outputs, test.outputs) for name in (first, second)]
     found = bootstrap_interval(right[0].astype(float) - right[1], np.asarray(test.outputs.groups))
     table = right_and_wrong(right[0], right[1])

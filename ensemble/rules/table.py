@@ -103,8 +103,18 @@ def get_rule(name: str) -> Rule:
         ValueError: no rule named 'majorty'; did you mean 'majority'? ...
     """
     if name not in RULES:
-        near = difflib.get_close_matches(name, RULES, n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
-        msg = f"no rule named {name!r}; {hint}there are {', '.join(list_rules())}"
-        raise ValueError(msg)
+        raise ValueError(no_such("rule", name, RULES))
     return RULES[name]
+
+
+def no_such(what: str, name: str, known: Iterable[str]) -> str:
+    """The message for a name that is not among those known: the nearest, then all of them.
+
+    Example:
+        >>> no_such("rule", "meen", ["mean", "borda"])
+        "no rule named 'meen'; did you mean 'mean'? there are borda, mean"
+    """
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
+    return f"no {what} named {name!r}; {hint}there are {', '.join(names)}"
