@@ -167,6 +167,10 @@ def test_one_recording_is_never_enough_to_say_yes(capsys: pytest.CaptureFixture[
         assert answer["gain_low"] is answer["gain_high"] is None
     assert "no interval" in said(capsys, "compare", "mean", "other", *where, code=1)
     assert "nan" not in said(capsys, "evaluate", *where)
+    assert json.loads(said(capsys, "select", *where, "--json"))["gain_low"] is None
+    backwards = ["--corpus", "corpus", "--valid", "single", "--test", "dev"]
+    assert zoo.run_app(app, ["evaluate", *backwards, "--rules", "auto"]) == 2
+    assert "two recordings or more for 'auto', got 1" in capsys.readouterr().err
 
 
 def test_diversity_shows_pairs_the_whole_and_contributions(capsys: pytest.CaptureFixture[str]) -> None:

@@ -126,5 +126,9 @@ def cross_fits(rules: Iterable[str], valid: MemberOutputs) -> dict[str, CrossFit
 def _halves(outputs: MemberOutputs) -> tuple[MemberOutputs, MemberOutputs]:
     """Every other recording, and the rest."""
     assert outputs.groups is not None  # filled in when made
-    odd = outputs.groups.new_tensor(np.unique(outputs.groups.numpy(), return_inverse=True)[1]) % 2 == 1
+    distinct, number = np.unique(outputs.groups.numpy(), return_inverse=True)
+    if len(distinct) < 2:
+        msg = f"expected validation frames of two recordings or more for 'auto', got {len(distinct)}; name a rule"
+        raise ValueError(msg)
+    odd = outputs.groups.new_tensor(number) % 2 == 1
     return outputs.at(~odd), outputs.at(odd)
