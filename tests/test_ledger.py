@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -115,11 +116,35 @@ def test_what_somebody_else_removed_or_holds_meanwhile_is_told(registry, other):
     assert registry.aliases() == {"first": "a@1"}
 
 
-def test_blobs_that_were_collected_during_a_transaction_are_put_back(registry, other):
-    """Whatever it commits can be loaded, also where somebody else committed in between."""
+def test_a_blob_that_was_collected_during_a_transaction_is_missed_before_anything_is_written(registry, other):
+    """Nobody keeps all blobs of a long transaction in memory; whatever is committed can be loaded."""
     for seed, meanwhile in ((50, lambda: None), (51, lambda: keep(other, "c", 60))):
-        with registry.transaction():
-            made = keep(registry, f"t-{seed}", seed)
-            assert other.collect_garbage(older_than=-60) == [registry.blobs.path(made.sha256)]
-            meanwhile()
+        raw = None
+
+        def collected(seed: int = seed, meanwhile: Callable[[], object] = meanwhile) -> None:
+            nonlocal raw
+            with registry.transaction():
+                made = keep(registry, f"t-{seed}", seed)
+                assert other.collect_garbage(older_than=-60) == [registry.blobs.path(made.sha256)]
+                meanwhile()
+                raw = registry.path.read_bytes()
+
+        with pytest.raises(RegistryError, match=r"collected as garbage .* register its model again"):
+            collected()
+        assert registry.path.read_bytes() == raw
         assert registry.verify() == []
+
+
+def test_a_blob_that_is_collected_before_its_line_is_written_is_put_back(registry, other, monkeypatch):
+    """Outside a transaction its bytes are at hand."""
+    put = registry.blobs.put
+
+    def put_and_lose(data: bytes) -> str:
+        monkeypatch.setattr(registry.blobs, "put", put)
+        sha256 = put(data)
+        other.collect_garbage(older_than=-60)
+        return sha256
+
+    monkeypatch.setattr(registry.blobs, "put", put_and_lose)
+    keep(registry, "t", 50)
+    assert registry.verify() == []

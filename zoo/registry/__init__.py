@@ -12,6 +12,7 @@ import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -220,10 +221,11 @@ class Registry:
     def deposit(self, name: str, parcel: Parcel) -> Entry:
         """The disk's share of `register`: the blob, then the line; see `protocol`."""
         self.blobs.put(parcel.data)
+        line = replace(parcel, data=b"") if self._ledger.collecting else parcel  # nobody has room for all of them
         document = self._commit(
-            lambda document: upkeep.deposited(document, self.blobs, name, parcel),
+            lambda document: upkeep.deposited(document, self.blobs, name, line),
             create=True,
-            first=lambda: self.blobs.put_back(parcel.sha256, parcel.data),
+            first=lambda: self.blobs.put_back(line.sha256, line.data),
         )
         return entries.version(document, name, parcel.id)
 

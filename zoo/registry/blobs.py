@@ -50,9 +50,17 @@ class Blobs:
         return sha256
 
     def put_back(self, sha256: str, data: bytes) -> None:
-        """Make a blob durable again that was put, where it was collected as garbage meanwhile; errors as `put`."""
-        if not self.path(sha256).exists():
-            self.put(data)
+        """Make a blob durable again that was put, where it was collected as garbage meanwhile.
+
+        Raises:
+            RegistryError: as `put`; MISSING where its bytes were let go, as in a long transaction.
+        """
+        if self.path(sha256).exists():
+            return
+        if not data:
+            msg = f"the blob {self.path(sha256)} was collected as garbage before the transaction ended"
+            raise RegistryError("MISSING", f"{msg}; nothing has changed, register its model again")
+        self.put(data)
 
     def read(self, entry: Entry) -> bytearray:
         """The bytes of a version, of the size and hash that the registry recorded.

@@ -26,6 +26,11 @@ class Ledger:
         self._seen = protocol.NOTHING
         self._pending: tuple[Document, list[tuple[Change, First]]] | None = None
 
+    @property
+    def collecting(self) -> bool:
+        """Whether a transaction is open."""
+        return self._pending is not None
+
     def document(self) -> Document:
         """The content of the file now, or a RegistryError; within a transaction, as it will be."""
         if self._pending is not None:
