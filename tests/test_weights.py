@@ -329,41 +329,6 @@ def test_an_unknown_objective_or_missing_labels_are_refused():
         fit_weights(ensemble.MemberOutputs(outputs.log_probabilities, outputs.members, outputs.classes))
 
 
-def test_bootstrap_draws_recordings_and_starts_from_the_full_fit():
-    """The same seed, the same draws; each replicate is a refit with its recordings counted."""
-    outputs = some_outputs()
-    found = ensemble.bootstrap_weights(outputs, 20, seed=3)
-    again = ensemble.bootstrap_weights(outputs, 20, seed=3)
-    np.testing.assert_array_equal(found.replicates, again.replicates)
-    times = np.random.default_rng(3).multinomial(30, np.full(30, 1 / 30))[outputs.groups.numpy()]
-    explicit = fit_weights(outputs, sample_weights=times)
-    loss = lambda w: -times @ np.log(w @ outputs.true_class().numpy()) / times.sum()  # noqa: E731
-    assert loss(found.replicates[0]) == pytest.approx(loss(explicit.weights), abs=1.1e-4)
-    assert ((found.low <= found.high) & (found.inclusion >= 0) & (found.inclusion <= 1)).all()
-    with pytest.raises(ValueError, match="at least one replicate"):
-        ensemble.bootstrap_weights(outputs, 0)
-
-
-def test_cross_fitting_judges_recordings_by_weights_that_never_saw_them():
-    """Whole recordings are held out, and the loss is that of the plain loop over folds."""
-    outputs = some_outputs()
-    found = ensemble.cross_fit(outputs, 3)
-    groups, P = outputs.groups.numpy(), outputs.true_class().numpy()
-    assert all(len(set(found.fold[groups == g])) == 1 for g in set(groups))
-    total = 0.0
-    for k in range(3):
-        inside = found.fold == k
-        w = fit_simplex_weights(P[:, ~inside]).weights
-        total -= np.log(w @ P[:, inside]).sum()
-    assert found.loss == pytest.approx(total / 600, abs=1e-4)
-    assert found.optimism > 0
-    own = np.einsum("m,mnc->nc", ensemble.fit_weights(outputs).weights, outputs.probabilities.numpy())
-    flattered = (own.argmax(axis=1) == outputs.require_labels().numpy()).mean()
-    assert found.accuracy + found.optimism_accuracy == pytest.approx(flattered, abs=1e-9)
-    with pytest.raises(ValueError, match="from 2 folds"):
-        ensemble.cross_fit(outputs, 31)
-
-
 def test_log_linear_fit_is_a_minimum_and_matches_its_rule():
     """LogPool of these exponents has that loss; no neighbour is better; it beats every member."""
     outputs = some_outputs()

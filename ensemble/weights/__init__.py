@@ -5,7 +5,7 @@ from ensemble.weights.fit import Objective, WeightFit, fit_weights, true_class_m
 from ensemble.weights.loglinear import LogLinearFit, fit_log_linear
 from ensemble.weights.resampling import CrossFit, WeightIntervals, bootstrap_weights, cross_fit
 from ensemble.weights.rows import Rows
-from ensemble.weights.simplex import SimplexFit, first_equal, fit_simplex_weights, refit
+from ensemble.weights.simplex import SimplexFit, first_equal, fit_simplex_weights, refit, settle
 
 __all__ = [
     "ClasswiseFit",
@@ -24,5 +24,6 @@ __all__ = [
     "fit_simplex_weights",
     "fit_weights",
     "refit",
+    "settle",
     "true_class_matrix",
 ]

@@ -10,11 +10,12 @@ from numpy.typing import NDArray
 from ensemble.outputs import MemberOutputs
 from ensemble.weights.fit import Objective, fit_weights, true_class_matrix
 from ensemble.weights.rows import Rows
-from ensemble.weights.simplex import refit
+from ensemble.weights.simplex import settle
 
 Array = NDArray[np.float64]
 
 _PRESENT = 1e-3  # a weight above this counts as the member being included
+_SETTLED = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +66,8 @@ def bootstrap_weights(
 ) -> WeightIntervals:
     """Intervals and inclusion frequencies of log-loss weights, recordings drawn with replacement.
 
-    Each replicate is a refit from the full fit's weights, to a gap of 1e-4: far below its own spread.
+    Each replicate is a refit from the full fit's weights, until another step would move them by less than
+    0.001. Frames that every member gives zero are left out, and so are recordings of nothing else.
 
     Args:
         outputs: with labels and groups (recordings); without groups, frames are drawn.
@@ -83,15 +85,17 @@ def bootstrap_weights(
         msg = f"expected at least one replicate and a level in (0, 1), got {replicates} and {level}"
         raise ValueError(msg)
     fit = fit_weights(outputs)
-    recording, count = recordings(outputs)
-    rows = Rows(true_class_matrix(outputs)[0].astype(np.float32))
+    P, log_scale = true_class_matrix(outputs)
+    alive = np.isfinite(log_scale)
+    recording, count = _numbered(recordings(outputs)[0][alive])
+    rows = Rows(P[:, alive].astype(np.float32, copy=False))
     for _ in rows.blocks(np.float32):  # checks the frames once for all replicates
         pass
     generator = np.random.default_rng(seed)
     drawn = np.empty((replicates, len(outputs.members)))
     for r in range(replicates):
         times = generator.multinomial(count, np.full(count, 1.0 / count)).astype(np.float64)
-        drawn[r] = refit(rows.reweighted(times[recording]), start=fit.weights, rough=True).weights
+        drawn[r] = settle(rows.reweighted(times[recording]), start=fit.weights, within=_SETTLED)
     low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=0)
     return WeightIntervals(outputs.members, fit.weights, low, high, (drawn > _PRESENT).mean(axis=0), drawn, level)
 
@@ -139,6 +143,10 @@ def recordings(outputs: MemberOutputs) -> tuple[NDArray[np.intp], int]:
     """(N,) running number of each frame's recording, and how many there are."""
     outputs.require_labels()
     groups = np.arange(outputs.shape[1]) if outputs.groups is None else outputs.groups.numpy()
+    return _numbered(groups)
+
+
+def _numbered(groups: NDArray[np.intp]) -> tuple[NDArray[np.intp], int]:
     distinct, number = np.unique(groups, return_inverse=True)
     return number, len(distinct)
 

@@ -17,6 +17,7 @@ Array = NDArray[np.float64]
 Indices = NDArray[np.intp]
 
 _CLOSE = 0.98  # members whose d exceeds this take part in the next step
+_STEPS = 20  # of `settle`: it takes one or two where rounding does not matter
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +108,7 @@ def fit_simplex_weights(
     return SimplexFit(view.weights, view.loss, task.gap(view), passes, view.d, support, rows.dropped)
 
 
-def refit(rows: Rows, *, start: Array, allowed: NDArray[np.bool_] | None = None, rough: bool = False) -> View:
+def refit(rows: Rows, *, start: Array, allowed: NDArray[np.bool_] | None = None) -> View:
     """Weights over the `allowed` members of frames that were looked at before, from a warm start.
 
     Where a frame is zero in every allowed member, the loss and d are infinite.
@@ -116,13 +117,40 @@ def refit(rows: Rows, *, start: Array, allowed: NDArray[np.bool_] | None = None,
         rows: the frames.
         start: (M,) weights; those of members that are not allowed are ignored.
         allowed: (M,), everybody if None.
-        rough: be content with a gap of 1e-4, seen in float32.
     """
     everybody = np.ones(rows.members, dtype=bool) if allowed is None else allowed
     begin = np.where(everybody, start, 0.0)
     begin = begin if begin.any() else everybody.astype(np.float64)
     with _controller().limit(limits=1, user_api="blas"):
-        return _solve(_Task(rows, everybody, np.zeros(rows.members), 1e-4 if rough else 1e-6, 100, rough), begin, 0)[0]
+        return _solve(_Task(rows, everybody, np.zeros(rows.members), 1e-6, 100), begin, 0)[0]
+
+
+def settle(rows: Rows, *, start: Array, within: float) -> Array:
+    """(M,) weights that another Newton step would hardly move.
+
+    For questions about weights: a small gap does not answer these where members are alike, since there all
+    weights have nearly the same loss.
+
+    Args:
+        rows: the frames, looked at before; each is explained by some member.
+        start: (M,) weights on the simplex.
+        within: stop after a step that moves no weight by more; what is left is of the order of its square.
+            Where rounding alone moves them further, stop after twenty.
+    """
+    task = _Task(rows, np.ones(rows.members, dtype=bool), np.zeros(rows.members), 0.0, _STEPS)
+    target = start
+    with _controller().limit(limits=1, user_api="blas"):
+        view, _ = _first(task, start, np.arange(rows.members), Walk(True))
+        for _ in range(_STEPS):
+            model = view.curvature
+            assert model is not None  # some member explains each frame
+            if task.outside(view, model):
+                view = task.look(view.weights, task.active(view), Walk(True))
+            target = step(view, view.curvature or model)
+            if np.abs(target - view.weights).max() <= within:
+                break
+            view, _ = _advance(task, view, target, Walk(True))
+    return target
 
 
 @dataclass(frozen=True)
@@ -181,8 +209,7 @@ def _solve(task: _Task, begin: Array | None, seed: int) -> tuple[View, float]:
 def _begin(task: _Task, begin: Array | None, seed: int) -> tuple[View, float]:
     """The first look at all frames: from a warm start, from a solved sample, or from equal weights."""
     rows, passes = task.rows, 0.0
-    even, active = task.allowed / task.allowed.sum(), np.flatnonzero(task.allowed)
-    w = even
+    w, active = task.allowed / task.allowed.sum(), np.flatnonzero(task.allowed)
     if begin is not None:
         w = begin / begin.sum()
     elif rows.frames >= 8192 and rows.members * rows.frames >= 2**19:
@@ -192,10 +219,17 @@ def _begin(task: _Task, begin: Array | None, seed: int) -> tuple[View, float]:
         active, w = task.active(found, above=_CLOSE - 0.01), found.weights
         if found.curvature is not None:
             w = step(found, found.curvature)
-    view = task.look(w, active, Walk(rows.small))
-    if not np.isfinite(view.d).all():  # a frame that only members at zero explain
-        view, passes = task.look(0.9 * w + 0.1 * even, np.flatnonzero(task.allowed), Walk(True)), passes + 1
-    return view, passes + 1
+    view, reads = _first(task, w, active, Walk(rows.small))
+    return view, passes + reads
+
+
+def _first(task: _Task, w: Array, active: Indices, walk: Walk) -> tuple[View, int]:
+    """The first look from a start, or from near it where a frame is explained only by members at zero."""
+    view = task.look(w, active, walk)
+    if np.isfinite(view.d).all():
+        return view, 1
+    even = task.allowed / task.allowed.sum()
+    return task.look(0.9 * w + 0.1 * even, np.flatnonzero(task.allowed), Walk(True)), 2
 
 
 def _advance(task: _Task, view: View, target: Array, walk: Walk) -> tuple[View, int]:

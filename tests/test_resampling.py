@@ -1,0 +1,84 @@
+"""Resampling recordings: bootstrap intervals against exact refits, cross-fitting against the plain loop."""
+
+import numpy as np
+import pytest
+import torch
+
+import ensemble
+from ensemble import fit_simplex_weights, fit_weights
+
+
+def some_outputs(M=5, N=600, C=4, seed=0, recording=20):
+    generator = np.random.default_rng(seed)
+    labels = generator.integers(0, C, N)
+    shared = generator.normal(0, 1.5, N)
+    rows = {}
+    for m in range(M):
+        logits = generator.normal(0, 1.0, (N, C))
+        logits[np.arange(N), labels] += generator.uniform(0.8, 1.8) + shared
+        p = np.exp(1.5 * logits)
+        rows[f"m{m}"] = p / p.sum(axis=1, keepdims=True)
+    return ensemble.MemberOutputs.from_probabilities(rows, labels=labels, groups=np.arange(N) // recording)
+
+
+def test_bootstrap_draws_recordings_and_starts_from_the_full_fit():
+    """The same seed, the same draws; each replicate is a refit with its recordings counted."""
+    outputs = some_outputs()
+    found = ensemble.bootstrap_weights(outputs, 20, seed=3)
+    again = ensemble.bootstrap_weights(outputs, 20, seed=3)
+    np.testing.assert_array_equal(found.replicates, again.replicates)
+    times = np.random.default_rng(3).multinomial(30, np.full(30, 1 / 30))[outputs.groups.numpy()]
+    explicit = fit_weights(outputs, sample_weights=times)
+    loss = lambda w: -times @ np.log(w @ outputs.true_class().numpy()) / times.sum()  # noqa: E731
+    assert loss(found.replicates[0]) == pytest.approx(loss(explicit.weights), abs=1.1e-4)
+    assert ((found.low <= found.high) & (found.inclusion >= 0) & (found.inclusion <= 1)).all()
+    with pytest.raises(ValueError, match="at least one replicate"):
+        ensemble.bootstrap_weights(outputs, 0)
+
+
+def test_bootstrap_intervals_of_members_that_are_alike_are_those_of_exact_refits():
+    """All weights have nearly one loss there, so a refit that stops at a small gap would not move at all."""
+    generator = np.random.default_rng(0)
+    groups, labels = np.repeat(np.arange(200), 100), generator.integers(0, 10, 20_000)
+    logits = generator.normal(size=(20_000, 10)) * 1.5
+    logits[np.arange(20_000), labels] += 3
+    softmax = lambda z: np.exp(z) / np.exp(z).sum(1, keepdims=True)  # noqa: E731
+    rows = {name: softmax(logits + 0.01 * generator.normal(size=logits.shape)) for name in "abc"}
+    outputs = ensemble.MemberOutputs.from_probabilities(rows, labels=labels, groups=groups)
+    found = ensemble.bootstrap_weights(outputs, 60, seed=1)
+    draws, P = np.random.default_rng(1), outputs.true_class().numpy()
+    times = [draws.multinomial(200, np.full(200, 1 / 200))[groups] for _ in range(60)]
+    exact = np.stack([fit_simplex_weights(P, sample_weights=t, tolerance=1e-10).weights for t in times])
+    np.testing.assert_allclose(found.replicates, exact, atol=0.01)
+    np.testing.assert_allclose([found.low, found.high], np.quantile(exact, [0.025, 0.975], axis=0), atol=0.01)
+    np.testing.assert_allclose(found.inclusion, (exact > 1e-3).mean(axis=0), atol=0.03)
+
+
+def test_bootstrap_does_not_draw_recordings_that_nobody_explains():
+    """A draw of nothing else would have no weights at all."""
+    rows = {"a": [[0.6, 0.4], [0.3, 0.7], [1.0, 0.0]], "b": [[0.7, 0.3], [0.4, 0.6], [1.0, 0.0]]}
+    outputs = ensemble.MemberOutputs.from_probabilities(rows, labels=[0, 1, 1])
+    kept = outputs.at(torch.tensor([0, 1]))
+    np.testing.assert_array_equal(
+        ensemble.bootstrap_weights(outputs, 30).replicates, ensemble.bootstrap_weights(kept, 30).replicates
+    )
+
+
+def test_cross_fitting_judges_recordings_by_weights_that_never_saw_them():
+    """Whole recordings are held out, and the loss is that of the plain loop over folds."""
+    outputs = some_outputs()
+    found = ensemble.cross_fit(outputs, 3)
+    groups, P = outputs.groups.numpy(), outputs.true_class().numpy()
+    assert all(len(set(found.fold[groups == g])) == 1 for g in set(groups))
+    total = 0.0
+    for k in range(3):
+        inside = found.fold == k
+        w = fit_simplex_weights(P[:, ~inside]).weights
+        total -= np.log(w @ P[:, inside]).sum()
+    assert found.loss == pytest.approx(total / 600, abs=1e-4)
+    assert found.optimism > 0
+    own = np.einsum("m,mnc->nc", ensemble.fit_weights(outputs).weights, outputs.probabilities.numpy())
+    flattered = (own.argmax(axis=1) == outputs.require_labels().numpy()).mean()
+    assert found.accuracy + found.optimism_accuracy == pytest.approx(flattered, abs=1e-9)
+    with pytest.raises(ValueError, match="from 2 folds"):
+        ensemble.cross_fit(outputs, 31)
