@@ -274,6 +274,14 @@ def test_weighted_mean_obeys_the_identities() -> None:
     same(ensemble.WeightedMean([1, 0, 3])(p), ensemble.WeightedMean([1, 3])(p[[0, 2]]))
 
 
+def test_a_zero_is_no_veto_in_a_log_linear_pool() -> None:
+    """It counts as 1e-30: to the power of a tenth a thousandth."""
+    p = torch.tensor([[[0.0, 1.0]], [[0.9, 0.1]]], dtype=torch.float64)
+    expected = torch.tensor([[1e-3 * 0.9**2, 0.1**2]], dtype=torch.float64)
+    torch.testing.assert_close(LogPool([0.1, 2])(p), expected / expected.sum(), rtol=1e-9, atol=0)
+    torch.testing.assert_close(LogPool([0, 1])(p), p[1], rtol=1e-12, atol=0)
+
+
 @pytest.mark.parametrize("kind", [ensemble.WeightedMean, LogPool])
 def test_a_member_of_weight_zero_never_poisons(kind: type[ensemble.WeightedMean] | type[LogPool]) -> None:
     """NaN from a member without weight has no effect, not even where the others contradict each other."""

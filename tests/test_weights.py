@@ -342,6 +342,23 @@ def test_log_linear_fit_is_a_minimum_and_matches_its_rule():
         assert loss(np.eye(5)[m]) >= fit.loss
 
 
+def test_log_linear_fit_and_rule_agree_where_a_member_gives_zero():
+    """A member of zeros and ones, right on nine frames of ten: neither vetoes with it, and both say so alike."""
+    generator = np.random.default_rng(0)
+    labels, logits = generator.integers(0, 4, 2000), generator.normal(size=(2000, 4))
+    logits[np.arange(2000), labels] += 1.5
+    soft = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    hard = np.eye(4)[np.where(generator.random(2000) < 0.9, labels, generator.integers(0, 4, 2000))]
+    outputs = ensemble.MemberOutputs.from_probabilities({"soft": soft, "hard": hard}, labels=labels)
+    fit = ensemble.fit_log_linear(outputs)
+    pooled = ensemble.LogPool(fit.weights)(outputs.probabilities.double())
+    assert -pooled.log()[range(2000), labels].mean().item() == pytest.approx(fit.loss, rel=1e-6)
+    judged = ensemble.evaluate(outputs, {"log": ensemble.LogPool(fit.weights), "mean": ensemble.mean})
+    loss = judged.rules.set_index("name")["log_loss"]
+    assert loss["log"] == pytest.approx(fit.loss, rel=1e-4)
+    assert loss["log"] < loss["mean"]
+
+
 def test_class_weights_shrink_to_the_common_ones():
     """A strong pull leaves the common weights; a weak one fits its own frames at least as well."""
     outputs = some_outputs()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -118,6 +118,9 @@ class ClasswiseMean:
 class LogPool:
     """The log-linear pool: rows proportional to the product of the members' rows to the power of a weight.
 
+    Probabilities below 1e-30 count as 1e-30, here and in `fit_log_linear`: one member's zero weighs much, but it
+    is no veto.
+
     Args:
         weights: M finite, non-negative numbers; their sum is free: below one it softens, above it sharpens.
         fingerprint: of the frames that the weights were fitted on.
@@ -129,13 +132,17 @@ class LogPool:
 
     weights: tuple[float, ...]
     fingerprint: str = ""
+    floor: ClassVar[float] = 1e-30
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "weights", _non_negative(self.weights))
 
     def __call__(self, probabilities: Tensor, /) -> Tensor:
-        """Combine (M, N, C) into (N, C); the weighted mean where every class is ruled out by somebody."""
-        return _called(lambda p: pooled_logs(p, self.weights), probabilities, len(self.weights))
+        """Combine (M, N, C) into (N, C)."""
+        return _called(self._combine, probabilities, len(self.weights))
+
+    def _combine(self, probabilities: Tensor) -> Tensor:
+        return pooled_logs(probabilities, self.weights, floor=self.floor)
 
 
 @dataclass(frozen=True)

@@ -153,15 +153,15 @@ def weighted_sum(rows: Tensor, weights: Sequence[float]) -> Tensor:
     return total.to(rows.dtype)
 
 
-def pooled_logs(probabilities: Tensor, weights: Sequence[float]) -> Tensor:
+def pooled_logs(probabilities: Tensor, weights: Sequence[float], *, floor: float = 0.0) -> Tensor:
     """(N, C) rows proportional to the product of the members' powers; members of weight 0 stay out.
 
-    Where every class is ruled out by somebody, the weighted mean.
+    Probabilities below the floor count as it. Where every class is ruled out by somebody, the weighted mean.
     """
     logs = torch.zeros(probabilities.shape[1:], dtype=wide(probabilities), device=probabilities.device)
     for row, weight in zip(probabilities, weights, strict=True):
         if weight:
-            logs += weight * row.to(logs.dtype).log()
+            logs += weight * row.to(logs.dtype).clamp(min=floor).log()
     pooled = logs.softmax(dim=-1).to(probabilities.dtype)
     hopeless = (logs == -math.inf).all(dim=-1, keepdim=True)
     if not hopeless.any():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,10 +11,11 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 
 from ensemble.outputs import MemberOutputs
+from ensemble.rules import LogPool
 
 Array = NDArray[np.float64]
 
-_LOWEST = -69.0  # logarithms are cut here (1e-30): zero times minus infinity is no number
+_LOWEST = math.log(LogPool.floor)
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +24,7 @@ class LogLinearFit:
 
     Attributes:
         weights: (M,) non-negative; their sum is free, below one it softens.
-        loss: log-loss at these weights, in nats per frame.
+        loss: log-loss of `LogPool` with these weights, in nats per frame.
         slope: the largest violation of the optimality conditions, in nats per unit of weight.
         members: M names.
         fingerprint: of the frames.
@@ -37,6 +39,8 @@ class LogLinearFit:
 
 def fit_log_linear(outputs: MemberOutputs, *, start: object | None = None, ridge: float = 0.0) -> LogLinearFit:
     """The best non-negative exponents of the normalised product of the members' rows, by log-loss.
+
+    The loss is that of `LogPool`, where probabilities below 1e-30 count as 1e-30.
 
     Args:
         outputs: with labels; read in blocks, many times over.
