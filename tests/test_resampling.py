@@ -82,3 +82,23 @@ def test_cross_fitting_judges_recordings_by_weights_that_never_saw_them():
     assert found.accuracy + found.optimism_accuracy == pytest.approx(flattered, abs=1e-9)
     with pytest.raises(ValueError, match="from 2 folds"):
         ensemble.cross_fit(outputs, 31)
+
+
+def test_cross_fitting_drops_and_counts_frames_that_nobody_explains():
+    """As the fit does: they are infinite whatever the weights."""
+    rows = {"a": [[0.6, 0.4], [0.3, 0.7], [0.8, 0.2], [1, 0]], "b": [[0.7, 0.3], [0.4, 0.6], [0.5, 0.5], [1, 0]]}
+    outputs = ensemble.MemberOutputs.from_probabilities(rows, labels=[0, 1, 0, 1])
+    found = ensemble.cross_fit(outputs, 2)
+    assert found.dropped == fit_weights(outputs).dropped == 1
+    pooled = (found.weights[found.fold].T * outputs.true_class().numpy()).sum(axis=0)
+    assert found.loss == pytest.approx(-np.log(pooled[:3]).mean(), rel=1e-6)
+    assert ensemble.bootstrap_weights(outputs, 5).dropped == 1
+
+
+@pytest.mark.parametrize("judge", [ensemble.bootstrap_weights, ensemble.cross_fit])
+def test_members_that_say_nan_are_named(judge):
+    """And the way out is one that exists."""
+    outputs = some_outputs(M=2, N=200)
+    outputs.log_probabilities[1, 7] = torch.nan
+    with pytest.raises(ValueError, match=r"NaN from \['m1'\]; leave them out, as fit_weights does"):
+        judge(outputs)

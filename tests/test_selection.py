@@ -93,6 +93,17 @@ def test_giving_up_early_leaves_an_honest_bound():
     assert not short.proven
 
 
+def test_selection_drops_and_counts_frames_that_nobody_explains():
+    """They are infinite whatever is chosen; where there are no others, that is an error."""
+    rows = {"a": [[0.6, 0.4], [0.3, 0.7], [1, 0]], "b": [[0.7, 0.3], [0.4, 0.6], [1, 0]]}
+    outputs = ensemble.MemberOutputs.from_probabilities(rows, labels=[0, 1, 1])
+    found = select(outputs, np.inf)
+    assert found.dropped == 1
+    assert found.loss == pytest.approx(select(outputs.at(torch.tensor([0, 1])), np.inf).loss, abs=1e-6)
+    with pytest.raises(ValueError, match="got 1 frames of zeros"):
+        select(outputs.at(torch.tensor([2])), np.inf)
+
+
 @pytest.mark.parametrize(
     ("costs", "budget", "words"),
     [

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemble.outputs import MemberOutputs
-from ensemble.weights import Rows, first_equal, refit, true_class_matrix
+from ensemble.weights import Rows, explained_matrix, first_equal, refit
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -24,12 +24,13 @@ class Selection:
     Attributes:
         members: names with a positive weight, in the outputs' order.
         weights: (len(members),) non-negative, summing to one.
-        loss: log-loss of their pool on the frames, in nats.
+        loss: log-loss of their pool on the frames kept, in nats.
         bound: no subset within the limits, under any weights, has a loss below this.
         proven: whether `loss - bound` is within the tolerance asked for.
         nodes: convex problems solved.
         cost: sum of the members' costs.
         fingerprint: of the frames.
+        dropped: frames left out because every member, chosen or not, gave the true class exactly zero.
     """
 
     members: tuple[str, ...]
@@ -40,6 +41,7 @@ class Selection:
     nodes: int
     cost: float
     fingerprint: str = ""
+    dropped: int = 0
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,8 @@ def select(
         max_nodes: convex problems to solve before giving up the proof.
 
     Raises:
-        ValueError: no labels, a member without a cost, a negative cost, or no member within the limits.
+        ValueError: no labels, NaN, no usable frame, a member without a cost, a negative cost, or no member
+            within the limits.
 
     Example:
         >>> good, fair = [[0.9, 0.1], [0.8, 0.2]], [[0.6, 0.4], [0.6, 0.4]]
@@ -181,6 +184,7 @@ def _search(problem: _Problem, outputs: MemberOutputs, *, tolerance: float, max_
         problem.nodes,
         float(problem.costs[kept].sum()),
         outputs.fingerprint,
+        problem.rows.dropped,
     )
 
 
@@ -260,14 +264,8 @@ def _problem(
     if most is not None and most < 1:
         msg = f"expected at least one member, got max_members={most}"
         raise ValueError(msg)
-    P, log_scale = true_class_matrix(outputs)
-    if np.isnan(P).any():
-        names = [outputs.members[m] for m in np.flatnonzero(np.isnan(P).any(axis=1))]
-        msg = f"expected numbers from every member, got NaN from {names}; leave them out"
-        raise ValueError(msg)
-    alive = np.isfinite(log_scale)
-    offset = -float(log_scale[alive].mean()) if alive.any() else 0.0
-    return _Problem(Rows(P), costs, float(budget), most or len(costs), offset)
+    P, log_scale, alive = explained_matrix(outputs)
+    return _Problem(Rows(P), costs, float(budget), most or len(costs), -float(log_scale[alive].mean()))
 
 
 def _costs(members: tuple[str, ...], parameters: Mapping[str, float] | None, budget: float) -> list[float]:

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from ensemble.outputs import MemberOutputs
+from ensemble.weights import labelled
 
 Array = NDArray[np.float64]
 
@@ -56,7 +57,7 @@ def greedy(outputs: MemberOutputs, rounds: int = 50) -> GreedySelection:
         rounds: number of picks.
 
     Raises:
-        ValueError: no labels, NaN, or no round.
+        ValueError: no labels, no frames, NaN, or no round.
 
     Example:
         >>> p, q = [[0.9, 0.1], [0.2, 0.8]], [[0.4, 0.6], [0.4, 0.6]]
@@ -102,8 +103,9 @@ class _State:
     """
 
     def __init__(self, outputs: MemberOutputs, rounds: int) -> None:
+        labels = labelled(outputs)
         self.table = _Table(outputs.log_probabilities)
-        self.truth, margins = self.table.margins(outputs.require_labels())
+        self.truth, margins = self.table.margins(labels)
         if np.isnan(margins).any():
             names = [outputs.members[m] for m in np.flatnonzero(np.isnan(margins).any(axis=1))]
             msg = f"expected numbers from every member, got NaN from {names}; leave them out"
@@ -113,7 +115,7 @@ class _State:
         self.slack = _SLACK + _ROUNDED * rounds
         self.frames = np.flatnonzero(margins.min(axis=0) <= self.slack)
         self.always = N - len(self.frames)  # frames that every member gets right
-        self.labels, self.margins = outputs.require_labels().numpy()[self.frames], margins.take(self.frames, axis=1)
+        self.labels, self.margins = labels.numpy()[self.frames], margins.take(self.frames, axis=1)
         self.least, self.most = self.margins.min(axis=0), self.truth.max(axis=0)[self.frames]
         self.sum = np.zeros((len(self.frames), C))
         self.low, self.high = np.zeros(len(self.frames)), np.zeros(len(self.frames))  # bounds of the margin

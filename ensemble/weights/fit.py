@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ensemble.outputs import MemberOutputs
 from ensemble.weights.quadratic import nonnegative_minimum
@@ -79,7 +80,8 @@ def fit_weights(
         max_passes: stop there, whatever the gap ("nll" only).
 
     Raises:
-        ValueError: no labels, an unknown objective, NaN (the message names the member), or no usable frame.
+        ValueError: no labels, an unknown objective, a setting below zero, NaN (the message names the member),
+            or no usable frame.
 
     Example:
         >>> p, q = [[0.9, 0.1], [0.8, 0.2]], [[0.1, 0.9], [0.2, 0.8]]
@@ -127,6 +129,34 @@ def fit_weights(
     )
 
 
+def labelled(outputs: MemberOutputs) -> Tensor:
+    """(N,) labels to fit on.
+
+    Raises:
+        ValueError: there are none, or no frames.
+    """
+    labels = outputs.require_labels()
+    if not len(labels):
+        msg = "expected frames to fit on, got none"
+        raise ValueError(msg)
+    return labels
+
+
+def explained_matrix(outputs: MemberOutputs) -> tuple[NDArray[np.floating], Array, NDArray[np.bool_]]:
+    """What `true_class_matrix` returns, and which frames (N,) some member explains.
+
+    Raises:
+        ValueError: no labels, no frames, NaN (the message names the member), or no frame that is explained.
+    """
+    P, log_scale = true_class_matrix(outputs)
+    _speaking(outputs.members, np.isnan(P.sum(axis=1)), "raise")
+    alive = np.isfinite(log_scale)
+    if not alive.any():
+        msg = f"expected a positive probability of the true class somewhere, got {len(alive)} frames of zeros"
+        raise ValueError(msg)
+    return P, log_scale, alive
+
+
 def true_class_matrix(outputs: MemberOutputs) -> tuple[NDArray[np.floating], Array]:
     """The matrix that the log-loss needs, scaled so that nothing underflows.
 
@@ -134,9 +164,11 @@ def true_class_matrix(outputs: MemberOutputs) -> tuple[NDArray[np.floating], Arr
         P (M, N), each member's probability of the true class divided by the frame's largest one (float64
         up to 4 M numbers, float32 above), and the logarithms of these divisors (N,): -inf where every
         member says zero (P is zero there). A member that says NaN has NaN there in P.
+
+    Raises:
+        ValueError: no labels, or no frames.
     """
-    labels = outputs.require_labels()
-    M, N, C = outputs.shape
+    labels, (M, N, C) = labelled(outputs), outputs.shape
     P = np.empty((M, N), np.float64 if M * N <= _EXACT else np.float32)
     log_scale = np.empty(N)
     step = max(1, _BLOCK // (M * C))
@@ -156,7 +188,7 @@ def brier_moments(outputs: MemberOutputs, sample_weights: object | None = None) 
 
     A pool's Brier score is w' R w: the mean residual of a pool is the pool of the residuals.
     """
-    labels, (M, N, C) = outputs.require_labels(), outputs.shape
+    labels, (M, N, C) = labelled(outputs), outputs.shape
     counts = np.ones(N) if sample_weights is None else checked_weights(sample_weights, N)
     R = np.zeros((M, M))
     for where, block in outputs.blocks(max(1, _BLOCK // (M * C))):
@@ -192,11 +224,14 @@ def _fit_brier(outputs: MemberOutputs, R: Array, alpha: float) -> WeightFit:
 
 
 def _speaking(members: tuple[str, ...], silent: NDArray[np.bool_], on_nan: str) -> list[int]:
+    """Members that say no NaN; of the others there is a warning, or an error."""
     names = [members[m] for m in np.flatnonzero(silent)]
-    if on_nan == "raise" or silent.all():
-        msg = f"expected numbers from every member, got NaN from {names}; leave them out or pass on_nan='drop'"
+    if names and (on_nan == "raise" or silent.all()):
+        way_out = "leave them out, as fit_weights does with on_nan='drop'"
+        msg = f"expected numbers from every member, got NaN from {names}; {way_out}"
         raise ValueError(msg)
-    warnings.warn(f"{names} say NaN on some frame and get weight 0", stacklevel=3)
+    if names:
+        warnings.warn(f"{names} say NaN on some frame and get weight 0", stacklevel=3)
     return np.flatnonzero(~silent).tolist()
 
 

@@ -12,9 +12,11 @@ from scipy.optimize import minimize
 
 from ensemble.outputs import MemberOutputs
 from ensemble.rules import LogPool
+from ensemble.weights.fit import labelled
 
 Array = NDArray[np.float64]
 
+_BLOCK = 8192  # frames looked at together
 _LOWEST = math.log(LogPool.floor)
 
 
@@ -63,10 +65,9 @@ def fit_log_linear(outputs: MemberOutputs, *, start: object | None = None, ridge
     if begin.shape != (M,) or not np.isfinite(begin).all() or (begin < 0).any():
         msg = f"expected a start of {M} finite, non-negative exponents, got {begin}"
         raise ValueError(msg)
-    outputs.require_labels()
-    if not np.isfinite(_loss_and_slope(begin, outputs, ridge)[0]):
-        msg = "expected numbers from every member, got NaN; leave that member out"
-        raise ValueError(msg)
+    labelled(outputs)
+    for _ in outputs.spoken_blocks(_BLOCK):  # refuses NaN, by name
+        pass
     found = minimize(
         _loss_and_slope,
         begin,
@@ -86,8 +87,8 @@ def _loss_and_slope(w: Array, outputs: MemberOutputs, ridge: float) -> tuple[flo
     labels, frames = outputs.require_labels(), outputs.shape[1]
     exponents = torch.from_numpy(w)
     loss, slope = 0.0, torch.zeros(len(w), dtype=torch.float64)
-    for start in range(0, frames, 8192):
-        where = slice(start, start + 8192)
+    for start in range(0, frames, _BLOCK):
+        where = slice(start, start + _BLOCK)
         logs = outputs.log_probabilities[:, where].double().clamp_min(_LOWEST)  # (M, b, C)
         pooled = torch.einsum("m,mbc->bc", exponents, logs).log_softmax(dim=-1)
         truth = labels[where, None]

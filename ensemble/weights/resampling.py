@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemble.outputs import MemberOutputs
-from ensemble.weights.fit import Objective, fit_weights, true_class_matrix
+from ensemble.weights.fit import Objective, explained_matrix, fit_weights, labelled
 from ensemble.weights.rows import Rows
 from ensemble.weights.simplex import settle
 
@@ -29,6 +29,7 @@ class WeightIntervals:
         inclusion: (M,) the fraction of replicates in which the weight exceeds 0.001.
         replicates: (R, M) the weights of each replicate.
         level: nominal coverage of the interval.
+        dropped: frames left out because every member gave the true class exactly zero.
     """
 
     members: tuple[str, ...]
@@ -38,6 +39,7 @@ class WeightIntervals:
     inclusion: Array
     replicates: Array
     level: float
+    dropped: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,12 +47,14 @@ class CrossFit:
     """What the fitting itself is worth: every recording judged by weights that never saw it.
 
     Attributes:
-        loss: mean log-loss over all frames, in nats; infinite where a held-out frame gets zero.
-        accuracy: fraction of frames whose true class has the highest pooled probability.
-        optimism: `loss` minus the log-loss of weights fitted and judged on all frames.
+        loss: mean log-loss over the frames kept, in nats; infinite where the weights that never saw a frame give
+            it zero.
+        accuracy: fraction of all frames whose true class has the highest pooled probability.
+        optimism: `loss` minus the log-loss of weights fitted and judged on all frames kept.
         optimism_accuracy: the accuracy of those weights minus `accuracy`.
         weights: (folds, M), one row for each fold left out.
         fold: (N,) which fold a frame is in.
+        dropped: frames left out of the losses because every member gave the true class exactly zero.
     """
 
     loss: float
@@ -59,6 +63,7 @@ class CrossFit:
     optimism_accuracy: float
     weights: Array
     fold: NDArray[np.intp]
+    dropped: int = 0
 
 
 def bootstrap_weights(
@@ -76,7 +81,7 @@ def bootstrap_weights(
         level: of the percentile intervals.
 
     Raises:
-        ValueError: no labels, no replicate, or a level outside (0, 1).
+        ValueError: no labels, NaN, no usable frame, no replicate, or a level outside (0, 1).
 
     References:
         Field and Welsh, "Bootstrapping clustered data", JRSS B 69(3), 2007.
@@ -84,9 +89,8 @@ def bootstrap_weights(
     if replicates < 1 or not 0 < level < 1:
         msg = f"expected at least one replicate and a level in (0, 1), got {replicates} and {level}"
         raise ValueError(msg)
+    P, _, alive = explained_matrix(outputs)
     fit = fit_weights(outputs)
-    P, log_scale = true_class_matrix(outputs)
-    alive = np.isfinite(log_scale)
     recording, count = _numbered(recordings(outputs)[0][alive])
     rows = Rows(P[:, alive].astype(np.float32, copy=False))
     for _ in rows.blocks(np.float32):  # checks the frames once for all replicates
@@ -97,7 +101,8 @@ def bootstrap_weights(
         times = generator.multinomial(count, np.full(count, 1.0 / count)).astype(np.float64)
         drawn[r] = settle(rows.reweighted(times[recording]), start=fit.weights, within=_SETTLED)
     low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=0)
-    return WeightIntervals(outputs.members, fit.weights, low, high, (drawn > _PRESENT).mean(axis=0), drawn, level)
+    inclusion = (drawn > _PRESENT).mean(axis=0)
+    return WeightIntervals(outputs.members, fit.weights, low, high, inclusion, drawn, level, fit.dropped)
 
 
 def cross_fit(
@@ -113,12 +118,13 @@ def cross_fit(
         seed: of the dealing.
 
     Raises:
-        ValueError: no labels, or a number of folds that cannot be.
+        ValueError: no labels, NaN, no usable frame, or a number of folds that cannot be.
     """
     recording, count = recordings(outputs)
     if not 2 <= folds <= count:
         msg = f"expected from 2 folds to as many as there are recordings ({count}), got {folds}"
         raise ValueError(msg)
+    P, log_scale, alive = explained_matrix(outputs)
     fold = np.random.default_rng(seed).permutation(np.arange(count) % folds)[recording]
     full = fit_weights(outputs, objective, alpha=alpha)
     weights = np.stack(
@@ -129,19 +135,18 @@ def cross_fit(
             for k in range(folds)
         ]
     )
-    P, log_scale = true_class_matrix(outputs)
-    alive = np.isfinite(log_scale)
     with np.errstate(divide="ignore"):
         held_out = -(np.log(np.einsum("nm,mn->n", weights[fold], P, dtype=np.float64)) + log_scale)[alive].mean()
         seen = -(np.log(full.weights @ P) + log_scale)[alive].mean()
     accuracy = _accuracy(outputs, weights[fold])
     flattered = _accuracy(outputs, np.broadcast_to(full.weights, (len(fold), len(full.weights))))
-    return CrossFit(float(held_out), accuracy, float(held_out - seen), flattered - accuracy, weights, fold)
+    optimism, dropped = float(held_out - seen), int((~alive).sum())
+    return CrossFit(float(held_out), accuracy, optimism, flattered - accuracy, weights, fold, dropped)
 
 
 def recordings(outputs: MemberOutputs) -> tuple[NDArray[np.intp], int]:
     """(N,) running number of each frame's recording, and how many there are."""
-    outputs.require_labels()
+    labelled(outputs)
     groups = np.arange(outputs.shape[1]) if outputs.groups is None else outputs.groups.numpy()
     return _numbered(groups)
 
