@@ -134,6 +134,34 @@ def test_pool_temperatures_are_what_their_chain_gives() -> None:
     assert fit.after <= float(ensemble.fit_temperature(o, rule=pool).after) + 1e-9  # type: ignore[arg-type]
 
 
+def test_pool_temperatures_are_found_where_sure_members_hide_the_slope() -> None:
+    """Of rows of zeros and ones small changes change nothing; trusting the one that is always right does."""
+    rows = {"a": [[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]], "b": [[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]}
+    o = ensemble.MemberOutputs.from_probabilities(rows, labels=[0, 1, 0])
+    fit = ensemble.fit_pool_temperatures(o)
+    assert fit.before == pytest.approx(2 / 3 * math.log(2))
+    assert fit.after < 1e-6
+
+
+def test_pool_temperatures_are_a_minimum_to_a_billionth() -> None:
+    """No single temperature can be moved for the better."""
+    o = told(4, 400, seed=3)
+    fit, p = ensemble.fit_pool_temperatures(o), o.probabilities.double()
+    for k in range(5):
+        for factor in (0.9, 0.99, 1.01, 1.1):
+            moved = [*fit.members, fit.pool]
+            moved[k] = min(max(moved[k] * factor, 0.01), 100.0)
+            chain = Chain((Temperature(tuple(moved[:4])), ensemble.mean, Temperature(moved[4])))
+            assert nats(chain(p), o.require_labels()) >= fit.after - 1e-9
+
+
+@pytest.mark.parametrize("weights", [[0, 0], [math.nan, 1], [-1, 2], [1], [1, 2, 3]])
+def test_weights_of_a_pool_that_are_none_are_refused(weights: list[float]) -> None:
+    """Before anything is fitted."""
+    with pytest.raises(ValueError, match="weights"):
+        ensemble.fit_pool_temperatures(told(2), weights)
+
+
 # Reliability
 
 

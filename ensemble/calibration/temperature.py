@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ensemble.outputs import MemberOutputs
 from ensemble.outputs.checked import distributions, indices
-from ensemble.rules import Rule
+from ensemble.rules import Rule, WeightedMean
 
 Floats = NDArray[np.float64]
 _Blocks = Callable[[], Iterable[tuple[Tensor, Tensor]]]  # (M, b, C) logarithms in float64 and (b,) labels
@@ -173,12 +173,16 @@ class PoolTemperatures:
 def fit_pool_temperatures(outputs: MemberOutputs, weights: Sequence[float] | None = None) -> PoolTemperatures:
     """Fit all temperatures of a linear pool together: members that are each calibrated make a timid pool.
 
+    The loss may have several minima: the best is kept of a search from no temperatures at all and one from each
+    member's own (`fit_temperature`), where nothing is so sure that small changes leave the loss as it is.
+
     Args:
-        outputs: with labels; read in blocks.
-        weights: of the pool, M non-negative numbers; equal ones if None.
+        outputs: with labels; read in blocks, many times over.
+        weights: of the pool, as in `WeightedMean`; equal ones if None.
 
     Raises:
-        ValueError: no labels, no frames, or a member that abstains.
+        ValueError: no labels, no frames, a member that abstains, or weights that are not M non-negative numbers
+            with a positive sum.
 
     References:
         Rahaman and Thiery, "Uncertainty quantification and deep ensembles", NeurIPS 2021.
@@ -188,8 +192,7 @@ def fit_pool_temperatures(outputs: MemberOutputs, weights: Sequence[float] | Non
     if frames == 0:
         msg = "expected frames to fit temperatures on, got none"
         raise ValueError(msg)
-    shares = torch.as_tensor([1.0] * members if weights is None else weights, dtype=torch.float64)
-    shares = shares / shares.sum()
+    shares = torch.tensor(_shares(weights, members), dtype=torch.float64)
 
     def objective(logarithms: Floats) -> tuple[float, Floats]:
         x = torch.tensor(logarithms, requires_grad=True)
@@ -201,12 +204,26 @@ def fit_pool_temperatures(outputs: MemberOutputs, weights: Sequence[float] | Non
         assert x.grad is not None
         return total / frames, x.grad.numpy() / frames
 
-    start = np.zeros(members + 1)
+    none: Floats = np.zeros(members + 1)
+    own: Floats = np.append(np.log(np.atleast_1d(fit_temperature(outputs).value)), 0.0)
     bounds = [(float(np.log(_COLDEST)), float(np.log(_HOTTEST)))] * (members + 1)
-    found = minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds)
+
+    def searched(start: Floats) -> Any:
+        options: Any = {"ftol": 1e-12, "gtol": 1e-9, "maxiter": 1000}
+        return minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
+
+    found = min(searched(none), searched(own), key=lambda result: float(result.fun))
     values = np.exp(found.x).tolist()
-    before = objective(start)[0]
-    return PoolTemperatures(tuple(values[:-1]), values[-1], before, float(found.fun), outputs.fingerprint)
+    return PoolTemperatures(tuple(values[:-1]), values[-1], objective(none)[0], float(found.fun), outputs.fingerprint)
+
+
+def _shares(weights: Sequence[float] | None, members: int) -> tuple[float, ...]:
+    """M weights that sum to one."""
+    shares = WeightedMean((1.0,) * members if weights is None else tuple(weights)).weights
+    if len(shares) != members:
+        msg = f"expected {members} weights, one for each member, got {len(shares)}"
+        raise ValueError(msg)
+    return shares
 
 
 def _pool_loss(z: Tensor, labels: Tensor, x: Tensor, shares: Tensor) -> Tensor:
