@@ -130,6 +130,12 @@ def test_the_front_falls_in_cost_and_rises_in_loss_and_each_point_is_optimal():
         assert point.loss == pytest.approx(brute_force(P, numbers, point.cost + 1e-9, 5), abs=4e-6)
 
 
+def test_a_front_with_no_member_within_the_limit_is_refused():
+    """As a selection is; an empty list would say nothing."""
+    with pytest.raises(ValueError, match="expected a member within 5, got costs from 10 up"):
+        pareto_front(some_outputs(2), {"m0": 10, "m1": 20}, max_parameters=5)
+
+
 @pytest.mark.parametrize("decimals", [None, 1])
 @pytest.mark.parametrize("seed", range(3))
 def test_greedy_picks_what_the_plain_loop_picks(seed, decimals):

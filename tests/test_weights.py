@@ -235,6 +235,7 @@ def test_numbers_that_are_no_probabilities_are_refused_by_place(bad):
         ({"P": [[0.5]], "sample_weights": [-1.0]}, "sample weights"),
         ({"P": [[0.5]], "start": [1.0, 1.0]}, "start of 1 weights"),
         ({"P": [[0.5]], "alpha": -1.0}, "alpha"),
+        ({"P": [[0.5, 0.2], [0.1, 0.3]], "tolerance": -1}, "tolerance of at least 0, got -1"),
     ],
 )
 def test_wrong_arguments_are_named(arguments, words):
@@ -384,32 +385,3 @@ def test_sums_in_float32_are_bounded_from_above(members):
     assert (view.bound <= exact * 1.005).all()
     np.testing.assert_allclose(view.d, exact, rtol=1e-4)
     np.testing.assert_allclose(view.d[:2], exact[:2], rtol=1e-12)
-
-
-@pytest.mark.parametrize(
-    "fit",
-    [
-        fit_weights,
-        lambda outputs: fit_weights(outputs, "brier"),
-        ensemble.fit_class_weights,
-        ensemble.fit_log_linear,
-        ensemble.bootstrap_weights,
-        ensemble.cross_fit,
-        ensemble.greedy,
-        lambda outputs: ensemble.select(outputs, np.inf),
-        lambda outputs: ensemble.pareto_front(outputs, {"a": 1, "b": 2}),
-    ],
-)
-def test_no_frames_are_refused_by_every_fit(fit):
-    """In the same words."""
-    empty = ensemble.MemberOutputs(torch.empty(2, 0, 3), ("a", "b"), tuple("xyz"), labels=torch.empty(0).long())
-    with pytest.raises(ValueError, match="expected frames to fit on, got none"):
-        fit(empty)
-
-
-def test_log_linear_fit_names_the_member_that_says_nan():
-    """Leaving it out needs its name."""
-    outputs = some_outputs()
-    outputs.log_probabilities[2, 7] = torch.nan
-    with pytest.raises(ValueError, match="from member 'm2', got NaN at frame 7"):
-        ensemble.fit_log_linear(outputs)

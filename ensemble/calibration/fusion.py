@@ -19,11 +19,12 @@ def fit_bayes_vote(outputs: MemberOutputs, *, smoothing: float = 1.0) -> BayesVo
 
     Args:
         outputs: with labels; read in blocks.
-        smoothing: added to each count, divided by C, so nothing unseen becomes impossible.
+        smoothing: positive; added to each count, divided by C, so nothing unseen becomes impossible.
 
     Raises:
-        ValueError: no labels, no frames, or a member that abstains.
+        ValueError: no labels, no frames, a member that abstains, or a smoothing that is not positive.
     """
+    _positive("smoothing", smoothing)
     labels, (members, _, classes) = _labelled(outputs), outputs.shape
     counts = np.zeros((members, classes * classes))
     for block, probabilities in outputs.spoken_blocks(max(1, _CELLS // (members * classes))):
@@ -47,12 +48,13 @@ def fit_stacked(
 
     Args:
         outputs: with labels of two classes or more.
-        strength: of the ridge; coefficients shrink to nought as it grows.
-        floor: probabilities below it count as it.
+        strength: of the ridge, positive; coefficients shrink to nought as it grows.
+        floor: probabilities below it count as it; positive.
         max_iterations: of L-BFGS.
 
     Raises:
-        ValueError: no labels, fewer than two classes among them, or a member that abstains.
+        ValueError: no labels, fewer than two classes among them, a member that abstains, or a strength or floor
+            that is not positive.
 
     Warns:
         RuntimeWarning: the iterations did not suffice; the rule is usable, only less exact.
@@ -60,6 +62,8 @@ def fit_stacked(
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
+    _positive("strength", strength)
+    _positive("floor", floor)
     labels, (members, frames, classes) = _labelled(outputs), outputs.shape
     present = np.unique(labels.numpy())
     if len(present) < 2:
@@ -91,3 +95,9 @@ def _labelled(outputs: MemberOutputs) -> torch.Tensor:
         msg = "expected frames to fit on, got none"
         raise ValueError(msg)
     return labels
+
+
+def _positive(name: str, value: float) -> None:
+    if not 0 < value < np.inf:
+        msg = f"expected a positive {name}, got {value}"
+        raise ValueError(msg)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemble.outputs import MemberOutputs
-from ensemble.weights import Rows, explained_matrix, first_equal, refit
+from ensemble.weights import Rows, at_least_zero, explained_matrix, first_equal, refit
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -125,6 +125,7 @@ def select(
     References:
         Land and Doig, "An automatic method of solving discrete programming problems", Econometrica 28, 1960.
     """
+    at_least_zero("tolerance", tolerance)
     problem = _problem(outputs, max_parameters, parameters, max_members)
     return _search(problem, outputs, tolerance=tolerance, max_nodes=max_nodes)
 
@@ -153,12 +154,11 @@ def pareto_front(
     Raises:
         ValueError: as `select`.
     """
-    costs = np.array(_costs(outputs.members, parameters, np.inf))
+    costs = _costs(outputs.members, parameters, np.inf)
     front: list[Selection] = []
-    limit = min(float(max_parameters), float(costs.sum()))
-    while limit >= costs.min():
-        problem = _problem(outputs, limit, parameters, max_members)
-        found = _search(problem, outputs, tolerance=tolerance, max_nodes=max_nodes)
+    limit = min(float(max_parameters), sum(costs))
+    while not front or limit >= min(costs):
+        found = select(outputs, limit, parameters, max_members=max_members, tolerance=tolerance, max_nodes=max_nodes)
         while front and found.loss <= front[-1].loss + tolerance:  # as good and cheaper
             front.pop()
         front.append(found)

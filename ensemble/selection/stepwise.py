@@ -31,7 +31,8 @@ class GreedySelection:
         accuracies: (rounds,) accuracy of the mean of the picks so far.
         weights: (M,) shares of the picks up to the best round (highest accuracy, then lowest log-loss, then
             fewest), in the order of `members`.
-        accuracy, loss: of these weights on the frames.
+        accuracy, loss: of these weights on the frames, counted on the sum of the picks. `WeightedMean(weights)`
+            rounds on its own, so a frame where two classes tie exactly may fall the other way there.
         members: M names.
         fingerprint: of the frames.
     """

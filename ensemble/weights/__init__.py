@@ -5,7 +5,7 @@ from ensemble.weights.fit import Objective, WeightFit, explained_matrix, fit_wei
 from ensemble.weights.loglinear import LogLinearFit, fit_log_linear
 from ensemble.weights.resampling import CrossFit, WeightIntervals, bootstrap_weights, cross_fit
 from ensemble.weights.rows import Rows
-from ensemble.weights.simplex import SimplexFit, first_equal, fit_simplex_weights, refit, settle
+from ensemble.weights.simplex import SimplexFit, at_least_zero, first_equal, fit_simplex_weights, refit, settle
 
 __all__ = [
     "ClasswiseFit",
@@ -16,6 +16,7 @@ __all__ = [
     "SimplexFit",
     "WeightFit",
     "WeightIntervals",
+    "at_least_zero",
     "bootstrap_weights",
     "cross_fit",
     "explained_matrix",

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ensemble.outputs import MemberOutputs
 from ensemble.weights.quadratic import nonnegative_minimum
-from ensemble.weights.simplex import checked_weights, fit_simplex_weights
+from ensemble.weights.simplex import at_least_zero, checked_weights, fit_simplex_weights
 
 Array = NDArray[np.float64]
 
@@ -95,6 +95,8 @@ def fit_weights(
     if on_nan not in ("raise", "drop"):
         msg = f"expected on_nan 'raise' or 'drop', got {on_nan!r}"
         raise ValueError(msg)
+    at_least_zero("alpha", alpha)
+    at_least_zero("tolerance", tolerance)
     if objective == "brier":
         R = brier_moments(outputs, sample_weights)
         silent = np.isnan(np.diag(R))

@@ -13,6 +13,7 @@ from scipy.optimize import minimize
 from ensemble.outputs import MemberOutputs
 from ensemble.rules import LogPool
 from ensemble.weights.fit import labelled
+from ensemble.weights.simplex import at_least_zero
 
 Array = NDArray[np.float64]
 
@@ -50,7 +51,8 @@ def fit_log_linear(outputs: MemberOutputs, *, start: object | None = None, ridge
         ridge: adds ridge / 2 times the squared norm of the exponents.
 
     Raises:
-        ValueError: no labels, NaN, or a start of the wrong length.
+        ValueError: no labels, no frames, NaN (the message names the member), a negative ridge, or a start that is
+            not M finite, non-negative numbers.
 
     Example:
         >>> p, q = [[0.9, 0.1], [0.2, 0.8], [0.7, 0.3]], [[0.5, 0.5], [0.5, 0.5], [0.5, 0.5]]
@@ -60,6 +62,7 @@ def fit_log_linear(outputs: MemberOutputs, *, start: object | None = None, ridge
     References:
         Hinton, "Products of experts", ICANN 1999.
     """
+    at_least_zero("ridge", ridge)
     M = len(outputs.members)
     begin = np.full(M, 1.0 / M) if start is None else np.asarray(start, dtype=np.float64)
     if begin.shape != (M,) or not np.isfinite(begin).all() or (begin < 0).any():

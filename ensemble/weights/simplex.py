@@ -73,7 +73,7 @@ def fit_simplex_weights(
         carries the weight of all.
 
     Raises:
-        ValueError: shapes, NaN, infinite or negative numbers, or no frame with a positive probability.
+        ValueError: shapes, NaN, infinite or negative numbers or settings, or no frame with a positive probability.
 
     Example:
         >>> fit_simplex_weights([[0.9, 0.1], [0.1, 0.9]]).weights.round(6).tolist()
@@ -85,9 +85,8 @@ def fit_simplex_weights(
     """
     values = as_matrix(P)
     weights = None if sample_weights is None else checked_weights(sample_weights, values.shape[1])
-    if not 0 <= alpha < np.inf:
-        msg = f"expected alpha of at least 0, got {alpha}"
-        raise ValueError(msg)
+    at_least_zero("alpha", alpha)
+    at_least_zero("tolerance", tolerance)
     aim = np.ones(len(values)) if towards is None else _start(towards, len(values))
     pull = alpha * aim / aim.sum()
     begin = None if start is None else _start(start, len(values))
@@ -256,6 +255,13 @@ def first_equal(values: Numbers, order: Indices | None = None) -> Indices:
         if first[m] == m:
             twins.append(m)
     return first
+
+
+def at_least_zero(name: str, value: float) -> None:
+    """Refuse a setting that is negative, infinite or NaN."""
+    if not 0 <= value < np.inf:
+        msg = f"expected {name} of at least 0, got {value}"
+        raise ValueError(msg)
 
 
 def checked_weights(weights: object, frames: int) -> Array:
