@@ -179,6 +179,16 @@ def test_integer_sample_weights_are_repeated_frames():
     assert weighted.loss == pytest.approx(repeated.loss, rel=1e-9)
 
 
+def test_fractional_sample_weights_are_counted_in_float64_whatever_the_frames_are():
+    """Rounded to float32 they would be the weights of another problem, and no small gap could be certified."""
+    generator = np.random.default_rng(12)
+    P, times = generator.random((6, 30_000)).astype(np.float32), generator.random(30_000) + 0.01
+    fit, exact = fit_simplex_weights(P, sample_weights=times, tolerance=1e-10), P.astype(np.float64)
+    assert fit.gap <= 1e-10
+    d = (exact / (fit.weights @ exact)) @ times / times.sum()
+    assert np.log(d.max()) == pytest.approx(fit.gap, abs=1e-12)
+
+
 def test_shrinking_is_exact_pseudo_frames_and_ends_at_equal_weights():
     """Alpha N spread over M frames that one member each explains; a huge alpha leaves equal weights."""
     generator = np.random.default_rng(6)

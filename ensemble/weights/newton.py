@@ -105,6 +105,8 @@ def look(rows: Rows, w: Array, near: Indices, walk: Walk, *, pull: Array) -> Vie
     cast = Room()
     read_as = rows.values.dtype.type if walk.precise else dtype
     for k, block in enumerate(rows.blocks(read_as, near if walk.narrow else None)):
+        if block.counts is not None:
+            block = block._replace(counts=block.counts.astype(dtype, copy=False))
         chosen = cast.cast(block.values[near] if apart else block.values, dtype)
         u = own @ chosen
         if block.counts is not None:

@@ -22,7 +22,7 @@ class Block(NamedTuple):
 
     Attributes:
         values: (M, b) probabilities, each frame up to a factor of its own.
-        counts: (b,) the frames' weights, 0 where every member gives zero; None where each counts once.
+        counts: (b,) float64, the frames' weights, 0 where every member gives zero; None where each counts once.
     """
 
     values: Numbers
@@ -116,7 +116,7 @@ class Rows:
                 raw = raw / _divisor(raw)
             if members is not None:
                 raw = raw[members]
-            counts = None if self.weights is None and alive is None else self._counts(where, alive).astype(dtype)
+            counts = None if self.weights is None and alive is None else self._counts(where, alive)
             yield Block(cast.cast(raw, dtype), counts)
 
     def sample(self, seed: int) -> Rows:
