@@ -32,7 +32,8 @@ class GreedySelection:
         weights: (M,) shares of the picks up to the best round (highest accuracy, then lowest log-loss, then
             fewest), in the order of `members`.
         accuracy, loss: of these weights on the frames, counted on the sum of the picks. `WeightedMean(weights)`
-            rounds on its own, so a frame where two classes tie exactly may fall the other way there.
+            rounds on its own, so a frame where two classes tie exactly may fall the other way there. The loss
+            is infinite where all picks give a frame's true class zero.
         members: M names.
         fingerprint: of the frames.
     """
