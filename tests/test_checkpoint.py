@@ -274,3 +274,46 @@ def test_the_probe_finds_right_bytes_in_wrong_code():
     check_probe(near, kept.to_module(), SPEC.inputs)
     with pytest.raises(CheckpointError, match="the code computes otherwise"):
         check_probe(recorded, zoo.Checkpoint(other, kept.tensors, kept.classes).to_module(), SPEC.inputs)
+
+
+class Odd(nn.Module):
+    """A layer under a name of its user's, beside a buffer of some element type."""
+
+    def __init__(self, inputs: int, classes: int, name: str, dtype: str) -> None:
+        super().__init__()
+        self.add_module(name, nn.Linear(inputs, classes))
+        self.name = name
+        self.register_buffer("own", torch.zeros(2, dtype=getattr(torch, dtype)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The layer."""
+        return self.get_submodule(self.name)(x)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "reason"),
+    [
+        ("head", "int32", "OK"),
+        ("head/1", "int32", "TENSOR_NAME"),
+        ("\u00e9", "int32", "TENSOR_NAME"),
+        ("head", "complex64", "DTYPE"),
+        ("head", "complex128", "DTYPE"),
+        ("head", "float8_e8m0fnu", "DTYPE"),
+    ],
+)
+def test_what_could_not_be_read_again_is_never_written(tmp_path, monkeypatch, name, dtype, reason):
+    """A user's own architecture may hold what the format or its reader does not: then nothing is registered."""
+
+    def odd(inputs: int, classes: int, *, name: str = "head", dtype: str = "int32") -> nn.Module:
+        return Odd(inputs, classes, name, dtype)
+
+    monkeypatch.setitem(zoo.architectures._TABLE, "odd", odd)
+    spec = zoo.Spec("odd", features=2, context=1, classes=2, options={"name": name, "dtype": dtype})
+    registry = zoo.Registry(tmp_path / "registry.json")
+    found = "OK"
+    try:
+        registry.register("odd", zoo.build(spec, seed=0), spec=spec, classes=["no", "yes"])
+        registry.load("odd")
+    except CheckpointError as error:
+        found = error.reason
+    assert (found, len([*tmp_path.rglob("*")]) > 0) == (reason, reason == "OK")

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from zoo import durable
 from zoo.canonical import TextError, canonical, depth, parse_strictly
 from zoo.checkpoint.fitting import check_fit, check_values, fill, restore, template
-from zoo.checkpoint.header import CheckpointError, Header, Piece, header_at, header_of, read_header
+from zoo.checkpoint.header import DTYPES, CheckpointError, Header, Piece, header_at, header_of, read_header
 from zoo.spec import Spec, build
 
 __all__ = [
@@ -132,7 +132,11 @@ class Checkpoint:
 
 
 def encode(checkpoint: Checkpoint, *, name: str = "") -> bytes:
-    """The bytes of the checkpoint's file, a function of its content and `name` alone."""
+    """The bytes of the checkpoint's file, a function of its content and `name` alone.
+
+    Raises:
+        CheckpointError: METADATA; TENSOR_NAME, DTYPE, ...: what `decode` would refuse.
+    """
     about: dict[str, Any] = {
         "format": _FORMAT,
         "schema": _SCHEMA,
@@ -152,7 +156,7 @@ def encode(checkpoint: Checkpoint, *, name: str = "") -> bytes:
             raise TypeError("expected plain data: lists, not tuples, and keys that are strings")
     except (ValueError, TypeError) as error:
         raise CheckpointError("METADATA", f"cannot keep what the checkpoint says of itself: {error}") from error
-    return save(dict(checkpoint.tensors), {_KEY: text})
+    return pack(checkpoint.tensors, {_KEY: text})
 
 
 def decode(data: bytes | bytearray) -> Checkpoint:
@@ -210,8 +214,17 @@ def foreign(data: bytes | bytearray, spec: Spec, classes: Sequence[str], **field
 
 
 def pack(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
-    """The bytes of a safetensors file of any tensors, such as a run's state; `tensors_of` reads them."""
-    return save(dict(tensors), dict(metadata))
+    """The bytes of a safetensors file of any tensors, such as a run's state; `tensors_of` reads them.
+
+    Raises:
+        CheckpointError: TENSOR_NAME, DTYPE, ...: what `read_header` would refuse, so that it is never written.
+    """
+    try:
+        data = save(dict(tensors), dict(metadata))
+    except KeyError as error:
+        raise CheckpointError("DTYPE", f"expected tensors of {', '.join(DTYPES)}, got {error}") from error
+    read_header(data)
+    return data
 
 
 def tensors_of(data: bytes | bytearray, header: Header) -> dict[str, Tensor]:
