@@ -7,6 +7,7 @@ once, into memory, and the bytes that were hashed are the bytes that are used.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import stat
 from collections.abc import Iterator
@@ -55,7 +56,7 @@ class Blobs:
         Raises:
             RegistryError: as `put`; MISSING where its bytes were let go, as in a long transaction.
         """
-        if self.path(sha256).exists():
+        if os.access(f"{self.folder}/{sha256}.safetensors", os.F_OK):  # a Path costs four times as much, per model
             return
         if not data:
             msg = f"the blob {self.path(sha256)} was collected as garbage before the transaction ended"
