@@ -111,7 +111,7 @@ def test_an_ensemble_returns_with_what_others_keep_of_it(registry, tmp_path):
     config = json.loads((folder / "config.json").read_text())
     config["ensemble"]["classes"] = 5
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(RegistryError, match="expected classes as a list of texts, got '5'"):
+    with pytest.raises(RegistryError, match="expected classes as a list of strings, got '5'"):
         zoo.import_folder(zoo.Registry(tmp_path / "third.json"), folder)
 
 

@@ -283,6 +283,7 @@ UNFIT = [
     ),
     *({"note": 5}, {"trained_on": 5}, {"kind": "found"}),
     *({"tags": "best"}, {"tags": None}, {"tags": [5]}, {"metrics": ["accuracy"]}, {"spec": SPEC.to_dict()}),
+    *({"classes": 5}, {"classes": "no"}, {"parents": "a"}, {"parents": 5}, {"recipe": [1]}),
 ]
 
 
@@ -331,6 +332,12 @@ def test_tags_are_a_list_of_texts(registry, given):
     with pytest.raises(RegistryError, match="expected tags as a list of strings"):
         registry.annotate("a", add_tags=given)
     assert registry.path.read_bytes() == before
+
+
+def test_what_is_no_ensemble_is_refused_as_such(registry):
+    """Neither plain data nor an object that says it."""
+    with pytest.raises(RegistryError, match=r"expected plain data or an object with to_json\(\), got '5'"):
+        registry.register_ensemble("new", 5)
 
 
 def test_an_unknown_architecture_in_the_file_is_looked_up_and_nothing_else(registry):

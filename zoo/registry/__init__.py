@@ -212,7 +212,7 @@ class Registry:
 
         check_name(name)
         if parents is not None:
-            parents = [self.get(parent).id for parent in parents]
+            parents = [self.get(parent).id for parent in notes.texts_of("parents", parents)]
         about = {"metrics": notes.metrics_of(metrics), "recipe": recipe, "parents": parents, "kind": kind}
         about |= {"trained_on": trained_on, "note": note}
         checkpoint = intake.checkpoint_of(model, spec, classes, **about)
@@ -242,7 +242,7 @@ class Registry:
         Raises:
             RegistryError: a member is not here, or has other classes, or the name is taken.
         """
-        data = dict(ensemble if isinstance(ensemble, Mapping) else ensemble.to_json())
+        data = dict(ensemble if isinstance(ensemble, Mapping) else notes.json_of(ensemble))
         data |= {key: value for key, value in (("note", note), ("tags", notes.tags_of(tags))) if value}
         fields = entries.ensemble_fields(self.document(), data, now())
         document = self._commit(lambda document: changes.add_ensemble(document, name, fields))

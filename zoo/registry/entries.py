@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from zoo.names import unknown
 from zoo.registry.document import Document, extensions
+from zoo.registry.notes import texts_of
 from zoo.registry.references import RegistryError, check_name, is_id, parse_reference
 from zoo.registry.schema import check_ensemble
 
@@ -274,12 +275,6 @@ def _unknown_name(document: Document, name: str) -> str:
     return unknown("model", name, [*document.aliases, *(name for name, m in document.models.items() if m["versions"])])
 
 
-def _texts(key: str, given: Any) -> list[str]:
-    if isinstance(given, str) or not isinstance(given, Iterable):
-        raise RegistryError("ARGUMENT", f"expected {key} as a list of texts, got {str(given)[:80]!r}")
-    return [str(text) for text in given]
-
-
 def _numbers(key: str, given: Iterable[Any]) -> list[float]:
     try:
         return [float(number) for number in given]
@@ -339,14 +334,14 @@ def ensemble_fields(document: Document, data: Mapping[str, Any], created: str) -
     Raises:
         RegistryError: ARGUMENT: something is missing or cannot be kept; UNKNOWN member.
     """
-    members = [resolve(document, member) for member in _texts("members", data.get("members", ()))]
+    members = [resolve(document, member) for member in texts_of("members", data.get("members", ()))]
     if not members or "rule" not in data:
         raise RegistryError("ARGUMENT", f"expected an ensemble with 'members' and 'rule', got {sorted(data)}")
     rule = data["rule"] if isinstance(data["rule"], Mapping) else {"rule": str(data["rule"])}
     fields: dict[str, Any] = {
         "members": [entry.id for entry in members],
         "rule": dict(rule),
-        "classes": _texts("classes", data.get("classes") or members[0].classes),
+        "classes": texts_of("classes", data.get("classes") or members[0].classes),
         "created": created,
         **extensions(data),
     }

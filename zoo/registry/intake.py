@@ -24,7 +24,7 @@ from zoo.checkpoint import Checkpoint, CheckpointError, about_of, decode, encode
 from zoo.checkpoint.probe import probe
 from zoo.registry.clock import now
 from zoo.registry.document import printed
-from zoo.registry.notes import tags_of
+from zoo.registry.notes import tags_of, texts_of
 from zoo.registry.references import RegistryError
 from zoo.spec import Spec, count_parameters
 
@@ -60,6 +60,10 @@ def checkpoint_of(model: Model, spec: Spec | None, classes: Sequence[str] | None
     """
     if spec is not None and not isinstance(spec, Spec):
         raise RegistryError("ARGUMENT", f"expected a zoo.Spec, such as Spec.from_dict(...) gives, got {str(spec)[:80]}")
+    if classes is not None:
+        classes = texts_of("classes", classes)
+    if not isinstance(about.get("recipe") or {}, Mapping):
+        raise RegistryError("ARGUMENT", f"expected a recipe as name -> value, got {str(about['recipe'])[:80]!r}")
     given = {key: value for key, value in about.items() if value is not None}
     if isinstance(model, str | os.PathLike):
         return _from_file(Path(model), spec, classes, given)

@@ -1,14 +1,16 @@
-"""What people say of a model, metrics and tags, checked and as it is kept."""
+"""What people say of models, checked and as it is kept: metrics, tags, lists of texts."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from zoo.registry.entries import Entry
 from zoo.registry.references import RegistryError
+
+if TYPE_CHECKING:
+    from zoo.registry.entries import Entry
 
 _METRIC = {"value": float, "unit": str, "n": int, "frames": str}
 
@@ -41,18 +43,21 @@ class Notes:
         return found
 
 
-def tags_of(given: Iterable[str]) -> list[str]:
-    """Tags as they are kept: sorted, each once.
+def texts_of(what: str, given: Iterable[str]) -> list[str]:
+    """A list of texts, as tags, classes, parents and members are; a single one would become its letters.
 
     Raises:
         RegistryError: ARGUMENT: a single string, or what is no collection of strings.
     """
-    tags = list(given) if isinstance(given, Iterable) and not isinstance(given, str) else [None]
-    if not all(isinstance(tag, str) for tag in tags):
-        raise RegistryError(
-            "ARGUMENT", f"expected tags as a list of strings, such as ['best'], got {str(given)[:80]!r}"
-        )
-    return sorted({*map(str, tags)})
+    texts = list(given) if isinstance(given, Iterable) and not isinstance(given, str) else [None]
+    if not all(isinstance(text, str) for text in texts):
+        raise RegistryError("ARGUMENT", f"expected {what} as a list of strings, got {str(given)[:80]!r}")
+    return [*map(str, texts)]
+
+
+def tags_of(given: Iterable[str]) -> list[str]:
+    """Tags as they are kept: sorted, each once; RegistryError as of `texts_of`."""
+    return sorted({*texts_of("tags", given)})
 
 
 def metrics_of(given: Mapping[str, Any] | None) -> dict[str, dict[str, Any]] | None:
@@ -80,3 +85,15 @@ def _metric(key: str, value: Any) -> dict[str, Any]:
         msg = f"expected metric {key!r} as a finite number, or with the fields {expected}, got {str(value)[:80]}"
         raise RegistryError("ARGUMENT", msg)
     return fields
+
+
+def json_of(given: Any) -> Mapping[str, Any]:
+    """What an object's `to_json()` says.
+
+    Raises:
+        RegistryError: ARGUMENT: it has none.
+    """
+    if not callable(getattr(given, "to_json", None)):
+        raise RegistryError("ARGUMENT", f"expected plain data or an object with to_json(), got {str(given)[:80]!r}")
+    found: Mapping[str, Any] = given.to_json()
+    return found
