@@ -47,6 +47,41 @@ def test_train_registers_and_repeats(tmp_path: Path, corpus: Path, capsys: pytes
     assert entries.get("a").number == 2
 
 
+@pytest.mark.parametrize(
+    ("words", "fields"),
+    [
+        (["--context", "1", "--option", "width=8"], {"context": 1, "width": 8, "depth": 1}),
+        (["--spec", "cylinder"], {"context": 2, "width": 16, "depth": 1}),
+        (["--spec", "mlp", "--option", "widths=[9]"], {"architecture": "mlp", "context": 2, "widths": (9,)}),
+    ],
+)
+def test_flags_change_single_fields_of_a_recorded_spec(
+    words: list[str],
+    fields: dict[str, object],
+    tmp_path: Path,
+    corpus: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Context and options in place of the recorded; another architecture keeps features, context and classes."""
+    common = ["--corpus", corpus, "--registry", tmp_path / "registry.json", "--epochs", 1]
+    assert zoo_says(capsys, "train", "a", *SMALL, *common)[0] == 0
+    assert zoo_says(capsys, "train", "b", "--from", "a", *words, *common)[0] == 0
+    spec = Registry(tmp_path / "registry.json").get("b").spec
+    found = {"architecture": spec.architecture, "context": spec.context, **spec.options}
+    assert {name: found[name] for name in fields} == fields
+
+
+def test_flags_change_single_fields_of_a_written_spec(
+    tmp_path: Path, corpus: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing that was said is left out."""
+    registry, written = tmp_path / "registry.json", zoo.Spec("cylinder", 27, 3, 40, options={"width": 4}).canonical()
+    words = ["--spec", written, "--context", 1, "--option", "depth=2", "--epochs", 1]
+    assert zoo_says(capsys, "train", "a", *words, "--corpus", corpus, "--registry", registry)[0] == 0
+    spec = Registry(registry).get("a").spec
+    assert (spec.context, spec.options["width"], spec.options["depth"]) == (1, 4, 2)
+
+
 def test_average_takes_a_runs_epochs_and_runs_compares(
     tmp_path: Path, corpus: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

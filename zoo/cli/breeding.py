@@ -57,7 +57,7 @@ def train(
     name: str | None = None,
     *,
     spec: str | None = None,
-    context: int = 20,
+    context: int | None = None,
     option: Options = (),
     from_: Annotated[str | None, Parameter(name="--from")] = None,
     recipe: Path | None = None,
@@ -79,9 +79,10 @@ def train(
     Args:
         name: under which it is registered; without it nothing is, and a directory must be given.
         spec: an architecture, or a whole spec as JSON or as a .json or .toml file.
-        context: frames on each side, where the spec is an architecture.
-        option: of the architecture, such as width=256; again for each.
-        from_: a registered model whose spec and recipe are taken; flags change single fields.
+        context: frames on each side, in place of the spec's own; 20 where the spec is an architecture.
+        option: of the architecture, such as width=256, in place of the spec's own; again for each.
+        from_: a registered model whose spec and recipe are taken; flags change single fields. An architecture
+            as --spec keeps its features, context and classes, but not another architecture's options.
         recipe: a .toml or .json file; flags change single fields.
         corpus: folder of partitions in the HW1P2 layout.
         train_partition: to learn from.
@@ -101,7 +102,8 @@ def train(
         raise ValueError(msg)
     keep = Registry(registry)
     frames, judged = (frames_of(corpus, part).to(device) for part in (train_partition, valid_partition))
-    wanted, base = recorded(keep, from_) if from_ else (spec_of(spec, context, option, frames), Recipe())
+    known, base = recorded(keep, from_) if from_ else (None, Recipe())
+    wanted = spec_of(spec, context, option, frames, known)
     settings = recipe_of(base if recipe is None else Recipe.read(recipe), flags)
     try:
         found = train_model(wanted, settings, frames, judged, directory=directory, log=log_of(wandb, tensorboard))

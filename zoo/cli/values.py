@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from zoo.registry import Registry
     from zoo.spec import Spec
 
+_CONTEXT = 20  # frames on each side where nothing else is said, as in the lecture
 _SIZES = ("width", "narrow", "widths", "depth")
 
 
@@ -39,17 +40,32 @@ def frames_of(corpus: Path | None, partition: str) -> FrameSet:
     return sample_corpus(partition) if corpus is None else read_corpus(corpus, partition)
 
 
-def spec_of(text: str | None, context: int, option: tuple[str, ...], frames: FrameSet) -> Spec:
-    """A whole spec as it is written, or an architecture for these frames."""
+def spec_of(
+    text: str | None, context: int | None, option: tuple[str, ...], frames: FrameSet, base: Spec | None = None
+) -> Spec:
+    """The spec that `text` names, or `base`, with the context and the options that are given in place of its own."""
+    found = _named(text, frames, base)
+    return replace(
+        found,
+        context=found.context if context is None else context,
+        options={**found.options, **options_of(option)},
+    )
+
+
+def _named(text: str | None, frames: FrameSet, base: Spec | None) -> Spec:
+    """A whole spec as it is written; an architecture for these frames, or in place of that of `base`."""
     from zoo.spec import Spec
 
     if text is None:
-        msg = "expected --spec with an architecture or a spec, or --from with a registered model"
-        raise ValueError(msg)
+        if base is None:
+            msg = "expected --spec with an architecture or a spec, or --from with a registered model"
+            raise ValueError(msg)
+        return base
     if text.lstrip().startswith("{") or Path(text).suffix in (".json", ".toml"):
         return Spec.from_dict(spec_data(text))
-    features, classes = frames.features.shape[1], len(frames.classes)
-    return Spec(text, features, context, classes, options=options_of(option))
+    if base is None:
+        return Spec(text, frames.features.shape[1], _CONTEXT, len(frames.classes))
+    return base if text == base.architecture else replace(base, architecture=text, options={})
 
 
 def options_of(pairs: tuple[str, ...]) -> dict[str, Any]:
