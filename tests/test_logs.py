@@ -34,6 +34,12 @@ def test_runs_are_compared_by_their_best_and_by_what_differs(tmp_path: Path) -> 
     }
 
 
+def test_a_single_run_differs_in_nothing(tmp_path: Path) -> None:
+    """Its figures only."""
+    write(tmp_path, "only", 0.1, [0.2, 0.5])
+    assert list(read_runs(tmp_path).columns) == ["run", "done", "best", "at", "loss"]
+
+
 def test_a_line_that_a_kill_cut_short_is_left_out(tmp_path: Path) -> None:
     """The epochs before it count."""
     write(tmp_path, "run", 0.1, [0.2, 0.5])
@@ -82,25 +88,55 @@ def test_wandb_takes_a_whole_run_offline(tmp_path: Path, monkeypatch: pytest.Mon
         time.sleep(0.05)
 
 
-def test_training_tells_its_log(frames: zoo.FrameSet, tmp_path: Path) -> None:
+class Recorder:
+    """Remembers the calls."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def init(self, run: str, config: object) -> None:
+        """A run begins."""
+        self.calls.append(f"init {run}")
+
+    def log(self, metrics: object, step: int) -> None:
+        """An epoch's figures."""
+        self.calls.append(f"log {step}")
+
+    def finish(self) -> None:
+        """It has ended."""
+        self.calls.append("finish")
+
+
+SPEC = zoo.Spec("cylinder", features=6, context=1, classes=4, options={"width": 8, "depth": 1})
+
+
+def test_training_tells_its_log(frames: zoo.FrameSet) -> None:
     """Through the three calls, in order, also when it ends by an error."""
-    calls: list[str] = []
-
-    class Recorder:
-        def init(self, run: str, config: object) -> None:
-            calls.append(f"init {run}")
-
-        def log(self, metrics: object, step: int) -> None:
-            calls.append(f"log {step}")
-
-        def finish(self) -> None:
-            calls.append("finish")
-
-    spec = zoo.Spec("cylinder", features=6, context=1, classes=4, options={"width": 8, "depth": 1})
+    log = Recorder()
 
     def stop(record: object) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        zoo.train(spec, zoo.Recipe(batch_size=32), frames, frames, log=Recorder(), on_epoch=stop)
-    assert calls == ["init cylinder", "log 1", "finish"]
+        zoo.train(SPEC, zoo.Recipe(batch_size=32), frames, frames, log=log, on_epoch=stop)
+    assert log.calls == ["init cylinder", "log 1", "finish"]
+
+
+def test_a_log_is_told_besides_the_file(frames: zoo.FrameSet, tmp_path: Path) -> None:
+    """So runs with a tracker are compared like those without."""
+    log = Recorder()
+    zoo.train(SPEC, zoo.Recipe(batch_size=32, epochs=2), frames, frames, log=log, directory=tmp_path / "run")
+    assert log.calls == ["init run", "log 1", "log 2", "finish"]
+    assert read_runs(tmp_path)["done"].tolist() == [2]
+
+
+def test_the_command_tells_every_tracker_that_it_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two at once, in a fixed order."""
+    from zoo.cli.values import log_of
+
+    project, folder = Recorder(), Recorder()
+    monkeypatch.setattr("zoo.logs.Wandb", lambda _: project)
+    monkeypatch.setattr("zoo.logs.TensorBoard", lambda _: folder)
+    log_of("project", tmp_path).finish()
+    assert project.calls == folder.calls == ["finish"]
+    log_of(None, None).finish()

@@ -62,6 +62,32 @@ class JsonLines:
         """Nothing is left to do."""
 
 
+class Several:
+    """Several logs as one; each is told everything, in their order.
+
+    Args:
+        *logs: none of them is a log that listens to nobody.
+    """
+
+    def __init__(self, *logs: Log) -> None:
+        self._logs = logs
+
+    def init(self, run: str, config: Mapping[str, Any]) -> None:
+        """The run begins in all."""
+        for log in self._logs:
+            log.init(run, config)
+
+    def log(self, metrics: Metrics, step: int) -> None:
+        """The figures go to all."""
+        for log in self._logs:
+            log.log(metrics, step)
+
+    def finish(self) -> None:
+        """The run ends in all."""
+        for log in self._logs:
+            log.finish()
+
+
 class Wandb:
     """Weights & Biases; set WANDB_MODE=offline to keep everything on this machine.
 
@@ -134,7 +160,7 @@ def read_runs(folder: str | Path) -> pd.DataFrame:
     """One row per run whose `log.jsonl` lies under `folder`, best validation accuracy first.
 
     Columns: run, done (epochs), best, at (its epoch) and the last loss; then every setting in which the runs
-    differ. A last line that a kill has cut short is left out.
+    differ, so none for a single run. A last line that a kill has cut short is left out.
 
     Raises:
         ValueError: no log under the folder.
@@ -146,7 +172,7 @@ def read_runs(folder: str | Path) -> pd.DataFrame:
         msg = f"expected logs (log.jsonl) under {folder}, found none; zoo train --directory writes them"
         raise ValueError(msg)
     table = pd.DataFrame([{**figures, **config} for figures, config in rows])
-    same = [key for key in rows[0][1] if table[key].astype(str).nunique(dropna=False) == 1] if len(rows) > 1 else []
+    same = [key for key in rows[0][1] if table[key].astype(str).nunique(dropna=False) == 1]
     return table.drop(columns=same).sort_values("best", ascending=False, ignore_index=True)
 
 

@@ -92,13 +92,12 @@ def recorded(registry: Registry, reference: str) -> tuple[Spec, Recipe]:
     return entry.spec, Recipe.from_dict(entry.recipe)
 
 
-def log_of(wandb: str | None, tensorboard: Path | None) -> Log | None:
-    """The tracker that was asked for."""
-    from zoo.logs import TensorBoard, Wandb
+def log_of(wandb: str | None, tensorboard: Path | None) -> Log:
+    """All trackers that were asked for."""
+    from zoo.logs import Several, TensorBoard, Wandb
 
-    if wandb is not None:
-        return Wandb(wandb)
-    return None if tensorboard is None else TensorBoard(tensorboard)
+    project: list[Log] = [] if wandb is None else [Wandb(wandb)]
+    return Several(*project, *([] if tensorboard is None else [TensorBoard(tensorboard)]))
 
 
 def checkpoints_of(registry: Registry, source: str) -> list[Checkpoint]:

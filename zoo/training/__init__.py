@@ -45,7 +45,7 @@ def train(
             (fraction), valid/loss, valid/accuracy, learning_rate, frames_per_second, seconds.
         directory: where each epoch leaves a checkpoint and the run its state. A directory that holds this
             same run already is gone on with: the result is that of an uninterrupted run, to the bit on a CPU.
-        log: where the figures go besides; by default JSON lines in the directory, where there is one.
+        log: where the figures go besides the JSON lines in the directory, where there is one.
 
     Raises:
         ValueError: frames that do not fit the spec or each other, or a directory that holds another run.

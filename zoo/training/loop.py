@@ -16,7 +16,7 @@ from torch import Tensor
 from zoo.checkpoint import Checkpoint
 from zoo.frames import FrameSet
 from zoo.judging import Judge
-from zoo.logs import JsonLines, Log
+from zoo.logs import JsonLines, Log, Several
 from zoo.norms import reestimate
 from zoo.recipe import Position, Recipe, schedule_factor
 from zoo.spec import build
@@ -111,26 +111,21 @@ class _Run:
         found = None if journal is None else journal.read()
         if found is not None:
             self.restore(*found)
-        if directory is not None and log is None:
-            directory.mkdir(parents=True, exist_ok=True)
-            log = JsonLines(directory / "log.jsonl")
+        logs = Several(*_file_in(directory), *([] if log is None else [log]))
         name = self.group.spec.architecture if directory is None else directory.name
         try:
-            if log is not None:
-                log.init(name, {"recipe": self.recipe.to_dict(), "spec": self.group.spec.to_dict()})
-                for number, records in enumerate(self.history, start=1):
-                    log.log(_flat(records), number)
+            logs.init(name, {"recipe": self.recipe.to_dict(), "spec": self.group.spec.to_dict()})
+            for number, records in enumerate(self.history, start=1):
+                logs.log(_flat(records), number)
             for number in range(len(self.history) + 1, self.recipe.epochs + 1):
                 if self.vectors["stopped"].all():
                     break
                 records = self.epoch(number, journal)
-                if log is not None:
-                    log.log(_flat(records), number)
+                logs.log(_flat(records), number)
                 if on_epoch is not None:
                     on_epoch(records)
         finally:
-            if log is not None:
-                log.finish()
+            logs.finish()
         return [self.checkpoint(m) for m in range(self.group.members)]
 
     def epoch(self, number: int, journal: Journal | None) -> list[Record]:
@@ -349,6 +344,14 @@ class _Run:
             _fill(getattr(self, part), _part(tensors, part))
         self.stepper.restore(_part(tensors, "optimiser"), plain["scaler"])
         self.averaged, self.history = plain["averaged"], plain["history"]
+
+
+def _file_in(directory: Path | None) -> list[Log]:
+    """The log of JSON lines that every run with a directory keeps there."""
+    if directory is None:
+        return []
+    directory.mkdir(parents=True, exist_ok=True)
+    return [JsonLines(directory / "log.jsonl")]
 
 
 def _part(tensors: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
