@@ -132,6 +132,7 @@ def test_search_registers_the_best_of_a_study(tmp_path: Path, corpus: Path, caps
         (["train", "a", "--spec", "cylindr"], "did you mean 'cylinder'"),
         (["train", "a", "--spec", "cylinder", "--optimiser", "adm"], "did you mean 'adam'"),
         (["train", "a", "--spec", "cylinder", "--option", "width"], "NAME=VALUE"),
+        (["train", "a", *SMALL, "--device", "moon"], "expected a device such as 'cpu'"),
         (["runs", "nowhere"], "expected logs"),
     ],
 )

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from zoo.averaging import average, losses_along
     from zoo.checkpoint import Checkpoint, CheckpointError
     from zoo.corpus import PHONEMES, CorpusError, read_corpus, sample_corpus, write_corpus
+    from zoo.devices import usable_device
     from zoo.durable import write as write_file
     from zoo.exchange import export, from_pretrained, import_folder, pull, push
     from zoo.frames import FrameSet, Stretch, stretch, windows
@@ -88,6 +89,7 @@ __all__ = [
     "train",
     "train_group",
     "trials_table",
+    "usable_device",
     "windows",
     "write_corpus",
     "write_file",
@@ -116,6 +118,10 @@ def __getattr__(name: str) -> Any:
             from zoo import corpus
 
             return getattr(corpus, name)
+        case "usable_device":
+            from zoo import devices
+
+            return devices.usable_device
         case "write_file":
             from zoo import durable
 

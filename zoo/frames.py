@@ -15,6 +15,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from zoo.devices import usable_device
 from zoo.names import unknown
 
 Affine = tuple[Tensor, Tensor]
@@ -75,10 +76,15 @@ class FrameSet:
         return digest.hexdigest()
 
     def to(self, device: torch.device | str) -> Self:
-        """The same frames with features on `device`; labels and starts stay where they are."""
-        if self.features.device == torch.device(device):
+        """The same frames with features on `device`; labels and starts stay where they are.
+
+        Raises:
+            ValueError: a device that this machine does not have.
+        """
+        wanted = usable_device(device)
+        if self.features.device == wanted:
             return self
-        return type(self)(self.features.to(device), self.labels, self.starts, self.classes, self.names)
+        return type(self)(self.features.to(wanted), self.labels, self.starts, self.classes, self.names)
 
     def select(self, recordings: Tensor) -> Self:
         """Only these recordings, in this order: (n,) int64 indices."""

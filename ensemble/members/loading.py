@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import zoo
-from ensemble.members.roster import Member, Members, usable_device
+from ensemble.members.roster import Member, Members
 from ensemble.stack import Stack
 
 
@@ -71,7 +71,7 @@ def load(
     Raises:
         ValueError: a wildcard matches nothing, a name is unknown, a blob is not what was registered.
     """
-    where = usable_device(device)
+    where = zoo.usable_device(device)
     entries = list({entry.id: entry for entry in _expanded(registry, references)}.values())
     kinds = _kinds(entries)
     stacks = [(_read(registry, [entries[p] for p in ps], spec, where), ps) for spec, ps in kinds.items()]

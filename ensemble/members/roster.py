@@ -97,7 +97,7 @@ class Members:
         _check_names(self._members)
         _check_choice("precision", precision, PRECISIONS)
         _check_choice("plan", plan, PLANS)
-        self.device, self.precision, self.forced = usable_device(device), precision, plan
+        self.device, self.precision, self.forced = zoo.usable_device(device), precision, plan
         self.classes = self._members[0].classes
         self._orders = [_order(member, self._members[0]) for member in self._members]
         given = self._stacked() if stacks is None else [(stack, places, "") for stack, places in stacks]
@@ -290,23 +290,6 @@ class Members:
 def prepared(spec: zoo.Spec) -> tuple[int, str, str]:
     """What decides how frames are prepared, but for the context: a smaller one is the middle of a larger."""
     return spec.features, spec.normalisation, spec.padding
-
-
-def usable_device(device: torch.device | str) -> torch.device:
-    """The device, if this machine has it.
-
-    Raises:
-        ValueError: no such kind of device, or CUDA is asked for and there is none.
-    """
-    try:
-        wanted = torch.device(device)
-    except RuntimeError as error:
-        msg = f"expected a device such as 'cpu', 'cuda' or 'cuda:1', got {str(device)!r}"
-        raise ValueError(msg) from error
-    if wanted.type == "cuda" and not torch.cuda.is_available():
-        msg = f"expected a device of this machine, got {str(device)!r} where torch finds no CUDA; use device='cpu'"
-        raise ValueError(msg)
-    return wanted
 
 
 def _alike(members: Sequence[Member]) -> list[list[int]]:
