@@ -110,17 +110,43 @@ def test_search_draws_an_ensemble_within_its_budget(capsys: pytest.CaptureFixtur
 
 
 def test_search_registers_the_best_of_a_study(tmp_path: Path, corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """One flag; and a picture is one file."""
+    """One flag; a picture of the draw is one file, and the study goes on."""
     words = ["--budget", 60_000, "--contexts", 2, "--epochs", 2, "--corpus", corpus]
     registry = tmp_path / "registry.json"
-    code, out, _ = zoo_says(
-        capsys, "search", *words, "--draws", 3, "--study", "--register", "found", "--registry", registry
-    )
+    words += ["--draws", 3, "--study", "--register", "found", "--registry", registry]
+    code, out, said = zoo_says(capsys, "search", *words, "--picture", tmp_path / "draws.png", "--samples", 1000)
     assert code == 0
     assert "accuracy" in out
+    assert f"wrote {tmp_path / 'draws.png'}" in said
     assert Registry(registry).list() == ["found-1"]
-    code, _, said = zoo_says(capsys, "search", "--picture", tmp_path / "draws.png", "--samples", 1000)
-    assert (code, said.strip()) == (0, f"wrote {tmp_path / 'draws.png'}")
+
+
+def test_a_picture_is_of_the_draw_that_the_flags_describe(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Inputs by features and context, no norms where there are none; the counts are the built models'."""
+    pictured: list[zoo.Samples] = []
+    picture = zoo.plot_samples
+
+    def plot(samples: zoo.Samples) -> object:
+        pictured.append(samples)
+        return picture(samples)
+
+    monkeypatch.setattr("zoo.pictures.plot_samples", plot)
+    words = ["--budget", 60_000, "--contexts", 3, "--option", "batchnorm=false", "--samples", 20, "--draw-seed", 1]
+    assert zoo_says(capsys, "search", *words, "--picture", tmp_path / "draws.png")[0] == 0
+    for widths, depth, count in zip(pictured[0].widths, pictured[0].depths, pictured[0].parameters, strict=True):
+        options = {"widths": [int(width) for width in widths[:depth]], "batchnorm": False}
+        assert zoo.count_parameters(zoo.Spec("mlp", 27, 3, 40, options=options)) == count
+
+
+def test_the_draw_has_a_seed_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    """Without it, that of the recipe."""
+    said = [
+        zoo_says(capsys, "search", "--draws", 2, "--json", *words)[1]
+        for words in ([], ["--seed", 1], ["--draw-seed", 1], ["--seed", 1, "--draw-seed", 0])
+    ]
+    assert said[0] == said[3] != said[1] == said[2]
 
 
 @pytest.mark.parametrize(
@@ -133,6 +159,10 @@ def test_search_registers_the_best_of_a_study(tmp_path: Path, corpus: Path, caps
         (["train", "a", "--spec", "cylinder", "--optimiser", "adm"], "did you mean 'adam'"),
         (["train", "a", "--spec", "cylinder", "--option", "width"], "NAME=VALUE"),
         (["train", "a", *SMALL, "--device", "moon"], "expected a device such as 'cpu'"),
+        (["search", "--register", "x", "--draws", "2"], "expected --study or --optuna with --register x"),
+        (["search", "--picture", "x.png", "--members", "3"], "--picture is of single models"),
+        (["search", "--picture", "x.png", "--architectures", "cyl*"], "--picture is of single models"),
+        (["search", "--picture", "x.png", "--contexts", "5", "--contexts", "9"], "--picture is of single models"),
         (["runs", "nowhere"], "expected logs"),
     ],
 )

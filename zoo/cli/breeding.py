@@ -12,13 +12,12 @@ from cyclopts import App, Parameter
 
 from zoo.cli.keeping import AsJson, RegistryFile, Switch, tell
 from zoo.cli.values import (
+    Draw,
     cell,
     checkpoints_of,
-    drawn,
     frames_of,
     log_of,
     options_of,
-    picture_draws,
     recipe_of,
     recorded,
     save_picture,
@@ -188,7 +187,7 @@ def search(
     architectures: tuple[str, ...] = (),
     contexts: tuple[int, ...] = (20,),
     option: Options = (),
-    seed: int = 0,
+    draw_seed: int | None = None,
     picture: Path | None = None,
     samples: int = 1_000_000,
     study: Switch = False,
@@ -208,7 +207,7 @@ def search(
 
     Example: zoo search --budget 20_000_000 --members 8
     Example: zoo search --budget 400_000 --draws 9 --study --epochs 4 --fraction 0.3 --register found --best 2
-    Example: zoo search --picture draws.png
+    Example: zoo search --budget 10_000_000 --contexts 20 --picture draws.png
 
     Args:
         budget: parameters of a model, or with --members of all of them together.
@@ -217,8 +216,9 @@ def search(
         architectures: names or wildcards; the built-in ones by default.
         contexts: to choose from.
         option: fixed options, such as activation=gelu.
-        seed: of the draw.
-        picture: a file for samples against depth, parameters against depth, and samples against layer width.
+        draw_seed: of the draw; that of the recipe if left out.
+        picture: a file for samples against depth, parameters against depth, and samples against layer width, where
+            models of the architecture mlp are drawn layer by layer; nothing else is drawn without --study.
         samples: drawn for the picture.
         study: train what was drawn by successive halving.
         optuna: trials of optuna's sampler in place of the draw.
@@ -230,12 +230,19 @@ def search(
         train_partition: to learn from.
         valid_partition: to judge by.
     """
-    if picture is not None:
-        picture_draws(picture, budget, samples, seed)
-        return 0
     settings = recipe_of(Recipe() if recipe is None else Recipe.read(recipe), flags)
+    options, seed = options_of(option), settings.seed if draw_seed is None else draw_seed
+    draw = Draw(budget, members, draws, architectures, contexts, options, seed)
+    if register and not study and not optuna:
+        msg = f"expected --study or --optuna with --register {register}: what is only drawn is not trained"
+        raise ValueError(msg)
+    if picture is not None:
+        from zoo.pictures import plot_samples
+
+        save_picture(plot_samples(draw.samples(samples)), picture)
     if not study and not optuna:
-        tell_specs(drawn(budget, members, draws, architectures, contexts, option, seed), json)
+        if picture is None:
+            tell_specs(draw.specs(), json)
         return 0
     from zoo.registry import Registry
     from zoo.study import halving, optuna_study, optuna_trials
@@ -251,13 +258,12 @@ def search(
             trials=optuna,
             journal=journal,
             contexts=contexts,
-            options=options_of(option),
+            options=options,
             seed=seed,
         )
         trials = optuna_trials(tried)
     else:
-        specs = drawn(budget, members, draws, architectures, contexts, option, seed)
-        trials = halving(specs, settings, frames, judged)
+        trials = halving(draw.specs(), settings, frames, judged)
     _tell_trials(trials, json)
     for index, trial in enumerate(trials[:best] if register else (), start=1):
         checkpoint = trial.checkpoint or train_model(trial.spec, settings, frames, judged)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +19,11 @@ if TYPE_CHECKING:
     from zoo.frames import FrameSet
     from zoo.logs import Log
     from zoo.registry import Registry
+    from zoo.search import Samples
     from zoo.spec import Spec
 
 _CONTEXT = 20  # frames on each side where nothing else is said, as in the lecture
+_FEATURES = 27  # per frame of the home task, for which specs are drawn
 _SIZES = ("width", "narrow", "widths", "depth")
 
 
@@ -114,28 +117,59 @@ def checkpoints_of(registry: Registry, source: str) -> list[Checkpoint]:
     return [read(path)] if path.is_file() else [registry.checkpoint(source)]
 
 
-def drawn(
-    budget: int,
-    members: int,
-    draws: int,
-    architectures: tuple[str, ...],
-    contexts: tuple[int, ...],
-    option: tuple[str, ...],
-    seed: int,
-) -> list[Spec]:
-    """Specs under the budget: for an ensemble, or single ones."""
-    from zoo.search import BUILT_IN, random_budget, random_members
+@dataclass(frozen=True)
+class Draw:
+    """What `zoo search` draws at random: the words of its flags.
 
-    settings: dict[str, Any] = {
-        "architectures": architectures or BUILT_IN,
-        "contexts": contexts,
-        "options": options_of(option),
-        "seed": seed,
-    }
-    if members:
-        return random_members(budget, members, **settings)
-    specs = random_budget(budget, **settings)
-    return [next(specs) for _ in range(draws)]
+    Args:
+        budget: parameters of a model, or of all members together.
+        members: of an ensemble; 0 for single models.
+        count: of single models.
+        architectures: names or wildcards; the built-in ones if empty.
+        contexts: to choose from.
+        options: fixed ones.
+        seed: of the draw.
+    """
+
+    budget: int
+    members: int
+    count: int
+    architectures: tuple[str, ...]
+    contexts: tuple[int, ...]
+    options: Mapping[str, Any]
+    seed: int
+
+    def specs(self) -> list[Spec]:
+        """Specs under the budget: for an ensemble, or single ones."""
+        from zoo.search import BUILT_IN, random_budget, random_members
+
+        settings: dict[str, Any] = {
+            "architectures": self.architectures or BUILT_IN,
+            "contexts": self.contexts,
+            "options": self.options,
+            "seed": self.seed,
+        }
+        if self.members:
+            return random_members(self.budget, self.members, **settings)
+        return list(islice(random_budget(self.budget, **settings), self.count))
+
+    def samples(self, count: int) -> Samples:
+        """Many draws of an mlp, layer by layer, for a picture.
+
+        Raises:
+            ValueError: a draw of something else.
+        """
+        from zoo.search import draw_many
+
+        if self.members or not set(self.architectures) <= {"mlp"} or len(self.contexts) != 1:
+            msg = (
+                f"--picture is of single models of architecture mlp and one context, got --members {self.members}, "
+                f"architectures {self.architectures} and contexts {self.contexts}; leave the others out"
+            )
+            raise ValueError(msg)
+        inputs = (2 * self.contexts[0] + 1) * _FEATURES
+        per_unit = 2 if self.options.get("batchnorm", True) else 1
+        return draw_many(count, self.budget, inputs=inputs, per_unit=per_unit, seed=self.seed)
 
 
 # ---- from values to words
@@ -181,14 +215,6 @@ def tell_metrics(checkpoint: Checkpoint, as_json: bool) -> None:
 def cell(value: Any) -> Any:
     """None for what pandas calls missing."""
     return None if value is None or value != value else value
-
-
-def picture_draws(path: Path, budget: int, samples: int, seed: int) -> None:
-    """The lecture's pictures of a budget, in one file."""
-    from zoo.pictures import plot_samples
-    from zoo.search import draw_many
-
-    save_picture(plot_samples(draw_many(samples, budget, seed=seed)), path)
 
 
 def save_picture(axes: Any, path: Path) -> None:
