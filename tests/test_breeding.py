@@ -100,6 +100,17 @@ def test_average_takes_a_runs_epochs_and_runs_compares(
     assert (code, json.loads(out)[0]["done"]) == (0, 2)
 
 
+def test_a_single_epoch_is_no_average(tmp_path: Path, corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run keeps one epoch unless it is told otherwise; the error says how."""
+    run, registry = tmp_path / "run", tmp_path / "registry.json"
+    assert zoo_says(capsys, "train", *SMALL, "--epochs", 2, "--directory", run, "--corpus", corpus)[0] == 0
+    code, _, said = zoo_says(capsys, "average", "mean", run, "--corpus", corpus, "--registry", registry)
+    assert code == 2
+    assert f"expected at least 2 checkpoints to average, got 1 from {run}; a run keeps" in said
+    assert "--keep 0" in said
+    assert not registry.exists()
+
+
 def test_search_draws_an_ensemble_within_its_budget(capsys: pytest.CaptureFixture[str]) -> None:
     """As built, all members together."""
     code, out, _ = zoo_says(capsys, "search", "--budget", 2_000_000, "--members", 3, "--json")

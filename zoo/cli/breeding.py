@@ -135,7 +135,8 @@ def average(
 
     Args:
         name: of the average.
-        sources: models of one spec (NAME, NAME@2), checkpoint files, or folders of a run with its epochs.
+        sources: models of one spec (NAME, NAME@2), checkpoint files, or folders of a run with its epochs, of which
+            zoo train --keep 0 keeps all; at least two checkpoints.
         method: uniform, ema or greedy.
         decay: of ema.
         corpus: folder of partitions in the HW1P2 layout.
@@ -148,7 +149,7 @@ def average(
     from zoo.registry import Registry
 
     keep = Registry(registry)
-    found = [one for source in sources for one in checkpoints_of(keep, source)]
+    found = checkpoints_of(keep, sources)
     frames, judged = (frames_of(corpus, part) for part in (train_partition, valid_partition))
     mean = averaged(found, frames=frames, valid=judged, method=method, decay=decay)
     if picture is not None:

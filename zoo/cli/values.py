@@ -103,8 +103,23 @@ def log_of(wandb: str | None, tensorboard: Path | None) -> Log:
     return Several(*project, *([] if tensorboard is None else [TensorBoard(tensorboard)]))
 
 
-def checkpoints_of(registry: Registry, source: str) -> list[Checkpoint]:
-    """Those of a run's folder in the order of its epochs, of a file, or of a name in the registry."""
+def checkpoints_of(registry: Registry, sources: tuple[str, ...]) -> list[Checkpoint]:
+    """Those of all sources: of a run's folder in the order of its epochs, of a file, or of a name in the registry.
+
+    Raises:
+        ValueError: fewer than two, of which there is no mean.
+    """
+    found = [one for source in sources for one in _checkpoints_at(registry, source)]
+    if len(found) < 2:
+        msg = (
+            f"expected at least 2 checkpoints to average, got {len(found)} from {' '.join(sources) or 'no source'}; "
+            f"a run keeps its last epoch alone, zoo train --keep 0 keeps all of them and --keep 5 the last five"
+        )
+        raise ValueError(msg)
+    return found
+
+
+def _checkpoints_at(registry: Registry, source: str) -> list[Checkpoint]:
     from zoo.checkpoint import read
 
     path = Path(source)
