@@ -11,6 +11,10 @@ from typing import Any
 import zoo
 from ensemble.brood import Brood
 
+_SHARE = 0.05  # of the expected time of a training, which measuring may take
+_STEPS, _PATIENCE = 5, 0.5  # steps and seconds that `zoo.seconds_per_step` takes at least
+_LIGHT = 1e9  # multiplications of a member's step; below, members together were faster in docs/training.md
+_MANY = 16  # members together that were tried there
 _WORTH = 0.92  # share of the time that a larger group must stay under to be preferred to a smaller one
 
 
@@ -99,7 +103,8 @@ def cotrain(
             default all share the order of `recipe`, and so the work of preparing the frames.
         learning_rates: one a member in place of the recipe's.
         weight_decays: likewise.
-        together: members that are stepped together; None measures a few steps and takes what is fastest.
+        together: members that are stepped together; None measures a few steps and takes what is fastest. Where
+            that would take more than a twentieth of the training, up to 16 if a step is light, else 1.
         on_epoch: called after each epoch with one record for each member that was stepped together.
         directory: as in `zoo.train`; each set of members that is stepped together has its own folder in it.
 
@@ -172,9 +177,8 @@ def measure_together(
 
     Groups that grow slower are not tried further; a spec whose members cannot be put together has the key 1 only.
     """
-    sizes = [size for size in (1, 2, 4, 8, 16, 32, 64, 128, 256) if size < members] + [members]
     found: dict[int, float] = {}
-    for size in sizes:
+    for size in _sizes(members):
         try:
             group = grouped(spec, recipe, range(size), own_order=own_order, device=train.features.device)
         except ValueError:  # no rule for one of its layers
@@ -186,17 +190,51 @@ def measure_together(
     return found | {1: min(found[1], again)}  # the first to be measured ran while all was still cold
 
 
+def _sizes(members: int) -> list[int]:
+    return [size for size in (1, 2, 4, 8, 16, 32, 64, 128, 256) if size < members] + [members]
+
+
 def _settled(plan: _Plan, train: zoo.FrameSet, together: int | None, folder: Path | None) -> int:
-    """How many members to step together: as said, as the folder remembers, or as measured."""
+    """How many members to step together: as said, as the folder remembers, or as chosen."""
     note = None if folder is None else folder / "together.json"
     if together is None and note is not None and note.exists():
         return int(json.loads(note.read_text(encoding="utf-8")))
     if together is None:
-        together = fastest(measure_together(plan.spec, plan.recipe, train, len(plan.seeds), own_order=plan.own_order))
+        together = _chosen(plan, train)
     if note is not None:
         note.parent.mkdir(parents=True, exist_ok=True)
         zoo.write_file(note, json.dumps(together).encode())
     return together
+
+
+def _chosen(plan: _Plan, train: zoo.FrameSet) -> int:
+    """The size of the groups: measured where the training is long enough to pay for it, else by the work of a step."""
+    if not _pays(plan, train):
+        return _by_work(plan, train.features.device)
+    return fastest(measure_together(plan.spec, plan.recipe, train, len(plan.seeds), own_order=plan.own_order))
+
+
+def _pays(plan: _Plan, train: zoo.FrameSet) -> bool:
+    """Whether measuring takes a small share of what training one after another is expected to take."""
+    recipe, members = plan.recipe, len(plan.seeds)
+    steps = recipe.epochs * recipe.fraction * len(train) / (recipe.batch_size * recipe.accumulate) * members
+    if members == 1 or _SHARE * steps < _STEPS:
+        return False
+    single = grouped(plan.spec, recipe, [0], device=train.features.device)
+    step = zoo.seconds_per_step(single, recipe, train, patience=0)
+    return sum(max(_STEPS * step * size, _PATIENCE) for size in [*_sizes(members), 1]) < _SHARE * steps * step
+
+
+def _by_work(plan: _Plan, device: Any) -> int:
+    """All members up to a number, where a step is light and they can be put together; else one."""
+    size = min(len(plan.seeds), _MANY)
+    if size == 1 or zoo.count_parameters(plan.spec) * plan.recipe.batch_size > _LIGHT:
+        return 1
+    try:
+        plan.part(0, 2).group(device)
+    except ValueError:  # no rule for one of its layers
+        return 1
+    return size
 
 
 def fastest(seconds: Mapping[int, float]) -> int:

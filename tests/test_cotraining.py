@@ -108,6 +108,48 @@ def test_the_group_is_chosen_by_measurement(frames: FrameSet) -> None:
     assert fastest({1: 1.0, 2: 0.6, 4: 0.5, 8: 0.7}) == 4
 
 
+def unmeasured(*args: Any, **settings: Any) -> float:
+    """In place of a measurement that must not be made."""
+    raise AssertionError("this training is too short to be measured")
+
+
+@pytest.mark.parametrize(("limit", "sizes"), [(1e9, [3]), (10.0, [1, 1, 1])])
+def test_a_short_training_is_not_measured(
+    limit: float, sizes: list[int], frames: FrameSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Together where a step is light, one after another where it is not."""
+    monkeypatch.setattr("zoo.seconds_per_step", unmeasured)
+    monkeypatch.setattr("ensemble.cotraining._LIGHT", limit)
+    records: list[list[Any]] = []
+    ensemble.cotrain(SPEC, replace(RECIPE, epochs=1), frames, frames, seeds=range(3), on_epoch=records.append)
+    assert [len(record) for record in records] == sizes
+
+
+@pytest.mark.parametrize(
+    ("epochs", "step", "measured"),
+    [
+        (100, 0.01, False),  # 20 s of training against 2 of measuring
+        (100, 0.03, True),  # 59 s against 2.1
+        (4, 1.0, False),  # 79 s against 40, as each size takes five steps at least
+    ],
+)
+def test_measuring_takes_a_small_share_of_the_training(
+    epochs: int, step: float, measured: bool, frames: FrameSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """4 members, 5 steps an epoch: sizes 1, 2 and 4, and 1 again, of half a second each."""
+    sizes: list[int] = []
+
+    def seconds(group: zoo.Group, *args: Any, **settings: Any) -> float:
+        sizes.append(group.members)
+        return step * group.members
+
+    monkeypatch.setattr("zoo.seconds_per_step", seconds)
+    monkeypatch.setattr("zoo.train", lambda *args, **settings: None)
+    monkeypatch.setattr("zoo.train_group", lambda *args, **settings: [])
+    ensemble.cotrain(SPEC, replace(RECIPE, epochs=epochs), frames, frames, seeds=range(4))
+    assert sizes == ([1, 1, 2, 4, 1] if measured else [1] * (epochs > 5))
+
+
 def test_members_that_cannot_be_together_are_trained_one_after_another(frames: FrameSet) -> None:
     """A layer without a rule makes nothing fail."""
 
