@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import save_file
+from torch import nn
 
 import zoo
+from zoo.architectures import _TABLE
 from zoo.cli import app
 
 SPEC = zoo.Spec("cylinder", features=2, context=1, classes=2, options={"width": 4, "depth": 1})
@@ -91,6 +93,30 @@ def test_verify_answers_no_with_exit_code_one(registry, say):
     code, out, _ = say("verify --json")
     assert code == 1
     assert [problem["reason"] for problem in json.loads(out)["problems"]] == ["MISSING"]
+
+
+def test_an_unknown_architecture_is_no_damage(registry, say, tmp_path, monkeypatch):
+    """Bytes, header and values are checked, and what was not built is said; export and diff need no model."""
+
+    @zoo.architecture
+    def theirs(inputs: int, classes: int, *, bias: bool = True) -> nn.Module:
+        return nn.Linear(inputs, classes, bias=bias)
+
+    spec = zoo.Spec("theirs", features=2, context=1, classes=2)
+    entries = [registry.register("t", zoo.build(spec, seed=s), spec=spec, classes=["no", "yes"]) for s in (0, 1)]
+    monkeypatch.delitem(_TABLE, "theirs")
+    code, out, _ = say("verify --probe")
+    assert (code, "4 versions checked, 0 damaged" in out) == (0, True)
+    assert "2 not built, only their bytes are checked: this program does not know theirs" in out
+    assert json.loads(say("verify --metrics --json")[1])["not_built"] == ["t@1", "t@2"]
+    assert "not built" not in say("verify --fast")[1]
+    assert say(f"export t {tmp_path / 'folder'}")[0] == 0
+    code, out, _ = say("diff t@1 t@2 --json")
+    assert (code, [row["name"] for row in json.loads(out)["tensors"]]) == (1, ["bias", "weight"])
+    path = registry.blobs.path(entries[0].sha256)
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    code, out, _ = say("verify --json")
+    assert (code, [problem["reason"] for problem in json.loads(out)["problems"]]) == (1, ["BLOB_DIGEST"])
 
 
 def test_an_alias_is_moved_and_moved_back(registry, say):

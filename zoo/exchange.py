@@ -23,6 +23,7 @@ from zoo import durable
 from zoo.canonical import TextError, parse_strictly
 from zoo.checkpoint import Checkpoint, CheckpointError, decode, foreign, read_header
 from zoo.registry import EnsembleEntry, Entry, Registry, RegistryError
+from zoo.registry.reading import tensors
 from zoo.spec import Spec
 
 _REPOSITORY = re.compile(r"(?:[\w-][\w.-]*/)?[\w-][\w.-]*", re.ASCII)
@@ -165,7 +166,7 @@ def _export(registry: Registry, reference: str, folder: Path) -> None:
 
 def _export_model(registry: Registry, entry: Entry, folder: Path) -> None:
     data = registry.blobs.read(entry)
-    decode(data)
+    tensors(entry, data)  # refuses what is not as registered
     durable.write(folder / _WEIGHTS, data)
     labels = {str(index): name for index, name in enumerate(entry.classes)}
     config = {

@@ -157,8 +157,7 @@ class Registry:
         """How two versions differ: about, spec, recipe, classes, metrics, tensors; equal parts are empty."""
         from zoo.registry.difference import difference
 
-        a, b = self.get(first), self.get(second)
-        return difference(a, b, (self.checkpoint(first), self.checkpoint(second)))
+        return difference(self.blobs, self.get(first), self.get(second))
 
     def measure(self, reference: str, frames: FrameSet) -> Rows:
         """Metrics recorded on these very frames, measured again: version, metric, recorded, measured, agrees."""

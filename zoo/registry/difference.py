@@ -7,13 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoo.checkpoint import Checkpoint
+from zoo.registry import reading
+from zoo.registry.blobs import Blobs
 from zoo.registry.entries import Entry
 
 _TOLD = ("kind", "trained_on", "parents", "note", "tags", "software")
 
 
-def difference(first: Entry, second: Entry, checkpoints: tuple[Checkpoint, Checkpoint]) -> dict[str, Any]:
+def difference(blobs: Blobs, first: Entry, second: Entry) -> dict[str, Any]:
     """What differs between two versions; a part that is equal is empty.
 
     Returns:
@@ -22,19 +23,24 @@ def difference(first: Entry, second: Entry, checkpoints: tuple[Checkpoint, Check
         differs, with `name`, both shapes, and where these agree the largest and the relative change,
         |a - b| / |a| in Euclidean norm.
     """
-    a, b = checkpoints
+    a, b = (reading.tensors(entry, blobs.read(entry)) for entry in (first, second))
     about = _changed({key: first.fields.get(key) for key in _TOLD}, {key: second.fields.get(key) for key in _TOLD})
-    spec_of = [{**c.spec.to_dict(), **c.spec.to_dict()["options"], "options": None} for c in checkpoints]
+    specs = [{**spec, **spec["options"], "options": None} for spec in map(_spec, (first, second))]
     return {
         "first": first.reference,
         "second": second.reference,
         "about": about,
-        "spec": _changed(*spec_of),
+        "spec": _changed(*specs),
         "recipe": _changed(first.recipe or {}, second.recipe or {}),
-        "classes": {} if a.classes == b.classes else {"classes": [list(a.classes), list(b.classes)]},
+        "classes": _changed({"classes": list(first.classes)}, {"classes": list(second.classes)}),
         "metrics": _metrics(first, second),
-        "tensors": [row for name in sorted({*a.tensors, *b.tensors}) for row in _row(name, a, b)],
+        "tensors": [row for name in sorted({*a, *b}) for row in _row(name, a.get(name), b.get(name))],
     }
+
+
+def _spec(entry: Entry) -> dict[str, Any]:
+    """With the options that have come since, where this program knows them."""
+    return entry.spec.to_dict() if reading.known(entry) else dict(entry.fields["spec"])
 
 
 def _changed(a: dict[str, Any], b: dict[str, Any]) -> dict[str, list[Any]]:
@@ -51,8 +57,7 @@ def _metrics(first: Entry, second: Entry) -> dict[str, list[float | None]]:
     return told
 
 
-def _row(name: str, first: Checkpoint, second: Checkpoint) -> list[dict[str, Any]]:
-    a, b = first.tensors.get(name), second.tensors.get(name)
+def _row(name: str, a: Tensor | None, b: Tensor | None) -> list[dict[str, Any]]:
     if a is not None and b is not None and a.shape == b.shape and torch.equal(a, b):
         return []
     shapes = {"first": _shape(a), "second": _shape(b)}

@@ -58,12 +58,18 @@ def verified(
 
 
 def problem_of(blobs: Blobs, entry: Entry, *, fast: bool = False, probe: bool = False) -> Problem | None:
-    """What is wrong with a version's blob; `fast` looks at its size and header only."""
+    """What is wrong with a version's blob; `fast` looks at its size and header only.
+
+    A model of an architecture that this program does not know is not built: its bytes are checked, not its fit.
+    """
     try:
         from zoo.registry import reading  # torch comes only with a model
 
         if fast:
             reading.check_header(blobs, entry)
+            return None
+        if not reading.known(entry):
+            reading.tensors(entry, blobs.read(entry))
             return None
         found = reading.checkpoint(blobs, entry)
         if probe:
