@@ -1,10 +1,12 @@
 """Members' outputs as bytes and back."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from ensemble import MemberOutputs
-from ensemble.outputs.packed import pack, unpack
+from ensemble.outputs.packed import pack, speakers, unpack
 
 OUTPUTS = MemberOutputs.from_probabilities(
     {"a": [[0.9, 0.1], [0.2, 0.8]], "é": [[0.5, 0.5], [0.4, 0.6]]},
@@ -44,3 +46,13 @@ def test_other_bytes_are_refused(data: bytes) -> None:
     """Nothing but what `pack` wrote."""
     with pytest.raises(ValueError, match="expected members' outputs as written by"):
         unpack(data)
+
+
+def test_who_spoke_is_read_from_the_head_alone(tmp_path: Path) -> None:
+    """References by member, "" where none was given; another file is refused."""
+    file = tmp_path / "valid.safetensors"
+    file.write_bytes(pack(OUTPUTS, {"a": "a@0123456789ab"})[:-5])
+    assert speakers(file) == {"a": "a@0123456789ab", "é": ""}
+    file.write_bytes(b"hello, world")
+    with pytest.raises(ValueError, match="expected members' outputs as written by"):
+        speakers(file)

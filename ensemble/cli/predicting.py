@@ -79,7 +79,7 @@ def collect(
     folder.mkdir(parents=True, exist_ok=True)
     spoken = source.spoken(source.valid, source.test)
     for partition, said in zip((source.valid, source.test), spoken, strict=True):
-        zoo.write_file(stored_file(folder, partition), pack(said.outputs))
+        zoo.write_file(stored_file(folder, partition), pack(said.outputs, said.references))
     known = {
         name: {"parameters": count, "trained_on": spoken[0].trained_on[name]}
         for name, count in spoken[0].parameters.items()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import filter as matching
 from pathlib import Path
@@ -30,12 +30,14 @@ class Spoken:
         outputs: with labels.
         parameters: member -> trainable parameters.
         trained_on: member -> fingerprint of its training frames, "" if unknown.
+        references: member -> the version that spoke, `name@id`; "" where stored outputs do not tell.
         seconds: that collecting took.
     """
 
     outputs: MemberOutputs
     parameters: dict[str, int]
     trained_on: dict[str, str]
+    references: dict[str, str]
     seconds: float
 
 
@@ -68,10 +70,35 @@ class Source:
 
     def load(self) -> Members:
         """The members, hash-checked and ready to run."""
+        return self._loaded(self._versions())
+
+    def speakers(self, partition: str) -> dict[str, str]:
+        """Member -> the version that speaks, `name@id`; "" where stored outputs do not tell."""
+        if self.outputs is None:
+            return self._versions()
+        from ensemble.outputs.packed import speakers
+
+        told = speakers(stored_file(self.outputs, partition))
+        return {name: told[name] for name in self._chosen(tuple(told))}
+
+    def _versions(self) -> dict[str, str]:
+        from ensemble.members import versions
+
+        found = versions(zoo.Registry(self.registry), self.members)
+        return {name: f"{entry.name}@{entry.id}" for name, entry in found.items()}
+
+    def _loaded(self, references: Mapping[str, str]) -> Members:
         from ensemble.members import load
 
-        registry = zoo.Registry(self.registry)
-        return load(registry, self.members, device=chosen_device(self.device), precision=self.precision)
+        device = chosen_device(self.device)
+        return load(zoo.Registry(self.registry), references.values(), device=device, precision=self.precision)
+
+    def _chosen(self, stored: tuple[str, ...]) -> list[str]:
+        names = list(dict.fromkeys(name for pattern in self.members for name in matching(stored, pattern)))
+        if not names:
+            msg = f"expected members that match {list(self.members)}, got none; {self.outputs} has {list(stored)}"
+            raise ValueError(msg)
+        return names
 
     def frames(self, partition: str) -> zoo.FrameSet:
         """One partition of the corpus."""
@@ -81,31 +108,29 @@ class Source:
         """What the members say about each partition, which must have labels."""
         if self.outputs is not None:
             return [self._stored(self.outputs, partition) for partition in partitions]
-        members = self.load()
-        return [self._collected(members, partition) for partition in partitions]
+        references = self._versions()
+        members = self._loaded(references)
+        return [self._collected(members, references, partition) for partition in partitions]
 
-    def _collected(self, members: Members, partition: str) -> Spoken:
+    def _collected(self, members: Members, references: dict[str, str], partition: str) -> Spoken:
         from ensemble.members import collect
 
         frames = self.frames(partition)
         began = time.perf_counter()
         outputs = collect(members, frames, cache=None if self.cache is None else self.cache / partition)
         outputs.require_labels()
-        return Spoken(outputs, members.parameters, members.trained_on, time.perf_counter() - began)
+        return Spoken(outputs, members.parameters, members.trained_on, references, time.perf_counter() - began)
 
     def _stored(self, folder: Path, partition: str) -> Spoken:
         from ensemble.outputs.packed import unpack
 
         began = time.perf_counter()
         outputs = unpack(_read(folder, partition))
-        names = list(dict.fromkeys(name for pattern in self.members for name in matching(outputs.members, pattern)))
-        if not names:
-            msg = f"expected members that match {list(self.members)}, got none; {folder} has {list(outputs.members)}"
-            raise ValueError(msg)
+        names = self._chosen(outputs.members)
         chosen = outputs if names == list(outputs.members) else outputs.subset(names)
         chosen.require_labels()
         parameters, trained_on = _known(folder / KNOWN, names)
-        return Spoken(chosen, parameters, trained_on, time.perf_counter() - began)
+        return Spoken(chosen, parameters, trained_on, self.speakers(partition), time.perf_counter() - began)
 
 
 KNOWN = "members.json"

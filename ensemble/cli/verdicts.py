@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 import zoo
 from ensemble.cli.naming import FOUR, cross_fits, named_rules, refuse_unknown
 from ensemble.cli.printing import interval, print_json
+from ensemble.cli.saving import keep, require_savable
 from ensemble.cli.sources import Flag, Names, Source, best_member
 
 if TYPE_CHECKING:
     from ensemble.evaluation import Report
     from ensemble.outputs import MemberOutputs
     from ensemble.rules import Rule
-    from ensemble.weights import WeightFit
 
 _FORMATS = {"accuracy": ".4f", "log_loss": ".4f", "calibration_error": ".4f", "macro_f1": ".4f", "parameters": ",.0f"}
 
@@ -87,12 +87,16 @@ def fit(
         save: register members and weights as an ensemble of this name.
         json: print JSON for programs.
     """
+    from ensemble.rules import WeightedMean
     from ensemble.weights import bootstrap_weights, fit_weights
 
-    outputs = source.spoken(source.valid)[0].outputs
+    if save is not None:
+        require_savable(source)
+    valid = source.spoken(source.valid)[0]
+    outputs = valid.outputs
     found = fit_weights(outputs)
     if save is not None:
-        _save(source, found, save)
+        keep(save, WeightedMean(tuple(found.weights), fingerprint=found.fingerprint), valid, source.registry)
     spread, crossed = bootstrap_weights(outputs), cross_fits(["weighted"], outputs).get("weighted")
     rows = [
         {"member": name, "weight": float(weight), "low": float(low), "high": float(high), "included": float(share)}
@@ -185,14 +189,6 @@ def _right(name: str, valid: MemberOutputs, test: MemberOutputs) -> NDArray[np.b
     heard = abstaining(rule) if test.abstain else rule
     pieces = [heard(rows).argmax(dim=1) == labels[where] for where, rows in test.blocks()]
     return np.concatenate([piece.numpy() for piece in pieces])
-
-
-def _save(source: Source, found: WeightFit, name: str) -> None:
-    from ensemble.combined import Ensemble
-    from ensemble.rules import WeightedMean
-
-    rule = WeightedMean(tuple(found.weights), fingerprint=found.fingerprint)
-    zoo.Registry(source.registry).register_ensemble(name, Ensemble(source.load(), rule))
 
 
 def _write_page(result: Report, path: Path) -> None:

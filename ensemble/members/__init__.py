@@ -6,7 +6,7 @@ collecting  what they say, in memory or in a store
 """
 
 from ensemble.members.collecting import collect, predictions
-from ensemble.members.loading import from_modules, load
+from ensemble.members.loading import from_modules, load, versions
 from ensemble.members.roster import Member, Members
 
-__all__ = ["Member", "Members", "collect", "from_modules", "load", "predictions"]
+__all__ = ["Member", "Members", "collect", "from_modules", "load", "predictions", "versions"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
@@ -72,18 +73,18 @@ def load(
         ValueError: a wildcard matches nothing, a name is unknown, a blob is not what was registered.
     """
     where = zoo.usable_device(device)
-    entries = list({entry.id: entry for entry in _expanded(registry, references)}.values())
+    named = versions(registry, references)
+    entries = list(named.values())
     kinds = _kinds(entries)
     stacks = [(_read(registry, [entries[p] for p in ps], spec, where), ps) for spec, ps in kinds.items()]
     specs = {place: spec for spec, places in kinds.items() for place in places}
     homes = {place: (stack, row) for stack, places in stacks for row, place in enumerate(places)}
-    bare = [entry.name for entry in entries]
     members = []
-    for place, entry in enumerate(entries):
+    for place, (name, entry) in enumerate(named.items()):
         stack, row = homes[place]
         members.append(
             Member(
-                entry.name if bare.count(entry.name) == 1 else entry.reference,
+                name,
                 entry.classes,
                 lambda stack=stack, row=row: stack.member(row),  # type: ignore[misc]  # defaults bind the loop's values
                 entry.parameters,
@@ -94,6 +95,17 @@ def load(
             )
         )
     return Members(members, device=where, precision=precision, plan=plan, stacks=stacks)
+
+
+def versions(registry: zoo.Registry, references: str | Iterable[str]) -> dict[str, zoo.Entry]:
+    """What `load` would load, by the names that it gives the members; no blob is read.
+
+    Raises:
+        ValueError: a wildcard matches nothing, or a name is unknown.
+    """
+    entries = list({entry.id: entry for entry in _expanded(registry, references)}.values())
+    bare = Counter(entry.name for entry in entries)
+    return {entry.name if bare[entry.name] == 1 else entry.reference: entry for entry in entries}
 
 
 def _member(name: str, module: nn.Module, classes: Sequence[str], spec: zoo.Spec | None) -> Member:

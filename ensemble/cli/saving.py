@@ -1,0 +1,73 @@
+"""Keeping what a command found: a rule, and the versions that it was found for, as one ensemble in the registry."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import zoo
+
+if TYPE_CHECKING:
+    from ensemble.cli.sources import Source, Spoken
+    from ensemble.rules import Rule
+
+
+def keep(name: str, rule: Rule, spoken: Spoken, registry: Path | None) -> None:
+    """Register a rule over what was said, with exactly the versions that said it.
+
+    Raises:
+        ValueError: what `require_savable` refuses, or the registry refuses the name.
+    """
+    from ensemble.combined import Ensemble
+    from ensemble.members import load
+
+    home, (shorter, names) = zoo.Registry(registry), without_idle(rule, spoken.outputs.members)
+    members = load(home, [spoken.references[member] for member in names])
+    home.register_ensemble(name, Ensemble(members, shorter))
+
+
+def require_savable(source: Source) -> None:
+    """Refuse before the work what `keep` could not register after it.
+
+    Raises:
+        ValueError: stored outputs do not tell which version spoke, a version is gone, or the members have
+            their classes in different orders.
+    """
+    home, references = zoo.Registry(source.registry), source.speakers(source.valid)
+    untold = [name for name, reference in references.items() if not reference]
+    if untold:
+        msg = f"expected outputs in {source.outputs} that tell which versions spoke, got none for {untold}"
+        raise ValueError(f"{msg}; collect again")
+    try:
+        classes = {name: home.get(reference).classes for name, reference in references.items()}
+    except zoo.RegistryError as error:
+        msg = f"expected the versions that spoke still to be in {home.path}, got: {error}; collect again"
+        raise ValueError(msg) from error
+    first = next(iter(classes))
+    other = [name for name in classes if classes[name] != classes[first]]
+    if other:
+        msg = (
+            f"expected members with their classes in one order, got another than that of {first!r} in {other}; to save "
+            f"them together register these again with the rows of their output layer in the order of {first!r}"
+        )
+        raise ValueError(msg)
+
+
+def without_idle(rule: Rule, members: Sequence[str]) -> tuple[Rule, list[str]]:
+    """The same rule over the members that it listens to: those with a weight, where it is a weighted mean.
+
+    Example:
+        >>> from ensemble import WeightedMean
+        >>> without_idle(WeightedMean((0.25, 0, 0.75)), ["a", "b", "c"])
+        (WeightedMean(weights=(0.25, 0.75), fingerprint='', abstain=False), ['a', 'c'])
+    """
+    from ensemble.rules import Chain, WeightedMean
+
+    pool, *after = rule.steps if isinstance(rule, Chain) else (rule,)
+    if not isinstance(pool, WeightedMean):
+        return rule, list(members)
+    heard = [place for place, weight in enumerate(pool.weights) if weight > 0]
+    shorter = replace(pool, weights=tuple(pool.weights[place] for place in heard))
+    return Chain((shorter, *after)) if after else shorter, [members[place] for place in heard]

@@ -1,0 +1,98 @@
+"""Ensembles saved by the commands: exactly what was judged is what is kept."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import ensemble
+import zoo
+from ensemble.cli import app
+from ensemble.outputs.packed import pack, unpack
+
+SPEC = zoo.Spec("cylinder", features=27, context=1, classes=40, options={"width": 8, "depth": 1})
+CORPUS = ["--corpus", "corpus", "--valid", "dev", "--test", "test"]
+STORED = ["--outputs", "said", "--valid", "dev", "--test", "test"]
+
+
+def model(seed: int) -> torch.nn.Module:
+    """One that has learnt a little: enough that no two are worth the same."""
+    frames = zoo.sample_corpus("train").select(torch.arange(8 * seed, 8 * seed + 8))
+    trained = zoo.train(SPEC, zoo.Recipe(epochs=1, seed=seed), frames, frames)
+    made = zoo.build(SPEC, seed=seed)
+    made.load_state_dict(trained.tensors)
+    return made
+
+
+@pytest.fixture
+def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> zoo.Registry:
+    """Three members whose names do not stand in the order of their making, and a small corpus."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("ZOO_REGISTRY", raising=False)
+    for part, name in (("valid", "dev"), ("test", "test")):
+        zoo.write_corpus(zoo.sample_corpus(part).select(torch.arange(8)), tmp_path / "corpus", name)
+    registry = zoo.Registry("registry.json")
+    for seed, name in enumerate(("zebra", "ape", "cat")):
+        registry.register(name, model(seed), spec=SPEC, classes=zoo.sample_corpus("test").classes)
+    return registry
+
+
+def said(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> str:
+    """What the command prints; its exit code must be `code`."""
+    assert zoo.run_app(app, arguments) == code, capsys.readouterr().err
+    captured = capsys.readouterr()
+    return captured.err if code else captured.out
+
+
+def kept(registry: zoo.Registry, name: str) -> dict[str, float]:
+    """Reference -> weight of an ensemble in the registry."""
+    final = ensemble.load_ensemble(registry, name)
+    assert isinstance(final.rule, ensemble.WeightedMean)
+    return dict(zip(final.members.references.values(), final.rule.weights, strict=True))
+
+
+def test_stored_outputs_are_saved_with_the_members_that_spoke(
+    capsys: pytest.CaptureFixture[str], registry: zoo.Registry
+) -> None:
+    """In an order other than the registry's, fewer than it has, and each in the version that was collected."""
+    said(capsys, "collect", "said", "--members", "zebra", "ape", *CORPUS)
+    registry.register("zebra", model(5), spec=SPEC, classes=zoo.sample_corpus("test").classes)
+    weights = json.loads(said(capsys, "fit", *STORED, "--save", "final", "--json"))["weights"]
+    assert list(weights) == ["zebra", "ape"]
+    assert kept(registry, "final") == pytest.approx({"zebra@1": weights["zebra"], "ape@1": weights["ape"]})
+
+
+def test_stored_outputs_whose_version_is_gone_are_not_saved(
+    capsys: pytest.CaptureFixture[str], registry: zoo.Registry
+) -> None:
+    """Another model of the same name does not take its place."""
+    said(capsys, "collect", "said", *CORPUS)
+    registry.remove("zebra")
+    registry.register("zebra", model(5), spec=SPEC, classes=zoo.sample_corpus("test").classes)
+    assert "'zebra' has no version" in said(capsys, "fit", *STORED, "--save", "final", code=2)
+    assert registry.list_ensembles() == []
+
+
+def test_outputs_that_do_not_tell_who_spoke_are_judged_but_not_saved(
+    capsys: pytest.CaptureFixture[str], registry: zoo.Registry
+) -> None:
+    """Such as an older program wrote."""
+    said(capsys, "collect", "said", *CORPUS)
+    for file in Path("said").glob("*.safetensors"):
+        file.write_bytes(pack(unpack(file.read_bytes())))
+    said(capsys, "fit", *STORED)
+    assert "collect again" in said(capsys, "fit", *STORED, "--save", "final", code=2)
+    assert registry.list_ensembles() == []
+
+
+def test_another_order_of_classes_is_refused_before_the_work(
+    capsys: pytest.CaptureFixture[str], registry: zoo.Registry
+) -> None:
+    """They can be judged together; the message names who differs, and no frame is read."""
+    backwards = tuple(reversed(zoo.sample_corpus("test").classes))
+    registry.register("turned", model(5), spec=SPEC, classes=backwards)
+    said(capsys, "fit", *CORPUS)
+    error = said(capsys, "fit", "--corpus", "nowhere", "--save", "final", code=2)
+    assert "that of 'ape' in ['turned']" in error
+    assert "rows of their output layer" in error
