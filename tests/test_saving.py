@@ -96,3 +96,29 @@ def test_another_order_of_classes_is_refused_before_the_work(
     error = said(capsys, "fit", "--corpus", "nowhere", "--save", "final", code=2)
     assert "that of 'ape' in ['turned']" in error
     assert "rows of their output layer" in error
+
+
+def test_a_member_without_weight_is_not_shipped(capsys: pytest.CaptureFixture[str], registry: zoo.Registry) -> None:
+    """One that hears the rarest phoneme everywhere gets none; the others keep theirs."""
+    stuck = zoo.build(SPEC, seed=9)
+    *_, bias = stuck.parameters()
+    bias.data[-1] = 30  # ZH
+    registry.register("stuck", stuck, spec=SPEC, classes=zoo.sample_corpus("test").classes)
+    weights = json.loads(said(capsys, "fit", *CORPUS, "--save", "final", "--json"))["weights"]
+    assert weights["stuck"] == 0
+    assert kept(registry, "final") == pytest.approx({f"{n}@1": weight for n, weight in weights.items() if weight > 0})
+
+
+def test_what_was_selected_can_be_saved(capsys: pytest.CaptureFixture[str], registry: zoo.Registry) -> None:
+    """Members and weights as they were printed."""
+    found = json.loads(said(capsys, "select", *CORPUS, "--max-members", "2", "--save", "final", "--json"))
+    assert kept(registry, "final") == pytest.approx({f"{n}@1": weight for n, weight in found["weights"].items()})
+
+
+@pytest.mark.parametrize("rule", ["mean", "weighted", "calibrated", "log_pool", "bayes_vote", "auto"])
+def test_every_rule_by_name_can_be_saved(capsys: pytest.CaptureFixture[str], registry: zoo.Registry, rule: str) -> None:
+    """What comes back from the registry is as good as what was judged."""
+    judged = json.loads(said(capsys, "evaluate", *CORPUS, "--rules", rule, "--json"))["rules"][0]
+    assert "kept as 'final'" in said(capsys, "fit", *CORPUS, "--rule", rule, "--save", "final")
+    final = ensemble.load_ensemble(registry, "final")
+    assert final.score(zoo.read_corpus("corpus", "test")) == pytest.approx(judged["accuracy"], abs=1e-3)

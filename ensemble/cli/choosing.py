@@ -8,10 +8,12 @@ from cyclopts import App
 
 import zoo
 from ensemble.cli.printing import interval, print_json
+from ensemble.cli.saving import keep, require_savable
 from ensemble.cli.sources import Flag, Source, best_member
 
 if TYPE_CHECKING:
     from ensemble.outputs import MemberOutputs
+    from ensemble.rules import WeightedMean
     from ensemble.selection import Selection
 
 
@@ -27,34 +29,42 @@ def select(
     max_parameters: float = 20_000_000,
     max_members: int | None = None,
     front: Flag = False,
+    save: str | None = None,
     json: Flag = False,
 ) -> None:
     """Find the best ensemble within a number of parameters, proven on the validation partition.
 
     Its gain over the best single member is then measured on the test partition.
 
-    Example: ensemble select --max-parameters 20_000_000 --max-members 6
+    Example: ensemble select --max-parameters 20_000_000 --max-members 6 --save final
 
     Args:
         max_parameters: of all members together.
         max_members: how many, at most.
         front: also print the best ensemble for every smaller budget.
+        save: register what was found as an ensemble of this name.
         json: print JSON for programs.
     """
     from ensemble.selection import pareto_front
     from ensemble.selection import select as search
 
+    if save is not None:
+        require_savable(source)
     valid, test = source.spoken(source.valid, source.test)
     found = search(valid.outputs, max_parameters, valid.parameters, max_members=max_members)
     others = []
     if front:
         others = pareto_front(valid.outputs, valid.parameters, max_parameters=max_parameters, max_members=max_members)
-    answer = _told(found) | _gain(found, valid.outputs, test.outputs)
+    rule = _pool(found, valid.outputs)
+    answer = _told(found) | _gain(rule, valid.outputs, test.outputs)
+    saved = None if save is None else keep(save, rule, valid, source.registry)
     if json:
         print_json(answer | {"front": [_told(one) for one in others]})
     else:
         _print_selection(answer, valid.parameters, source)
         _print_front(others)
+        if saved:
+            print(saved)
 
 
 def diversity(
@@ -134,12 +144,17 @@ def _told(found: Selection) -> dict[str, Any]:
     }
 
 
-def _gain(found: Selection, valid: MemberOutputs, test: MemberOutputs) -> dict[str, Any]:
-    from ensemble.evaluation import evaluate
+def _pool(found: Selection, outputs: MemberOutputs) -> WeightedMean:
+    """What was found as a rule over all members, of whom those not chosen have no weight."""
     from ensemble.rules import WeightedMean
 
     weights = dict(zip(found.members, found.weights, strict=True))
-    rule = WeightedMean(tuple(weights.get(name, 0.0) for name in test.members), fingerprint=found.fingerprint)
+    return WeightedMean(tuple(weights.get(name, 0.0) for name in outputs.members), fingerprint=found.fingerprint)
+
+
+def _gain(rule: WeightedMean, valid: MemberOutputs, test: MemberOutputs) -> dict[str, Any]:
+    from ensemble.evaluation import evaluate
+
     report = evaluate(test, {"selected": rule}, baseline=best_member(valid))
     row = report.rules.iloc[0]
     columns = ("accuracy", "log_loss", "gain", "gain_low", "gain_high")

@@ -14,8 +14,11 @@ if TYPE_CHECKING:
     from ensemble.rules import Rule
 
 
-def keep(name: str, rule: Rule, spoken: Spoken, registry: Path | None) -> None:
+def keep(name: str, rule: Rule, spoken: Spoken, registry: Path | None) -> str:
     """Register a rule over what was said, with exactly the versions that said it.
+
+    Returns:
+        A sentence that says what is kept.
 
     Raises:
         ValueError: what `require_savable` refuses, or the registry refuses the name.
@@ -26,6 +29,8 @@ def keep(name: str, rule: Rule, spoken: Spoken, registry: Path | None) -> None:
     home, (shorter, names) = zoo.Registry(registry), without_idle(rule, spoken.outputs.members)
     members = load(home, [spoken.references[member] for member in names])
     home.register_ensemble(name, Ensemble(members, shorter))
+    size = sum(members.parameters.values())
+    return f"kept as {name!r}: {len(names)} of {len(spoken.references)} members, {size:,} parameters"
 
 
 def require_savable(source: Source) -> None:

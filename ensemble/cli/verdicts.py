@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ensemble.evaluation import Report
     from ensemble.outputs import MemberOutputs
     from ensemble.rules import Rule
+    from ensemble.weights import WeightFit
 
 _FORMATS = {"accuracy": ".4f", "log_loss": ".4f", "calibration_error": ".4f", "macro_f1": ".4f", "parameters": ",.0f"}
 
@@ -73,10 +74,11 @@ def evaluate(
 def fit(
     source: Source = Source(),  # noqa: B008 - frozen
     *,
+    rule: str = "weighted",
     save: str | None = None,
     json: Flag = False,
 ) -> None:
-    """Fit the weights of the weighted mean on the validation partition, with their certificate.
+    """Fit the weights of the weighted mean on the validation partition, with their certificate; or another rule.
 
     Beside each weight stands its 95 % interval and how often it is positive when recordings are drawn
     anew; a weight whose interval begins at zero may be noise.
@@ -84,39 +86,28 @@ def fit(
     Example: ensemble fit --members "cyl*" "diamond*" --save final
 
     Args:
-        save: register members and weights as an ensemble of this name.
+        rule: name of a rule, fitted or not, as `ensemble evaluate --rules` takes it.
+        save: register the rule and its members as an ensemble of this name; members of weight 0 are left out.
         json: print JSON for programs.
     """
     from ensemble.rules import WeightedMean
-    from ensemble.weights import bootstrap_weights, fit_weights
+    from ensemble.weights import fit_weights
 
     if save is not None:
         require_savable(source)
     valid = source.spoken(source.valid)[0]
-    outputs = valid.outputs
-    found = fit_weights(outputs)
-    if save is not None:
-        keep(save, WeightedMean(tuple(found.weights), fingerprint=found.fingerprint), valid, source.registry)
-    spread, crossed = bootstrap_weights(outputs), cross_fits(["weighted"], outputs).get("weighted")
-    rows = [
-        {"member": name, "weight": float(weight), "low": float(low), "high": float(high), "included": float(share)}
-        for name, weight, low, high, share in zip(
-            found.members, found.weights, spread.low, spread.high, spread.inclusion, strict=True
-        )
-    ]
-    if json:
-        weights = {row["member"]: row["weight"] for row in rows}
-        left_out = None if crossed is None else crossed.loss
-        figures = {"loss": found.loss, "gap": found.gap, "passes": found.passes}
-        print_json({"weights": weights, "members": rows, "cross_fitted_loss": left_out, **figures})
-        return
-    zoo.print_table(rows, formats=dict.fromkeys(("weight", "low", "high"), ".4f") | {"included": ".0%"})
-    print(f"\nlog-loss {found.loss:.5f} nats, at most {found.gap:.1e} above the least that any weights reach")
-    if crossed is not None:
-        print(
-            f"on recordings left out of the fit {crossed.loss:.5f} nats, {crossed.optimism:.5f} more than it "
-            f"promises; accuracy {crossed.accuracy:.4f}, {100 * crossed.optimism_accuracy:.2f} points less"
-        )
+    found = fit_weights(valid.outputs) if rule == "weighted" else None
+    if found is None:
+        chosen = named_rules((rule,), valid.outputs)[rule]
+    else:
+        chosen = WeightedMean(tuple(found.weights), fingerprint=found.fingerprint)
+    saved = None if save is None else keep(save, chosen, valid, source.registry)
+    if found is None:
+        _tell_rule(rule, chosen, valid.outputs, json=json)
+    else:
+        _tell_weights(found, valid.outputs, json=json)
+    if saved and not json:
+        print(saved)
 
 
 def compare(
@@ -189,6 +180,42 @@ def _right(name: str, valid: MemberOutputs, test: MemberOutputs) -> NDArray[np.b
     heard = abstaining(rule) if test.abstain else rule
     pieces = [heard(rows).argmax(dim=1) == labels[where] for where, rows in test.blocks()]
     return np.concatenate([piece.numpy() for piece in pieces])
+
+
+def _tell_weights(found: WeightFit, outputs: MemberOutputs, *, json: bool) -> None:
+    from ensemble.weights import bootstrap_weights
+
+    spread, crossed = bootstrap_weights(outputs), cross_fits(["weighted"], outputs).get("weighted")
+    rows = [
+        {"member": name, "weight": float(weight), "low": float(low), "high": float(high), "included": float(share)}
+        for name, weight, low, high, share in zip(
+            found.members, found.weights, spread.low, spread.high, spread.inclusion, strict=True
+        )
+    ]
+    if json:
+        weights = {row["member"]: row["weight"] for row in rows}
+        left_out = None if crossed is None else crossed.loss
+        figures = {"loss": found.loss, "gap": found.gap, "passes": found.passes}
+        print_json({"weights": weights, "members": rows, "cross_fitted_loss": left_out, **figures})
+        return
+    zoo.print_table(rows, formats=dict.fromkeys(("weight", "low", "high"), ".4f") | {"included": ".0%"})
+    print(f"\nlog-loss {found.loss:.5f} nats, at most {found.gap:.1e} above the least that any weights reach")
+    if crossed is not None:
+        print(
+            f"on recordings left out of the fit {crossed.loss:.5f} nats, {crossed.optimism:.5f} more than it "
+            f"promises; accuracy {crossed.accuracy:.4f}, {100 * crossed.optimism_accuracy:.2f} points less"
+        )
+
+
+def _tell_rule(name: str, chosen: Rule, outputs: MemberOutputs, *, json: bool) -> None:
+    from ensemble.evaluation import evaluate as judge
+
+    row = judge(outputs, {name: chosen}, replicates=1).rules.iloc[0]
+    figures = {"loss": float(row["log_loss"]), "accuracy": float(row["accuracy"])}
+    if json:
+        print_json({"rule": name, "weights": weights_in({name: chosen}, outputs), **figures})
+    else:
+        print(f"{name}: log-loss {figures['loss']:.5f} nats, accuracy {figures['accuracy']:.4f} on these very frames")
 
 
 def _write_page(result: Report, path: Path) -> None:
