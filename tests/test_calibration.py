@@ -9,8 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import brier_score_loss, log_loss
+from sklearn.metrics import brier_score_loss
 from torch import Tensor
 
 import ensemble
@@ -288,15 +287,47 @@ def test_bayes_vote_learns_whom_to_believe() -> None:
 
 
 @pytest.mark.parametrize("classes", [2, 4])
-def test_stacking_equals_scikit_learn(classes: int) -> None:
-    """The rule's rows are the fitted model's own."""
+def test_stacking_finds_the_least_that_autograd_finds(classes: int) -> None:
+    """The objective written out, in doubles: log-loss plus half the strength times the distance from `log_mean`."""
     o = told(2, 300, classes)
-    labels, p = o.require_labels(), o.probabilities.double()
-    table = p.log().permute(1, 0, 2).reshape(300, -1).numpy()
-    model = LogisticRegression(C=1.0, max_iter=200).fit(table, labels.numpy())
-    rule = ensemble.fit_stacked(o)
-    np.testing.assert_allclose(rule(p).numpy(), model.predict_proba(table), rtol=1e-3, atol=1e-5)
-    assert log_loss(labels.numpy(), rule(p).numpy()) < nats(ensemble.mean(p), labels)
+    labels, logs = o.require_labels(), o.probabilities.double().log()
+    centre = torch.eye(classes, dtype=torch.float64).expand(2, -1, -1) / 2  # (M, C said, C)
+    slopes, intercepts = centre.clone().requires_grad_(), torch.zeros(classes, dtype=torch.float64, requires_grad=True)
+    optimiser = torch.optim.LBFGS([slopes, intercepts], max_iter=200, line_search_fn="strong_wolfe")
+
+    def rows() -> Tensor:
+        return (torch.einsum("mnc,mck->nk", logs, slopes) + intercepts).softmax(-1)
+
+    def loss() -> Tensor:
+        optimiser.zero_grad()
+        value = -rows()[torch.arange(300), labels].log().mean() + 0.3 / 2 * (slopes - centre).square().sum()
+        value.backward()
+        return value
+
+    optimiser.step(loss)
+    found = ensemble.fit_stacked(o, strength=0.3)(o.probabilities.double())
+    torch.testing.assert_close(found, rows().detach(), rtol=0, atol=1e-2)  # it stops at 1e-7 of the loss
+
+
+def test_stacking_on_few_frames_is_no_worse_than_the_members_together() -> None:
+    """Fewer frames than coefficients; a ridge a thousand times weaker fails here."""
+    fitted, fresh = told(8, 400, 10, seed=1), told(8, 4000, 10, seed=2)
+    labels = fresh.require_labels()
+    loss = nats(ensemble.fit_stacked(fitted)(fresh.probabilities), labels)
+    assert loss < nats(ensemble.mean(fresh.probabilities), labels)
+    assert loss < nats(ensemble.log_mean(fresh.probabilities), labels)
+
+
+def test_the_strength_of_stacking_does_not_depend_on_the_number_of_frames() -> None:
+    """Every frame twice gives the same rule; without end, it gives the geometric mean of balanced classes."""
+    o = told(2, 300)
+    twice = o.at(torch.arange(300).repeat(2))
+    p = o.probabilities
+    torch.testing.assert_close(ensemble.fit_stacked(twice)(p), ensemble.fit_stacked(o)(p), rtol=0, atol=1e-3)
+    slopes = torch.tensor(ensemble.fit_stacked(o, strength=1e6).coefficients)  # (C, M, C)
+    torch.testing.assert_close(slopes, (torch.eye(4) / 2)[:, None].expand(-1, 2, -1), rtol=0, atol=1e-3)
+    with pytest.raises(ValueError, match="strength of 0 or more, got -1"):
+        ensemble.fit_stacked(o, strength=-1)
 
 
 def test_stacking_says_when_it_stopped_early() -> None:
