@@ -299,3 +299,10 @@ def test_blocks_walk_over_all_frames() -> None:
     pieces = list(outputs.blocks(4))
     assert [where for where, _ in pieces] == [slice(0, 4), slice(4, 8), slice(8, 10)]
     torch.testing.assert_close(torch.cat([piece for _, piece in pieces], dim=1), outputs.probabilities)
+
+
+@pytest.mark.parametrize("array", [torch.full((2, 5, 4), 0.25).numpy(), torch.full((2, 5, 4), 0.25)])
+def test_one_array_of_all_members_is_answered_with_how_to_name_them(array: object) -> None:
+    """Names are what a report speaks of."""
+    with pytest.raises(TypeError, match=r"member name to \(N, C\) probabilities, got .* of shape .*\[?2, 5, 4.*; give"):
+        ensemble.MemberOutputs.from_probabilities(array)  # type: ignore[arg-type]  # that is the mistake

@@ -88,6 +88,11 @@ class MemberOutputs:
             >>> MemberOutputs.from_probabilities({"a": p, "b": p}, labels=[0, 1]).shape
             (2, 2, 2)
         """
+        if not isinstance(probabilities, Mapping):
+            came = f"{type(probabilities).__name__} of shape {np.shape(probabilities)}"
+            way_out = "give {name: rows for name, rows in zip(names, array)}"
+            msg = f"expected a mapping of member name to (N, C) probabilities, got {came}; {way_out}"
+            raise TypeError(msg)
         if not probabilities:
             msg = "expected at least one member, got an empty mapping of probabilities"
             raise ValueError(msg)
