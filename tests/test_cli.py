@@ -208,6 +208,8 @@ def test_the_report_is_one_page(capsys: pytest.CaptureFixture[str], home: Path) 
         (["evaluate", "--corpus", "corpus", "--valid", "dve"], "partitions under corpus: dev"),
         (["evaluate", "--corpus", "corpus", "--valid", "dev", "--test", "unlabelled"], "with labels"),
         (["evaluate", "--registry", "nothing.json"], "nothing.json"),
+        (["evaluate", "--corpus", "nowhere", "--report", "no/such/r.html"], "got 'no/such/r.html': no such folder"),
+        (["predict", "final", "--corpus", "nowhere", "--output", "."], "got '.': a folder itself"),
         (["evaluate", "--device", "cuda:77"], "cuda"),
         (["evaluate", "--precision", "float3"], "precision"),
         (["evalute"], "evaluate"),

@@ -277,3 +277,10 @@ def test_reading_into_several_places_goes_on_after_a_short_read(tmp_path, monkey
             with durable.opened(path) as (file, _):
                 assert durable.read_each(file, [memoryview(place) for place in places]) is whole
             assert b"".join(places)[:20] == path.read_bytes()
+
+
+def test_what_cannot_be_written_is_named_as_it_was_asked_for(tmp_path: Path) -> None:
+    """Not by the temporary name beside it."""
+    with pytest.raises(FileNotFoundError) as caught:
+        durable.write(tmp_path / "no" / "r.html", b"")
+    assert str(caught.value).endswith(f"{str(tmp_path / 'no' / 'r.html')!r}")

@@ -106,7 +106,7 @@ def staged(path: Path, data: Buffer, *, mode: int | None = None) -> Iterator[Pat
     """A flushed temporary file beside `path` that holds `data`; what the block leaves of it is removed."""
     temporary = path.with_name(f".{path.name}.{uuid4().hex}{TEMPORARY}")
     try:
-        file = system.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+        file = _created(temporary, path)
         try:
             if mode is not None:
                 system.chmod(file, mode)
@@ -217,6 +217,16 @@ def read_each(file: int, targets: Sequence[memoryview]) -> bool:
             if rest and read_all(file, rest) != len(rest):
                 return False
     return True
+
+
+def _created(temporary: Path, path: Path) -> int:
+    """A new file opened for writing; an error names the path that somebody asked for."""
+    try:
+        return system.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+    except OSError as error:
+        if error.filename is not None:
+            error.filename = str(path)
+        raise
 
 
 def _write_all(file: int, data: memoryview) -> None:

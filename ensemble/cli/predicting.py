@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from cyclopts import App
 
 import zoo
+from ensemble.cli.saving import require_place
 from ensemble.cli.sources import KNOWN, Source, chosen_device, frames_of, stored_file
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ def predict(
         registry: the registry's file; else $ZOO_REGISTRY, else registry.json in this folder.
         device: cpu, cuda, or auto for cuda where there is one.
     """
+    require_place(output)
     frames = frames_of(corpus, partition)
     final = _voice(zoo.Registry(registry), name, chosen_device(device))
     probabilities = final.predict_proba(frames)

@@ -1,7 +1,8 @@
-"""Keeping what a command found: a rule, and the versions that it was found for, as one ensemble in the registry."""
+"""Keeping what a command found: a rule and the versions it was found for as one ensemble, a file where it shall be."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -58,6 +59,24 @@ def require_savable(source: Source) -> None:
             f"them together register these again with the rows of their output layer in the order of {first!r}"
         )
         raise ValueError(msg)
+
+
+def require_place(path: Path) -> None:
+    """Refuse before the work a path that its result could not be written to.
+
+    Raises:
+        ValueError: no such folder, one that cannot be written to, or the path is itself a folder.
+    """
+    if path.is_dir():
+        wrong = "a folder itself"
+    elif not path.parent.is_dir():
+        wrong = "no such folder"
+    elif not os.access(path.parent, os.W_OK | os.X_OK):
+        wrong = "read-only"
+    else:
+        return
+    msg = f"expected the path of a file in a folder that can be written to, got {str(path)!r}: {wrong}"
+    raise ValueError(msg)
 
 
 def without_idle(rule: Rule, members: Sequence[str]) -> tuple[Rule, list[str]]:

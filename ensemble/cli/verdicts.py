@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 import zoo
 from ensemble.cli.naming import FOUR, cross_fits, named_rules, refuse_unknown
 from ensemble.cli.printing import interval, print_json
-from ensemble.cli.saving import keep, require_savable
+from ensemble.cli.saving import keep, require_place, require_savable
 from ensemble.cli.sources import Flag, Names, Source, best_member
 
 if TYPE_CHECKING:
@@ -53,6 +53,8 @@ def evaluate(
     """
     from ensemble.evaluation import evaluate as judge
 
+    if report is not None:
+        require_place(report)
     valid, test = source.spoken(source.valid, source.test)
     chosen = named_rules(rules, valid.outputs)
     result = judge(
