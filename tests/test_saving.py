@@ -122,3 +122,19 @@ def test_every_rule_by_name_can_be_saved(capsys: pytest.CaptureFixture[str], reg
     assert "kept as 'final'" in said(capsys, "fit", *CORPUS, "--rule", rule, "--save", "final")
     final = ensemble.load_ensemble(registry, "final")
     assert final.score(zoo.read_corpus("corpus", "test")) == pytest.approx(judged["accuracy"], abs=1e-3)
+
+
+def test_a_saved_ensemble_is_judged_beside_its_members(
+    capsys: pytest.CaptureFixture[str], registry: zoo.Registry
+) -> None:
+    """By its own rule, over the versions that it was saved with; and it can be compared."""
+    said(capsys, "fit", "--members", "zebra", "cat", *CORPUS, "--save", "final")
+    registry.register("zebra", model(5), spec=SPEC, classes=zoo.sample_corpus("test").classes)
+    judged = json.loads(said(capsys, "evaluate", "--members", "ape", "final", *CORPUS, "--rules", "mean", "--json"))
+    assert [row["name"] for row in judged["members"]] == ["ape", "zebra", "cat"]
+    assert [row["name"] for row in judged["rules"]] == ["mean", "final"]
+    score = ensemble.load_ensemble(registry, "final").score(zoo.read_corpus("corpus", "test"))
+    assert judged["rules"][1]["accuracy"] == pytest.approx(score, abs=1e-3)
+    zoo.run_app(app, ["compare", "final", "ape", "--members", "final", "ape", *CORPUS, "--json"])
+    assert json.loads(capsys.readouterr().out)["first_accuracy"] == pytest.approx(score, abs=1e-3)
+    assert "name it with --members" in said(capsys, "compare", "final", "ape", "--members", "ape", *CORPUS, code=2)

@@ -54,8 +54,8 @@ def fit_stacked(
         outputs: with labels of two classes or more.
         strength: of the ridge, positive, in nats per frame: strength / 2 times the squared distance of the
             coefficients from those of `log_mean` is added to the log-loss, so it means the same for any number of
-            frames, and the rule becomes `log_mean` with intercepts as it grows. The default is the best power of ten for the
-            bundled members, judged on validation recordings that were left out of the fit.
+            frames, and the rule becomes `log_mean` with intercepts as it grows. The default is the best power of
+            ten for the bundled members, judged on validation recordings that were left out of the fit.
         floor: probabilities below it count as it; positive.
         max_iterations: of L-BFGS.
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    import zoo
+    from ensemble.cli.sources import Spoken
     from ensemble.outputs import MemberOutputs
     from ensemble.rules import Rule, WeightedMean
     from ensemble.weights import CrossFit
@@ -111,6 +115,44 @@ def refuse_unknown(names: Iterable[str], *, members: Iterable[str] = ()) -> None
     for name in names:
         if name not in known:
             raise ValueError(no_such("member or rule" if members else "rule", name, known))
+
+
+@dataclass(frozen=True)
+class Among:
+    """A saved rule over some of the members that are judged together."""
+
+    rule: Rule
+    places: tuple[int, ...]
+
+    def __call__(self, probabilities: Tensor, /) -> Tensor:
+        """Combine those of (M, N, C) into (N, C)."""
+        return self.rule(probabilities[list(self.places)])
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the frames that the rule was fitted on."""
+        return str(getattr(self.rule, "fingerprint", ""))
+
+
+def saved_rules(ensembles: Mapping[str, zoo.EnsembleEntry], spoken: Spoken) -> dict[str, Rule]:
+    """Name -> the rule of a saved ensemble, over the very versions it was saved with.
+
+    Raises:
+        ValueError: one of them did not speak, or the ensemble has its classes in another order.
+    """
+    from ensemble.rules import rule_from_json
+
+    places = {spoken.references[name].partition("@")[2]: place for place, name in enumerate(spoken.outputs.members)}
+    rules: dict[str, Rule] = {}
+    for name, entry in ensembles.items():
+        if missing := [id for id in entry.members if id not in places]:
+            msg = f"expected all members of the ensemble {name!r} among those judged, got none with the ids {missing}"
+            raise ValueError(f"{msg}; name it with --members")
+        if tuple(entry.fields["classes"]) != spoken.outputs.classes:
+            msg = f"expected the classes in the order of the ensemble {name!r}; name it first, or alone, with --members"
+            raise ValueError(msg)
+        rules[name] = Among(rule_from_json(entry.rule), tuple(places[id] for id in entry.members))
+    return rules
 
 
 def cross_fits(rules: Iterable[str], valid: MemberOutputs) -> dict[str, CrossFit]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import filter as matching
 from pathlib import Path
@@ -47,7 +47,7 @@ class Source:
     """Members and frames.
 
     Args:
-        members: names, wildcards or aliases in the registry; all models if left out.
+        members: names, wildcards or aliases in the registry, a saved ensemble for its members; all models if left out.
         registry: the registry's file; else $ZOO_REGISTRY, else registry.json in this folder.
         corpus: folder in the HW1P2 layout; the bundled synthesised speech if left out.
         valid: partition that weights are fitted on and the best single member is chosen on.
@@ -81,10 +81,20 @@ class Source:
         told = speakers(stored_file(self.outputs, partition))
         return {name: told[name] for name in self._chosen(tuple(told))}
 
+    def ensembles(self, names: Iterable[str]) -> dict[str, zoo.EnsembleEntry]:
+        """Those of the names that are saved ensembles, or aliases of one; none where there is no registry."""
+        names, registry = [name for name in names if not set(name) & set("*?[")], zoo.Registry(self.registry)
+        if not names or (self.outputs is not None and not registry.path.exists()):
+            return {}
+        known, aliases = registry.list_ensembles(), registry.aliases()
+        return {name: registry.get_ensemble(name) for name in names if aliases.get(name, name) in known}
+
     def _versions(self) -> dict[str, str]:
         from ensemble.members import versions
 
-        found = versions(zoo.Registry(self.registry), self.members)
+        saved = self.ensembles(self.members)
+        wanted = [one for name in self.members for one in (saved[name].members if name in saved else (name,))]
+        found = versions(zoo.Registry(self.registry), wanted)
         return {name: f"{entry.name}@{entry.id}" for name, entry in found.items()}
 
     def _loaded(self, references: Mapping[str, str]) -> Members:

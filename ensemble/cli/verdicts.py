@@ -11,7 +11,7 @@ from cyclopts import App
 from numpy.typing import NDArray
 
 import zoo
-from ensemble.cli.naming import FOUR, cross_fits, named_rules, refuse_unknown
+from ensemble.cli.naming import FOUR, cross_fits, named_rules, refuse_unknown, saved_rules
 from ensemble.cli.printing import interval, print_json
 from ensemble.cli.saving import keep, require_place, require_savable
 from ensemble.cli.sources import Flag, Names, Source, best_member
@@ -40,6 +40,8 @@ def evaluate(
 ) -> None:
     """Fit weights on one partition, judge members and rules on another, print one table.
 
+    A saved ensemble among the members is judged too, by its own rule, in a row beside its members.
+
     The gain of a rule is its accuracy minus that of the best single member, which is chosen on the
     validation frames; its 95 % interval resamples whole recordings.
 
@@ -56,7 +58,8 @@ def evaluate(
     if report is not None:
         require_place(report)
     valid, test = source.spoken(source.valid, source.test)
-    chosen = named_rules(rules, valid.outputs)
+    saved = saved_rules(source.ensembles(source.members), test)
+    chosen = named_rules([name for name in rules if name not in saved], valid.outputs) | saved
     result = judge(
         test.outputs,
         chosen,
@@ -119,13 +122,13 @@ def compare(
     *,
     json: Flag = False,
 ) -> int:
-    """Is the first better than the second? Each is a member, or a rule over all members.
+    """Is the first better than the second? Each is a member, a saved ensemble, or a rule over all members.
 
     Example: ensemble compare mean cylinder-a --members "cyl*"
 
     Args:
-        first: name of a member or a rule.
-        second: name of a member or a rule.
+        first: name of a member, an ensemble or a rule.
+        second: name of a member, an ensemble or a rule.
         json: print JSON for programs.
 
     Returns:
@@ -135,8 +138,9 @@ def compare(
     from ensemble.significance import bootstrap_interval, mcnemar, right_and_wrong
 
     valid, test = source.spoken(source.valid, source.test)
-    refuse_unknown((first, second), members=test.outputs.members)
-    right = [_right(name, valid.outputs, test.outputs) for name in (first, second)]
+    saved = saved_rules(source.ensembles((first, second)), test)
+    refuse_unknown((first, second), members=(*test.outputs.members, *saved))
+    right = [_right(name, saved, valid.outputs, test.outputs) for name in (first, second)]
     found = bootstrap_interval(right[0].astype(float) - right[1], np.asarray(test.outputs.groups))
     table = right_and_wrong(right[0], right[1])
     answer = {
@@ -170,7 +174,7 @@ def weights_in(rules: Mapping[str, Rule], outputs: MemberOutputs) -> dict[str, f
     return {}
 
 
-def _right(name: str, valid: MemberOutputs, test: MemberOutputs) -> NDArray[np.bool_]:
+def _right(name: str, saved: Mapping[str, Rule], valid: MemberOutputs, test: MemberOutputs) -> NDArray[np.bool_]:
     """(N,): where a member, or a rule over all members, is right."""
     from ensemble.diversity import correct
     from ensemble.rules import abstaining
@@ -178,7 +182,7 @@ def _right(name: str, valid: MemberOutputs, test: MemberOutputs) -> NDArray[np.b
     if name in test.members:
         right: NDArray[np.bool_] = correct(test.subset([name]))[0]
         return right
-    rule, labels = named_rules((name,), valid)[name], test.require_labels()
+    rule, labels = (saved.get(name) or named_rules((name,), valid)[name]), test.require_labels()
     heard = abstaining(rule) if test.abstain else rule
     pieces = [heard(rows).argmax(dim=1) == labels[where] for where, rows in test.blocks()]
     return np.concatenate([piece.numpy() for piece in pieces])
