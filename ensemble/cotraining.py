@@ -13,8 +13,8 @@ from ensemble.brood import Brood
 
 _SHARE = 0.05  # of the expected time of a training, which measuring may take
 _STEPS, _PATIENCE = 5, 0.5  # steps and seconds that `zoo.seconds_per_step` takes at least
-_LIGHT = 1e9  # multiplications of a member's step; below, members together were faster in docs/training.md
-_MANY = 16  # members together that were tried there
+_HELD = 1_000_000  # parameters of a group that is not measured: with more, a step can fall out of the cache
+_MANY = 16  # members of such a group
 _WORTH = 0.92  # share of the time that a larger group must stay under to be preferred to a smaller one
 
 
@@ -104,7 +104,7 @@ def cotrain(
         learning_rates: one a member in place of the recipe's.
         weight_decays: likewise.
         together: members that are stepped together; None measures a few steps and takes what is fastest. Where
-            that would take more than a twentieth of the training, up to 16 if a step is light, else 1.
+            that would take more than a twentieth of the training, up to 16 that have a million parameters together.
         on_epoch: called after each epoch with one record for each member that was stepped together.
         directory: as in `zoo.train`; each set of members that is stepped together has its own folder in it.
 
@@ -208,9 +208,9 @@ def _settled(plan: _Plan, train: zoo.FrameSet, together: int | None, folder: Pat
 
 
 def _chosen(plan: _Plan, train: zoo.FrameSet) -> int:
-    """The size of the groups: measured where the training is long enough to pay for it, else by the work of a step."""
+    """The size of the groups: measured where the training is long enough to pay for it, else by the members' size."""
     if not _pays(plan, train):
-        return _by_work(plan, train.features.device)
+        return _by_size(plan, train.features.device)
     return fastest(measure_together(plan.spec, plan.recipe, train, len(plan.seeds), own_order=plan.own_order))
 
 
@@ -225,10 +225,10 @@ def _pays(plan: _Plan, train: zoo.FrameSet) -> bool:
     return sum(max(_STEPS * step * size, _PATIENCE) for size in [*_sizes(members), 1]) < _SHARE * steps * step
 
 
-def _by_work(plan: _Plan, device: Any) -> int:
-    """All members up to a number, where a step is light and they can be put together; else one."""
-    size = min(len(plan.seeds), _MANY)
-    if size == 1 or zoo.count_parameters(plan.spec) * plan.recipe.batch_size > _LIGHT:
+def _by_size(plan: _Plan, device: Any) -> int:
+    """As many as are small enough together, where they can be put together; else one."""
+    size = min(len(plan.seeds), _MANY, _HELD // zoo.count_parameters(plan.spec))
+    if size < 2:
         return 1
     try:
         plan.part(0, 2).group(device)

@@ -113,13 +113,14 @@ def unmeasured(*args: Any, **settings: Any) -> float:
     raise AssertionError("this training is too short to be measured")
 
 
-@pytest.mark.parametrize(("limit", "sizes"), [(1e9, [3]), (10.0, [1, 1, 1])])
+@pytest.mark.parametrize(("limit", "sizes"), [(1_000_000, [3]), (552, [2, 1]), (551, [1, 1, 1])])
 def test_a_short_training_is_not_measured(
-    limit: float, sizes: list[int], frames: FrameSet, monkeypatch: pytest.MonkeyPatch
+    limit: int, sizes: list[int], frames: FrameSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Together where a step is light, one after another where it is not."""
+    """As many together as have few parameters; one has 276."""
+    assert zoo.count_parameters(SPEC) == 276
     monkeypatch.setattr("zoo.seconds_per_step", unmeasured)
-    monkeypatch.setattr("ensemble.cotraining._LIGHT", limit)
+    monkeypatch.setattr("ensemble.cotraining._HELD", limit)
     records: list[list[Any]] = []
     ensemble.cotrain(SPEC, replace(RECIPE, epochs=1), frames, frames, seeds=range(3), on_epoch=records.append)
     assert [len(record) for record in records] == sizes
