@@ -326,7 +326,7 @@ def test_the_strength_of_stacking_does_not_depend_on_the_number_of_frames() -> N
     torch.testing.assert_close(ensemble.fit_stacked(twice)(p), ensemble.fit_stacked(o)(p), rtol=0, atol=1e-3)
     slopes = torch.tensor(ensemble.fit_stacked(o, strength=1e6).coefficients)  # (C, M, C)
     torch.testing.assert_close(slopes, (torch.eye(4) / 2)[:, None].expand(-1, 2, -1), rtol=0, atol=1e-3)
-    with pytest.raises(ValueError, match="strength of 0 or more, got -1"):
+    with pytest.raises(ValueError, match="positive strength, got -1"):
         ensemble.fit_stacked(o, strength=-1)
 
 
