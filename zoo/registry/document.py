@@ -41,7 +41,7 @@ from zoo.registry.layered import added, plain
 from zoo.registry.references import RegistryError
 from zoo.registry.schema import check_sections, check_top, check_version, check_versions
 
-_VERSION_KEY = re.compile(r'"[0-9a-f]{12}"\s*:\s*\{')
+_SECOND = re.compile(r'\}[ \t\r]*,[ \t\r]*"[0-9a-f]{12}"')  # what may be another version on one line
 _VERSION_LINE = re.compile(r'^("[0-9a-f]{12}":)(\{.*\})(?=,?$)', re.MULTILINE)
 _MARK, _MARKED = r"\u0001", "\x01"  # of a line that is read later, as JSON and as read: no text may hold it
 _UGLY = re.compile("[\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")  # terminal controls, reversed text
@@ -282,7 +282,7 @@ def _framed(text: str, known: Document | None) -> Document:
     """With each version's line apart, to be kept, and read later; all of it checked where it is laid out otherwise."""
     frame, keys, lines = (parts := _VERSION_LINE.split(text))[::3], parts[1::3], parts[2::3]
     around = "".join(frame)
-    if lines and _MARK not in around and len(_VERSION_KEY.findall(text)) == len(lines):
+    if lines and _MARK not in around and not _SECOND.search(text):
         places = enumerate(zip(frame, keys, strict=False))
         marked = [f'{before}{key}"{_MARK}{index}"' for index, (before, key) in places]
         outside = "".join([*marked, frame[-1]])
