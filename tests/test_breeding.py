@@ -48,6 +48,20 @@ def test_train_registers_and_repeats(tmp_path: Path, corpus: Path, capsys: pytes
 
 
 @pytest.mark.parametrize(
+    ("name", "words"), [("Best", "is taken by 'best'"), ("0123456789ab", "form of a version's id")]
+)
+def test_a_name_that_cannot_be_is_refused_before_the_training(
+    tmp_path: Path, corpus: Path, capsys: pytest.CaptureFixture[str], name: str, words: str
+) -> None:
+    """Not after hours of it."""
+    registry, common = tmp_path / "registry.json", ["--corpus", corpus, "--registry", tmp_path / "registry.json"]
+    zoo_says(capsys, "train", "a", *SMALL, "--epochs", 1, *common)
+    Registry(registry).alias("best", "a@1")
+    code, _, error = zoo_says(capsys, "train", name, *SMALL, "--directory", tmp_path / "run", *common)
+    assert (code, words in error, (tmp_path / "run").exists()) == (2, True, False)
+
+
+@pytest.mark.parametrize(
     ("words", "fields"),
     [
         (["--context", "1", "--option", "width=8"], {"context": 1, "width": 8, "depth": 1}),

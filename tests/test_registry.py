@@ -258,6 +258,7 @@ def test_what_others_keep_in_the_file_stays(registry):
     holders = (table, table["models"]["a"], *table["models"]["a"]["versions"].values())
     for holder in (*holders, table["ensembles"]["both"], table["aliases"]["best"]):
         holder["x-theirs"] = {"kept": [1]}
+        holder["x-empty"] = []
     registry.path.write_text(json.dumps(table))
     registry.register("a", model(5), spec=SPEC, classes=CLASSES)
     registry.annotate("a@1", note="seen")
@@ -266,6 +267,7 @@ def test_what_others_keep_in_the_file_stays(registry):
     registry.remove("a@3")
     assert registry.path.read_text().count('"x-theirs":{"kept":[1]}') == 5
     assert registry.path.read_text().count('"x-theirs":{"kept": [1]}') == 1  # at the top as it stands
+    assert registry.path.read_text().count('"x-empty":[]') == 6
     assert registry.aliases()["best"] == "a@1"
     with pytest.raises(RegistryError, match="the alias 'best'"):
         registry.remove("a@1")

@@ -91,15 +91,17 @@ def train(
         wandb: project of Weights & Biases to log to.
         tensorboard: folder to log to.
     """
-    from zoo.registry import Registry, check_name
+    from zoo.registry import Registry
+    from zoo.registry.changes import check_nameable
+    from zoo.registry.document import Document
     from zoo.training import train as train_model
 
-    if name is not None:
-        check_name(name)  # before hours of work, not after
     if name is None and directory is None:
         msg = "expected a name to register the model under, or --directory to leave it in"
         raise ValueError(msg)
     keep = Registry(registry)
+    if name is not None:  # before hours of work, not after
+        check_nameable(keep.document() if keep.path.exists() else Document(), name)
     frames, judged = (frames_of(corpus, part).to(device) for part in (train_partition, valid_partition))
     known, base = recorded(keep, from_) if from_ else (None, Recipe())
     wanted = spec_of(spec, context, option, frames, known)

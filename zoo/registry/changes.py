@@ -16,6 +16,7 @@ from zoo.registry.references import RegistryError, check_name, is_id
 
 Change = Callable[[Document], Document]
 _MOST_REMEMBERED = 10
+_NOTHING: tuple[Any, ...] = ("", [], {}, None)
 
 
 def all_of(document: Document, collected: Iterable[Change]) -> Document:
@@ -59,7 +60,7 @@ def change_version(document: Document, entry: Entry, fields: Mapping[str, Any]) 
         RegistryError: UNKNOWN, where it was removed meanwhile.
     """
     now = resolve(document, f"{entry.name}@{entry.id}").fields
-    merged = {key: value for key, value in {**now, **fields}.items() if value not in ("", [], {}, None)}
+    merged = {key: value for key, value in {**now, **fields}.items() if key.startswith("x-") or value not in _NOTHING}
     if merged == now:
         return document
     model = document.models[entry.name]
@@ -243,6 +244,16 @@ def _without_lost_aliases(document: Document) -> Document:
         if there(fields)
     }
     return replace(document, aliases=aliases)
+
+
+def check_nameable(document: Document, name: str) -> None:
+    """Refuse a name under which no version could be registered, as long as nothing is changed.
+
+    Raises:
+        RegistryError: NAME, NAME_COLLISION.
+    """
+    if name not in document.models:
+        _check_free(document, name)
 
 
 def _check_free(document: Document, name: str) -> None:
