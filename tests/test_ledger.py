@@ -96,6 +96,36 @@ def test_a_transaction_removes_what_it_saw(registry, other):
     assert [entry.id for entry in registry.entries("a")] == [newest.id]
 
 
+def test_what_is_removed_may_be_gone_in_part(registry, other):
+    """Somebody else was faster with one of the versions."""
+    with registry.transaction():
+        registry.remove("a@*")
+        other.remove("a@1")
+    assert registry.entries("a") == []
+
+
+def test_the_blob_of_a_version_that_the_transaction_removed_may_be_gone(registry):
+    """Nothing points to it."""
+    with registry.transaction():
+        made = keep(registry, "short", 30)
+        registry.remove("short")
+        registry.blobs.path(made.sha256).unlink()
+        registry.annotate("b", note="kept")
+    assert registry.get("b").note == "kept"
+
+
+def test_a_name_of_an_ids_form_is_kept_where_it_is_there_already(registry):
+    """New ones are refused; those that an older program made are read, added to, and recovered."""
+    text = registry.path.read_text().replace('"b":{"versions"', '"0123456789ab":{"versions"')
+    registry.path.write_text(text)
+    assert keep(registry, "0123456789ab", 30).number == 2
+    with pytest.raises(RegistryError, match="form of a version's id"):
+        keep(registry, "ba9876543210", 30)
+    registry.path.unlink()
+    registry.recover()
+    assert registry.get("0123456789ab").name == "0123456789ab"
+
+
 def test_what_somebody_else_removed_or_holds_meanwhile_is_told(registry, other):
     """The whole transaction is refused."""
 

@@ -417,7 +417,7 @@ def test_garbage_collection_keeps_what_another_registry_of_the_folder_holds(regi
     other = Registry(registry.path.with_name("other.json"))
     other.deposit("model-2", parcels[2])
     loose = registry.blobs.path(registry.blobs.put(parcels[3].data))
-    (registry.path.parent / "notes.json").write_text('{"of": "zoo"}')
+    (registry.path.parent / "notes.json").write_text('{"name": "zoo-registry"}')
     os.mkfifo(registry.path.parent / "pipe")
     text = registry.path.read_text()
     registry.path.write_text(f"\n{text[:-9]}")

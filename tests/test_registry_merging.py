@@ -79,6 +79,15 @@ def test_different_fields_of_one_version_are_both_taken(base):
         merge(base, noted, change_version(base, entry, {"note": "other"}))
 
 
+def test_what_others_keep_is_merged_by_what_it_says(base):
+    """White space is no change; it stays as it stands on the side that it comes from."""
+    sides = [replace(base, extensions={"x-a": text}) for text in ("[1,2]", "[1, 2]", "[ 1,2]")]
+    assert merge(*sides).extensions == {"x-a": "[1, 2]"}
+    assert merge(sides[0], sides[1], replace(base, extensions={"x-a": "[3]"})).extensions == {"x-a": "[3]"}
+    with pytest.raises(RegistryError, match="CONFLICT"):
+        merge(sides[0], replace(base, extensions={"x-a": "[4]"}), replace(base, extensions={"x-a": "[3]"}))
+
+
 def test_an_alias_moved_twice_is_a_conflict(base):
     """Nobody can know which is best."""
     base = set_alias(base, "best", {"model": "a", "version": 1}, None)

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional
 
 import zoo
-from zoo import FrameSet, Recipe, Spec, TrainingError, durable, train
+from zoo import FrameSet, JsonLines, Recipe, Spec, TrainingError, durable, train
 from zoo.checkpoint import read
 from zoo.judging import losses
 from zoo.recipe import OPTIMISERS, SCHEDULES
@@ -313,3 +313,20 @@ def test_frames_that_do_not_fit_are_refused(frames: FrameSet) -> None:
             train(spec, recipe, frames, valid)
     with pytest.raises(ValueError, match="at least two frames"):
         train(SPEC, QUICK, frames.select(torch.tensor([1])), frames)
+
+
+def test_a_tracker_that_cannot_begin_leaves_the_runs_log_as_it_was(frames: FrameSet, tmp_path: Path) -> None:
+    """And one that is the run's log itself is told each epoch once."""
+
+    class Broken(JsonLines):
+        def init(self, run: str, config: object) -> None:
+            raise OSError("no place")
+
+    log = tmp_path / "log.jsonl"
+    train(SPEC, QUICK, frames, frames, directory=tmp_path)
+    before = log.read_text()
+    with pytest.raises(OSError, match="no place"):
+        train(SPEC, QUICK, frames, frames, directory=tmp_path, log=Broken(tmp_path / "other"))
+    assert log.read_text() == before
+    train(SPEC, QUICK, frames, frames, directory=tmp_path, log=JsonLines(log))
+    assert len(log.read_text().splitlines()) == 1 + QUICK.epochs

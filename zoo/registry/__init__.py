@@ -224,7 +224,7 @@ class Registry:
         document = self._commit(
             lambda document: upkeep.deposited(document, self.blobs, name, line),
             create=True,
-            first=lambda: self.blobs.put_back(line.sha256, line.data),
+            ensure=lambda new: upkeep.ensure_blob(new, self.blobs, name, line),
         )
         return entries.version(document, name, parcel.id)
 

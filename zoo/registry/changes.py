@@ -89,6 +89,7 @@ def remove(document: Document, gone: Sequence[str], *, force: bool) -> Document:
     Raises:
         RegistryError: UNKNOWN, where it was removed meanwhile; HELD, naming what holds it, unless `force`.
     """
+    gone = _still(document, gone)
     held = holders(document, gone)
     if held and not force:
         what = gone if gone[0] in document.ensembles else [resolve(document, reference).reference for reference in gone]
@@ -102,6 +103,7 @@ def remove(document: Document, gone: Sequence[str], *, force: bool) -> Document:
 
 def holders(document: Document, gone: Sequence[str]) -> list[str]:
     """The ensembles and aliases that point to what was pinned; nothing holds an alias."""
+    gone = _still(document, gone)
     if gone[0] in document.aliases:
         return []
     found = [] if gone[0] in document.ensembles else [resolve(document, reference) for reference in gone]
@@ -110,6 +112,17 @@ def holders(document: Document, gone: Sequence[str]) -> list[str]:
     places.append({"ensemble": gone[0]})
     held = [f"the ensemble {name!r}" for name, fields in document.ensembles.items() if ids & set(fields["members"])]
     return held + [f"the alias {name!r}" for name, fields in document.aliases.items() if _target(fields) in places]
+
+
+def _still(document: Document, gone: Sequence[str]) -> Sequence[str]:
+    """Of what was pinned, what nobody has removed meanwhile; all of it where nothing is left, to be told."""
+    places = {reference: reference.partition("@") for reference in gone}
+    left = [
+        reference
+        for reference, (name, at, id) in places.items()
+        if not at or id in document.models.get(name, {"versions": ()})["versions"]
+    ]
+    return left or gone
 
 
 def add_ensemble(document: Document, name: str, fields: Mapping[str, Any]) -> Document:
@@ -121,7 +134,7 @@ def add_ensemble(document: Document, name: str, fields: Mapping[str, Any]) -> Do
     """
     there = document.ensembles.get(name)
     if there is None:
-        _check_free(document, name)
+        _check_new(document, name)
     elif {**there, "created": ""} == {**fields, "created": ""}:
         return document
     else:
@@ -152,7 +165,7 @@ def set_alias(document: Document, name: str, target: Mapping[str, Any], expected
     """
     there = document.aliases.get(name)
     if there is None:
-        _check_free(document, name)
+        _check_new(document, name)
     now = _target(there) if there else {}
     _check_expected(name, now, expected)
     if now == target:
@@ -250,18 +263,22 @@ def check_nameable(document: Document, name: str) -> None:
     """Refuse a name under which no version could be registered, as long as nothing is changed.
 
     Raises:
-        RegistryError: NAME, NAME_COLLISION.
+        RegistryError: NAME, also where it could be taken for a version's id; NAME_COLLISION.
     """
     if name not in document.models:
-        _check_free(document, name)
+        _check_new(document, name)
 
 
-def _check_free(document: Document, name: str) -> None:
-    """Refuse a new name that cannot be, that is taken, or that could be taken for a version's id."""
-    check_name(name)
+def _check_new(document: Document, name: str) -> None:
     if is_id(name):
         msg = f"expected a name, got {name!r}, which has the form of a version's id; choose another"
         raise RegistryError("NAME", msg)
+    _check_free(document, name)
+
+
+def _check_free(document: Document, name: str) -> None:
+    """Refuse a name that cannot be or that is taken."""
+    check_name(name)
     other = document.folded.get(name.casefold())
     if other is not None:
         msg = f"the name {name!r} is taken by {other!r}; models, ensembles and aliases share one name space"

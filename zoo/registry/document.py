@@ -288,7 +288,9 @@ def _framed(text: str, known: Document | None) -> Document:
         outside = "".join([*marked, frame[-1]])
         with suppress(TextError):  # which the whole text tells better
             table = parse_strictly(outside)
-            if _put_back(table, lines, {} if known is None else known.models, text.count('"versions":')):
+            for line in [line for line in lines if '"versions":' in line]:  # another model could begin in it
+                parse_strictly(line)
+            if _put_back(table, lines, {} if known is None else known.models):
                 _check_characters(around)
                 return _document(table, outside)
     document = _document(_strictly(text), text)
@@ -314,13 +316,13 @@ def _strictly(text: str, parse: Callable[[str], Any] = parse_strictly) -> Any:
     return value
 
 
-def _put_back(table: Any, found: list[str], known: Mapping[str, Any], models_in_text: int) -> bool:
+def _put_back(table: Any, found: list[str], known: Mapping[str, Any]) -> bool:
     """Replace the marks of lines by the lines; False where some stand elsewhere than versions do.
 
     What was read before is kept where it says the same: it need not be parsed again.
     """
     models = table.get("models") if isinstance(table, dict) else None
-    if not isinstance(models, dict) or len(models) != models_in_text:  # one more would stand within a line
+    if not isinstance(models, dict):
         return False
     count = 0
     for name, model in models.items():

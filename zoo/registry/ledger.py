@@ -11,11 +11,11 @@ from zoo.registry.changes import Change, all_of
 from zoo.registry.document import Document
 from zoo.registry.references import RegistryError
 
-First = Callable[[], object]
+Ensure = Callable[[Document], object]
 
 
-def _nothing() -> None:
-    """Nothing is to be done first."""
+def _nothing(_: Document) -> None:
+    """Nothing is to be seen to."""
 
 
 class Ledger:
@@ -24,7 +24,7 @@ class Ledger:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._seen = protocol.NOTHING
-        self._pending: tuple[Document, list[tuple[Change, First]]] | None = None
+        self._pending: tuple[Document, list[tuple[Change, Ensure]]] | None = None
 
     @property
     def collecting(self) -> bool:
@@ -39,24 +39,25 @@ class Ledger:
         self._seen = protocol.snapshot(raw, self._seen)
         return self._seen[1]
 
-    def commit(self, change: Change, *, timeout: float, create: bool = False, first: First = _nothing) -> Document:
+    def commit(self, change: Change, *, timeout: float, create: bool = False, ensure: Ensure = _nothing) -> Document:
         """The content after the change, which a transaction makes later, perhaps on other content than now.
 
         Args:
             change: pure.
             timeout: seconds to wait for the lock.
             create: whether a missing file counts as an empty registry.
-            first: what is done under the lock before the change is made.
+            ensure: what is seen to under the lock, given the content that will be, before it is written.
         """
         if self._pending is not None:
             document, collected = self._pending
             self._pending = (change(document), collected)
-            collected.append((change, first))
+            collected.append((change, ensure))
             return self._pending[0]
 
         def prepared(document: Document) -> Document:
-            first()
-            return change(document)
+            new = change(document)
+            ensure(new)
+            return new
 
         self._seen = protocol.commit(self.path, prepared, timeout=timeout, create=create, seen=self._seen)
         return self._seen[1]
@@ -74,12 +75,12 @@ class Ledger:
         finally:
             self._pending = None
 
-        def first() -> None:
-            for _, prepare in collected:
-                prepare()
+        def ensured(new: Document) -> None:
+            for _, ensure in collected:
+                ensure(new)
 
         def change(document: Document) -> Document:  # others may have committed
             return pending if document == known else all_of(document, [change for change, _ in collected])
 
         if collected:
-            self.commit(change, timeout=timeout, create=True, first=first)
+            self.commit(change, timeout=timeout, create=True, ensure=ensured)

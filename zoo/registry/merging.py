@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo import durable
+from zoo.canonical import parse_strictly
 from zoo.registry import protocol
 from zoo.registry.changes import last_number
 from zoo.registry.document import Document, extensions, parse, write
@@ -40,7 +41,7 @@ def merge(base: Document, ours: Document, theirs: Document) -> Document:
     ensembles = _ensembles([side.ensembles for side in (base, ours, theirs)], conflicts)
     renumbered = {name: _renumber(fields, moved) for name, fields in theirs.aliases.items()}
     aliases = _section("alias", base.aliases, ours.aliases, renumbered, conflicts, whole=True)
-    extensions = _section("key", base.extensions, ours.extensions, theirs.extensions, conflicts, whole=True)
+    extensions = _texts([side.extensions for side in (base, ours, theirs)], conflicts)
     if conflicts:
         raise RegistryError("CONFLICT", f"both sides changed {'; '.join(conflicts)}: decide there, then merge again")
     merged = Document(models, ensembles, aliases, extensions)
@@ -65,6 +66,13 @@ def _model(
     model = _section(f"key of {name!r}", kept[0], kept[1], kept[2], conflicts, whole=True)
     model["versions"] = {key: {**fields, "n": numbers[key]} for key, fields in merged.items()}
     return {**model, **({"last": last} if last > max(numbers.values(), default=0) else {})}, moved
+
+
+def _texts(sides: Sequence[Mapping[str, str]], conflicts: list[str]) -> dict[str, str]:
+    """What others keep at the top, merged by what it says; each as it stands on the side that it comes from."""
+    base, ours, theirs = ({key: parse_strictly(text) for key, text in side.items()} for side in sides)
+    merged = _section("key", base, ours, theirs, conflicts, whole=True)
+    return {key: sides[1 if ours.get(key) == value else 2][key] for key, value in merged.items()}
 
 
 def _ensembles(sides: Sequence[Mapping[str, Fields]], conflicts: list[str]) -> dict[str, Any]:

@@ -154,8 +154,8 @@ def check_ensemble(name: str, fields: Any) -> None:
         _refuse("FIELD_TYPE", f"expected different ids as members of {what}, got {str(members)[:80]}")
     for key, length in (("weights", len(members)), ("temperatures", len(members))):
         numbers = fields.get(key)
-        if numbers is not None and (len(numbers) != length or not all(_is_size(n) for n in numbers)):
-            _refuse("FIELD_TYPE", f"expected one number >= 0 per member as {key} of {what}, got {str(numbers)[:80]}")
+        if numbers is not None and (len(numbers) != length or not all(type(n) in (int, float) for n in numbers)):
+            _refuse("FIELD_TYPE", f"expected one number per member as {key} of {what}, got {str(numbers)[:80]}")
     _check_depth(what, fields)
 
 
@@ -174,10 +174,6 @@ def _check_alias(name: str, fields: Any, table: Mapping[str, Any]) -> None:
 
 def _place(fields: Any) -> dict[str, type]:
     return {"ensemble": str} if isinstance(fields, dict) and "ensemble" in fields else {"model": str, "version": int}
-
-
-def _is_size(number: Any) -> bool:
-    return type(number) in (int, float) and number >= 0
 
 
 def _number(fields: Any) -> int | None:

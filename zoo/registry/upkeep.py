@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -19,6 +20,7 @@ from zoo.registry.references import RegistryError
 if TYPE_CHECKING:
     from zoo.registry.intake import Parcel
 
+_FORMAT = re.compile(rb'"format"\s*:\s*"zoo-registry"')
 _START = 64  # bytes in which a registry's text begins, after a byte order mark or empty lines
 
 
@@ -43,10 +45,21 @@ def deposited(document: Document, blobs: Blobs, name: str, parcel: Parcel) -> Do
     Raises:
         RegistryError: as `changes.add_version`.
     """
+    changes.check_nameable(document, name)
     new = changes.add_version(document, name, parcel.id, parcel.fields)
     if new is document and problem_of(blobs, version(document, name, parcel.id)):
         return changes.point_to_blob(document, name, parcel.id, parcel.fields)
     return new
+
+
+def ensure_blob(document: Document, blobs: Blobs, name: str, parcel: Parcel) -> None:
+    """Put a deposited blob back that was collected meanwhile; one that no version points to by now may be gone.
+
+    Raises:
+        RegistryError: as `Blobs.put_back`.
+    """
+    if parcel.id in document.models.get(name, {"versions": ()})["versions"]:
+        blobs.put_back(parcel.sha256, parcel.data)
 
 
 def verified(
@@ -117,7 +130,7 @@ def _says_registry(file: Path) -> bool:
     try:
         with file.open("rb") as opened:
             start = opened.read(_START).lstrip(b"\xef\xbb\xbf \t\r\n")
-            return start.startswith((b"{", b"<<<<<<<")) and b'"zoo-registry"' in start + opened.read()
+            return start.startswith((b"{", b"<<<<<<<")) and _FORMAT.search(start + opened.read()) is not None
     except FileNotFoundError:
         return False
     except OSError as error:

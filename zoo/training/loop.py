@@ -111,7 +111,7 @@ class _Run:
         found = None if journal is None else journal.read()
         if found is not None:
             self.restore(*found)
-        logs = Several(*_file_in(directory), *([] if log is None else [log]))
+        logs = Several(*([] if log is None else [log]), *_file_in(directory, log))
         name = self.group.spec.architecture if directory is None else directory.name
         try:
             logs.init(name, {"recipe": self.recipe.to_dict(), "spec": self.group.spec.to_dict()})
@@ -346,12 +346,17 @@ class _Run:
         self.averaged, self.history = plain["averaged"], plain["history"]
 
 
-def _file_in(directory: Path | None) -> list[Log]:
-    """The log of JSON lines that every run with a directory keeps there."""
+def _file_in(directory: Path | None, given: Log | None) -> list[Log]:
+    """The log of JSON lines that every run with a directory keeps there, unless it is the one that was given.
+
+    It is begun after the given one, so that it stays as it was where that cannot begin.
+    """
     if directory is None:
         return []
     directory.mkdir(parents=True, exist_ok=True)
-    return [JsonLines(directory / "log.jsonl")]
+    file = JsonLines(directory / "log.jsonl")
+    same = isinstance(given, JsonLines) and given.path.resolve() == file.path.resolve()
+    return [] if same else [file]
 
 
 def _part(tensors: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
