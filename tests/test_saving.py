@@ -1,6 +1,7 @@
 """Ensembles saved by the commands: exactly what was judged is what is kept."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 import ensemble
 import zoo
 from ensemble.cli import app
-from ensemble.outputs.packed import pack, unpack
+from ensemble.outputs.packed import pack, speakers, unpack
 
 SPEC = zoo.Spec("cylinder", features=27, context=1, classes=40, options={"width": 8, "depth": 1})
 CORPUS = ["--corpus", "corpus", "--valid", "dev", "--test", "test"]
@@ -138,3 +139,38 @@ def test_a_saved_ensemble_is_judged_beside_its_members(
     zoo.run_app(app, ["compare", "final", "ape", "--members", "final", "ape", *CORPUS, "--json"])
     assert json.loads(capsys.readouterr().out)["first_accuracy"] == pytest.approx(score, abs=1e-3)
     assert "name it with --members" in said(capsys, "compare", "final", "ape", "--members", "ape", *CORPUS, code=2)
+
+
+def test_stored_outputs_are_judged_by_a_saved_ensemble(
+    capsys: pytest.CaptureFixture[str], registry: zoo.Registry
+) -> None:
+    """By its name among the members, with its own parameters, also where members abstain."""
+    said(capsys, "collect", "said", *CORPUS)
+    said(capsys, "fit", "--save", "some", *STORED, "--members", "zebra", "cat")
+    alone = json.loads(said(capsys, "evaluate", "--members", "some", "--rules", "mean", *STORED, "--json"))
+    assert [row["name"] for row in alone["members"]] == [
+        reference.partition("@")[0] for reference in kept(registry, "some")
+    ]
+    among = json.loads(said(capsys, "evaluate", "--members", "*", "some", "--rules", "mean", *STORED, "--json"))
+    rows = {row["name"]: row for row in among["rules"]}
+    assert rows["some"]["parameters"] == 2 * zoo.count_parameters(SPEC) < rows["mean"]["parameters"]
+    path = Path("said") / "test.safetensors"
+    outputs, references = unpack(path.read_bytes()), speakers(path)
+    logs = outputs.log_probabilities.clone()
+    logs[0, :9] = torch.nan  # the ape, who is not one of them
+    path.write_bytes(pack(replace(outputs, log_probabilities=logs, abstain=True), references))
+    silent = json.loads(said(capsys, "evaluate", "--members", "*", "some", "--rules", "mean", *STORED, "--json"))
+    assert {row["name"]: row["accuracy"] for row in silent["rules"]}["some"] == rows["some"]["accuracy"]
+
+
+@pytest.mark.parametrize("name", ["mean", "weighted", "Zebra", "first"])
+def test_a_name_that_is_taken_is_refused_before_the_work(
+    capsys: pytest.CaptureFixture[str], registry: zoo.Registry, name: str
+) -> None:
+    """A rule's too: nobody could tell which is meant."""
+    registry.alias("first", "ape@1")
+    assert "that no rule, model or alias has" in said(capsys, "fit", "--save", name, *CORPUS, code=2)
+    assert "that no rule, model or alias has" in said(
+        capsys, "select", "--max-parameters", "9_000_000", "--save", name, *CORPUS, code=2
+    )
+    assert "partitions in nowhere: none" in said(capsys, "fit", "--save", "new", "--outputs", "nowhere", code=2)

@@ -49,7 +49,7 @@ def select(
     from ensemble.selection import select as search
 
     if save is not None:
-        require_savable(source)
+        require_savable(save, source)
     valid, test = source.spoken(source.valid, source.test)
     found = search(valid.outputs, max_parameters, valid.parameters, max_members=max_members)
     others = []

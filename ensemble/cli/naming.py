@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     import zoo
     from ensemble.cli.sources import Spoken
     from ensemble.outputs import MemberOutputs
@@ -102,36 +100,25 @@ def named_rules(names: Iterable[str], valid: MemberOutputs) -> dict[str, Rule]:
     return {name: FITTED[name](valid) if name in FITTED else get_rule(name) for name in names}
 
 
+def rule_names() -> list[str]:
+    """All that can be named as a rule."""
+    from ensemble.rules import list_rules
+
+    return [*FITTED, *list_rules()]
+
+
 def refuse_unknown(names: Iterable[str], *, members: Iterable[str] = ()) -> None:
     """Before anything is fitted.
 
     Raises:
         ValueError: a name is neither a rule's nor one of the members'; the message has all that are.
     """
-    from ensemble.rules import list_rules
     from ensemble.rules.table import no_such
 
-    known = [*members, *FITTED, *list_rules()]
+    known = [*members, *rule_names()]
     for name in names:
         if name not in known:
             raise ValueError(no_such("member or rule" if members else "rule", name, known))
-
-
-@dataclass(frozen=True)
-class Among:
-    """A saved rule over some of the members that are judged together."""
-
-    rule: Rule
-    places: tuple[int, ...]
-
-    def __call__(self, probabilities: Tensor, /) -> Tensor:
-        """Combine those of (M, N, C) into (N, C)."""
-        return self.rule(probabilities[list(self.places)])
-
-    @property
-    def fingerprint(self) -> str:
-        """Of the frames that the rule was fitted on."""
-        return str(getattr(self.rule, "fingerprint", ""))
 
 
 def saved_rules(ensembles: Mapping[str, zoo.EnsembleEntry], spoken: Spoken) -> dict[str, Rule]:
@@ -141,13 +128,15 @@ def saved_rules(ensembles: Mapping[str, zoo.EnsembleEntry], spoken: Spoken) -> d
         ValueError: one of them did not speak, or the ensemble has its classes in another order.
     """
     from ensemble.rules import rule_from_json
+    from ensemble.rules.among import Among
 
     places = {spoken.references[name].partition("@")[2]: place for place, name in enumerate(spoken.outputs.members)}
     rules: dict[str, Rule] = {}
     for name, entry in ensembles.items():
         if missing := [id for id in entry.members if id not in places]:
             msg = f"expected all members of the ensemble {name!r} among those judged, got none with the ids {missing}"
-            raise ValueError(f"{msg}; name it with --members")
+            told = all(spoken.references.values())
+            raise ValueError(f"{msg}; {'name it with --members' if told else 'collect the outputs again'}")
         if tuple(entry.fields["classes"]) != spoken.outputs.classes:
             msg = f"expected the classes in the order of the ensemble {name!r}; name it first, or alone, with --members"
             raise ValueError(msg)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import zoo
+from ensemble.cli.naming import rule_names
 
 if TYPE_CHECKING:
     from ensemble.cli.sources import Source, Spoken
@@ -34,14 +35,18 @@ def keep(name: str, rule: Rule, spoken: Spoken, registry: Path | None) -> str:
     return f"kept as {name!r}: {len(names)} of {len(spoken.references)} members, {size:,} parameters"
 
 
-def require_savable(source: Source) -> None:
+def require_savable(name: str, source: Source) -> None:
     """Refuse before the work what `keep` could not register after it.
 
     Raises:
-        ValueError: stored outputs do not tell which version spoke, a version is gone, or the members have
-            their classes in different orders.
+        ValueError: the name is that of a rule, a model or an alias; stored outputs do not tell which version spoke;
+            a version is gone; the members have their classes in different orders.
     """
     home, references = zoo.Registry(source.registry), source.speakers(source.valid)
+    taken = {one.casefold(): one for one in (*rule_names(), *home.list(), *home.aliases())}.get(name.casefold())
+    if taken is not None:
+        msg = f"expected a name for the ensemble that no rule, model or alias has, got {name!r}, the name of {taken!r}"
+        raise ValueError(msg)
     untold = [name for name, reference in references.items() if not reference]
     if untold:
         msg = f"expected outputs in {source.outputs} that tell which versions spoke, got none for {untold}"

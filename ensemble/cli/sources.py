@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 import zoo
+from ensemble.cli.naming import rule_names
 
 if TYPE_CHECKING:
     from ensemble.members import Members
@@ -78,12 +79,13 @@ class Source:
             return self._versions()
         from ensemble.outputs.packed import speakers
 
-        told = speakers(stored_file(self.outputs, partition))
-        return {name: told[name] for name in self._chosen(tuple(told))}
+        told = speakers(_there(self.outputs, partition))
+        return {name: told[name] for name in self._chosen(told)}
 
     def ensembles(self, names: Iterable[str]) -> dict[str, zoo.EnsembleEntry]:
         """Those of the names that are saved ensembles, or aliases of one; none where there is no registry."""
-        names, registry = [name for name in names if not set(name) & set("*?[")], zoo.Registry(self.registry)
+        names = [name for name in names if not set(name) & set("*?[") and name not in rule_names()]
+        registry = zoo.Registry(self.registry)
         if not names or (self.outputs is not None and not registry.path.exists()):
             return {}
         known, aliases = registry.list_ensembles(), registry.aliases()
@@ -103,12 +105,17 @@ class Source:
         device = chosen_device(self.device)
         return load(zoo.Registry(self.registry), references.values(), device=device, precision=self.precision)
 
-    def _chosen(self, stored: tuple[str, ...]) -> list[str]:
-        names = list(dict.fromkeys(name for pattern in self.members for name in matching(stored, pattern)))
-        if not names:
-            msg = f"expected members that match {list(self.members)}, got none; {self.outputs} has {list(stored)}"
+    def _chosen(self, told: Mapping[str, str]) -> list[str]:
+        """Of stored members those that match; of a saved ensemble, the versions it was saved with."""
+        saved, spoke = self.ensembles(self.members), {told[name].partition("@")[2]: name for name in told}
+        found: dict[str, None] = {}
+        for name in self.members:
+            theirs = [spoke[id] for id in saved[name].members if id in spoke] if name in saved else matching(told, name)
+            found |= dict.fromkeys(theirs)
+        if not found:
+            msg = f"expected members that match {list(self.members)}, got none; {self.outputs} has {list(told)}"
             raise ValueError(msg)
-        return names
+        return list(found)
 
     def frames(self, partition: str) -> zoo.FrameSet:
         """One partition of the corpus."""
@@ -135,12 +142,12 @@ class Source:
         from ensemble.outputs.packed import unpack
 
         began = time.perf_counter()
-        outputs = unpack(_read(folder, partition))
-        names = self._chosen(outputs.members)
+        outputs, references = unpack(_there(folder, partition).read_bytes()), self.speakers(partition)
+        names = list(references)
         chosen = outputs if names == list(outputs.members) else outputs.subset(names)
         chosen.require_labels()
         parameters, trained_on = _known(folder / KNOWN, names)
-        return Spoken(chosen, parameters, trained_on, self.speakers(partition), time.perf_counter() - began)
+        return Spoken(chosen, parameters, trained_on, references, time.perf_counter() - began)
 
 
 KNOWN = "members.json"
@@ -161,13 +168,13 @@ def stored_file(folder: Path, partition: str) -> Path:
     return folder / f"{partition}.safetensors"
 
 
-def _read(folder: Path, partition: str) -> bytes:
+def _there(folder: Path, partition: str) -> Path:
     path = stored_file(folder, partition)
     if not path.is_file():
         there = ", ".join(sorted(one.stem for one in folder.glob("*.safetensors"))) or "none"
         msg = f"expected members' outputs in {path}; partitions in {folder}: {there}; `ensemble collect` writes them"
         raise ValueError(msg)
-    return path.read_bytes()
+    return path
 
 
 def frames_of(corpus: Path | None, partition: str) -> zoo.FrameSet:

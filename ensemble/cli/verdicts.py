@@ -99,7 +99,7 @@ def fit(
     from ensemble.weights import fit_weights
 
     if save is not None:
-        require_savable(source)
+        require_savable(save, source)
     valid = source.spoken(source.valid)[0]
     found = fit_weights(valid.outputs) if rule == "weighted" else None
     if found is None:

@@ -13,6 +13,7 @@ from ensemble.diversity import PAIR_MEASURES, Joint
 from ensemble.evaluation.tally import Counts, Floats, Tally
 from ensemble.outputs import MemberOutputs
 from ensemble.rules import Chain, LogPool, Rule, Temperature, WeightedMean
+from ensemble.rules.among import Among
 from ensemble.significance import cluster_bootstrap, percentile_ends
 
 
@@ -40,6 +41,8 @@ def scores(names: Sequence[str], tally: Tally, sizes: Sequence[int | None], *, s
 
 def used_parameters(rule: Rule, own: Sequence[int | None]) -> int | None:
     """Parameters of the members that have a say in a rule; None where one is unknown."""
+    if isinstance(rule, Among):
+        return used_parameters(rule.rule, [own[place] for place in rule.places])
     if isinstance(rule, Chain):
         rule = next((step for step in rule.steps if not isinstance(step, Temperature)), rule)
     weights = rule.weights if isinstance(rule, WeightedMean | LogPool) else (1.0,) * len(own)

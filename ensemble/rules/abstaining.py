@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ensemble.rules.among import Among
 from ensemble.rules.fitted import BayesVote, Chain, ClasswiseMean, LogPool, Stacked, Temperature, WeightedMean
 from ensemble.rules.table import Rule, members_first, on_arrays
 
@@ -42,6 +43,8 @@ def abstaining(rule: Rule) -> Rule:
             return rule
         case WeightedMean():
             return replace(rule, abstain=True)
+        case Among():
+            return replace(rule, rule=abstaining(rule.rule))
         case Chain():
             return Chain(tuple(abstaining(step) for step in rule.steps))
     return Abstaining(rule)
