@@ -12,7 +12,6 @@ import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -220,13 +219,14 @@ class Registry:
     def deposit(self, name: str, parcel: Parcel) -> Entry:
         """The disk's share of `register`: the blob, then the line; see `protocol`."""
         self.blobs.put(parcel.data)
-        line = replace(parcel, data=b"") if self._ledger.collecting else parcel  # nobody has room for all of them
+        id, fields, sha256 = parcel.id, parcel.fields, parcel.sha256
+        data = b"" if self._ledger.collecting else parcel.data  # nobody has room for all of them
         document = self._commit(
-            lambda document: upkeep.deposited(document, self.blobs, name, line),
+            lambda document: upkeep.deposited(document, self.blobs, name, id, fields),
             create=True,
-            ensure=lambda new: upkeep.ensure_blob(new, self.blobs, name, line),
+            ensure=lambda new: upkeep.ensure_blob(new, self.blobs, name, id, sha256, data),
         )
-        return entries.version(document, name, parcel.id)
+        return entries.version(document, name, id)
 
     def register_ensemble(self, name: str, ensemble: Any, *, note: str = "", tags: Iterable[str] = ()) -> EnsembleEntry:
         """Keep an ensemble: its members by id, its rule and numbers.

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from zoo import durable
 from zoo.registry import changes, protocol
 from zoo.registry.blobs import Blobs, modified_at
 from zoo.registry.document import Document
 from zoo.registry.entries import Entry, version
-from zoo.registry.references import RegistryError
-
-if TYPE_CHECKING:
-    from zoo.registry.intake import Parcel
+from zoo.registry.references import RegistryError, is_id
 
 _FORMAT = re.compile(rb'"format"\s*:\s*"zoo-registry"')
 _START = 64  # bytes in which a registry's text begins, after a byte order mark or empty lines
@@ -39,27 +36,28 @@ class Problem:
     message: str
 
 
-def deposited(document: Document, blobs: Blobs, name: str, parcel: Parcel) -> Document:
-    """With the version of a parcel; one that is there with a damaged blob is pointed to the parcel's.
+def deposited(document: Document, blobs: Blobs, name: str, id: str, fields: Mapping[str, Any]) -> Document:
+    """With a version that was deposited; one that is there with a damaged blob is pointed to the new blob.
 
     Raises:
-        RegistryError: as `changes.add_version`.
+        RegistryError: as `changes.add_version`; NAME for a new name that has the form of an id.
     """
-    changes.check_nameable(document, name)
-    new = changes.add_version(document, name, parcel.id, parcel.fields)
-    if new is document and problem_of(blobs, version(document, name, parcel.id)):
-        return changes.point_to_blob(document, name, parcel.id, parcel.fields)
+    if is_id(name):
+        changes.check_nameable(document, name)
+    new = changes.add_version(document, name, id, fields)
+    if new is document and problem_of(blobs, version(document, name, id)):
+        return changes.point_to_blob(document, name, id, fields)
     return new
 
 
-def ensure_blob(document: Document, blobs: Blobs, name: str, parcel: Parcel) -> None:
+def ensure_blob(document: Document, blobs: Blobs, name: str, id: str, sha256: str, data: bytes) -> None:
     """Put a deposited blob back that was collected meanwhile; one that no version points to by now may be gone.
 
     Raises:
         RegistryError: as `Blobs.put_back`.
     """
-    if parcel.id in document.models.get(name, {"versions": ()})["versions"]:
-        blobs.put_back(parcel.sha256, parcel.data)
+    if id in document.models.get(name, {"versions": ()})["versions"]:
+        blobs.put_back(sha256, data)
 
 
 def verified(
