@@ -11,7 +11,7 @@ import zoo
 
 LEVELS = {
     "zoo": [
-        {"names", "durable", "canonical", "devices"},
+        {"about", "names", "durable", "canonical", "devices"},
         {"blocks", "frames", "audio", "recipe", "logs", "norms", "terminal"},
         {"architectures", "corpus"},
         {"spec"},

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 _LEAST, _MOST = -(2**63), 2**63 - 1
 _SURE = 19  # letters of a number below which it fits 64 bits
 _DEEPEST = 64
-_SPACE = re.compile(r"[\s,:]*")
+_VISIBLE = re.compile(r"[^\s,:]")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
@@ -93,13 +93,19 @@ def values_of(text: str) -> Iterator[tuple[str, str]]:
         >>> list(values_of('{"a": 1.50, "b": [1,  2]}'))
         [('a', '1.50'), ('b', '[1,  2]')]
     """
-    start = _SPACE.match(text).end() + 1  # type: ignore[union-attr]  # it matches the empty text too
-    while (start := _SPACE.match(text, start).end()) < len(text) and text[start] == '"':  # type: ignore[union-attr]
+    start = _past_space(text, text.index("{") + 1)
+    while text[start] == '"':
         key, end = _DECODER.raw_decode(text, start)
-        start = _SPACE.match(text, end).end()  # type: ignore[union-attr]
+        start = _past_space(text, end)
         _, end = _DECODER.raw_decode(text, start)
         yield key, text[start:end].replace("\r\n", "\n")
-        start = end
+        start = _past_space(text, end)
+
+
+def _past_space(text: str, start: int) -> int:
+    """Where the next value, key or bracket begins."""
+    found = _VISIBLE.search(text, start)
+    return len(text) if found is None else found.start()
 
 
 def _decoded(decoder: json.JSONDecoder, text: str) -> Any:

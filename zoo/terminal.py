@@ -7,7 +7,6 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from cyclopts import App, CycloptsError
@@ -15,6 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
+
+from zoo.about import own_version
 
 
 def run_app(app: App, arguments: Sequence[str] | None = None) -> int:
@@ -24,7 +25,7 @@ def run_app(app: App, arguments: Sequence[str] | None = None) -> int:
     130: interrupted. 141: whoever read the output has gone.
     """
     app.suppress_keyboard_interrupt = False  # it would say nothing
-    app.version = _own_version
+    app.version = own_version
     try:
         result = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
         sys.stdout.flush()
@@ -102,11 +103,3 @@ def _cell(value: Any, specification: str) -> Text:
 def _fail(message: str, code: int = 2) -> int:
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     return code
-
-
-def _own_version() -> str:
-    """Of this distribution, which both commands belong to."""
-    try:
-        return version("zoo-ensemble")
-    except PackageNotFoundError:
-        return "unknown"

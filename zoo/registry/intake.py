@@ -11,7 +11,6 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from platform import python_version
 from typing import Any
@@ -20,6 +19,7 @@ import torch
 from torch import nn
 
 from zoo import durable
+from zoo.about import own_version
 from zoo.checkpoint import Checkpoint, CheckpointError, about_of, decode, encode, foreign, read_header
 from zoo.checkpoint.probe import probe
 from zoo.registry.clock import now
@@ -133,11 +133,7 @@ def named(data: bytes | bytearray) -> tuple[str, Checkpoint]:
 @lru_cache(maxsize=1)
 def software() -> dict[str, str]:
     """Versions of what computes."""
-    try:
-        own = version("zoo-ensemble")
-    except PackageNotFoundError:  # run from a source folder
-        own = "source"
-    return {"python": python_version(), "torch": str(torch.__version__), "zoo-ensemble": own}
+    return {"python": python_version(), "torch": str(torch.__version__), "zoo-ensemble": own_version()}
 
 
 def _from_file(path: Path, spec: Spec | None, classes: Sequence[str] | None, about: Mapping[str, Any]) -> Checkpoint:
