@@ -21,6 +21,7 @@ from torch import Tensor
 
 import ensemble
 import zoo
+from zoo import _console
 
 OPTIONS = {"width": 256, "depth": 3, "activation": "gelu", "dropout": 0.2}
 RECIPE = zoo.Recipe(
@@ -70,10 +71,10 @@ def main() -> None:
         if name == "base" or fnmatchcase(name, given.only):
             right = torch.stack([rights(change, recipe, seed, train, valid) for seed in range(given.seeds)])
             base = right if name == "base" else base
-            gain = ensemble.bootstrap_interval((right - base).mean(dim=0).numpy(), valid.groups.numpy())
+            gain = ensemble.judge.bootstrap_interval((right - base).mean(dim=0).numpy(), valid.groups.numpy())
             rows.append({"change": name, "accuracy": float(right.mean())} | points(gain))
             print(rows[-1], file=sys.stderr, flush=True)
-    zoo.print_table(rows, formats={"accuracy": ".4f", "gain": "+.2f", "low": "+.2f", "high": "+.2f"})
+    _console.print_table(rows, formats={"accuracy": ".4f", "gain": "+.2f", "low": "+.2f", "high": "+.2f"})
 
 
 def rights(change: dict[str, Any], recipe: zoo.Recipe, seed: int, train: zoo.FrameSet, valid: zoo.FrameSet) -> Tensor:
@@ -84,14 +85,14 @@ def rights(change: dict[str, Any], recipe: zoo.Recipe, seed: int, train: zoo.Fra
     spec = zoo.Spec(architecture, features, context, classes, options=options)
     fields = {key: value for key, value in change.items() if key not in (*OPTIONS, "architecture", "context")}
     model = zoo.train(spec, replace(recipe, seed=seed, **fields), train, valid).to_module()
-    windows = zoo.stretch(valid, spec.context, spec.normalisation, spec.padding)
+    windows = zoo.data.stretch(valid, spec.context, spec.normalisation, spec.padding)
     with torch.no_grad():
         said = [model(windows.windows(slice(at, at + 4096))).argmax(dim=1) for at in range(0, len(valid), 4096)]
     assert valid.labels is not None
     return torch.cat(said).eq(valid.labels).double()
 
 
-def points(gain: ensemble.Interval) -> dict[str, float]:
+def points(gain: ensemble.judge.Interval) -> dict[str, float]:
     """An interval in hundredths."""
     return {"gain": 100 * gain.estimate, "low": 100 * gain.low, "high": 100 * gain.high}
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import ensemble
 import zoo
-from ensemble.engine import prepacked
+from ensemble.run._engine import prepacked
 
 FEATURES, CONTEXT = 27, 20
 CLASSES = tuple(f"class {index}" for index in range(40))

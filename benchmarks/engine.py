@@ -47,6 +47,7 @@ from benchmarks.contenders import (
     spec_of,
     vmapped,
 )
+from zoo import _console
 
 SHAPES = ((4, 2048, 4), (8, 512, 4), (32, 128, 4), (100, 64, 3))  # members, width, hidden layers
 Row = dict[str, object]
@@ -74,7 +75,7 @@ def main() -> None:
                     {key: float(f"{value:.3g}") if isinstance(value, float) else value for key, value in row.items()}
                 )
                 print(name, *rows[-1].values(), file=sys.stderr, flush=True)
-            zoo.print_table(rows, title=f"\n{name}")
+            _console.print_table(rows, title=f"\n{name}")
 
 
 def batches(setting: Setting) -> Iterator[Row]:
@@ -173,7 +174,7 @@ def loading(setting: Setting) -> Iterator[Row]:
 def gathering(setting: Setting) -> Iterator[Row]:
     """Windows from resident frames, against single items from a DataLoader and a plain copy."""
     frames = random_frames(50_000 if setting.quick else 200_000)
-    piece = zoo.stretch(frames, CONTEXT)
+    piece = zoo.data.stretch(frames, CONTEXT)
     order = torch.randperm(len(frames))[:16_384]
     copy = torch.empty(1024, (2 * CONTEXT + 1) * FEATURES)
     source = torch.randn(16_384, copy.shape[1])
@@ -201,7 +202,7 @@ def storing(setting: Setting) -> Iterator[Row]:
     """Streaming to a store against computing alone."""
     _, members = models_of(SHAPES[2], setting, "auto")
     frames = random_frames(100_000 if setting.quick else 1_000_000)
-    feed_of = ensemble.members.collecting.feed_of
+    feed_of = ensemble.run.collecting.feed_of
     feed = feed_of(members, frames, torch.float16)
 
     def alone() -> None:
@@ -306,7 +307,7 @@ TABLES: dict[str, Callable[[Setting], Iterator[Row]]] = {
 class _Items(Dataset[Tensor]):
     """One window per item, as tutorials write it."""
 
-    def __init__(self, piece: zoo.Stretch, order: Tensor) -> None:
+    def __init__(self, piece: zoo.data.Stretch, order: Tensor) -> None:
         self.piece, self.order = piece, order
 
     def __len__(self) -> int:

@@ -28,9 +28,10 @@ import torch
 from numpy.typing import NDArray
 
 import ensemble
-import ensemble.diversity
+import ensemble.judge.diversity
 import zoo
 from ensemble.outputs.store import Contents, Store
+from zoo import _console
 
 Floats = NDArray[np.float64]
 _ONLY_AS_MANY = 40  # recordings in a sample
@@ -47,7 +48,7 @@ def main() -> None:
     parser.add_argument("--pairs", action="store_true", help="every pairwise measure of 500 members, 100,000 frames")
     given = parser.parse_args()
     if given.memory or given.pairs:
-        zoo.print_table([memory(given.memory)] if given.memory else [pairs()])
+        _console.print_table([memory(given.memory)] if given.memory else [pairs()])
         return
     members = ensemble.load(zoo.Registry(given.registry), ["*"])
 
@@ -63,7 +64,7 @@ def main() -> None:
         ("log-loss with temperatures fitted on valid, judged on test", list(temperatures(valid, test))),
     ):
         print(f"\n{title}")
-        zoo.print_table(rows)
+        _console.print_table(rows)
 
 
 def coverage(valid: ensemble.MemberOutputs, test: ensemble.MemberOutputs, trials: int) -> list[dict[str, object]]:
@@ -81,9 +82,9 @@ def coverage(valid: ensemble.MemberOutputs, test: ensemble.MemberOutputs, trials
         where = np.repeat(np.arange(_ONLY_AS_MANY), [len(groups[pick]) for pick in picks])
         for row, found in enumerate(
             (
-                ensemble.bootstrap_interval(values, np.arange(len(values)), replicates=200),
-                ensemble.bootstrap_interval(values, where, replicates=1000),
-                ensemble.t_interval(values, where),
+                ensemble.judge.bootstrap_interval(values, np.arange(len(values)), replicates=200),
+                ensemble.judge.bootstrap_interval(values, where, replicates=1000),
+                ensemble.judge.t_interval(values, where),
             )
         ):
             hits[row] += found.low <= truth <= found.high
@@ -139,7 +140,7 @@ def ties(test: ensemble.MemberOutputs) -> Iterator[dict[str, object]]:
         ours = (ensemble.majority(p).argmax(dim=-1) == labels).double().mean()
         yield {
             "members": count,
-            "ties %": round(100 * ensemble.tie_rate(p), 2),
+            "ties %": round(100 * ensemble.rules.tie_rate(p), 2),
             "to the mean %": round(100 * float(ours), 2),
             "to the lowest index %": round(100 * float(lowest), 2),
         }
@@ -152,9 +153,9 @@ def temperatures(valid: ensemble.MemberOutputs, test: ensemble.MemberOutputs) ->
     warm: dict[str, ensemble.Rule] = {}
     found: dict[str, float] = {}
     for name, rule in rules.items():
-        fit = ensemble.fit_temperature(valid, rule=rule)
+        fit = ensemble.fit.fit_temperature(valid, rule=rule)
         assert isinstance(fit.value, float)
-        warm[name] = ensemble.Chain((rule, ensemble.Temperature(fit.value)))
+        warm[name] = ensemble.rules.Chain((rule, ensemble.rules.Temperature(fit.value)))
         found[name] = fit.value
     before, after = (ensemble.evaluate(test, part, replicates=1).rules.set_index("name") for part in (rules, warm))
     for name, value in found.items():
@@ -234,11 +235,11 @@ def pairs(members: int = 500, frames: int = 100_000) -> dict[str, object]:
     seconds = []
     for _ in range(3):
         began = time.perf_counter()
-        joint = ensemble.diversity.Joint.of(right)
-        for measure in ensemble.diversity.PAIR_MEASURES.values():
+        joint = ensemble.judge.diversity.Joint.of(right)
+        for measure in ensemble.judge.diversity.PAIR_MEASURES.values():
             measure(joint)
         seconds.append(time.perf_counter() - began)
-    measures = len(ensemble.diversity.PAIR_MEASURES)
+    measures = len(ensemble.judge.diversity.PAIR_MEASURES)
     return {"members": members, "frames": frames, "measures": measures, "seconds": round(min(seconds), 2)}
 
 

@@ -18,8 +18,9 @@ from statistics import median
 import torch
 
 import zoo
-from ensemble.cotraining import fastest, grouped, measure_together
-from ensemble.stack import Stack
+from ensemble.run.cotraining import fastest, grouped, measure_together
+from ensemble.run.stack import Stack
+from zoo import _console
 
 MEMBERS, FEATURES, CONTEXT, CLASSES = 16, 27, 20, 40
 GOALS = {(64, 32): 2.5, (64, 128): 1.8, (128, 128): 1.4}  # elsewhere: not slower
@@ -40,7 +41,7 @@ def main() -> None:
         for batch in batches:
             rows.append(cell(frames, width, batch, repeats))
             print(rows[-1], file=sys.stderr, flush=True)
-    zoo.print_table(rows, title=f"\n{MEMBERS} members, three hidden layers, AdamW, float32")
+    _console.print_table(rows, title=f"\n{MEMBERS} members, three hidden layers, AdamW, float32")
 
 
 def cell(frames: zoo.FrameSet, width: int, batch: int, repeats: int) -> dict[str, object]:
@@ -50,14 +51,14 @@ def cell(frames: zoo.FrameSet, width: int, batch: int, repeats: int) -> dict[str
     recipe = zoo.Recipe(batch_size=batch)
     together = fastest(measure_together(spec, recipe, frames, MEMBERS))
     contenders = {
-        "alone": [zoo.single(spec, recipe)],
+        "alone": [zoo.training.single(spec, recipe)],
         "together": [grouped(spec, recipe, range(together))],
         "vmap": [vmapped(spec, range(MEMBERS))],
     }
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(repeats):
         for name, (group,) in contenders.items():
-            seconds = zoo.seconds_per_step(group, recipe, frames, patience=0.3)
+            seconds = zoo.training.seconds_per_step(group, recipe, frames, patience=0.3)
             times[name].append(1000 * seconds / group.members)
     alone = median(times["alone"])
     return {
@@ -72,10 +73,10 @@ def cell(frames: zoo.FrameSet, width: int, batch: int, repeats: int) -> dict[str
     }
 
 
-def vmapped(spec: zoo.Spec, seeds: Sequence[int]) -> zoo.Group:
+def vmapped(spec: zoo.Spec, seeds: Sequence[int]) -> zoo.training.Group:
     """The members as the tutorial stacks them."""
     stack = Stack([zoo.build(spec, seed=seed) for seed in seeds])
-    return zoo.Group(spec, tuple(seeds), stack, forward=stack, reseed=lambda seeds: None)
+    return zoo.training.Group(spec, tuple(seeds), stack, forward=stack, reseed=lambda seeds: None)
 
 
 def random_frames(count: int) -> zoo.FrameSet:

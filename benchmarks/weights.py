@@ -216,7 +216,7 @@ def compare_selection(table: Table, *, quick: bool) -> None:
     taken, chosen = seconds(lambda: ensemble.select(outputs, 20_000_000, costs))
     bar = f"proven {mark(chosen.proven)}, < 1 s {mark(taken < 1)}"
     table.add_row("budget of 20 M, 32 members", f"{taken:.3f}", f"{chosen.nodes} nodes", "", bar)
-    taken, _ = seconds(lambda: ensemble.bootstrap_weights(outputs))
+    taken, _ = seconds(lambda: ensemble.fit.bootstrap_weights(outputs))
     table.add_row("200 refits by recording", f"{taken:.3f}", "", "", f"< 1.5 s {mark(taken < 1.5)}")
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from cyclopts import App
 
 import zoo
+from zoo import _console
 
 RECIPE = zoo.Recipe(
     epochs=30,
@@ -98,4 +99,4 @@ def breed(
 
 
 if __name__ == "__main__":
-    sys.exit(zoo.run_app(app))
+    sys.exit(_console.run_app(app))

@@ -22,7 +22,8 @@ import torch
 from numpy.typing import NDArray
 
 import zoo
-from zoo.audio import HOP, SAMPLE_RATE
+from zoo import _console
+from zoo.data.audio import HOP, SAMPLE_RATE
 
 Samples = NDArray[np.float64]
 
@@ -189,7 +190,7 @@ def record(espeak: Espeak, take: Take) -> Recording:
     )
     before, after = random.uniform(0.08, 0.25, 2)  # seconds of silence
     clean = np.pad(clean, (int(before * espeak.sample_rate), int(after * espeak.sample_rate)))
-    speech = zoo.resample(torch.from_numpy(clean), espeak.sample_rate, SAMPLE_RATE).numpy()
+    speech = zoo.data.resample(torch.from_numpy(clean), espeak.sample_rate, SAMPLE_RATE).numpy()
     samples = np.round(spoil(speech, random) * 32767).astype(np.int16)
     features = zoo.mfcc(torch.from_numpy(samples.astype(np.float32) / 32768)).numpy()
     starts = [(before + second, mnemonic) for second, mnemonic in phonemes]
@@ -306,7 +307,7 @@ def main() -> None:
     espeak = Espeak()
     takes = plan(arguments.sentences.read_text(encoding="utf-8").splitlines(), arguments.per_voice, arguments.seed)
     corpus: dict[str, list[Recording]] = {partition: [] for partition in VOICES}
-    with zoo.progress("speaking", len(takes)) as advance:
+    with _console.progress("speaking", len(takes)) as advance:
         for take in takes:
             corpus[take.partition].append(record(espeak, take))
             advance(note=take.name)

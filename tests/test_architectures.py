@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import zoo
-from zoo.blocks import ACTIVATIONS, INITIALISATIONS, BasicBlock, Bottleneck, initialise
+from zoo.models.blocks import ACTIVATIONS, INITIALISATIONS, BasicBlock, Bottleneck, initialise
 
 EVERY = zoo.list_architectures()
 

@@ -85,7 +85,7 @@ def test_other_rates_are_resampled(rate: int) -> None:
     def tone(rate: int) -> Tensor:
         return torch.sin(2 * torch.pi * 440 * torch.arange(rate) / rate)
 
-    resampled = zoo.resample(tone(rate), rate)
+    resampled = zoo.data.resample(tone(rate), rate)
     torch.testing.assert_close(resampled[100:-100], tone(16_000)[100:-100], atol=0.01, rtol=0)
     assert zoo.mfcc(tone(rate), rate).shape == (101, 27)
 
@@ -95,7 +95,7 @@ def test_a_bundled_recording_gives_its_features_in_the_corpus(path: Path) -> Non
     """The corpus was computed from the same 16-bit samples, so only the rounding to float16 is between (2 ** -11)."""
     frames = zoo.sample_corpus(path.stem.split("-")[0])
     stored = frames.select(torch.tensor([frames.names.index(path.stem)])).features
-    torch.testing.assert_close(zoo.mfcc_file(path), stored, rtol=2**-11, atol=1e-4)
+    torch.testing.assert_close(zoo.data.mfcc_file(path), stored, rtol=2**-11, atol=1e-4)
 
 
 @pytest.mark.skipif(not AN4.exists(), reason="no AN4 beside the project")
@@ -103,7 +103,7 @@ def test_real_recordings_give_the_features_others_computed() -> None:
     """AN4's FLAC files were cut after the features were made, so the two frames at each end saw other samples."""
     for path in sorted((AN4 / "wav").glob("*.flac"))[:10]:
         theirs = np.load(AN4 / "mfcc" / f"{path.stem}.npy", allow_pickle=False)
-        ours = zoo.mfcc_file(path).numpy()[: len(theirs)]
+        ours = zoo.data.mfcc_file(path).numpy()[: len(theirs)]
         np.testing.assert_allclose(ours[2:-2], theirs[2:-2], atol=1e-3, err_msg=path.stem)
 
 
@@ -143,11 +143,11 @@ def test_a_file_that_is_refused_is_named(tmp_path: Path) -> None:
     text.write_text("no audio")
     soundfile.write(short, np.zeros(100), 16_000)
     with pytest.raises(FileNotFoundError, match=r"none at .*absent\.wav"):
-        zoo.mfcc_file(tmp_path / "absent.wav")
+        zoo.data.mfcc_file(tmp_path / "absent.wav")
     with pytest.raises(ValueError, match=r"text\.wav: expected audio"):
-        zoo.mfcc_file(text)
+        zoo.data.mfcc_file(text)
     with pytest.raises(ValueError, match=r"short\.wav: expected 400 samples"):
-        zoo.mfcc_file(short)
+        zoo.data.mfcc_file(short)
 
 
 def test_without_soundfile_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,7 +175,7 @@ def test_a_mask_blanks_one_run_on_each_axis(seed: int, max_time: int, max_featur
     """At most one run of at most the maximum per axis and window; everything else is untouched."""
     windows = noise(4, 9, 5) + 10
     generator = torch.Generator().manual_seed(seed)
-    masked = zoo.mask(windows, max_time=max_time, max_features=max_features, generator=generator)
+    masked = zoo.data.mask(windows, max_time=max_time, max_features=max_features, generator=generator)
     for blank in masked == 0:
         rows, columns = blank.all(dim=1), blank.all(dim=0)
         assert len(runs(rows)) <= 1
@@ -189,7 +189,7 @@ def test_a_mask_blanks_one_run_on_each_axis(seed: int, max_time: int, max_featur
 def test_masks_are_those_of_torchaudio() -> None:
     """The same runs as torchaudio draws, time first, from the seed that the generator gives."""
     windows = noise(16, 41, 27)
-    ours = zoo.mask(windows, max_time=12, max_features=6, generator=torch.Generator().manual_seed(7))
+    ours = zoo.data.mask(windows, max_time=12, max_features=6, generator=torch.Generator().manual_seed(7))
     seed = int(torch.randint(2**62, (), generator=torch.Generator().manual_seed(7)))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -203,7 +203,7 @@ def test_masks_follow_the_generator_and_nothing_else() -> None:
     windows = torch.ones(8, 41, 27)
 
     def draw(generator: torch.Generator) -> Tensor:
-        return zoo.mask(windows, max_time=20, max_features=10, generator=generator)
+        return zoo.data.mask(windows, max_time=20, max_features=10, generator=generator)
 
     generator = torch.Generator().manual_seed(3)
     before = torch.get_rng_state()
@@ -218,10 +218,10 @@ def test_masks_follow_the_generator_and_nothing_else() -> None:
 def test_every_length_up_to_the_maximum_comes_up() -> None:
     """0, 1, 2 and 3 frames, about as often each; with both maxima 0 the windows come back as they were."""
     windows = torch.ones(4_000, 10, 1)
-    masked = zoo.mask(windows, max_time=3, max_features=0, generator=torch.Generator().manual_seed(0))
+    masked = zoo.data.mask(windows, max_time=3, max_features=0, generator=torch.Generator().manual_seed(0))
     lengths = (masked == 0).sum(dim=(1, 2)).bincount()
     torch.testing.assert_close(lengths / 4_000, torch.full((4,), 0.25), atol=0.03, rtol=0)
-    whole = zoo.mask(windows, max_time=0, max_features=0, generator=torch.Generator())
+    whole = zoo.data.mask(windows, max_time=0, max_features=0, generator=torch.Generator())
     assert torch.equal(whole, windows)
 
 
@@ -229,8 +229,8 @@ def test_impossible_masks_are_refused() -> None:
     """A maximum beyond its axis, and features without the batch axis."""
     generator = torch.Generator()
     with pytest.raises(ValueError, match=r"expected max_time between 0 and 5, .* got 6"):
-        zoo.mask(torch.ones(2, 5, 3), max_time=6, max_features=0, generator=generator)
+        zoo.data.mask(torch.ones(2, 5, 3), max_time=6, max_features=0, generator=generator)
     with pytest.raises(ValueError, match=r"expected max_features between 0 and 3, .* got -1"):
-        zoo.mask(torch.ones(2, 5, 3), max_time=0, max_features=-1, generator=generator)
+        zoo.data.mask(torch.ones(2, 5, 3), max_time=0, max_features=-1, generator=generator)
     with pytest.raises(ValueError, match=r"got shape \(5, 3\); pass one recording as features\[None\]"):
-        zoo.mask(torch.ones(5, 3), max_time=1, max_features=1, generator=generator)
+        zoo.data.mask(torch.ones(5, 3), max_time=1, max_features=1, generator=generator)

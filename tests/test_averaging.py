@@ -6,8 +6,9 @@ import pytest
 import torch
 
 import zoo
-from zoo import Checkpoint, FrameSet, Spec, average, losses_along
-from zoo.averaging import METHODS
+from zoo import Checkpoint, FrameSet, Spec, average
+from zoo.training import losses_along
+from zoo.training.averaging import METHODS
 
 SPEC = Spec("cylinder", features=6, context=1, classes=4, options={"width": 5, "depth": 1})
 

@@ -8,8 +8,8 @@ import torch
 
 import zoo
 from zoo import Recipe, Registry
+from zoo._console import run_app
 from zoo.cli import app
-from zoo.terminal import run_app
 
 ROOT = Path(__file__).parents[1]
 SMALL = ["--spec", "cylinder", "--context", "2", "--option", "width=16", "--option", "depth=1", "--batch-size", "64"]
@@ -150,14 +150,14 @@ def test_a_picture_is_of_the_draw_that_the_flags_describe(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Inputs by features and context, no norms where there are none; the counts are the built models'."""
-    pictured: list[zoo.Samples] = []
-    picture = zoo.plot_samples
+    pictured: list[zoo.search.Samples] = []
+    picture = zoo.search.plot_samples
 
-    def plot(samples: zoo.Samples) -> object:
+    def plot(samples: zoo.search.Samples) -> object:
         pictured.append(samples)
         return picture(samples)
 
-    monkeypatch.setattr("zoo.pictures.plot_samples", plot)
+    monkeypatch.setattr("zoo.search.pictures.plot_samples", plot)
     words = ["--budget", 60_000, "--contexts", 3, "--option", "batchnorm=false", "--samples", 20, "--draw-seed", 1]
     assert zoo_says(capsys, "search", *words, "--picture", tmp_path / "draws.png")[0] == 0
     for widths, depth, count in zip(pictured[0].widths, pictured[0].depths, pictured[0].parameters, strict=True):
@@ -209,7 +209,7 @@ def test_ctrl_c_says_how_to_go_on(
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("zoo.training.train_group", interrupted)
+    monkeypatch.setattr("zoo.training.run.train_group", interrupted)
     code, _, said = zoo_says(capsys, "train", "a", *SMALL, "--directory", tmp_path / "run", "--corpus", corpus)
     assert (code, said) == (130, f"error: interrupted; the same command goes on in {tmp_path / 'run'}\n")
 

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 import zoo
-from ensemble.brood import Brood
-from zoo.search import BUILT_IN
+from ensemble.run.brood import Brood
+from zoo.search.counting import BUILT_IN
 
 
 def models(architecture: str, members: int = 3, **options: object) -> list[nn.Module]:

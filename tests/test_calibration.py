@@ -13,8 +13,8 @@ from sklearn.metrics import brier_score_loss
 from torch import Tensor
 
 import ensemble
-from ensemble import calibration
-from ensemble.rules import Chain, Temperature
+from ensemble.judge import reliability
+from ensemble.rules.fitted import Chain, Temperature
 
 
 def told(members: int = 3, frames: int = 600, classes: int = 4, *, seed: int = 0) -> ensemble.MemberOutputs:
@@ -36,7 +36,7 @@ def test_temperature_of_honest_logits_sharpened_by_two_is_two() -> None:
     generator = torch.Generator().manual_seed(0)
     z = torch.randn(40_000, 5, generator=generator)
     labels = torch.multinomial(z.softmax(-1), 1, generator=generator)[:, 0]
-    fit = ensemble.fit_temperature((2 * z).softmax(-1), labels)
+    fit = ensemble.fit.fit_temperature((2 * z).softmax(-1), labels)
     assert fit.value == pytest.approx(2.0, rel=0.03)
     assert fit.after < fit.before
 
@@ -48,7 +48,7 @@ def test_temperature_equals_a_general_minimiser(seed: int, scale: float) -> None
     generator = torch.Generator().manual_seed(seed)
     z = torch.randn(80, 3, generator=generator, dtype=torch.float64) * scale
     labels = torch.multinomial(z.div(scale).softmax(-1), 1, generator=generator)[:, 0]
-    fit = ensemble.fit_temperature(z.softmax(-1), labels)
+    fit = ensemble.fit.fit_temperature(z.softmax(-1), labels)
     logs = z.log_softmax(-1)
     found = minimize_scalar(
         lambda x: nats((logs / math.exp(x)).softmax(-1), labels),
@@ -64,7 +64,7 @@ def test_temperature_equals_a_general_minimiser(seed: int, scale: float) -> None
 def test_temperature_is_stationary() -> None:
     """At the fit, the mean logarithm expected equals the mean logarithm of the truth, to 1e-9."""
     o = told(1)
-    value = ensemble.fit_temperature(o).value
+    value = ensemble.fit.fit_temperature(o).value
     assert isinstance(value, tuple)
     logs = o.log_probabilities[0].double()
     p = (logs / value[0]).softmax(-1)
@@ -75,19 +75,19 @@ def test_temperature_is_stationary() -> None:
 def test_members_are_fitted_each_for_itself() -> None:
     """All members in one walk give what one at a time gives, from outputs and from arrays."""
     o = told()
-    fit = ensemble.fit_temperature(o)
+    fit = ensemble.fit.fit_temperature(o)
     assert isinstance(fit.value, tuple)
     for row, value in zip(o.probabilities, fit.value, strict=True):
-        assert ensemble.fit_temperature(row, o.labels).value == pytest.approx(value, rel=1e-8)
-    assert ensemble.fit_temperature(o.probabilities, o.labels).value == pytest.approx(fit.value, rel=1e-8)
+        assert ensemble.fit.fit_temperature(row, o.labels).value == pytest.approx(value, rel=1e-8)
+    assert ensemble.fit.fit_temperature(o.probabilities, o.labels).value == pytest.approx(fit.value, rel=1e-8)
     assert fit.fingerprint == o.fingerprint
 
 
 def test_a_rule_gets_one_temperature() -> None:
     """After pooling: the fit of what the rule returns."""
     o = told()
-    fit = ensemble.fit_temperature(o, rule=ensemble.mean)
-    alone = ensemble.fit_temperature(ensemble.mean(o.probabilities), o.labels)
+    fit = ensemble.fit.fit_temperature(o, rule=ensemble.mean)
+    alone = ensemble.fit.fit_temperature(ensemble.mean(o.probabilities), o.labels)
     assert fit.value == pytest.approx(alone.value, rel=1e-6)
     cooled = Temperature(fit.value)(ensemble.mean(o.probabilities))
     assert nats(cooled, o.require_labels()) == pytest.approx(fit.after, abs=1e-6)
@@ -96,13 +96,13 @@ def test_a_rule_gets_one_temperature() -> None:
 def test_without_a_minimum_the_search_still_ends() -> None:
     """Always right asks for ever colder, until nothing changes; always wrong for the hottest."""
     rows = torch.tensor([[0.9, 0.1]] * 3)
-    assert ensemble.fit_temperature(rows, [0, 0, 0]).after < 1e-12  # type: ignore[operator]
-    assert ensemble.fit_temperature(rows, [1, 1, 1]).value == pytest.approx(100)
+    assert ensemble.fit.fit_temperature(rows, [0, 0, 0]).after < 1e-12  # type: ignore[operator]
+    assert ensemble.fit.fit_temperature(rows, [1, 1, 1]).value == pytest.approx(100)
 
 
 def test_zeros_do_not_stop_the_fit() -> None:
     """A certain mistake is finite and makes the fit hotter."""
-    fit = ensemble.fit_temperature([[1.0, 0.0]] * 9 + [[0.0, 1.0]], [0] * 10)
+    fit = ensemble.fit.fit_temperature([[1.0, 0.0]] * 9 + [[0.0, 1.0]], [0] * 10)
     assert math.isfinite(fit.after)
     assert fit.value > 1
 
@@ -110,34 +110,34 @@ def test_zeros_do_not_stop_the_fit() -> None:
 def test_what_cannot_be_fitted_is_refused() -> None:
     """No frames, no labels, or an argument that would count for nothing."""
     with pytest.raises(ValueError, match="outputs, which have labels of their own, got labels too"):
-        ensemble.fit_temperature(told(), [0] * 600)
+        ensemble.fit.fit_temperature(told(), [0] * 600)
     with pytest.raises(ValueError, match=r"for an array fit on rule\(array\)"):
-        ensemble.fit_temperature(torch.ones(2, 3, 4) / 4, [0, 1, 2], rule=ensemble.mean)
+        ensemble.fit.fit_temperature(torch.ones(2, 3, 4) / 4, [0, 1, 2], rule=ensemble.mean)
     with pytest.raises(ValueError, match="expected frames to fit a temperature on, got none"):
-        ensemble.fit_temperature(torch.empty(0, 3), [])
+        ensemble.fit.fit_temperature(torch.empty(0, 3), [])
     with pytest.raises(ValueError, match=r"got \(2, 3\) and None"):
-        ensemble.fit_temperature(torch.ones(2, 3) / 3)
+        ensemble.fit.fit_temperature(torch.ones(2, 3) / 3)
 
 
 def test_pool_temperatures_are_what_their_chain_gives() -> None:
     """The reported losses are the rule's own; together beats either alone."""
     o = told()
     labels, p = o.require_labels(), o.probabilities.double()
-    fit = ensemble.fit_pool_temperatures(o, [0.5, 0.3, 0.2])
+    fit = ensemble.fit.fit_pool_temperatures(o, [0.5, 0.3, 0.2])
     pool = ensemble.WeightedMean([0.5, 0.3, 0.2])
     chain = Chain((Temperature(fit.members), pool, Temperature(fit.pool)))
     assert nats(chain(p), labels) == pytest.approx(fit.after, abs=1e-7)
     assert nats(pool(p), labels) == pytest.approx(fit.before, abs=1e-7)  # rows are float32's
-    each = ensemble.fit_temperature(o)
+    each = ensemble.fit.fit_temperature(o)
     assert fit.after <= nats(Chain((Temperature(each.value), pool))(p), labels) + 1e-9
-    assert fit.after <= float(ensemble.fit_temperature(o, rule=pool).after) + 1e-9  # type: ignore[arg-type]
+    assert fit.after <= float(ensemble.fit.fit_temperature(o, rule=pool).after) + 1e-9  # type: ignore[arg-type]
 
 
 def test_pool_temperatures_are_found_where_sure_members_hide_the_slope() -> None:
     """Of rows of zeros and ones small changes change nothing; trusting the one that is always right does."""
     rows = {"a": [[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]], "b": [[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]}
     o = ensemble.MemberOutputs.from_probabilities(rows, labels=[0, 1, 0])
-    fit = ensemble.fit_pool_temperatures(o)
+    fit = ensemble.fit.fit_pool_temperatures(o)
     assert fit.before == pytest.approx(2 / 3 * math.log(2))
     assert fit.after < 1e-6
 
@@ -145,7 +145,7 @@ def test_pool_temperatures_are_found_where_sure_members_hide_the_slope() -> None
 def test_pool_temperatures_are_a_minimum_to_a_billionth() -> None:
     """No single temperature can be moved for the better."""
     o = told(4, 400, seed=3)
-    fit, p = ensemble.fit_pool_temperatures(o), o.probabilities.double()
+    fit, p = ensemble.fit.fit_pool_temperatures(o), o.probabilities.double()
     for k in range(5):
         for factor in (0.9, 0.99, 1.01, 1.1):
             moved = [*fit.members, fit.pool]
@@ -158,7 +158,7 @@ def test_pool_temperatures_are_a_minimum_to_a_billionth() -> None:
 def test_weights_of_a_pool_that_are_none_are_refused(weights: list[float]) -> None:
     """Before anything is fitted."""
     with pytest.raises(ValueError, match="weights"):
-        ensemble.fit_pool_temperatures(told(2), weights)
+        ensemble.fit.fit_pool_temperatures(told(2), weights)
 
 
 # Reliability
@@ -177,15 +177,15 @@ def test_calibration_error_equals_the_loop(seed: int, frames: int, bins: int) ->
         if inside.any():
             right = (top == labels)[inside].double().mean()
             expected += inside.double().mean().item() * abs(right - confidence[inside].mean()).item()
-    found = ensemble.expected_calibration_error(rows, labels, bins=bins)
+    found = ensemble.judge.expected_calibration_error(rows, labels, bins=bins)
     assert found == pytest.approx(expected, abs=1e-12)
 
 
 SCORES = [
-    ensemble.fit_temperature,
-    ensemble.expected_calibration_error,
-    ensemble.brier_score,
-    ensemble.murphy,
+    ensemble.fit.fit_temperature,
+    ensemble.judge.expected_calibration_error,
+    ensemble.judge.brier_score,
+    ensemble.judge.murphy,
 ]
 
 
@@ -209,22 +209,22 @@ def test_members_that_are_no_distributions_are_refused_by_number() -> None:
     """(M, N, C): the second one's logits."""
     rows = np.array([[[0.5, 0.5]], [[3.0, -1.0]]])
     with pytest.raises(ValueError, match=r"from member 1, got a row with sum 2 .* at frame 0"):
-        ensemble.fit_temperature(rows, [0])
+        ensemble.fit.fit_temperature(rows, [0])
 
 
 @given(bins=st.integers(1, 2000), data=st.data())
 def test_every_bin_holds_its_upper_end(bins: int, data: st.DataObject) -> None:
     """Where rounding puts k / bins x bins above k, too: 7 / 25."""
     k = data.draw(st.integers(1, bins))
-    assert calibration.bin_sums([k / bins], [1], bins=bins)[0, k - 1] == 1
-    assert calibration.bin_sums([7 / 25], [1], bins=25)[0, 6] == 1
+    assert reliability.bin_sums([k / bins], [1], bins=bins)[0, k - 1] == 1
+    assert reliability.bin_sums([7 / 25], [1], bins=25)[0, 6] == 1
     with pytest.raises(ValueError, match="one bin or more, got 0"):
-        calibration.bin_sums([0.5], [1], bins=0)
+        reliability.bin_sums([0.5], [1], bins=0)
 
 
 def test_ends_of_bins_belong_to_the_lower_bin() -> None:
     """Confidence one half of two bins lies in the first, one in the last, zero in the first."""
-    frames = calibration.bin_sums([0.5, 1.0, 0.0], [1, 1, 0], bins=2)[0]
+    frames = reliability.bin_sums([0.5, 1.0, 0.0], [1, 1, 0], bins=2)[0]
     assert frames.tolist() == [2, 1]
 
 
@@ -233,13 +233,13 @@ def test_brier_score_equals_scikit_learn() -> None:
     o = told(1)
     rows, labels = o.log_probabilities[0].double().softmax(-1).numpy(), o.require_labels().numpy()
     expected = brier_score_loss(labels, rows, labels=range(4), scale_by_half=False)
-    assert ensemble.brier_score(rows, labels) == pytest.approx(expected, rel=1e-6)
+    assert ensemble.judge.brier_score(rows, labels) == pytest.approx(expected, rel=1e-6)
 
 
 def test_murphy_by_hand() -> None:
     """Two confidences, .6 right half the time and .9 always; one bin each, so nothing is left within."""
     rows = [[0.6, 0.4], [0.6, 0.4], [0.9, 0.1], [0.9, 0.1]]
-    parts = ensemble.murphy(rows, [0, 1, 0, 0])
+    parts = ensemble.judge.murphy(rows, [0, 1, 0, 0])
     assert parts.reliability == pytest.approx((0.1**2 + 0.1**2) / 2)
     assert parts.resolution == pytest.approx(0.25**2)
     assert parts.uncertainty == pytest.approx(0.75 * 0.25)
@@ -251,17 +251,17 @@ def test_murphys_parts_add_up() -> None:
     o = told(1)
     confidence, top = o.probabilities[0].double().max(-1)
     score = (confidence - (top == o.labels).double()).square().mean().item()
-    assert ensemble.murphy(o.probabilities[0], o.labels).score == pytest.approx(score, rel=1e-9)
+    assert ensemble.judge.murphy(o.probabilities[0], o.labels).score == pytest.approx(score, rel=1e-9)
 
 
 def test_no_frames_have_no_score() -> None:
     """NaN, not an error."""
     rows = torch.empty(0, 3)
-    assert math.isnan(ensemble.expected_calibration_error(rows, []))
-    assert math.isnan(ensemble.brier_score(rows, []))
-    assert math.isnan(ensemble.murphy(rows, []).score)
+    assert math.isnan(ensemble.judge.expected_calibration_error(rows, []))
+    assert math.isnan(ensemble.judge.brier_score(rows, []))
+    assert math.isnan(ensemble.judge.murphy(rows, []).score)
     with pytest.raises(ValueError, match=r"labels of shape \(2,\) .*, got \(3,\)"):
-        ensemble.brier_score([[0.5, 0.5]] * 2, [0, 1, 0])
+        ensemble.judge.brier_score([[0.5, 0.5]] * 2, [0, 1, 0])
 
 
 # Fusion
@@ -271,7 +271,7 @@ def test_bayes_vote_counts_by_hand() -> None:
     """One member says 0, 0, 1 where the truth is 0, 1, 1: with half a count added everywhere."""
     rows = [[0.9, 0.1], [0.8, 0.2], [0.3, 0.7]]
     o = ensemble.MemberOutputs.from_probabilities({"a": rows}, labels=[0, 1, 1])
-    rule = ensemble.fit_bayes_vote(o)
+    rule = ensemble.fit.fit_bayes_vote(o)
     expected = [[1.5 / 2, 1.5 / 3], [0.5 / 2, 1.5 / 3]]  # said, then true
     np.testing.assert_allclose(np.exp(rule.log_likelihoods[0]), expected, rtol=1e-12)
     np.testing.assert_allclose(np.exp(rule.log_priors), [1.5 / 4, 2.5 / 4], rtol=1e-12)
@@ -282,7 +282,7 @@ def test_bayes_vote_learns_whom_to_believe() -> None:
     o = told(1, 500, 3)
     swapped = o.probabilities[0][:, [1, 0, 2]]
     wrong = ensemble.MemberOutputs.from_probabilities({"a": swapped}, labels=o.labels)
-    straight, turned = ensemble.fit_bayes_vote(o), ensemble.fit_bayes_vote(wrong)
+    straight, turned = ensemble.fit.fit_bayes_vote(o), ensemble.fit.fit_bayes_vote(wrong)
     torch.testing.assert_close(straight(o.probabilities), turned(wrong.probabilities))
 
 
@@ -305,7 +305,7 @@ def test_stacking_finds_the_least_that_autograd_finds(classes: int) -> None:
         return value
 
     optimiser.step(loss)
-    found = ensemble.fit_stacked(o, strength=0.3)(o.probabilities.double())
+    found = ensemble.fit.fit_stacked(o, strength=0.3)(o.probabilities.double())
     torch.testing.assert_close(found, rows().detach(), rtol=0, atol=1e-2)  # it stops at 1e-7 of the loss
 
 
@@ -313,7 +313,7 @@ def test_stacking_on_few_frames_is_no_worse_than_the_members_together() -> None:
     """Fewer frames than coefficients; a ridge a thousand times weaker fails here."""
     fitted, fresh = told(8, 400, 10, seed=1), told(8, 4000, 10, seed=2)
     labels = fresh.require_labels()
-    loss = nats(ensemble.fit_stacked(fitted)(fresh.probabilities), labels)
+    loss = nats(ensemble.fit.fit_stacked(fitted)(fresh.probabilities), labels)
     assert loss < nats(ensemble.mean(fresh.probabilities), labels)
     assert loss < nats(ensemble.log_mean(fresh.probabilities), labels)
 
@@ -323,21 +323,21 @@ def test_the_strength_of_stacking_does_not_depend_on_the_number_of_frames() -> N
     o = told(2, 300)
     twice = o.at(torch.arange(300).repeat(2))
     p = o.probabilities
-    torch.testing.assert_close(ensemble.fit_stacked(twice)(p), ensemble.fit_stacked(o)(p), rtol=0, atol=1e-3)
-    slopes = torch.tensor(ensemble.fit_stacked(o, strength=1e6).coefficients)  # (C, M, C)
+    torch.testing.assert_close(ensemble.fit.fit_stacked(twice)(p), ensemble.fit.fit_stacked(o)(p), rtol=0, atol=1e-3)
+    slopes = torch.tensor(ensemble.fit.fit_stacked(o, strength=1e6).coefficients)  # (C, M, C)
     torch.testing.assert_close(slopes, (torch.eye(4) / 2)[:, None].expand(-1, 2, -1), rtol=0, atol=1e-3)
     with pytest.raises(ValueError, match="positive strength, got -1"):
-        ensemble.fit_stacked(o, strength=-1)
+        ensemble.fit.fit_stacked(o, strength=-1)
 
 
 def test_stacking_says_when_it_stopped_early() -> None:
     """A note that names the way out, instead of another library's; none where the iterations suffice."""
     o = told(2, 100)
     with pytest.warns(RuntimeWarning, match="on 100 frames stopped after 2 iterations: raise max_iterations or stren"):
-        ensemble.fit_stacked(o, max_iterations=2)
+        ensemble.fit.fit_stacked(o, max_iterations=2)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        ensemble.fit_stacked(o)
+        ensemble.fit.fit_stacked(o)
 
 
 def test_stacking_rules_out_classes_never_seen() -> None:
@@ -345,12 +345,12 @@ def test_stacking_rules_out_classes_never_seen() -> None:
     o = told(2, 200, 3)
     labels = torch.where(o.require_labels() == 1, 2, o.require_labels())
     seen = ensemble.MemberOutputs.from_probabilities(dict(zip("ab", o.probabilities, strict=True)), labels=labels)
-    rows = ensemble.fit_stacked(seen)(o.probabilities)
+    rows = ensemble.fit.fit_stacked(seen)(o.probabilities)
     assert rows[:, 1].max() < 1e-12
     assert ((rows.argmax(-1) == labels).double().mean() > 0.6).item()
 
 
-@pytest.mark.parametrize("fit", [ensemble.fit_bayes_vote, ensemble.fit_stacked])
+@pytest.mark.parametrize("fit", [ensemble.fit.fit_bayes_vote, ensemble.fit.fit_stacked])
 def test_fits_need_frames(fit: object) -> None:
     """Nothing is fitted on nothing."""
     empty = ensemble.MemberOutputs.from_probabilities({"a": torch.empty(0, 2)}, labels=torch.empty(0).long())
@@ -362,4 +362,4 @@ def test_stacking_needs_two_classes() -> None:
     """One class leaves nothing to tell apart."""
     o = ensemble.MemberOutputs.from_probabilities({"a": [[0.5, 0.5]]}, labels=[1], classes=["x", "y"])
     with pytest.raises(ValueError, match="two classes or more to stack on, got only 'y'"):
-        ensemble.fit_stacked(o)
+        ensemble.fit.fit_stacked(o)

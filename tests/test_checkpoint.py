@@ -18,7 +18,8 @@ from torch import nn
 
 import zoo
 from zoo import CheckpointError
-from zoo.checkpoint import decode, encode, read, restore, verify, verify_bytes, write
+from zoo.checkpoint import decode, encode, read, verify, verify_bytes, write
+from zoo.checkpoint.match import restore
 from zoo.checkpoint.probe import check_probe, probe
 
 CORPUS = Path(__file__).parents[2] / "shared" / "corpus" / "safetensors.json"
@@ -307,7 +308,7 @@ def test_what_could_not_be_read_again_is_never_written(tmp_path, monkeypatch, na
     def odd(inputs: int, classes: int, *, name: str = "head", dtype: str = "int32") -> nn.Module:
         return Odd(inputs, classes, name, dtype)
 
-    monkeypatch.setitem(zoo.architectures._TABLE, "odd", odd)
+    monkeypatch.setitem(zoo.models.architectures._TABLE, "odd", odd)
     spec = zoo.Spec("odd", features=2, context=1, classes=2, options={"name": name, "dtype": dtype})
     registry = zoo.Registry(tmp_path / "registry.json")
     found = "OK"

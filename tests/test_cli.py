@@ -14,6 +14,7 @@ import zoo
 from ensemble.cli import app
 from ensemble.cli.naming import FITTED
 from ensemble.cli.printing import print_json
+from zoo import _console
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +23,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("home")
     registry = zoo.Registry(home / "registry.json")
     train, valid, test = (zoo.sample_corpus(part) for part in ("train", "valid", "test"))
-    train, valid, test = (f.select(zoo.frames.torch.arange(n)) for f, n in ((train, 40), (valid, 12), (test, 12)))
+    train, valid, test = (f.select(zoo.data.frames.torch.arange(n)) for f, n in ((train, 40), (valid, 12), (test, 12)))
     for seed, (name, context) in enumerate([("cylinder-a", 2), ("cylinder-b", 2), ("other", 1)]):
         spec = zoo.Spec("cylinder", features=27, context=context, classes=40, options={"width": 32, "depth": 1})
         registry.register(name, zoo.train(spec, zoo.Recipe(epochs=1, seed=seed), train, valid))
@@ -45,7 +46,7 @@ CORPUS = ["--corpus", "corpus", "--valid", "dev", "--test", "test"]
 
 def said(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> str:
     """What the command prints on stdout; its exit code must be `code`."""
-    assert zoo.run_app(app, arguments) == code, capsys.readouterr().err
+    assert _console.run_app(app, arguments) == code, capsys.readouterr().err
     return capsys.readouterr().out
 
 
@@ -107,11 +108,11 @@ def test_stored_outputs_are_judged_as_the_models_are(capsys: pytest.CaptureFixtu
     assert live["members"] == kept["members"]
     chosen = json.loads(said(capsys, "evaluate", *stored, "--members", "cyl*", "--json"))
     assert [row["name"] for row in chosen["members"]] == ["cylinder-a", "cylinder-b"]
-    assert zoo.run_app(app, ["evaluate", "--outputs", "said", "--valid", "nope", "--test", "test"]) == 2
+    assert _console.run_app(app, ["evaluate", "--outputs", "said", "--valid", "nope", "--test", "test"]) == 2
     assert "nope.safetensors; partitions in said: dev, test" in capsys.readouterr().err
     for text in ("", "[]", "{}"):
         Path("said/members.json").write_text(text)
-        assert zoo.run_app(app, ["evaluate", *stored]) == 2
+        assert _console.run_app(app, ["evaluate", *stored]) == 2
         assert "collect again" in capsys.readouterr().err
 
 
@@ -150,7 +151,7 @@ def test_compare_answers_no_with_exit_code_one(capsys: pytest.CaptureFixture[str
     """A member is not better than itself; a difference and its opposite agree."""
     said(capsys, "compare", "other", "other", *CORPUS, code=1)
     arguments = ("compare", "mean", "other", *CORPUS, "--json")
-    code = zoo.run_app(app, arguments)
+    code = _console.run_app(app, arguments)
     ahead = json.loads(capsys.readouterr().out)
     assert code == (0 if ahead["gain_low"] > 0 else 1)
     assert ahead["gain"] == pytest.approx(ahead["first_accuracy"] - ahead["second_accuracy"])
@@ -158,7 +159,7 @@ def test_compare_answers_no_with_exit_code_one(capsys: pytest.CaptureFixture[str
 
 def test_one_recording_is_never_enough_to_say_yes(capsys: pytest.CaptureFixture[str], home: Path) -> None:
     """Exit code one in both orders, null for the ends, and words for people."""
-    one = zoo.read_corpus("corpus", "test").select(zoo.frames.torch.arange(1))
+    one = zoo.read_corpus("corpus", "test").select(zoo.data.frames.torch.arange(1))
     zoo.write_corpus(one, home / "corpus", "single")
     where = ["--corpus", "corpus", "--valid", "dev", "--test", "single"]
     for order in (("mean", "other"), ("other", "mean")):
@@ -168,7 +169,7 @@ def test_one_recording_is_never_enough_to_say_yes(capsys: pytest.CaptureFixture[
     assert "nan" not in said(capsys, "evaluate", *where)
     assert json.loads(said(capsys, "select", *where, "--json"))["gain_low"] is None
     backwards = ["--corpus", "corpus", "--valid", "single", "--test", "dev"]
-    assert zoo.run_app(app, ["evaluate", *backwards, "--rules", "auto"]) == 2
+    assert _console.run_app(app, ["evaluate", *backwards, "--rules", "auto"]) == 2
     assert "two recordings or more for 'auto', got 1" in capsys.readouterr().err
 
 
@@ -222,7 +223,7 @@ def test_a_wrong_argument_is_answered_with_one_line_and_two(
     capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
 ) -> None:
     """Exit code 2, no traceback, the way out named."""
-    assert zoo.run_app(app, arguments) == 2
+    assert _console.run_app(app, arguments) == 2
     captured = capsys.readouterr()
     assert captured.err.startswith("error: ")
     assert captured.err.count("\n") == 1

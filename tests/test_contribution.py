@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import ensemble
-from ensemble import contributions
+from ensemble.selection import contributions
 from ensemble.selection.contribution import Pool
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import zoo
-from zoo.corpus import PHONEMES, write_corpus
+from zoo.data.corpus import PHONEMES, write_corpus
 
 
 def save(root: Path, name: str, features: np.ndarray, spoken: np.ndarray | None, partition: str = "p") -> None:

@@ -10,9 +10,9 @@ from torch import nn
 
 import ensemble
 import zoo
-from ensemble.cotraining import fastest, measure_together
+from ensemble.run.cotraining import fastest, measure_together
 from zoo import FrameSet, Recipe, Spec
-from zoo.judging import losses
+from zoo.training.scores import losses
 
 SPEC = Spec("cylinder", features=6, context=1, classes=4, options={"width": 8, "depth": 2, "dropout": 0.2})
 RECIPE = Recipe(epochs=4, batch_size=28, learning_rate=0.01, mask_features=1)  # 5 steps an epoch, 20 in all
@@ -119,8 +119,8 @@ def test_a_short_training_is_not_measured(
 ) -> None:
     """As many together as have few parameters; one has 276."""
     assert zoo.count_parameters(SPEC) == 276
-    monkeypatch.setattr("zoo.seconds_per_step", unmeasured)
-    monkeypatch.setattr("ensemble.cotraining._HELD", limit)
+    monkeypatch.setattr("zoo.training.seconds_per_step", unmeasured)
+    monkeypatch.setattr("ensemble.run.cotraining._HELD", limit)
     records: list[list[Any]] = []
     ensemble.cotrain(SPEC, replace(RECIPE, epochs=1), frames, frames, seeds=range(3), on_epoch=records.append)
     assert [len(record) for record in records] == sizes
@@ -140,13 +140,13 @@ def test_measuring_takes_a_small_share_of_the_training(
     """4 members, 5 steps an epoch: sizes 1, 2 and 4, and 1 again, of half a second each."""
     sizes: list[int] = []
 
-    def seconds(group: zoo.Group, *args: Any, **settings: Any) -> float:
+    def seconds(group: zoo.training.Group, *args: Any, **settings: Any) -> float:
         sizes.append(group.members)
         return step * group.members
 
-    monkeypatch.setattr("zoo.seconds_per_step", seconds)
+    monkeypatch.setattr("zoo.training.seconds_per_step", seconds)
     monkeypatch.setattr("zoo.train", lambda *args, **settings: None)
-    monkeypatch.setattr("zoo.train_group", lambda *args, **settings: [])
+    monkeypatch.setattr("zoo.training.train_group", lambda *args, **settings: [])
     ensemble.cotrain(SPEC, replace(RECIPE, epochs=epochs), frames, frames, seeds=range(4))
     assert sizes == ([1, 1, 2, 4, 1] if measured else [1] * (epochs > 5))
 
@@ -191,7 +191,7 @@ def test_a_member_that_diverges_keeps_its_best_and_the_others_go_on(
         return found if next(steps) < 5 else found * torch.tensor([[float("nan")], [1.0]])
 
     one, other = ensemble.cotrain(SPEC, replace(RECIPE, epochs=1), frames, frames, seeds=[3, 5], together=2)
-    monkeypatch.setattr("zoo.training.steps.losses", poisoned)
+    monkeypatch.setattr("zoo.training.step.losses", poisoned)
     found = ensemble.cotrain(
         SPEC, replace(RECIPE, epochs=3), frames, frames, seeds=[3, 5], together=2, directory=tmp_path
     )
@@ -204,12 +204,12 @@ def test_a_study_trains_equal_specs_together(frames: FrameSet, monkeypatch: pyte
     """Each draw has a seed of its own and is what training it alone would give; order and losses are kept."""
     wider = replace(SPEC, options={**SPEC.options, "width": 16})
     recipe = replace(RECIPE, epochs=2, seed=7, order_seed=1)
-    found = ensemble.train_alike([SPEC, wider, SPEC], recipe, frames, frames)
+    found = ensemble.run.train_alike([SPEC, wider, SPEC], recipe, frames, frames)
     assert [one.spec for one in found if one] == [SPEC, wider, SPEC]
     for one, seed in zip(found, (7, 7, 8), strict=True):
         assert one is not None
         assert apart(one, zoo.train(one.spec, replace(recipe, seed=seed), frames, frames)) < 1e-4
-    trials = zoo.halving([SPEC, wider] * 2, recipe, frames, frames, factor=2, trainer=ensemble.train_alike)
+    trials = zoo.search.halving([SPEC, wider] * 2, recipe, frames, frames, factor=2, trainer=ensemble.run.train_alike)
     assert sorted(trial.epochs for trial in trials) == [1, 1, 2, 2]
 
 
@@ -217,4 +217,4 @@ def test_a_study_goes_on_without_those_that_diverge(frames: FrameSet) -> None:
     """At such a rate nobody learns; each gets None instead of an end of the study."""
     wild = replace(RECIPE, optimiser="sgd", learning_rate=1e6)
     steep = replace(SPEC, options={**SPEC.options, "batchnorm": False})
-    assert ensemble.train_alike([steep, steep], wild, frames, frames) == [None, None]
+    assert ensemble.run.train_alike([steep, steep], wild, frames, frames) == [None, None]

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor, optim
 
 from zoo import Recipe
-from zoo.recipe import OPTIMISERS
 from zoo.training.descent import AdamSGD, make_optimiser, norms, uphill
+from zoo.training.optimisers import OPTIMISERS
 
 TORCHS = {
     "sgd": lambda p: optim.SGD(p, 0.1, weight_decay=0.01),

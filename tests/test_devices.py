@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import zoo
+from zoo import _names
 
 
 def with_cuda(monkeypatch: pytest.MonkeyPatch, devices: int) -> None:
@@ -15,8 +16,8 @@ def with_cuda(monkeypatch: pytest.MonkeyPatch, devices: int) -> None:
 def test_what_is_there_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
     """As torch's device."""
     with_cuda(monkeypatch, 2)
-    assert zoo.usable_device("cpu") == torch.device("cpu")
-    assert zoo.usable_device("cuda:1") == torch.device("cuda:1")
+    assert _names.usable_device("cpu") == torch.device("cpu")
+    assert _names.usable_device("cuda:1") == torch.device("cuda:1")
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ from sklearn.metrics import cohen_kappa_score
 from torch import Tensor
 
 import ensemble
-from ensemble import diversity
-from ensemble.diversity import CROWD_MEASURES, PAIR_MEASURES, Joint
+from ensemble.judge import diversity
+from ensemble.judge.diversity import CROWD_MEASURES, PAIR_MEASURES, Joint
 
 BY_HAND = np.array([[1] * 7 + [0] * 3, [1] * 4 + [0] * 3 + [1] * 2 + [0]], dtype=bool)  # 4 both, 3, 2, 1 neither
 

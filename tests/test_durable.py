@@ -10,15 +10,17 @@ from pathlib import Path
 import pytest
 
 import zoo
-from zoo import durable
-from zoo.registry import Registry, RegistryError, parse
+from zoo import _files
+from zoo.registry import Registry
+from zoo.registry.document import parse
 from zoo.registry.intake import Parcel, parcel
+from zoo.registry.references import RegistryError
 
 Operation = tuple[str, Path, object]
 Disk = dict[Path, bytes]
 
 
-class Recorder(durable.System):
+class Recorder(_files.System):
     """Does what it is told, and notes each change of the disk."""
 
     def __init__(self) -> None:
@@ -124,7 +126,7 @@ def recorded(
     registry.deposit("first", parcels[0])
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"}
     recorder = Recorder()
-    monkeypatch.setattr(durable, "system", recorder)
+    monkeypatch.setattr(_files, "system", recorder)
     registry.deposit("second", parcels[1])
     return registry, before, recorder.operations
 
@@ -197,8 +199,8 @@ def test_the_model_of_power_cuts_finds_a_file_written_in_place(tmp_path, two, mo
 def test_written_bytes_are_there_and_nothing_else(tmp_path):
     """A file is replaced, and no temporary file stays."""
     path = tmp_path / "a.bin"
-    durable.write(path, b"old")
-    durable.write(path, b"new")
+    _files.write(path, b"old")
+    _files.write(path, b"new")
     assert path.read_bytes() == b"new"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -207,7 +209,7 @@ def test_the_umask_decides_the_permissions(tmp_path):
     """Others may read a blob where the umask lets them, unlike a usual temporary file."""
     path, mask = tmp_path / "a.bin", os.umask(0o022)
     try:
-        durable.write(path, b"data")
+        _files.write(path, b"data")
     finally:
         os.umask(mask)
     assert path.stat().st_mode & 0o777 == 0o644
@@ -216,15 +218,15 @@ def test_the_umask_decides_the_permissions(tmp_path):
 def test_an_error_leaves_the_old_file_and_no_temporary_one(tmp_path, monkeypatch):
     """A full disk changes nothing."""
     path = tmp_path / "a.bin"
-    durable.write(path, b"old")
+    _files.write(path, b"old")
 
-    class Full(durable.System):
+    class Full(_files.System):
         def write(self, file: int, data: memoryview) -> int:
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(durable, "system", Full())
+    monkeypatch.setattr(_files, "system", Full())
     with pytest.raises(OSError, match="No space left"):
-        durable.write(path, b"new")
+        _files.write(path, b"new")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -234,10 +236,10 @@ def test_what_is_no_plain_file_is_refused_without_reading(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "link").symlink_to(tmp_path / "pipe")
     for path, kind in ((tmp_path / "pipe", "pipe"), (tmp_path, "folder"), (Path("/dev/zero"), "device")):
-        with pytest.raises(durable.NotRegularError, match=kind):
-            durable.read(path)
-    with pytest.raises(durable.NotRegularError, match="symbolic link"):
-        durable.read(tmp_path / "link", follow=False)
+        with pytest.raises(_files.NotRegularError, match=kind):
+            _files.read(path)
+    with pytest.raises(_files.NotRegularError, match="symbolic link"):
+        _files.read(tmp_path / "link", follow=False)
 
 
 def test_a_sparse_terabyte_is_refused_without_reading(tmp_path):
@@ -246,9 +248,9 @@ def test_a_sparse_terabyte_is_refused_without_reading(tmp_path):
     path.touch()
     os.truncate(path, 2**40)
     with pytest.raises(OSError, match="expected at most"):
-        durable.read(path)
+        _files.read(path)
     with pytest.raises(OSError, match="expected 7 bytes"):
-        durable.read(path, size=7)
+        _files.read(path, size=7)
 
 
 def test_a_registry_that_is_a_link_is_not_written(tmp_path, two):
@@ -264,23 +266,23 @@ def test_a_registry_that_is_a_link_is_not_written(tmp_path, two):
 def test_reading_into_several_places_goes_on_after_a_short_read(tmp_path, monkeypatch):
     """A call of the system need not fill what it was given; the end of the file is told."""
 
-    class Bites(durable.System):
+    class Bites(_files.System):
         def read_into(self, file: int, *targets: memoryview) -> int:
             return super().read_into(file, targets[0][:3])
 
     path = tmp_path / "file"
     path.write_bytes(bytes(range(20)))
-    for system in (durable.System(), Bites()):
-        monkeypatch.setattr(durable, "system", system)
+    for system in (_files.System(), Bites()):
+        monkeypatch.setattr(_files, "system", system)
         for sizes, whole in (((7, 0, 1, 12), True), ((7, 14), False)):
             places = [bytearray(size) for size in sizes]
-            with durable.opened(path) as (file, _):
-                assert durable.read_each(file, [memoryview(place) for place in places]) is whole
+            with _files.opened(path) as (file, _):
+                assert _files.read_each(file, [memoryview(place) for place in places]) is whole
             assert b"".join(places)[:20] == path.read_bytes()
 
 
 def test_what_cannot_be_written_is_named_as_it_was_asked_for(tmp_path: Path) -> None:
     """Not by the temporary name beside it."""
     with pytest.raises(FileNotFoundError) as caught:
-        durable.write(tmp_path / "no" / "r.html", b"")
+        _files.write(tmp_path / "no" / "r.html", b"")
     assert str(caught.value).endswith(f"{str(tmp_path / 'no' / 'r.html')!r}")

@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 import zoo
 from ensemble import Stack
-from ensemble.engine import Batch, Form, Group, forms, group, measuring, prepacked
-from ensemble.engine.dense import Affine, NotDenseError, dense
-from ensemble.engine.overlap import overlap
-from ensemble.engine.plan import Agreement, Trial, agreement, candidates, choose
+from ensemble.run._engine import forms, group, measuring, prepacked
+from ensemble.run._engine.batch import Batch
+from ensemble.run._engine.dense import Affine, NotDenseError, dense
+from ensemble.run._engine.group import Group
+from ensemble.run._engine.overlap import overlap
+from ensemble.run._engine.plan import Agreement, Form, Trial, agreement, candidates, choose
 
 ARCHITECTURES = zoo.list_architectures(["basic", "bottleneck", "*cylinder", "diamond", "mlp", "*pyramid"])
 
@@ -67,7 +69,7 @@ def test_every_form_agrees_with_the_loop(
 ) -> None:
     """Folded, in the frequency domain or by vmap, in any tiles: probabilities move by less than 1e-5."""
     several = models(architecture, width=16, **options)
-    piece = zoo.stretch(frames, 2, "mean_std")
+    piece = zoo.data.stretch(frames, 2, "mean_std")
     with torch.inference_mode():
         found = grouped(several).log_probabilities(form, Batch.of(piece))
     expected = alone(several, piece.windows())
@@ -135,7 +137,7 @@ def test_few_layouts_are_kept() -> None:
 def test_without_onednn_ordinary_products_run(monkeypatch: pytest.MonkeyPatch, frames: zoo.FrameSet) -> None:
     """The frequency form too; and nothing prepacked is tried."""
     monkeypatch.setattr(group, "available", lambda device: False)
-    one, batch = grouped(several := models(width=16)), Batch.of(zoo.stretch(frames, 2))
+    one, batch = grouped(several := models(width=16)), Batch.of(zoo.data.stretch(frames, 2))
     assert {form.kind for form in one.candidates(batch)} == {"overlap", "folded", "loop"}
     with torch.inference_mode():
         for form in (Form("overlap", 48), Form("folded", 50)):
@@ -321,7 +323,7 @@ def test_candidates_end_with_the_loop() -> None:
 
 def test_a_batch_is_cut_without_changing_it(frames: zoo.FrameSet) -> None:
     """The head of a batch, and the middle of its windows, are slices of it, rows included."""
-    batch = Batch.of(zoo.stretch(frames, 3, "none"))
+    batch = Batch.of(zoo.data.stretch(frames, 3, "none"))
     inner = batch.middle(2, 6)
     torch.testing.assert_close(inner.windows, zoo.windows(frames, torch.arange(138), 1, "none"), rtol=0, atol=0)
     head = inner.head(50)
@@ -339,7 +341,7 @@ def test_forms_agree_on_a_gpu(frames: zoo.FrameSet) -> None:
     several = [model.cuda() for model in models(width=64)]
     one = grouped(several)
     one.device = torch.device("cuda")
-    batch = Batch.of(zoo.stretch(frames.to("cuda"), 2))
+    batch = Batch.of(zoo.data.stretch(frames.to("cuda"), 2))
     expected = alone(several, batch.windows)
     for form in (Form("folded", 64), Form("replay", 64), Form("overlap", 64)):
         for _ in range(2):

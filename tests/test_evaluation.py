@@ -11,9 +11,8 @@ from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, log_loss
 from torch import Tensor
 
 import ensemble
-from ensemble import diversity
-from ensemble.evaluation import tally
-from ensemble.evaluation.tally import walk
+from ensemble.judge import diversity, tally
+from ensemble.judge.tally import walk
 
 RULES = {"majority": ensemble.majority, "mean": ensemble.mean, "weighted": ensemble.WeightedMean([4, 2, 1, 0])}
 
@@ -46,7 +45,9 @@ def test_scores_equal_scikit_learn() -> None:
         assert row["accuracy"] == pytest.approx(accuracy_score(labels, said), abs=1e-12)
         assert row["log_loss"] == pytest.approx(log_loss(labels, rows, labels=range(5)), abs=1e-6)
         assert row["macro_f1"] == pytest.approx(f1_score(labels, said, average="macro", zero_division=0), abs=1e-9)
-        assert row["calibration_error"] == pytest.approx(ensemble.expected_calibration_error(answer, labels), abs=1e-6)
+        assert row["calibration_error"] == pytest.approx(
+            ensemble.judge.expected_calibration_error(answer, labels), abs=1e-6
+        )
 
 
 def test_gains_are_differences_with_intervals_by_recording() -> None:
@@ -65,7 +66,7 @@ def test_gains_are_differences_with_intervals_by_recording() -> None:
             "mean_gain": right.double() - uniform.double(),
             "loss_gain": -p[1][frame, labels].double().log() - nats,
         }.items():
-            found = ensemble.bootstrap_interval(values.numpy(), o.groups, replicates=500, seed=3)
+            found = ensemble.judge.bootstrap_interval(values.numpy(), o.groups, replicates=500, seed=3)
             expected = [found.estimate, found.low, found.high]
             np.testing.assert_allclose([row[gain], row[f"{gain}_low"], row[f"{gain}_high"]], expected, atol=1e-6)
 
@@ -176,7 +177,7 @@ def test_confusions_are_the_largest_mistakes() -> None:
 def test_the_optimism_of_a_fit_stands_beside_its_rule() -> None:
     """As `cross_fit` found it on the fitting frames; NaN for a rule that was not fitted."""
     o = told()
-    found = ensemble.cross_fit(o)
+    found = ensemble.fit.cross_fit(o)
     report = ensemble.evaluate(told(seed=1), RULES, cross_fits={"weighted": found})
     weighted = report.rules.set_index("name").loc["weighted"]
     assert weighted["optimism"] == found.optimism
@@ -195,7 +196,7 @@ def test_reliability_holds_the_bins_behind_the_error() -> None:
 def test_parameters_count_only_members_that_have_a_say() -> None:
     """A member of weight 0 need not be shipped; an unknown size makes the sum unknown."""
     sizes = {"m0": 10, "m1": 20, "m2": 40, "m3": 80}
-    warmed = ensemble.Chain((RULES["weighted"], ensemble.Temperature(2.0)))
+    warmed = ensemble.rules.Chain((RULES["weighted"], ensemble.rules.Temperature(2.0)))
     report = ensemble.evaluate(told(), RULES | {"warmed": warmed}, parameters=sizes)
     assert report.members["parameters"].tolist() == [10, 20, 40, 80]
     assert report.rules["parameters"].tolist() == [150, 150, 70, 70]
@@ -207,10 +208,10 @@ def test_every_fitted_rule_can_be_judged() -> None:
     """Rules of other shapes of weights, and weights per class, go through the same report."""
     o = told()
     rules = {
-        "votes": ensemble.fit_bayes_vote(o),
-        "stacked": ensemble.fit_stacked(o),
-        "classwise": ensemble.fit_class_weights(o).rule(),
-        "log": ensemble.LogPool(ensemble.fit_log_linear(o).weights),  # type: ignore[arg-type]
+        "votes": ensemble.fit.fit_bayes_vote(o),
+        "stacked": ensemble.fit.fit_stacked(o),
+        "classwise": ensemble.fit.fit_class_weights(o).rule(),
+        "log": ensemble.rules.LogPool(ensemble.fit.fit_log_linear(o).weights),  # type: ignore[arg-type]
     }
     report = ensemble.evaluate(o, rules, parameters=dict.fromkeys(o.members, 1))
     assert (report.rules["parameters"] > 0).all()
@@ -274,7 +275,7 @@ def test_abstentions_that_are_not_declared_are_refused() -> None:
         with pytest.raises(ValueError, match="from member 'b', got NaN at frame 1; if it abstains there, declare"):
             judge()
     declared = dataclasses.replace(o, abstain=True)
-    for fit in (ensemble.fit_temperature, ensemble.fit_stacked, ensemble.fit_bayes_vote):
+    for fit in (ensemble.fit.fit_temperature, ensemble.fit.fit_stacked, ensemble.fit.fit_bayes_vote):
         with pytest.raises(ValueError, match="from member 'b', got NaN at frame 1; use frames where all speak"):
             fit(declared)
 
@@ -355,8 +356,8 @@ def test_the_choice_is_the_definition() -> None:
     frame = torch.arange(len(labels))
     best = min([p[0], *(rule(p) for rule in RULES.values())], key=lambda rows: -rows[frame, labels].log().mean())
     distance = (best[frame, labels].double().log() - p[0][frame, labels].double().log()).numpy()
-    sums, sizes = ensemble.significance.sums_by_group(distance, o.groups)
-    resampled = ensemble.cluster_bootstrap(sums, sizes, replicates=200, seed=4)
+    sums, sizes = ensemble.judge.significance.sums_by_group(distance, o.groups)
+    resampled = ensemble.judge.cluster_bootstrap(sums, sizes, replicates=200, seed=4)
     assert choice.behind["m0"] == pytest.approx(distance.mean(), abs=1e-6)
     assert choice.error["m0"] == pytest.approx(resampled.std(), rel=1e-4)
 

@@ -49,8 +49,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (shutil.copytree if source.is_dir() else shutil.copy)(source, folder / name)
     for partition in ("train", "valid", "test"):
         frames = zoo.sample_corpus(partition)
-        few = frames.select(zoo.frames.torch.arange(0, frames.recordings, 40))
-        zoo.corpus.write_corpus(few, folder / "my-corpus", partition)
+        few = frames.select(zoo.data.frames.torch.arange(0, frames.recordings, 40))
+        zoo.data.corpus.write_corpus(few, folder / "my-corpus", partition)
     return folder
 
 

@@ -18,13 +18,13 @@ def outputs_of_two():
     [
         fit_weights,
         lambda outputs: fit_weights(outputs, "brier"),
-        ensemble.fit_class_weights,
-        ensemble.fit_log_linear,
-        ensemble.bootstrap_weights,
-        ensemble.cross_fit,
+        ensemble.fit.fit_class_weights,
+        ensemble.fit.fit_log_linear,
+        ensemble.fit.bootstrap_weights,
+        ensemble.fit.cross_fit,
         ensemble.greedy,
         lambda outputs: ensemble.select(outputs, np.inf),
-        lambda outputs: ensemble.pareto_front(outputs, {"a": 1, "b": 2}),
+        lambda outputs: ensemble.selection.pareto_front(outputs, {"a": 1, "b": 2}),
     ],
 )
 def test_no_frames_are_refused_by_every_fit(fit):
@@ -39,7 +39,7 @@ def test_log_linear_fit_names_the_member_that_says_nan():
     outputs = outputs_of_two()
     outputs.log_probabilities[1, 2] = torch.nan
     with pytest.raises(ValueError, match="from member 'b', got NaN at frame 2"):
-        ensemble.fit_log_linear(outputs)
+        ensemble.fit.fit_log_linear(outputs)
 
 
 @pytest.mark.parametrize(
@@ -47,11 +47,11 @@ def test_log_linear_fit_names_the_member_that_says_nan():
     [
         (lambda outputs: fit_weights(outputs, "brier", alpha=-1), "alpha of at least 0, got -1"),
         (lambda outputs: fit_weights(outputs, "brier", tolerance=np.nan), "tolerance of at least 0, got nan"),
-        (lambda outputs: ensemble.fit_log_linear(outputs, ridge=-1), "ridge of at least 0, got -1"),
+        (lambda outputs: ensemble.fit.fit_log_linear(outputs, ridge=-1), "ridge of at least 0, got -1"),
         (lambda outputs: ensemble.select(outputs, np.inf, tolerance=-1), "tolerance of at least 0, got -1"),
-        (lambda outputs: ensemble.fit_stacked(outputs, strength=0), "a positive strength, got 0"),
-        (lambda outputs: ensemble.fit_stacked(outputs, floor=0), "a positive floor, got 0"),
-        (lambda outputs: ensemble.fit_bayes_vote(outputs, smoothing=0), "a positive smoothing, got 0"),
+        (lambda outputs: ensemble.fit.fit_stacked(outputs, strength=0), "a positive strength, got 0"),
+        (lambda outputs: ensemble.fit.fit_stacked(outputs, floor=0), "a positive floor, got 0"),
+        (lambda outputs: ensemble.fit.fit_bayes_vote(outputs, smoothing=0), "a positive smoothing, got 0"),
     ],
 )
 def test_settings_out_of_range_are_named(fit, words):

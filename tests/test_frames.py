@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from zoo import FrameSet, windows
-from zoo.frames import NORMALISATIONS, PADDINGS, stretch
+from zoo.data.frames import NORMALISATIONS, PADDINGS, stretch
 
 
 def normalised(frames: FrameSet, name: str) -> np.ndarray:

@@ -6,7 +6,7 @@ from sklearn.metrics import accuracy_score, log_loss
 
 import zoo
 from zoo import FrameSet
-from zoo.judging import Judge, losses
+from zoo.training.scores import Judge, losses
 
 
 def test_the_figures_are_scikit_learns(frames: FrameSet) -> None:

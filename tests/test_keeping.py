@@ -10,8 +10,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 import zoo
-from zoo.architectures import _TABLE
+from zoo import _console
 from zoo.cli import app
+from zoo.models.architectures import _TABLE
 
 SPEC = zoo.Spec("cylinder", features=2, context=1, classes=2, options={"width": 4, "depth": 1})
 
@@ -33,7 +34,7 @@ def say(capsys: pytest.CaptureFixture[str]):
     """Run a command line: its exit code, stdout and stderr."""
 
     def run(line: str, *more: str) -> tuple[int, str, str]:
-        code = zoo.run_app(app, [*line.split(), *more])
+        code = _console.run_app(app, [*line.split(), *more])
         told = capsys.readouterr()
         return code, told.out, told.err
 

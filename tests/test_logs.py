@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 import zoo
-from zoo import JsonLines, TensorBoard, Wandb, read_runs
+from zoo import read_runs
+from zoo.logs import JsonLines, TensorBoard, Wandb
 
 
 def write(folder: Path, name: str, rate: float, accuracies: list[float]) -> None:

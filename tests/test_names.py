@@ -1,6 +1,6 @@
 """Wildcards and the help for a mistyped name."""
 
-from zoo.names import matching, unknown
+from zoo._names import matching, unknown
 
 
 def test_a_string_and_an_iterable_of_patterns_mean_the_same() -> None:

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from zoo.norms import reestimate, unchanged_statistics
+from zoo.training.batchnorm import reestimate, unchanged_statistics
 
 
 def test_statistics_become_the_mean_over_the_batches() -> None:

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from torch import optim
 
 from zoo import Recipe
-from zoo.recipe import OPTIMISERS, SCHEDULES, Position, schedule_factor
+from zoo.training.optimisers import OPTIMISERS
+from zoo.training.schedules import SCHEDULES, Position, schedule_factor
 
 
 @given(

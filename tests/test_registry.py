@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import save_file
 
 import zoo
-from zoo import CheckpointError, RegistryError
-from zoo.checkpoint import read_header
+from zoo import CheckpointError, RegistryError, _files
+from zoo.checkpoint.header import read_header
 from zoo.registry.layered import added, plain
 
 SPEC = zoo.Spec("cylinder", features=2, context=1, classes=2, options={"width": 4, "depth": 1})
@@ -59,12 +59,12 @@ def test_what_was_registered_is_loaded_bit_by_bit(registry):
 def test_versions_of_one_spec_are_read_into_one_stack(registry, monkeypatch, most):
     """Every tensor as it was registered, in the order asked for, also where the system reads in small bites."""
 
-    class Bites(zoo.durable.System):
+    class Bites(_files.System):
         def read_into(self, file: int, *targets: memoryview) -> int:
             return super().read_into(file, targets[0][:most])
 
     if most:
-        monkeypatch.setattr(zoo.durable, "system", Bites())
+        monkeypatch.setattr(zoo._files, "system", Bites())
     stacked = registry.stacked(["b", "a@1", "a@2"])
     states = [model(seed).state_dict() for seed in (2, 0, 1)]
     assert stacked.keys() == states[0].keys()

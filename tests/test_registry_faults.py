@@ -13,9 +13,11 @@ import pytest
 import torch
 
 import zoo
-from zoo import durable
-from zoo.registry import Registry, RegistryError, changes, parse, protocol
+from zoo import _files
+from zoo.registry import Registry, changes, protocol
+from zoo.registry.document import parse
 from zoo.registry.intake import Parcel, parcel
+from zoo.registry.references import RegistryError
 
 SPEC = zoo.Spec("cylinder", features=2, context=1, classes=2, options={"width": 4, "depth": 1})
 CALLS = ("open", "write", "read_into", "chmod", "sync", "close", "rename", "touch", "lock", "make_folder")
@@ -41,7 +43,7 @@ def registry(tmp_path: Path, parcels: list[Parcel]) -> Registry:
     return registry
 
 
-class Counting(durable.System):
+class Counting(_files.System):
     """Calls `act` before the call of a given number; 0 never comes."""
 
     def __init__(self, number: int = 0, act: Callable[[], None] = lambda: None) -> None:
@@ -62,7 +64,7 @@ def calls_of(tmp_path: Path, parcels: list[Parcel], monkeypatch: pytest.MonkeyPa
         registry.deposit(f"model-{index}", parcels[index])
     counting = Counting()
     with monkeypatch.context() as patch:
-        patch.setattr(durable, "system", counting)
+        patch.setattr(_files, "system", counting)
         registry.deposit("model-2", parcels[2])
     return counting.count
 
@@ -109,7 +111,7 @@ def test_kill_before_any_system_call_leaves_old_or_new_state(tmp_path, registry,
     for number in range(1, count + 1):
 
         def act(number: int = number) -> None:
-            durable.system = Counting(number, lambda: os.kill(os.getpid(), signal.SIGKILL))
+            _files.system = Counting(number, lambda: os.kill(os.getpid(), signal.SIGKILL))
             registry.deposit("model-2", parcels[2])
 
         assert in_child(act) == -signal.SIGKILL
@@ -139,7 +141,7 @@ def test_a_disk_that_refuses_any_system_call_changes_nothing(tmp_path, registry,
             raise OSError(code, os.strerror(code))
 
         with monkeypatch.context() as patch:
-            patch.setattr(durable, "system", Counting(number, act))
+            patch.setattr(_files, "system", Counting(number, act))
             error = refusal(lambda: registry.deposit("model-2", parcels[2]))
         reason = "" if error is None else error.reason
         reasons.append(reason)
@@ -343,7 +345,7 @@ def test_a_blob_that_says_other_than_the_registry_is_refused(registry):
 def test_an_editor_that_changes_the_file_meanwhile_loses_nothing(registry, parcels, monkeypatch):
     """What somebody saved without the lock is read again and kept."""
 
-    class Editor(durable.System):
+    class Editor(_files.System):
         edits = 0
 
         def sync(self, file: int) -> None:
@@ -357,7 +359,7 @@ def test_an_editor_that_changes_the_file_meanwhile_loses_nothing(registry, parce
 
         most = 1
 
-    monkeypatch.setattr(durable, "system", Editor())
+    monkeypatch.setattr(_files, "system", Editor())
     registry.deposit("model-2", parcels[2])
     assert registry.list() == ["model-0", "model-1", "model-2"]
     assert registry.document().extensions == {"x-1": "1"}
@@ -440,7 +442,7 @@ def test_garbage_collection_goes_on_past_what_it_cannot_remove(registry, parcels
         self.unlink(missing_ok=True) if self == gone else None
         return lstat(self)
 
-    class Keeping(durable.System):
+    class Keeping(_files.System):
         def remove(self, path: Path) -> None:
             if path == loose[0]:
                 raise PermissionError(errno.EPERM, "not permitted", str(path))
@@ -448,7 +450,7 @@ def test_garbage_collection_goes_on_past_what_it_cannot_remove(registry, parcels
 
     monkeypatch.setattr(Path, "lstat", late)
     with monkeypatch.context() as patch:
-        patch.setattr(durable, "system", Keeping())
+        patch.setattr(_files, "system", Keeping())
         with pytest.raises(RegistryError, match=rf"cannot remove {loose[0]}.*all else"):
             registry.collect_garbage(older_than=-60)
     assert registry.collect_garbage(older_than=-60) == [loose[0]]

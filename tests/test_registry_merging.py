@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from zoo.registry import RegistryError, parse
 from zoo.registry.changes import add_ensemble, add_version, change_version, remove, set_alias
-from zoo.registry.document import Document, write
+from zoo.registry.document import Document, parse, write
 from zoo.registry.entries import resolve
 from zoo.registry.merging import merge, merge_files
+from zoo.registry.references import RegistryError
 
 needs_git = pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
 

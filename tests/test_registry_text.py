@@ -12,11 +12,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from zoo.canonical import canonical, parse_strictly
-from zoo.registry import RegistryError, check_digest, check_name, parse
+from zoo._json import canonical, parse_strictly
 from zoo.registry.changes import add_version
-from zoo.registry.document import Document, frame, write
-from zoo.registry.references import Reference, parse_reference
+from zoo.registry.document import Document, frame, parse, write
+from zoo.registry.references import Reference, RegistryError, check_digest, check_name, parse_reference
 
 CORPUS = Path(__file__).parents[2] / "shared" / "corpus" / "registry.json"
 CASES = json.loads(CORPUS.read_text()) if CORPUS.exists() else {"names": [], "digests": [], "registry_texts": []}

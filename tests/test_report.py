@@ -7,8 +7,8 @@ import torch
 from matplotlib.figure import Figure
 
 import ensemble
-from ensemble import plots
-from ensemble.report import page, verdict
+from ensemble.judge import plots
+from ensemble.judge.page import page, verdict
 
 FIGURES = [plots.gains, plots.reliability, plots.disagreement, plots.classes]
 

@@ -24,8 +24,8 @@ def some_outputs(M=5, N=600, C=4, seed=0, recording=20):
 def test_bootstrap_draws_recordings_and_starts_from_the_full_fit():
     """The same seed, the same draws; each replicate is a refit with its recordings counted."""
     outputs = some_outputs()
-    found = ensemble.bootstrap_weights(outputs, 20, seed=3)
-    again = ensemble.bootstrap_weights(outputs, 20, seed=3)
+    found = ensemble.fit.bootstrap_weights(outputs, 20, seed=3)
+    again = ensemble.fit.bootstrap_weights(outputs, 20, seed=3)
     np.testing.assert_array_equal(found.replicates, again.replicates)
     times = np.random.default_rng(3).multinomial(30, np.full(30, 1 / 30))[outputs.groups.numpy()]
     explicit = fit_weights(outputs, sample_weights=times)
@@ -33,7 +33,7 @@ def test_bootstrap_draws_recordings_and_starts_from_the_full_fit():
     assert loss(found.replicates[0]) == pytest.approx(loss(explicit.weights), abs=1.1e-4)
     assert ((found.low <= found.high) & (found.inclusion >= 0) & (found.inclusion <= 1)).all()
     with pytest.raises(ValueError, match="at least one replicate"):
-        ensemble.bootstrap_weights(outputs, 0)
+        ensemble.fit.bootstrap_weights(outputs, 0)
 
 
 def test_bootstrap_intervals_of_members_that_are_alike_are_those_of_exact_refits():
@@ -45,7 +45,7 @@ def test_bootstrap_intervals_of_members_that_are_alike_are_those_of_exact_refits
     softmax = lambda z: np.exp(z) / np.exp(z).sum(1, keepdims=True)  # noqa: E731
     rows = {name: softmax(logits + 0.01 * generator.normal(size=logits.shape)) for name in "abc"}
     outputs = ensemble.MemberOutputs.from_probabilities(rows, labels=labels, groups=groups)
-    found = ensemble.bootstrap_weights(outputs, 60, seed=1)
+    found = ensemble.fit.bootstrap_weights(outputs, 60, seed=1)
     draws, P = np.random.default_rng(1), outputs.true_class().numpy()
     times = [draws.multinomial(200, np.full(200, 1 / 200))[groups] for _ in range(60)]
     exact = np.stack([fit_simplex_weights(P, sample_weights=t, tolerance=1e-10).weights for t in times])
@@ -60,14 +60,14 @@ def test_bootstrap_does_not_draw_recordings_that_nobody_explains():
     outputs = ensemble.MemberOutputs.from_probabilities(rows, labels=[0, 1, 1])
     kept = outputs.at(torch.tensor([0, 1]))
     np.testing.assert_array_equal(
-        ensemble.bootstrap_weights(outputs, 30).replicates, ensemble.bootstrap_weights(kept, 30).replicates
+        ensemble.fit.bootstrap_weights(outputs, 30).replicates, ensemble.fit.bootstrap_weights(kept, 30).replicates
     )
 
 
 def test_cross_fitting_judges_recordings_by_weights_that_never_saw_them():
     """Whole recordings are held out, and the loss is that of the plain loop over folds."""
     outputs = some_outputs()
-    found = ensemble.cross_fit(outputs, 3)
+    found = ensemble.fit.cross_fit(outputs, 3)
     groups, P = outputs.groups.numpy(), outputs.true_class().numpy()
     assert all(len(set(found.fold[groups == g])) == 1 for g in set(groups))
     total = 0.0
@@ -81,21 +81,21 @@ def test_cross_fitting_judges_recordings_by_weights_that_never_saw_them():
     flattered = (own.argmax(axis=1) == outputs.require_labels().numpy()).mean()
     assert found.accuracy + found.optimism_accuracy == pytest.approx(flattered, abs=1e-9)
     with pytest.raises(ValueError, match="from 2 folds"):
-        ensemble.cross_fit(outputs, 31)
+        ensemble.fit.cross_fit(outputs, 31)
 
 
 def test_cross_fitting_drops_and_counts_frames_that_nobody_explains():
     """As the fit does: they are infinite whatever the weights."""
     rows = {"a": [[0.6, 0.4], [0.3, 0.7], [0.8, 0.2], [1, 0]], "b": [[0.7, 0.3], [0.4, 0.6], [0.5, 0.5], [1, 0]]}
     outputs = ensemble.MemberOutputs.from_probabilities(rows, labels=[0, 1, 0, 1])
-    found = ensemble.cross_fit(outputs, 2)
+    found = ensemble.fit.cross_fit(outputs, 2)
     assert found.dropped == fit_weights(outputs).dropped == 1
     pooled = (found.weights[found.fold].T * outputs.true_class().numpy()).sum(axis=0)
     assert found.loss == pytest.approx(-np.log(pooled[:3]).mean(), rel=1e-6)
-    assert ensemble.bootstrap_weights(outputs, 5).dropped == 1
+    assert ensemble.fit.bootstrap_weights(outputs, 5).dropped == 1
 
 
-@pytest.mark.parametrize("judge", [ensemble.bootstrap_weights, ensemble.cross_fit])
+@pytest.mark.parametrize("judge", [ensemble.fit.bootstrap_weights, ensemble.fit.cross_fit])
 def test_members_that_say_nan_are_named(judge):
     """And the way out is one that exists."""
     outputs = some_outputs(M=2, N=200)

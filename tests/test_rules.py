@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import ensemble
-from ensemble.rules import RULES, BayesVote, Chain, ClasswiseMean, LogPool, Stacked, Temperature
+from ensemble.rules.fitted import BayesVote, Chain, ClasswiseMean, LogPool, Stacked, Temperature
+from ensemble.rules.table import RULES
 
 NAMES = ensemble.list_rules()
 KEEPS_THE_ORDER_ONLY = {"majority", "borda"}  # of one member's classes; all others return its very row
@@ -129,7 +130,7 @@ def test_published_means() -> None:
     torch.testing.assert_close(ensemble.mean(KUNCHEVA), torch.tensor([[0.16, 0.46, 0.42]]))
     torch.testing.assert_close(ensemble.median(KUNCHEVA), torch.tensor([[0.1, 0.5, 0.4]]))
     torch.testing.assert_close(
-        ensemble.trimmed_mean(KUNCHEVA, trim=0.2), torch.tensor([[0.4, 1.5, 1.0]]) / 2.9, rtol=1e-6, atol=0
+        ensemble.rules.trimmed_mean(KUNCHEVA, trim=0.2), torch.tensor([[0.4, 1.5, 1.0]]) / 2.9, rtol=1e-6, atol=0
     )
 
 
@@ -143,15 +144,15 @@ def test_majority_breaks_ties_by_the_mean() -> None:
     """One vote each: the surer member decides, not the lower index."""
     p = torch.tensor([[[0.6, 0.4]], [[0.1, 0.9]]])
     torch.testing.assert_close(ensemble.majority(p), torch.tensor([[1.35, 1.65]]) / 3)
-    assert ensemble.tie_rate(p) == 1.0
+    assert ensemble.rules.tie_rate(p) == 1.0
 
 
 def test_tie_rate_counts_only_the_top() -> None:
     """A tie for second place is none: 2, 1, 1 votes."""
     p = torch.eye(3)[[0, 0, 1, 2]][:, None]
-    assert ensemble.tie_rate(p) == 0.0
-    assert ensemble.tie_rate(p[1:]) == 1.0
-    assert ensemble.tie_rate(p[:, :0]) == 0.0
+    assert ensemble.rules.tie_rate(p) == 0.0
+    assert ensemble.rules.tie_rate(p[1:]) == 1.0
+    assert ensemble.rules.tie_rate(p[:, :0]) == 0.0
 
 
 def test_median_of_an_even_number_is_the_mean_of_the_middle_two() -> None:
@@ -164,7 +165,7 @@ def test_median_of_an_even_number_is_the_mean_of_the_middle_two() -> None:
 def test_who_abstains_has_no_vote() -> None:
     """One vote against a row of NaN is no tie."""
     p = torch.tensor([[[0.2, 0.8]], [[torch.nan, torch.nan]]])
-    assert ensemble.tie_rate(p) == 0.0
+    assert ensemble.rules.tie_rate(p) == 0.0
 
 
 def test_majority_equals_the_loop() -> None:
@@ -186,7 +187,7 @@ def test_borda_by_hand() -> None:
     """Ranks 2, 1, 0 and 0, 1.5, 1.5 make 2, 2.5, 1.5 points of 6, plus half the mean."""
     p = torch.tensor([[[0.7, 0.2, 0.1]], [[0.2, 0.4, 0.4]]], dtype=torch.float64)
     expected = (torch.tensor([2, 2.5, 1.5]) + torch.tensor([0.45, 0.3, 0.25], dtype=torch.float64) / 2) / 6.5
-    torch.testing.assert_close(ensemble.borda(p)[0], expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(ensemble.rules.borda(p)[0], expected, rtol=1e-6, atol=0)
 
 
 def test_product_and_log_mean_by_hand() -> None:
@@ -213,18 +214,18 @@ def test_where_every_class_is_ruled_out_the_mean_decides(name: str) -> None:
 def test_power_mean_runs_from_geometric_to_maximum() -> None:
     """Power 1 is the mean, a tiny power the geometric mean, a large one the largest probability."""
     p = said(4, 50, 3)
-    torch.testing.assert_close(ensemble.power_mean(p, power=1), ensemble.mean(p), rtol=1e-9, atol=0)
-    torch.testing.assert_close(ensemble.power_mean(p, power=1e-6), ensemble.log_mean(p), rtol=1e-4, atol=0)
+    torch.testing.assert_close(ensemble.rules.power_mean(p, power=1), ensemble.mean(p), rtol=1e-9, atol=0)
+    torch.testing.assert_close(ensemble.rules.power_mean(p, power=1e-6), ensemble.log_mean(p), rtol=1e-4, atol=0)
     highest = p.amax(0) / p.amax(0).sum(-1, keepdim=True)
-    torch.testing.assert_close(ensemble.power_mean(p, power=4000), highest, rtol=1e-3, atol=0)
+    torch.testing.assert_close(ensemble.rules.power_mean(p, power=4000), highest, rtol=1e-3, atol=0)
 
 
 def test_settings_outside_their_range_are_refused() -> None:
     """Ranges are named in the message."""
     with pytest.raises(ValueError, match=r"trim in \[0, 0.5\), got 0.5"):
-        ensemble.trimmed_mean(KUNCHEVA, trim=0.5)
+        ensemble.rules.trimmed_mean(KUNCHEVA, trim=0.5)
     with pytest.raises(ValueError, match="positive power, got 0"):
-        ensemble.power_mean(KUNCHEVA, power=0)
+        ensemble.rules.power_mean(KUNCHEVA, power=0)
 
 
 def test_an_unknown_rule_names_the_nearest() -> None:
@@ -245,7 +246,7 @@ def test_a_rule_of_ones_own_enters_the_table_once() -> None:
 
     try:
         assert ensemble.get_rule("first") is first
-        assert ensemble.rule_to_json(first) == {"rule": "first"}
+        assert ensemble.rules.rule_to_json(first) == {"rule": "first"}
         with pytest.raises(ValueError, match="new name for a rule, got 'mean'"):
             ensemble.rule(mean)
     finally:
@@ -297,7 +298,7 @@ def test_abstaining_members_are_left_out_frame_by_frame() -> None:
     p[0, 1] = p[:, 2] = torch.nan
     rows = ensemble.WeightedMean([3, 1], abstain=True)(p)
     torch.testing.assert_close(rows, torch.tensor([[0.65, 0.35], [0.2, 0.8], [0.5, 0.5]]))
-    assert ensemble.abstentions(p).tolist() == [2, 1]
+    assert ensemble.rules.abstentions(p).tolist() == [2, 1]
     assert ensemble.WeightedMean([3, 1])(p)[1].isnan().all()
 
 
@@ -343,9 +344,9 @@ def test_rules_with_numbers_hear_the_mean_in_a_silent_members_place() -> None:
 
 def test_a_rule_that_hears_abstentions_is_kept_like_any_other() -> None:
     """Through JSON and back; it says where it was fitted; preparing it twice is preparing it once."""
-    for rule in (ensemble.median, functools.partial(ensemble.power_mean, power=2.0), *FITTED):
+    for rule in (ensemble.median, functools.partial(ensemble.rules.power_mean, power=2.0), *FITTED):
         heard = ensemble.abstaining(rule)
-        back = ensemble.rule_from_json(json.loads(json.dumps(ensemble.rule_to_json(heard))))
+        back = ensemble.rules.rule_from_json(json.loads(json.dumps(ensemble.rules.rule_to_json(heard))))
         p = said(2, 5, 3)
         torch.testing.assert_close(back(p), heard(p))
         assert getattr(heard, "fingerprint", "") == getattr(rule, "fingerprint", "")
@@ -452,7 +453,7 @@ FITTED = [
 @pytest.mark.parametrize("rule", FITTED, ids=lambda rule: type(rule).__name__)
 def test_fitted_rules_come_back_equal(rule: ensemble.Rule) -> None:
     """Through JSON text and back, a rule is equal and hashes alike."""
-    back = ensemble.rule_from_json(json.loads(json.dumps(ensemble.rule_to_json(rule))))
+    back = ensemble.rules.rule_from_json(json.loads(json.dumps(ensemble.rules.rule_to_json(rule))))
     assert back == rule
     assert hash(back) == hash(rule)
 
@@ -460,26 +461,28 @@ def test_fitted_rules_come_back_equal(rule: ensemble.Rule) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_table_rules_come_back_as_themselves(name: str) -> None:
     """A name in the table is all there is to write."""
-    assert ensemble.rule_to_json(RULES[name]) == {"rule": name}
-    assert ensemble.rule_from_json({"rule": name}) is RULES[name]
+    assert ensemble.rules.rule_to_json(RULES[name]) == {"rule": name}
+    assert ensemble.rules.rule_from_json({"rule": name}) is RULES[name]
 
 
 def test_settings_of_a_table_rule_are_kept() -> None:
     """A bound keyword goes through JSON."""
-    back = ensemble.rule_from_json(ensemble.rule_to_json(functools.partial(ensemble.power_mean, power=2.0)))
-    torch.testing.assert_close(back(KUNCHEVA), ensemble.power_mean(KUNCHEVA, power=2.0))
+    back = ensemble.rules.rule_from_json(
+        ensemble.rules.rule_to_json(functools.partial(ensemble.rules.power_mean, power=2.0))
+    )
+    torch.testing.assert_close(back(KUNCHEVA), ensemble.rules.power_mean(KUNCHEVA, power=2.0))
 
 
 def test_what_cannot_be_written_or_read_is_refused() -> None:
     """Functions outside the table, unknown names, unknown fields."""
     with pytest.raises(ValueError, match=r"not in the table; put @ensemble\.rule above"):
-        ensemble.rule_to_json(lambda p: p[0])
+        ensemble.rules.rule_to_json(lambda p: p[0])
     with pytest.raises(ValueError, match=r"no rule named 'os\.system'"):
-        ensemble.rule_from_json({"rule": "os.system"})
+        ensemble.rules.rule_from_json({"rule": "os.system"})
     with pytest.raises(ValueError, match=r"WeightedMean with some of .*, got {'wights': \[1\]}"):
-        ensemble.rule_from_json({"rule": "WeightedMean", "wights": [1]})
+        ensemble.rules.rule_from_json({"rule": "WeightedMean", "wights": [1]})
     with pytest.raises(ValueError, match=r"power_mean with some of \['power'\], got {'powr': 2}"):
-        ensemble.rule_from_json({"rule": "power_mean", "powr": 2})
+        ensemble.rules.rule_from_json({"rule": "power_mean", "powr": 2})
 
 
 NO_RULES = [None, 1, [], {}, {"rule": None}, {"rule": "Chain"}, {"rule": "Abstaining"}, {"rule": "mean", "of": 1}]
@@ -490,4 +493,4 @@ NO_RULES = [None, 1, [], {}, {"rule": None}, {"rule": "Chain"}, {"rule": "Abstai
 def test_data_that_is_no_rule_is_refused_by_one_kind_of_error(data: object, wrapped: bool) -> None:
     """Whatever a file holds in place of a rule, also inside another."""
     with pytest.raises(ValueError, match="rule"):
-        ensemble.rule_from_json({"rule": "Abstaining", "of": data} if wrapped else data)  # type: ignore[arg-type]
+        ensemble.rules.rule_from_json({"rule": "Abstaining", "of": data} if wrapped else data)  # type: ignore[arg-type]

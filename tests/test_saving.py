@@ -11,6 +11,7 @@ import ensemble
 import zoo
 from ensemble.cli import app
 from ensemble.outputs.packed import pack, speakers, unpack
+from zoo import _console
 
 SPEC = zoo.Spec("cylinder", features=27, context=1, classes=40, options={"width": 8, "depth": 1})
 CORPUS = ["--corpus", "corpus", "--valid", "dev", "--test", "test"]
@@ -41,7 +42,7 @@ def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> zoo.Registry:
 
 def said(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> str:
     """What the command prints; its exit code must be `code`."""
-    assert zoo.run_app(app, arguments) == code, capsys.readouterr().err
+    assert _console.run_app(app, arguments) == code, capsys.readouterr().err
     captured = capsys.readouterr()
     return captured.err if code else captured.out
 
@@ -136,7 +137,7 @@ def test_a_saved_ensemble_is_judged_beside_its_members(
     assert [row["name"] for row in judged["rules"]] == ["mean", "final"]
     score = ensemble.load_ensemble(registry, "final").score(zoo.read_corpus("corpus", "test"))
     assert judged["rules"][1]["accuracy"] == pytest.approx(score, abs=1e-3)
-    zoo.run_app(app, ["compare", "final", "ape", "--members", "final", "ape", *CORPUS, "--json"])
+    _console.run_app(app, ["compare", "final", "ape", "--members", "final", "ape", *CORPUS, "--json"])
     assert json.loads(capsys.readouterr().out)["first_accuracy"] == pytest.approx(score, abs=1e-3)
     assert "name it with --members" in said(capsys, "compare", "final", "ape", "--members", "ape", *CORPUS, code=2)
 

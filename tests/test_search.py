@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 
 import zoo
-from zoo import Samples, Spec, count_parameters, draw_many, fast_count, grid, random_budget, random_grid, random_members
-from zoo.search import BUILT_IN, draw_widths, widest_spec
+from zoo import Spec, count_parameters, grid, random_budget, random_grid
+from zoo.search import Samples, draw_many, fast_count, random_members
+from zoo.search.counting import BUILT_IN
+from zoo.search.draws import draw_widths
+from zoo.search.sample import widest_spec
 
 
 @pytest.mark.parametrize("architecture", BUILT_IN)
@@ -138,8 +141,8 @@ def test_pictures_are_drawn_on_the_axes_that_are_given() -> None:
 
     samples: Samples = draw_many(500, 100_000)
     axes = Figure().subplots(1, 3)
-    assert zoo.plot_depths(samples, ax=axes[0]) is axes[0]
+    assert zoo.search.plot_depths(samples, ax=axes[0]) is axes[0]
     assert sum(bar.get_height() for bar in axes[0].patches) == 500
-    assert zoo.plot_depths(samples, ax=axes[1], parameters=True) is axes[1]
-    assert zoo.plot_widths(samples, ax=axes[2]) is axes[2]
-    assert len(zoo.plot_samples(samples).figure.axes) == 3
+    assert zoo.search.plot_depths(samples, ax=axes[1], parameters=True) is axes[1]
+    assert zoo.search.plot_widths(samples, ax=axes[2]) is axes[2]
+    assert len(zoo.search.plot_samples(samples).figure.axes) == 3

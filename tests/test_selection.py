@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import ensemble
-from ensemble import contributions, fit_simplex_weights, greedy, pareto_front, select
+from ensemble import fit_simplex_weights, greedy, select
+from ensemble.selection import contributions, pareto_front
 
 
 def some_outputs(M=5, N=300, C=4, seed=0, decimals=None):

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 import zoo
-from zoo import Checkpoint, FrameSet, Recipe, Spec, count_parameters, free_dead, halving, optuna_study, optuna_trials
-from zoo.study import trials_table
+from zoo import Checkpoint, FrameSet, Recipe, Spec, count_parameters
+from zoo.search import free_dead, halving, optuna_study, optuna_trials
+from zoo.search.study import trials_table
 
 RECIPE = Recipe(epochs=9, batch_size=64, learning_rate=0.01)
 

@@ -8,7 +8,7 @@ from importlib.metadata import version
 import pytest
 from cyclopts import App
 
-from zoo.terminal import print_json, print_table, progress, run_app
+from zoo._console import print_json, print_table, progress, run_app
 
 
 def command(error: BaseException | None = None, answer: int | None = None) -> App:
@@ -72,7 +72,7 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
     code = """
 import sys
 from cyclopts import App
-from zoo.terminal import run_app
+from zoo._console import run_app
 app = App()
 @app.default
 def act():

@@ -16,12 +16,14 @@ from torch import nn
 from torch.nn import functional
 
 import zoo
-from zoo import FrameSet, JsonLines, Recipe, Spec, TrainingError, durable, train
+from zoo import FrameSet, Recipe, Spec, TrainingError, _files, train
 from zoo.checkpoint import read
-from zoo.judging import losses
-from zoo.recipe import OPTIMISERS, SCHEDULES
-from zoo.training import steps as training_steps
+from zoo.logs import JsonLines
+from zoo.training import step as training_steps
 from zoo.training.group import Feed
+from zoo.training.optimisers import OPTIMISERS
+from zoo.training.schedules import SCHEDULES
+from zoo.training.scores import losses
 
 SPEC = Spec("cylinder", features=6, context=1, classes=4, options={"width": 8, "depth": 2, "dropout": 0.2})
 PLAIN = Spec("cylinder", features=6, context=1, classes=4, options={"width": 8, "depth": 1, "batchnorm": False})
@@ -253,7 +255,7 @@ def test_weights_that_overflow_are_divergence_too(frames: FrameSet) -> None:
         train(SPEC, recipe, frames, frames)
 
 
-class FullDisk(durable.System):
+class FullDisk(_files.System):
     """A disk that is full from some file on."""
 
     def __init__(self, files: int) -> None:
@@ -269,7 +271,7 @@ class FullDisk(durable.System):
 
 def test_a_full_disk_leaves_the_epoch_before(frames: FrameSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The message says so, and with room again the run ends as an uninterrupted one."""
-    monkeypatch.setattr(durable, "system", FullDisk(3))
+    monkeypatch.setattr(_files, "system", FullDisk(3))
     with pytest.raises(OSError, match=r"cannot write epoch 2 .*No space left.*go on from epoch 1"):
         train(SPEC, QUICK, frames, frames, directory=tmp_path)
     monkeypatch.undo()

@@ -9,8 +9,8 @@ from scipy.optimize import brentq, minimize
 
 import ensemble
 from ensemble import fit_simplex_weights, fit_weights
-from ensemble.weights.newton import Walk, look
-from ensemble.weights.rows import Rows
+from ensemble.fit._solver.newton import Walk, look
+from ensemble.fit._solver.rows import Rows
 
 
 def some_outputs(M=5, N=600, C=4, seed=0, recording=20):
@@ -343,8 +343,8 @@ def test_an_unknown_objective_or_missing_labels_are_refused():
 def test_log_linear_fit_is_a_minimum_and_matches_its_rule():
     """LogPool of these exponents has that loss; no neighbour is better; it beats every member."""
     outputs = some_outputs()
-    fit = ensemble.fit_log_linear(outputs)
-    loss = lambda w: -ensemble.LogPool(w)(outputs.probabilities.double()).log()[range(600), outputs.labels].mean()  # noqa: E731
+    fit = ensemble.fit.fit_log_linear(outputs)
+    loss = lambda w: -ensemble.rules.LogPool(w)(outputs.probabilities.double()).log()[range(600), outputs.labels].mean()  # noqa: E731
     assert loss(fit.weights).item() == pytest.approx(fit.loss, rel=1e-5)
     assert fit.slope < 1e-5
     for m in range(5):
@@ -361,10 +361,10 @@ def test_log_linear_fit_and_rule_agree_where_a_member_gives_zero():
     soft = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     hard = np.eye(4)[np.where(generator.random(2000) < 0.9, labels, generator.integers(0, 4, 2000))]
     outputs = ensemble.MemberOutputs.from_probabilities({"soft": soft, "hard": hard}, labels=labels)
-    fit = ensemble.fit_log_linear(outputs)
-    pooled = ensemble.LogPool(fit.weights)(outputs.probabilities.double())
+    fit = ensemble.fit.fit_log_linear(outputs)
+    pooled = ensemble.rules.LogPool(fit.weights)(outputs.probabilities.double())
     assert -pooled.log()[range(2000), labels].mean().item() == pytest.approx(fit.loss, rel=1e-6)
-    judged = ensemble.evaluate(outputs, {"log": ensemble.LogPool(fit.weights), "mean": ensemble.mean})
+    judged = ensemble.evaluate(outputs, {"log": ensemble.rules.LogPool(fit.weights), "mean": ensemble.mean})
     loss = judged.rules.set_index("name")["log_loss"]
     assert loss["log"] == pytest.approx(fit.loss, rel=1e-4)
     assert loss["log"] < loss["mean"]
@@ -373,15 +373,15 @@ def test_log_linear_fit_and_rule_agree_where_a_member_gives_zero():
 def test_class_weights_shrink_to_the_common_ones():
     """A strong pull leaves the common weights; a weak one fits its own frames at least as well."""
     outputs = some_outputs()
-    strong = ensemble.fit_class_weights(outputs, strength=1e9)
+    strong = ensemble.fit.fit_class_weights(outputs, strength=1e9)
     np.testing.assert_allclose(strong.weights, np.tile(strong.common, (4, 1)), atol=1e-3)
-    weak = ensemble.fit_class_weights(outputs, strength=1.0)
+    weak = ensemble.fit.fit_class_weights(outputs, strength=1.0)
     p = outputs.probabilities
     np.testing.assert_allclose(weak.rule()(p).sum(dim=-1), 1.0, rtol=1e-5)
     loss = lambda rule: -rule(p).log()[range(600), outputs.labels].mean().item()  # noqa: E731
     assert loss(weak.rule()) <= loss(ensemble.WeightedMean(weak.common)) + 1e-6
     with pytest.raises(ValueError, match="positive number of frames"):
-        ensemble.fit_class_weights(outputs, strength=0)
+        ensemble.fit.fit_class_weights(outputs, strength=0)
 
 
 @pytest.mark.parametrize("members", [8, 64])

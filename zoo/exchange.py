@@ -19,12 +19,15 @@ from uuid import uuid4
 
 from torch import nn
 
-from zoo import durable
-from zoo.canonical import TextError, parse_strictly
-from zoo.checkpoint import Checkpoint, CheckpointError, decode, foreign, read_header
-from zoo.registry import EnsembleEntry, Entry, Registry, RegistryError
+from zoo import _files
+from zoo._json import TextError, parse_strictly
+from zoo.checkpoint import Checkpoint, decode, foreign
+from zoo.checkpoint.header import CheckpointError, read_header
+from zoo.models.spec import Spec
+from zoo.registry import Registry
+from zoo.registry.entries import EnsembleEntry, Entry
 from zoo.registry.reading import tensors
-from zoo.spec import Spec
+from zoo.registry.references import RegistryError
 
 _REPOSITORY = re.compile(r"(?:[\w-][\w.-]*/)?[\w-][\w.-]*", re.ASCII)
 _CONFIG, _WEIGHTS, _CARD, _MEMBERS = "config.json", "model.safetensors", "README.md", "members"
@@ -51,14 +54,14 @@ def export(registry: Registry, reference: str, folder: str | Path) -> Path:
         raise RegistryError(
             "ARGUMENT", f"expected a folder other than the one you are in, got {folder}; name a new one"
         )
-    staging = place.with_name(f".{place.name}.{uuid4().hex}{durable.TEMPORARY}")
+    staging = place.with_name(f".{place.name}.{uuid4().hex}{_files.TEMPORARY}")
     try:
-        durable.make_folders(staging)
+        _files.make_folders(staging)
         _export(registry, reference, staging)
         if place.exists():
             place.rmdir()
-        durable.system.rename(staging, place)
-        durable.sync_folder(place.parent)
+        _files.system.rename(staging, place)
+        _files.sync_folder(place.parent)
     except OSError as error:
         raise RegistryError("DISK", f"cannot write {folder}: {error}") from error
     finally:
@@ -167,7 +170,7 @@ def _export(registry: Registry, reference: str, folder: Path) -> None:
 def _export_model(registry: Registry, entry: Entry, folder: Path) -> None:
     data = registry.blobs.read(entry)
     tensors(entry, data)  # refuses what is not as registered
-    durable.write(folder / _WEIGHTS, data)
+    _files.write(folder / _WEIGHTS, data)
     labels = {str(index): name for index, name in enumerate(entry.classes)}
     config = {
         "model_type": "zoo",
@@ -179,26 +182,26 @@ def _export_model(registry: Registry, entry: Entry, folder: Path) -> None:
         "about": {key: value for key, value in entry.to_json().items() if key not in ("spec", "classes", "blob")},
     }
     _write_json(folder / _CONFIG, config)
-    durable.write(folder / _CARD, _card(entry).encode())
+    _files.write(folder / _CARD, _card(entry).encode())
 
 
 def _export_ensemble(registry: Registry, entry: EnsembleEntry, folder: Path) -> None:
     members = [registry.get(member) for member in entry.members]
     places = [f"{index:03}-{member.name}" for index, member in enumerate(members)]
     for place, member in zip(places, members, strict=True):
-        durable.make_folders(folder / _MEMBERS / place)
+        _files.make_folders(folder / _MEMBERS / place)
         _export_model(registry, member, folder / _MEMBERS / place)
     about = {key: value for key, value in entry.fields.items() if key not in ("members", "created")}
     _write_json(
         folder / _CONFIG, {"model_type": "zoo-ensemble", "name": entry.name, "members": places, "ensemble": about}
     )
-    durable.write(folder / _CARD, _ensemble_card(entry, members).encode())
+    _files.write(folder / _CARD, _ensemble_card(entry, members).encode())
 
 
 def _config(folder: Path) -> dict[str, Any]:
     path = folder / _CONFIG
     try:
-        config = parse_strictly(bytes(durable.read(path)).decode("utf-8"))
+        config = parse_strictly(bytes(_files.read(path)).decode("utf-8"))
     except OSError as error:
         raise RegistryError("DISK", f"expected a folder with {_CONFIG} and {_WEIGHTS}: {error}") from error
     except (TextError, UnicodeDecodeError) as error:
@@ -223,7 +226,7 @@ def _model(folder: Path, config: Mapping[str, Any]) -> Checkpoint:
     """The folder's checkpoint; a file that lost our metadata is checked against the config."""
     path = folder / _WEIGHTS
     try:
-        data = durable.read(path)
+        data = _files.read(path)
     except OSError as error:
         raise RegistryError("DISK", f"expected weights in {path}: {error}") from error
     try:
@@ -241,7 +244,7 @@ def _model(folder: Path, config: Mapping[str, Any]) -> Checkpoint:
 
 
 def _write_json(path: Path, data: Mapping[str, Any]) -> None:
-    durable.write(path, (json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+    _files.write(path, (json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
 
 
 def _card(entry: Entry) -> str:

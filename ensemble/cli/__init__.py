@@ -6,8 +6,8 @@ import sys
 
 from cyclopts import App
 
-import zoo
 from ensemble.cli import choosing, predicting, verdicts
+from zoo import _console
 
 app = App(name="ensemble", help="Run trained models as one, combine them, and judge whether it is really better.")
 verdicts.add_to(app)
@@ -17,4 +17,4 @@ predicting.add_to(app)
 
 def main() -> None:
     """Entry point of the command."""
-    sys.exit(zoo.run_app(app))
+    sys.exit(_console.run_app(app))

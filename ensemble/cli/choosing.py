@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 from cyclopts import App
 
-import zoo
 from ensemble.cli.printing import interval, print_json
 from ensemble.cli.saving import keep, require_savable
 from ensemble.cli.sources import Flag, Source, best_member
+from zoo import _console
 
 if TYPE_CHECKING:
     from ensemble.outputs import MemberOutputs
-    from ensemble.rules import WeightedMean
-    from ensemble.selection import Selection
+    from ensemble.rules.fitted import WeightedMean
+    from ensemble.selection.budget import Selection
 
 
 def add_to(app: App) -> None:
@@ -45,8 +45,8 @@ def select(
         save: register what was found as an ensemble of this name.
         json: print JSON for programs.
     """
-    from ensemble.selection import pareto_front
-    from ensemble.selection import select as search
+    from ensemble.selection.budget import pareto_front
+    from ensemble.selection.budget import select as search
 
     if save is not None:
         require_savable(save, source)
@@ -79,8 +79,8 @@ def diversity(
     Args:
         json: print JSON for programs.
     """
-    from ensemble import diversity as measures
-    from ensemble.selection import contributions
+    from ensemble.judge import diversity as measures
+    from ensemble.selection.contribution import contributions
 
     outputs = source.spoken(source.test)[0].outputs
     right = measures.correct(outputs)
@@ -104,18 +104,18 @@ def diversity(
     if json:
         print_json({"pairs": pairs, "whole": whole, "members": members, "unsolved": unsolved})
         return
-    zoo.print_table(pairs, title="pairs", formats=dict.fromkeys(tables, ".4f"))
+    _console.print_table(pairs, title="pairs", formats=dict.fromkeys(tables, ".4f"))
     rows = [{"measure": name, "value": value} for name, value in whole.items()]
-    zoo.print_table(rows, title="\nall members", formats={"value": ".4f"})
+    _console.print_table(rows, title="\nall members", formats={"value": ".4f"})
     formats = {"leave_one_out": "+.5f", "shapley": "+.5f"}
-    zoo.print_table(members, title="\nnats that a member takes off the mean's log-loss", formats=formats)
+    _console.print_table(members, title="\nnats that a member takes off the mean's log-loss", formats=formats)
     worst = sorted(unsolved.items(), key=lambda item: -item[1])[:8]
     print("\nframes that no member gets right: " + ", ".join(f"{name} {count}" for name, count in worst))
 
 
 def _print_selection(answer: dict[str, Any], parameters: dict[str, int], source: Source) -> None:
     rows = [{"member": n, "weight": w, "parameters": parameters[n]} for n, w in answer["weights"].items()]
-    zoo.print_table(rows, formats={"weight": ".4f", "parameters": ",d"})
+    _console.print_table(rows, formats={"weight": ".4f", "parameters": ",d"})
     excess, nodes = max(answer["loss"] - answer["bound"], 0), answer["nodes"]
     proof = "proven" if answer["proven"] else "not proven"
     print(f"\n{answer['parameters']:,.0f} parameters, log-loss {answer['loss']:.5f} nats on {source.valid!r}")
@@ -128,7 +128,7 @@ def _print_front(front: list[Selection]) -> None:
     rows = [{"parameters": one.cost, "log_loss": one.loss, "members": " ".join(one.members)} for one in front]
     if rows:
         print("\nthe best ensemble of every size")
-        zoo.print_table(rows, formats={"parameters": ",.0f", "log_loss": ".5f"})
+        _console.print_table(rows, formats={"parameters": ",.0f", "log_loss": ".5f"})
 
 
 def _told(found: Selection) -> dict[str, Any]:
@@ -146,14 +146,14 @@ def _told(found: Selection) -> dict[str, Any]:
 
 def _pool(found: Selection, outputs: MemberOutputs) -> WeightedMean:
     """What was found as a rule over all members, of whom those not chosen have no weight."""
-    from ensemble.rules import WeightedMean
+    from ensemble.rules.fitted import WeightedMean
 
     weights = dict(zip(found.members, found.weights, strict=True))
     return WeightedMean(tuple(weights.get(name, 0.0) for name in outputs.members), fingerprint=found.fingerprint)
 
 
 def _gain(rule: WeightedMean, valid: MemberOutputs, test: MemberOutputs) -> dict[str, Any]:
-    from ensemble.evaluation import evaluate
+    from ensemble.judge.report import evaluate
 
     report = evaluate(test, {"selected": rule}, baseline=best_member(valid))
     row = report.rules.iloc[0]

@@ -11,17 +11,18 @@ import numpy as np
 if TYPE_CHECKING:
     import zoo
     from ensemble.cli.sources import Spoken
+    from ensemble.judge.significance import CrossFit
     from ensemble.outputs import MemberOutputs
-    from ensemble.rules import Rule, WeightedMean
-    from ensemble.weights import CrossFit
+    from ensemble.rules.fitted import WeightedMean
+    from ensemble.rules.table import Rule
 
 FOUR = ("majority", "maximum", "mean", "weighted")
 
 
 def weighted(valid: MemberOutputs) -> WeightedMean:
     """The mean with weights of least log-loss."""
-    from ensemble.rules import WeightedMean
-    from ensemble.weights import fit_weights
+    from ensemble.fit.weighted import fit_weights
+    from ensemble.rules.fitted import WeightedMean
 
     found = fit_weights(valid)
     return WeightedMean(tuple(found.weights), fingerprint=found.fingerprint)
@@ -29,8 +30,8 @@ def weighted(valid: MemberOutputs) -> WeightedMean:
 
 def calibrated(valid: MemberOutputs) -> Rule:
     """The weighted mean, then one temperature."""
-    from ensemble.calibration import fit_temperature
-    from ensemble.rules import Chain, Temperature
+    from ensemble.fit.temperature import fit_temperature
+    from ensemble.rules.fitted import Chain, Temperature
 
     pool = weighted(valid)
     found = fit_temperature(valid, rule=pool)
@@ -39,8 +40,8 @@ def calibrated(valid: MemberOutputs) -> Rule:
 
 def log_pool(valid: MemberOutputs) -> Rule:
     """The weighted geometric mean."""
-    from ensemble.rules import LogPool
-    from ensemble.weights import fit_log_linear
+    from ensemble.fit.loglinear import fit_log_linear
+    from ensemble.rules.fitted import LogPool
 
     found = fit_log_linear(valid)
     return LogPool(tuple(found.weights), fingerprint=found.fingerprint)
@@ -48,14 +49,14 @@ def log_pool(valid: MemberOutputs) -> Rule:
 
 def bayes_vote(valid: MemberOutputs) -> Rule:
     """Votes weighed by each member's confusion matrix."""
-    from ensemble.calibration import fit_bayes_vote
+    from ensemble.fit.fusion import fit_bayes_vote
 
     return fit_bayes_vote(valid)
 
 
 def stacked(valid: MemberOutputs) -> Rule:
     """Logistic regression on the members' log-probabilities."""
-    from ensemble.calibration import fit_stacked
+    from ensemble.fit.fusion import fit_stacked
 
     return fit_stacked(valid)
 
@@ -66,8 +67,9 @@ def auto(valid: MemberOutputs) -> Rule:
     Weights are fitted on half of the recordings and the choice is made on the other half; what was
     chosen is then fitted on all.
     """
-    from ensemble.evaluation import choose
-    from ensemble.rules import WeightedMean, mean
+    from ensemble.judge.choice import choose
+    from ensemble.rules.fitted import WeightedMean
+    from ensemble.rules.pooling import mean
 
     fitting, choosing = _halves(valid)
     choice = choose(choosing, {"mean": mean, "weighted": weighted(fitting)})
@@ -94,7 +96,7 @@ def named_rules(names: Iterable[str], valid: MemberOutputs) -> dict[str, Rule]:
     Raises:
         ValueError: unknown name.
     """
-    from ensemble.rules import get_rule
+    from ensemble.rules.table import get_rule
 
     refuse_unknown(names)
     return {name: FITTED[name](valid) if name in FITTED else get_rule(name) for name in names}
@@ -102,7 +104,7 @@ def named_rules(names: Iterable[str], valid: MemberOutputs) -> dict[str, Rule]:
 
 def rule_names() -> list[str]:
     """All that can be named as a rule."""
-    from ensemble.rules import list_rules
+    from ensemble.rules.table import list_rules
 
     return [*FITTED, *list_rules()]
 
@@ -127,8 +129,8 @@ def saved_rules(ensembles: Mapping[str, zoo.EnsembleEntry], spoken: Spoken) -> d
     Raises:
         ValueError: one of them did not speak, or the ensemble has its classes in another order.
     """
-    from ensemble.rules import rule_from_json
     from ensemble.rules.among import Among
+    from ensemble.rules.saved import rule_from_json
 
     places = {spoken.references[name].partition("@")[2]: place for place, name in enumerate(spoken.outputs.members)}
     rules: dict[str, Rule] = {}
@@ -146,7 +148,7 @@ def saved_rules(ensembles: Mapping[str, zoo.EnsembleEntry], spoken: Spoken) -> d
 
 def cross_fits(rules: Iterable[str], valid: MemberOutputs) -> dict[str, CrossFit]:
     """For the weighted mean, what its weights are worth on recordings that they were not fitted on."""
-    from ensemble.weights import cross_fit
+    from ensemble.fit.crossfit import cross_fit
 
     recordings = len(np.unique(np.asarray(valid.groups)))
     if "weighted" not in rules or recordings < 2:

@@ -14,9 +14,10 @@ from cyclopts import App
 import zoo
 from ensemble.cli.saving import require_place
 from ensemble.cli.sources import KNOWN, Source, chosen_device, frames_of, stored_file
+from zoo import _files
 
 if TYPE_CHECKING:
-    from ensemble.combined import Ensemble
+    from ensemble.run.combined import Ensemble
 
 
 def add_to(app: App) -> None:
@@ -61,7 +62,7 @@ def predict(
         rows = _located(frames, labels, probabilities.max(axis=1))
     table = io.StringIO()
     csv.writer(table, lineterminator="\n").writerows(rows)
-    zoo.write_file(output, table.getvalue().encode())
+    _files.write(output, table.getvalue().encode())
     print(f"{len(labels):,} frames of {frames.recordings:,} recordings written to {output}")
 
 
@@ -81,12 +82,12 @@ def collect(
     folder.mkdir(parents=True, exist_ok=True)
     spoken = source.spoken(source.valid, source.test)
     for partition, said in zip((source.valid, source.test), spoken, strict=True):
-        zoo.write_file(stored_file(folder, partition), pack(said.outputs, said.references))
+        _files.write(stored_file(folder, partition), pack(said.outputs, said.references))
     known = {
         name: {"parameters": count, "trained_on": spoken[0].trained_on[name]}
         for name, count in spoken[0].parameters.items()
     }
-    zoo.write_file(folder / KNOWN, json.dumps(known, indent=1).encode())
+    _files.write(folder / KNOWN, json.dumps(known, indent=1).encode())
     print(f"{len(known)} members over {source.valid!r} and {source.test!r} kept in {folder}")
 
 
@@ -98,7 +99,7 @@ def plan(source: Source = Source(), *, frames: int = 65_536) -> None:  # noqa: B
     Args:
         frames: how many frames of the test partition to measure on, at most.
     """
-    from ensemble.members import predictions
+    from ensemble.run.collecting import predictions
 
     members, whole = source.load(), source.frames(source.test)
     recordings = int((whole.starts[1:] <= max(frames, int(whole.starts[1]))).sum())
@@ -109,9 +110,9 @@ def plan(source: Source = Source(), *, frames: int = 65_536) -> None:  # noqa: B
 
 def _voice(registry: zoo.Registry, name: str, device: str) -> Ensemble:
     """An ensemble, or a model as an ensemble of one."""
-    from ensemble.combined import Ensemble, load_ensemble
-    from ensemble.members import load
-    from ensemble.rules import mean
+    from ensemble.rules.pooling import mean
+    from ensemble.run.combined import Ensemble, load_ensemble
+    from ensemble.run.loading import load
 
     try:
         return load_ensemble(registry, name, device=device)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import zoo
+from zoo import _console
 
 
 def print_json(data: Any) -> None:
     """One JSON document on stdout; what is not a finite number becomes null."""
-    zoo.print_json(_plain(data))
+    _console.print_json(_plain(data))
 
 
 def interval(low: float, high: float) -> str:

@@ -13,7 +13,7 @@ from ensemble.cli.naming import rule_names
 
 if TYPE_CHECKING:
     from ensemble.cli.sources import Source, Spoken
-    from ensemble.rules import Rule
+    from ensemble.rules.table import Rule
 
 
 def keep(name: str, rule: Rule, spoken: Spoken, registry: Path | None) -> str:
@@ -25,8 +25,8 @@ def keep(name: str, rule: Rule, spoken: Spoken, registry: Path | None) -> str:
     Raises:
         ValueError: what `require_savable` refuses, or the registry refuses the name.
     """
-    from ensemble.combined import Ensemble
-    from ensemble.members import load
+    from ensemble.run.combined import Ensemble
+    from ensemble.run.loading import load
 
     home, (shorter, names) = zoo.Registry(registry), without_idle(rule, spoken.outputs.members)
     members = load(home, [spoken.references[member] for member in names])
@@ -92,7 +92,7 @@ def without_idle(rule: Rule, members: Sequence[str]) -> tuple[Rule, list[str]]:
         >>> without_idle(WeightedMean((0.25, 0, 0.75)), ["a", "b", "c"])
         (WeightedMean(weights=(0.25, 0.75), fingerprint='', abstain=False), ['a', 'c'])
     """
-    from ensemble.rules import Chain, WeightedMean
+    from ensemble.rules.fitted import Chain, WeightedMean
 
     pool, *after = rule.steps if isinstance(rule, Chain) else (rule,)
     if not isinstance(pool, WeightedMean):

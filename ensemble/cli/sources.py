@@ -16,8 +16,8 @@ import zoo
 from ensemble.cli.naming import rule_names
 
 if TYPE_CHECKING:
-    from ensemble.members import Members
     from ensemble.outputs import MemberOutputs
+    from ensemble.run.members import Members
 
 Flag = Annotated[bool, Parameter(negative=())]
 Names = Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative=())]
@@ -92,7 +92,7 @@ class Source:
         return {name: registry.get_ensemble(name) for name in names if aliases.get(name, name) in known}
 
     def _versions(self) -> dict[str, str]:
-        from ensemble.members import versions
+        from ensemble.run.loading import versions
 
         saved = self.ensembles(self.members)
         wanted = [one for name in self.members for one in (saved[name].members if name in saved else (name,))]
@@ -100,7 +100,7 @@ class Source:
         return {name: f"{entry.name}@{entry.id}" for name, entry in found.items()}
 
     def _loaded(self, references: Mapping[str, str]) -> Members:
-        from ensemble.members import load
+        from ensemble.run.loading import load
 
         device = chosen_device(self.device)
         return load(zoo.Registry(self.registry), references.values(), device=device, precision=self.precision)
@@ -130,7 +130,7 @@ class Source:
         return [self._collected(members, references, partition) for partition in partitions]
 
     def _collected(self, members: Members, references: dict[str, str], partition: str) -> Spoken:
-        from ensemble.members import collect
+        from ensemble.run.collecting import collect
 
         frames = self.frames(partition)
         began = time.perf_counter()
@@ -193,7 +193,7 @@ def chosen_device(name: str) -> str:
 
 def best_member(outputs: MemberOutputs) -> str:
     """The most accurate member; of equals the one of lower log-loss."""
-    from ensemble.evaluation import evaluate
+    from ensemble.judge.report import evaluate
 
     table = evaluate(outputs, {}, replicates=1).members
     return str(table.sort_values(["accuracy", "log_loss"], ascending=[False, True]).iloc[0]["name"])

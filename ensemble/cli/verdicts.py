@@ -10,17 +10,17 @@ import numpy as np
 from cyclopts import App
 from numpy.typing import NDArray
 
-import zoo
 from ensemble.cli.naming import FOUR, cross_fits, named_rules, refuse_unknown, saved_rules
 from ensemble.cli.printing import interval, print_json
 from ensemble.cli.saving import keep, require_place, require_savable
 from ensemble.cli.sources import Flag, Names, Source, best_member
+from zoo import _console, _files
 
 if TYPE_CHECKING:
-    from ensemble.evaluation import Report
+    from ensemble.fit.weighted import WeightFit
+    from ensemble.judge.report import Report
     from ensemble.outputs import MemberOutputs
-    from ensemble.rules import Rule
-    from ensemble.weights import WeightFit
+    from ensemble.rules.table import Rule
 
 _FORMATS = {"accuracy": ".4f", "log_loss": ".4f", "calibration_error": ".4f", "macro_f1": ".4f", "parameters": ",.0f"}
 
@@ -53,7 +53,7 @@ def evaluate(
         report: also write a page to this HTML file (needs the extra `report`).
         json: print JSON for programs.
     """
-    from ensemble.evaluation import evaluate as judge
+    from ensemble.judge.report import evaluate as judge
 
     if report is not None:
         require_place(report)
@@ -95,8 +95,8 @@ def fit(
         save: register the rule and its members as an ensemble of this name; members of weight 0 are left out.
         json: print JSON for programs.
     """
-    from ensemble.rules import WeightedMean
-    from ensemble.weights import fit_weights
+    from ensemble.fit.weighted import fit_weights
+    from ensemble.rules.fitted import WeightedMean
 
     if save is not None:
         require_savable(save, source)
@@ -135,7 +135,7 @@ def compare(
         0 where the 95 % interval of the difference lies above zero, else 1: the answer is no. One recording
         has no interval, so the answer is no.
     """
-    from ensemble.significance import bootstrap_interval, mcnemar, right_and_wrong
+    from ensemble.judge.significance import bootstrap_interval, mcnemar, right_and_wrong
 
     valid, test = source.spoken(source.valid, source.test)
     saved = saved_rules(source.ensembles((first, second)), test)
@@ -158,7 +158,7 @@ def compare(
     if json:
         print_json(answer)
     else:
-        zoo.print_table([{"": key.replace("_", " "), "value": value} for key, value in answer.items()])
+        _console.print_table([{"": key.replace("_", " "), "value": value} for key, value in answer.items()])
         print(f"\n95 % of the gain: {interval(found.low, found.high)}, which resamples recordings;")
         print("McNemar's test takes frames for independent, which they are not.")
     return 0 if found.low > 0 else 1
@@ -166,7 +166,7 @@ def compare(
 
 def weights_in(rules: Mapping[str, Rule], outputs: MemberOutputs) -> dict[str, float]:
     """Member -> weight of the first weighted mean among the rules; empty where there is none."""
-    from ensemble.rules import WeightedMean
+    from ensemble.rules.fitted import WeightedMean
 
     for rule in rules.values():
         if isinstance(rule, WeightedMean):
@@ -176,7 +176,7 @@ def weights_in(rules: Mapping[str, Rule], outputs: MemberOutputs) -> dict[str, f
 
 def _right(name: str, saved: Mapping[str, Rule], valid: MemberOutputs, test: MemberOutputs) -> NDArray[np.bool_]:
     """(N,): where a member, or a rule over all members, is right."""
-    from ensemble.diversity import correct
+    from ensemble.judge.diversity import correct
     from ensemble.rules import abstaining
 
     if name in test.members:
@@ -189,7 +189,7 @@ def _right(name: str, saved: Mapping[str, Rule], valid: MemberOutputs, test: Mem
 
 
 def _tell_weights(found: WeightFit, outputs: MemberOutputs, *, json: bool) -> None:
-    from ensemble.weights import bootstrap_weights
+    from ensemble.fit.crossfit import bootstrap_weights
 
     spread, crossed = bootstrap_weights(outputs), cross_fits(["weighted"], outputs).get("weighted")
     rows = [
@@ -204,7 +204,7 @@ def _tell_weights(found: WeightFit, outputs: MemberOutputs, *, json: bool) -> No
         figures = {"loss": found.loss, "gap": found.gap, "passes": found.passes}
         print_json({"weights": weights, "members": rows, "cross_fitted_loss": left_out, **figures})
         return
-    zoo.print_table(rows, formats=dict.fromkeys(("weight", "low", "high"), ".4f") | {"included": ".0%"})
+    _console.print_table(rows, formats=dict.fromkeys(("weight", "low", "high"), ".4f") | {"included": ".0%"})
     print(f"\nlog-loss {found.loss:.5f} nats, at most {found.gap:.1e} above the least that any weights reach")
     if crossed is not None:
         print(
@@ -214,7 +214,7 @@ def _tell_weights(found: WeightFit, outputs: MemberOutputs, *, json: bool) -> No
 
 
 def _tell_rule(name: str, chosen: Rule, outputs: MemberOutputs, *, json: bool) -> None:
-    from ensemble.evaluation import evaluate as judge
+    from ensemble.judge.report import evaluate as judge
 
     row = judge(outputs, {name: chosen}, replicates=1).rules.iloc[0]
     figures = {"loss": float(row["log_loss"]), "accuracy": float(row["accuracy"])}
@@ -226,9 +226,9 @@ def _tell_rule(name: str, chosen: Rule, outputs: MemberOutputs, *, json: bool) -
 
 def _write_page(result: Report, path: Path) -> None:
     """The report as one self-contained HTML file."""
-    from ensemble.report import page
+    from ensemble.judge.page import page
 
-    zoo.write_file(path, page(result).encode())
+    _files.write(path, page(result).encode())
 
 
 def _print_report(result: Report, weights: Mapping[str, float], seconds: float) -> None:
@@ -243,7 +243,7 @@ def _print_report(result: Report, weights: Mapping[str, float], seconds: float) 
             "95 % interval": interval(row["gain_low"], row["gain_high"]),
         }
         rows.append(_judged(row, f"= {row['name']}") | gain)
-    zoo.print_table(rows, formats=_FORMATS)
+    _console.print_table(rows, formats=_FORMATS)
     used = [f"{name} {weight:.3f}" for name, weight in weights.items() if weight > 0]
     if used:
         print("\nweights: " + ", ".join(used))

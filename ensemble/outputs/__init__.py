@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ensemble.outputs.checked import distributions, indices
+from ensemble.outputs.arrays import distributions, indices
 
 LEAST = 2.0**-52  # where log-loss is judged, the truth's probability counts as at least this, as in scikit-learn
 

@@ -6,25 +6,8 @@ frozen dataclasses in `fitted`; `abstaining` prepares either for members that ab
 """
 
 from ensemble.rules.abstaining import Abstaining, abstaining, abstentions
-from ensemble.rules.fitted import (
-    BayesVote,
-    Chain,
-    ClasswiseMean,
-    LogPool,
-    Stacked,
-    Temperature,
-    WeightedMean,
-)
-from ensemble.rules.pooling import (
-    log_mean,
-    maximum,
-    mean,
-    median,
-    minimum,
-    power_mean,
-    product,
-    trimmed_mean,
-)
+from ensemble.rules.fitted import BayesVote, Chain, ClasswiseMean, LogPool, Stacked, Temperature, WeightedMean
+from ensemble.rules.pooling import log_mean, maximum, mean, median, minimum, power_mean, product, trimmed_mean
 from ensemble.rules.saved import rule_from_json, rule_to_json
 from ensemble.rules.table import RULES, Rule, get_rule, list_rules, rule
 from ensemble.rules.voting import borda, majority, tie_rate

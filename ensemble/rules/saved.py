@@ -20,7 +20,7 @@ _FITTED: Mapping[str, type[Any]] = {
 def rule_to_json(rule: Rule) -> dict[str, Any]:
     """A rule as plain data: its name in the table, and its numbers.
 
-    Settings bound by `functools.partial` are kept: `partial(ensemble.power_mean, power=2)`.
+    Settings bound by `functools.partial` are kept: `partial(ensemble.rules.power_mean, power=2)`.
 
     Raises:
         ValueError: the rule is neither in the table nor one of the fitted rules.

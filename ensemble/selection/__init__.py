@@ -1,15 +1,5 @@
 """Which members to combine: under a budget, greedily, and what each of them contributes."""
 
-from ensemble.selection.budget import Selection, pareto_front, select
-from ensemble.selection.contribution import Contributions, contributions
-from ensemble.selection.stepwise import GreedySelection, greedy
+import lazy_loader
 
-__all__ = [
-    "Contributions",
-    "GreedySelection",
-    "Selection",
-    "contributions",
-    "greedy",
-    "pareto_front",
-    "select",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

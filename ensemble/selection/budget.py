@@ -10,8 +10,10 @@ from itertools import count
 import numpy as np
 from numpy.typing import NDArray
 
+from ensemble.fit._solver.rows import Rows
+from ensemble.fit._solver.simplex import at_least_zero, first_equal, refit
+from ensemble.fit.weighted import explained_matrix
 from ensemble.outputs import MemberOutputs
-from ensemble.weights import Rows, at_least_zero, explained_matrix, first_equal, refit
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]

@@ -18,11 +18,11 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from zoo import durable
-from zoo.canonical import TextError, canonical, depth, parse_strictly
-from zoo.checkpoint.fitting import check_fit, check_values, fill, restore, template
+from zoo import _files
+from zoo._json import TextError, canonical, depth, parse_strictly
 from zoo.checkpoint.header import DTYPES, CheckpointError, Header, Piece, header_at, header_of, read_header
-from zoo.spec import Spec, build
+from zoo.checkpoint.match import check_fit, check_values, fill, restore, template
+from zoo.models.spec import Spec, build
 
 __all__ = [
     "KINDS",
@@ -234,15 +234,15 @@ def tensors_of(data: bytes | bytearray, header: Header) -> dict[str, Tensor]:
 
 
 def write(checkpoint: Checkpoint, path: Path | str, *, name: str = "") -> None:
-    """Put a checkpoint at `path`, whole and durable, or not at all.
+    """Put a checkpoint at `path`, whole and _files, or not at all.
 
     Raises:
         CheckpointError: UNREADABLE: the disk refused; what was there before is still there.
     """
     path = Path(path)
     try:
-        durable.make_folders(path.parent)
-        durable.write(path, encode(checkpoint, name=name))
+        _files.make_folders(path.parent)
+        _files.write(path, encode(checkpoint, name=name))
     except OSError as error:
         raise CheckpointError("UNREADABLE", f"cannot write the checkpoint {path}: {error}") from error
 
@@ -300,8 +300,8 @@ def content_digest(tensors: Mapping[str, Tensor]) -> str:
 def _bytes_at(path: Path, sha256: str | None) -> bytearray:
     """The bytes of a plain file, of this hash where one is given."""
     try:
-        data = durable.read(path)
-    except durable.NotRegularError as error:
+        data = _files.read(path)
+    except _files.NotRegularError as error:
         raise CheckpointError("NOT_A_FILE", str(error)) from error
     except OSError as error:
         raise CheckpointError("UNREADABLE", f"cannot read the checkpoint {path}: {error}") from error

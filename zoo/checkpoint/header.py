@@ -18,8 +18,8 @@ from typing import Any, NoReturn
 
 import torch
 
-from zoo.canonical import TextError, depth, has_surrogate, parse_integers
-from zoo.durable import opened, read_some
+from zoo._files import opened, read_some
+from zoo._json import TextError, depth, has_surrogate, parse_integers
 
 DTYPES: dict[str, torch.dtype] = {
     "BOOL": torch.bool,

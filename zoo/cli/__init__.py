@@ -6,8 +6,8 @@ import sys
 
 from cyclopts import App
 
+from zoo._console import run_app
 from zoo.cli import breeding, keeping, looking, moving
-from zoo.terminal import run_app
 
 app = App(name="zoo", help="Keep a zoo of trained frame classifiers: register, verify, train, search.")
 looking.add_to(app)

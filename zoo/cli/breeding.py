@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, get_type_hints
 
 from cyclopts import App, Parameter
 
+from zoo._console import print_json, print_table
 from zoo.cli.keeping import AsJson, RegistryFile, Switch, tell
 from zoo.cli.values import (
     Draw,
@@ -25,11 +26,10 @@ from zoo.cli.values import (
     tell_metrics,
     tell_specs,
 )
-from zoo.recipe import Recipe
-from zoo.terminal import print_json, print_table
+from zoo.training.recipe import Recipe
 
 if TYPE_CHECKING:
-    from zoo.study import Trial
+    from zoo.search.study import Trial
 
     Fields = Recipe
 else:  # the fields of a recipe, each of which may be left out
@@ -94,7 +94,7 @@ def train(
     from zoo.registry import Registry
     from zoo.registry.changes import check_nameable
     from zoo.registry.document import Document
-    from zoo.training import train as train_model
+    from zoo.training.run import train as train_model
 
     if name is None and directory is None:
         msg = "expected a name to register the model under, or --directory to leave it in"
@@ -146,16 +146,16 @@ def average(
         valid_partition: frames that judge, and by which greedy chooses.
         picture: a file for the loss along the line from the first to the last source.
     """
-    from zoo.averaging import average as averaged
-    from zoo.averaging import losses_along
     from zoo.registry import Registry
+    from zoo.training.averaging import average as averaged
+    from zoo.training.averaging import losses_along
 
     keep = Registry(registry)
     found = checkpoints_of(keep, sources)
     frames, judged = (frames_of(corpus, part) for part in (train_partition, valid_partition))
     mean = averaged(found, frames=frames, valid=judged, method=method, decay=decay)
     if picture is not None:
-        from zoo.pictures import plot_line
+        from zoo.search.pictures import plot_line
 
         positions, losses = losses_along(found[0], found[-1], judged)
         save_picture(plot_line(positions, losses), picture)
@@ -240,7 +240,7 @@ def search(
         msg = f"expected --study or --optuna with --register {register}: what is only drawn is not trained"
         raise ValueError(msg)
     if picture is not None:
-        from zoo.pictures import plot_samples
+        from zoo.search.pictures import plot_samples
 
         save_picture(plot_samples(draw.samples(samples)), picture)
     if not study and not optuna:
@@ -248,8 +248,8 @@ def search(
             tell_specs(draw.specs(), json)
         return 0
     from zoo.registry import Registry
-    from zoo.study import halving, optuna_study, optuna_trials
-    from zoo.training import train as train_model
+    from zoo.search.study import halving, optuna_study, optuna_trials
+    from zoo.training.run import train as train_model
 
     frames, judged = (frames_of(corpus, part) for part in (train_partition, valid_partition))
     if optuna:

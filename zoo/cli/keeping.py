@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
 
-from zoo.terminal import print_json, print_table
+from zoo._console import print_json, print_table
 
 if TYPE_CHECKING:
-    from zoo.registry import EnsembleEntry, Entry
+    from zoo.registry.entries import EnsembleEntry, Entry
 
 Names = Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative=())]
 RegistryFile = Annotated[
@@ -55,8 +55,8 @@ def register(
         note: free text.
         tags: short words.
     """
+    from zoo.models.spec import Spec
     from zoo.registry import Registry
-    from zoo.spec import Spec
 
     made = None if spec is None else Spec.from_dict(spec_data(spec))
     entry = Registry(registry).register(name, file, spec=made, classes=_class_names(classes), note=note, tags=tags)
@@ -100,7 +100,8 @@ def alias(
         back: point again to what it pointed to before.
         expect: what it must point to now, else nothing changes; "" where it must not exist yet.
     """
-    from zoo.registry import Registry, RegistryError
+    from zoo.registry import Registry
+    from zoo.registry.references import RegistryError
 
     found = Registry(registry)
     if back and target is not None:
@@ -237,7 +238,7 @@ def spec_data(text: str) -> dict[str, Any]:
 
 def _class_names(given: tuple[str, ...]) -> list[str] | None:
     if given == ("phonemes",):
-        from zoo.corpus import PHONEMES
+        from zoo.data.corpus import PHONEMES
 
         return [*PHONEMES]
     if len(given) == 1 and Path(given[0]).is_file():

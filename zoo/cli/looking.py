@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from cyclopts import App
 
+from zoo._console import print_json, print_table, progress
 from zoo.cli.keeping import AsJson, RegistryFile, Switch, row, tell, told
-from zoo.terminal import print_json, print_table, progress
 
 if TYPE_CHECKING:
-    from zoo.registry import EnsembleEntry, Entry
+    from zoo.registry.entries import EnsembleEntry, Entry
 
 
 def add_to(app: App) -> None:
@@ -177,7 +177,7 @@ def _ensemble_row(get: Any, entry: EnsembleEntry) -> dict[str, Any]:
 
 
 def _measured(registry: Any, entries: list[Entry], corpus: Path | None, partition: str) -> list[dict[str, Any]]:
-    from zoo.corpus import read_corpus, sample_corpus
+    from zoo.data.corpus import read_corpus, sample_corpus
 
     frames = sample_corpus(partition) if corpus is None else read_corpus(corpus, partition)
     with progress("evaluating", total=len(entries)) as advance:

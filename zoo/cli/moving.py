@@ -7,8 +7,8 @@ from pathlib import Path
 
 from cyclopts import App
 
+from zoo._console import print_json
 from zoo.cli.keeping import AsJson, RegistryFile, Switch, tell
-from zoo.terminal import print_json
 
 
 def add_to(app: App) -> None:
@@ -110,8 +110,8 @@ def merge(base: Path, ours: Path, theirs: Path, *, json: AsJson = False) -> int:
         ours: one side, and where the result goes.
         theirs: the other side.
     """
-    from zoo.registry import RegistryError
     from zoo.registry.merging import merge_files
+    from zoo.registry.references import RegistryError
 
     conflict = None
     try:

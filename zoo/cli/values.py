@@ -10,17 +10,17 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from zoo._console import print_json, print_table
 from zoo.cli.keeping import spec_data
-from zoo.recipe import Recipe
-from zoo.terminal import print_json, print_table
+from zoo.training.recipe import Recipe
 
 if TYPE_CHECKING:
     from zoo.checkpoint import Checkpoint
-    from zoo.frames import FrameSet
+    from zoo.data.frames import FrameSet
     from zoo.logs import Log
+    from zoo.models.spec import Spec
     from zoo.registry import Registry
-    from zoo.search import Samples
-    from zoo.spec import Spec
+    from zoo.search.draws import Samples
 
 _CONTEXT = 20  # frames on each side where nothing else is said, as in the lecture
 _FEATURES = 27  # per frame of the home task, for which specs are drawn
@@ -38,7 +38,7 @@ def recipe_of(base: Recipe, flags: Recipe) -> Recipe:
 
 def frames_of(corpus: Path | None, partition: str) -> FrameSet:
     """A partition of a corpus, or of the bundled one."""
-    from zoo.corpus import read_corpus, sample_corpus
+    from zoo.data.corpus import read_corpus, sample_corpus
 
     return sample_corpus(partition) if corpus is None else read_corpus(corpus, partition)
 
@@ -57,7 +57,7 @@ def spec_of(
 
 def _named(text: str | None, frames: FrameSet, base: Spec | None) -> Spec:
     """A whole spec as it is written; an architecture for these frames, or in place of that of `base`."""
-    from zoo.spec import Spec
+    from zoo.models.spec import Spec
 
     if text is None:
         if base is None:
@@ -156,7 +156,8 @@ class Draw:
 
     def specs(self) -> list[Spec]:
         """Specs under the budget: for an ensemble, or single ones."""
-        from zoo.search import BUILT_IN, random_budget, random_members
+        from zoo.search.counting import BUILT_IN
+        from zoo.search.sample import random_budget, random_members
 
         settings: dict[str, Any] = {
             "architectures": self.architectures or BUILT_IN,
@@ -174,7 +175,7 @@ class Draw:
         Raises:
             ValueError: a draw of something else.
         """
-        from zoo.search import draw_many
+        from zoo.search.draws import draw_many
 
         if self.members or not set(self.architectures) <= {"mlp"} or len(self.contexts) != 1:
             msg = (
@@ -192,7 +193,7 @@ class Draw:
 
 def tell_specs(specs: list[Spec], as_json: bool) -> None:
     """A table of specs with their parameters, or JSON."""
-    from zoo.search import fast_count
+    from zoo.search.counting import fast_count
 
     counts = [fast_count(spec) for spec in specs]
     if as_json:

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoo.names import Patterns, matching
+from zoo._names import Patterns, matching
 from zoo.registry import changes, entries, notes, upkeep
 from zoo.registry.blobs import Blobs
 from zoo.registry.clock import now
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from torch import nn
 
     from zoo.checkpoint import Checkpoint
-    from zoo.frames import FrameSet
+    from zoo.data.frames import FrameSet
+    from zoo.models.spec import Spec
     from zoo.registry.intake import Model, Parcel
-    from zoo.spec import Spec
 
 __all__ = [
     "EnsembleEntry",

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from zoo import durable
+from zoo import _files
 from zoo.registry.entries import Entry
 from zoo.registry.references import RegistryError
 
@@ -40,12 +40,12 @@ class Blobs:
         sha256 = hashlib.sha256(data).hexdigest()
         path = self.path(sha256)
         try:
-            durable.make_folders(self.folder)
+            _files.make_folders(self.folder)
             if self._holds(path, sha256, len(data)):
-                durable.renew(path)  # garbage collection keeps what is young
-                durable.sync_folder(self.folder)
+                _files.renew(path)  # garbage collection keeps what is young
+                _files.sync_folder(self.folder)
             else:
-                durable.write(path, data)
+                _files.write(path, data)
         except OSError as error:
             raise RegistryError("DISK", f"cannot write the blob {path}: {error}; nothing has changed") from error
         return sha256
@@ -71,7 +71,7 @@ class Blobs:
         """
         self.check_size(entry)
         try:
-            data = durable.read(self.path(entry.sha256), size=entry.bytes, follow=False)
+            data = _files.read(self.path(entry.sha256), size=entry.bytes, follow=False)
         except OSError as error:
             raise self._refusal("DISK", entry, f"it cannot be read: {error}") from error
         found = hashlib.sha256(data).hexdigest()
@@ -108,21 +108,21 @@ class Blobs:
             return
         for path in sorted(self.folder.iterdir()):
             match = _BLOB.fullmatch(path.name)
-            if match or path.name.endswith(durable.TEMPORARY):
+            if match or path.name.endswith(_files.TEMPORARY):
                 modified = modified_at(path)
                 if modified is not None:
                     yield path, match[1] if match else "", modified
 
     def _holds(self, path: Path, sha256: str, size: int) -> bool:
         with suppress(OSError):
-            return hashlib.sha256(durable.read(path, size=size, follow=False)).hexdigest() == sha256
+            return hashlib.sha256(_files.read(path, size=size, follow=False)).hexdigest() == sha256
         return False
 
     def _hash_of(self, path: Path, size: int, expected: int) -> str:
         """The hash of a blob of the wrong size, where reading it costs no more than reading the right one."""
         with suppress(OSError):
             if size <= expected + 2**20:
-                found = hashlib.sha256(durable.read(path, size=size, follow=False)).hexdigest()
+                found = hashlib.sha256(_files.read(path, size=size, follow=False)).hexdigest()
                 return f" with sha256 {found}"
         return ""
 

@@ -36,7 +36,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from typing import Any, cast
 
-from zoo.canonical import TextError, canonical, parse_printed, parse_strictly, values_of
+from zoo._json import TextError, canonical, parse_printed, parse_strictly, values_of
 from zoo.registry.layered import added, plain
 from zoo.registry.references import RegistryError
 from zoo.registry.schema import check_sections, check_top, check_version, check_versions

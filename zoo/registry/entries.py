@@ -6,14 +6,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from zoo.names import unknown
+from zoo._names import unknown
 from zoo.registry.document import Document, extensions
 from zoo.registry.notes import texts_of
 from zoo.registry.references import RegistryError, check_name, is_id, parse_reference
 from zoo.registry.schema import check_ensemble
 
 if TYPE_CHECKING:
-    from zoo.spec import Spec
+    from zoo.models.spec import Spec
 
 
 class _Described:
@@ -73,7 +73,7 @@ class Entry(_Described):
         Raises:
             RegistryError: SPEC, such as an architecture that is not in the table of this program.
         """
-        from zoo.spec import Spec  # torch comes only with a model
+        from zoo.models.spec import Spec  # torch comes only with a model
 
         try:
             return Spec.from_dict(self.fields["spec"])

@@ -18,15 +18,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from zoo import durable
-from zoo.about import own_version
-from zoo.checkpoint import Checkpoint, CheckpointError, about_of, decode, encode, foreign, read_header
+from zoo import _files
+from zoo._names import own_version
+from zoo.checkpoint import Checkpoint, about_of, decode, encode, foreign
+from zoo.checkpoint.header import CheckpointError, read_header
 from zoo.checkpoint.probe import probe
+from zoo.models.spec import Spec, count_parameters
 from zoo.registry.clock import now
 from zoo.registry.document import printed
 from zoo.registry.notes import tags_of, texts_of
 from zoo.registry.references import RegistryError
-from zoo.spec import Spec, count_parameters
 
 Model = Checkpoint | nn.Module | str | os.PathLike[str]
 
@@ -139,7 +140,7 @@ def software() -> dict[str, str]:
 def _from_file(path: Path, spec: Spec | None, classes: Sequence[str] | None, about: Mapping[str, Any]) -> Checkpoint:
     """Read once; a file of ours knows its spec, any other must be told."""
     try:
-        data = durable.read(path)
+        data = _files.read(path)
     except OSError as error:
         raise RegistryError("DISK", f"cannot read {path}: {error}") from error
     try:

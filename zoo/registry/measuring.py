@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional
 
 from zoo.checkpoint import Checkpoint
-from zoo.frames import FrameSet, stretch
+from zoo.data.frames import FrameSet, stretch
 from zoo.registry.entries import Entry
 
 _BATCH = 8192

@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from zoo import durable
-from zoo.canonical import parse_strictly
+from zoo import _files
+from zoo._json import parse_strictly
 from zoo.registry import protocol
 from zoo.registry.changes import last_number
 from zoo.registry.document import Document, extensions, parse, write
@@ -168,6 +168,6 @@ def merge_files(base: Path, ours: Path, theirs: Path) -> None:
     sides = [protocol.read_document(path) for path in (ours, theirs)]
     text = write(merge(before, *sides))
     try:
-        durable.write(ours, text)
+        _files.write(ours, text)
     except OSError as error:
         raise RegistryError("DISK", f"cannot write {ours}: {error}") from error

@@ -3,7 +3,7 @@
 The blob comes first, with no lock held, and is durable before the registry speaks of it:
 
     1. write a temporary file in the store, flush it                    `Blobs.put`
-    2. rename it to its hash; one that is there and whole is kept       `durable.write`
+    2. rename it to its hash; one that is there and whole is kept       `_files.write`
     3. flush the folder
 
 Then the registry, under its lock:
@@ -32,7 +32,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from zoo import durable
+from zoo import _files
 from zoo.registry.changes import Change
 from zoo.registry.document import Document, parse, read, uncollected, write
 from zoo.registry.references import RegistryError
@@ -44,7 +44,7 @@ _POLL = 0.01  # seconds between two looks at the lock
 
 
 def commit(path: Path, change: Change, *, timeout: float, create: bool, seen: Snapshot = NOTHING) -> Snapshot:
-    """Make one change durable, or change nothing.
+    """Make one change _files, or change nothing.
 
     Args:
         path: the registry's file.
@@ -62,7 +62,7 @@ def commit(path: Path, change: Change, *, timeout: float, create: bool, seen: Sn
     """
     if create:
         with _disk_errors(path):
-            durable.make_folders(path.parent)
+            _files.make_folders(path.parent)
     else:
         check_there(path)
     with locked(path, timeout=timeout), uncollected():
@@ -117,7 +117,7 @@ def read_raw(path: Path, *, create: bool) -> bytes | None:
         RegistryError: NO_REGISTRY, which says how to make one; DISK.
     """
     try:
-        return bytes(durable.read(path))
+        return bytes(_files.read(path))
     except FileNotFoundError:
         if create:
             return None
@@ -142,7 +142,7 @@ def locked(path: Path, *, timeout: float) -> Iterator[None]:
     lock = FileLock(lock_path(path), timeout=timeout, poll_interval=_POLL)
     with _disk_errors(path):
         try:
-            durable.system.lock(lock)
+            _files.system.lock(lock)
         except Timeout:
             raise RegistryError(
                 "LOCKED",
@@ -166,12 +166,12 @@ def _replace(path: Path, raw: bytes | None, text: bytes) -> bool:
                 f"{path} is a symbolic link, which writing would cut off; name the file itself: {path.resolve()}",
             )
         mode = None if raw is None else stat.S_IMODE(path.stat().st_mode)
-        with durable.staged(path, text, mode=mode) as temporary:
+        with _files.staged(path, text, mode=mode) as temporary:
             if read_raw(path, create=True) != raw:
                 return False
-            durable.system.rename(temporary, path)
+            _files.system.rename(temporary, path)
     try:
-        durable.sync_folder(path.parent)
+        _files.sync_folder(path.parent)
     except OSError as error:
         raise RegistryError(
             "NOT_DURABLE", f"{path} was changed, but a power cut may undo it: {error}; check the disk"

@@ -8,19 +8,12 @@ from typing import Any
 
 from torch import Tensor
 
-from zoo.architectures import list_architectures
-from zoo.canonical import canonical
-from zoo.checkpoint import (
-    Checkpoint,
-    CheckpointError,
-    about_of,
-    check_values,
-    decode,
-    header_at,
-    read_header,
-    tensors_of,
-)
+from zoo._json import canonical
+from zoo.checkpoint import Checkpoint, about_of, decode, tensors_of
+from zoo.checkpoint.header import CheckpointError, header_at, read_header
+from zoo.checkpoint.match import check_values
 from zoo.checkpoint.probe import check_probe
+from zoo.models.architectures import list_architectures
 from zoo.registry.blobs import Blobs
 from zoo.registry.entries import Entry
 from zoo.registry.references import RegistryError

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
-from zoo import durable
+from zoo import _files
 from zoo.registry import changes, entries, intake
 from zoo.registry.blobs import Blobs
 from zoo.registry.document import Document
@@ -42,7 +42,7 @@ def _found(blobs: Blobs) -> tuple[dict[str, Entry], dict[str, str]]:
 
 
 def _version(path: Path, sha256: str, modified: float) -> Entry:
-    data = durable.read(path, follow=False)
+    data = _files.read(path, follow=False)
     if (got := hashlib.sha256(data).hexdigest()) != sha256:
         raise RegistryError("BLOB_DIGEST", f"expected the sha256 that it is named by, got {got}")
     name, model = intake.named(data)

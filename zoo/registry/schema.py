@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, NoReturn
 
-from zoo.canonical import depth
+from zoo._json import depth
 from zoo.registry.references import RegistryError, check_digest, check_name, is_id
 
 SECTIONS = ("models", "ensembles", "aliases")

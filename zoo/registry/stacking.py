@@ -15,8 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zoo import durable
-from zoo.checkpoint import CheckpointError, Header, about_of, check_fit, check_values, header_of, template
+from zoo import _files
+from zoo.checkpoint import about_of
+from zoo.checkpoint.header import CheckpointError, Header, header_of
+from zoo.checkpoint.match import check_fit, check_values, template
 from zoo.registry import reading
 from zoo.registry.blobs import Blobs
 from zoo.registry.entries import Entry
@@ -70,7 +72,7 @@ def _room(expected: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
 def _head(blobs: Blobs, entry: Entry, expected: Mapping[str, Tensor]) -> Head | None:
     """What stands before a blob's data and where its tensors lie; None where anything is not as expected."""
     try:
-        with durable.opened(blobs.path(entry.sha256), follow=False) as (file, size):
+        with _files.opened(blobs.path(entry.sha256), follow=False) as (file, size):
             head, header = header_of(file, size)
             if size == entry.bytes and _fits(header, entry, expected):
                 return head, sorted(header.pieces, key=lambda name: header.pieces[name].start)
@@ -85,11 +87,11 @@ def _straight(blobs: Blobs, entry: Entry, head: Head | None, rows: Mapping[str, 
         return False
     digest = hashlib.sha256(head[0])
     try:
-        with durable.opened(blobs.path(entry.sha256), follow=False) as (file, _):
-            if durable.read_some(file, len(head[0])) != head[0]:
+        with _files.opened(blobs.path(entry.sha256), follow=False) as (file, _):
+            if _files.read_some(file, len(head[0])) != head[0]:
                 return False
             data = [rows[name] for name in head[1]]
-            if not durable.read_each(file, data):
+            if not _files.read_each(file, data):
                 return False
     except OSError:
         return False

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from zoo import durable
+from zoo import _files
 from zoo.registry import changes, protocol
 from zoo.registry.blobs import Blobs, modified_at
 from zoo.registry.document import Document
@@ -119,7 +119,7 @@ def _registries_beside(path: Path) -> list[Path]:
     """Other files in the folder that say they are registries: they share the store."""
     ours = (path.name, protocol.lock_path(path).name)
     others = [file for file in sorted(path.parent.iterdir()) if file.name not in ours]
-    return [file for file in others if not file.name.endswith(durable.TEMPORARY) and _says_registry(file)]
+    return [file for file in others if not file.name.endswith(_files.TEMPORARY) and _says_registry(file)]
 
 
 def _says_registry(file: Path) -> bool:
@@ -139,7 +139,7 @@ def _says_registry(file: Path) -> bool:
 
 def _temporary(path: Path) -> list[Path]:
     """What a registration that died left beside the registry."""
-    pattern = f".{path.name}.*{durable.TEMPORARY}"
+    pattern = f".{path.name}.*{_files.TEMPORARY}"
     return sorted(path.parent.glob(pattern))
 
 
@@ -149,7 +149,7 @@ def _remove(files: Iterable[Path]) -> None:
     for file in files:
         try:
             with suppress(FileNotFoundError):
-                durable.system.remove(file)
+                _files.system.remove(file)
         except OSError as error:
             failed.append(f"{file}: {error}")
     if failed:

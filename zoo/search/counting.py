@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
-from zoo.spec import Spec, count_parameters
+from zoo.models.spec import Spec, count_parameters
 
 BUILT_IN = ("basic", "bottleneck", "cylinder", "diamond", "inverted_pyramid", "mlp", "pyramid")
 

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, optim
 
-from zoo.recipe import OPTIMISERS, Recipe
+from zoo.training.optimisers import OPTIMISERS
+from zoo.training.recipe import Recipe
 
 
 def make_optimiser(parameters: Sequence[Tensor], recipe: Recipe, members: int = 1) -> optim.Optimizer:

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from zoo.audio import mask
 from zoo.checkpoint import Checkpoint
-from zoo.frames import FrameSet, stretch
-from zoo.judging import labels_of
-from zoo.recipe import Recipe
-from zoo.spec import Spec
+from zoo.data.audio import mask
+from zoo.data.frames import FrameSet, stretch
+from zoo.models.spec import Spec
+from zoo.training.recipe import Recipe
+from zoo.training.scores import labels_of
 
 
 class TrainingError(ValueError):

@@ -13,18 +13,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zoo._console import progress
 from zoo.checkpoint import Checkpoint
-from zoo.frames import FrameSet
-from zoo.judging import Judge
+from zoo.data.frames import FrameSet
 from zoo.logs import JsonLines, Log, Several
-from zoo.norms import reestimate
-from zoo.recipe import Position, Recipe, schedule_factor
-from zoo.spec import build
-from zoo.terminal import progress
+from zoo.models.spec import build
+from zoo.training.batchnorm import reestimate
 from zoo.training.descent import rows
 from zoo.training.group import Feed, Group, TrainingError, check_frames, epoch_seed
-from zoo.training.journal import Journal
-from zoo.training.steps import Stepper
+from zoo.training.recipe import Recipe
+from zoo.training.schedules import Position, schedule_factor
+from zoo.training.scores import Judge
+from zoo.training.state import Journal
+from zoo.training.step import Stepper
 
 Record = Mapping[str, Any]
 _LOOK_EVERY = 16  # steps between looks at the loss, each of which waits for the device

@@ -1,0 +1,250 @@
+"""One walk over the frames (`look`) and one step of the second-order model made from it (`step`).
+
+With u = w P and Z = P / u, the loss F(x) = -mean log(x P) + sum(x) over x >= 0 has gradient 1 - d, d = mean Z,
+and Hessian mean Z Z'. Its minimum lies on the simplex by itself.
+
+References:
+    Kim, Carbonetto, Stephens and Anitescu, "A fast algorithm for maximum likelihood estimation of mixture
+    proportions using sequential quadratic programming", JCGS 29(2), 2020.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ensemble.fit._solver.quadratic import nonnegative_minimum
+from ensemble.fit._solver.rows import Block, Numbers, Room, Rows
+
+Array = NDArray[np.float64]
+Indices = NDArray[np.intp]
+
+_HEAVY = 5.0  # a quadratic says little about a frame where some P / u exceeds this
+_CURVED = 2**17  # so many frames say enough about curvature; the gradient is always of all of them
+_SEARCHED = 2**21  # and among so many there are enough heavy ones
+_CROWD = 16  # from so many members on, a start with all of them is torn down slower than built up
+_RIDGE = 1e-9  # proximal: it keeps near duplicates solvable and does not move the optimum
+
+
+@dataclass(frozen=True)
+class Curvature:
+    """Second-order model of the loss over the active members.
+
+    Attributes:
+        active: (A,) the members that may move.
+        light: (A, A) Hessian of the ordinary frames.
+        heavy: (A, H) P of the frames kept exact, and their weights (H,).
+    """
+
+    active: Indices
+    light: Array
+    heavy: Array
+    heavy_weights: Array
+
+
+@dataclass(frozen=True)
+class View:
+    """What a walk over all frames at weights w shows.
+
+    Attributes:
+        weights: (M,) on the simplex.
+        d: (M,) mean of P_m / u; at most 1 at the optimum, 1 on the support. Infinite where u = 0 somewhere.
+        bound: (M,) d with all that rounding may have taken from it.
+        loss: mean of -log u, with the scaling of extreme frames undone.
+        curvature: None where it was not asked for.
+    """
+
+    weights: Array
+    d: Array
+    bound: Array
+    loss: float
+    curvature: Curvature | None
+
+    def gap(self, allowed: NDArray[np.bool_]) -> float:
+        """Upper bound of the excess loss over the best pool of the allowed members, in nats."""
+        return max(float(np.log(self.bound[allowed].max())), 0.0)
+
+
+class Walk(NamedTuple):
+    """How to read the frames.
+
+    Attributes:
+        precise: float64 throughout for the near members, and for all where P is float64; else d of the others
+            is summed in float32, and bounded.
+        curved: whether the curvature over the near members is wanted.
+        narrow: read the near members alone; d of the others is then 0.
+        thrifty: take the curvature from some blocks only, where frames abound.
+    """
+
+    precise: bool
+    curved: bool = True
+    narrow: bool = False
+    thrifty: bool = True
+
+
+def look(rows: Rows, w: Array, near: Indices, walk: Walk, *, pull: Array) -> View:
+    """Walk once over the frames at weights `w`.
+
+    Args:
+        rows: the frames.
+        w: (M,) on the simplex.
+        near: members that may carry weight soon; those that do are added.
+        walk: how.
+        pull: (M,) weight of each member's pseudo-frame, relative to all frames; zeros for no shrinkage.
+    """
+    near = np.flatnonzero(np.bincount(near, minlength=rows.members) + (w > 0))
+    apart = len(near) < rows.members and not walk.narrow
+    dtype = np.float64 if walk.precise else np.float32
+    own, d, far, logs = w[near].astype(dtype), np.zeros(len(near)), np.zeros(rows.members), 0.0
+    sums = _Sums(near, rows) if walk.curved else None
+    searched = max(1, round(rows.frames / _SEARCHED)) if walk.thrifty else 1
+    curved = max(1, round(rows.frames / searched / _CURVED)) if walk.thrifty else 1
+    cast = Room()
+    read_as = rows.values.dtype.type if walk.precise else dtype
+    for k, block in enumerate(rows.blocks(read_as, near if walk.narrow else None)):
+        if block.counts is not None:
+            block = block._replace(counts=block.counts.astype(dtype, copy=False))
+        chosen = cast.cast(block.values[near] if apart else block.values, dtype)
+        u = own @ chosen
+        if block.counts is not None:
+            u[block.counts == 0] = 1.0
+        if not (least := u.min()) > 0:
+            return _infinite(w)
+        ratio = np.reciprocal(u) if block.counts is None else block.counts / u
+        d += chosen @ ratio
+        if apart:
+            far += block.values @ ratio.astype(block.values.dtype, copy=False)
+        if walk.precise:
+            logs += float(_sum_of_logs(u, least) if block.counts is None else block.counts @ np.log(u))
+        if sums is not None and (k % searched == 0 or not sums.total):
+            sums.add(chosen, block, u, light=k // searched % curved == 0 or not sums.total)
+    if not rows.total or (w[pull > 0] <= 0).any():
+        return _infinite(w)
+    far, lost = far / rows.total, np.full(rows.members, rows.rounding(read_as))
+    far[near], lost[near] = d / rows.total, 1.0
+    d = (far + pull / np.maximum(w, 1e-300)) / (1.0 + pull.sum())
+    loss = -(logs + rows.log_scale) / rows.total if walk.precise else np.nan
+    return View(w, d, d * lost, loss, None if sums is None else sums.curvature(rows, pull))
+
+
+def _sum_of_logs(u: Numbers, least: float) -> float:
+    """Of products of eight, where these are numbers still: a logarithm costs as much as all else in a walk."""
+    if least < 1e-30:  # the largest is 1e18
+        return float(np.log(u).sum())
+    whole = len(u) // 8 * 8
+    return float(np.log(u[:whole].reshape(8, -1).prod(axis=0)).sum() + np.log(u[whole:]).sum())
+
+
+def _infinite(w: Array) -> View:
+    return View(w, infinite := np.full(len(w), np.inf), infinite, np.nan, None)
+
+
+class _Sums:
+    """Collects the curvature over the active members while the frames go by."""
+
+    def __init__(self, active: Indices, rows: Rows) -> None:
+        self.active = active
+        self.dtype = np.float64 if rows.small else np.float32
+        self.light = np.zeros((len(active), len(active)))
+        self.heavy: list[Numbers] = []
+        self.weights: list[Numbers] = []
+        self.room = Room()
+        self.seen, self.total = 0.0, 0.0  # weight of the frames looked through for heavy ones; of those in `light`
+
+    def add(self, chosen: Numbers, block: Block, u: Numbers, *, light: bool) -> None:
+        """A block's active members: its heavy frames as they are, the others, if `light`, as their Hessian."""
+        count = len(u) if block.counts is None else float(block.counts.sum(dtype=np.float64))
+        self.seen += count
+        heavy = _heaviest(chosen.max(axis=0), u)
+        self.heavy.append(chosen.take(heavy, axis=1))
+        self.weights.append(np.ones(len(heavy)) if block.counts is None else block.counts[heavy])
+        if not light:
+            return
+        self.total += count
+        scale: Numbers = 1.0 / u if block.counts is None else np.sqrt(block.counts) / u
+        scale[heavy] = 0
+        Z = self._even(len(u))
+        np.multiply(chosen, scale, out=Z[: len(chosen)], casting="same_kind")
+        self.light += (Z @ Z.T)[: len(chosen), : len(chosen)]
+
+    def _even(self, columns: int) -> Numbers:
+        """Room for the scaled members, with a row of zeros where their number is odd: products are faster then."""
+        members = len(self.active)
+        Z = self.room.of((members + members % 2, columns), self.dtype)
+        Z[members:] = 0
+        return Z
+
+    def curvature(self, rows: Rows, pull: Array) -> Curvature:
+        share = 1.0 / (1.0 + pull.sum())
+        heavy = np.concatenate(self.heavy, axis=1, dtype=np.float64)
+        weights = np.concatenate(self.weights, dtype=np.float64) * (share / self.seen)
+        pulled = np.flatnonzero(pull)
+        if len(pulled):
+            heavy = np.concatenate([heavy, np.eye(rows.members)[np.ix_(self.active, pulled)]], axis=1)
+            weights = np.append(weights, pull[pulled] * share)
+        return Curvature(self.active, self.light * (share / self.total), heavy, weights)
+
+
+def _heaviest(largest: Numbers, u: Numbers) -> Indices:
+    """Frames that a quadratic fits badly; at most every sixteenth, so that keeping them stays cheap."""
+    heavy = np.flatnonzero(u * _HEAVY < largest)
+    room = len(u) // 16 + 1
+    if len(heavy) > room:
+        heavy = heavy[np.argpartition(u[heavy] / largest[heavy], room)[:room]]
+    return heavy
+
+
+def step(view: View, model: Curvature) -> Array:
+    """(M,) on the simplex, where the model, moved to `view`, has its minimum.
+
+    The heavy frames are kept exact, so this is a small Newton iteration of its own, without a walk.
+    """
+    A, P, s = model.active, model.heavy, model.heavy_weights
+    w = view.weights[A]
+    v = w @ P
+    light = view.d[A] - P @ (s / v)
+    H = model.light + _RIDGE * (1.0 + np.diag(model.light).max(initial=0.0)) * np.eye(len(A))
+    y, first, Z = w, 0.0, np.empty(P.shape, np.float32 if P.size > 2**16 else np.float64)
+    for _ in range(50):
+        slope = 1.0 - light + H @ (y - w) - P @ (s / v)
+        np.multiply(P, np.sqrt(s) / v, out=Z, casting="same_kind")
+        full = H + Z @ Z.T
+        crowd = len(y) > _CROWD and y.all()
+        move = nonnegative_minimum(full, full @ y - slope, np.zeros_like(y) if crowd else y) - y
+        gain = float(-slope @ move)
+        first = first or gain
+        if gain <= 1e-26:
+            break
+        change = move @ P
+        length = _length(move @ slope, move @ H @ move, s, v, change)
+        y, v = y + length * move, v + length * change
+        if gain <= 1e-4 * first:  # the next one would be of the order of its square
+            break
+    x = np.zeros_like(view.weights)
+    x[A] = np.where(y < 1e-14 * y.max(), 0.0, y)
+    x /= x.sum()
+    return x
+
+
+def _length(slope: float, bend: float, s: Array, v: Array, change: Array) -> float:
+    """A step at whose end the model does not climb: halved until the slope there says so.
+
+    Args:
+        slope: of the model along the step, at its beginning.
+        bend: what its quadratic part adds to the slope over the whole step.
+        s: weights of the heavy frames.
+        v: the pool's probability of each.
+        change: of `v` over the whole step.
+    """
+    length = 1.0
+    for _ in range(60):
+        end = v + length * change
+        if not len(s):
+            return length
+        if end.min() > 0 and slope + length * bend + change @ (s / v - s / end) <= 0.5 * abs(slope):
+            return length
+        length *= 0.5
+    return length

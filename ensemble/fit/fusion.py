@@ -1,0 +1,141 @@
+"""Fits of rules with more numbers than one weight per member: Bayes votes and stacking."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+from torch import Tensor
+
+from ensemble.outputs import MemberOutputs
+from ensemble.rules.fitted import BayesVote, Stacked
+
+_CELLS = 2**21  # probabilities looked at together
+
+
+def fit_bayes_vote(outputs: MemberOutputs, *, smoothing: float = 1.0) -> BayesVote:
+    """Count what each member says for each true class.
+
+    Args:
+        outputs: with labels; read in blocks.
+        smoothing: positive; added to each count, divided by C, so nothing unseen becomes impossible.
+
+    Raises:
+        ValueError: no labels, no frames, a member that abstains, or a smoothing that is not positive.
+    """
+    _positive("smoothing", smoothing)
+    labels, (members, _, classes) = _labelled(outputs), outputs.shape
+    counts = np.zeros((members, classes * classes))
+    for block, probabilities in outputs.spoken_blocks(max(1, _CELLS // (members * classes))):
+        cells = probabilities.argmax(dim=-1) * classes + labels[block]  # (M, b), said then true
+        for member, row in enumerate(cells.numpy()):
+            counts[member] += np.bincount(row, minlength=classes * classes)
+    tables = counts.reshape(members, classes, classes) + smoothing / classes
+    priors = np.bincount(labels.numpy(), minlength=classes) + smoothing / classes
+    likelihoods: Any = np.log(tables / tables.sum(axis=1, keepdims=True))
+    log_priors: Any = np.log(priors / priors.sum())
+    return BayesVote(likelihoods, log_priors, outputs.fingerprint)
+
+
+def fit_stacked(
+    outputs: MemberOutputs, *, strength: float = 0.1, floor: float = 1e-6, max_iterations: int = 300
+) -> Stacked:
+    """Multinomial logistic regression on all log-probabilities, held near the members' geometric mean by a ridge.
+
+    Holds (N, M C) numbers in memory at once: fit on some tens of thousands of frames. Classes that do not
+    occur in the labels get an intercept that rules them out.
+
+    Args:
+        outputs: with labels of two classes or more.
+        strength: of the ridge, positive, in nats per frame: strength / 2 times the squared distance of the
+            coefficients from those of `log_mean` is added to the log-loss, so it means the same for any number of
+            frames, and the rule becomes `log_mean` with intercepts as it grows. The default is the best power of
+            ten for the bundled members, judged on validation recordings that were left out of the fit.
+        floor: probabilities below it count as it; positive.
+        max_iterations: of L-BFGS.
+
+    Raises:
+        ValueError: no labels, fewer than two classes among them, a member that abstains, or a strength or floor
+            that is not positive.
+
+    Warns:
+        RuntimeWarning: the iterations did not suffice; the rule is usable, only less exact.
+    """
+    _positive("strength", strength)
+    _positive("floor", floor)
+    labels, (members, frames, classes) = _labelled(outputs), outputs.shape
+    present, targets = np.unique(labels.numpy(), return_inverse=True)
+    if len(present) < 2:
+        msg = f"expected labels of two classes or more to stack on, got only {outputs.classes[int(present[0])]!r}"
+        raise ValueError(msg)
+    start = torch.eye(classes)[:, present].repeat(members, 1) / members  # (M C, present)
+    found = minimize(
+        _Ridge(_table(outputs, floor), torch.from_numpy(targets), start, strength),
+        np.concatenate([start.numpy().ravel(), np.zeros(len(present))]),
+        jac=True,
+        method="L-BFGS-B",
+        options={"maxiter": max_iterations, "ftol": 1e-7, "gtol": 1e-5},
+    )
+    if found.nit >= max_iterations:
+        msg = f"stacking on {frames} frames stopped after {max_iterations} iterations: raise max_iterations or strength"
+        warnings.warn(msg, RuntimeWarning, stacklevel=2)
+    slopes, intercepts = found.x[: start.numel()].reshape(start.shape).T, found.x[start.numel() :]
+    coefficients: Any = np.zeros((classes, members, classes))
+    offsets: Any = np.full(classes, intercepts.min() - 50.0 - np.abs(slopes).sum() * abs(np.log(floor)))
+    coefficients[present], offsets[present] = slopes.reshape(-1, members, classes), intercepts
+    return Stacked(coefficients, offsets, floor, outputs.fingerprint)
+
+
+@dataclass(frozen=True)
+class _Ridge:
+    """Log-loss of a linear model with a ridge around `centre`, and its gradient.
+
+    Args:
+        table: (N, D) float32.
+        targets: (N,).
+        centre: (D, K), of the coefficients; the K intercepts are free.
+        strength: of the ridge.
+    """
+
+    table: Tensor
+    targets: Tensor
+    centre: Tensor
+    strength: float
+
+    def __call__(self, flat: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        numbers = torch.from_numpy(flat).float().reshape(-1, self.centre.shape[1])
+        slopes, intercepts = numbers[:-1], numbers[-1]
+        logs = torch.addmm(intercepts, self.table, slopes).log_softmax(dim=-1)
+        away, chosen = slopes - self.centre, self.targets[:, None]
+        loss = -logs.gather(1, chosen).double().mean() + self.strength / 2 * away.double().square().sum()
+        wrong = logs.exp_().scatter_add_(1, chosen, torch.full(chosen.shape, -1.0)) / len(self.table)  # (N, K)
+        gradient = torch.cat([self.table.T @ wrong + self.strength * away, wrong.sum(dim=0, keepdim=True)])
+        return float(loss), gradient.double().numpy().ravel()
+
+
+def _table(outputs: MemberOutputs, floor: float) -> Tensor:
+    """(N, M C) log-probabilities."""
+    members, frames, classes = outputs.shape
+    table = torch.empty(frames, members * classes)
+    for block, probabilities in outputs.spoken_blocks(max(1, _CELLS // (members * classes))):
+        table[block] = probabilities.clamp(min=floor).log().transpose(0, 1).flatten(1)
+    return table
+
+
+def _labelled(outputs: MemberOutputs) -> Tensor:
+    labels = outputs.require_labels()
+    if len(labels) == 0:
+        msg = "expected frames to fit on, got none"
+        raise ValueError(msg)
+    return labels
+
+
+def _positive(name: str, value: float) -> None:
+    if not 0 < value < np.inf:
+        msg = f"expected a positive {name}, got {value}"
+        raise ValueError(msg)

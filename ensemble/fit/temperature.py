@@ -1,0 +1,234 @@
+"""Temperatures: one number that makes a member, or a pool, as sure as it is right."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+from torch import Tensor
+
+from ensemble.outputs import MemberOutputs
+from ensemble.outputs.arrays import distributions, indices
+from ensemble.rules.fitted import WeightedMean
+from ensemble.rules.table import Rule
+
+Floats = NDArray[np.float64]
+_Blocks = Callable[[], Iterable[tuple[Tensor, Tensor]]]  # (M, b, C) logarithms in float64 and (b,) labels
+
+_CELLS = 2**21  # probabilities looked at together
+_LEAST = 2.0**-126  # stands for a probability of zero
+_COLDEST, _HOTTEST = 0.01, 100.0
+_STEPS = 60
+
+
+@dataclass(frozen=True)
+class TemperatureFit:
+    """The temperature of least log-loss, for `Temperature(fit.value)`.
+
+    Args:
+        value: one number, or M for members.
+        before: log-loss in nats as it came, one number or M.
+        after: log-loss at `value` on the same frames.
+        fingerprint: of the frames it was fitted on.
+    """
+
+    value: float | tuple[float, ...]
+    before: float | tuple[float, ...]
+    after: float | tuple[float, ...]
+    fingerprint: str = ""
+
+
+def fit_temperature(
+    given: MemberOutputs | Any, labels: Any | None = None, *, rule: Rule | None = None
+) -> TemperatureFit:
+    """The temperature of least log-loss, by Newton's method in 1 / T, where the loss is convex.
+
+    Args:
+        given: outputs with labels, read in blocks; or (N, C) probabilities, or (M, N, C) of them.
+        labels: (N,) class indices where `given` is an array.
+        rule: of outputs: fit one temperature for what the rule makes of them, instead of one per member.
+
+    Returns:
+        One value for (N, C) and for a rule, M values for members; between 0.01 and 100. Where the loss only
+        falls, as it does if every frame is right, the search stops when the loss no longer changes.
+
+    Raises:
+        ValueError: no labels, no frames, or outputs in which a member abstains; rows of an array that are no
+            distributions; labels beside outputs, or a rule beside an array, which would count for nothing.
+
+    Example:
+        >>> fit = fit_temperature([[0.9, 0.1], [0.9, 0.1], [0.9, 0.1], [0.1, 0.9]], [0, 0, 1, 1])
+        >>> round(fit.value, 6)  # right three times of four: odds of 9 become odds of 3
+        2.0
+
+    References:
+        Guo et al., "On calibration of modern neural networks", ICML 2017.
+    """
+    blocks, members, frames, fingerprint = _source(given, labels, rule)
+    if frames == 0:
+        msg = "expected frames to fit a temperature on, got none"
+        raise ValueError(msg)
+    inverse, before, after = _newton(blocks, members or 1, frames)
+    found = [tuple(numbers.tolist()) for numbers in (1 / inverse, before, after)]
+    value, old, new = found if members else [numbers[0] for numbers in found]
+    return TemperatureFit(value, old, new, fingerprint)
+
+
+def _source(given: Any, labels: Any | None, rule: Rule | None) -> tuple[_Blocks, int, int, str]:
+    """Blocks of logarithms, how many members (0 where there is one row per frame), frames, fingerprint."""
+    if isinstance(given, MemberOutputs):
+        if labels is not None:
+            msg = "expected outputs, which have labels of their own, got labels too; leave them out"
+            raise ValueError(msg)
+        return _from_outputs(given, rule), 0 if rule else len(given.members), given.shape[1], given.fingerprint
+    rows = given if isinstance(given, Tensor) else torch.as_tensor(np.asarray(given))
+    if labels is None or rows.ndim not in (2, 3) or len(labels) != rows.shape[-2]:
+        came = f"{tuple(rows.shape)} and {None if labels is None else len(labels)}"
+        msg = f"expected outputs with labels, or (N, C) or (M, N, C) probabilities and N labels, got {came}"
+        raise ValueError(msg)
+    if rule is not None:
+        msg = "expected outputs where a rule is given, got an array; for an array fit on rule(array)"
+        raise ValueError(msg)
+    truth = indices(labels, "labels", rows.shape[-2], below=rows.shape[-1])
+    if rows.ndim == 2:
+        logs = _logs(distributions(rows, dtype=torch.float64)[None])
+    else:
+        checked = [distributions(part, f"from member {m}", dtype=torch.float64) for m, part in enumerate(rows)]
+        logs = _logs(torch.stack(checked))
+    return (lambda: [(logs, truth)]), len(logs) if rows.ndim == 3 else 0, len(truth), ""
+
+
+def _from_outputs(outputs: MemberOutputs, rule: Rule | None) -> _Blocks:
+    labels, (members, _, classes) = outputs.require_labels(), outputs.shape
+
+    def blocks() -> Iterable[tuple[Tensor, Tensor]]:
+        for where, probabilities in outputs.spoken_blocks(max(1, _CELLS // (members * classes))):
+            yield _logs(probabilities if rule is None else rule(probabilities)[None]), labels[where]
+
+    return blocks
+
+
+def _logs(probabilities: Tensor) -> Tensor:
+    return probabilities.double().clamp(min=_LEAST).log()
+
+
+def _newton(blocks: _Blocks, members: int, frames: int) -> tuple[Floats, Floats, Floats]:
+    """(M,) inverse temperatures, losses before and after, all members in the same walks over the blocks."""
+    b = torch.ones(members, dtype=torch.float64)
+    low, high = torch.full_like(b, 1 / _HOTTEST), torch.full_like(b, 1 / _COLDEST)
+    loss, slope, curve = _moments(blocks, b)
+    before = loss
+    for _ in range(_STEPS):
+        low, high = torch.where(slope < 0, b, low), torch.where(slope > 0, b, high)
+        step = b - slope / curve
+        inside = (step > low) & (step < high)
+        following = torch.where(slope == 0, b, torch.where(inside, step, (low * high).sqrt()))
+        moved = ((following - b) / b).abs().max()
+        b = following
+        loss, slope, curve = _moments(blocks, b)
+        if moved < 1e-10:
+            break
+    return b.numpy(), before.numpy() / frames, loss.numpy() / frames
+
+
+def _moments(blocks: _Blocks, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(M,) each: log-loss at softmax(b z) summed over frames, its slope and its curvature in b."""
+    loss, slope, curve = torch.zeros_like(b), torch.zeros_like(b), torch.zeros_like(b)
+    for z, labels in blocks():
+        scaled = b[:, None, None] * z
+        p = scaled.softmax(dim=-1)
+        true = z.gather(-1, labels.expand(len(z), -1)[..., None]).squeeze(-1)  # (M, b)
+        mean = (p * z).sum(dim=-1)
+        loss += (scaled.logsumexp(dim=-1) - b[:, None] * true).sum(dim=-1)
+        slope += (mean - true).sum(dim=-1)
+        curve += (p * (z - mean[..., None]).square()).sum(dim=(-1, -2))
+    return loss, slope, curve
+
+
+@dataclass(frozen=True)
+class PoolTemperatures:
+    """Temperatures before and after a linear pool, fitted together.
+
+    They become a rule as `Chain((Temperature(fit.members), WeightedMean(weights), Temperature(fit.pool)))`.
+
+    Args:
+        members: M temperatures, before the pool.
+        pool: one temperature, after it.
+        before: log-loss in nats of the pool as it came.
+        after: log-loss with the temperatures.
+        fingerprint: of the frames they were fitted on.
+    """
+
+    members: tuple[float, ...]
+    pool: float
+    before: float
+    after: float
+    fingerprint: str = ""
+
+
+def fit_pool_temperatures(outputs: MemberOutputs, weights: Sequence[float] | None = None) -> PoolTemperatures:
+    """Fit all temperatures of a linear pool together: members that are each calibrated make a timid pool.
+
+    The loss may have several minima: the best is kept of a search from no temperatures at all and one from each
+    member's own (`fit_temperature`), where nothing is so sure that small changes leave the loss as it is.
+
+    Args:
+        outputs: with labels; read in blocks, many times over.
+        weights: of the pool, as in `WeightedMean`; equal ones if None.
+
+    Raises:
+        ValueError: no labels, no frames, a member that abstains, or weights that are not M non-negative numbers
+            with a positive sum.
+
+    References:
+        Rahaman and Thiery, "Uncertainty quantification and deep ensembles", NeurIPS 2021.
+    """
+    members, frames = len(outputs.members), outputs.shape[1]
+    blocks = _from_outputs(outputs, None)
+    if frames == 0:
+        msg = "expected frames to fit temperatures on, got none"
+        raise ValueError(msg)
+    shares = torch.tensor(_shares(weights, members), dtype=torch.float64)
+
+    def objective(logarithms: Floats) -> tuple[float, Floats]:
+        x = torch.tensor(logarithms, requires_grad=True)
+        total = 0.0
+        for z, labels in blocks():
+            loss = _pool_loss(z, labels, x, shares)
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += float(loss.detach())
+        assert x.grad is not None
+        return total / frames, x.grad.numpy() / frames
+
+    none: Floats = np.zeros(members + 1)
+    own: Floats = np.append(np.log(np.atleast_1d(fit_temperature(outputs).value)), 0.0)
+    bounds = [(float(np.log(_COLDEST)), float(np.log(_HOTTEST)))] * (members + 1)
+
+    def searched(start: Floats) -> Any:
+        options: Any = {"ftol": 1e-12, "gtol": 1e-9, "maxiter": 1000}
+        return minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
+
+    found = min(searched(none), searched(own), key=lambda result: float(result.fun))
+    values = np.exp(found.x).tolist()
+    return PoolTemperatures(tuple(values[:-1]), values[-1], objective(none)[0], float(found.fun), outputs.fingerprint)
+
+
+def _shares(weights: Sequence[float] | None, members: int) -> tuple[float, ...]:
+    """M weights that sum to one."""
+    shares = WeightedMean((1.0,) * members if weights is None else tuple(weights)).weights
+    if len(shares) != members:
+        msg = f"expected {members} weights, one for each member, got {len(shares)}"
+        raise ValueError(msg)
+    return shares
+
+
+def _pool_loss(z: Tensor, labels: Tensor, x: Tensor, shares: Tensor) -> Tensor:
+    """Log-loss summed over a block at temperatures exp(x), (M + 1,)."""
+    rows = (z / x[:-1].exp()[:, None, None]).softmax(dim=-1)
+    pooled = torch.einsum("m,mnc->nc", shares, rows).clamp(min=_LEAST).log() / x[-1].exp()
+    return torch.nn.functional.cross_entropy(pooled, labels, reduction="sum")

@@ -1,0 +1,253 @@
+"""`fit_weights`: weights of a linear pool from `MemberOutputs`, by log-loss or by Brier score."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ensemble.fit._solver.quadratic import nonnegative_minimum
+from ensemble.fit._solver.simplex import at_least_zero, checked_weights, fit_simplex_weights
+from ensemble.outputs import MemberOutputs
+
+Array = NDArray[np.float64]
+
+Objective = Literal["nll", "brier"]
+_EXACT = 2**22  # up to so many numbers the true-class matrix is kept in float64
+_BLOCK = 2**21  # numbers of (M, b, C) looked at together
+
+
+@dataclass(frozen=True, eq=False)
+class WeightFit:
+    """Weights for `WeightedMean`, and the proof of how good they are on the frames they were fitted on.
+
+    Attributes:
+        weights: (M,) float64, non-negative, summing to one, in the order of `members`.
+        loss: the objective at these weights over the frames kept: nats per frame for "nll", mean squared
+            distance to the one-hot truth (0 to 2) for "brier"; without the shrinkage term.
+        gap: the objective is at most this far above its minimum.
+        passes: how often the frames were read.
+        multipliers: (M,) d_m for "nll" (see `SimplexFit`); for "brier" 1 - (slope_m - w . slope), so that
+            both are 1 on the support and at most 1 elsewhere, up to the gap.
+        members: M names.
+        objective: "nll" or "brier".
+        dropped: frames left out because every member gave the true class exactly zero.
+        fingerprint: of the frames, so that a report can say when it judges the fit on its own frames.
+    """
+
+    weights: Array
+    loss: float
+    gap: float
+    passes: float
+    multipliers: Array
+    members: tuple[str, ...]
+    objective: Objective = "nll"
+    dropped: int = 0
+    fingerprint: str = ""
+
+    @property
+    def support(self) -> tuple[str, ...]:
+        """Names of the members with a positive weight."""
+        return tuple(name for name, weight in zip(self.members, self.weights, strict=True) if weight > 0)
+
+
+def fit_weights(
+    outputs: MemberOutputs,
+    objective: Objective = "nll",
+    *,
+    alpha: float = 0.0,
+    sample_weights: object | None = None,
+    start: object | None = None,
+    on_nan: Literal["raise", "drop"] = "raise",
+    tolerance: float = 1e-6,
+    max_passes: int = 100,
+) -> WeightFit:
+    """The best weights of the linear pool on these frames; judge them on others.
+
+    Args:
+        outputs: with labels; may be memory-mapped, it is read in blocks.
+        objective: "nll" for the log-loss, "brier" for the squared error of the whole distribution.
+        alpha: pull towards equal weights. "nll": M pseudo-frames of total weight alpha N, each right for one
+            member only; "brier": alpha times the squared distance from equal weights.
+        sample_weights: (N,) non-negative; integers act as repeated frames.
+        start: (M,) weights to begin from ("nll" only; the Brier score needs none).
+        on_nan: "drop" gives a member that says NaN somewhere weight 0, with a warning.
+        tolerance: wanted gap, in units of the objective.
+        max_passes: stop there, whatever the gap ("nll" only).
+
+    Raises:
+        ValueError: no labels, an unknown objective, a setting below zero, NaN (the message names the member),
+            or no usable frame.
+
+    Example:
+        >>> p, q = [[0.9, 0.1], [0.8, 0.2]], [[0.1, 0.9], [0.2, 0.8]]
+        >>> outputs = MemberOutputs.from_probabilities({"good": p, "bad": q}, labels=[0, 0])
+        >>> fit_weights(outputs).weights.tolist()
+        [1.0, 0.0]
+    """
+    if objective not in ("nll", "brier"):
+        msg = f"expected the objective 'nll' or 'brier', got {objective!r}"
+        raise ValueError(msg)
+    if on_nan not in ("raise", "drop"):
+        msg = f"expected on_nan 'raise' or 'drop', got {on_nan!r}"
+        raise ValueError(msg)
+    at_least_zero("alpha", alpha)
+    at_least_zero("tolerance", tolerance)
+    if objective == "brier":
+        R = brier_moments(outputs, sample_weights)
+        silent = np.isnan(np.diag(R))
+    else:
+        P, log_scale = true_class_matrix(outputs)
+        silent = np.isnan(P.sum(axis=1))
+    if silent.any():
+        kept = _speaking(outputs.members, silent, on_nan)
+        settings = {"alpha": alpha, "tolerance": tolerance, "max_passes": max_passes}
+        begin = None if start is None else np.asarray(start, dtype=np.float64)[kept]
+        part = outputs.subset([outputs.members[m] for m in kept])
+        found = fit_weights(part, objective, sample_weights=sample_weights, start=begin, **settings)  # type: ignore[arg-type]  # a dict of int and float
+        return _spread(found, kept, outputs.members)
+    if objective == "brier":
+        return _fit_brier(outputs, R, alpha)
+    fit = fit_simplex_weights(
+        P, alpha=alpha, sample_weights=sample_weights, start=start, tolerance=tolerance, max_passes=max_passes
+    )
+    counts = np.ones(P.shape[1]) if sample_weights is None else checked_weights(sample_weights, P.shape[1])
+    counts = counts * np.isfinite(log_scale)
+    offset = float(counts @ np.where(counts > 0, log_scale, 0.0)) / float(counts.sum())
+    return WeightFit(
+        fit.weights,
+        fit.loss - offset,
+        fit.gap,
+        fit.passes,
+        fit.multipliers,
+        outputs.members,
+        "nll",
+        fit.dropped,
+        outputs.fingerprint,
+    )
+
+
+def labelled(outputs: MemberOutputs) -> Tensor:
+    """(N,) labels to fit on.
+
+    Raises:
+        ValueError: there are none, or no frames.
+    """
+    labels = outputs.require_labels()
+    if not len(labels):
+        msg = "expected frames to fit on, got none"
+        raise ValueError(msg)
+    return labels
+
+
+def explained_matrix(outputs: MemberOutputs) -> tuple[NDArray[np.floating], Array, NDArray[np.bool_]]:
+    """What `true_class_matrix` returns, and which frames (N,) some member explains.
+
+    Raises:
+        ValueError: no labels, no frames, NaN (the message names the member), or no frame that is explained.
+    """
+    P, log_scale = true_class_matrix(outputs)
+    _speaking(outputs.members, np.isnan(P.sum(axis=1)), "raise")
+    alive = np.isfinite(log_scale)
+    if not alive.any():
+        msg = f"expected a positive probability of the true class somewhere, got {len(alive)} frames of zeros"
+        raise ValueError(msg)
+    return P, log_scale, alive
+
+
+def true_class_matrix(outputs: MemberOutputs) -> tuple[NDArray[np.floating], Array]:
+    """The matrix that the log-loss needs, scaled so that nothing underflows.
+
+    Returns:
+        P (M, N), each member's probability of the true class divided by the frame's largest one (float64
+        up to 4 M numbers, float32 above), and the logarithms of these divisors (N,): -inf where every
+        member says zero (P is zero there). A member that says NaN has NaN there in P.
+
+    Raises:
+        ValueError: no labels, or no frames.
+    """
+    labels, (M, N, C) = labelled(outputs), outputs.shape
+    P = np.empty((M, N), np.float64 if M * N <= _EXACT else np.float32)
+    log_scale = np.empty(N)
+    step = max(1, _BLOCK // (M * C))
+    for begin in range(0, N, step):
+        where = slice(begin, min(begin + step, N))
+        index = labels[where].expand(M, -1).unsqueeze(-1)
+        logs = outputs.log_probabilities[:, where].gather(-1, index).squeeze(-1).double().numpy()
+        largest = np.fmax.reduce(logs, axis=0)
+        largest[np.isnan(largest)] = 0.0
+        log_scale[where] = largest
+        P[:, where] = np.exp(logs - np.where(np.isneginf(largest), 0.0, largest))
+    return P, log_scale
+
+
+def brier_moments(outputs: MemberOutputs, sample_weights: object | None = None) -> Array:
+    """(M, M) mean over frames of the inner products of the members' residuals (probabilities - one-hot).
+
+    A pool's Brier score is w' R w: the mean residual of a pool is the pool of the residuals.
+    """
+    labels, (M, N, C) = labelled(outputs), outputs.shape
+    counts = np.ones(N) if sample_weights is None else checked_weights(sample_weights, N)
+    R = np.zeros((M, M))
+    for where, block in outputs.blocks(max(1, _BLOCK // (M * C))):
+        residual = block.double().numpy().copy()
+        residual[:, np.arange(residual.shape[1]), labels[where].numpy()] -= 1.0
+        residual *= np.sqrt(counts[where])[None, :, None]
+        flat = residual.reshape(M, -1)
+        R += flat @ flat.T
+    R /= counts.sum()
+    return R
+
+
+def simplex_quadratic(R: Array) -> tuple[Array, float]:
+    """Minimise w' R w over the simplex, R positive semi-definite.
+
+    Returns:
+        The weights (M,) and a certified bound of the excess, 2 (w'Rw - min R w) (Frank-Wolfe).
+    """
+    M = len(R)
+    ridge = 1e-12 * float(np.trace(R)) / M + 1e-300
+    x = nonnegative_minimum(R + ridge * np.eye(M), np.ones(M), np.eye(M)[int(np.diag(R).argmin())])
+    w = x / x.sum()  # the quadratic is homogeneous: its minimum on the ray is all that matters
+    slope = R @ w
+    return w, max(2.0 * float(w @ slope - slope.min()), 0.0)
+
+
+def _fit_brier(outputs: MemberOutputs, R: Array, alpha: float) -> WeightFit:
+    w, gap = simplex_quadratic(R + alpha * np.eye(len(R)))
+    slope = 2.0 * (R @ w + alpha * w)
+    multipliers = 1.0 - (slope - w @ slope)
+    loss = float(w @ R @ w)
+    return WeightFit(w, loss, gap, 1.0, multipliers, outputs.members, "brier", 0, outputs.fingerprint)
+
+
+def _speaking(members: tuple[str, ...], silent: NDArray[np.bool_], on_nan: str) -> list[int]:
+    """Members that say no NaN; of the others there is a warning, or an error."""
+    names = [members[m] for m in np.flatnonzero(silent)]
+    if names and (on_nan == "raise" or silent.all()):
+        way_out = "leave them out, as fit_weights does with on_nan='drop'"
+        msg = f"expected numbers from every member, got NaN from {names}; {way_out}"
+        raise ValueError(msg)
+    if names:
+        warnings.warn(f"{names} say NaN on some frame and get weight 0", stacklevel=3)
+    return np.flatnonzero(~silent).tolist()
+
+
+def _spread(part: WeightFit, kept: list[int], members: tuple[str, ...]) -> WeightFit:
+    weights, multipliers = np.zeros(len(members)), np.full(len(members), np.nan)
+    weights[kept], multipliers[kept] = part.weights, part.multipliers
+    return WeightFit(
+        weights,
+        part.loss,
+        part.gap,
+        part.passes,
+        multipliers,
+        members,
+        part.objective,
+        part.dropped,
+        part.fingerprint,
+    )

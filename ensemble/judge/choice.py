@@ -1,0 +1,97 @@
+"""`choose`: the simplest rule that is as good as the best, as far as the frames can tell."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from ensemble.judge.significance import cluster_bootstrap
+from ensemble.judge.tally import walk
+from ensemble.outputs import MemberOutputs
+from ensemble.rules.fitted import WeightedMean
+from ensemble.rules.table import Rule
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What `choose` settled on.
+
+    Args:
+        name: of the rule, or of the single member.
+        rule: the rule itself; a single member is a `WeightedMean` with one weight.
+        behind: how far each candidate is behind the best on these frames: accuracy, or nats.
+        error: the standard error of that distance, resampled over recordings; NaN for fewer than two.
+    """
+
+    name: str
+    rule: Rule
+    behind: dict[str, float]
+    error: dict[str, float]
+
+
+def choose(
+    outputs: MemberOutputs,
+    rules: Mapping[str, Rule],
+    *,
+    by: Literal["accuracy", "log_loss"] = "accuracy",
+    replicates: int = 1000,
+    seed: int = 0,
+) -> Choice:
+    """The first candidate within one standard error of the best: a single member before any rule.
+
+    The distance to the best is paired frame by frame and resampled over recordings, so candidates that
+    mostly agree are told apart by what they differ in. One recording has no spread to judge a distance by: the
+    best single member is chosen there.
+
+    Args:
+        outputs: with labels; frames that no rule was fitted on, or fitted rules look better than they are.
+        rules: from simple to elaborate; the order is the order of preference.
+        by: what good means.
+        replicates: resamples behind the standard errors.
+        seed: of the resampling.
+
+    Raises:
+        ValueError: no labels, no frames, an unknown measure, or a rule that is called like a member.
+
+    Example:
+        >>> from ensemble import mean
+        >>> p, q = [[0.9, 0.1], [0.2, 0.8]], [[0.8, 0.2], [0.4, 0.6]]
+        >>> outputs = MemberOutputs.from_probabilities({"a": p, "b": q}, labels=[0, 1])
+        >>> choose(outputs, {"mean": mean}).name  # both always right: no rule is needed
+        'a'
+
+    References:
+        Breiman et al., "Classification and regression trees", 1984, section 3.4.3 (one standard error).
+    """
+    if by not in ("accuracy", "log_loss"):
+        msg = f"expected to choose by 'accuracy' or 'log_loss', got {by!r}"
+        raise ValueError(msg)
+    if taken := [name for name in rules if name in outputs.members]:
+        msg = f"expected names of rules that are no member's, got {taken}; every member is a candidate already"
+        raise ValueError(msg)
+    tally, members = walk(outputs, rules), len(outputs.members)
+    if tally.frames == 0:
+        msg = "expected frames to choose on, got none"
+        raise ValueError(msg)
+    right, loss = tally.right[:-1].T, tally.loss[:-1].T  # (G, M + R)
+    first, second = (right, -loss) if by == "accuracy" else (-loss, right)
+    best_single = max(range(members), key=lambda index: (first[:, index].sum(), second[:, index].sum()))
+    candidates = [best_single, *range(members, members + len(rules))]
+    totals = first[:, candidates].sum(axis=0) / tally.frames
+    best = int(totals.argmax())
+    resampled = cluster_bootstrap(first[:, candidates], tally.sizes, replicates=replicates, seed=seed)
+    error = (resampled[:, [best]] - resampled).std(axis=0)
+    behind = totals[best] - totals
+    chosen = int(np.argmax(~(behind > error)))  # nobody is behind by more than NaN
+    alone = WeightedMean(tuple(float(index == best_single) for index in range(members)), outputs.fingerprint)
+    made: dict[str, Rule] = {outputs.members[best_single]: alone, **rules}
+    names = list(made)
+    return Choice(
+        names[chosen],
+        made[names[chosen]],
+        dict(zip(names, behind.tolist(), strict=True)),
+        dict(zip(names, error.tolist(), strict=True)),
+    )

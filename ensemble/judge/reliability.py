@@ -1,0 +1,139 @@
+"""How far confidence is from accuracy: bins, expected calibration error, Brier score and its parts."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from ensemble.outputs.arrays import distributions, indices
+
+Floats = NDArray[np.float64]
+
+BINS = 15  # equal widths, as in Guo et al., "On calibration of modern neural networks", ICML 2017
+
+
+def bin_sums(confidence: ArrayLike, right: ArrayLike, *, bins: int = BINS) -> Floats:
+    """(3, bins) sums over frames: how many, their confidence, how many are right.
+
+    Args:
+        confidence: (N,) probability of the top class.
+        right: (N,) whether the top class is the true one.
+        bins: of equal width; each holds its upper end, the first also zero.
+
+    Raises:
+        ValueError: no bin.
+    """
+    if bins < 1:
+        msg = f"expected one bin or more, got {bins}"
+        raise ValueError(msg)
+    sure = np.asarray(confidence, dtype=np.float64)
+    scale = bins * (1 - 2.0**-51)  # rounding may lift an end above itself: 7 / 25 x 25 > 7
+    where = np.clip(np.ceil(sure * scale).astype(np.int64) - 1, 0, bins - 1)
+    sums = np.empty((3, bins))
+    for row, amounts in enumerate((np.ones_like(sure), sure, np.asarray(right, dtype=np.float64))):
+        sums[row] = np.bincount(where, amounts, minlength=bins)
+    return sums
+
+
+def calibration_error(sums: Floats) -> float:
+    """Mean distance of confidence from accuracy over `bin_sums`, weighted by frames; NaN for none."""
+    frames, confidence, right = sums
+    total = float(frames.sum())
+    return float(np.abs(confidence - right).sum()) / total if total else math.nan
+
+
+def expected_calibration_error(probabilities: Any, labels: Any, *, bins: int = BINS) -> float:
+    """The expected calibration error of the top class.
+
+    Args:
+        probabilities: (N, C).
+        labels: (N,) class indices.
+        bins: see `bin_sums`.
+
+    Returns:
+        From 0, where confidence is accuracy in every bin, to 1; NaN for no frames.
+
+    Raises:
+        ValueError: rows that are no distributions, or labels that are not among the C classes.
+
+    Example:
+        >>> round(expected_calibration_error([[0.9, 0.1], [0.9, 0.1]], [0, 1]), 6)
+        0.4
+    """
+    return calibration_error(bin_sums(*_top(probabilities, labels), bins=bins))
+
+
+def brier_score(probabilities: Any, labels: Any) -> float:
+    """Mean squared distance from the one-hot truth, summed over classes: 0 to 2; NaN for no frames.
+
+    Raises:
+        ValueError: as `expected_calibration_error`.
+
+    References:
+        Brier, "Verification of forecasts expressed in terms of probability", Monthly Weather Review 78, 1950.
+    """
+    rows, truth = _rows(probabilities, labels)
+    off = rows - torch.nn.functional.one_hot(truth, rows.shape[1])
+    return float(off.square().sum(dim=1).mean())
+
+
+@dataclass(frozen=True)
+class Murphy:
+    """The Brier score of "the top class is right", in parts: reliability - resolution + uncertainty + within.
+
+    Args:
+        reliability: mean squared distance of confidence from accuracy over bins: lower is better.
+        resolution: variance of the bins' accuracies: higher is better.
+        uncertainty: accuracy x (1 - accuracy): the task's own.
+        within: what confidences that differ inside one bin add; nought for as many bins as confidences.
+    """
+
+    reliability: float
+    resolution: float
+    uncertainty: float
+    within: float
+
+    @property
+    def score(self) -> float:
+        """Mean squared distance of confidence from right (1) or wrong (0)."""
+        return self.reliability - self.resolution + self.uncertainty + self.within
+
+
+def murphy(probabilities: Any, labels: Any, *, bins: int = BINS) -> Murphy:
+    """The parts of the top class's Brier score over bins of confidence.
+
+    Raises:
+        ValueError: as `expected_calibration_error`.
+
+    References:
+        Murphy, "A new vector partition of the probability score", J. Applied Meteorology 12, 1973;
+        Stephenson et al., Weather and Forecasting 23, 2008 (the parts within bins).
+    """
+    confidence, right = _top(probabilities, labels)
+    frames, sure, hits = bin_sums(confidence, right, bins=bins)
+    full = frames > 0
+    share, sure, hits = frames[full] / len(right), sure[full] / frames[full], hits[full] / frames[full]
+    accuracy = float(right.mean()) if len(right) else math.nan
+    reliability, resolution = float(share @ (sure - hits) ** 2), float(share @ (hits - accuracy) ** 2)
+    uncertainty = accuracy * (1 - accuracy)
+    score = float(np.square(confidence - right).mean()) if len(right) else math.nan
+    return Murphy(reliability, resolution, uncertainty, score - (reliability - resolution + uncertainty))
+
+
+def _top(probabilities: Any, labels: Any) -> tuple[Floats, Floats]:
+    """(N,) confidence of the top class, and 1 where it is right."""
+    rows, truth = _rows(probabilities, labels)
+    confidence, top = rows.max(dim=1)
+    return confidence.numpy(), (top == truth).double().numpy()
+
+
+def _rows(probabilities: Any, labels: Any) -> tuple[Tensor, Tensor]:
+    """(N, C) float64 and (N,) int64 on the CPU, checked."""
+    rows = distributions(probabilities, dtype=torch.float64)
+    return rows, indices(labels, "labels", len(rows), below=rows.shape[1])

@@ -1,0 +1,12 @@
+from .collecting import collect as collect
+from .collecting import predictions as predictions
+from .combined import Ensemble as Ensemble
+from .combined import load_ensemble as load_ensemble
+from .cotraining import cotrain as cotrain
+from .cotraining import train_alike as train_alike
+from .loading import from_modules as from_modules
+from .loading import load as load
+from .loading import versions as versions
+from .members import Member as Member
+from .members import Members as Members
+from .stack import Stack as Stack

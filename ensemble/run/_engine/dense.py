@@ -1,0 +1,239 @@
+"""`Dense`: a stack of models made of Linear layers, BatchNorm folded in.
+
+The first layer, whose input all members share, is one product with M * width outputs; every later layer is
+one batched product. What a layer gives is (M, B, width) in shape and (B, M * width) in memory where it can be.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, Self, cast
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional
+
+from ensemble.run.stack import Stack
+
+Operation = Callable[..., Tensor]
+
+_POINTWISE = {nn.ReLU, nn.GELU, nn.Sigmoid, nn.Softplus, nn.Tanh, nn.SiLU, nn.ELU, nn.LeakyReLU, nn.Mish, nn.Hardswish}
+_FUNCTIONS = {torch.relu, functional.relu, torch.tanh, torch.sigmoid, functional.gelu, functional.silu}
+_SUMS = {operator.add, torch.add}
+
+
+class NotDenseError(ValueError):
+    """The models are not of the form that folds; the message says what stands in the way."""
+
+
+class Layer(Protocol):
+    """A Linear layer of every member."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(M, B, inputs) -> (M, B, outputs)."""
+        ...
+
+
+class First(Protocol):
+    """A Linear layer of every member on an input that all share."""
+
+    def shared(self, x: Tensor) -> Tensor:
+        """(B, inputs) -> (M, B, outputs)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Affine:
+    """A Linear layer of every member: weight (M, outputs, inputs), bias (M, outputs)."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(M, B, inputs) -> (M, B, outputs)."""
+        return torch.bmm(x, self.weight.mT).add_(self.bias.unsqueeze(1))
+
+    def shared(self, x: Tensor) -> Tensor:
+        """(B, inputs) -> (M, B, outputs)."""
+        product = torch.addmm(self.bias.flatten(), x, self.weight.flatten(0, 1).t())
+        return product.view(len(x), *self.bias.shape).transpose(0, 1)
+
+    def to(self, dtype: torch.dtype) -> Self:
+        """The same in another type."""
+        return type(self)(self.weight.to(dtype), self.bias.to(dtype))
+
+
+@dataclass(frozen=True)
+class Step:
+    """`values[target] = operation(*values[sources])`; `dead` are not needed any more afterwards."""
+
+    target: str
+    operation: Operation
+    sources: tuple[str, ...]
+    dead: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Dense:
+    """M models as a first Linear, steps between, and a last Linear, BatchNorm folded into the Linears.
+
+    Args:
+        first: on the shared input.
+        steps: in order, from the value `entry` to the value `exit`.
+        last: gives the logits.
+        entry: name of the first layer's result.
+        exit: name of the last layer's input.
+    """
+
+    first: First
+    steps: tuple[Step, ...]
+    last: Layer
+    entry: str
+    exit: str
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """What the first layer reads, (B, inputs) -> logits (M, B, C)."""
+        values = {self.entry: self.first.shared(x)}
+        for step in self.steps:
+            values[step.target] = step.operation(*(values[name] for name in step.sources))
+            for name in step.dead:
+                del values[name]
+        return self.last(values[self.exit])
+
+    def to(self, dtype: torch.dtype) -> Dense:
+        """The same with weights of another type, for layers that are `Affine`."""
+
+        def cast_(operation: Any) -> Any:
+            return operation.to(dtype) if isinstance(operation, Affine) else operation
+
+        steps = tuple(replace(step, operation=cast_(step.operation)) for step in self.steps)
+        return replace(self, first=cast_(self.first), steps=steps, last=cast_(self.last))
+
+
+def dense(stack: Stack) -> Dense:
+    """The stack's models, traced and folded.
+
+    Raises:
+        NotDenseError: something else than Linear, BatchNorm1d behind a Linear, pointwise activations and
+            sums; or the models do not begin and end with a Linear; or the weights are not float32.
+    """
+    state = {name: tensor.detach() for name, tensor in stack.state().items()}
+    other = {t.dtype for t in state.values() if t.is_floating_point()} - {torch.float32}
+    if other:
+        raise NotDenseError(f"its weights are {other.pop()}")
+    reader = _Reader(stack.template, state)
+    for node in _traced(stack.template).nodes:
+        reader.read(node)
+    return reader.result()
+
+
+class _Reader:
+    """Turns the nodes of a traced model into steps, one after another."""
+
+    def __init__(self, template: nn.Module, state: Mapping[str, Tensor]) -> None:
+        self.template, self.state = template, state
+        self.names: dict[fx.Node, str] = {}  # which value a node stands for
+        self.steps: list[Step] = []
+        self.inputs: list[str] = []
+        self.output = ""
+
+    def read(self, node: fx.Node) -> None:
+        sources = [argument for argument in node.args if isinstance(argument, fx.Node)]
+        plain = len(sources) == len(node.args) and not node.kwargs
+        match node.op:
+            case "placeholder":
+                self.names[node] = node.name
+                self.inputs.append(node.name)
+            case "call_module" if plain and len(sources) == 1:
+                self.names[node] = self._layer(node, sources[0])
+            case "call_function" if plain and (
+                (node.target in _SUMS and len(sources) == 2) or (node.target in _FUNCTIONS and len(sources) == 1)
+            ):
+                self.names[node] = self._step(node, torch.add if len(sources) == 2 else node.target, sources)
+            case "output" if plain:
+                self.output = self.names[sources[0]]
+            case _:
+                raise NotDenseError(f"{node.name!r} is no Linear, BatchNorm1d, activation or sum")
+
+    def result(self) -> Dense:
+        uses = [source for step in self.steps for source in step.sources] + [self.output]
+        ends = [step.operation for step in (self.steps[:1] + self.steps[1:][-1:])]
+        if len(ends) != 2 or not all(isinstance(end, Affine) for end in ends) or self.steps[-1].target != self.output:
+            raise NotDenseError("it does not begin and end with a Linear")
+        if self.steps[0].sources != tuple(self.inputs) or uses.count(self.inputs[0]) != 1:
+            raise NotDenseError("its input goes to more than one layer")
+        first, *between, last = self.steps
+        dying = [_dying(step, between[place + 1 :], last.sources) for place, step in enumerate(between)]
+        return Dense(
+            cast(Affine, first.operation), tuple(dying), cast(Affine, last.operation), first.target, last.sources[0]
+        )
+
+    def _layer(self, node: fx.Node, source: fx.Node) -> str:
+        path = str(node.target)
+        layer = self.template.get_submodule(path)
+        match layer:
+            case nn.Identity() | nn.Dropout() | nn.AlphaDropout():
+                return self.names[source]
+            case nn.Linear() if type(layer) is nn.Linear:
+                return self._step(node, self._affine(path, layer), [source])
+            case nn.BatchNorm1d() if type(layer) is nn.BatchNorm1d:
+                return self._fold(path, layer, source)
+            case _ if type(layer) in _POINTWISE:
+                return self._step(node, layer, [source])
+        raise NotDenseError(f"{path!r} is {type(layer).__name__}, no Linear, BatchNorm1d or pointwise activation")
+
+    def _step(self, node: fx.Node, operation: Operation, sources: list[fx.Node]) -> str:
+        self.steps.append(Step(node.name, operation, tuple(self.names[source] for source in sources)))
+        return node.name
+
+    def _affine(self, path: str, layer: nn.Linear) -> Affine:
+        weight = self._tensor(f"{path}.weight")
+        bias = weight.new_zeros(weight.shape[:2]) if layer.bias is None else self._tensor(f"{path}.bias")
+        return Affine(weight, bias)
+
+    def _tensor(self, name: str) -> Tensor:
+        if name not in self.state:
+            raise NotDenseError(f"{name!r} is shared between layers")
+        return self.state[name]
+
+    def _fold(self, path: str, norm: nn.BatchNorm1d, source: fx.Node) -> str:
+        """Let the Linear just before do what this norm does; in float64, so it is exact up to one rounding."""
+        before = self.steps[-1] if self.steps else None
+        if before is None or before.target != source.name or not isinstance(before.operation, Affine):
+            raise NotDenseError(f"BatchNorm {path!r} does not stand just behind a Linear")
+        if len(source.users) > 1 or not norm.track_running_stats:
+            raise NotDenseError(f"BatchNorm {path!r} has no running statistics, or its input is used elsewhere too")
+        scale = (self._tensor(f"{path}.running_var").double() + norm.eps).rsqrt()
+        shift = -scale * self._tensor(f"{path}.running_mean").double()
+        if norm.affine:
+            gain = self._tensor(f"{path}.weight").double()
+            scale, shift = scale * gain, shift * gain + self._tensor(f"{path}.bias").double()
+        old = before.operation
+        folded = Affine((old.weight * scale.unsqueeze(-1)).float(), (old.bias * scale + shift).float())
+        self.steps[-1] = Step(before.target, folded, before.sources)
+        return before.target
+
+
+def _dying(step: Step, later: Sequence[Step], needed: Sequence[str]) -> Step:
+    """The step with the values that nobody reads after it; where its first is one, it is overwritten."""
+    alive = {source for after in later for source in after.sources} | set(needed)
+    dead = tuple(sorted(set(step.sources) - alive))
+    operation = step.operation
+    if step.sources[0] in dead and step.sources.count(step.sources[0]) == 1:
+        if operation is torch.add:
+            operation = Tensor.add_
+        elif isinstance(operation, nn.ReLU) or operation in (torch.relu, functional.relu):
+            operation = torch.relu_
+    return Step(step.target, operation, step.sources, dead)
+
+
+def _traced(template: nn.Module) -> fx.Graph:
+    hooked = [n for n, m in template.named_modules() if m._forward_hooks or m._forward_pre_hooks]
+    if hooked:
+        raise NotDenseError(f"module {hooked[0]!r} has a hook")
+    try:
+        return fx.Tracer().trace(template)
+    except Exception as error:  # whatever a foreign forward does with a symbol
+        raise NotDenseError(f"its forward cannot be traced ({error})") from error

@@ -1,0 +1,226 @@
+"""`collect`: members over frames, to `MemberOutputs`, in memory or in a store."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import zoo
+from ensemble.outputs import MemberOutputs
+from ensemble.outputs.disk import Pieces
+from ensemble.outputs.store import DTYPES, Contents, Store
+from ensemble.run._engine.batch import Batch
+from ensemble.run.members import Members
+from zoo import _console
+
+Feed = Callable[[int, int], Tensor]
+"""From a first frame up to a last: (M, b, C) log-probabilities on the members' device."""
+
+Memory = Callable[..., Tensor]
+"""Of a shape and a dtype, its contents undefined."""
+
+
+def collect(
+    members: Members,
+    x: zoo.FrameSet | Tensor | Iterable[object],
+    cache: str | Path | None = None,
+    *,
+    dtype: str = "float32",
+) -> MemberOutputs:
+    """What every member says about every frame, in the order of the members.
+
+    Args:
+        members: M models.
+        x: frames; or (N, inputs) inputs; or batches, each of them inputs or a pair (inputs, labels).
+        cache: a folder for a store: the outputs are mapped from there instead of held in memory, a run
+            that was killed goes on, and only members that are not in it are computed. It is for one set of frames.
+        dtype: "float32" or "float16", of the log-probabilities in the store.
+
+    Returns:
+        (M, N, C) log-probabilities with the labels, groups and fingerprint of the frames.
+
+    Raises:
+        ValueError: a member cannot take these inputs or answers with NaN, the classes of the frames are
+            not the members', or the store is about something else.
+
+    Example:
+        >>> from ensemble import from_modules
+        >>> members = from_modules({"a": torch.nn.Linear(3, 2)}, classes=["no", "yes"])
+        >>> collect(members, torch.zeros(5, 3)).shape
+        (1, 5, 2)
+    """
+    if not isinstance(x, zoo.FrameSet | Tensor):
+        if cache is not None:
+            msg = "expected a FrameSet or a tensor where a cache is used, got batches, which have no fingerprint"
+            raise ValueError(msg)
+        return _from_batches(members, x)
+    labels, groups = (_labels(members, x), x.groups) if isinstance(x, zoo.FrameSet) else (None, None)
+    fingerprint = x.fingerprint if isinstance(x, zoo.FrameSet) else _fingerprint(x)
+    if cache is None:
+        values = _in_memory(members, x)
+    else:
+        contents = Contents(fingerprint, len(x), members.classes, members.precision, dtype)
+        values = _in_store(members, x, Store(Path(cache), contents))
+    return MemberOutputs(values, members.names, members.classes, labels, groups, fingerprint)
+
+
+def predictions(members: Members, x: zoo.FrameSet | Tensor) -> Iterator[Tensor]:
+    """What every member says, piece by piece: (M, b, C) log-probabilities on the members' device.
+
+    Memory is that of one piece, however many frames there are.
+
+    Raises:
+        ValueError: as `collect`.
+    """
+    for _, values in _walk(members, feed_of(members, x), 0, len(x)):
+        _refuse_nan(members, values)
+        yield values
+
+
+def _in_memory(members: Members, x: zoo.FrameSet | Tensor) -> Tensor:
+    on_gpu = members.device.type == "cuda"
+    out = torch.empty(len(members), len(x), len(members.classes), pin_memory=on_gpu)
+    with _console.progress("frames", total=len(x)) as advance:
+        for start, values in _walk(members, feed_of(members, x), 0, len(x)):
+            out[:, start : start + values.shape[1]].copy_(values, non_blocking=on_gpu)
+            advance(values.shape[1])
+    if on_gpu:
+        torch.cuda.synchronize()
+    _refuse_nan(members, out)
+    return out
+
+
+def _in_store(members: Members, x: zoo.FrameSet | Tensor, store: Store) -> Tensor:
+    digests = members.digests
+    store.add(list(digests.values()))
+    teams: dict[tuple[str, ...], tuple[Members, Feed]] = {}
+    with _console.progress("shards", total=store.shards) as advance, _behind() as disk:
+        for shard in range(store.shards):
+            lacking = tuple(name for name, digest in digests.items() if store.lacks(digest, shard))
+            if lacking:
+                if lacking not in teams:
+                    team = members if lacking == members.names else members.subset(lacking)
+                    teams[lacking] = team, feed_of(team, x, DTYPES[store.contents.dtype], Pieces())
+                _one_shard(*teams[lacking], store, shard, disk)
+            advance()
+    return store.read(list(digests.values()))
+
+
+def _one_shard(team: Members, feed: Feed, store: Store, shard: int, disk: Callable[..., None]) -> None:
+    digests = list(team.digests.values())
+    for start, values in _walk(team, feed, *store.frames(shard)):
+        _refuse_nan(team, values)
+        disk(store.put, digests, start, values)
+    disk(store.finish, digests, shard)
+
+
+@contextmanager
+def _behind() -> Iterator[Callable[..., None]]:
+    """Calls that run one after another in a thread while the caller goes on; each waits for the one before."""
+    with ThreadPoolExecutor(1) as thread:
+        pending: list[Future[None]] = []
+
+        def call(work: Callable[..., None], *arguments: object) -> None:
+            while pending:
+                pending.pop().result()
+            pending.append(thread.submit(work, *arguments))
+
+        yield call
+        while pending:
+            pending.pop().result()
+
+
+def _walk(members: Members, feed: Feed, start: int, stop: int) -> Iterator[tuple[int, Tensor]]:
+    for at in range(start, stop, members.step):
+        yield at, feed(at, min(at + members.step, stop))
+
+
+def feed_of(
+    members: Members, x: zoo.FrameSet | Tensor, dtype: torch.dtype = torch.float32, memory: Memory = torch.empty
+) -> Feed:
+    """How these members are fed from these frames or inputs, to answer in this type, in this memory if on a CPU.
+
+    Raises:
+        ValueError: a member has no spec, or wants another number of features than the frames have.
+    """
+    if isinstance(x, Tensor):
+        return lambda start, stop: members.log_probabilities(x[start:stop]).to(dtype)
+    return _from_frames(members, x, dtype, memory)
+
+
+def _from_frames(members: Members, frames: zoo.FrameSet, dtype: torch.dtype, memory: Memory) -> Feed:
+    features = frames.features.shape[1]
+    for name, spec in members.specs.items():
+        if spec is None:
+            msg = f"expected a spec for member {name!r} to prepare frames by, got none: give `specs`, or windows"
+            raise ValueError(msg)
+        if spec.features != features:
+            msg = f"expected frames of {spec.features} features for member {name!r}, got {features}"
+            raise ValueError(msg)
+    resident, widest = frames.to(members.device), members.widest_by_input
+
+    def feed(start: int, stop: int) -> Tensor:
+        shape = len(members), stop - start, len(members.classes)
+        on_cpu = members.device.type == "cpu"
+        out = memory(shape, dtype=dtype) if on_cpu else torch.empty(shape, dtype=dtype, device=members.device)
+        for spec in widest:
+            piece = zoo.data.stretch(resident, spec.context, spec.normalisation, spec.padding, start=start, stop=stop)
+            members.write(Batch.of(piece), spec, out)
+        return out
+
+    return feed
+
+
+def _from_batches(members: Members, batches: Iterable[object]) -> MemberOutputs:
+    values, labels = [], []
+    for batch in batches:
+        inputs, target = batch if isinstance(batch, tuple | list) else (batch, None)
+        if not isinstance(inputs, Tensor):
+            msg = f"expected batches of inputs or of pairs (inputs, labels) as tensors, got {type(inputs).__name__}"
+            raise TypeError(msg)
+        values.append(members.log_probabilities(inputs).cpu())
+        labels.append(target)
+    if not values:
+        values.append(torch.empty(len(members), 0, len(members.classes)))
+    out = torch.cat(values, dim=1)
+    _refuse_nan(members, out)
+    known = [torch.as_tensor(target) for target in labels if target is not None]
+    truth = torch.cat(known).cpu() if known and len(known) == len(labels) else None
+    return MemberOutputs(out, members.names, members.classes, truth)
+
+
+def _labels(members: Members, frames: zoo.FrameSet) -> Tensor | None:
+    """The frames' labels as indices into the members' classes, matched by name."""
+    if frames.classes == members.classes:
+        return frames.labels
+    here, there = set(frames.classes), set(members.classes)
+    if here != there:
+        msg = (
+            f"expected frames with the members' classes, got {sorted(here - there)} only in the frames and "
+            f"{sorted(there - here)} only in the members"
+        )
+        raise ValueError(msg)
+    order = torch.tensor([members.classes.index(name) for name in frames.classes])
+    return None if frames.labels is None else order[frames.labels]
+
+
+def _refuse_nan(members: Members, values: Tensor) -> None:
+    sums = values.sum(dim=(1, 2))  # (M,), NaN where any is
+    for name, row, total in zip(members.names, values, sums.tolist(), strict=True):
+        if total != total:
+            frame = int(row.isnan().any(dim=-1).nonzero()[0])
+            msg = f"expected probabilities from member {name!r}, got NaN at frame {frame}; check its weights and inputs"
+            raise ValueError(msg)
+
+
+def _fingerprint(x: Tensor) -> str:
+    digest = hashlib.sha256(f"{tuple(x.shape)} {x.dtype}".encode())
+    for block in torch.split(x, 65_536):
+        digest.update(block.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,341 @@
+"""`Members`: a set of models that runs as one."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import zoo
+from ensemble.run._engine.batch import Batch
+from ensemble.run._engine.group import Group
+from ensemble.run.stack import Stack, unlike
+from zoo import _console, _names
+
+_log = logging.getLogger("ensemble")
+PRECISIONS = ("float32", "auto")
+PLANS = ("auto", "loop", "stack")
+_STEP = {"cpu": 4096, "cuda": 32_768}  # frames whose inputs are held at a time
+
+
+@dataclass(frozen=True, eq=False)
+class Member:
+    """One model of a set, and what is known of it.
+
+    Args:
+        name: distinct within the set.
+        classes: names of its C outputs, in its own order.
+        make: gives the module (B, ...) -> (B, C) logits; called when it is first needed.
+        parameters: trainable parameters.
+        spec: its input contract; None for a foreign module, which takes tensors only.
+        sha256: of its checkpoint; "" if it has none.
+        trained_on: fingerprint of the frames it was trained on; "" if unknown.
+        reference: name and version in its registry; "" if it comes from none.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    make: Callable[[], nn.Module] = field(repr=False)
+    parameters: int
+    spec: zoo.Spec | None = None
+    sha256: str = ""
+    trained_on: str = ""
+    reference: str = ""
+
+    @cached_property
+    def module(self) -> nn.Module:
+        """The model in evaluation mode."""
+        return self.make().eval()
+
+    @cached_property
+    def digest(self) -> str:
+        """64 hex digits that change with the weights or the structure."""
+        if self.sha256:
+            return self.sha256
+        digest = hashlib.sha256(repr((self.spec, self.module, self.classes)).encode())
+        for name, tensor in chain(self.module.named_parameters(), self.module.named_buffers()):
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+
+Placed = tuple[Group, list[int]]  # a group and the places of its members among all
+
+
+class Members:
+    """M models that answer together, in the order they were named.
+
+    Args:
+        members: at least one; names are distinct; all know the same classes, in any order.
+        device: where they run.
+        precision: "float32": probabilities within 1e-5 of the models run one by one. "auto": a faster
+            type where the hardware has one, if no probability moves by more than 0.01 and no class changes
+            but near ties.
+        plan: "auto" measures; "loop" runs the models one by one, "stack" all at once.
+        stacks: groups that are stacked already, with the places of their members.
+
+    Raises:
+        ValueError: no members, a name twice, other classes (the message names the difference), a
+            device, precision or plan that does not exist here.
+    """
+
+    def __init__(
+        self,
+        members: Iterable[Member],
+        *,
+        device: torch.device | str = "cpu",
+        precision: str = "float32",
+        plan: str = "auto",
+        stacks: Iterable[tuple[Stack, list[int]]] | None = None,
+    ) -> None:
+        self._members = tuple(members)
+        _check_names(self._members)
+        _check_choice("precision", precision, PRECISIONS)
+        _check_choice("plan", plan, PLANS)
+        self.device, self.precision, self.forced = _names.usable_device(device), precision, plan
+        self.classes = self._members[0].classes
+        self._orders = [_order(member, self._members[0]) for member in self._members]
+        given = self._stacked() if stacks is None else [(stack, places, "") for stack, places in stacks]
+        self._groups: list[Placed] = [(self._group(*each), each[1]) for each in given]
+
+    def __len__(self) -> int:
+        """Number of members, M."""
+        return len(self._members)
+
+    def __iter__(self) -> Iterator[Member]:
+        return iter(self._members)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """M names, in the user's order."""
+        return tuple(member.name for member in self._members)
+
+    @property
+    def parameters(self) -> dict[str, int]:
+        """Trainable parameters by name."""
+        return {member.name: member.parameters for member in self._members}
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """By name, what identifies the weights: the checkpoint's sha256, else a hash of the tensors."""
+        return {member.name: member.digest for member in self._members}
+
+    @property
+    def specs(self) -> dict[str, zoo.Spec | None]:
+        """By name, the spec; None for a foreign module."""
+        return {member.name: member.spec for member in self._members}
+
+    @property
+    def trained_on(self) -> dict[str, str]:
+        """By name, the fingerprint of the frames it was trained on; "" if unknown."""
+        return {member.name: member.trained_on for member in self._members}
+
+    @property
+    def references(self) -> dict[str, str]:
+        """By name, name and version in the registry; "" if it comes from none."""
+        return {member.name: member.reference for member in self._members}
+
+    @property
+    def step(self) -> int:
+        """Frames whose inputs are held at a time; memory grows with them, not with N."""
+        return _STEP.get(self.device.type, 4096)
+
+    def subset(self, names: Sequence[str]) -> Members:
+        """Only these members, in this order.
+
+        Raises:
+            ValueError: a name is not among the members.
+        """
+        missing = [name for name in names if name not in self.names]
+        if missing:
+            msg = f"no member named {missing}; there are {list(self.names)}"
+            raise ValueError(msg)
+        chosen = [self._members[self.names.index(name)] for name in names]
+        return Members(chosen, device=self.device, precision=self.precision, plan=self.forced)
+
+    def plan(self) -> list[dict[str, Any]]:
+        """What was chosen for every group and size of batch so far, and why; also printed as a table.
+
+        Speeds are ratios to the loop; `moved` is the largest change of a probability, `changed` the
+        fraction of frames whose likeliest class is another. Empty before the first frames have run.
+        """
+        rows = [
+            {"group": self._title(places), "frames": frames, "rows": "yes" if neighbours else ""} | row
+            for group, places in self._groups
+            for (frames, neighbours), plan in group.plans.items()
+            for row in plan.rows()
+        ]
+        _console.print_table(rows, title="plan", formats={"x loop": ".2f", "moved": ".1e", "changed": ".4f"})
+        return rows
+
+    @torch.inference_mode()
+    def log_probabilities(self, x: Tensor) -> Tensor:
+        """What all say about some inputs.
+
+        Args:
+            x: (B, ...) inputs; windows of the member with the largest context.
+
+        Returns:
+            (M, B, C) float32 log-probabilities on the members' device.
+
+        Raises:
+            ValueError: the inputs are not of the length that the specs want.
+        """
+        self._check_inputs(x)
+        out = torch.empty(len(self), len(x), len(self.classes), device=self.device)
+        for start in range(0, len(x), self.step):
+            part = x[start : start + self.step].to(self.device)
+            self.write(Batch.of(part), self.widest, out[:, start : start + len(part)])
+        return out
+
+    @torch.inference_mode()
+    def write(self, batch: Batch, widest: zoo.Spec | None, out: Tensor) -> None:
+        """Log-probabilities of the members that a batch was prepared for, into `out` (M, B, C).
+
+        Args:
+            batch: B frames prepared as `widest` says.
+            widest: one of `widest_by_input`; None for inputs of foreign members.
+            out: rows of members with another preparation stay as they are.
+        """
+        for group, places in self._groups:
+            spec = self._members[places[0]].spec
+            if spec is not None and widest is not None and prepared(spec) != prepared(widest):
+                continue
+            cut = 0 if spec is None or widest is None else widest.context - spec.context
+            group.run(batch.middle(cut, spec.features if spec else 0), self._writer(places, out))
+
+    @cached_property
+    def widest(self) -> zoo.Spec | None:
+        """The spec with the largest context; None among foreign modules."""
+        return max(self.widest_by_input, key=lambda spec: spec.context, default=None)
+
+    @cached_property
+    def widest_by_input(self) -> list[zoo.Spec]:
+        """For every way of preparing frames, the spec with the largest context."""
+        widest: dict[tuple[int, str, str], zoo.Spec] = {}
+        for spec in [member.spec for member in self if member.spec is not None]:
+            known = widest.setdefault(prepared(spec), spec)
+            widest[prepared(spec)] = max(known, spec, key=lambda spec: spec.context)
+        return list(widest.values())
+
+    def _writer(self, places: list[int], out: Tensor) -> Callable[[slice, slice, Tensor], None]:
+        whole = places == list(range(places[0], places[0] + len(places)))
+        orders = [self._orders[place] for place in places]
+        plain = all(order is None for order in orders)
+
+        def write(members: slice, frames: slice, logits: Tensor) -> None:
+            values = logits.log_softmax(-1, dtype=torch.float32)
+            if whole and plain:
+                out[places[0] + members.start : places[0] + members.stop, frames] = values
+                return
+            for place, order, value in zip(places[members], orders[members], values, strict=True):
+                out[place, frames] = value if order is None else value[:, order]
+
+        return write
+
+    def _check_inputs(self, x: Tensor) -> None:
+        if self.widest is None:
+            return
+        other = next((m for m in self if m.spec is None or prepared(m.spec) != prepared(self.widest)), None)
+        if other is not None:
+            wide = next(member for member in self if member.spec == self.widest)
+            msg = (
+                f"expected members that share one input, got {wide.name!r} with {wide.spec} and {other.name!r} with "
+                f"{other.spec}; collect over a FrameSet, which is prepared for each"
+            )
+            raise ValueError(msg)
+        if x.ndim != 2 or x.shape[1] != self.widest.inputs:
+            msg = f"expected inputs (B, {self.widest.inputs}) for {self.widest}, got {tuple(x.shape)}"
+            raise ValueError(msg)
+
+    def _title(self, places: list[int]) -> str:
+        first = self._members[places[0]].name
+        return first if len(places) == 1 else f"{first} and {len(places) - 1} more"
+
+    def _stacked(self) -> Iterator[tuple[Stack | None, list[int], str]]:
+        """Groups of equal members, stacked where that can be and is wanted, and why not where not."""
+        for places in _alike(self._members):
+            modules = [self._members[place].module.to(self.device) for place in places]
+            if self.forced == "loop":
+                yield None, places, "asked for"
+                continue
+            try:
+                yield Stack(modules, names=[self._members[p].name for p in places]).eval(), places, ""
+            except (ValueError, TypeError, RuntimeError, NotImplementedError) as error:  # what vmap refuses
+                why = (str(error).strip() or type(error).__name__).splitlines()[0]
+                _log.warning("%s run one by one: %s", self._title(places), why)
+                yield None, places, why
+
+    def _group(self, stack: Stack | None, places: list[int], why: str) -> Group:
+        members = [self._members[place] for place in places]
+        spec = members[0].spec
+        return Group(
+            lambda: [member.module for member in members],
+            stack,
+            members=len(members),
+            size=sum(member.parameters for member in members),
+            device=self.device,
+            features=spec.features if spec else 0,
+            precision=self.precision,
+            forced=self.forced,
+            why=why,
+        )
+
+
+def prepared(spec: zoo.Spec) -> tuple[int, str, str]:
+    """What decides how frames are prepared, but for the context: a smaller one is the middle of a larger."""
+    return spec.features, spec.normalisation, spec.padding
+
+
+def _alike(members: Sequence[Member]) -> list[list[int]]:
+    """Places of members of equal spec, or of equal structure among foreign ones."""
+    kinds: list[list[int]] = []
+    by_spec: dict[zoo.Spec, list[int]] = {}
+    for place, member in enumerate(members):
+        if member.spec is not None:
+            by_spec.setdefault(member.spec, []).append(place)
+            continue
+        home = next((kind for kind in kinds if not unlike(member.module, members[kind[0]].module)), None)
+        if home is None:
+            kinds.append([place])
+        else:
+            home.append(place)
+    return sorted([*by_spec.values(), *kinds])
+
+
+def _order(member: Member, first: Member) -> Tensor | None:
+    """Places of the first member's classes among this one's; None where the orders are equal."""
+    if member.classes == first.classes:
+        return None
+    mine, theirs = set(member.classes), set(first.classes)
+    if mine != theirs or len(member.classes) != len(first.classes):
+        msg = (
+            f"expected members of the same classes, got {sorted(mine - theirs)} only in {member.name!r} and "
+            f"{sorted(theirs - mine)} only in {first.name!r}"
+        )
+        raise ValueError(msg)
+    return torch.tensor([member.classes.index(name) for name in first.classes])
+
+
+def _check_names(members: Sequence[Member]) -> None:
+    names = [member.name for member in members]
+    if not names:
+        msg = "expected at least one member, got none"
+        raise ValueError(msg)
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        msg = f"expected distinct names of members, got {twice} more than once"
+        raise ValueError(msg)
+
+
+def _check_choice(what: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        msg = f"expected {what} {' or '.join(map(repr, known))}, got {value!r}"
+        raise ValueError(msg)

@@ -1,0 +1,267 @@
+"""Greedy selection with replacement for accuracy (Caruana et al.), exact and incremental."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise, product
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ensemble.fit.weighted import labelled
+from ensemble.outputs import MemberOutputs
+
+Array = NDArray[np.float64]
+
+_BLOCK = 16384  # frames read together
+_PART = 1024  # frames counted together, of all members that may still be the best
+_SLACK = 1e-5  # frames this close to flipping are looked at in full: more than rounding can do
+_ROUNDED = 1e-7  # and this much per round: a margin in float32 is off by 3e-8 at most
+_LEFT = 0.8  # share of frames still open from which on the others are let go
+_PER_FRAME = ("frames", "labels", "least", "most", "low", "high", "rival", "sum")
+
+
+@dataclass(frozen=True, eq=False)
+class GreedySelection:
+    """Members picked one by one, each to make the mean of the picks most accurate.
+
+    Attributes:
+        picks: names in the order picked, repeats included, all rounds.
+        accuracies: (rounds,) accuracy of the mean of the picks so far.
+        weights: (M,) shares of the picks up to the best round (highest accuracy, then lowest log-loss, then
+            fewest), in the order of `members`.
+        accuracy, loss: of these weights on the frames, counted on the sum of the picks. `WeightedMean(weights)`
+            rounds on its own, so a frame where two classes tie exactly may fall the other way there. The loss
+            is infinite where all picks give a frame's true class zero.
+        members: M names.
+        fingerprint: of the frames.
+    """
+
+    picks: tuple[str, ...]
+    accuracies: Array
+    weights: Array
+    accuracy: float
+    loss: float
+    members: tuple[str, ...]
+    fingerprint: str = ""
+
+
+def greedy(outputs: MemberOutputs, rounds: int = 50) -> GreedySelection:
+    """Pick a member per round, repeats allowed, so that the mean of all picks is most accurate.
+
+    Ties fall to the lower log-loss, then to the first member; within a frame, to the first class. The picks are
+    those of the plain loop over all members and frames; only frames that a member can flip are looked at.
+    Accuracy weights may have a poor log-loss: recalibrate, or use `fit_weights`.
+
+    Args:
+        outputs: with labels.
+        rounds: number of picks.
+
+    Raises:
+        ValueError: no labels, no frames, NaN, or no round.
+
+    Example:
+        >>> p, q = [[0.9, 0.1], [0.2, 0.8]], [[0.4, 0.6], [0.4, 0.6]]
+        >>> greedy(MemberOutputs.from_probabilities({"p": p, "q": q}, labels=[0, 1]), rounds=2).picks
+        ('p', 'p')
+
+    References:
+        Caruana et al., "Ensemble selection from libraries of models", ICML 2004.
+    """
+    if rounds < 1:
+        msg = f"expected at least one round, got {rounds}"
+        raise ValueError(msg)
+    state = _State(outputs, rounds)
+    counts = np.zeros(len(outputs.members))
+    picks, hits, losses = [], [], []
+    for _ in range(rounds):
+        m, right, loss = state.best()
+        state.add(m)
+        picks.append(m)
+        hits.append(right)
+        losses.append(loss)
+    best = max(range(rounds), key=lambda k: (hits[k], -losses[k], -k))
+    np.add.at(counts, picks[: best + 1], 1.0)
+    frames = outputs.shape[1]
+    return GreedySelection(
+        tuple(outputs.members[m] for m in picks),
+        np.array(hits) / frames,
+        counts / counts.sum(),
+        hits[best] / frames,
+        losses[best],
+        outputs.members,
+        outputs.fingerprint,
+    )
+
+
+class _State:
+    """The unnormalised sum of the picks and, for each frame, between what bounds its margin lies.
+
+    The margin is the sum for the true class minus the largest other one, the rival's. A member moves it by at
+    least its own margin, and by at most what it gives the truth beyond the rival: frames that stay on their
+    side either way need no look. Probabilities are made where they are looked at, never all together, and all
+    this only for frames that some member gets wrong: the others are right whatever is picked.
+    """
+
+    def __init__(self, outputs: MemberOutputs, rounds: int) -> None:
+        labels = labelled(outputs)
+        self.table = _Table(outputs.log_probabilities)
+        self.truth, margins = self.table.margins(labels)
+        if np.isnan(margins).any():
+            names = [outputs.members[m] for m in np.flatnonzero(np.isnan(margins).any(axis=1))]
+            msg = f"expected numbers from every member, got NaN from {names}; leave them out"
+            raise ValueError(msg)
+        _, N, C = outputs.shape
+        self.true_sum = np.zeros(N)
+        self.slack = _SLACK + _ROUNDED * rounds
+        self.frames = np.flatnonzero(margins.min(axis=0) <= self.slack)
+        self.always = N - len(self.frames)  # frames that every member gets right
+        self.labels, self.margins = labels.numpy()[self.frames], margins.take(self.frames, axis=1)
+        self.least, self.most = self.margins.min(axis=0), self.truth.max(axis=0)[self.frames]
+        self.sum = np.zeros((len(self.frames), C))
+        self.low, self.high = np.zeros(len(self.frames)), np.zeros(len(self.frames))  # bounds of the margin
+        self.rival = np.where(self.labels > 0, 0, C - 1)
+        self.given = np.full_like(self.margins, np.nan)  # what members give the rival, as far as it was asked for
+        self.picked, self.left = 0, rounds
+
+    def best(self) -> tuple[int, int, float]:
+        """The member to add, how many frames are right with it, and the log-loss then."""
+        hits = self._hits()
+        most = max(hits.values())
+        level = sorted(m for m, hit in hits.items() if hit == most)
+        losses = [self._loss(m) for m in level]
+        first = min(range(len(level)), key=losses.__getitem__)
+        return level[first], most, losses[first]
+
+    def add(self, m: int) -> None:
+        for begin in range(0, len(self.frames), _BLOCK):
+            part = slice(begin, begin + _BLOCK)
+            self.sum[part] += self.table.probabilities(m, self.frames[part])
+        self.true_sum += self.truth[m]
+        self.picked, self.left = self.picked + 1, self.left - 1
+        self.low += self.margins[m]
+        self.high += self.truth[m, self.frames]
+
+    def _hits(self) -> dict[int, int]:
+        """How many frames are right once a member joins, for every member that may be the best."""
+        self._settle()
+        sure, open_ = self._open()
+        if self.picked:
+            self._measure(open_)  # what the bounds left open, exactly; often that closes it
+            sure, open_ = self._open()
+        kept, whose, rows = self._bounded(open_)
+        starts = np.searchsorted(whose, np.arange(len(kept) + 1)).tolist()
+        most = self.always + int(sure.sum()) + kept + np.diff(starts)
+        return self._raced(most, [rows[begin:end] for begin, end in pairwise(starts)])
+
+    def _raced(self, most: NDArray[np.intp], open_: list[NDArray[np.intp]]) -> dict[int, int]:
+        """How many of `most` are right in truth: first of the likely best, of the others while they may win."""
+        first = int(most.argmax())
+        hits: dict[int, int] = {}
+        for members in ([first], [m for m in range(len(most)) if m != first]):
+            done = 0
+            while members := [m for m in members if most[m] >= max(hits.values(), default=0)]:
+                part = slice(done, done := done + max(1, _PART // len(members)))
+                most[members] -= self._wrong(members, [open_[m][part] for m in members])
+                counted = [m for m in members if len(open_[m]) <= done]
+                hits |= {m: int(most[m]) for m in counted}
+                members = [m for m in members if m not in counted]
+        return hits
+
+    def _wrong(self, members: list[int], parts: list[NDArray[np.intp]]) -> NDArray[np.intp]:
+        """How many frames of each part are wrong once the member of that part joins."""
+        rows, sizes = np.concatenate(parts), [len(part) for part in parts]
+        changed = self.sum.take(rows, axis=0)
+        changed += self.table.probabilities(np.repeat(members, sizes), self.frames[rows])
+        wrong = changed.argmax(axis=1) != self.labels[rows]
+        return np.bincount(np.repeat(np.arange(len(parts)), sizes), wrong, len(parts)).astype(np.intp)
+
+    def _bounded(self, rows: NDArray[np.intp]) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]:
+        """(M,) frames that are surely right once a member joins; and members, with the frames they may make right."""
+        margins, high = self.margins.take(rows, axis=1), self.high[rows]
+        if not self.picked:
+            whose, row = np.divmod(np.flatnonzero(np.abs(margins) <= self.slack), len(rows))
+            return (margins > self.slack).sum(axis=1), whose, rows[row]
+        # float32 is exact enough: where it rounds by more than a fraction of the slack no member reaches
+        kept = margins > (self.slack - self.low[rows]).astype(np.float32)
+        truth = self.truth.take(self.frames[rows], axis=1)
+        pairs = np.flatnonzero(~kept & (truth >= (-self.slack - high).astype(np.float32)))
+        whose, row = np.divmod(pairs, len(rows))
+        flips = high[row] + (truth.ravel()[pairs] - self._given(whose, rows[row])) >= -self.slack
+        return kept.sum(axis=1), whose[flips], rows[row[flips]]
+
+    def _given(self, whose: NDArray[np.intp], rows: NDArray[np.intp]) -> NDArray[np.float32]:
+        """What members give the rivals of frames; kept until a frame's rival is another."""
+        given = self.given[whose, rows]
+        new = np.flatnonzero(np.isnan(given))
+        m, row = whose[new], rows[new]
+        given[new] = self.given[m, row] = self.table.single(m, self.frames[row], self.rival[row])
+        return given
+
+    def _open(self, left: int = 1) -> tuple[NDArray[np.bool_], NDArray[np.intp]]:
+        """Frames that are right whoever joins in the picks left, and the frames that somebody can flip."""
+        sure = self.low + left * self.least > self.slack
+        return sure, np.flatnonzero(~sure & (self.high + left * self.most >= -self.slack))
+
+    def _settle(self) -> None:
+        """Let go of frames that no picks left can flip, once they are many."""
+        sure, open_ = self._open(self.left)
+        if len(open_) > _LEFT * len(self.frames):
+            return
+        self.always += int(sure.sum())
+        for name in _PER_FRAME:
+            setattr(self, name, getattr(self, name).take(open_, axis=0))
+        self.margins, self.given = self.margins.take(open_, axis=1), self.given.take(open_, axis=1)
+
+    def _measure(self, rows: NDArray[np.intp]) -> None:
+        """The margins of some frames as they are."""
+        others, every = self.sum.take(rows, axis=0), np.arange(len(rows))
+        others[every, self.labels[rows]] = -np.inf
+        rival = others.argmax(axis=1)
+        self.given[:, rows[rival != self.rival[rows]]] = np.nan
+        self.rival[rows] = rival
+        self.low[rows] = self.high[rows] = self.true_sum[self.frames[rows]] - others[every, rival]
+
+    def _loss(self, m: int) -> float:
+        with np.errstate(divide="ignore"):
+            return float(-np.log((self.true_sum + self.truth[m]) / (self.picked + 1)).mean())
+
+
+class _Table:
+    """Probabilities of (M, N, C) logarithms, made where they are looked at; nothing is copied as a whole."""
+
+    def __init__(self, logs: torch.Tensor) -> None:
+        self.logs = logs if logs.stride(2) == 1 else logs.contiguous()
+        sizes = zip(self.logs.shape, self.logs.stride(), strict=True)
+        # all numbers as they lie, with what a store leaves between members
+        self.numbers = self.logs.as_strided((1 + sum((size - 1) * stride for size, stride in sizes),), (1,))
+        self.rows = self.numbers.unfold(0, logs.shape[2], 1)
+
+    def probabilities(self, m: NDArray[np.intp] | int, frames: NDArray[np.intp]) -> NDArray[np.float32]:
+        """(frames, C) of one member, or each frame's of a member of its own."""
+        return _exp(self.rows.index_select(0, self._places(m, frames)))
+
+    def single(self, m: NDArray[np.intp], frames: NDArray[np.intp], c: NDArray[np.intp]) -> NDArray[np.float32]:
+        """(frames,) of a member and a class for each."""
+        return _exp(self.numbers.index_select(0, self._places(m, frames) + torch.from_numpy(c)))
+
+    def margins(self, labels: torch.Tensor) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """(M, N) each: what the truth gets, and how far that is beyond all others."""
+        M, N, _ = self.logs.shape
+        truth, others = torch.empty(M, N), torch.empty(M, N)
+        for m, begin in product(range(M), range(0, N, _BLOCK)):
+            where = slice(begin, begin + _BLOCK)
+            block, index = self.logs[m, where].to(torch.float32, copy=True), labels[where].unsqueeze(-1)
+            truth[m, where] = block.gather(-1, index).squeeze(-1)
+            others[m, where] = block.scatter_(-1, index, -torch.inf).amax(dim=-1)
+        return truth.exp_().numpy(), truth.sub(others.exp_()).numpy()
+
+    def _places(self, m: NDArray[np.intp] | int, frames: NDArray[np.intp]) -> torch.Tensor:
+        of_member, of_frame, _ = self.logs.stride()
+        return torch.from_numpy(m * of_member + frames * of_frame)
+
+
+def _exp(logs: torch.Tensor) -> NDArray[np.float32]:
+    found: NDArray[np.float32] = logs.float().exp_().numpy()
+    return found

@@ -1,0 +1,186 @@
+"""Canonical JSON: one text per value, and a reader that accepts nothing ambiguous.
+
+Python's own reader takes NaN, 1e400, repeated keys and lone surrogates; what it takes, another reader
+refuses or reads otherwise, and two readers who disagree about a file are how a file lies.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator
+from typing import Any, NoReturn
+
+_LEAST, _MOST = -(2**63), 2**63 - 1
+_SURE = 19  # letters of a number below which it fits 64 bits
+_DEEPEST = 64
+_VISIBLE = re.compile(r"[^\s,:]")
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
+
+
+class TextError(ValueError):
+    """A text that is not strict JSON; `reason` is one word of what is wrong.
+
+    The reasons: SYNTAX, DEPTH, DUPLICATE_KEY, NUMBER_RANGE, NOT_INTEGER, SURROGATE.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+def canonical(value: Any, *, ordered: bool = True) -> str:
+    """The one text of a value: no spaces, no line breaks; NaN and infinity have none.
+
+    Args:
+        value: plain data.
+        ordered: whether keys are sorted, or stay as they stand.
+
+    Raises:
+        ValueError: a number is not finite; half of a surrogate pair, which no file can hold.
+        TypeError: not plain data.
+
+    Example:
+        >>> canonical({"b": [1, 2.5], "a": "é"})
+        '{"a":"é","b":[1,2.5]}'
+    """
+    text = (_SORTED if ordered else _UNSORTED).encode(value)
+    half = None if text.isascii() else _SURROGATE.search(text)
+    if half:
+        near = text[max(half.start() - 20, 0) : half.end() + 20]
+        raise TextError("SURROGATE", f"expected text, got half of a surrogate pair in {near!r}")
+    return text
+
+
+def parse_strictly(text: str) -> Any:
+    """The value of a JSON text, read strictly.
+
+    Raises:
+        TextError: not JSON, nested beyond the stack, a key twice in one object (escapes resolved), a number
+            that no 64-bit integer or float holds.
+
+    Example:
+        >>> parse_strictly('{"a": 1, "a": 2}')
+        Traceback (most recent call last):
+        zoo._json.TextError: the key 'a' stands twice in one object
+    """
+    return _decoded(_DECODER, text)
+
+
+def parse_integers(text: str) -> Any:
+    """As `parse_strictly`, for texts in which no float may stand.
+
+    Raises:
+        TextError: also NOT_INTEGER, a number with a point or an exponent, or -0, which some readers take for a float.
+    """
+    return _decoded(_INTEGER_DECODER, text)
+
+
+def parse_printed(text: str) -> Any:
+    """As `parse_strictly`, for what `canonical` has printed: no key stands twice in it and no float is too large.
+
+    Raises:
+        TextError: nested beyond the stack, an integer that 64 bits do not hold.
+    """
+    return _decoded(_PRINTED_DECODER, text)
+
+
+def values_of(text: str) -> Iterator[tuple[str, str]]:
+    """Keys of the object that a valid JSON text is, each with the text of its value, line ends as in Unix.
+
+    Example:
+        >>> list(values_of('{"a": 1.50, "b": [1,  2]}'))
+        [('a', '1.50'), ('b', '[1,  2]')]
+    """
+    start = _past_space(text, text.index("{") + 1)
+    while text[start] == '"':
+        key, end = _DECODER.raw_decode(text, start)
+        start = _past_space(text, end)
+        _, end = _DECODER.raw_decode(text, start)
+        yield key, text[start:end].replace("\r\n", "\n")
+        start = _past_space(text, end)
+
+
+def _past_space(text: str, start: int) -> int:
+    """Where the next value, key or bracket begins."""
+    found = _VISIBLE.search(text, start)
+    return len(text) if found is None else found.start()
+
+
+def _decoded(decoder: json.JSONDecoder, text: str) -> Any:
+    try:
+        return decoder.decode(text)
+    except json.JSONDecodeError as error:
+        raise TextError("SYNTAX", f"not JSON at line {error.lineno}, column {error.colno}: {error.msg}") from None
+    except RecursionError:
+        raise TextError("DEPTH", "nested too deep to be read") from None
+
+
+def depth(value: Any, most: int = _DEEPEST) -> int:
+    """How many containers lie inside each other, counted up to `most` + 1.
+
+    Example:
+        >>> depth([{"a": []}]), depth(1)
+        (3, 0)
+    """
+    level, count = [value], 0
+    while count <= most:
+        inner = [item for item in level if isinstance(item, dict | list)]
+        if not inner:
+            return count
+        count += 1
+        level = [child for item in inner for child in (item.values() if isinstance(item, dict) else item)]
+    return count
+
+
+def has_surrogate(text: str) -> bool:
+    """Whether a text holds half of a surrogate pair, which no UTF-8 file can."""
+    return _SURROGATE.search(text) is not None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        seen: set[str] = set()
+        key = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise TextError("DUPLICATE_KEY", f"the key {key!r} stands twice in one object")
+    return found
+
+
+def _integer(digits: str) -> int:
+    if len(digits) < _SURE:
+        return int(digits)
+    if len(digits) > 20 or not _LEAST <= int(digits) <= _MOST:
+        raise TextError("NUMBER_RANGE", f"expected integers of 64 bits, got {digits[:24]}")
+    return int(digits)
+
+
+def _whole(digits: str) -> int:
+    if digits == "-0":
+        _no_float(digits)
+    return _integer(digits)
+
+
+def _float(digits: str) -> float:
+    value = float(digits)
+    if not math.isfinite(value):
+        raise TextError("NUMBER_RANGE", f"expected finite numbers, got {digits[:24]}")
+    return value
+
+
+def _no_float(digits: str) -> NoReturn:
+    raise TextError("NOT_INTEGER", f"expected integers only, got {digits[:24]}")
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise TextError("NUMBER_RANGE", f"expected finite numbers, got {name}")
+
+
+_SORTED = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+_UNSORTED = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+_DECODER, _INTEGER_DECODER = (
+    json.JSONDecoder(object_pairs_hook=_unique, parse_int=whole, parse_float=real, parse_constant=_no_constant)
+    for whole, real in ((_integer, _float), (_whole, _no_float))
+)
+_PRINTED_DECODER = json.JSONDecoder(parse_int=_integer)

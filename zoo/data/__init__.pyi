@@ -1,0 +1,14 @@
+from .audio import mask as mask
+from .audio import mfcc as mfcc
+from .audio import mfcc_file as mfcc_file
+from .audio import read_audio as read_audio
+from .audio import resample as resample
+from .corpus import PHONEMES as PHONEMES
+from .corpus import CorpusError as CorpusError
+from .corpus import read_corpus as read_corpus
+from .corpus import sample_corpus as sample_corpus
+from .corpus import write_corpus as write_corpus
+from .frames import FrameSet as FrameSet
+from .frames import Stretch as Stretch
+from .frames import stretch as stretch
+from .frames import windows as windows

@@ -1,0 +1,194 @@
+"""Waveforms in, MFCC frames out; time and frequency masks over windows of frames.
+
+The only module that speaks to torchaudio. The front end is fixed, because a model is only worth what its features
+are: 16 kHz, 25 ms Hann windows every 10 ms, 40 mel bands, 27 coefficients, raw. Normalising belongs to `frames`.
+"""
+
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+try:
+    import torchaudio
+except (ImportError, OSError) as error:  # OSError: its binary was built for another torch
+    msg = f"expected torchaudio of the release of torch {torch.__version__}, got none; pip install 'torchaudio==2.11.*'"
+    raise ImportError(msg) from error
+
+SAMPLE_RATE = 16_000  # Hz
+WINDOW = 400  # samples: 25 ms
+HOP = 160  # samples: 10 ms
+MEL_BANDS = 40
+COEFFICIENTS = 27
+
+
+def mfcc(waveform: Tensor | NDArray[np.floating], sample_rate: int = SAMPLE_RATE) -> Tensor:
+    """MFCC frames of a waveform, as the sample corpus and the lectures have them.
+
+    Frames are centred: frame t looks at 25 ms around t * 10 ms, the ends mirrored. Nothing is normalised.
+
+    Args:
+        waveform: (S,) or (channels, S) floating point, full scale at 1; channels are averaged.
+        sample_rate: Hz; other rates than 16,000 are resampled first.
+
+    Returns:
+        (T, 27) float32 on the waveform's device, T = S // 160 + 1 with S counted at 16 kHz.
+
+    Raises:
+        TypeError: If the samples are integers.
+        ValueError: If the waveform is shorter than one window, not finite, or not one- or two-dimensional.
+
+    Example:
+        >>> mfcc(torch.zeros(16_000)).shape
+        torch.Size([101, 27])
+
+    References:
+        Davis and Mermelstein, "Comparison of parametric representations for monosyllabic word recognition in
+        continuously spoken sentences", IEEE TASSP 28(4), 1980.
+    """
+    samples = resample(_mono(torch.as_tensor(waveform)), sample_rate)
+    if len(samples) < WINDOW:
+        msg = (
+            f"expected {WINDOW} samples (25 ms at {SAMPLE_RATE} Hz) or more, got {len(samples)}; is time the last axis?"
+        )
+        raise ValueError(msg)
+    if not samples.isfinite().all():
+        msg = f"expected finite samples, got {int((~samples.isfinite()).sum())} NaN or infinite of {len(samples)}"
+        raise ValueError(msg)
+    frames: Tensor = _transform(samples.device)(samples)
+    return frames.T.contiguous()
+
+
+def mfcc_file(path: str | Path) -> Tensor:
+    """MFCC frames of an audio file: `mfcc` of what `read_audio` reads.
+
+    Raises:
+        ValueError: If the file is not audio, or its waveform is refused by `mfcc`; the message names the file.
+    """
+    waveform, sample_rate = read_audio(path)
+    try:
+        return mfcc(waveform, sample_rate)
+    except ValueError as error:
+        msg = f"{path}: {error}"
+        raise ValueError(msg) from error
+
+
+def read_audio(path: str | Path) -> tuple[Tensor, int]:
+    """Read an audio file that libsndfile knows (WAV, FLAC, OGG, MP3 ...), its channels averaged to one.
+
+    Returns:
+        (S,) float32 with full scale at 1, and the file's own sample rate in Hz.
+
+    Raises:
+        ImportError: If soundfile is not installed (the extra `audio`).
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is not audio.
+    """
+    try:
+        import soundfile
+    except (ImportError, OSError) as error:  # OSError: libsndfile itself is missing
+        msg = "reading audio files needs soundfile: pip install 'zoo-ensemble[audio]'"
+        raise ImportError(msg) from error
+    if not Path(path).is_file():
+        msg = f"expected an audio file, found none at {path}"
+        raise FileNotFoundError(msg)
+    try:
+        samples, sample_rate = soundfile.read(path, dtype="float32", always_2d=True)  # (S, channels)
+    except soundfile.LibsndfileError as error:
+        msg = f"{path}: expected audio that libsndfile can read: {error}"
+        raise ValueError(msg) from error
+    return torch.from_numpy(samples).mean(dim=1), int(sample_rate)
+
+
+def resample(waveform: Tensor, sample_rate: int, to: int = SAMPLE_RATE) -> Tensor:
+    """The same sound at another sample rate, band-limited (Hann-windowed sinc).
+
+    Args:
+        waveform: (..., S) floating point.
+        sample_rate: Hz of `waveform`.
+        to: Hz wanted; equal rates return `waveform` itself.
+
+    Raises:
+        ValueError: If a rate is not a positive whole number of Hz.
+
+    References:
+        Smith, "Digital Audio Resampling", https://ccrma.stanford.edu/~jos/resample/
+    """
+    if not all(isinstance(rate, int) and rate > 0 for rate in (sample_rate, to)):
+        msg = f"expected sample rates in whole Hz above 0, got {sample_rate!r} and {to!r}"
+        raise ValueError(msg)
+    resampled: Tensor = torchaudio.functional.resample(waveform, sample_rate, to)
+    return resampled
+
+
+def mask(windows: Tensor, *, max_time: int, max_features: int, generator: torch.Generator) -> Tensor:
+    """Blank one run of frames and one run of features in every window, each window with its own draw.
+
+    Zero is written, which is the mean of a normalised recording. Run lengths are uniform over 0 ... the maximum.
+    The draws are torchaudio's, made on the processor under a seed taken from `generator`: one number is taken from
+    it per call, torch's global random state is left as it was, and the masks are the same on every device.
+
+    Args:
+        windows: (B, W, F); features of one recording serve as (1, T, F).
+        max_time: longest run of frames, 0 ... W; 0 for none.
+        max_features: longest run of features, 0 ... F; 0 for none.
+        generator: a generator on the processor.
+
+    Returns:
+        (B, W, F), a new tensor.
+
+    Raises:
+        ValueError: If `windows` is not three-dimensional or a maximum is outside its axis.
+
+    Example:
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> masked = mask(torch.ones(2, 41, 27), max_time=8, max_features=4, generator=generator)
+        >>> bool((masked == 0).any()), masked.shape
+        (True, torch.Size([2, 41, 27]))
+
+    References:
+        Park et al., "SpecAugment", Interspeech 2019.
+    """
+    if windows.dim() != 3:
+        msg = f"expected windows (B, W, F), got shape {tuple(windows.shape)}; pass one recording as features[None]"
+        raise ValueError(msg)
+    batch, frames, features = windows.shape
+    seed = int(torch.randint(2**62, (), generator=generator))
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the accelerators as well
+        time = _runs(batch, frames, max_time, "max_time")
+        feature = _runs(batch, features, max_features, "max_features")
+    blank = time[:, :, None].to(windows.device) | feature[:, None, :].to(windows.device)  # (B, W, F)
+    return windows.masked_fill(blank, 0.0)
+
+
+def _runs(batch: int, length: int, longest: int, name: str) -> Tensor:
+    """(B, length) bool: one run of 0 ... `longest` true values a row, drawn by torchaudio."""
+    if not 0 <= longest <= length:
+        msg = f"expected {name} between 0 and {length}, the length of its axis, got {longest}"
+        raise ValueError(msg)
+    kept = torch.ones(batch, 1, length)
+    if longest:  # torchaudio truncates a draw from [0, mask_param), so longest + 1 lets `longest` itself come up
+        kept = torchaudio.functional.mask_along_axis_iid(kept, longest + 1, 0.0, axis=2)
+    return kept[:, 0] == 0
+
+
+def _mono(waveform: Tensor) -> Tensor:
+    """(S,) float32 from (S,) or (channels, S)."""
+    if not waveform.is_floating_point():
+        msg = f"expected floating-point samples with full scale at 1, got {waveform.dtype}; divide 16 bits by 32768"
+        raise TypeError(msg)
+    if waveform.dim() not in (1, 2) or waveform.numel() == 0:
+        msg = f"expected a waveform (S,) or (channels, S) with samples in it, got shape {tuple(waveform.shape)}"
+        raise ValueError(msg)
+    return waveform.float() if waveform.dim() == 1 else waveform.float().mean(dim=0)
+
+
+@cache
+def _transform(device: torch.device) -> torchaudio.transforms.MFCC:
+    """The front end, built once a device."""
+    spectrum = {"n_fft": WINDOW, "win_length": WINDOW, "hop_length": HOP, "n_mels": MEL_BANDS, "center": True}
+    return torchaudio.transforms.MFCC(SAMPLE_RATE, COEFFICIENTS, melkwargs=spectrum).to(device)

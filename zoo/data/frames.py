@@ -1,0 +1,336 @@
+"""`FrameSet`: features and labels of frames; their normalisation and their context windows.
+
+Features stay as they were computed. Normalising and windowing happen per batch, so that members
+with other normalisations and contexts share one resident copy of the frames.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from zoo._names import unknown, usable_device
+
+Affine = tuple[Tensor, Tensor]
+PADDINGS = ("recording", "corpus")
+_BLOCK = 65_536  # frames normalised at a time, so that preparing a corpus needs no second copy of it
+
+
+@dataclass(frozen=True, eq=False)
+class FrameSet:
+    """Frames of one or more recordings, one after another.
+
+    Args:
+        features: (T, F) float32, raw; on any device.
+        labels: (T,) int64 indices into `classes`, or None.
+        starts: (U + 1,) int64, first frame of each recording, then T; no recording is empty.
+        classes: names of the classes in order.
+        names: U names of the recordings; "0", "1", ... if empty.
+
+    Raises:
+        ValueError: the parts do not fit together, or a feature is not finite.
+    """
+
+    features: Tensor
+    labels: Tensor | None
+    starts: Tensor
+    classes: tuple[str, ...]
+    names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "classes", tuple(self.classes))
+        names = tuple(self.names) or tuple(map(str, range(len(self.starts) - 1)))
+        object.__setattr__(self, "names", names)
+        _check_features(self.features)
+        _check_starts(self.starts, len(self.features), len(names))
+        if self.labels is not None:
+            _check_labels(self.labels, len(self.features), len(self.classes))
+
+    def __len__(self) -> int:
+        """Number of frames, T."""
+        return len(self.features)
+
+    @property
+    def recordings(self) -> int:
+        """Number of recordings, U."""
+        return len(self.starts) - 1
+
+    @cached_property
+    def groups(self) -> Tensor:
+        """(T,) int64, the recording that each frame belongs to."""
+        return torch.repeat_interleave(torch.arange(self.recordings), self.starts.diff().cpu())
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """64 hex digits that change with any feature, label, class name or recording's end."""
+        digest = hashlib.sha256(repr((tuple(self.features.shape), self.classes)).encode())
+        for tensor in (self.features, self.starts, self.labels):
+            digest.update(b"" if tensor is None else tensor.cpu().contiguous().numpy().data)
+        return digest.hexdigest()
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same frames with features on `device`; labels and starts stay where they are.
+
+        Raises:
+            ValueError: a device that this machine does not have.
+        """
+        wanted = usable_device(device)
+        if self.features.device == wanted:
+            return self
+        return type(self)(self.features.to(wanted), self.labels, self.starts, self.classes, self.names)
+
+    def select(self, recordings: Tensor) -> Self:
+        """Only these recordings, in this order: (n,) int64 indices."""
+        pieces = [torch.arange(int(self.starts[u]), int(self.starts[u + 1])) for u in recordings.tolist()]
+        frames = torch.cat(pieces) if pieces else torch.arange(0)
+        lengths = torch.tensor([0] + [len(piece) for piece in pieces])
+        return type(self)(
+            self.features[frames],
+            None if self.labels is None else self.labels[frames],
+            lengths.cumsum(0),
+            self.classes,
+            tuple(self.names[u] for u in recordings.tolist()),
+        )
+
+    def affine(self, normalisation: str) -> Affine | None:
+        """Scale and shift that normalise: `features * scale + shift`, each (U, F), or (1, F) for all.
+
+        Computed once per normalisation in float64 and kept; None where nothing is to be done.
+
+        Raises:
+            ValueError: unknown normalisation.
+        """
+        if normalisation not in NORMALISATIONS:
+            raise ValueError(unknown("normalisation", normalisation, NORMALISATIONS))
+        cache: dict[str, Affine | None] = self.__dict__.setdefault("_affine", {})
+        if normalisation not in cache:
+            cache[normalisation] = NORMALISATIONS[normalisation](self)
+        return cache[normalisation]
+
+
+def windows(
+    frames: FrameSet,
+    centres: Tensor,
+    context: int,
+    normalisation: str = "mean_std",
+    padding: str = "recording",
+) -> Tensor:
+    """Normalised context windows: row b is frames centres[b]-K .. centres[b]+K, laid end to end.
+
+    Args:
+        frames: T frames of F features.
+        centres: (B,) int64, from 0 to T - 1, in any order.
+        context: K frames on each side.
+        normalisation: a name in `NORMALISATIONS`.
+        padding: zeros (after normalising) stand beyond the ends of each "recording", or only beyond
+            the ends of the whole "corpus", where windows run on into the neighbouring recording.
+
+    Returns:
+        (B, (2 * context + 1) * F) float32 on the device of the features.
+
+    Raises:
+        ValueError: unknown normalisation or padding, a negative context.
+        IndexError: a centre is not a frame.
+    """
+    _check_window(context, padding)
+    _check_centres(centres, len(frames))
+    centres, starts, span = centres.cpu(), frames.starts.cpu(), 2 * context + 1
+    groups = frames.groups[centres]  # (B,)
+    within = (centres - context >= starts[groups]) & (centres + context < starts[groups + 1])
+    if not within.any():
+        return _edge_windows(frames, centres, context, normalisation, padding)
+    shape = (len(frames) - span + 1, span * frames.features.shape[1])
+    every = frames.features.contiguous().as_strided(shape, (frames.features.shape[1], 1))  # overlapping: no copy
+    device = frames.features.device
+    rows = every.index_select(0, (centres - context).clamp(0, shape[0] - 1).to(device)).view(len(centres), span, -1)
+    rows = _normalise(rows, frames.affine(normalisation), groups.unsqueeze(1).to(device)).flatten(1)
+    edge = (~within).nonzero().squeeze(1)
+    if len(edge):
+        rows[edge.to(device)] = _edge_windows(frames, centres[edge], context, normalisation, padding)
+    return rows
+
+
+def _edge_windows(frames: FrameSet, centres: Tensor, context: int, normalisation: str, padding: str) -> Tensor:
+    """Windows that may reach beyond their recording: every frame is looked up by itself."""
+    device = frames.features.device
+    groups, around = frames.groups, centres[:, None] + torch.arange(-context, context + 1)
+    inside = around.clamp(0, max(len(frames) - 1, 0))  # (B, 2K+1)
+    beyond = around != inside
+    if padding == "recording":
+        beyond |= groups[inside] != groups[centres][:, None]
+    rows = frames.features[inside.to(device)]  # (B, 2K+1, F)
+    rows = _normalise(rows, frames.affine(normalisation), groups[inside].to(device))
+    return rows.masked_fill_(beyond.to(device).unsqueeze(-1), 0).flatten(1)
+
+
+@dataclass(frozen=True, eq=False)
+class Stretch:
+    """Neighbouring frames, normalised and padded, so that every window is one piece of memory.
+
+    The rows are K zeros or real neighbours, the first recording, K zeros, the next recording, and so
+    on; overlapping windows share them, so they take no more room than the frames and the gaps.
+
+    Args:
+        rows: (R, F) float32.
+        firsts: (B,) int64, row at which the window of each frame begins.
+        context: K.
+    """
+
+    rows: Tensor
+    firsts: Tensor
+    context: int
+
+    @property
+    def view(self) -> Tensor:
+        """(R - 2K, (2K+1) * F): the windows at every row, gaps included, without a copy."""
+        count, features = self.rows.shape
+        span = 2 * self.context + 1
+        return self.rows.as_strided((max(count - span + 1, 0), span * features), (features, 1))
+
+    def windows(self, which: Tensor | slice = slice(None)) -> Tensor:
+        """(b, (2K+1) * F), the windows of some of the B frames, in any order: one gather."""
+        return self.view.index_select(0, self.firsts[which])
+
+
+def stretch(
+    frames: FrameSet,
+    context: int,
+    normalisation: str = "mean_std",
+    padding: str = "recording",
+    *,
+    start: int = 0,
+    stop: int | None = None,
+) -> Stretch:
+    """The frames from `start` up to `stop` prepared for fast windows, equal to those of `windows`.
+
+    Memory is that of the stretch, so a long corpus is walked in several; training keeps one of all.
+
+    Raises:
+        ValueError: unknown normalisation or padding, a negative context, bounds outside the frames.
+    """
+    stop = len(frames) if stop is None else stop
+    _check_window(context, padding)
+    if not 0 <= start <= stop <= len(frames):
+        msg = f"expected a stretch within 0 to {len(frames)} frames, got {start} to {stop}"
+        raise ValueError(msg)
+    device = frames.features.device
+    if start == stop:
+        return Stretch(frames.features[:0], torch.arange(0, device=device), context)
+    first, last = int(frames.groups[start]), int(frames.groups[stop - 1])
+    low, high = (0, len(frames)) if padding == "corpus" else (int(frames.starts[first]), int(frames.starts[last + 1]))
+    low, high = max(low, start - context), min(high, stop + context)
+    gaps = (frames.groups[low:high] - first) * (context if padding == "recording" else 0)
+    places = (torch.arange(low - start + context, high - start + context) + gaps).to(device)
+    rows = frames.features.new_zeros(stop - start + 2 * context + int(gaps[stop - low - 1]), frames.features.shape[1])
+    for at in range(low, high, _BLOCK):
+        some = slice(at, min(at + _BLOCK, high))
+        normal = _normalise(frames.features[some], frames.affine(normalisation), frames.groups[some].to(device))
+        rows.index_copy_(0, places[at - low : some.stop - low], normal)
+    return Stretch(rows, places[start - low : stop - low] - context, context)
+
+
+def _normalise(rows: Tensor, affine: Affine | None, groups: Tensor) -> Tensor:
+    """Apply each row's own scale and shift; rows (..., F), groups (...)."""
+    if affine is None:
+        return rows
+    scale, shift = affine
+    if len(scale) == 1:
+        return rows * scale[0] + shift[0]
+    return torch.addcmul(shift[groups], rows, scale[groups])
+
+
+def _none(frames: FrameSet) -> None:
+    """Raw features."""
+
+
+def _mean(frames: FrameSet) -> Affine:
+    """Subtract each recording's mean over time (cepstral mean subtraction)."""
+    means = torch.stack([piece.double().mean(dim=0) for piece in _recordings(frames)])
+    return torch.ones_like(means).float(), -means.float()
+
+
+def _mean_std(frames: FrameSet) -> Affine:
+    """Subtract each recording's mean over time, divide by its standard deviation (population)."""
+    return _standardise([torch.std_mean(piece.double(), dim=0, correction=0) for piece in _recordings(frames)])
+
+
+def _z_score(frames: FrameSet) -> Affine:
+    """As `mean_std`, with one mean and standard deviation over all frames of this frame set."""
+    return _standardise([torch.std_mean(frames.features.double(), dim=0, correction=0)])
+
+
+def _min_max(frames: FrameSet) -> Affine:
+    """Map each feature's range over this frame set to 0 .. 1."""
+    low, high = (bound.double() for bound in frames.features.aminmax(dim=0))
+    scale = torch.where(high > low, 1 / (high - low), 0.0)
+    return scale.float()[None], (-low * scale).float()[None]
+
+
+NORMALISATIONS: dict[str, Callable[[FrameSet], Affine | None]] = {
+    "none": _none,
+    "mean": _mean,
+    "mean_std": _mean_std,
+    "z_score": _z_score,
+    "min_max": _min_max,
+}
+
+
+def _recordings(frames: FrameSet) -> tuple[Tensor, ...]:
+    return torch.split(frames.features, frames.starts.diff().tolist())
+
+
+def _standardise(statistics: list[tuple[Tensor, Tensor]]) -> Affine:
+    """Scale and shift from standard deviations and means; a constant feature becomes zero."""
+    deviation, mean = (torch.stack(column) for column in zip(*statistics, strict=True))
+    noise = torch.finfo(torch.float32).eps * mean.abs()
+    scale = torch.where(deviation > noise, 1 / deviation, 0.0)
+    return scale.float(), (-mean * scale).float()
+
+
+def _check_features(features: Tensor) -> None:
+    if features.ndim != 2 or features.dtype != torch.float32 or not len(features):
+        msg = f"expected features (T, F) float32 with at least one frame, got {tuple(features.shape)} {features.dtype}"
+        raise ValueError(msg)
+    if not torch.isfinite(features).all():
+        frame = int((~torch.isfinite(features)).any(dim=1).nonzero()[0])
+        msg = f"expected finite features, got NaN or infinity at frame {frame}"
+        raise ValueError(msg)
+
+
+def _check_starts(starts: Tensor, frames: int, names: int) -> None:
+    steps = starts.diff() if starts.ndim == 1 and starts.dtype == torch.int64 and len(starts) > 1 else None
+    if steps is None or int(starts[0]) != 0 or int(starts[-1]) != frames or int(steps.min()) < 1:
+        msg = f"expected starts (U + 1,) int64 rising from 0 to {frames} frames, got {starts}"
+        raise ValueError(msg)
+    if names != len(starts) - 1:
+        msg = f"expected {len(starts) - 1} names of recordings, got {names}"
+        raise ValueError(msg)
+
+
+def _check_labels(labels: Tensor, frames: int, classes: int) -> None:
+    if labels.shape != (frames,) or labels.dtype != torch.int64:
+        msg = f"expected labels ({frames},) int64, got {tuple(labels.shape)} {labels.dtype}"
+        raise ValueError(msg)
+    if not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+        msg = f"expected labels from 0 to {classes - 1}, got {int(labels.min())} to {int(labels.max())}"
+        raise ValueError(msg)
+
+
+def _check_window(context: int, padding: str) -> None:
+    if context < 0:
+        msg = f"expected a context of at least 0 frames, got {context}"
+        raise ValueError(msg)
+    if padding not in PADDINGS:
+        raise ValueError(unknown("padding", padding, PADDINGS))
+
+
+def _check_centres(centres: Tensor, frames: int) -> None:
+    if len(centres) and not 0 <= int(centres.min()) <= int(centres.max()) < frames:
+        msg = f"expected centres from 0 to {frames - 1}, got {int(centres.min())} to {int(centres.max())}"
+        raise IndexError(msg)

@@ -1,0 +1,154 @@
+"""The pieces that architectures are made of: a dense layer, two residual blocks, two tables.
+
+Every piece maps (B, inputs) to (B, outputs), keeps no state but parameters and BatchNorm's
+statistics, and runs unchanged under `torch.func.vmap`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from zoo._names import unknown
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "relu": nn.ReLU,
+    "gelu": nn.GELU,
+    "sigmoid": nn.Sigmoid,
+    "softplus": nn.Softplus,
+    "tanh": nn.Tanh,
+    "silu": nn.SiLU,
+}
+
+
+def activation_layer(name: str) -> nn.Module:
+    """A new activation by its name in `ACTIVATIONS`.
+
+    Raises:
+        ValueError: the name is not in the table; the message names the nearest.
+    """
+    if name not in ACTIVATIONS:
+        raise ValueError(unknown("activation", name, ACTIVATIONS))
+    return ACTIVATIONS[name]()
+
+
+def linear(inputs: int, outputs: int, *, batchnorm: bool) -> nn.Sequential:
+    """Linear, then BatchNorm where asked; the bias goes, since the norm would subtract it again."""
+    layers: list[nn.Module] = [nn.Linear(inputs, outputs, bias=not batchnorm)]
+    if batchnorm:
+        layers.append(nn.BatchNorm1d(outputs))
+    return nn.Sequential(*layers)
+
+
+def dense(inputs: int, outputs: int, *, activation: str, batchnorm: bool, dropout: float) -> nn.Sequential:
+    """One hidden layer: Linear, BatchNorm, activation, Dropout, the last three where asked."""
+    layers = linear(inputs, outputs, batchnorm=batchnorm)
+    layers.append(activation_layer(activation))
+    if dropout:
+        layers.append(nn.Dropout(dropout))
+    return layers
+
+
+class BasicBlock(nn.Module):
+    """Two Linear + BatchNorm layers and the identity, added before the last activation.
+
+    References:
+        He et al., "Deep residual learning for image recognition", CVPR 2016, figure 5 left, with
+        vectors for feature maps.
+    """
+
+    def __init__(self, width: int, *, activation: str, batchnorm: bool, dropout: float) -> None:
+        super().__init__()
+        self.residual = nn.Sequential(
+            dense(width, width, activation=activation, batchnorm=batchnorm, dropout=dropout),
+            linear(width, width, batchnorm=batchnorm),
+        )
+        self.activation = activation_layer(activation)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, width) -> (B, width)."""
+        return self.activation(x + self.residual(x))  # type: ignore[no-any-return]  # Module is untyped
+
+
+class Bottleneck(nn.Module):
+    """Three Linear + BatchNorm layers `inputs -> width -> width -> 4 width` beside a shortcut.
+
+    The shortcut is a Linear + BatchNorm projection `inputs -> 4 width`, and the identity where the
+    sizes agree, so blocks can follow each other: the first one widens, the later ones squeeze.
+
+    As in the lecture the block is entered at `width` and left at `4 width`. In He et al. it is
+    entered *and* left at `4 width`; a projection stands only where the size changes.
+
+    References:
+        He et al., "Deep residual learning for image recognition", CVPR 2016, figure 5 right.
+    """
+
+    expansion = 4
+
+    def __init__(self, inputs: int, width: int, *, activation: str, batchnorm: bool, dropout: float) -> None:
+        super().__init__()
+        outputs = self.expansion * width
+        self.residual = nn.Sequential(
+            dense(inputs, width, activation=activation, batchnorm=batchnorm, dropout=dropout),
+            dense(width, width, activation=activation, batchnorm=batchnorm, dropout=dropout),
+            linear(width, outputs, batchnorm=batchnorm),
+        )
+        same = inputs == outputs
+        self.shortcut = nn.Identity() if same else linear(inputs, outputs, batchnorm=batchnorm)
+        self.activation = activation_layer(activation)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, inputs) -> (B, 4 * width)."""
+        return self.activation(self.shortcut(x) + self.residual(x))  # type: ignore[no-any-return]  # as above
+
+
+def _xavier(weight: Tensor) -> None:
+    nn.init.xavier_uniform_(weight)
+
+
+def _kaiming(weight: Tensor) -> None:
+    nn.init.kaiming_normal_(weight, nonlinearity="relu")
+
+
+def _uniform(weight: Tensor) -> None:
+    bound = (3 / weight.shape[1]) ** 0.5
+    nn.init.uniform_(weight, -bound, bound)
+
+
+def _gaussian(weight: Tensor) -> None:
+    nn.init.normal_(weight, std=weight.shape[1] ** -0.5)
+
+
+INITIALISATIONS: dict[str, Callable[[Tensor], None] | None] = {
+    "default": None,  # torch's own: uniform weights and biases within fan_in ** -0.5
+    "xavier": _xavier,
+    "kaiming": _kaiming,
+    "uniform": _uniform,
+    "gaussian": _gaussian,
+}
+
+
+def initialise(model: nn.Module, name: str) -> nn.Module:
+    """Draw the weights of every Linear of `model` anew, set their biases to zero; return `model`.
+
+    `xavier`: uniform, variance 2 / (fan_in + fan_out). `kaiming`: normal, variance 2 / fan_in.
+    `uniform`, `gaussian`: variance 1 / fan_in. `default` leaves torch's own draw, biases included.
+
+    Raises:
+        ValueError: the name is not in `INITIALISATIONS`.
+
+    References:
+        LeCun et al., "Efficient BackProp", 1998; Glorot and Bengio, AISTATS 2010; He et al., ICCV 2015.
+    """
+    if name not in INITIALISATIONS:
+        raise ValueError(unknown("initialisation", name, INITIALISATIONS))
+    draw = INITIALISATIONS[name]
+    if draw is None:
+        return model
+    for layer in model.modules():
+        if isinstance(layer, nn.Linear):
+            draw(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+    return model

@@ -1,0 +1,204 @@
+"""`Spec`: everything that decides what a model computes, except its weights."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from types import MappingProxyType
+from typing import Any, Self
+
+import torch
+from torch import nn
+
+from zoo._names import unknown
+from zoo.data.frames import NORMALISATIONS, PADDINGS
+from zoo.models.architectures import Builder, builder_of
+
+_MOST_PARAMETERS = 4_000_000_000  # a wish beyond this is a typing error, not a frame classifier
+
+
+@dataclass(frozen=True)
+class Spec:
+    """An architecture with all its options, and the input it was made for.
+
+    The input contract is part of it, so that a member is never fed frames prepared otherwise, and
+    members whose specs are equal can be stacked: nothing else decides what they compute.
+
+    Args:
+        architecture: a registered name, see `list_architectures`.
+        features: features per frame, F.
+        context: frames on each side of the classified one, K.
+        classes: C.
+        normalisation: a name in `NORMALISATIONS`.
+        padding: what stands beyond the ends, a name in `PADDINGS`.
+        options: keywords of the builder; what is left out takes the builder's default, so a spec
+            read from a file means the same after a default has changed.
+
+    Raises:
+        ValueError: an unknown name (the nearest are named), a size below its minimum.
+        TypeError: a field or an option of another type than it has, or than the builder's default.
+
+    Example:
+        >>> spec = Spec("cylinder", features=27, context=20, classes=40, options={"width": 64})
+        >>> spec.inputs, spec.options["depth"]
+        (1107, 3)
+    """
+
+    architecture: str
+    features: int
+    context: int
+    classes: int
+    normalisation: str = "mean_std"
+    padding: str = "recording"
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, least in (("features", 1), ("context", 0), ("classes", 2)):
+            _check_size(name, getattr(self, name), least)
+        for name, kind in (("architecture", str), ("normalisation", str), ("padding", str), ("options", Mapping)):
+            if not isinstance(getattr(self, name), kind):
+                msg = f"expected {name} as {'text' if kind is str else 'names and values'}, got {getattr(self, name)!r}"
+                raise TypeError(msg)
+        for what, table in (("normalisation", NORMALISATIONS), ("padding", PADDINGS)):
+            if getattr(self, what) not in table:
+                raise ValueError(unknown(what, getattr(self, what), table))
+        options = _complete(self.architecture, self.options)
+        object.__setattr__(self, "options", MappingProxyType(options))
+
+    @property
+    def inputs(self) -> int:
+        """Length of a window: (2 * context + 1) * features."""
+        return (2 * self.context + 1) * self.features
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        options = {name: list(v) if isinstance(v, tuple) else v for name, v in self.options.items()}
+        return {
+            "architecture": self.architecture,
+            "classes": self.classes,
+            "context": self.context,
+            "features": self.features,
+            "normalisation": self.normalisation,
+            "options": options,
+            "padding": self.padding,
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """The spec that `to_dict` wrote.
+
+        Raises:
+            ValueError: a field is missing or unknown, or as in the class.
+        """
+        names = set(cls.__dataclass_fields__)
+        required = names - {"normalisation", "padding", "options"}
+        if not required <= set(data) <= names:
+            msg = f"expected a spec with the fields {sorted(names)}, got {sorted(data)}"
+            raise ValueError(msg)
+        return cls(**data)
+
+    def canonical(self) -> str:
+        """One JSON text per spec: sorted keys, no spaces, ASCII."""
+        return json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+    def __hash__(self) -> int:
+        return hash(self.canonical())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self).from_dict, (self.to_dict(),)  # a read-only mapping cannot be copied by itself
+
+
+def build(spec: Spec, *, seed: int | None = None, device: torch.device | str = "cpu") -> nn.Module:
+    """A new model with freshly drawn weights, in train mode: (B, spec.inputs) -> (B, spec.classes) logits.
+
+    Args:
+        spec: what to build.
+        seed: of the draw, which then leaves torch's global generator as it was; None draws from it.
+        device: where the parameters go; "meta" for shapes without memory.
+
+    Raises:
+        ValueError: an option the builder refuses, or more parameters than any frame classifier has.
+    """
+    shapes = _shapes(spec)
+    if torch.device(device).type == "meta":
+        return shapes
+    if seed is None:
+        return _built(spec, device)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return _built(spec, "cpu").to(device)
+
+
+def count_parameters(spec: Spec) -> int:
+    """Trainable parameters, counted on the meta device: nothing is allocated; the errors of `build`."""
+    return _trainable(_shapes(spec))
+
+
+def _trainable(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)
+
+
+def _built(spec: Spec, device: torch.device | str) -> nn.Module:
+    with torch.device(device):
+        return builder_of(spec.architecture)(spec.inputs, spec.classes, **spec.options)
+
+
+def _shapes(spec: Spec) -> nn.Module:
+    """The model without memory; ValueError where nobody can want it."""
+    try:
+        module = _built(spec, "meta")
+    except (RuntimeError, TypeError) as error:  # torch: sizes beyond 64 bits
+        msg = f"cannot build {spec.architecture!r} with {dict(spec.options)}: {error}"
+        raise ValueError(msg) from error
+    parameters = _trainable(module)
+    if parameters > _MOST_PARAMETERS:
+        msg = (
+            f"expected at most {_MOST_PARAMETERS:,} parameters, got {parameters:,} from "
+            f"{spec.architecture!r} with {dict(spec.options)}; check the widths"
+        )
+        raise ValueError(msg)
+    return module
+
+
+def _check_size(name: str, value: Any, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        msg = f"expected {name} as an integer, got {value!r}"
+        raise TypeError(msg)
+    if value < least:
+        msg = f"expected {name} of at least {least}, got {value}"
+        raise ValueError(msg)
+
+
+def _complete(architecture: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """All of the builder's options, sorted: those given, checked, and the defaults of the others."""
+    defaults = _defaults(builder_of(architecture))
+    for name in options:
+        if name not in defaults:
+            raise ValueError(unknown(f"option of {architecture!r}", name, defaults))
+    merged = {**defaults, **options}
+    return {name: _typed(architecture, name, merged[name], defaults[name]) for name in sorted(merged)}
+
+
+@lru_cache(maxsize=256)
+def _defaults(builder: Builder) -> Mapping[str, Any]:
+    """A builder's options and their defaults: its keywords behind inputs and classes."""
+    return {p.name: p.default for p in list(inspect.signature(builder).parameters.values())[2:]}
+
+
+def _typed(architecture: str, name: str, value: Any, default: Any) -> Any:
+    """The value as the type of the default: integers may stand for floats, lists for tuples."""
+    if isinstance(value, list | tuple):
+        value = tuple(value)
+    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    wanted = tuple if isinstance(default, list | tuple) else type(default)
+    fits = default is None or type(value) is wanted
+    if fits and isinstance(default, list | tuple) and default:
+        fits = all(type(item) is type(default[0]) for item in value)
+    if not fits:
+        msg = f"expected option {name!r} of {architecture!r} of the type of its default {default!r}, got {value!r}"
+        raise TypeError(msg)
+    return value

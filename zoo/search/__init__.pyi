@@ -1,0 +1,17 @@
+from .counting import fast_count as fast_count
+from .draws import Samples as Samples
+from .draws import draw_many as draw_many
+from .pictures import plot_depths as plot_depths
+from .pictures import plot_line as plot_line
+from .pictures import plot_samples as plot_samples
+from .pictures import plot_widths as plot_widths
+from .sample import grid as grid
+from .sample import random_budget as random_budget
+from .sample import random_grid as random_grid
+from .sample import random_members as random_members
+from .study import Trial as Trial
+from .study import free_dead as free_dead
+from .study import halving as halving
+from .study import optuna_study as optuna_study
+from .study import optuna_trials as optuna_trials
+from .study import trials_table as trials_table

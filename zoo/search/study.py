@@ -1,0 +1,271 @@
+"""Studies: many specs tried cheaply, the better ones trained longer."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zoo._console import progress
+from zoo.checkpoint import Checkpoint
+from zoo.data.frames import FrameSet
+from zoo.models.spec import Spec
+from zoo.search.counting import fast_count
+from zoo.search.sample import widest_spec
+from zoo.training.group import TrainingError
+from zoo.training.recipe import Recipe
+from zoo.training.run import train
+
+if TYPE_CHECKING:
+    import optuna
+    import pandas as pd
+
+Trainer = Callable[[Sequence[Spec], Recipe, FrameSet, FrameSet], Sequence[Checkpoint | None]]
+SHAPED = ("basic", "bottleneck", "cylinder", "diamond", "inverted_pyramid", "pyramid")
+
+
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """A spec, the longest that it was trained for, and what came of it.
+
+    Args:
+        spec: what was tried.
+        epochs: of its longest training.
+        checkpoint: None where the loss diverged, and in optuna's trials, which keep figures only.
+        score: validation accuracy, a fraction; None where there is none.
+    """
+
+    spec: Spec
+    epochs: int
+    checkpoint: Checkpoint | None
+    score: float | None
+
+    @property
+    def accuracy(self) -> float:
+        """The score, -1 where there is none, so that trials sort."""
+        return -1.0 if self.score is None else self.score
+
+    def row(self) -> dict[str, Any]:
+        """Plain figures for a table."""
+        options = self.spec.to_dict()["options"]
+        return {
+            "architecture": self.spec.architecture,
+            "context": self.spec.context,
+            "parameters": fast_count(self.spec),
+            "epochs": self.epochs,
+            "accuracy": self.score,
+            "loss": None if self.checkpoint is None else self.checkpoint.metrics["valid/loss"]["value"],
+            "options": {key: options[key] for key in ("width", "narrow", "widths", "depth") if key in options},
+        }
+
+
+def one_by_one(
+    specs: Sequence[Spec], recipe: Recipe, train_frames: FrameSet, valid: FrameSet
+) -> list[Checkpoint | None]:
+    """The plain trainer: each spec by `zoo.train`; None for one whose loss diverges."""
+    found: list[Checkpoint | None] = []
+    with progress(f"{recipe.epochs} epochs each", total=len(specs)) as advance:
+        for spec in specs:
+            try:
+                found.append(train(spec, recipe, train_frames, valid))
+            except TrainingError:
+                found.append(None)
+            advance(1)
+    return found
+
+
+def halving(
+    specs: Iterable[Spec],
+    recipe: Recipe,
+    train_frames: FrameSet,
+    valid: FrameSet,
+    *,
+    factor: int = 3,
+    first_epochs: int = 1,
+    trainer: Trainer = one_by_one,
+) -> list[Trial]:
+    """Successive halving: train all for few epochs, the best part of them anew for more, and so on.
+
+    Args:
+        specs: a finite number.
+        recipe: of every trial; its epochs are those of the last round, its `fraction` shortens all.
+        train_frames: frames to learn from.
+        valid: frames to judge by.
+        factor: each round keeps one in `factor` and trains `factor` times as long.
+        first_epochs: of the first round.
+        trainer: trains many specs by one recipe; one that trains equal specs together saves time.
+
+    Returns:
+        A trial per spec, those of the later rounds first and the better before the worse.
+
+    Raises:
+        ValueError: no specs, or a factor below 2.
+
+    References:
+        Jamieson and Talwalkar, "Non-stochastic best arm identification and hyperparameter optimization",
+        AISTATS 2016.
+    """
+    going = list(specs)
+    if not going or factor < 2:
+        msg = f"expected specs and a factor of at least 2, got {len(going)} specs and factor {factor}"
+        raise ValueError(msg)
+    epochs, out = min(first_epochs, recipe.epochs), list[Trial]()
+    while True:
+        made = trainer(going, replace(recipe, epochs=epochs), train_frames, valid)
+        trials = [Trial(spec, epochs, one, _score(one)) for spec, one in zip(going, made, strict=True)]
+        trials.sort(key=lambda trial: -trial.accuracy)
+        if epochs == recipe.epochs or len(going) == 1:
+            return trials + out
+        kept = max(len(going) // factor, 1)
+        out = trials[kept:] + out
+        going, epochs = [trial.spec for trial in trials[:kept]], min(epochs * factor, recipe.epochs)
+
+
+def trials_table(trials: Sequence[Trial]) -> pd.DataFrame:
+    """One row per trial in their order: architecture, context, parameters, epochs, accuracy, loss, options."""
+    import pandas as pd  # half a second that a command which draws no table need not wait for
+
+    return pd.DataFrame([trial.row() for trial in trials])
+
+
+def optuna_study(
+    recipe: Recipe,
+    train_frames: FrameSet,
+    valid: FrameSet,
+    *,
+    budget: int,
+    trials: int,
+    journal: str | Path | None = None,
+    name: str = "zoo",
+    contexts: Sequence[int] = (10, 20, 30),
+    options: Mapping[str, Any] | None = None,
+    seed: int = 0,
+) -> optuna.Study:
+    """Search with optuna's sampler (TPE) and pruner (median), under a parameter budget for each model.
+
+    Several processes may share one study through its journal file; each runs `trials` trials. A trial whose
+    process on this machine is gone is freed: it is marked as failed and its settings are tried again.
+
+    Args:
+        recipe: of every trial.
+        train_frames: frames to learn from.
+        valid: frames to judge by.
+        budget: parameters of a model at most.
+        trials: to be run by this process.
+        journal: file of the study; None keeps it in memory.
+        name: of the study in the journal.
+        contexts: to choose from.
+        options: fixed options of the architectures.
+        seed: of the sampler.
+
+    Raises:
+        ImportError: optuna is not installed.
+    """
+    study = _opened(name, journal, seed)
+    from optuna import TrialPruned
+
+    free_dead(study)
+
+    def objective(trial: optuna.Trial) -> float:
+        trial.set_user_attr("worker", _worker())
+        spec = suggested(trial, train_frames, budget, contexts, options)
+        trial.set_user_attr("spec", spec.canonical())
+
+        def report(record: Mapping[str, Any]) -> None:
+            trial.report(record["valid/accuracy"] or 0.0, record["epoch"])
+            if trial.should_prune():
+                raise TrialPruned
+
+        try:
+            checkpoint = train(spec, recipe, train_frames, valid, on_epoch=report)
+        except TrainingError as error:
+            raise TrialPruned(str(error)) from error
+        return float(checkpoint.metrics["valid/accuracy"]["value"])
+
+    study.optimize(objective, n_trials=trials)
+    return study
+
+
+def _opened(name: str, journal: str | Path | None, seed: int) -> optuna.Study:
+    try:
+        import optuna
+        from optuna.storages.journal import JournalFileBackend
+    except ImportError as error:
+        msg = "a study with samplers needs optuna: pip install 'zoo-ensemble[search]'"
+        raise ImportError(msg) from error
+    return optuna.create_study(
+        study_name=name,
+        storage=None if journal is None else optuna.storages.JournalStorage(JournalFileBackend(str(journal))),
+        direction="maximize",
+        load_if_exists=True,
+        sampler=optuna.samplers.TPESampler(seed=seed),
+        pruner=optuna.pruners.MedianPruner(n_warmup_steps=1),
+    )
+
+
+def optuna_trials(study: optuna.Study) -> list[Trial]:
+    """The trials of a study that have figures, best first; a pruned one has that of its last epoch."""
+    found = []
+    for one in study.get_trials():
+        if "spec" in one.user_attrs and one.intermediate_values:
+            epochs = max(one.intermediate_values)
+            score = one.value if one.value is not None else one.intermediate_values[epochs]
+            found.append(Trial(Spec.from_dict(json.loads(one.user_attrs["spec"])), epochs, None, score))
+    return sorted(found, key=lambda trial: -trial.accuracy)
+
+
+def suggested(
+    trial: optuna.Trial,
+    frames: FrameSet,
+    budget: int,
+    contexts: Sequence[int],
+    options: Mapping[str, Any] | None,
+) -> Spec:
+    """The spec of a trial's suggestions: architecture, context, depth, and a share of the widest that fits."""
+    return widest_spec(
+        trial.suggest_categorical("architecture", SHAPED),
+        budget,
+        features=frames.features.shape[1],
+        classes=len(frames.classes),
+        context=trial.suggest_categorical("context", list(contexts)),
+        depth=trial.suggest_int("depth", 1, 6),
+        share=trial.suggest_float("share", 0.05, 1.0),
+        options=options,
+    )
+
+
+def free_dead(study: optuna.Study) -> int:
+    """Mark the running trials of processes that are gone as failed and queue their settings again; how many."""
+    import optuna
+
+    freed = 0
+    for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
+        host, _, process = str(trial.user_attrs.get("worker", "")).rpartition(":")
+        if host == socket.gethostname() and not _alive(int(process)):
+            study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+            if trial.params:
+                study.enqueue_trial(trial.params)
+            freed += 1
+    return freed
+
+
+def _score(checkpoint: Checkpoint | None) -> float | None:
+    return None if checkpoint is None else float(checkpoint.metrics["valid/accuracy"]["value"])
+
+
+def _worker() -> str:
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's process has the number
+        return True
+    return True

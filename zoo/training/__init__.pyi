@@ -1,0 +1,9 @@
+from .averaging import average as average
+from .averaging import losses_along as losses_along
+from .group import Group as Group
+from .group import TrainingError as TrainingError
+from .loop import seconds_per_step as seconds_per_step
+from .loop import train_group as train_group
+from .recipe import Recipe as Recipe
+from .run import single as single
+from .run import train as train

@@ -1,0 +1,258 @@
+"""The fields of a recipe, their meaning and their bounds; there and back as JSON and TOML."""
+
+from __future__ import annotations
+
+import json
+import math
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Self
+
+from zoo import _files
+from zoo._names import unknown
+from zoo.training.optimisers import OPTIMISERS
+from zoo.training.schedules import SCHEDULES
+
+PRECISIONS = ("float32", "bfloat16", "float16")
+MONITORS = ("valid/accuracy", "valid/loss")
+
+_INFINITY = math.inf
+_BOUNDS: dict[str, tuple[float, float]] = {
+    "seed": (0, 2**31 - 1),
+    "order_seed": (0, 2**31 - 1),
+    "epochs": (1, 100_000),
+    "batch_size": (2, 10_000_000),
+    "accumulate": (1, 10_000),
+    "learning_rate": (0, 1e6),
+    "momentum": (0, 1),
+    "beta1": (0, 1),
+    "beta2": (0, 1),
+    "epsilon": (0, 1),
+    "rho": (0, 10),
+    "switch_epoch": (0, 100_000),
+    "warmup": (0, 100_000),
+    "gamma": (0, 1),
+    "every": (1, 100_000),
+    "final_rate": (0, 1),
+    "restart": (0, 100_000),
+    "restart_factor": (1, 100),
+    "peak": (0, 1),
+    "l1": (0, _INFINITY),
+    "l2": (0, _INFINITY),
+    "weight_decay": (0, _INFINITY),
+    "label_smoothing": (0, 1),
+    "clip_norm": (0, _INFINITY),
+    "clip_value": (0, _INFINITY),
+    "mask_time": (0, 10_000),
+    "mask_features": (0, 10_000),
+    "patience": (0, 100_000),
+    "ema": (0, 1),
+    "swa_from": (0, 100_000),
+    "keep": (0, 100_000),
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that steers training, except the model (a `Spec`) and the frames.
+
+    Zero switches off what need not be there (warm-up, penalties, clipping, masks, patience, averages).
+
+    Args:
+        epochs: passes over the training frames.
+        batch_size: frames in a batch.
+        accumulate: batches whose gradients are averaged before one step of the optimiser.
+        fraction: share of the training frames to use, drawn once by `order_seed`; for quick trials.
+        seed: of the initialisation and of dropout.
+        order_seed: of the order of the frames and of the masks; None takes `seed`.
+        optimiser: a name in `OPTIMISERS`.
+        learning_rate: the highest rate; the schedule and the warm-up multiply it.
+        momentum: of momentum, nesterov and sam.
+        beta1: decay of Adam's mean of gradients; Adam's family only.
+        beta2: decay of the mean of squares, in Adam's family, rmsprop (its alpha) and adadelta (its rho).
+        epsilon: added to denominators.
+        rho: radius of sam's neighbourhood.
+        switch_epoch: epochs of Adam before adam_sgd goes on with SGD; 0 leaves the moment to its criterion.
+        schedule: a name in `SCHEDULES`.
+        warmup: epochs (parts count) over which the rate rises linearly from nearly 0, times the schedule.
+        gamma: factor of step, multi_step, exponential and plateau, rate of decay of time.
+        every: epochs between the steps of step; epochs without gain before plateau acts.
+        milestones: epochs after which multi_step acts, rising.
+        final_rate: share of the learning rate at which linear, cosine and one_cycle end, and plateau's least.
+        restart: epochs of cosine's first period; 0 for one period over all epochs.
+        restart_factor: each period of cosine is this many times as long as the one before.
+        peak: share of all steps after which one_cycle is at its highest.
+        l1: times the sum of |w| over weight matrices is added to the loss.
+        l2: times half the sum of w squared over weight matrices is added to the loss.
+        weight_decay: of the optimiser, on all parameters: decoupled in adamw, else added to the gradient.
+        label_smoothing: share of the target spread evenly over the classes.
+        clip_norm: largest norm of a member's whole gradient.
+        clip_value: largest magnitude of a gradient's entry.
+        mask_time: longest run of blanked frames in a window.
+        mask_features: longest run of blanked features in a window.
+        precision: "float32", or autocast to "bfloat16" or "float16" (with scaled gradients).
+        monitor: the metric that decides which epoch is best: "valid/accuracy" or "valid/loss".
+        patience: epochs without a better `monitor` after which training stops.
+        ema: decay per step of an exponential moving average of the weights, which is then what is judged.
+        swa_from: epoch from whose end on the plain mean of the epochs' weights is what is judged.
+        keep: epoch checkpoints that stay in the directory, newest last; 0 keeps all.
+
+    Raises:
+        ValueError: an unknown name (the nearest are named), a number outside its bounds, a contradiction.
+        TypeError: a field of another type.
+
+    Example:
+        >>> Recipe(epochs=3, schedule="cosine").to_dict()["schedule"]
+        'cosine'
+    """
+
+    epochs: int = 10
+    batch_size: int = 1024
+    accumulate: int = 1
+    fraction: float = 1.0
+    seed: int = 0
+    order_seed: int | None = None
+    optimiser: str = "adamw"
+    learning_rate: float = 1e-3
+    momentum: float = 0.9
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+    rho: float = 0.05
+    switch_epoch: int = 0
+    schedule: str = "constant"
+    warmup: float = 0.0
+    gamma: float = 0.1
+    every: int = 3
+    milestones: tuple[int, ...] = ()
+    final_rate: float = 0.0
+    restart: int = 0
+    restart_factor: int = 1
+    peak: float = 0.3
+    l1: float = 0.0
+    l2: float = 0.0
+    weight_decay: float = 0.0
+    label_smoothing: float = 0.0
+    clip_norm: float = 0.0
+    clip_value: float = 0.0
+    mask_time: int = 0
+    mask_features: int = 0
+    precision: str = "float32"
+    monitor: str = "valid/accuracy"
+    patience: int = 0
+    ema: float = 0.0
+    swa_from: int = 0
+    keep: int = 1
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            object.__setattr__(self, field.name, _typed(field.name, getattr(self, field.name), field.default))
+        for name, (low, high) in _BOUNDS.items():
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                msg = f"expected {name} from {low:g} to {high:g}, got {value}"
+                raise ValueError(msg)
+        for what, table in (
+            ("optimiser", OPTIMISERS),
+            ("schedule", SCHEDULES),
+            ("precision", PRECISIONS),
+            ("monitor", MONITORS),
+        ):
+            if getattr(self, what) not in table:
+                raise ValueError(unknown(what, getattr(self, what), table))
+        self._check_combinations()
+
+    def _check_combinations(self) -> None:
+        if not 0 < self.fraction <= 1:
+            msg = f"expected a fraction above 0 and at most 1, got {self.fraction}"
+            raise ValueError(msg)
+        if list(self.milestones) != sorted(set(self.milestones)) or any(m < 1 for m in self.milestones):
+            msg = f"expected rising milestones from epoch 1 on, got {list(self.milestones)}"
+            raise ValueError(msg)
+        if self.ema and self.swa_from:
+            msg = f"expected one average of weights, got ema={self.ema} and swa_from={self.swa_from}; set one to 0"
+            raise ValueError(msg)
+        if self.optimiser == "adam_sgd" and self.weight_decay:
+            msg = f"adam_sgd takes no weight_decay, got {self.weight_decay}; use l2, which both of its halves see alike"
+            raise ValueError(msg)
+        if self.optimiser == "sam" and self.precision == "float16":
+            msg = "sam takes two gradients a step, which float16's scaling cannot follow; use bfloat16 or float32"
+            raise ValueError(msg)
+
+    @property
+    def data_seed(self) -> int:
+        """The seed of the order of the frames: `order_seed`, or `seed` where that is None."""
+        return self.seed if self.order_seed is None else self.order_seed
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON, every field."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return values | {"milestones": list(self.milestones)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """The recipe of these fields; those left out take their defaults.
+
+        Raises:
+            ValueError: an unknown field (the nearest are named), or as in the class.
+        """
+        names = [field.name for field in fields(cls)]
+        for name in data:
+            if name not in names:
+                raise ValueError(unknown("field of a recipe", name, names))
+        return cls(**data)
+
+    @classmethod
+    def read(cls, path: str | Path) -> Self:
+        """The recipe in a `.json` or `.toml` file.
+
+        Raises:
+            ValueError: another ending, not of that format, or as in `from_dict`; the message names the file.
+        """
+        path = Path(path)
+        text = path.read_text(encoding="utf-8")
+        try:
+            data = {".json": json.loads, ".toml": tomllib.loads}[path.suffix](text)
+            if not isinstance(data, dict):
+                msg = f"expected a table of fields, got {type(data).__name__}"
+                raise ValueError(msg)
+            return cls.from_dict(data)
+        except KeyError:
+            msg = f"{path}: expected a recipe in a file ending in .json or .toml"
+            raise ValueError(msg) from None
+        except (ValueError, TypeError) as error:
+            msg = f"{path}: {error}"
+            raise ValueError(msg) from error
+
+    def write(self, path: str | Path) -> None:
+        """Write a `.json` or `.toml` file that `read` understands.
+
+        Raises:
+            ValueError: another ending.
+        """
+        data, suffix = self.to_dict(), Path(path).suffix
+        if suffix not in (".json", ".toml"):
+            msg = f"{path}: expected a name ending in .json or .toml"
+            raise ValueError(msg)
+        lines = [f"{name} = {json.dumps(value)}" for name, value in data.items() if value is not None]
+        text = json.dumps(data, indent=1) if suffix == ".json" else "\n".join(lines)
+        _files.write(Path(path), f"{text}\n".encode())
+
+
+def _typed(name: str, value: Any, default: Any) -> Any:
+    """The value as the type of its default: whole numbers may stand for floats, lists for tuples."""
+    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if isinstance(default, tuple) and isinstance(value, list | tuple):
+        value = tuple(value)
+        fits = all(type(item) is int for item in value)
+    elif default is None:
+        fits = value is None or type(value) is int
+    else:
+        fits = type(value) is type(default)
+    if not fits or (isinstance(value, float) and not math.isfinite(value)):
+        msg = f"expected {name} of the type of its default {default!r}, got {value!r}"
+        raise TypeError(msg)
+    return value
