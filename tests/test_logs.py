@@ -1,13 +1,15 @@
 """Logs of runs, three calls each, and their comparison."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 import zoo
-from zoo import read_runs
-from zoo.logs import JsonLines, TensorBoard, Wandb
+from zoo import FrameSet, read_runs
+from zoo.logs import Advance, JsonLines, TensorBoard, Wandb
 
 
 def write(folder: Path, name: str, rate: float, accuracies: list[float]) -> None:
@@ -141,3 +143,19 @@ def test_the_command_tells_every_tracker_that_it_was_given(tmp_path: Path, monke
     log_of("project", tmp_path).finish()
     assert project.calls == folder.calls == ["finish"]
     log_of(None, None).finish()
+
+
+def test_training_shows_how_far_each_epoch_has_come(frames: FrameSet) -> None:
+    """A display is opened for each epoch with its frames as the total, and all of them are reported."""
+    shown: dict[str, list[float]] = {}
+
+    @contextmanager
+    def record(title: str, total: float | None = None) -> Iterator[Advance]:
+        shown[title] = []
+        yield lambda steps=1, note="": shown[title].append(steps)
+        assert sum(shown[title]) == total
+
+    spec = zoo.Spec("cylinder", features=6, context=0, classes=4, options={"width": 4})
+    zoo.train(spec, zoo.Recipe(epochs=2, batch_size=4), frames, frames, progress=record)
+    assert list(shown) == ["epoch 1/2", "epoch 2/2"]
+    assert all(len(steps) > 1 for steps in shown.values())

@@ -1,12 +1,13 @@
-"""Logs of experiments behind three calls, and the comparison of many runs.
+"""How work is watched: logs of experiments, their comparison, and the interface of a progress display.
 
-JSON lines by default; Weights & Biases and TensorBoard where the extra `logs` is installed.
+Logs are JSON lines by default; Weights & Biases and TensorBoard where the extra `logs` is installed.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -14,6 +15,31 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Metrics = Mapping[str, Any]
+
+
+class Advance(Protocol):
+    """Reports that work has gone on."""
+
+    def __call__(self, steps: float = 1, note: str = "") -> None:
+        """Add steps to those done, and show a note beside them."""
+
+
+class Progress(Protocol):
+    """How long work shows how far it has come; the commands hand in a bar on stderr.
+
+    Example:
+        >>> with silent("verifying", total=2) as advance:
+        ...     advance(2)
+    """
+
+    def __call__(self, title: str, /, total: float | None = None) -> AbstractContextManager[Advance]:
+        """Open a display for work of `total` steps, None where the number is not known."""
+
+
+@contextmanager
+def silent(title: str, total: float | None = None) -> Iterator[Advance]:
+    """The `Progress` that shows nothing."""
+    yield lambda steps=1, note="": None
 
 
 class Log(Protocol):

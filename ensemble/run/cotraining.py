@@ -91,6 +91,7 @@ def cotrain(
     together: int | None = None,
     on_epoch: Callable[[list[Mapping[str, Any]]], object] | None = None,
     directory: str | Path | None = None,
+    progress: zoo.logs.Progress | None = None,
 ) -> list[zoo.Checkpoint]:
     """Train a member for each seed; each ends as `zoo.train` would have left it, in less time.
 
@@ -108,6 +109,7 @@ def cotrain(
             that would take more than a twentieth of the training, up to 16 that have a million parameters together.
         on_epoch: called after each epoch with one record for each member that was stepped together.
         directory: as in `zoo.train`; each set of members that is stepped together has its own folder in it.
+        progress: as in `zoo.train`.
 
     Returns:
         M checkpoints in the order of the seeds; each one's recipe repeats it alone.
@@ -127,10 +129,14 @@ def cotrain(
         place = None if folder is None else folder / f"members-{first:03}"
         if len(part.seeds) == 1:
             report = None if on_epoch is None else lambda record: on_epoch([record])
-            found.append(zoo.train(spec, part.alone(), train, valid, on_epoch=report, directory=place))
+            found.append(
+                zoo.train(spec, part.alone(), train, valid, on_epoch=report, directory=place, progress=progress)
+            )
         else:
             group = part.group(train.features.device)
-            found += zoo.training.train_group(group, recipe, train, valid, on_epoch=on_epoch, directory=place)
+            found += zoo.training.train_group(
+                group, recipe, train, valid, on_epoch=on_epoch, directory=place, progress=progress
+            )
     return found
 
 

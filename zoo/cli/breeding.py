@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, get_type_hints
 
 from cyclopts import App, Parameter
 
-from zoo._console import print_json, print_table
+from zoo._console import print_json, print_table, progress
 from zoo.cli.keeping import AsJson, RegistryFile, Switch, tell
 from zoo.cli.values import (
     Draw,
@@ -107,7 +107,8 @@ def train(
     wanted = spec_of(spec, context, option, frames, known)
     settings = recipe_of(base if recipe is None else Recipe.read(recipe), flags)
     try:
-        found = train_model(wanted, settings, frames, judged, directory=directory, log=log_of(wandb, tensorboard))
+        log = log_of(wandb, tensorboard)
+        found = train_model(wanted, settings, frames, judged, directory=directory, log=log, progress=progress)
     except KeyboardInterrupt:
         kept = "nothing is kept; --directory keeps" if directory is None else f"the same command goes on in {directory}"
         print(f"error: interrupted; {kept}", file=sys.stderr)
@@ -269,7 +270,7 @@ def search(
         trials = halving(draw.specs(), settings, frames, judged)
     _tell_trials(trials, json)
     for index, trial in enumerate(trials[:best] if register else (), start=1):
-        checkpoint = trial.checkpoint or train_model(trial.spec, settings, frames, judged)
+        checkpoint = trial.checkpoint or train_model(trial.spec, settings, frames, judged, progress=progress)
         tell(Registry(registry).register(f"{register}-{index}", checkpoint), False)
     return 0
 

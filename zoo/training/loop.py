@@ -13,10 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoo._console import progress
 from zoo.checkpoint import Checkpoint
 from zoo.data.frames import FrameSet
-from zoo.logs import JsonLines, Log, Several
+from zoo.logs import JsonLines, Log, Progress, Several, silent
 from zoo.models.spec import build
 from zoo.training.batchnorm import reestimate
 from zoo.training.descent import rows
@@ -41,6 +40,7 @@ def train_group(
     on_epoch: Callable[[list[Record]], object] | None = None,
     directory: str | Path | None = None,
     log: Log | None = None,
+    progress: Progress | None = None,
 ) -> list[Checkpoint]:
     """Train all members of a group at once; return each as it was after its best epoch.
 
@@ -54,7 +54,7 @@ def train_group(
     check_frames(group.spec, recipe, train, valid)
     cuda = [train.features.device] if train.features.device.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda):
-        run = _Run(group, recipe, train, valid)
+        run = _Run(group, recipe, train, valid, progress or silent)
         return run.to_end(on_epoch, None if directory is None else Path(directory), log)
 
 
@@ -78,8 +78,8 @@ def seconds_per_step(group: Group, recipe: Recipe, train: FrameSet, *, patience:
 class _Run:
     """The state of a run: the module, its averages and best, the optimiser, and M-vectors of progress."""
 
-    def __init__(self, group: Group, recipe: Recipe, train: FrameSet, valid: FrameSet) -> None:
-        M = group.members
+    def __init__(self, group: Group, recipe: Recipe, train: FrameSet, valid: FrameSet, progress: Progress) -> None:
+        M, self.progress = group.members, progress
         self.group, self.recipe, self.train, self.valid = group, recipe, train, valid
         self.feed = Feed(train, group.spec, recipe, group.order_seeds or (recipe.data_seed,))
         self.judge = Judge(valid, group.spec)
@@ -169,7 +169,7 @@ class _Run:
         self.group.module.train()
         sums, seen = torch.zeros(2, M, dtype=torch.float64, device=self.train.features.device), 0
         unseen, begin = 0, time.perf_counter()
-        with progress(f"epoch {number}/{self.recipe.epochs}", total=self.feed.count) as advance:
+        with self.progress(f"epoch {number}/{self.recipe.epochs}", total=self.feed.count) as advance:
             for index, batches in enumerate(self.feed.epoch(number)):
                 factor = schedule_factor(Position(at + index, self.feed.steps, self.recipe.epochs), self.recipe)
                 rates = self.rates * self.vectors["factor"] * factor * (1 - self.vectors["stopped"])

@@ -15,7 +15,7 @@ import torch
 
 from zoo.checkpoint import Checkpoint
 from zoo.data.frames import FrameSet
-from zoo.logs import Log
+from zoo.logs import Log, Progress
 from zoo.models.spec import Spec, build
 from zoo.training.group import Group, TrainingError
 from zoo.training.loop import seconds_per_step, train_group
@@ -33,6 +33,7 @@ def train(
     on_epoch: Callable[[Mapping[str, Any]], object] | None = None,
     directory: str | Path | None = None,
     log: Log | None = None,
+    progress: Progress | None = None,
 ) -> Checkpoint:
     """Train a new model and return it as it was after its best epoch on the validation frames.
 
@@ -46,6 +47,7 @@ def train(
         directory: where each epoch leaves a checkpoint and the run its state. A directory that holds this
             same run already is gone on with: the result is that of an uninterrupted run, to the bit on a CPU.
         log: where the figures go besides the JSON lines in the directory, where there is one.
+        progress: shows how far each epoch has come; None shows nothing.
 
     Raises:
         ValueError: frames that do not fit the spec or each other, or a directory that holds another run.
@@ -64,7 +66,7 @@ def train(
     """
     group = single(spec, recipe, train.features.device)
     report = None if on_epoch is None else lambda records: on_epoch(records[0])
-    return train_group(group, recipe, train, valid, on_epoch=report, directory=directory, log=log)[0]
+    return train_group(group, recipe, train, valid, on_epoch=report, directory=directory, log=log, progress=progress)[0]
 
 
 def single(spec: Spec, recipe: Recipe, device: torch.device | str = "cpu") -> Group:
