@@ -15,7 +15,7 @@ def test_abstentions_pass_where_they_are_declared() -> None:
     outputs = MemberOutputs.from_probabilities(SPOKEN, labels=[0, 1, 0], abstain=True)
     assert outputs.abstain
     assert outputs.log_probabilities.isnan().all(dim=-1).tolist() == [[False] * 3, [False, True, False]]
-    blocks = list(outputs.spoken_blocks(2, abstain=True))
+    blocks = list(outputs.checked_blocks(2, abstain=True))
     assert [(where.start, where.stop) for where, _ in blocks] == [(0, 2), (2, 3)]
 
 
@@ -36,7 +36,7 @@ def test_walking_where_all_must_speak() -> None:
     """Blocks refuse a declared abstention too where the reader cannot do with it."""
     outputs = MemberOutputs.from_probabilities(SPOKEN, abstain=True)
     with pytest.raises(ValueError, match="from member 'b', got NaN at frame 1; use frames where all speak"):
-        list(outputs.spoken_blocks(1))
+        list(outputs.checked_blocks(1))
 
 
 @pytest.mark.parametrize("frames", [torch.tensor([2, 0]), torch.tensor([True, False, True])])

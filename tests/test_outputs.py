@@ -1,5 +1,6 @@
 """Members' outputs: what they refuse, and the store that keeps them between runs."""
 
+import dataclasses
 import errno
 import fcntl
 import json
@@ -16,6 +17,7 @@ from torch import nn
 
 import ensemble
 import zoo
+from ensemble.outputs import About
 from ensemble.outputs.disk import PAGE, Pieces, write_rows
 from ensemble.outputs.store import Contents, Store, StoreError
 
@@ -306,3 +308,17 @@ def test_one_array_of_all_members_is_answered_with_how_to_name_them(array: objec
     """Names are what a report speaks of."""
     with pytest.raises(TypeError, match=r"member name to \(N, C\) probabilities, got .* of shape .*\[?2, 5, 4.*; give"):
         ensemble.MemberOutputs.from_probabilities(array)  # type: ignore[arg-type]  # that is the mistake
+
+
+def test_what_is_known_of_members_stays_with_them() -> None:
+    """By name when made, unknown where nothing is given; kept for other frames, and with its member in a subset."""
+    p, known = [[0.9, 0.1], [0.2, 0.8]], About(parameters=7, trained_on="f" * 64, reference="b@012345678901")
+    outputs = ensemble.MemberOutputs.from_probabilities({"a": p, "b": p}, about={"b": known})
+    assert outputs.about == (About(), known)
+    assert outputs.parameters == {"b": 7}
+    assert outputs.at(torch.tensor([1])).about == outputs.about
+    assert outputs.subset(["b", "a"]).about == (known, About())
+    with pytest.raises(ValueError, match=r"only members \['a', 'b'\] in `about`, got \['c'\]"):
+        ensemble.MemberOutputs.from_probabilities({"a": p, "b": p}, about={"c": known})
+    with pytest.raises(ValueError, match="what is known of 2 members in `about`, got 1"):
+        dataclasses.replace(outputs, about=(known,))

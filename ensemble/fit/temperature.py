@@ -107,7 +107,7 @@ def _from_outputs(outputs: MemberOutputs, rule: Rule | None) -> _Blocks:
     labels, (members, _, classes) = outputs.require_labels(), outputs.shape
 
     def blocks() -> Iterable[tuple[Tensor, Tensor]]:
-        for where, probabilities in outputs.spoken_blocks(max(1, _CELLS // (members * classes))):
+        for where, probabilities in outputs.checked_blocks(max(1, _CELLS // (members * classes))):
             yield _logs(probabilities if rule is None else rule(probabilities)[None]), labels[where]
 
     return blocks

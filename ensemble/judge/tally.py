@@ -68,7 +68,7 @@ def walk(outputs: MemberOutputs, rules: Mapping[str, Rule]) -> Tally:
     where, recordings = _piles(outputs.groups)
     tally = _empty(outputs, members + len(rules) + 1, where, recordings)
     heard = {name: abstaining(rule) for name, rule in rules.items()} if outputs.abstain else rules
-    for block, probabilities in outputs.spoken_blocks(max(1, _CELLS // (members * classes)), abstain=True):
+    for block, probabilities in outputs.checked_blocks(max(1, _CELLS // (members * classes)), abstain=True):
         truth, groups = labels[block], where[block]
         right = [_add(tally, member, rows, truth, groups) for member, rows in enumerate(probabilities)]
         for index, (name, rule) in enumerate(heard.items(), start=members):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
@@ -18,6 +18,21 @@ from torch import Tensor
 from ensemble.outputs.arrays import distributions, indices
 
 LEAST = 2.0**-52  # where log-loss is judged, the truth's probability counts as at least this, as in scikit-learn
+
+
+@dataclass(frozen=True)
+class About:
+    """What is known of one member besides its outputs; the defaults mean unknown.
+
+    Args:
+        parameters: number of trainable parameters.
+        trained_on: fingerprint of the frames it was trained on, comparable with `MemberOutputs.fingerprint`.
+        reference: its version in a registry, `name@id`.
+    """
+
+    parameters: int | None = None
+    trained_on: str = ""
+    reference: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +49,7 @@ class MemberOutputs:
         fingerprint: identifies the frames (and labels) judged; computed from labels and groups if empty.
         abstain: members may abstain on a frame, by a row of NaN: they are then left out there (see
             `ensemble.abstaining`) and counted. Without this declaration NaN is refused where it is met.
+        about: what is known of each member, in the order of `members`; nothing if left out.
 
     Raises:
         ValueError: shapes, names or labels do not fit together; from `from_probabilities` also a row
@@ -47,12 +63,17 @@ class MemberOutputs:
     groups: Tensor | None = None
     fingerprint: str = ""
     abstain: bool = False
+    about: tuple[About, ...] = ()
 
     def __post_init__(self) -> None:
         put = object.__setattr__
         put(self, "members", tuple(self.members))
         put(self, "classes", tuple(self.classes))
+        put(self, "about", tuple(self.about) or (About(),) * len(self.members))
         _check_shapes(self.log_probabilities, self.members, self.classes)
+        if len(self.about) != len(self.members):
+            msg = f"expected what is known of {len(self.members)} members in `about`, got {len(self.about)} items"
+            raise ValueError(msg)
         frames = self.log_probabilities.shape[1]
         if self.labels is not None:
             put(self, "labels", indices(self.labels, "labels", frames, below=len(self.classes)))
@@ -71,6 +92,7 @@ class MemberOutputs:
         classes: Sequence[str] | None = None,
         fingerprint: str = "",
         abstain: bool = False,
+        about: Mapping[str, About] | None = None,
     ) -> Self:
         """Outputs from arrays you already have, of any origin.
 
@@ -82,6 +104,11 @@ class MemberOutputs:
             classes: C names; "0", "1", ... if None.
             fingerprint: see the class.
             abstain: see the class.
+            about: member -> what is known of it; members that are left out are unknown.
+
+        Raises:
+            TypeError: `probabilities` is not a mapping.
+            ValueError: see the class; or `about` has a name that is not a member's.
 
         Example:
             >>> p = [[0.9, 0.1], [0.2, 0.8]]
@@ -100,6 +127,10 @@ class MemberOutputs:
             name: distributions(value, f"from member {name!r}", abstain=abstain)
             for name, value in probabilities.items()
         }
+        known = dict(about or {})
+        if unknown := sorted(set(known) - set(arrays)):
+            msg = f"expected only members {list(arrays)} in `about`, got {unknown}"
+            raise ValueError(msg)
         stacked = _stack(arrays)
         names = tuple(classes) if classes is not None else tuple(map(str, range(stacked.shape[-1])))
         return cls(
@@ -110,7 +141,14 @@ class MemberOutputs:
             groups=None if groups is None else _group_indices(groups),
             fingerprint=fingerprint,
             abstain=abstain,
+            about=tuple(known.get(name, About()) for name in arrays),
         )
+
+    @property
+    def parameters(self) -> dict[str, int]:
+        """Member -> number of trainable parameters, for the members where it is known."""
+        known = zip(self.members, self.about, strict=True)
+        return {name: about.parameters for name, about in known if about.parameters is not None}
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -151,7 +189,7 @@ class MemberOutputs:
             where = slice(start, min(start + frames, total))
             yield where, self.log_probabilities[:, where].float().exp()
 
-    def spoken_blocks(self, frames: int = 65_536, *, abstain: bool = False) -> Iterable[tuple[slice, Tensor]]:
+    def checked_blocks(self, frames: int = 65_536, *, abstain: bool = False) -> Iterable[tuple[slice, Tensor]]:
         """Walk as `blocks`, where NaN is refused.
 
         Args:
@@ -177,13 +215,12 @@ class MemberOutputs:
     def at(self, frames: Tensor) -> Self:
         """The same members on some frames only, by index (K,) or by mask (N,); the fingerprint is made anew."""
         assert self.groups is not None  # filled in when made
-        return type(self)(
-            self.log_probabilities[:, frames],
-            self.members,
-            self.classes,
+        return replace(
+            self,
+            log_probabilities=self.log_probabilities[:, frames],
             labels=None if self.labels is None else self.labels[frames],
             groups=self.groups[frames],
-            abstain=self.abstain,
+            fingerprint="",
         )
 
     def subset(self, members: Sequence[str]) -> Self:
@@ -197,14 +234,11 @@ class MemberOutputs:
             msg = f"no member named {missing}; there are {list(self.members)}"
             raise ValueError(msg)
         rows = [self.members.index(name) for name in members]
-        return type(self)(
-            self.log_probabilities[rows],
-            tuple(members),
-            self.classes,
-            labels=self.labels,
-            groups=self.groups,
-            fingerprint=self.fingerprint,
-            abstain=self.abstain,
+        return replace(
+            self,
+            log_probabilities=self.log_probabilities[rows],
+            members=tuple(members),
+            about=tuple(self.about[row] for row in rows),
         )
 
 
