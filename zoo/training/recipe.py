@@ -84,7 +84,7 @@ class Recipe:
         restart: epochs of cosine's first period; 0 for one period over all epochs.
         restart_factor: each period of cosine is this many times as long as the one before.
         peak: share of all steps after which one_cycle is at its highest.
-        l1: times the sum of |w| over weight matrices is added to the loss.
+        l1: factor of the sum of absolute weights that is added to the loss.
         l2: times half the sum of w squared over weight matrices is added to the loss.
         weight_decay: of the optimiser, on all parameters: decoupled in adamw, else added to the gradient.
         label_smoothing: share of the target spread evenly over the classes.

@@ -1,0 +1,71 @@
+"""The site: `sphinx-build -W docs site`. Nothing here needs the network.
+
+The reference is made from the docstrings and from each package's list of public names, so it cannot go stale. A name is
+explained once: on the page of `zoo` or `ensemble` if it is shown there, else on the page of its own package.
+"""
+
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from sphinx.application import Sphinx
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import ensemble
+import zoo
+
+project = "zoo-ensemble"
+author = "the zoo-ensemble authors"
+html_theme = "furo"
+html_title = "zoo-ensemble"
+html_copy_source = False
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
+exclude_patterns = ["_build"]
+
+myst_heading_anchors = 3
+default_role = "literal"  # docstrings write `name`, as Markdown does
+napoleon_numpy_docstring = False
+autodoc_member_order = "groupwise"
+autodoc_typehints_format = "short"
+autodoc_default_options = {"members": True}
+
+TOPS: dict[str, ModuleType] = {"zoo": zoo, "ensemble": ensemble}
+
+
+def is_shown_above(package: str, name: str, thing: object) -> bool:
+    """Whether the page of the top package explains this thing of one of its inner packages."""
+    top, _, inner = package.partition(".")
+    return bool(inner) and getattr(TOPS.get(top), name, None) is thing
+
+
+def skip(app: Sphinx, kind: str, name: str, thing: object, skipped: bool, options: Any) -> bool | None:
+    """Leave a thing out of its package's page where the page above has it; None leaves the choice to Sphinx."""
+    package = app.env.current_document.docname.removeprefix("api/")
+    shown = kind == "module" and is_shown_above(package, name.rpartition(".")[2], thing)
+    return True if shown else None
+
+
+def add_other_names(app: Sphinx, kind: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
+    """Name at the top of a package's page what it does not explain: constants, and what the page above has."""
+    if kind != "module":
+        return
+    things = {key: getattr(thing, key) for key in getattr(thing, "__all__", ())}
+    constants = [
+        f"`{key}`" for key, value in things.items() if not callable(value) and not isinstance(value, ModuleType)
+    ]
+    above = [key for key, value in things.items() if is_shown_above(name, key, value)]
+    if constants:
+        lines += ["", f"Constants and types: {', '.join(constants)}."]
+    if above:
+        top = name.partition(".")[0]
+        links = [f":py:obj:`{key} <{top}.{key}>`" for key in above]
+        lines += ["", f"Explained on the page of :doc:`{top}`: {', '.join(links)}."]
+
+
+def setup(app: Sphinx) -> None:
+    """Connect the two hooks."""
+    app.connect("autodoc-skip-member", skip)
+    app.connect("autodoc-process-docstring", add_other_names)
