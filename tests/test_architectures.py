@@ -8,7 +8,17 @@ import torch
 from torch import nn
 
 import zoo
-from zoo.models.blocks import ACTIVATIONS, INITIALISATIONS, BasicBlock, Bottleneck, initialise
+from zoo.models import blocks
+from zoo.models.blocks import (
+    ACTIVATIONS,
+    INITIALISATIONS,
+    Activation,
+    BasicBlock,
+    Bottleneck,
+    activation,
+    activation_of,
+    initialise,
+)
 
 EVERY = zoo.list_architectures()
 
@@ -79,12 +89,12 @@ def test_a_linear_before_a_norm_has_no_bias(name: str) -> None:
     assert not any(isinstance(m, nn.BatchNorm1d) for m in plain)
 
 
-@pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
+@pytest.mark.parametrize("entry", ACTIVATIONS.values(), ids=lambda entry: entry.name)
 @pytest.mark.parametrize("name", EVERY)
-def test_every_activation_replaces_every_other(name: str, activation: str) -> None:
+def test_every_activation_replaces_every_other(name: str, entry: Activation) -> None:
     """No other activation is left in the model."""
-    kinds = {type(m) for m in zoo.build(small(name, activation=activation)).modules()}
-    assert kinds & {type(make()) for make in ACTIVATIONS.values()} == {type(ACTIVATIONS[activation]())}
+    kinds = {type(m) for m in zoo.build(small(name, activation=entry.name)).modules()}
+    assert kinds & {other.layer for other in ACTIVATIONS.values()} == {entry.layer}
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -250,3 +260,45 @@ def test_a_builder_of_another_form_is_refused() -> None:
 
     with pytest.raises(ValueError, match="expected a builder wrong"):
         zoo.architecture(wrong)
+
+
+def test_an_activation_of_ones_own_is_one_function(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It computes what the function does in any architecture, is recognised by layer and function, and has one name."""
+    monkeypatch.setattr("zoo.models.blocks.ACTIVATIONS", dict(ACTIVATIONS))
+
+    @activation
+    def squared_relu(x: torch.Tensor) -> torch.Tensor:
+        return x.relu().square()
+
+    model = zoo.build(small("cylinder", activation="squared_relu", batchnorm=False, depth=1), seed=0)
+    hidden, x = model[0], torch.randn(9, 15)
+    assert torch.equal(hidden(x), nn.functional.linear(x, hidden[0].weight, hidden[0].bias).relu().square())
+    assert activation_of(hidden[1]) == activation_of(squared_relu) == blocks.ACTIVATIONS["squared_relu"]
+    assert repr(hidden[1]) == "squared_relu()"
+
+    def relu(x: torch.Tensor) -> torch.Tensor:
+        return x
+
+    with pytest.raises(ValueError, match="'relu' is already registered by torch"):
+        activation(relu)
+
+
+def test_an_activation_is_recognised_in_each_of_its_forms() -> None:
+    """By layer, function and in-place function; a subclass, or a layer that is none, is not."""
+    assert [activation_of(form) for form in (nn.GELU(), nn.functional.silu, torch.relu_, nn.Mish())] == [
+        ACTIVATIONS[name] for name in ("gelu", "silu", "relu", "mish")
+    ]
+    assert [activation_of(form) for form in (type("Own", (nn.ReLU,), {})(), nn.Linear(1, 1), torch.add)] == [None] * 3
+
+
+@pytest.mark.parametrize("entry", ACTIVATIONS.values(), ids=lambda entry: entry.name)
+def test_the_forms_of_an_activation_agree(entry: Activation) -> None:
+    """Each function and the in-place one give what the layer gives."""
+    x = torch.randn(50)
+    expected = entry.layer()(x)
+    for function in entry.functions:
+        assert torch.equal(function(x), expected)
+    if entry.in_place is not None:
+        again = x.clone()
+        assert torch.equal(entry.in_place(again), expected)
+        assert torch.equal(again, expected)

@@ -1,25 +1,104 @@
-"""The pieces that architectures are made of: a dense layer, two residual blocks, two tables.
+"""The pieces that architectures are made of: activations, a dense layer, two residual blocks, initialisations.
 
-Every piece maps (B, inputs) to (B, outputs), keeps no state but parameters and BatchNorm's
-statistics, and runs unchanged under `torch.func.vmap`.
+Every piece maps (B, inputs) to (B, outputs), keeps no state except parameters and the statistics of BatchNorm,
+and runs unchanged under `torch.func.vmap`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from zoo._names import unknown
 
-ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
-    "relu": nn.ReLU,
-    "gelu": nn.GELU,
-    "sigmoid": nn.Sigmoid,
-    "softplus": nn.Softplus,
-    "tanh": nn.Tanh,
-    "silu": nn.SiLU,
+Function = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Activation:
+    """A pointwise activation, and all that training and inference need to know about it.
+
+    Args:
+        name: what the option `activation` of an architecture calls it.
+        layer: class of the module that computes it; the module has no parameters and no buffers.
+        functions: functions that compute the same, as a hand-written `forward` may call them.
+        in_place: overwrites its input with the result, or None.
+        onednn: the name under which oneDNN fuses it with a matrix product, or None where it cannot.
+    """
+
+    name: str
+    layer: type[nn.Module]
+    functions: tuple[Function, ...] = ()
+    in_place: Function | None = None
+    onednn: str | None = None
+
+
+ACTIVATIONS: dict[str, Activation] = {
+    entry.name: entry
+    for entry in (
+        Activation("relu", nn.ReLU, (torch.relu, functional.relu), in_place=torch.relu_, onednn="relu"),
+        Activation("gelu", nn.GELU, (functional.gelu,), onednn="gelu"),
+        Activation("sigmoid", nn.Sigmoid, (torch.sigmoid,), onednn="sigmoid"),
+        Activation("softplus", nn.Softplus),
+        Activation("tanh", nn.Tanh, (torch.tanh,), onednn="tanh"),
+        Activation("silu", nn.SiLU, (functional.silu,), onednn="swish"),
+        Activation("elu", nn.ELU),
+        Activation("leaky_relu", nn.LeakyReLU),
+        Activation("mish", nn.Mish),
+        Activation("hardswish", nn.Hardswish),
+    )
 }
+
+
+def activation(function: Function) -> Function:
+    """Register a pointwise function of your own under its own name, so that every architecture can use it.
+
+    Example:
+        >>> @activation
+        ... def squared_relu(x):
+        ...     return x.relu().square()
+        >>> dense(3, 8, activation="squared_relu", batchnorm=False, dropout=0.0)
+        Sequential(
+          (0): Linear(in_features=3, out_features=8, bias=True)
+          (1): squared_relu()
+        )
+
+    Raises:
+        ValueError: the name is taken.
+
+    References:
+        So et al., "Primer: searching for efficient transformers for language modeling", NeurIPS 2021.
+    """
+    name = function.__name__
+    body = {"forward": lambda self, x: function(x), "__doc__": function.__doc__, "__module__": function.__module__}
+    layer = type(name, (nn.Module,), body)
+    taken = ACTIVATIONS.get(name)
+    if taken is not None and taken.layer.__module__ != function.__module__:
+        msg = f"activation {name!r} is already registered by {taken.layer.__module__}; choose another name"
+        raise ValueError(msg)
+    ACTIVATIONS[name] = Activation(name, layer, (function,))
+    return function
+
+
+def activation_of(operation: Any) -> Activation | None:
+    """The entry whose layer, function or in-place function `operation` is; None for anything else.
+
+    Args:
+        operation: a module or a function. A module must be of the class itself; one of a subclass is something else.
+
+    Example:
+        >>> activation_of(nn.ReLU()) is activation_of(torch.relu) is ACTIVATIONS["relu"]
+        True
+    """
+    for entry in ACTIVATIONS.values():
+        if type(operation) is entry.layer or operation in entry.functions or operation is entry.in_place:
+            return entry
+    return None
 
 
 def activation_layer(name: str) -> nn.Module:
@@ -30,7 +109,7 @@ def activation_layer(name: str) -> nn.Module:
     """
     if name not in ACTIVATIONS:
         raise ValueError(unknown("activation", name, ACTIVATIONS))
-    return ACTIVATIONS[name]()
+    return ACTIVATIONS[name].layer()
 
 
 def linear(inputs: int, outputs: int, *, batchnorm: bool) -> nn.Sequential:
