@@ -1,14 +1,17 @@
 """The pages in `docs/` are complete and true; `.ci/run` builds the site of them."""
 
+import json
 import re
 import tomllib
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
 import ensemble
 import zoo
+from zoo.checkpoint.header import read_header
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -37,3 +40,80 @@ def test_the_citation_names_the_version_and_the_licence_of_the_project() -> None
     citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
     assert f"\nversion: {project['version']}\n" in citation
     assert f"\nlicense: {project['license']}\n" in citation
+
+
+# ---- formats
+
+
+def fields(section: str) -> set[str]:
+    """What stands in the first column of a section's tables, up to the next heading."""
+    text = (DOCS / "formats.md").read_text(encoding="utf-8")
+    body = text.partition(f"\n{section}\n")[2]
+    assert body, f"formats.md has no section {section!r}"
+    return set(re.findall(r"^\| `([^`]+)` \|", body.partition("\n##")[0], flags=re.MULTILINE))
+
+
+SPEC = zoo.Spec("cylinder", features=2, context=1, classes=2, options={"width": 4, "depth": 1})
+FRAMES = zoo.FrameSet(torch.randn(64, 2), torch.arange(64) % 2, torch.tensor([0, 32, 64]), ("no", "yes"))
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of one epoch that has ended."""
+    folder = tmp_path_factory.mktemp("runs") / "one"
+    zoo.train(SPEC, zoo.Recipe(epochs=1, batch_size=16), FRAMES, FRAMES, directory=folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def registry(run_folder: Path) -> zoo.Registry:
+    """A registry in which every optional field is present: a model, its average, an ensemble and an alias."""
+    registry = zoo.Registry(run_folder.parent / "registry.json")
+    first = registry.register("a", run_folder / "epoch-0001.safetensors", note="small", tags=["tiny"])
+    registry.register("a", zoo.build(SPEC, seed=1), spec=SPEC, classes=FRAMES.classes, parents=[first.id], note="b")
+    members = ensemble.load(registry, ["a@1"])
+    fit = ensemble.fit_weights(ensemble.collect(members, FRAMES))
+    final = ensemble.Ensemble(members, ensemble.WeightedMean(fit.weights, fit.fingerprint))
+    extra = {"weights": [1.0], "temperatures": [1.0]}
+    registry.register_ensemble("final", {**final.to_json(), **extra}, note="best", tags=["tiny"])
+    registry.alias("best", "a@1")
+    registry.alias("best", "a@2")
+    return registry
+
+
+def test_the_page_on_formats_lists_the_fields_of_the_registry(registry: zoo.Registry) -> None:
+    """Top, version and ensemble; every field stands in the file, and no other."""
+    text = json.loads(registry.path.read_text(encoding="utf-8"))
+    versions = text["models"]["a"]["versions"].values()
+    found = {*text}.union(*versions, *text["ensembles"].values())
+    assert found == fields("## The registry: `registry.json`")
+    assert {key for alias in text["aliases"].values() for key in alias} == {"model", "version", "before"}
+
+
+def test_the_page_on_formats_lists_the_fields_of_a_checkpoint(registry: zoo.Registry) -> None:
+    """One metadata key, its fields, and those of the spec inside."""
+    metadata = read_header(registry.blobs.read(registry.get("a@1"))).metadata
+    assert list(metadata) == ["zoo"]
+    about = json.loads(metadata["zoo"])
+    assert {*about} == fields("## The checkpoint: `<digest>.safetensors`")
+    assert {*about["spec"]} == fields("### The spec")
+
+
+def test_the_page_on_formats_lists_the_files_of_a_run(run_folder: Path) -> None:
+    """The three files, and the parts of the state."""
+    listed = fields("## Run folder: `zoo train --directory`")
+    files = {re.sub("0007", "0001", name) for name in listed if "." in name}
+    assert {path.name for path in run_folder.iterdir()} == files
+    header = read_header((run_folder / "state.safetensors").read_bytes())
+    assert {*header.metadata} == {"run"}
+    assert {*json.loads(header.metadata["run"])} == listed - {name for name in listed if "." in name}
+    assert {name.partition(".")[0] for name in header.pieces} <= {"live", "best", "average", "optimiser", "vectors"}
+
+
+def test_the_page_on_formats_lists_the_fields_of_exported_folders(registry: zoo.Registry, tmp_path: Path) -> None:
+    """A model's three files and an ensemble's, with the fields of both descriptions."""
+    model, final = zoo.export(registry, "a@1", tmp_path / "model"), zoo.export(registry, "final", tmp_path / "final")
+    assert {path.name for path in model.iterdir()} == {"config.json", "model.safetensors", "README.md"}
+    assert {path.name for path in final.iterdir()} == {"config.json", "members", "README.md"}
+    found = {key for folder in (model, final) for key in json.loads((folder / "config.json").read_text("utf-8"))}
+    assert found == fields("## Exported folder: `zoo export`")
