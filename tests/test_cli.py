@@ -109,11 +109,11 @@ def test_stored_outputs_are_judged_as_the_models_are(capsys: pytest.CaptureFixtu
     chosen = json.loads(said(capsys, "evaluate", *stored, "--members", "cyl*", "--json"))
     assert [row["name"] for row in chosen["members"]] == ["cylinder-a", "cylinder-b"]
     assert _console.run_app(app, ["evaluate", "--outputs", "said", "--valid", "nope", "--test", "test"]) == 2
-    assert "nope.safetensors; partitions in said: dev, test" in capsys.readouterr().err
+    assert "said/nope; partitions in said: dev, test" in capsys.readouterr().err
     for text in ("", "[]", "{}"):
-        Path("said/members.json").write_text(text)
+        Path("said/test/outputs.json").write_text(text)
         assert _console.run_app(app, ["evaluate", *stored]) == 2
-        assert "collect again" in capsys.readouterr().err
+        assert "is damaged" in capsys.readouterr().err
 
 
 def test_every_rule_that_can_be_fitted_is_judged_by_its_name(capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,7 +18,7 @@ DOORS = {
     "torchaudio": {"zoo.data.audio"},
     "torch.func": {"ensemble.run.stack"},
     "filelock": {"zoo.registry.protocol"},
-    "safetensors": {"zoo.checkpoint", "ensemble.outputs.packed"},
+    "safetensors": {"zoo.checkpoint", "ensemble.outputs.store"},
     "matplotlib": {"ensemble.judge.plots", "zoo.search.pictures"},
     "wandb": {"zoo.logs"},
     "soundfile": {"zoo.data.audio"},

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -13,7 +12,7 @@ from cyclopts import App
 
 import zoo
 from ensemble.cli.saving import require_place
-from ensemble.cli.sources import KNOWN, Source, chosen_device, frames_of, stored_file
+from ensemble.cli.sources import Source, chosen_device, frames_of
 from zoo import _files
 
 if TYPE_CHECKING:
@@ -75,20 +74,14 @@ def collect(
     Example: ensemble collect said --corpus my-corpus --valid dev --test test; ensemble evaluate --outputs said
 
     Args:
-        folder: made if need be; files of the same name in it are replaced.
+        folder: made if need be; each partition becomes a folder in it, in place of an earlier one of the same name.
     """
-    from ensemble.outputs.packed import pack
+    from ensemble.outputs.store import write_outputs
 
-    folder.mkdir(parents=True, exist_ok=True)
     spoken = source.spoken(source.valid, source.test)
     for partition, said in zip((source.valid, source.test), spoken, strict=True):
-        _files.write(stored_file(folder, partition), pack(said.outputs, said.references))
-    known = {
-        name: {"parameters": count, "trained_on": spoken[0].trained_on[name]}
-        for name, count in spoken[0].parameters.items()
-    }
-    _files.write(folder / KNOWN, json.dumps(known, indent=1).encode())
-    print(f"{len(known)} members over {source.valid!r} and {source.test!r} kept in {folder}")
+        write_outputs(folder / partition, said.outputs)
+    print(f"{len(spoken[0].references)} members over {source.valid!r} and {source.test!r} kept in {folder}")
 
 
 def plan(source: Source = Source(), *, frames: int = 65_536) -> None:  # noqa: B008 - frozen

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from fnmatch import filter as matching
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -77,9 +76,10 @@ class Source:
         """Member -> the version that speaks, `name@id`; "" where stored outputs do not tell."""
         if self.outputs is None:
             return self._versions()
-        from ensemble.outputs.packed import speakers
+        from ensemble.outputs.store import read_outputs
 
-        told = speakers(_there(self.outputs, partition))
+        outputs = read_outputs(self.outputs / partition)
+        told = {name: about.reference for name, about in zip(outputs.members, outputs.about, strict=True)}
         return {name: told[name] for name in self._chosen(told)}
 
     def ensembles(self, names: Iterable[str]) -> dict[str, zoo.EnsembleEntry]:
@@ -130,51 +130,35 @@ class Source:
         return [self._collected(members, references, partition) for partition in partitions]
 
     def _collected(self, members: Members, references: dict[str, str], partition: str) -> Spoken:
+        from ensemble.outputs import About
         from ensemble.run.collecting import collect
 
         frames = self.frames(partition)
         began = time.perf_counter()
         outputs = collect(members, frames, cache=None if self.cache is None else self.cache / partition)
         outputs.require_labels()
-        return Spoken(outputs, members.parameters, members.trained_on, references, time.perf_counter() - began)
+        about = [About(members.parameters[name], members.trained_on[name], references[name]) for name in references]
+        return _spoken(replace(outputs, about=tuple(about)), began)
 
     def _stored(self, folder: Path, partition: str) -> Spoken:
-        from ensemble.outputs.packed import unpack
+        from ensemble.outputs.store import read_outputs
 
         began = time.perf_counter()
-        outputs, references = unpack(_there(folder, partition).read_bytes()), self.speakers(partition)
-        names = list(references)
+        outputs, names = read_outputs(folder / partition), list(self.speakers(partition))
         chosen = outputs if names == list(outputs.members) else outputs.subset(names)
         chosen.require_labels()
-        parameters, trained_on = _known(folder / KNOWN, names)
-        return Spoken(chosen, parameters, trained_on, references, time.perf_counter() - began)
+        return _spoken(chosen, began)
 
 
-KNOWN = "members.json"
-
-
-def _known(path: Path, names: Sequence[str]) -> tuple[dict[str, int], dict[str, str]]:
-    """Parameters and training frames of the members of stored outputs, by name."""
-    try:
-        known = json.loads(path.read_text(encoding="utf-8"))
-        return {name: known[name]["parameters"] for name in names}, {name: known[name]["trained_on"] for name in names}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        msg = f"expected in {path} what `ensemble collect` knows of {list(names)}, got: {error!r}; collect again"
-        raise ValueError(msg) from error
-
-
-def stored_file(folder: Path, partition: str) -> Path:
-    """Where a folder of stored outputs keeps those of a partition."""
-    return folder / f"{partition}.safetensors"
-
-
-def _there(folder: Path, partition: str) -> Path:
-    path = stored_file(folder, partition)
-    if not path.is_file():
-        there = ", ".join(sorted(one.stem for one in folder.glob("*.safetensors"))) or "none"
-        msg = f"expected members' outputs in {path}; partitions in {folder}: {there}; `ensemble collect` writes them"
-        raise ValueError(msg)
-    return path
+def _spoken(outputs: MemberOutputs, began: float) -> Spoken:
+    known = dict(zip(outputs.members, outputs.about, strict=True))
+    return Spoken(
+        outputs,
+        outputs.parameters,
+        {name: about.trained_on for name, about in known.items()},
+        {name: about.reference for name, about in known.items()},
+        time.perf_counter() - began,
+    )
 
 
 def frames_of(corpus: Path | None, partition: str) -> zoo.FrameSet:

@@ -1,28 +1,52 @@
-"""`Store`: members' outputs in a folder: memory-mapped, written shard by shard, continued after a crash.
+"""Members' outputs in a folder: memory-mapped, written shard by shard, continued after a crash.
 
-A folder holds what was said about *one* set of frames: `outputs.bin`, (N, C) log-probabilities per row, each
-of which begins at a page, and `outputs.json`, which says what they are and how many shards of each row are done.
-A shard counts as done once its bytes are on the disk; the description is replaced whole. So a run that is
-killed does at most one shard again, and a new member costs only its own row.
+A folder is about *one* set of frames. It holds
+
+- `outputs.bin`: per member a row of (N, C) log-probabilities, each of which begins at a page,
+- `outputs.json`: what the rows are, how many shards of each are complete, and the names of the members last collected,
+- `labels.npy` and `groups.npy`: the true class and the recording of each frame.
+
+A shard counts as complete once its bytes are on the disk; the description is replaced whole. So a run that is
+killed repeats at most one shard, and a new member costs only its own row. Two older forms are still read: folders
+without names, which a collection completes, and `<partition>.safetensors` beside `members.json`.
 """
 
 from __future__ import annotations
 
+import io
 import json
+import math
+import mmap
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+import msgspec
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load
 from torch import Tensor
 
-from ensemble.outputs.disk import PAGE, write_rows
+from ensemble.outputs import About, MemberOutputs
 
-DTYPES = {"float16": torch.float16, "float32": torch.float32}
+PAGE = 4096  # bytes; what begins at a multiple of it, in memory and in the file, can bypass the page cache
+DTYPES = {
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float32": torch.float32,
+    "float64": torch.float64,
+}
+Bytes = NDArray[np.uint8]
+
 _FORMAT = 2
 _SHARD = 32_768  # frames
+_DESCRIPTION, _DATA = "outputs.json", "outputs.bin"
+_ARRAYS = ("labels", "groups")
 
 
 class StoreError(ValueError):
@@ -37,8 +61,8 @@ class Contents:
         fingerprint: of the frames.
         frames: N.
         classes: C names in order.
-        precision: in which the members ran.
-        dtype: "float16" or "float32", of the stored log-probabilities.
+        precision: the precision at which the members ran; "" if unknown.
+        dtype: type of the stored log-probabilities, a name in `DTYPES`.
     """
 
     fingerprint: str
@@ -46,6 +70,39 @@ class Contents:
     classes: tuple[str, ...]
     precision: str
     dtype: str
+
+
+class _Row(msgspec.Struct):
+    """One row of the data: which weights it is of, and how many of its shards are complete."""
+
+    digest: str
+    shards: int
+
+
+class _Member(msgspec.Struct):
+    """One member of the outputs that a folder presents: its name, its row, and what is known of it."""
+
+    name: str
+    digest: str
+    about: About
+
+
+class _Collected(msgspec.Struct):
+    """The outputs that a folder presents."""
+
+    members: list[_Member]
+    labels: bool
+    abstain: bool
+
+
+class _Description(msgspec.Struct):
+    """The content of `outputs.json`."""
+
+    format: int
+    contents: Contents
+    shard: int
+    members: list[_Row]
+    collected: _Collected | None = None
 
 
 class Store:
@@ -64,15 +121,25 @@ class Store:
 
     def __init__(self, folder: Path, contents: Contents, *, shard: int = _SHARD) -> None:
         if contents.dtype not in DTYPES:
-            msg = f"expected outputs of type {' or '.join(DTYPES)}, got {contents.dtype!r}"
+            msg = f"expected outputs of type {', '.join(DTYPES)}, got {contents.dtype!r}"
             raise ValueError(msg)
         self.folder, self.contents, self.shard = folder, contents, shard
-        self._done: dict[str, int] = {}  # digest of a member, in the order of the rows -> shards that are done
-        if self._description.exists():
+        self._done: dict[str, int] = {}  # digest of a member, in the order of the rows -> complete shards
+        self._collected: _Collected | None = None
+        if (folder / _DESCRIPTION).exists():
             self._open()
         else:
             folder.mkdir(parents=True, exist_ok=True)
             self._save()
+
+    @classmethod
+    def open(cls, folder: Path) -> Self:
+        """The store that is in a folder, whatever it is about.
+
+        Raises:
+            StoreError: there is none, or it is damaged.
+        """
+        return cls(folder, _described(folder).contents)
 
     @property
     def shards(self) -> int:
@@ -105,7 +172,7 @@ class Store:
         write_rows(self._data, zip(places, values.reshape(len(values), -1), strict=True))
 
     def finish(self, digests: Sequence[str], shard: int) -> None:
-        """The shard of these members is written."""
+        """Mark this shard of these members as complete, once its bytes are on the disk."""
         with self._data.open("r+b") as file:
             os.fsync(file.fileno())
         self._done |= dict.fromkeys(digests, shard + 1)
@@ -132,13 +199,45 @@ class Store:
         follow = places == list(range(places[0], places[0] + len(places)))
         return whole[places[0] : places[0] + len(places)] if follow else whole[places]
 
-    @property
-    def _description(self) -> Path:
-        return self.folder / "outputs.json"
+    def present(self, outputs: MemberOutputs, digests: Sequence[str]) -> None:
+        """Make these the outputs that `read_outputs` gives: names, labels, groups and what is known of the members.
+
+        Args:
+            outputs: whose log-probabilities are complete in this store.
+            digests: of their members, in the same order.
+        """
+        for name in _ARRAYS:
+            if (values := getattr(outputs, name)) is not None:
+                np.save(data := io.BytesIO(), values.numpy())
+                _replace(self.folder / f"{name}.npy", data.getvalue())
+        members = [_Member(*each) for each in zip(outputs.members, digests, outputs.about, strict=True)]
+        self._collected = _Collected(members, labels=outputs.labels is not None, abstain=outputs.abstain)
+        self._save()
+
+    def outputs(self) -> MemberOutputs:
+        """The outputs last collected into this store, mapped where `read` can map them.
+
+        Raises:
+            StoreError: none were, or the files do not fit together.
+        """
+        if self._collected is None:
+            way_out = "collect into it again"
+            raise StoreError(f"{self.folder} holds rows without names, unfinished or of an older version; {way_out}")
+        members = self._collected.members
+        return MemberOutputs(
+            self.read([member.digest for member in members]),
+            tuple(member.name for member in members),
+            self.contents.classes,
+            labels=self._array("labels") if self._collected.labels else None,
+            groups=self._array("groups"),
+            fingerprint=self.contents.fingerprint,
+            abstain=self._collected.abstain,
+            about=tuple(member.about for member in members),
+        )
 
     @property
     def _data(self) -> Path:
-        return self.folder / "outputs.bin"
+        return self.folder / _DATA
 
     @property
     def _dtype(self) -> torch.dtype:
@@ -153,30 +252,80 @@ class Store:
     def _place(self, digest: str) -> int:
         return list(self._done).index(digest)
 
-    def _open(self) -> None:
+    def _array(self, name: str) -> Tensor:
+        path = self.folder / f"{name}.npy"
         try:
-            found = json.loads(self._description.read_text(encoding="utf-8"))
-            kept = Contents(**{**found["contents"], "classes": tuple(found["contents"]["classes"])})
-            form, self.shard, members = found["format"], int(found["shard"]), found["members"]
-            self._done = {str(member["digest"]): int(member["shards"]) for member in members}
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise StoreError(f"{self._description} is damaged ({error}); remove {self.folder}") from error
-        if form != _FORMAT or kept != self.contents:
-            raise StoreError(f"{self.folder} {_difference(asdict(kept), asdict(self.contents))}; use another folder")
+            return torch.from_numpy(np.load(path, allow_pickle=False))
+        except (OSError, ValueError, EOFError) as error:
+            raise StoreError(f"{path} is damaged ({error}); collect again into another folder") from error
+
+    def _open(self) -> None:
+        found = _described(self.folder)
+        if found.format != _FORMAT or found.contents != self.contents:
+            difference = _difference(asdict(found.contents), asdict(self.contents))
+            raise StoreError(f"{self.folder} {difference}; use another folder")
+        self.shard, self._collected = found.shard, found.collected
+        self._done = {row.digest: row.shards for row in found.members}
         size = self._data.stat().st_size if self._data.exists() else 0
         if self.shard < 1 or size < len(self._done) * self._row:
             expected = len(self._done) * self._row
             raise StoreError(f"expected {expected:,} bytes in {self._data}, got {size:,}; remove {self.folder}")
 
     def _save(self) -> None:
-        members = [{"digest": digest, "shards": shards} for digest, shards in self._done.items()]
-        text = {"format": _FORMAT, "contents": asdict(self.contents), "shard": self.shard, "members": members}
-        part = self._description.with_suffix(".part")
-        with part.open("w", encoding="utf-8") as file:
-            json.dump(text, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(self._description)
+        rows = [_Row(*row) for row in self._done.items()]
+        text = msgspec.json.encode(_Description(_FORMAT, self.contents, self.shard, rows, self._collected))
+        _replace(self.folder / _DESCRIPTION, msgspec.json.format(text, indent=1))
+
+
+def read_outputs(path: str | Path) -> MemberOutputs:
+    """The outputs that `write_outputs`, `collect` with a cache, or `ensemble collect` left.
+
+    Args:
+        path: the folder; for one partition of `ensemble collect FOLDER`, that is FOLDER/PARTITION. Where
+            there is only the file FOLDER/PARTITION.safetensors of an earlier version, that is read.
+
+    Raises:
+        ValueError: nothing is there (the message lists the partitions that are), or it is damaged.
+    """
+    path = Path(path)
+    if (path / _DESCRIPTION).exists():
+        return Store.open(path).outputs()
+    packed = path.with_name(f"{path.name}.safetensors")
+    if packed.is_file():
+        return _unpacked(packed)
+    there = {file.stem for file in path.parent.glob("*.safetensors")}
+    there |= {file.parent.name for file in path.parent.glob(f"*/{_DESCRIPTION}")}
+    listed = ", ".join(sorted(there)) or "none"
+    msg = f"expected members' outputs in {path}; partitions in {path.parent}: {listed}; `ensemble collect` writes them"
+    raise ValueError(msg)
+
+
+def write_outputs(folder: str | Path, outputs: MemberOutputs) -> None:
+    """Write outputs of any origin into a folder, in place of those that are there."""
+    folder, (_, frames, _) = Path(folder), outputs.shape
+    dtype = str(outputs.log_probabilities.dtype).removeprefix("torch.")
+    remove_outputs(folder)
+    store = Store(folder, Contents(outputs.fingerprint, frames, outputs.classes, "", dtype))
+    digests = [f"name:{name}" for name in outputs.members]  # the digest of no weights
+    store.add(digests)
+    for shard in range(store.shards):
+        start, stop = store.frames(shard)
+        store.put(digests, start, outputs.log_probabilities[:, start:stop])
+        store.finish(digests, shard)
+    store.present(outputs, digests)
+
+
+def remove_outputs(folder: str | Path) -> None:
+    """Remove the files of a store, the description first; other files of the folder, and mapped outputs, stay."""
+    for name in (_DESCRIPTION, _DATA, *(f"{name}.npy" for name in _ARRAYS)):
+        (Path(folder) / name).unlink(missing_ok=True)
+
+
+def _described(folder: Path) -> _Description:
+    try:
+        return msgspec.json.decode((folder / _DESCRIPTION).read_bytes(), type=_Description)
+    except (OSError, msgspec.MsgspecError) as error:
+        raise StoreError(f"{folder / _DESCRIPTION} is damaged ({error}); remove {folder}") from error
 
 
 def _difference(kept: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
@@ -184,3 +333,108 @@ def _difference(kept: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
         if value != wanted[name]:
             return f"holds outputs with {name} {value}, and {wanted[name]} was asked for"
     return "was written by another version of this program"
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """Write a file beside its place, and put it there once its bytes are on the disk."""
+    part = path.with_name(f"{path.name}.part")
+    with part.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+# Files of an earlier version: one safetensors document per partition, and what is known of the members beside them
+
+
+def _unpacked(path: Path) -> MemberOutputs:
+    data = path.read_bytes()
+    try:
+        tensors, length = load(data), int.from_bytes(data[:8], "little")
+        head = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["member-outputs"])
+        return MemberOutputs(
+            tensors["log_probabilities"],
+            head["members"],
+            head["classes"],
+            labels=tensors.get("labels"),
+            groups=tensors["groups"],
+            fingerprint=head["fingerprint"],
+            abstain=head.get("abstain", False),
+            about=_known(path.with_name("members.json"), head["members"], head.get("references", {})),
+        )
+    except (SafetensorError, KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        msg = f"expected members' outputs as `ensemble collect` writes them in {path}, got something else ({error})"
+        raise ValueError(msg) from error
+
+
+def _known(path: Path, members: Sequence[str], references: Mapping[str, str]) -> tuple[About, ...]:
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+        return tuple(
+            About(known[name]["parameters"], known[name]["trained_on"], references.get(name, "")) for name in members
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        msg = f"expected what is known of {list(members)} in {path}, got: {error!r}; collect again"
+        raise ValueError(msg) from error
+
+
+# Large rows into a file, bypassing the page cache where the system can. What is written once and read much later need
+# not be copied into the cache first: that costs a core as long as the disk itself takes, while both cores compute.
+
+
+class Pieces:
+    """Memory for two pieces in turn, which begins at a page: one is written while the other is filled."""
+
+    def __init__(self) -> None:
+        self._kept = [torch.empty(0, dtype=torch.uint8)] * 2
+
+    def __call__(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """Contents are undefined; good until the call after the next."""
+        size = math.prod(shape) * dtype.itemsize
+        mine, other = self._kept
+        if mine.numel() < size:
+            mine = torch.frombuffer(mmap.mmap(-1, size), dtype=torch.uint8)
+        self._kept = [other, mine]
+        return mine[:size].view(dtype).view(*shape)
+
+
+def write_rows(path: Path, rows: Iterable[tuple[int, Bytes]]) -> None:
+    """Write each row of bytes at its place; nothing is on the disk for certain before an fsync.
+
+    Args:
+        path: an existing file.
+        rows: place in the file, and bytes.
+
+    Raises:
+        OSError: the system's error.
+    """
+    with path.open("r+b", buffering=0) as file, _past_the_cache(path) as direct:
+        for place, row in rows:
+            done = 0
+            if direct is not None and place % PAGE == 0 and row.ctypes.data % PAGE == 0:
+                with suppress(OSError):  # what is not done is written the ordinary way, or fails there
+                    done = _write(direct, place, row[: len(row) // PAGE * PAGE])
+            _write(file.fileno(), place + done, row[done:])
+
+
+def _write(file: int, place: int, row: Bytes) -> int:
+    """How many bytes were written: all of them."""
+    done = 0
+    while done < len(row):
+        done += os.pwrite(file, row[done:].data, place + done)
+    return done
+
+
+@contextmanager
+def _past_the_cache(path: Path) -> Iterator[int | None]:
+    """A descriptor whose writes bypass the page cache; None where there is no such thing."""
+    try:
+        file = os.open(path, os.O_RDWR | os.O_DIRECT)
+    except (AttributeError, OSError):
+        yield None
+        return
+    try:
+        yield file
+    finally:
+        os.close(file)

@@ -13,8 +13,7 @@ from torch import Tensor
 
 import zoo
 from ensemble.outputs import MemberOutputs
-from ensemble.outputs.disk import Pieces
-from ensemble.outputs.store import DTYPES, Contents, Store
+from ensemble.outputs.store import DTYPES, Contents, Pieces, Store
 from ensemble.run._engine.batch import Batch
 from ensemble.run.members import Members
 from zoo import _console
@@ -63,11 +62,12 @@ def collect(
     labels, groups = (_labels(members, x), x.groups) if isinstance(x, zoo.FrameSet) else (None, None)
     fingerprint = x.fingerprint if isinstance(x, zoo.FrameSet) else _fingerprint(x)
     if cache is None:
-        values = _in_memory(members, x)
-    else:
-        contents = Contents(fingerprint, len(x), members.classes, members.precision, dtype)
-        values = _in_store(members, x, Store(Path(cache), contents))
-    return MemberOutputs(values, members.names, members.classes, labels, groups, fingerprint)
+        return MemberOutputs(_in_memory(members, x), members.names, members.classes, labels, groups, fingerprint)
+    contents = Contents(fingerprint, len(x), members.classes, members.precision, dtype)
+    store = Store(Path(cache), contents)
+    outputs = MemberOutputs(_in_store(members, x, store), members.names, members.classes, labels, groups, fingerprint)
+    store.present(outputs, list(members.digests.values()))
+    return outputs
 
 
 def predictions(members: Members, x: zoo.FrameSet | Tensor) -> Iterator[Tensor]:
