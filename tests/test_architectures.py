@@ -1,14 +1,21 @@
 """Laws over every architecture in the table, and the shapes worked out by hand."""
 
 import copy
+import importlib
 import json
+import sys
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+import ensemble
 import zoo
-from zoo.models import blocks
+from zoo.models import architectures, blocks, fast_count
+from zoo.models.architectures import cylinder, diamond, find_architecture, inverted_pyramid, mlp, pyramid
 from zoo.models.blocks import (
     ACTIVATIONS,
     INITIALISATIONS,
@@ -19,15 +26,15 @@ from zoo.models.blocks import (
     activation_of,
     initialise,
 )
+from zoo.search import searched, widest_spec
 
 EVERY = zoo.list_architectures()
 
 
 def small(architecture: str, **options: object) -> zoo.Spec:
     """A spec of a few units, over 3 frames of 5 features."""
-    sizes = {"widths": [6, 7]} if architecture == "mlp" else {"width": 8, "depth": 3}
-    if architecture in ("diamond", "pyramid", "inverted_pyramid"):
-        sizes["narrow"] = 4
+    sizes, known = {"widths": [6, 7], "width": 8, "depth": 3, "narrow": 4}, find_architecture(architecture).options
+    sizes = {name: size for name, size in sizes.items() if name in known}
     return zoo.Spec(architecture, features=5, context=1, classes=4, options={**sizes, **options})
 
 
@@ -107,23 +114,33 @@ def test_dropout_acts_while_training_only(name: str) -> None:
     assert torch.equal(model(x), model(x))
 
 
-def widths(spec: zoo.Spec) -> list[int]:
-    """Output sizes of the hidden Linears, in order."""
-    return [m.out_features for m in zoo.build(spec).modules() if isinstance(m, nn.Linear)][:-1]
-
-
 def test_shapes_are_those_of_their_names() -> None:
-    """Hand-worked widths of the four shapes."""
+    """Widths of the shapes, worked out by hand."""
+    assert diamond(width=300, narrow=100, depth=3) == [100, 300, 100]
+    assert diamond(width=300, narrow=100, depth=4) == [100, 300, 300, 100]
+    assert diamond(width=300, narrow=100, depth=1) == [300]
+    assert pyramid(width=300, narrow=100, depth=3) == [300, 200, 100]
+    assert inverted_pyramid(width=300, narrow=100, depth=3) == [100, 200, 300]
+    assert cylinder(width=300, depth=2) == [300, 300]
+    assert mlp(widths=(3, 5)) == (3, 5)
 
-    def shape(name: str, depth: int) -> list[int]:
-        options = {"width": 300, "narrow": 100, "depth": depth}
-        return widths(zoo.Spec(name, features=1, context=0, classes=2, options=options))
 
-    assert shape("diamond", 3) == [100, 300, 100]
-    assert shape("diamond", 4) == [100, 300, 300, 100]
-    assert shape("diamond", 1) == [300]
-    assert shape("pyramid", 3) == [300, 200, 100]
-    assert shape("inverted_pyramid", 3) == [100, 200, 300]
+@pytest.mark.parametrize("name", ["mlp", "pyramid"])
+def test_a_shapes_widths_are_those_of_the_built_layers(name: str) -> None:
+    """Hidden Linears in order; then the classes."""
+    linears = [m.out_features for m in zoo.build(small(name)).modules() if isinstance(m, nn.Linear)]
+    assert linears == {"mlp": [6, 7, 4], "pyramid": [8, 6, 4, 4]}[name]
+
+
+@pytest.mark.parametrize("batchnorm", [True, False])
+@pytest.mark.parametrize("name", searched())
+def test_the_count_by_arithmetic_is_the_built_models(name: str, batchnorm: bool) -> None:
+    """For every architecture that declares one, with norms and with biases, and for depths that round differently."""
+    for depth in (1, 2, 3, 4, 6):
+        sizes = {"depth": depth, "width": 37, "narrow": 11, "widths": tuple(range(9, 9 + depth))}
+        known = find_architecture(name).options
+        spec = small(name, batchnorm=batchnorm, **{size: value for size, value in sizes.items() if size in known})
+        assert fast_count(spec) == zoo.count_parameters(spec)
 
 
 def test_parameters_of_a_cylinder_by_hand() -> None:
@@ -258,8 +275,63 @@ def test_a_builder_of_another_form_is_refused() -> None:
     def wrong(inputs: int, classes: int, width: int) -> nn.Module:
         return nn.Linear(inputs, classes)
 
-    with pytest.raises(ValueError, match="expected a builder wrong"):
+    def narrowing(width: int = 5) -> list[int]:
+        return [width]
+
+    def leaky(*, width: int = 5, dropout: float = 0.0) -> list[int]:
+        return [width]
+
+    with pytest.raises(ValueError, match=r"expected a builder wrong\(inputs, classes, \*, option=default, \.\.\.\)"):
         zoo.architecture(wrong)
+    with pytest.raises(ValueError, match=r"expected a shape narrowing\(\*, option=default, \.\.\.\)"):
+        zoo.shape(narrowing)
+    with pytest.raises(ValueError, match=r"got \['dropout'\] among them"):
+        zoo.shape(leaky)
+
+
+LAWS = [
+    test_logits_have_one_column_per_class_and_finite_gradients,
+    test_the_meta_count_is_that_of_the_built_model,
+    test_equal_seeds_give_equal_models_and_leave_the_global_generator_alone,
+    test_a_spec_survives_json,
+    test_a_linear_before_a_norm_has_no_bias,
+    test_dropout_acts_while_training_only,
+]
+
+
+@pytest.fixture
+def hourglass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A shape that stands in a module of the user's own."""
+    monkeypatch.setattr(architectures, "ARCHITECTURES", dict(architectures.ARCHITECTURES))
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "users_shapes.py").write_text(
+        "import zoo\n\n\n@zoo.shape\ndef hourglass(*, width=512, narrow=64):\n    return [width, narrow, width]\n"
+    )
+    sys.modules.pop("users_shapes", None)
+    importlib.import_module("users_shapes")
+    return "hourglass"
+
+
+@pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
+def test_a_shape_of_ones_own_obeys_the_laws_of_the_others(hourglass: str, law: Callable[[str], None]) -> None:
+    """One function, with nothing else entered anywhere."""
+    law(hourglass)
+
+
+@pytest.mark.parametrize("batchnorm", [True, False])
+def test_a_shape_of_ones_own_is_counted_searched_and_stacked(hourglass: str, batchnorm: bool) -> None:
+    """The arithmetic agrees with the built model, searches draw it by default, and members run as one."""
+    test_the_count_by_arithmetic_is_the_built_models(hourglass, batchnorm)
+    assert hourglass in searched()
+    drawn = list(islice(zoo.random_budget(20_000, contexts=[1], seed=2), 60))
+    assert {hourglass, "mlp"} <= {spec.architecture for spec in drawn}
+    assert max(zoo.count_parameters(spec) for spec in drawn) <= 20_000
+    assert hourglass in {spec.architecture for spec in islice(zoo.random_grid(), 20)}
+    assert next(zoo.grid(hourglass, options={"narrow": [3]})).options["narrow"] == 3
+    assert widest_spec(hourglass, 20_000, features=5, classes=4, context=1, depth=3).options["narrow"] > 1
+    models = [zoo.build(small(hourglass, batchnorm=batchnorm), seed=seed).eval() for seed in range(3)]
+    x = torch.randn(6, 15)
+    torch.testing.assert_close(ensemble.Stack(models).eval()(x), torch.stack([model(x) for model in models]))
 
 
 def test_an_activation_of_ones_own_is_one_function(monkeypatch: pytest.MonkeyPatch) -> None:

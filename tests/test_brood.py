@@ -6,7 +6,7 @@ from torch import nn
 
 import zoo
 from ensemble.run.brood import Brood
-from zoo.search.counting import BUILT_IN
+from zoo.search import searched
 
 
 def models(architecture: str, members: int = 3, **options: object) -> list[nn.Module]:
@@ -15,7 +15,7 @@ def models(architecture: str, members: int = 3, **options: object) -> list[nn.Mo
     return [zoo.build(spec, seed=seed) for seed in range(members)]
 
 
-@pytest.mark.parametrize("architecture", BUILT_IN)
+@pytest.mark.parametrize("architecture", searched())
 @pytest.mark.parametrize("batchnorm", [True, False])
 @pytest.mark.parametrize("shared", [True, False])
 def test_a_brood_computes_and_learns_what_its_members_do(architecture: str, batchnorm: bool, shared: bool) -> None:

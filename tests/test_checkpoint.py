@@ -308,7 +308,8 @@ def test_what_could_not_be_read_again_is_never_written(tmp_path, monkeypatch, na
     def odd(inputs: int, classes: int, *, name: str = "head", dtype: str = "int32") -> nn.Module:
         return Odd(inputs, classes, name, dtype)
 
-    monkeypatch.setitem(zoo.models.architectures._TABLE, "odd", odd)
+    monkeypatch.setattr("zoo.models.architectures.ARCHITECTURES", {})
+    zoo.architecture(odd)
     spec = zoo.Spec("odd", features=2, context=1, classes=2, options={"name": name, "dtype": dtype})
     registry = zoo.Registry(tmp_path / "registry.json")
     found = "OK"

@@ -12,7 +12,7 @@ from torch import nn
 import zoo
 from zoo import _console
 from zoo.cli import app
-from zoo.models.architectures import _TABLE
+from zoo.models.architectures import ARCHITECTURES
 
 SPEC = zoo.Spec("cylinder", features=2, context=1, classes=2, options={"width": 4, "depth": 1})
 
@@ -105,7 +105,7 @@ def test_an_unknown_architecture_is_no_damage(registry, say, tmp_path, monkeypat
 
     spec = zoo.Spec("theirs", features=2, context=1, classes=2)
     entries = [registry.register("t", zoo.build(spec, seed=s), spec=spec, classes=["no", "yes"]) for s in (0, 1)]
-    monkeypatch.delitem(_TABLE, "theirs")
+    monkeypatch.delitem(ARCHITECTURES, "theirs")
     code, out, _ = say("verify --probe")
     assert (code, "4 versions checked, 0 damaged" in out) == (0, True)
     assert "2 not built, only their bytes are checked: this program does not know theirs" in out

@@ -22,6 +22,7 @@ from .exchange import push as push
 from .logs import read_runs as read_runs
 from .models.architectures import architecture as architecture
 from .models.architectures import list_architectures as list_architectures
+from .models.architectures import shape as shape
 from .models.spec import Spec as Spec
 from .models.spec import build as build
 from .models.spec import count_parameters as count_parameters

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import fields, make_dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, get_type_hints
 
@@ -249,7 +250,7 @@ def search(
             tell_specs(draw.specs(), json)
         return 0
     from zoo.registry import Registry
-    from zoo.search.study import halving, optuna_study, optuna_trials
+    from zoo.search.study import halving, one_by_one, optuna_study, optuna_trials
     from zoo.training.run import train as train_model
 
     frames, judged = (frames_of(corpus, part) for part in (train_partition, valid_partition))
@@ -267,7 +268,7 @@ def search(
         )
         trials = optuna_trials(tried)
     else:
-        trials = halving(draw.specs(), settings, frames, judged)
+        trials = halving(draw.specs(), settings, frames, judged, trainer=partial(one_by_one, progress=progress))
     _tell_trials(trials, json)
     for index, trial in enumerate(trials[:best] if register else (), start=1):
         checkpoint = trial.checkpoint or train_model(trial.spec, settings, frames, judged, progress=progress)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from zoo.logs import Log
     from zoo.models.spec import Spec
     from zoo.registry import Registry
-    from zoo.search.draws import Samples
+    from zoo.search.sample import Samples
 
 _CONTEXT = 20  # frames on each side where nothing else is said, as in the lecture
 _FEATURES = 27  # per frame of the home task, for which specs are drawn
@@ -156,11 +156,10 @@ class Draw:
 
     def specs(self) -> list[Spec]:
         """Specs under the budget: for an ensemble, or single ones."""
-        from zoo.search.counting import BUILT_IN
         from zoo.search.sample import random_budget, random_members
 
         settings: dict[str, Any] = {
-            "architectures": self.architectures or BUILT_IN,
+            "architectures": self.architectures or None,
             "contexts": self.contexts,
             "options": self.options,
             "seed": self.seed,
@@ -175,7 +174,7 @@ class Draw:
         Raises:
             ValueError: a draw of something else.
         """
-        from zoo.search.draws import draw_many
+        from zoo.search.sample import draw_many
 
         if self.members or not set(self.architectures) <= {"mlp"} or len(self.contexts) != 1:
             msg = (
@@ -193,7 +192,7 @@ class Draw:
 
 def tell_specs(specs: list[Spec], as_json: bool) -> None:
     """A table of specs with their parameters, or JSON."""
-    from zoo.search.counting import fast_count
+    from zoo.models.spec import fast_count
 
     counts = [fast_count(spec) for spec in specs]
     if as_json:

@@ -1,22 +1,25 @@
-"""The named architectures: plain functions from sizes to a module.
+"""The named architectures: functions from sizes to a module, and shapes, functions that only choose layer widths.
 
-The function's name is the registered name, its keyword arguments are the hyper-parameters, its
-docstring is the manual. All map (B, inputs) to (B, classes) logits and share one vocabulary:
+A function's name is its registered name, its keyword arguments are the options, its docstring is the manual. Every
+model maps (B, inputs) to (B, classes) logits, and the built-in ones share one vocabulary:
 
-    width           units of a hidden layer, the widest one where the widths differ
+    width           units of a hidden layer, of the widest one where the widths differ
     narrow          units of the narrowest hidden layer
-    depth           hidden layers, or residual blocks
-    activation      relu, gelu, sigmoid, softplus, tanh, silu
+    depth           number of hidden layers, or of residual blocks
+    activation      a name in `blocks.ACTIVATIONS`, such as relu, gelu or silu
     batchnorm       BatchNorm after every hidden Linear, which then has no bias
-    dropout         probability of dropping a hidden unit while training
+    dropout         probability of dropping a hidden unit during training
     initialisation  default, xavier, kaiming, uniform, gaussian
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from typing import Any, TypeVar, overload
 
 from torch import nn
 
@@ -25,13 +28,45 @@ from zoo.models.blocks import BasicBlock, Bottleneck, dense, initialise
 
 Builder = Callable[..., nn.Module]
 _Builder = TypeVar("_Builder", bound=Builder)
+_Shape = TypeVar("_Shape", bound=Callable[..., Sequence[int]])
 
-_TABLE: dict[str, Builder] = {}
 _MOST_LAYERS = 1000
 
 
-def architecture(builder: _Builder) -> _Builder:
+@dataclass(frozen=True)
+class Architecture:
+    """An entry of the table.
+
+    Args:
+        name: the registered name.
+        build: `(inputs, classes, **options)` -> the module, given every option.
+        options: the options and their defaults.
+        origin: module and name of the function that was registered.
+        count: `(inputs, classes, **options)` -> trainable parameters by arithmetic; None where only a built
+            model can be counted.
+    """
+
+    name: str
+    build: Builder
+    options: Mapping[str, Any]
+    origin: str
+    count: Callable[..., int] | None = None
+
+
+ARCHITECTURES: dict[str, Architecture] = {}
+
+
+@overload
+def architecture(builder: _Builder, /) -> _Builder: ...
+@overload
+def architecture(*, count: Callable[..., int]) -> Callable[[_Builder], _Builder]: ...
+def architecture(builder: _Builder | None = None, /, *, count: Callable[..., int] | None = None) -> Any:
     """Register `builder(inputs, classes, *, option=default, ...)` under its own name.
+
+    Args:
+        builder: gives the module, which maps (B, inputs) to (B, classes).
+        count: takes the same arguments and gives the number of trainable parameters; with it, the searches draw
+            the architecture by default, provided that it has an option `width` or `widths`.
 
     Example:
         >>> from torch import nn
@@ -42,184 +77,169 @@ def architecture(builder: _Builder) -> _Builder:
         True
 
     Raises:
-        ValueError: the name is taken by another function, or the signature is of another form.
+        ValueError: the name is taken by another function, or the signature has another form.
     """
-    name = builder.__name__
-    _check_signature(name, builder)
-    taken = _TABLE.get(name)
-    if taken is not None and _origin(taken) != _origin(builder):
-        msg = f"architecture {name!r} is already registered by {_origin(taken)}; choose another name"
+    if builder is None:
+        return partial(_register, count=count)
+    return _register(builder, count)
+
+
+def shape(widths: _Shape) -> _Shape:
+    """Register the architecture whose hidden layers have the widths `widths(*, option=default, ...)`, in order.
+
+    Its options are those of the function together with `activation`, `batchnorm`, `dropout` and `initialisation`.
+    Parameters are counted by arithmetic, and the searches draw it if it has an option `width` or `widths`.
+
+    Example:
+        >>> @shape
+        ... def hourglass(*, width=512, narrow=64):
+        ...     return [width, narrow, width]
+        >>> list_architectures("hour*")
+        ['hourglass']
+
+    Raises:
+        ValueError: as in `architecture`; or an option has the name of one that every shape has.
+    """
+    name, own = widths.__name__, _options(widths, leading=())
+    taken = sorted(own.keys() & _LAYER_OPTIONS.keys())
+    if taken:
+        msg = f"expected options of shape {name!r} besides {sorted(_LAYER_OPTIONS)}, got {taken} among them"
         raise ValueError(msg)
-    _TABLE[name] = builder
-    return builder
+
+    def chosen(options: dict[str, Any]) -> Sequence[int]:
+        return _checked(widths(**{option: options.pop(option) for option in own}))
+
+    def build(inputs: int, classes: int, **options: Any) -> nn.Module:
+        return _layers(inputs, classes, chosen(options), **options)
+
+    def count(inputs: int, classes: int, *, batchnorm: bool, **options: Any) -> int:
+        return _count([inputs, *chosen(options)], classes, batchnorm)
+
+    _enter(Architecture(name, build, own | _LAYER_OPTIONS, _origin(widths), count))
+    return widths
 
 
 def list_architectures(include: Patterns = "*", exclude: Patterns = ()) -> list[str]:
-    """Sorted names of the registered architectures; shell wildcards, one or several, in both.
+    """Sorted names of the registered architectures; both arguments take one shell wildcard or several.
 
     Example:
         >>> list_architectures("*pyramid")
         ['inverted_pyramid', 'pyramid']
     """
-    return matching(sorted(_TABLE), include, exclude)
+    return matching(sorted(ARCHITECTURES), include, exclude)
 
 
-def builder_of(name: str) -> Builder:
-    """The registered builder.
+def find_architecture(name: str) -> Architecture:
+    """The entry of this name.
 
     Raises:
-        ValueError: unknown name; the message gives the nearest ones.
+        ValueError: unknown name; the message names the nearest ones.
     """
-    if name not in _TABLE:
-        raise ValueError(
-            unknown("architecture", name, _TABLE) + "; a builder of your own registers with @zoo.architecture"
-        )
-    return _TABLE[name]
+    if name not in ARCHITECTURES:
+        hint = "; register a builder of your own with @zoo.architecture"
+        raise ValueError(unknown("architecture", name, ARCHITECTURES) + hint)
+    return ARCHITECTURES[name]
 
 
-def _origin(builder: Builder) -> str:
-    return f"{builder.__module__}.{builder.__qualname__}"
+def _register(builder: _Builder, count: Callable[..., int] | None) -> _Builder:
+    options = _options(builder, leading=("inputs", "classes"))
+    _enter(Architecture(builder.__name__, builder, options, _origin(builder), count))
+    return builder
 
 
-def _check_signature(name: str, builder: Builder) -> None:
-    parameters = list(inspect.signature(builder).parameters.values())
-    sizes, options = parameters[:2], parameters[2:]
-    fits = [p.name for p in sizes] == ["inputs", "classes"] and all(
+def _enter(entry: Architecture) -> None:
+    taken = ARCHITECTURES.get(entry.name)
+    if taken is not None and taken.origin != entry.origin:
+        msg = f"architecture {entry.name!r} is already registered by {taken.origin}; choose another name"
+        raise ValueError(msg)
+    ARCHITECTURES[entry.name] = entry
+
+
+def _origin(function: Callable[..., Any]) -> str:
+    return f"{function.__module__}.{function.__qualname__}"
+
+
+def _options(function: Callable[..., Any], leading: tuple[str, ...]) -> dict[str, Any]:
+    """A function's options and their defaults: its keywords after the leading arguments."""
+    parameters = list(inspect.signature(function).parameters.values())
+    sizes, options = parameters[: len(leading)], parameters[len(leading) :]
+    fits = [p.name for p in sizes] == list(leading) and all(
         p.kind is p.KEYWORD_ONLY and p.default is not p.empty for p in options
     )
     if not fits:
-        msg = (
-            f"expected a builder {name}(inputs, classes, *, option=default, ...), "
-            f"got {name}{inspect.signature(builder)}"
-        )
+        kind, name = "builder" if leading else "shape", function.__name__
+        wanted = f"{name}({', '.join([*leading, '*', 'option=default', '...'])})"
+        msg = f"expected a {kind} {wanted}, got {name}{inspect.signature(function)}"
         raise ValueError(msg)
+    return {p.name: p.default for p in options}
 
 
-@architecture
-def mlp(
+# ---- shapes
+
+
+def _layers(
     inputs: int,
     classes: int,
+    widths: Sequence[int],
     *,
-    widths: Sequence[int] = (512, 512),
     activation: str = "relu",
     batchnorm: bool = True,
     dropout: float = 0.0,
     initialisation: str = "default",
 ) -> nn.Module:
-    """Hidden layers of the given widths, in order; the shapes below are special cases of it."""
-    _check_widths(widths)
-    sizes = [inputs, *widths]
+    """Hidden layers of these widths, and a last Linear."""
     hidden = [
         dense(before, after, activation=activation, batchnorm=batchnorm, dropout=dropout)
-        for before, after in zip(sizes, widths, strict=False)
+        for before, after in pairwise([inputs, *widths])
     ]
-    return initialise(nn.Sequential(*hidden, nn.Linear(sizes[-1], classes)), initialisation)
+    return initialise(nn.Sequential(*hidden, nn.Linear(widths[-1], classes)), initialisation)
 
 
-@architecture
-def cylinder(
-    inputs: int,
-    classes: int,
-    *,
-    width: int = 512,
-    depth: int = 3,
-    activation: str = "relu",
-    batchnorm: bool = True,
-    dropout: float = 0.0,
-    initialisation: str = "default",
-) -> nn.Module:
+_LAYER_OPTIONS = _options(_layers, leading=("inputs", "classes", "widths"))
+
+
+@shape
+def mlp(*, widths: Sequence[int] = (512, 512)) -> Sequence[int]:
+    """Hidden layers of the given widths; the other shapes are special cases of it."""
+    return widths
+
+
+@shape
+def cylinder(*, width: int = 512, depth: int = 3) -> Sequence[int]:
     """`depth` hidden layers of one `width`."""
-    return mlp(
-        inputs,
-        classes,
-        widths=_steps(width, width, depth),
-        activation=activation,
-        batchnorm=batchnorm,
-        dropout=dropout,
-        initialisation=initialisation,
-    )
+    return _steps(width, width, depth)
 
 
-@architecture
-def pyramid(
-    inputs: int,
-    classes: int,
-    *,
-    width: int = 512,
-    narrow: int = 128,
-    depth: int = 3,
-    activation: str = "relu",
-    batchnorm: bool = True,
-    dropout: float = 0.0,
-    initialisation: str = "default",
-) -> nn.Module:
+@shape
+def pyramid(*, width: int = 512, narrow: int = 128, depth: int = 3) -> Sequence[int]:
     """Hidden layers that narrow in equal steps from `width` to `narrow`."""
-    return mlp(
-        inputs,
-        classes,
-        widths=_steps(width, narrow, depth),
-        activation=activation,
-        batchnorm=batchnorm,
-        dropout=dropout,
-        initialisation=initialisation,
-    )
+    return _steps(width, narrow, depth)
 
 
-@architecture
-def inverted_pyramid(
-    inputs: int,
-    classes: int,
-    *,
-    width: int = 512,
-    narrow: int = 128,
-    depth: int = 3,
-    activation: str = "relu",
-    batchnorm: bool = True,
-    dropout: float = 0.0,
-    initialisation: str = "default",
-) -> nn.Module:
+@shape
+def inverted_pyramid(*, width: int = 512, narrow: int = 128, depth: int = 3) -> Sequence[int]:
     """Hidden layers that widen in equal steps from `narrow` to `width`."""
-    return mlp(
-        inputs,
-        classes,
-        widths=_steps(narrow, width, depth),
-        activation=activation,
-        batchnorm=batchnorm,
-        dropout=dropout,
-        initialisation=initialisation,
-    )
+    return _steps(narrow, width, depth)
 
 
-@architecture
-def diamond(
-    inputs: int,
-    classes: int,
-    *,
-    width: int = 512,
-    narrow: int = 128,
-    depth: int = 5,
-    activation: str = "relu",
-    batchnorm: bool = True,
-    dropout: float = 0.0,
-    initialisation: str = "default",
-) -> nn.Module:
+@shape
+def diamond(*, width: int = 512, narrow: int = 128, depth: int = 5) -> Sequence[int]:
     """Hidden layers that widen in equal steps from `narrow` to `width` in the middle, and narrow again.
 
     An even `depth` has two layers of `width` in the middle.
     """
     rising = _steps(narrow, width, (depth + 1) // 2)
-    return mlp(
-        inputs,
-        classes,
-        widths=rising + rising[::-1][depth % 2 :],
-        activation=activation,
-        batchnorm=batchnorm,
-        dropout=dropout,
-        initialisation=initialisation,
-    )
+    return rising + rising[::-1][depth % 2 :]
 
 
-@architecture
+# ---- residual architectures
+
+
+def _count_basic(inputs: int, classes: int, *, width: int, depth: int, batchnorm: bool, **_: Any) -> int:
+    return _count([inputs, *[width] * (1 + 2 * depth)], classes, batchnorm)
+
+
+@architecture(count=_count_basic)
 def basic(
     inputs: int,
     classes: int,
@@ -232,14 +252,21 @@ def basic(
     initialisation: str = "default",
 ) -> nn.Module:
     """A dense layer to `width`, then `depth` residual `BasicBlock`s of two layers each."""
-    widths = _steps(width, width, depth)
-    _check_widths(widths)
+    widths = _checked(_steps(width, width, depth))
     stem = dense(inputs, width, activation=activation, batchnorm=batchnorm, dropout=dropout)
     blocks = [BasicBlock(w, activation=activation, batchnorm=batchnorm, dropout=dropout) for w in widths]
     return initialise(nn.Sequential(stem, *blocks, nn.Linear(width, classes)), initialisation)
 
 
-@architecture
+def _count_bottleneck(inputs: int, classes: int, *, width: int, depth: int, batchnorm: bool, **_: Any) -> int:
+    wide = Bottleneck.expansion * width
+    projection = _chain([width, wide], batchnorm)
+    first = _chain([inputs, width, width, width, wide], batchnorm) + projection
+    later = (depth - 1) * _chain([wide, width, width, wide], batchnorm)
+    return first + later + (wide + 1) * classes
+
+
+@architecture(count=_count_bottleneck)
 def bottleneck(
     inputs: int,
     classes: int,
@@ -251,14 +278,13 @@ def bottleneck(
     dropout: float = 0.0,
     initialisation: str = "default",
 ) -> nn.Module:
-    """A dense layer to `width`, then `depth` residual `Bottleneck` blocks, each `4 width` wide at its end.
+    """A dense layer to `width`, then `depth` residual `Bottleneck` blocks, each with `4 width` outputs.
 
     The first block goes `width -> width -> width -> 4 width` beside a projection, as in the lecture;
     the following ones `4 width -> width -> width -> 4 width` beside the identity, as in He et al. (2016).
     """
     wide = Bottleneck.expansion * width
-    entrances = [width, *_steps(wide, wide, depth)[1:]]
-    _check_widths(entrances)
+    entrances = _checked([width, *_steps(wide, wide, depth)[1:]])
     stem = dense(inputs, width, activation=activation, batchnorm=batchnorm, dropout=dropout)
     blocks = [
         Bottleneck(before, width, activation=activation, batchnorm=batchnorm, dropout=dropout) for before in entrances
@@ -266,8 +292,11 @@ def bottleneck(
     return initialise(nn.Sequential(stem, *blocks, nn.Linear(wide, classes)), initialisation)
 
 
+# ---- widths and counts
+
+
 def _steps(first: int, last: int, depth: int) -> list[int]:
-    """`depth` widths in equal steps; the wider end alone where there is only one."""
+    """`depth` widths in equal steps; only the wider end where there is one layer."""
     if not 1 <= depth <= _MOST_LAYERS:
         msg = f"expected a depth from 1 to {_MOST_LAYERS}, got {depth}"
         raise ValueError(msg)
@@ -276,7 +305,19 @@ def _steps(first: int, last: int, depth: int) -> list[int]:
     return [round(first + (last - first) * i / (depth - 1)) for i in range(depth)]
 
 
-def _check_widths(widths: Sequence[int]) -> None:
+def _checked(widths: Sequence[int]) -> Sequence[int]:
     if not 1 <= len(widths) <= _MOST_LAYERS or min(widths) < 1:
         msg = f"expected 1 to {_MOST_LAYERS} widths of at least 1 unit each, got {list(widths)[:10]}"
         raise ValueError(msg)
+    return widths
+
+
+def _chain(sizes: Sequence[int], batchnorm: bool) -> int:
+    """Parameters of the dense layers between these sizes; a unit has two numbers for its norm, or one bias."""
+    per_unit = 2 if batchnorm else 1
+    return sum((before + per_unit) * after for before, after in pairwise(sizes))
+
+
+def _count(sizes: Sequence[int], classes: int, batchnorm: bool) -> int:
+    """Parameters of dense layers between these sizes and a last Linear with bias."""
+    return _chain(sizes, batchnorm) + (sizes[-1] + 1) * classes

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, Self
 
@@ -15,7 +13,7 @@ from torch import nn
 
 from zoo._names import unknown
 from zoo.data.frames import NORMALISATIONS, PADDINGS
-from zoo.models.architectures import Builder, builder_of
+from zoo.models.architectures import find_architecture
 
 _MOST_PARAMETERS = 4_000_000_000  # a wish beyond this is a typing error, not a frame classifier
 
@@ -137,13 +135,22 @@ def count_parameters(spec: Spec) -> int:
     return _trainable(_shapes(spec))
 
 
+def fast_count(spec: Spec) -> int:
+    """Trainable parameters by arithmetic, thousands of specs in the time of one `count_parameters`.
+
+    An architecture that declares no count is counted as `count_parameters` does.
+    """
+    count = find_architecture(spec.architecture).count
+    return count_parameters(spec) if count is None else count(spec.inputs, spec.classes, **spec.options)
+
+
 def _trainable(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters() if p.requires_grad)
 
 
 def _built(spec: Spec, device: torch.device | str) -> nn.Module:
     with torch.device(device):
-        return builder_of(spec.architecture)(spec.inputs, spec.classes, **spec.options)
+        return find_architecture(spec.architecture).build(spec.inputs, spec.classes, **spec.options)
 
 
 def _shapes(spec: Spec) -> nn.Module:
@@ -174,18 +181,12 @@ def _check_size(name: str, value: Any, least: int) -> None:
 
 def _complete(architecture: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """All of the builder's options, sorted: those given, checked, and the defaults of the others."""
-    defaults = _defaults(builder_of(architecture))
+    defaults = find_architecture(architecture).options
     for name in options:
         if name not in defaults:
             raise ValueError(unknown(f"option of {architecture!r}", name, defaults))
     merged = {**defaults, **options}
     return {name: _typed(architecture, name, merged[name], defaults[name]) for name in sorted(merged)}
-
-
-@lru_cache(maxsize=256)
-def _defaults(builder: Builder) -> Mapping[str, Any]:
-    """A builder's options and their defaults: its keywords behind inputs and classes."""
-    return {p.name: p.default for p in list(inspect.signature(builder).parameters.values())[2:]}
 
 
 def _typed(architecture: str, name: str, value: Any, default: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Pictures of what can be bred: what a parameter budget allows, and the loss between two checkpoints."""
+"""Pictures: which models a parameter budget allows, and the loss along the line between two checkpoints."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
-from zoo.search.draws import Samples
+from zoo.search.sample import Samples
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_SHOWN = 20_000  # points of the scatter; more are one blot
+_SHOWN = 20_000  # points of the scatter plot; more would blur into one patch
 
 
 def plot_depths(samples: Samples, *, ax: Axes | None = None, parameters: bool = False) -> Axes:
-    """Samples against their depth; with `parameters`, the parameters against depth beside each other.
+    """A histogram of depths, or, with `parameters`, a scatter plot of parameters against depth.
 
     Args:
-        samples: of `draw_many`.
-        ax: where to draw; a new figure without it.
-        parameters: one dot per sample at (depth, parameters) instead of a histogram.
+        samples: the result of `draw_many`.
+        ax: where to draw; None makes a new figure.
+        parameters: draw one dot per sample at (depth, parameters) instead of the histogram.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -42,7 +42,7 @@ def plot_depths(samples: Samples, *, ax: Axes | None = None, parameters: bool = 
 
 
 def plot_widths(samples: Samples, *, ax: Axes | None = None, layers: int = 8) -> Axes:
-    """Samples against the width of their first, second, ... hidden layer, one line a layer.
+    """Histograms of the widths of the first, second, ... hidden layer, one line per layer.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -58,10 +58,10 @@ def plot_widths(samples: Samples, *, ax: Axes | None = None, layers: int = 8) ->
 
 
 def plot_samples(samples: Samples) -> Axes:
-    """The lecture's pictures in one row: samples against depth, parameters against depth, samples against width.
+    """The lecture's pictures in one row: histogram of depths, parameters against depth, histograms of widths.
 
     Returns:
-        The first of the three; its `figure` holds all.
+        The first of the three; its `figure` holds them all.
     """
     figure = _figure((12, 4))
     first, second, third = figure.subplots(1, 3)

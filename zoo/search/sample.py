@@ -1,41 +1,42 @@
-"""Which models to breed: seeded iterators of `Spec`, over a grid, at random, or under a parameter budget.
+"""Which models to train: seeded iterators of `Spec`, over a grid, at random, or under a parameter budget.
 
-Every spec respects its budget as a built model does: biases and norms are counted. The same sampler in
-vectorised form draws a million samples in seconds, for pictures of what a budget allows.
+Every spec respects its budget as a built model does: biases and norms are counted. The lecture's draw of layer
+widths is here in two forms: one model at a time, and a million samples in seconds for pictures.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import product
-from typing import Any, NoReturn
+from dataclasses import dataclass
+from itertools import cycle, product
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from zoo._names import Patterns
-from zoo.models.architectures import list_architectures
+from zoo.models.architectures import find_architecture, list_architectures
 from zoo.models.spec import Spec
-from zoo.search.counting import BUILT_IN, fast_count
-from zoo.search.draws import LECTURE_BUDGET, Samples, draw_many, draw_widths
+from zoo.models.spec import fast_count as fast_count
 
-__all__ = [
-    "BUILT_IN",
-    "Samples",
-    "draw_many",
-    "draw_widths",
-    "fast_count",
-    "grid",
-    "random_budget",
-    "random_grid",
-    "random_members",
-    "widest_spec",
-]
-
+Array = np.ndarray[Any, Any]
+LECTURE_INPUTS = 250
+LECTURE_BUDGET = 10_000_000
 _MOST_WIDTH, _MOST_CONTEXT = 8000, 64  # of the lecture's random grid
 _MOST_DEPTH = 6
 
 
 # ---- iterators of specs
+
+
+def searched(*sizes: str) -> list[str]:
+    """Sorted names of the architectures that searches draw by default: those that declare a count of their parameters.
+
+    Args:
+        sizes: options of which an architecture must have one; `width` and `widths` if none is given.
+    """
+    wanted = set(sizes or ("width", "widths"))
+    entries = map(find_architecture, list_architectures())
+    return [entry.name for entry in entries if entry.count is not None and wanted & entry.options.keys()]
 
 
 def grid(
@@ -46,14 +47,14 @@ def grid(
     contexts: Sequence[int] = (10, 20, 30),
     options: Mapping[str, Sequence[Any]] | None = None,
 ) -> Iterator[Spec]:
-    """Every combination, in a fixed order: architecture, then context, then the options as they are given.
+    """Every combination, in a fixed order: by architecture, then by context, then by the options as given.
 
     Args:
         architectures: names or shell wildcards.
-        features: per frame.
+        features: features per frame.
         classes: C.
         contexts: frames on each side.
-        options: for each option the values to try; one that an architecture does not have is left out there.
+        options: the values to try for each option; an option that an architecture lacks is left out there.
 
     Example:
         >>> specs = list(grid("cyl*", contexts=[5], options={"width": [64, 128], "narrow": [8, 16]}))
@@ -61,7 +62,7 @@ def grid(
         [64, 128]
     """
     for name in list_architectures(architectures):
-        known = _options_of(name)
+        known = find_architecture(name).options
         tried = {key: values for key, values in (options or {}).items() if key in known}
         for context in contexts:
             for values in product(*tried.values()):
@@ -69,7 +70,7 @@ def grid(
 
 
 def random_grid(
-    architectures: Patterns = BUILT_IN,
+    architectures: Patterns | None = None,
     *,
     seed: int = 0,
     features: int = 27,
@@ -77,14 +78,15 @@ def random_grid(
     points: int = 0,
     options: Mapping[str, Any] | None = None,
 ) -> Iterator[Spec]:
-    """Hidden width `int(x1 * 8000)` and context `int(x2 * 64)`, over the architectures in turn.
+    """Specs with hidden width `int(x1 * 8000)` and context `int(x2 * 64)`, over the architectures in turn.
 
     Args:
-        architectures: names or shell wildcards; those without an option `width` (mlp) get widths of one layer.
+        architectures: names or shell wildcards, None for all that `searched` lists; an architecture with an
+            option `widths` instead of `width` (mlp) gets one hidden layer.
         seed: of the draw.
-        features: per frame.
+        features: features per frame.
         classes: C.
-        points: x1 and x2 run over this many steps of (0, 1) each, for every architecture, and the iterator
+        points: x1 and x2 each run over this many steps of (0, 1) for every architecture, and the iterator
             ends; 0 draws both uniformly from (0, 1), without end.
         options: fixed options, such as {"activation": "gelu"}; those that an architecture lacks are left out.
 
@@ -92,16 +94,11 @@ def random_grid(
         ValueError: no architecture of that name.
     """
     names = _named(architectures)
-    if points:
-        steps = (np.arange(points) + 0.5) / points
-        pairs: Iterator[tuple[str, float, float]] = (
-            (name, float(x1), float(x2)) for name in names for x1 in steps for x2 in steps
-        )
-    else:
-        pairs = _uniform_pairs(names, seed)
-    for name, x1, x2 in pairs:
-        width, context = max(int(x1 * _MOST_WIDTH), 1), int(x2 * _MOST_CONTEXT)
-        yield _spec_of_width(name, width, features=features, context=context, classes=classes, options=options)
+    for name, x1, x2 in _steps_of(names, points) if points else _uniform(names, seed):
+        width, known = max(int(x1 * _MOST_WIDTH), 1), find_architecture(name).options
+        wanted = _Wanted(name, features, int(x2 * _MOST_CONTEXT), classes, options)
+        sizes: dict[str, Any] = {"widths": (width,)} if "widths" in known else {"width": width}
+        yield wanted.spec(**sizes, narrow=min(known.get("narrow", width), width))
 
 
 def random_budget(
@@ -111,21 +108,22 @@ def random_budget(
     features: int = 27,
     classes: int = 40,
     contexts: Sequence[int] = (20,),
-    architectures: Patterns = BUILT_IN,
+    architectures: Patterns | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> Iterator[Spec]:
-    """Specs at random whose built models have at most `max_parameters` trainable parameters; without end.
+    """Random specs whose built models have at most `max_parameters` trainable parameters; without end.
 
-    `mlp` draws layer after layer as `draw_widths` does. The shaped architectures draw a depth from 1 to 6 and a
-    width uniformly up to the widest that the budget allows (and `narrow` up to that width).
+    `mlp` draws layer after layer, as `draw_widths` does. The other shapes draw a depth from 1 to 6 and a width
+    uniformly up to the widest that the budget allows (and `narrow` up to that width).
 
     Args:
-        max_parameters: of each model.
+        max_parameters: the limit of each model.
         seed: of the draw.
-        features: per frame.
+        features: features per frame.
         classes: C.
         contexts: drawn uniformly.
-        architectures: names or shell wildcards, drawn uniformly; one of your own needs an option `width`.
+        architectures: names or shell wildcards, drawn uniformly; None for all that `searched` lists. One of your
+            own needs an option `width` or `widths`.
         options: fixed options, such as {"activation": "gelu", "dropout": 0.2}.
 
     Raises:
@@ -140,50 +138,7 @@ def random_budget(
     rng, names = np.random.default_rng(seed), _named(architectures)
     while True:
         name, context = names[int(rng.integers(len(names)))], contexts[int(rng.integers(len(contexts)))]
-        yield _drawn(name, rng, max_parameters, features=features, context=context, classes=classes, options=options)
-
-
-def _drawn(
-    name: str,
-    rng: np.random.Generator,
-    budget: int,
-    *,
-    features: int,
-    context: int,
-    classes: int,
-    options: Mapping[str, Any] | None,
-) -> Spec:
-    fixed = _known(name, options)
-    known = _options_of(name)
-    free = {key: value for key, value in fixed.items() if key not in ("width", "narrow", "depth", "widths")}
-
-    def spec(**more: Any) -> Spec:
-        return Spec(name, features, context, classes, options=free | more)
-
-    if "widths" not in known and "width" not in known:
-        msg = f"cannot draw sizes for {name!r}: it has no option 'width' or 'widths'"
-        raise ValueError(msg)
-    if "widths" in known:
-        inputs = (2 * context + 1) * features
-        norm = bool(fixed.get("batchnorm", known["batchnorm"]))
-        widths = draw_widths(rng, budget, inputs=inputs, classes=classes, batchnorm=norm)
-        if not widths:
-            _refuse_budget(name, budget, inputs)
-        return spec(widths=tuple(widths))
-    depth = int(rng.integers(1, _MOST_DEPTH + 1))
-
-    def of_width(width: int, narrow: int) -> Spec:
-        sizes = {"depth": depth, "width": width, "narrow": narrow}
-        return spec(**{key: size for key, size in sizes.items() if key in known})
-
-    most = _widest(lambda width: fast_count(of_width(width, width)), budget)
-    if not most and depth > 1:
-        depth = 1
-        most = _widest(lambda width: fast_count(of_width(width, width)), budget)
-    if not most:
-        _refuse_budget(name, budget, (2 * context + 1) * features)
-    width = int(rng.integers(1, most + 1))
-    return of_width(width, int(rng.integers(1, width + 1)))
+        yield _drawn(_Wanted(name, features, context, classes, options), rng, max_parameters)
 
 
 def random_members(budget: int, members: int, *, seed: int = 0, **settings: Any) -> list[Spec]:
@@ -192,10 +147,10 @@ def random_members(budget: int, members: int, *, seed: int = 0, **settings: Any)
     Each member is drawn under an equal share of what is left, so what one leaves the next may use.
 
     Args:
-        budget: of all members together.
+        budget: the limit of all members together.
         members: at least 1.
         seed: of the draw.
-        settings: of `random_budget`.
+        settings: passed to `random_budget`.
 
     Raises:
         ValueError: a share in which no model fits.
@@ -220,76 +175,203 @@ def widest_spec(
 ) -> Spec:
     """The spec of this depth with `share` of the greatest width whose model stays within the budget.
 
-    `narrow`, where there is one, is half the width. A depth that no width can pay for is lowered to 1.
+    `narrow`, where there is one, is half the width. A depth that the budget cannot pay for is lowered to 1.
 
     Raises:
         ValueError: a budget in which not even one layer of one unit fits.
     """
-    fixed, known = _known(architecture, options), _options_of(architecture)
+    wanted = _Wanted(architecture, features, context, classes, options)
 
     def of_width(width: int, layers: int) -> Spec:
-        sizes = {"depth": layers, "width": width, "narrow": max(width // 2, 1)}
-        chosen = fixed | {key: size for key, size in sizes.items() if key in known}
-        return Spec(architecture, features, context, classes, options=chosen)
+        return wanted.spec(depth=layers, width=width, narrow=max(width // 2, 1))
 
-    layers, most = depth, _widest(lambda width: fast_count(of_width(width, depth)), budget)
-    if not most:
-        layers, most = 1, _widest(lambda width: fast_count(of_width(width, 1)), budget)
-    if not most:
-        _refuse_budget(architecture, budget, (2 * context + 1) * features)
+    most, layers = _widest(wanted, of_width, depth, budget)
     return of_width(max(int(share * most), 1), layers)
+
+
+# ---- the lecture's draw of widths
+
+
+def draw_widths(
+    rng: np.random.Generator,
+    budget: int = LECTURE_BUDGET,
+    *,
+    inputs: int = LECTURE_INPUTS,
+    classes: int = 40,
+    batchnorm: bool = True,
+) -> list[int]:
+    """Widths of hidden layers, drawn one after another until the budget has no room for another.
+
+    A layer behind one of `size` units can be as wide as what is left divided by (size + classes); its width is
+    drawn uniformly from [classes, widest). Biases and norms are counted.
+    """
+    widths: list[int] = []
+    size = inputs
+    per_unit, unused = 2 if batchnorm else 1, budget - classes  # the last layer's biases
+    while True:
+        widest = unused // (size + per_unit + classes)
+        if widest <= classes:
+            return widths
+        width = int(rng.integers(classes, widest))
+        unused -= (size + per_unit) * width
+        widths.append(width)
+        size = width
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """Many draws at once.
+
+    Args:
+        widths: (n, D) int64, hidden widths, 0 after the last layer.
+        depths: (n,) int64, number of hidden layers.
+        parameters: (n,) int64, of the whole model, with biases and norms where the draw counted them.
+    """
+
+    widths: Array
+    depths: Array
+    parameters: Array
+
+
+def draw_many(
+    count: int,
+    budget: int = LECTURE_BUDGET,
+    *,
+    inputs: int = LECTURE_INPUTS,
+    classes: int = 40,
+    per_unit: int = 2,
+    seed: int = 0,
+) -> Samples:
+    """`count` draws as `draw_widths` makes them, one layer of all of them at a time.
+
+    Args:
+        count: n.
+        budget: parameters of each model.
+        inputs: size of the input.
+        classes: C, also the least width.
+        per_unit: numbers that each hidden unit has besides its weights: 2 with norms, 1 with biases; 0 counts
+            as the lecture does, without any biases.
+        seed: of the draw.
+
+    Example:
+        >>> samples = draw_many(1000, 100_000)
+        >>> bool((samples.parameters <= 100_000).all())
+        True
+    """
+    rng = np.random.default_rng(seed)
+    bias = classes if per_unit else 0
+    size, unused = np.full(count, inputs), np.full(count, budget - bias)
+    going, columns = np.arange(count), []
+    while len(going):
+        widest = unused[going] // (size[going] + per_unit + classes)
+        going, widest = going[widest > classes], widest[widest > classes]
+        widths = rng.integers(classes, widest)
+        unused[going] -= (size[going] + per_unit) * widths
+        size[going] = widths
+        column = np.zeros(count, dtype=np.int64)
+        column[going] = widths
+        columns.append(column)
+    table = np.stack(columns[:-1] or columns, axis=1)
+    return Samples(table, (table > 0).sum(axis=1), budget - unused + size * classes)
 
 
 # ---- the rest
 
 
-def _uniform_pairs(names: Sequence[str], seed: int) -> Iterator[tuple[str, float, float]]:
-    rng, index = np.random.default_rng(seed), 0
-    while True:
-        x1, x2 = rng.uniform(np.nextafter(0, 1), 1, size=2)
-        yield names[index % len(names)], float(x1), float(x2)
-        index += 1
+class _Wanted(NamedTuple):
+    """What a search has settled before it chooses sizes."""
+
+    architecture: str
+    features: int
+    context: int
+    classes: int
+    options: Mapping[str, Any] | None
+
+    def spec(self, **sizes: Any) -> Spec:
+        """The spec with those of the sizes and fixed options that the architecture has; sizes win."""
+        known, chosen = find_architecture(self.architecture).options, {**(self.options or {}), **sizes}
+        options = {key: value for key, value in chosen.items() if key in known}
+        return Spec(self.architecture, self.features, self.context, self.classes, options=options)
+
+    def too_small(self, budget: int) -> ValueError:
+        """The error for a budget that no size fits into."""
+        inputs = (2 * self.context + 1) * self.features
+        return ValueError(
+            f"no {self.architecture!r} fits into {budget:,} parameters with {inputs:,} inputs; "
+            "raise the budget or lower the context"
+        )
 
 
-def _spec_of_width(
-    name: str, width: int, *, features: int, context: int, classes: int, options: Mapping[str, Any] | None
-) -> Spec:
-    known = _options_of(name)
-    size = {"widths": (width,)} if "widths" in known else {"width": width} if "width" in known else {}
-    if "narrow" in known:
-        size["narrow"] = min(known["narrow"], width)
-    return Spec(name, features, context, classes, options=_known(name, options) | size)
-
-
-def _named(architectures: Patterns) -> list[str]:
-    names = list_architectures(architectures)
+def _named(architectures: Patterns | None) -> list[str]:
+    names = searched() if architectures is None else list_architectures(architectures)
     if not names:
         msg = f"expected architectures, but no name matches {architectures!r}"
         raise ValueError(msg)
     return names
 
 
-def _options_of(name: str) -> dict[str, Any]:
-    """All options with their defaults."""
-    return dict(Spec(name, 1, 0, 2).options)
+def _steps_of(names: Sequence[str], points: int) -> Iterator[tuple[str, float, float]]:
+    steps = ((np.arange(points) + 0.5) / points).tolist()
+    return product(names, steps, steps)
 
 
-def _known(name: str, options: Mapping[str, Any] | None) -> dict[str, Any]:
-    known = _options_of(name)
-    return {key: value for key, value in (options or {}).items() if key in known}
+def _uniform(names: Sequence[str], seed: int) -> Iterator[tuple[str, float, float]]:
+    rng = np.random.default_rng(seed)
+    for name in cycle(names):
+        x1, x2 = rng.uniform(np.nextafter(0, 1), 1, size=2).tolist()
+        yield name, x1, x2
 
 
-def _widest(count: Callable[[int], int], budget: int) -> int:
-    """The largest width whose rising count is within the budget; 0 if not even 1 is."""
+def _drawn(wanted: _Wanted, rng: np.random.Generator, budget: int) -> Spec:
+    known = find_architecture(wanted.architecture).options
+    if "widths" in known:
+        return _layer_by_layer(wanted, rng, budget)
+    if "width" not in known:
+        msg = f"cannot draw sizes for {wanted.architecture!r}: it has no option 'width' or 'widths'"
+        raise ValueError(msg)
+    drawn = int(rng.integers(1, _MOST_DEPTH + 1))
+    most, depth = _widest(
+        wanted, lambda width, depth: wanted.spec(depth=depth, width=width, narrow=width), drawn, budget
+    )
+    width = int(rng.integers(1, most + 1))
+    return wanted.spec(depth=depth, width=width, narrow=int(rng.integers(1, width + 1)))
+
+
+def _layer_by_layer(wanted: _Wanted, rng: np.random.Generator, budget: int) -> Spec:
+    """As the lecture draws; an architecture that makes more of its widths than an mlp has them halved until it fits."""
+    default = wanted.spec()
+    norm = bool(default.options.get("batchnorm", True))
+    widths = draw_widths(rng, budget, inputs=default.inputs, classes=wanted.classes, batchnorm=norm)
+    while widths:
+        spec = wanted.spec(widths=tuple(widths))
+        if fast_count(spec) <= budget:
+            return spec
+        widths = [width // 2 for width in widths if width > 1]
+    raise wanted.too_small(budget)
+
+
+def _widest(wanted: _Wanted, spec: Callable[[int, int], Spec], depth: int, budget: int) -> tuple[int, int]:
+    """The greatest width within the budget, and its depth: the wanted one, or 1 where not even one unit fits."""
+
+    def most(layers: int) -> int:
+        return _greatest(lambda width: fast_count(spec(width, layers)), budget)
+
+    for layers in (depth, 1):
+        if width := most(layers):
+            return width, layers
+    raise wanted.too_small(budget)
+
+
+def _greatest(count: Callable[[int], int], budget: int) -> int:
+    """The greatest width whose rising count is within the budget; 0 if not even 1 is.
+
+    Widths grow from below, since a built model of an absurd width is refused. A unit has at least one parameter,
+    so no width beyond the budget is tried.
+    """
     low, high = 0, 1
-    while count(high) <= budget:
+    while high <= budget and count(high) <= budget:
         low, high = high, 2 * high
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if count(middle) <= budget else (low, middle)
     return low
-
-
-def _refuse_budget(name: str, budget: int, inputs: int) -> NoReturn:
-    msg = f"no {name!r} fits into {budget:,} parameters with {inputs:,} inputs; raise the budget or lower the context"
-    raise ValueError(msg)

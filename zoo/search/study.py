@@ -10,12 +10,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoo._console import progress
 from zoo.checkpoint import Checkpoint
 from zoo.data.frames import FrameSet
-from zoo.models.spec import Spec
-from zoo.search.counting import fast_count
-from zoo.search.sample import widest_spec
+from zoo.logs import Progress, silent
+from zoo.models.spec import Spec, fast_count
+from zoo.search.sample import searched, widest_spec
 from zoo.training.group import TrainingError
 from zoo.training.recipe import Recipe
 from zoo.training.run import train
@@ -25,17 +24,16 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Trainer = Callable[[Sequence[Spec], Recipe, FrameSet, FrameSet], Sequence[Checkpoint | None]]
-SHAPED = ("basic", "bottleneck", "cylinder", "diamond", "inverted_pyramid", "pyramid")
 
 
 @dataclass(frozen=True, eq=False)
 class Trial:
-    """A spec, the longest that it was trained for, and what came of it.
+    """A spec that was tried, and the result of its longest training.
 
     Args:
-        spec: what was tried.
-        epochs: of its longest training.
-        checkpoint: None where the loss diverged, and in optuna's trials, which keep figures only.
+        spec: the spec.
+        epochs: length of its longest training.
+        checkpoint: None where the loss diverged, and in optuna's trials, which only have figures.
         score: validation accuracy, a fraction; None where there is none.
     """
 
@@ -64,18 +62,23 @@ class Trial:
 
 
 def one_by_one(
-    specs: Sequence[Spec], recipe: Recipe, train_frames: FrameSet, valid: FrameSet
+    specs: Sequence[Spec],
+    recipe: Recipe,
+    train_frames: FrameSet,
+    valid: FrameSet,
+    *,
+    progress: Progress | None = None,
 ) -> list[Checkpoint | None]:
     """The plain trainer: each spec by `zoo.train`; None for one whose loss diverges."""
-    found: list[Checkpoint | None] = []
-    with progress(f"{recipe.epochs} epochs each", total=len(specs)) as advance:
+    trained: list[Checkpoint | None] = []
+    with (progress or silent)(f"{recipe.epochs} epochs each", total=len(specs)) as advance:
         for spec in specs:
             try:
-                found.append(train(spec, recipe, train_frames, valid))
+                trained.append(train(spec, recipe, train_frames, valid))
             except TrainingError:
-                found.append(None)
+                trained.append(None)
             advance(1)
-    return found
+    return trained
 
 
 def halving(
@@ -88,19 +91,20 @@ def halving(
     first_epochs: int = 1,
     trainer: Trainer = one_by_one,
 ) -> list[Trial]:
-    """Successive halving: train all for few epochs, the best part of them anew for more, and so on.
+    """Successive halving: train all specs for few epochs, the best of them anew for more epochs, and so on.
 
     Args:
         specs: a finite number.
-        recipe: of every trial; its epochs are those of the last round, its `fraction` shortens all.
+        recipe: the recipe of every trial; its epochs are those of the last round, its `fraction` shortens all rounds.
         train_frames: frames to learn from.
         valid: frames to judge by.
-        factor: each round keeps one in `factor` and trains `factor` times as long.
-        first_epochs: of the first round.
-        trainer: trains many specs by one recipe; one that trains equal specs together saves time.
+        factor: each round keeps one spec in `factor` and trains it `factor` times as long.
+        first_epochs: epochs of the first round.
+        trainer: trains many specs by one recipe; one that trains equal specs together saves time. For a progress
+            bar pass `functools.partial(one_by_one, progress=...)`.
 
     Returns:
-        A trial per spec, those of the later rounds first and the better before the worse.
+        A trial per spec, those of later rounds first, and within a round the better before the worse.
 
     Raises:
         ValueError: no specs, or a factor below 2.
@@ -115,8 +119,8 @@ def halving(
         raise ValueError(msg)
     epochs, out = min(first_epochs, recipe.epochs), list[Trial]()
     while True:
-        made = trainer(going, replace(recipe, epochs=epochs), train_frames, valid)
-        trials = [Trial(spec, epochs, one, _score(one)) for spec, one in zip(going, made, strict=True)]
+        trained = trainer(going, replace(recipe, epochs=epochs), train_frames, valid)
+        trials = [Trial(spec, epochs, one, _score(one)) for spec, one in zip(going, trained, strict=True)]
         trials.sort(key=lambda trial: -trial.accuracy)
         if epochs == recipe.epochs or len(going) == 1:
             return trials + out
@@ -126,8 +130,8 @@ def halving(
 
 
 def trials_table(trials: Sequence[Trial]) -> pd.DataFrame:
-    """One row per trial in their order: architecture, context, parameters, epochs, accuracy, loss, options."""
-    import pandas as pd  # half a second that a command which draws no table need not wait for
+    """One row per trial, in order: architecture, context, parameters, epochs, accuracy, loss, options."""
+    import pandas as pd  # takes half a second, which commands without a table do not wait for
 
     return pd.DataFrame([trial.row() for trial in trials])
 
@@ -148,19 +152,19 @@ def optuna_study(
     """Search with optuna's sampler (TPE) and pruner (median), under a parameter budget for each model.
 
     Several processes may share one study through its journal file; each runs `trials` trials. A trial whose
-    process on this machine is gone is freed: it is marked as failed and its settings are tried again.
+    process has died on this machine is marked as failed, and its settings are tried again.
 
     Args:
-        recipe: of every trial.
+        recipe: the recipe of every trial.
         train_frames: frames to learn from.
         valid: frames to judge by.
-        budget: parameters of a model at most.
-        trials: to be run by this process.
-        journal: file of the study; None keeps it in memory.
-        name: of the study in the journal.
-        contexts: to choose from.
+        budget: the most parameters that a model may have.
+        trials: number of trials that this process runs.
+        journal: the study's file; None keeps the study in memory.
+        name: the study's name in the journal.
+        contexts: the contexts to choose from.
         options: fixed options of the architectures.
-        seed: of the sampler.
+        seed: seed of the sampler.
 
     Raises:
         ImportError: optuna is not installed.
@@ -195,7 +199,7 @@ def _opened(name: str, journal: str | Path | None, seed: int) -> optuna.Study:
         import optuna
         from optuna.storages.journal import JournalFileBackend
     except ImportError as error:
-        msg = "a study with samplers needs optuna: pip install 'zoo-ensemble[search]'"
+        msg = "an optuna study needs optuna: pip install 'zoo-ensemble[search]'"
         raise ImportError(msg) from error
     return optuna.create_study(
         study_name=name,
@@ -208,7 +212,7 @@ def _opened(name: str, journal: str | Path | None, seed: int) -> optuna.Study:
 
 
 def optuna_trials(study: optuna.Study) -> list[Trial]:
-    """The trials of a study that have figures, best first; a pruned one has that of its last epoch."""
+    """The trials of a study that have a score, best first; a pruned trial has the score of its last epoch."""
     found = []
     for one in study.get_trials():
         if "spec" in one.user_attrs and one.intermediate_values:
@@ -225,9 +229,9 @@ def suggested(
     contexts: Sequence[int],
     options: Mapping[str, Any] | None,
 ) -> Spec:
-    """The spec of a trial's suggestions: architecture, context, depth, and a share of the widest that fits."""
+    """The spec that a trial suggests: architecture, context, depth, and a share of the greatest width that fits."""
     return widest_spec(
-        trial.suggest_categorical("architecture", SHAPED),
+        trial.suggest_categorical("architecture", searched("width")),
         budget,
         features=frames.features.shape[1],
         classes=len(frames.classes),
@@ -239,7 +243,7 @@ def suggested(
 
 
 def free_dead(study: optuna.Study) -> int:
-    """Mark the running trials of processes that are gone as failed and queue their settings again; how many."""
+    """Mark running trials whose process has died as failed and queue their settings again; return their number."""
     import optuna
 
     freed = 0
@@ -266,6 +270,6 @@ def _alive(process: int) -> bool:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:  # somebody else's process has the number
+    except PermissionError:  # the number belongs to another user's process
         return True
     return True

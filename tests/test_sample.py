@@ -1,36 +1,20 @@
-"""Iterators of specs, the fast count and the lecture's draw."""
+"""Iterators of specs and the lecture's draw of widths; pictures of many draws."""
 
+from collections.abc import Sequence
 from itertools import islice
 
 import numpy as np
 import pytest
+from torch import nn
 
 import zoo
 from zoo import Spec, count_parameters, grid, random_budget, random_grid
-from zoo.search import Samples, draw_many, fast_count, random_members
-from zoo.search.counting import BUILT_IN
-from zoo.search.draws import draw_widths
-from zoo.search.sample import widest_spec
+from zoo.models import architectures
+from zoo.search import Samples, draw_many, random_members
+from zoo.search.sample import draw_widths, searched, widest_spec
 
 
-@pytest.mark.parametrize("architecture", BUILT_IN)
-@pytest.mark.parametrize("batchnorm", [True, False])
-def test_the_fast_count_is_the_built_models(architecture: str, batchnorm: bool) -> None:
-    """For every built-in architecture, with norms and with biases, and for depths that round differently."""
-    for depth in (1, 2, 3, 4, 6):
-        sizes = {
-            "depth": depth,
-            "width": 37,
-            "narrow": 11,
-            "widths": tuple(range(9, 9 + depth)),
-            "batchnorm": batchnorm,
-        }
-        known = Spec(architecture, 3, 2, 5).options
-        spec = Spec(architecture, 3, 2, 5, options={name: size for name, size in sizes.items() if name in known})
-        assert fast_count(spec) == count_parameters(spec)
-
-
-@pytest.mark.parametrize("architecture", BUILT_IN)
+@pytest.mark.parametrize("architecture", searched())
 def test_every_drawn_model_respects_its_budget(architecture: str) -> None:
     """As built, biases and norms included; and the draw is that of its seed."""
     draw = {"architectures": architecture, "features": 5, "classes": 10, "contexts": (0, 4)}
@@ -44,9 +28,54 @@ def test_every_drawn_model_respects_its_budget(architecture: str) -> None:
 def test_all_architectures_and_contexts_come_up() -> None:
     """Uniformly, so sixty draws meet each; fixed options are kept."""
     specs = list(islice(random_budget(100_000, contexts=(2, 5), options={"activation": "gelu"}), 80))
-    assert {spec.architecture for spec in specs} == set(BUILT_IN)
+    assert {spec.architecture for spec in specs} == set(searched())
     assert {spec.context for spec in specs} == {2, 5}
     assert {spec.options["activation"] for spec in specs} == {"gelu"}
+
+
+def test_an_architecture_without_a_declared_count_is_drawn_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its models are counted as built; it needs a size to draw, and is not among those drawn by default."""
+    monkeypatch.setattr(architectures, "ARCHITECTURES", dict(architectures.ARCHITECTURES))
+
+    @zoo.architecture
+    def gated(inputs: int, classes: int, *, width: int = 6) -> nn.Module:
+        return nn.Sequential(nn.Linear(inputs, 2 * width), nn.GLU(), nn.Linear(width, classes))
+
+    @zoo.architecture
+    def fixed(inputs: int, classes: int) -> nn.Module:
+        return nn.Linear(inputs, classes)
+
+    specs = list(islice(random_budget(1_000_000, architectures="gated"), 5))
+    assert len({spec.options["width"] for spec in specs}) == 5
+    assert all(count_parameters(spec) <= 1_000_000 for spec in specs)
+    assert not {"gated", "fixed"} & set(searched())
+    with pytest.raises(ValueError, match="cannot draw sizes for 'fixed'"):
+        next(random_budget(architectures="fixed"))
+
+
+def test_a_shape_that_makes_more_of_its_widths_stays_within_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Widths are drawn as for an mlp; they are halved until the model fits."""
+    monkeypatch.setattr(architectures, "ARCHITECTURES", dict(architectures.ARCHITECTURES))
+
+    @zoo.shape
+    def mirrored(*, widths: Sequence[int] = (8, 4)) -> list[int]:
+        return [*widths, *widths[::-1]]
+
+    specs = list(islice(random_budget(200_000, architectures="mirrored", contexts=(1,), seed=1), 20))
+    assert all(count_parameters(spec) <= 200_000 for spec in specs)
+    assert max(len(spec.options["widths"]) for spec in specs) > 1
+
+
+def test_a_shape_whose_width_is_capped_has_a_widest_spec(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The search ends although no width exceeds the budget."""
+    monkeypatch.setattr(architectures, "ARCHITECTURES", dict(architectures.ARCHITECTURES))
+
+    @zoo.shape
+    def capped(*, width: int = 8) -> list[int]:
+        return [min(width, 16)]
+
+    spec = widest_spec("capped", 100_000, features=5, classes=4, context=1, depth=1)
+    assert count_parameters(spec) == (15 + 2) * 16 + (16 + 1) * 4
 
 
 def test_a_budget_without_room_is_refused() -> None:
