@@ -1,13 +1,12 @@
-"""`FrameSet`: features and labels of frames; their normalisation and their context windows.
+"""`FrameSet`: features and labels of frames, and their context windows.
 
-Features stay as they were computed. Normalising and windowing happen per batch, so that members
-with other normalisations and contexts share one resident copy of the frames.
+Features stay as they were computed. Normalising and windowing happen per batch, so that members with different
+normalisations and contexts share one copy of the frames in memory.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Self
@@ -16,10 +15,10 @@ import torch
 from torch import Tensor
 
 from zoo._names import unknown, usable_device
+from zoo.data.normalisation import NORMALISATIONS, Affine
 
-Affine = tuple[Tensor, Tensor]
 PADDINGS = ("recording", "corpus")
-_BLOCK = 65_536  # frames normalised at a time, so that preparing a corpus needs no second copy of it
+_BLOCK = 65_536  # frames normalised at a time, so that preparing a corpus does not need a second copy of it
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,10 +26,10 @@ class FrameSet:
     """Frames of one or more recordings, one after another.
 
     Args:
-        features: (T, F) float32, raw; on any device.
+        features: (T, F) float32, raw, on any device.
         labels: (T,) int64 indices into `classes`, or None.
-        starts: (U + 1,) int64, first frame of each recording, then T; no recording is empty.
-        classes: names of the classes in order.
+        starts: (U + 1,) int64, the first frame of each recording, then T; no recording is empty.
+        classes: the class names, in order.
         names: U names of the recordings; "0", "1", ... if empty.
 
     Raises:
@@ -63,12 +62,12 @@ class FrameSet:
 
     @cached_property
     def groups(self) -> Tensor:
-        """(T,) int64, the recording that each frame belongs to."""
+        """(T,) int64, the index of each frame's recording."""
         return torch.repeat_interleave(torch.arange(self.recordings), self.starts.diff().cpu())
 
     @cached_property
     def fingerprint(self) -> str:
-        """64 hex digits that change with any feature, label, class name or recording's end."""
+        """64 hex digits that change with any feature, label, class name or boundary between recordings."""
         digest = hashlib.sha256(repr((tuple(self.features.shape), self.classes)).encode())
         for tensor in (self.features, self.starts, self.labels):
             digest.update(b"" if tensor is None else tensor.cpu().contiguous().numpy().data)
@@ -78,7 +77,7 @@ class FrameSet:
         """The same frames with features on `device`; labels and starts stay where they are.
 
         Raises:
-            ValueError: a device that this machine does not have.
+            ValueError: this machine has no such device.
         """
         wanted = usable_device(device)
         if self.features.device == wanted:
@@ -86,7 +85,7 @@ class FrameSet:
         return type(self)(self.features.to(wanted), self.labels, self.starts, self.classes, self.names)
 
     def select(self, recordings: Tensor) -> Self:
-        """Only these recordings, in this order: (n,) int64 indices."""
+        """The frames of these recordings alone, in this order; recordings: (n,) int64 indices."""
         pieces = [torch.arange(int(self.starts[u]), int(self.starts[u + 1])) for u in recordings.tolist()]
         frames = torch.cat(pieces) if pieces else torch.arange(0)
         lengths = torch.tensor([0] + [len(piece) for piece in pieces])
@@ -99,9 +98,9 @@ class FrameSet:
         )
 
     def affine(self, normalisation: str) -> Affine | None:
-        """Scale and shift that normalise: `features * scale + shift`, each (U, F), or (1, F) for all.
+        """Scale and shift of a normalisation, `features * scale + shift`: each (U, F), or (1, F) for all recordings.
 
-        Computed once per normalisation in float64 and kept; None where nothing is to be done.
+        Computed once per normalisation and kept; None leaves the features as they are.
 
         Raises:
             ValueError: unknown normalisation.
@@ -110,7 +109,7 @@ class FrameSet:
             raise ValueError(unknown("normalisation", normalisation, NORMALISATIONS))
         cache: dict[str, Affine | None] = self.__dict__.setdefault("_affine", {})
         if normalisation not in cache:
-            cache[normalisation] = NORMALISATIONS[normalisation](self)
+            cache[normalisation] = NORMALISATIONS[normalisation](self.features, self.starts)
         return cache[normalisation]
 
 
@@ -121,22 +120,22 @@ def windows(
     normalisation: str = "mean_std",
     padding: str = "recording",
 ) -> Tensor:
-    """Normalised context windows: row b is frames centres[b]-K .. centres[b]+K, laid end to end.
+    """Normalised context windows: row b has the frames centres[b]-K .. centres[b]+K, concatenated.
 
     Args:
         frames: T frames of F features.
         centres: (B,) int64, from 0 to T - 1, in any order.
         context: K frames on each side.
         normalisation: a name in `NORMALISATIONS`.
-        padding: zeros (after normalising) stand beyond the ends of each "recording", or only beyond
-            the ends of the whole "corpus", where windows run on into the neighbouring recording.
+        padding: "recording" puts zeros (after normalising) beyond the ends of each recording; "corpus" only beyond
+            the ends of the whole frame set, so that windows run on into the neighbouring recording.
 
     Returns:
         (B, (2 * context + 1) * F) float32 on the device of the features.
 
     Raises:
         ValueError: unknown normalisation or padding, a negative context.
-        IndexError: a centre is not a frame.
+        IndexError: a centre is outside the frames.
     """
     _check_window(context, padding)
     _check_centres(centres, len(frames))
@@ -157,7 +156,7 @@ def windows(
 
 
 def _edge_windows(frames: FrameSet, centres: Tensor, context: int, normalisation: str, padding: str) -> Tensor:
-    """Windows that may reach beyond their recording: every frame is looked up by itself."""
+    """Windows that may reach beyond their recording: every frame is looked up separately."""
     device = frames.features.device
     groups, around = frames.groups, centres[:, None] + torch.arange(-context, context + 1)
     inside = around.clamp(0, max(len(frames) - 1, 0))  # (B, 2K+1)
@@ -171,14 +170,14 @@ def _edge_windows(frames: FrameSet, centres: Tensor, context: int, normalisation
 
 @dataclass(frozen=True, eq=False)
 class Stretch:
-    """Neighbouring frames, normalised and padded, so that every window is one piece of memory.
+    """Neighbouring frames, normalised and padded, so that every window is contiguous in memory.
 
     The rows are K zeros or real neighbours, the first recording, K zeros, the next recording, and so
-    on; overlapping windows share them, so they take no more room than the frames and the gaps.
+    on. Overlapping windows share them, so that they take no more memory than the frames and the gaps.
 
     Args:
         rows: (R, F) float32.
-        firsts: (B,) int64, row at which the window of each frame begins.
+        firsts: (B,) int64, the row at which the window of each frame begins.
         context: K.
     """
 
@@ -188,13 +187,13 @@ class Stretch:
 
     @property
     def view(self) -> Tensor:
-        """(R - 2K, (2K+1) * F): the windows at every row, gaps included, without a copy."""
+        """(R - 2K, (2K+1) * F): the windows that begin at every row, those in gaps included, without a copy."""
         count, features = self.rows.shape
         span = 2 * self.context + 1
         return self.rows.as_strided((max(count - span + 1, 0), span * features), (features, 1))
 
     def windows(self, which: Tensor | slice = slice(None)) -> Tensor:
-        """(b, (2K+1) * F), the windows of some of the B frames, in any order: one gather."""
+        """(b, (2K+1) * F): the windows of some of the B frames, in any order, by one gather."""
         return self.view.index_select(0, self.firsts[which])
 
 
@@ -207,12 +206,12 @@ def stretch(
     start: int = 0,
     stop: int | None = None,
 ) -> Stretch:
-    """The frames from `start` up to `stop` prepared for fast windows, equal to those of `windows`.
+    """The frames from `start` up to `stop`, prepared for fast windows that equal those of `windows`.
 
-    Memory is that of the stretch, so a long corpus is walked in several; training keeps one of all.
+    It needs memory for its own frames only, so that a long corpus can be processed in several stretches.
 
     Raises:
-        ValueError: unknown normalisation or padding, a negative context, bounds outside the frames.
+        ValueError: unknown normalisation or padding, a negative context, or bounds outside the frames.
     """
     stop = len(frames) if stop is None else stop
     _check_window(context, padding)
@@ -236,61 +235,13 @@ def stretch(
 
 
 def _normalise(rows: Tensor, affine: Affine | None, groups: Tensor) -> Tensor:
-    """Apply each row's own scale and shift; rows (..., F), groups (...)."""
+    """Apply the scale and shift of each row's recording; rows (..., F), groups (...)."""
     if affine is None:
         return rows
     scale, shift = affine
     if len(scale) == 1:
         return rows * scale[0] + shift[0]
     return torch.addcmul(shift[groups], rows, scale[groups])
-
-
-def _none(frames: FrameSet) -> None:
-    """Raw features."""
-
-
-def _mean(frames: FrameSet) -> Affine:
-    """Subtract each recording's mean over time (cepstral mean subtraction)."""
-    means = torch.stack([piece.double().mean(dim=0) for piece in _recordings(frames)])
-    return torch.ones_like(means).float(), -means.float()
-
-
-def _mean_std(frames: FrameSet) -> Affine:
-    """Subtract each recording's mean over time, divide by its standard deviation (population)."""
-    return _standardise([torch.std_mean(piece.double(), dim=0, correction=0) for piece in _recordings(frames)])
-
-
-def _z_score(frames: FrameSet) -> Affine:
-    """As `mean_std`, with one mean and standard deviation over all frames of this frame set."""
-    return _standardise([torch.std_mean(frames.features.double(), dim=0, correction=0)])
-
-
-def _min_max(frames: FrameSet) -> Affine:
-    """Map each feature's range over this frame set to 0 .. 1."""
-    low, high = (bound.double() for bound in frames.features.aminmax(dim=0))
-    scale = torch.where(high > low, 1 / (high - low), 0.0)
-    return scale.float()[None], (-low * scale).float()[None]
-
-
-NORMALISATIONS: dict[str, Callable[[FrameSet], Affine | None]] = {
-    "none": _none,
-    "mean": _mean,
-    "mean_std": _mean_std,
-    "z_score": _z_score,
-    "min_max": _min_max,
-}
-
-
-def _recordings(frames: FrameSet) -> tuple[Tensor, ...]:
-    return torch.split(frames.features, frames.starts.diff().tolist())
-
-
-def _standardise(statistics: list[tuple[Tensor, Tensor]]) -> Affine:
-    """Scale and shift from standard deviations and means; a constant feature becomes zero."""
-    deviation, mean = (torch.stack(column) for column in zip(*statistics, strict=True))
-    noise = torch.finfo(torch.float32).eps * mean.abs()
-    scale = torch.where(deviation > noise, 1 / deviation, 0.0)
-    return scale.float(), (-mean * scale).float()
 
 
 def _check_features(features: Tensor) -> None:
@@ -309,7 +260,7 @@ def _check_starts(starts: Tensor, frames: int, names: int) -> None:
         msg = f"expected starts (U + 1,) int64 rising from 0 to {frames} frames, got {starts}"
         raise ValueError(msg)
     if names != len(starts) - 1:
-        msg = f"expected {len(starts) - 1} names of recordings, got {names}"
+        msg = f"expected {len(starts) - 1} recording names, got {names}"
         raise ValueError(msg)
 
 

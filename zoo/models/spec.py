@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from zoo._names import unknown
-from zoo.data.frames import NORMALISATIONS, PADDINGS
+from zoo.data.frames import PADDINGS
+from zoo.data.normalisation import NORMALISATIONS
 from zoo.models.architectures import find_architecture
 
 _MOST_PARAMETERS = 4_000_000_000  # a wish beyond this is a typing error, not a frame classifier

@@ -1,0 +1,74 @@
+"""Every normalisation against NumPy in float64, the laws of the table, and one of the user's own."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import zoo
+from zoo import FrameSet, windows
+from zoo.data.normalisation import NORMALISATIONS, Affine, normalisation
+
+
+def by_numpy(frames: FrameSet) -> dict[str, np.ndarray]:
+    """Every recording normalised separately."""
+    whole = frames.features.double().numpy()
+    pieces = np.split(whole, frames.starts[1:-1].numpy())
+    return {
+        "none": whole,
+        "mean": np.concatenate([p - p.mean(0) for p in pieces]),
+        "mean_std": np.concatenate([(p - p.mean(0)) / np.where(p.std(0) > 0, p.std(0), 1) for p in pieces]),
+        "z_score": (whole - whole.mean(0)) / whole.std(0),
+        "min_max": (whole - whole.min(0)) / (whole.max(0) - whole.min(0)),
+    }
+
+
+@pytest.mark.parametrize("name", ["none", "mean", "mean_std", "z_score", "min_max"])
+def test_a_normalisation_is_that_of_numpy(frames: FrameSet, name: str) -> None:
+    """Applied to every frame, over recordings of several lengths, one of a single frame."""
+    rows = windows(frames, torch.arange(len(frames)), 0, name).numpy()
+    np.testing.assert_allclose(rows, by_numpy(frames)[name], atol=2e-5)
+
+
+@pytest.mark.parametrize("name", NORMALISATIONS)
+def test_a_normalisation_gives_a_finite_scale_and_shift_in_float32(frames: FrameSet, name: str) -> None:
+    """One row for each recording, or one for all; or None."""
+    affine = NORMALISATIONS[name](frames.features, frames.starts)
+    for part in affine or ():
+        assert part.dtype == torch.float32
+        assert part.shape in ((frames.recordings, 6), (1, 6))
+        assert part.isfinite().all()
+    assert frames.affine(name) is frames.affine(name)
+
+
+def test_a_constant_feature_becomes_zero_and_not_nan() -> None:
+    """Also where its mean cannot be held exactly in float32."""
+    features = torch.full((50, 2), 0.1)
+    features[:, 1] = torch.randn(50)
+    frames = FrameSet(features, None, torch.tensor([0, 50]), ("a", "b"))
+    for name in ("mean_std", "z_score", "min_max"):
+        rows = windows(frames, torch.arange(50), 0, name)
+        assert rows.isfinite().all()
+        assert rows[:, 0].abs().max() < 1e-6
+
+
+def test_a_normalisation_of_ones_own_is_one_function(monkeypatch: pytest.MonkeyPatch, frames: FrameSet) -> None:
+    """Its name goes into a spec, and windows and stretches apply it; a name of another module's is refused."""
+    monkeypatch.setitem(NORMALISATIONS, "peak", NORMALISATIONS["none"])
+
+    def peak(features: Tensor, starts: Tensor) -> Affine:
+        """Divide by the greatest magnitude."""
+        scale = 1 / features.abs().amax(dim=0, keepdim=True)
+        return scale, torch.zeros_like(scale)
+
+    with pytest.raises(ValueError, match=r"'peak' is already registered by zoo\.data\.normalisation"):
+        normalisation(peak)
+    monkeypatch.delitem(NORMALISATIONS, "peak")
+    normalisation(peak)
+    spec = zoo.Spec("mlp", features=6, context=1, classes=4, normalisation="peak")
+    expected = frames.features / frames.features.abs().amax(dim=0)
+    for rows in (
+        windows(frames, torch.arange(len(frames)), 1, spec.normalisation),
+        zoo.data.stretch(frames, 1, spec.normalisation).windows(),
+    ):
+        torch.testing.assert_close(rows[:, 6:12], expected)

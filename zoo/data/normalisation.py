@@ -1,0 +1,91 @@
+"""Normalisations: how the features of a recording are scaled and shifted before a model sees them.
+
+Each is a plain function from raw features to one scale and shift per recording, or one for all recordings. Its name
+is what `Spec.normalisation` holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+Affine = tuple[Tensor, Tensor]
+Normalisation = Callable[[Tensor, Tensor], Affine | None]
+
+NORMALISATIONS: dict[str, Normalisation] = {}
+
+
+def normalisation(function: Normalisation) -> Normalisation:
+    """Register `function(features, starts)` under its own name.
+
+    The function takes the raw features (T, F) float32 and the first frame of each recording, then T, as (U + 1,)
+    int64. It returns scale and shift of `features * scale + shift`, float32 and each (U, F), or (1, F) for all
+    recordings alike; None leaves the features as they are.
+
+    Example:
+        >>> @normalisation
+        ... def peak(features, starts):
+        ...     scale = 1 / features.abs().amax(dim=0, keepdim=True)
+        ...     return scale, torch.zeros_like(scale)
+
+    Raises:
+        ValueError: the name is taken by a function of another module.
+    """
+    name = function.__name__
+    taken = NORMALISATIONS.get(name)
+    if taken is not None and taken.__module__ != function.__module__:
+        msg = f"normalisation {name!r} is already registered by {taken.__module__}; choose another name"
+        raise ValueError(msg)
+    NORMALISATIONS[name] = function
+    return function
+
+
+@normalisation
+def none(features: Tensor, starts: Tensor) -> None:
+    """Raw features."""
+
+
+@normalisation
+def mean(features: Tensor, starts: Tensor) -> Affine:
+    """Subtract each recording's mean over time (cepstral mean subtraction)."""
+    means = torch.stack([recording.double().mean(dim=0) for recording in _recordings(features, starts)])
+    return torch.ones_like(means).float(), -means.float()
+
+
+@normalisation
+def mean_std(features: Tensor, starts: Tensor) -> Affine:
+    """Subtract each recording's mean over time, and divide by its standard deviation (of the population)."""
+    return _standardise([_statistics(recording) for recording in _recordings(features, starts)])
+
+
+@normalisation
+def z_score(features: Tensor, starts: Tensor) -> Affine:
+    """The same as `mean_std` with one mean and one standard deviation over all frames of this frame set."""
+    return _standardise([_statistics(features)])
+
+
+@normalisation
+def min_max(features: Tensor, starts: Tensor) -> Affine:
+    """Map each feature's range over this frame set to 0 .. 1; a constant feature becomes zero."""
+    low, high = (bound.double() for bound in features.aminmax(dim=0))
+    scale = torch.where(high > low, 1 / (high - low), 0.0)
+    return scale.float()[None], (-low * scale).float()[None]
+
+
+def _recordings(features: Tensor, starts: Tensor) -> tuple[Tensor, ...]:
+    return torch.split(features, starts.diff().tolist())
+
+
+def _statistics(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Standard deviation and mean over time, in float64."""
+    return torch.std_mean(features.double(), dim=0, correction=0)
+
+
+def _standardise(statistics: list[tuple[Tensor, Tensor]]) -> Affine:
+    """Scale and shift from standard deviations and means; a constant feature becomes zero."""
+    deviation, mean = (torch.stack(column) for column in zip(*statistics, strict=True))
+    noise = torch.finfo(torch.float32).eps * mean.abs()
+    scale = torch.where(deviation > noise, 1 / deviation, 0.0)
+    return scale.float(), (-mean * scale).float()
