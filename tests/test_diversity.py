@@ -1,6 +1,10 @@
 """Diversity: the table's laws, hand-worked counts, slow loops and scikit-learn as oracles, exact splits."""
 
+import importlib
 import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +17,7 @@ from torch import Tensor
 import ensemble
 from ensemble.judge import diversity
 from ensemble.judge.diversity import CROWD_MEASURES, PAIR_MEASURES, Joint
+from ensemble.judge.page import page
 
 BY_HAND = np.array([[1] * 7 + [0] * 3, [1] * 4 + [0] * 3 + [1] * 2 + [0]], dtype=bool)  # 4 both, 3, 2, 1 neither
 
@@ -53,8 +58,7 @@ def test_every_pair_measure_has_a_case_by_hand() -> None:
     assert {name for name, _ in marks} == set(PAIR_MEASURES)
 
 
-@pytest.mark.parametrize("name", PAIR_MEASURES)
-def test_pair_measures_are_symmetric_and_follow_the_members(name: str) -> None:
+def pair_is_symmetric_and_follows_the_members(name: str) -> None:
     """The table is symmetric, and permuting members permutes it."""
     right = right_and_wrong(6, 500)
     table = PAIR_MEASURES[name](right)
@@ -63,14 +67,86 @@ def test_pair_measures_are_symmetric_and_follow_the_members(name: str) -> None:
     np.testing.assert_allclose(PAIR_MEASURES[name](right[order]), table[np.ix_(order, order)], rtol=1e-12)
 
 
-@pytest.mark.parametrize("name", PAIR_MEASURES)
-def test_matrix_product_equals_the_loop_over_pairs(name: str) -> None:
-    """Two members at a time, counted frame by frame, give the same figure."""
+def pair_equals_the_loop(name: str) -> None:
+    """Two members at a time, counted frame by frame, give the same figure as the matrix product."""
     right = right_and_wrong(5, 300)
     table = PAIR_MEASURES[name](right)
     for i in range(5):
         for j in range(5):
             np.testing.assert_allclose(PAIR_MEASURES[name](right[[i, j]])[0, 1], table[i, j], rtol=1e-12)
+
+
+def pair_without_frames_is_nan(name: str) -> None:
+    """Nothing is known, and nothing fails."""
+    assert np.isnan(PAIR_MEASURES[name](right_and_wrong(3, 0))).all()
+
+
+def crowd_ignores_the_order_of_members(name: str) -> None:
+    """It does not matter who is right, only how many."""
+    right = right_and_wrong(5, 200)
+    assert CROWD_MEASURES[name](right) == CROWD_MEASURES[name](right[::-1])
+
+
+PAIR_LAWS = [pair_is_symmetric_and_follows_the_members, pair_equals_the_loop, pair_without_frames_is_nan]
+CROWD_LAWS = [crowd_ignores_the_order_of_members]
+
+
+@pytest.mark.parametrize("law", PAIR_LAWS)
+@pytest.mark.parametrize("name", PAIR_MEASURES)
+def test_pair_measures_obey(law: Callable[[str], None], name: str) -> None:
+    """Every law, for every measure of the table."""
+    law(name)
+
+
+@pytest.mark.parametrize("law", CROWD_LAWS)
+@pytest.mark.parametrize("name", CROWD_MEASURES)
+def test_crowd_measures_obey(law: Callable[[str], None], name: str) -> None:
+    """Every law, for every measure of the table."""
+    law(name)
+
+
+MINE = """
+from ensemble.judge import crowd_measure, pair_measure
+
+@pair_measure
+def both_right(joint):
+    return joint.both / (joint.frames or float("nan"))
+
+@crowd_measure
+def unanimous(shares):
+    return shares[0] + shares[-1]
+"""
+
+
+def test_a_new_measure_is_one_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a file of one's own: it obeys the laws, and the report and its page show it."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "my_measures.py").write_text(MINE)
+    try:
+        importlib.import_module("my_measures")
+        for law in PAIR_LAWS:
+            law("both_right")
+        for law in CROWD_LAWS:
+            law("unanimous")
+        report = ensemble.evaluate(outputs(), {"mean": ensemble.mean})
+        right = diversity.correct(outputs())
+        assert report.pairs["both_right"][0] == (right[0] & right[1]).mean()
+        assert "both right" in page(report)
+        assert CROWD_MEASURES["unanimous"](BY_HAND) == 5 / 10
+    finally:
+        PAIR_MEASURES.pop("both_right", None)
+        CROWD_MEASURES.pop("unanimous", None)
+        sys.modules.pop("my_measures", None)
+
+
+def test_a_taken_name_is_refused() -> None:
+    """A measure of another module is not replaced."""
+
+    def kappa(joint: Joint) -> np.ndarray:
+        return joint.both
+
+    with pytest.raises(ValueError, match=r"name for a measure, got 'kappa', which ensemble\.judge\.diversity has"):
+        diversity.pair_measure(kappa)
 
 
 def test_kappa_and_correlation_agree_with_libraries() -> None:
@@ -90,11 +166,10 @@ def test_counts_stay_whole_over_many_blocks() -> None:
 
 
 def test_undefined_pair_figures_are_nan_not_errors() -> None:
-    """Beside a member that is never wrong nothing correlates; without frames nothing is known."""
+    """Beside a member that is never wrong nothing correlates."""
     right = np.array([[1, 1, 1], [1, 0, 1]], dtype=bool)
     assert np.isnan(diversity.q_statistic(right)[0, 1])
     assert np.isnan(diversity.correlation(right)[0, 1])
-    assert all(np.isnan(measure(right[:, :0])).all() for measure in PAIR_MEASURES.values())
 
 
 def crowd_by_loop(right: np.ndarray) -> dict[str, float]:
@@ -139,13 +214,6 @@ def test_crowd_and_pairs_tell_the_same_story(members: int, frames: int, seed: in
     pairs = diversity.disagreement(right)[np.triu_indices(members, k=1)]
     expected = (members - 1) / (2 * members) * pairs.mean()
     np.testing.assert_allclose(diversity.kohavi_wolpert(right), expected, rtol=1e-9, atol=1e-12)
-
-
-@pytest.mark.parametrize("name", CROWD_MEASURES)
-def test_crowd_measures_ignore_the_order_of_members(name: str) -> None:
-    """Who is right does not matter, only how many."""
-    right = right_and_wrong(5, 200)
-    assert CROWD_MEASURES[name](right) == CROWD_MEASURES[name](right[::-1])
 
 
 def test_extremes_of_the_crowd() -> None:

@@ -1,135 +1,332 @@
-"""The page and its figures: complete, self-contained, the same for the same report, safe for any name."""
+"""The report: scikit-learn and the slow loop as oracles, and what its notes point out."""
 
-import re
+import dataclasses
+import json
+import math
 
+import numpy as np
 import pytest
 import torch
-from matplotlib.figure import Figure
+from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, log_loss
+from torch import Tensor
 
 import ensemble
-from ensemble.judge import plots
-from ensemble.judge.page import page, verdict
+from ensemble.judge import diversity, tally
+from ensemble.judge.tally import walk
 
-FIGURES = [plots.gains, plots.reliability, plots.disagreement, plots.classes]
+RULES = {"majority": ensemble.majority, "mean": ensemble.mean, "weighted": ensemble.WeightedMean([4, 2, 1, 0])}
 
 
-def report(
-    members: int = 3, *, first: str = "m0", rules: tuple[str, ...] = ("mean", "majority"), frames: int = 300
-) -> ensemble.Report:
-    """Members of a real gain over thirty recordings."""
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.randint(4, (frames,), generator=generator)
-    hint = torch.nn.functional.one_hot(labels, 4) * 1.5
-    rows = (torch.randn(members, frames, 4, generator=generator) + hint).softmax(-1)
-    names = [first, *(f"m{i}" for i in range(1, members))]
-    outputs = ensemble.MemberOutputs.from_probabilities(
-        dict(zip(names, rows, strict=True)), labels=labels, groups=torch.arange(frames) // 10
+def told(members: int = 4, frames: int = 400, classes: int = 5, *, seed: int = 0) -> ensemble.MemberOutputs:
+    """Members of falling strength over twenty or more recordings; the last class never occurs."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(classes - 1, (frames,), generator=generator)
+    hint = torch.nn.functional.one_hot(labels, classes)
+    rows = [
+        (torch.randn(frames, classes, generator=generator, dtype=torch.float64) + hint * (2.5 - 0.3 * i)).softmax(-1)
+        for i in range(members)
+    ]
+    return ensemble.MemberOutputs.from_probabilities(
+        {f"m{i}": row for i, row in enumerate(rows)}, labels=labels, groups=torch.arange(frames) // 11
     )
-    return ensemble.evaluate(outputs, {name: ensemble.get_rule(name) for name in rules}, baseline=first)
 
 
-def test_one_recording_shows_nothing() -> None:
-    """However many frames it has: no interval, no verdict of better, and the page says why."""
-    told = report(frames=10)
-    assert told.rules[["gain_low", "mean_gain_high", "loss_gain_low"]].isna().all(axis=None)
-    assert verdict(told).startswith("Not shown to be better.")
-    assert verdict(told).endswith("no interval, for want of a second recording.")
-    assert "1 recording cannot be resampled: there are no intervals" in told.notes
-    assert "nan" not in page(told)
+def test_scores_equal_scikit_learn() -> None:
+    """Accuracy, log-loss in nats and macro F1 of every member and rule, to 1e-6."""
+    o = told()
+    report = ensemble.evaluate(o, RULES)
+    labels, p = o.require_labels().numpy(), o.log_probabilities.double().exp()
+    answers = [*p, *(rule(p) for rule in RULES.values())]
+    table = [*report.members.to_dict("records"), *report.rules.to_dict("records")]
+    assert [row["name"] for row in table] == [*o.members, *RULES]
+    for row, answer in zip(table, answers, strict=True):
+        said = answer.argmax(-1).numpy()
+        rows = (answer / answer.sum(-1, keepdim=True)).numpy()
+        assert row["accuracy"] == pytest.approx(accuracy_score(labels, said), abs=1e-12)
+        assert row["log_loss"] == pytest.approx(log_loss(labels, rows, labels=range(5)), abs=1e-6)
+        assert row["macro_f1"] == pytest.approx(f1_score(labels, said, average="macro", zero_division=0), abs=1e-9)
+        assert row["calibration_error"] == pytest.approx(
+            ensemble.judge.expected_calibration_error(answer, labels), abs=1e-6
+        )
 
 
-def test_the_page_tells_everything_and_asks_for_nothing() -> None:
-    """Every member, rule, class and note; no address, no file of its own."""
-    told = report()
-    text = page(told)
-    for word in [
-        *told.members["name"],
-        *told.rules["name"],
-        *told.classes["name"],
-        *told.confusions["taken_for"],
-        *told.notes,
-    ]:
-        assert word in text
-    assert verdict(told) in text
-    assert "<h2>Mistakes</h2>" in text
-    assert text.startswith("<!doctype html>")
-    assert text.count("<svg") == len(FIGURES)
-    outside = re.findall(r"""(?:src|href)=["'](?!#|data:)[^"']*|url\((?!#)[^)]*|@import""", text)
-    assert outside == []
+def test_gains_are_differences_with_intervals_by_recording() -> None:
+    """Each interval is the one of the frame-wise differences, resampled over recordings."""
+    o = told()
+    report = ensemble.evaluate(o, RULES, baseline="m1", replicates=500, seed=3)
+    labels, p = o.require_labels(), o.probabilities
+    single = p[1].argmax(-1) == labels
+    uniform = p.mean(0).argmax(-1) == labels
+    frame = torch.arange(len(labels))
+    for name, rule in RULES.items():
+        row = report.rules.set_index("name").loc[name]
+        right, nats = rule(p).argmax(-1) == labels, -rule(p)[frame, labels].double().log()
+        for gain, values in {
+            "gain": right.double() - single.double(),
+            "mean_gain": right.double() - uniform.double(),
+            "loss_gain": -p[1][frame, labels].double().log() - nats,
+        }.items():
+            found = ensemble.judge.bootstrap_interval(values.numpy(), o.groups, replicates=500, seed=3)
+            expected = [found.estimate, found.low, found.high]
+            np.testing.assert_allclose([row[gain], row[f"{gain}_low"], row[f"{gain}_high"]], expected, atol=1e-6)
 
 
-def test_figures_in_the_page_are_the_reports() -> None:
-    """A rule's accuracy and gain as written in its row."""
-    told = report()
-    row = told.rules.iloc[0]
-    assert f"{100 * row['accuracy']:.2f}" in page(told)
-    assert f"{100 * row['gain_low']:+.2f}" in page(told)
+def test_a_rule_that_copies_the_baseline_gains_nothing() -> None:
+    """Gain and both ends are exactly nought."""
+    report = ensemble.evaluate(told(), {"copy": ensemble.WeightedMean([0, 1, 0, 0])}, baseline="m1")
+    assert report.rules[["gain", "gain_low", "gain_high"]].to_numpy().tolist() == [[0, 0, 0]]
 
 
-def test_names_cannot_write_html() -> None:
-    """A member called like a tag is shown, not obeyed, in tables and in figures."""
-    text = page(report(first="<script>alert(1)</script>"))
-    assert "<script>alert" not in text
-    assert "&lt;script&gt;alert" in text
+def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Walking in blocks of seven frames gives the sums of one block."""
+    o = told()
+    whole = walk(o, RULES)
+    monkeypatch.setattr(tally, "_CELLS", 7 * 4 * 5)
+    parts = walk(o, RULES)
+    for field in ("confusion", "right", "clipped", "some_right"):
+        np.testing.assert_array_equal(getattr(parts, field), getattr(whole, field))
+    for field in ("loss", "bins"):
+        np.testing.assert_allclose(getattr(parts, field), getattr(whole, field), rtol=1e-9)
+    np.testing.assert_array_equal(parts.joint.both, whole.joint.both)
+    assert parts.ties == pytest.approx(whole.ties)
 
 
-def test_dollars_in_names_are_no_formulas() -> None:
-    """A name that would be broken mathematics is drawn as it is written."""
-    assert r"a$\frac$" in page(report(first=r"a$\frac$"))
+def test_many_recordings_are_dealt_into_piles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Piles keep every frame, and intervals stay about as wide."""
+    o = told(frames=3000)
+    own = ensemble.MemberOutputs(o.log_probabilities, o.members, o.classes, labels=o.labels)
+    fine = ensemble.evaluate(own, RULES).rules.set_index("name").loc["mean"]
+    monkeypatch.setattr(tally, "_PILES", 300)
+    report = ensemble.evaluate(own, RULES)
+    coarse = report.rules.set_index("name").loc["mean"]
+    assert report.recordings == 3000
+    assert walk(own, {}).sizes.sum() == 3000
+    assert coarse["gain"] == pytest.approx(fine["gain"])
+    assert coarse["gain_high"] - coarse["gain_low"] == pytest.approx(fine["gain_high"] - fine["gain_low"], rel=0.2)
 
 
-def test_equal_reports_equal_pages() -> None:
-    """But for the seconds, nothing changes from one run to the next."""
-    first, second = (re.sub(r"Judged in .* s", "", page(report())) for _ in range(2))
+def test_the_best_member_is_the_baseline_and_a_note_says_where_it_was_chosen() -> None:
+    """Without a name the most accurate member on these frames; with a name, that one and no note."""
+    o = told()
+    report = ensemble.evaluate(o, RULES)
+    best = report.members.sort_values("accuracy")["name"].iloc[-1]
+    assert report.baseline == best
+    assert f"the best single member, {best}, was chosen on these frames: gains are understated" in report.notes
+    named = ensemble.evaluate(o, RULES, baseline="m2")
+    assert named.baseline == "m2"
+    assert not [note for note in named.notes if "chosen on these frames" in note]
+    with pytest.raises(ValueError, match=r"baseline among the members \['m0', .*\], got 'm9'"):
+        ensemble.evaluate(o, RULES, baseline="m9")
+
+
+def test_the_oracle_bounds_every_member_and_every_choice_among_them() -> None:
+    """Fraction of frames where some member is right, in all and by class."""
+    o = told()
+    report = ensemble.evaluate(o, {"maximum": ensemble.maximum})
+    right = diversity.correct(o)
+    assert report.oracle == pytest.approx(right.any(0).mean())
+    assert report.oracle >= report.members["accuracy"].max()
+    assert report.oracle >= report.rules["accuracy"].max()
+    of_class = right[:, o.require_labels().numpy() == 2].any(0).mean()
+    assert report.classes["oracle"][2] == pytest.approx(of_class)
+
+
+def test_pairs_are_the_diversity_measures() -> None:
+    """One row per pair, every measure of the table."""
+    o = told()
+    pairs = ensemble.evaluate(o, {}).pairs
+    assert len(pairs) == 6
+    assert (pairs["first"][4], pairs["second"][4]) == ("m1", "m3")
+    for name, measure in diversity.PAIR_MEASURES.items():
+        assert pairs[name][4] == pytest.approx(measure(diversity.correct(o))[1, 3])
+
+
+def test_classes_by_hand() -> None:
+    """Class b is taken for c once; class c is best left to y; class d never occurs."""
+    x = [[0.9, 0.1, 0, 0], [0, 0.6, 0.4, 0], [0, 0.1, 0.9, 0], [0.5, 0.3, 0.2, 0]]
+    y = [[0.9, 0.1, 0, 0], [0, 0.9, 0.1, 0], [0, 0.1, 0.9, 0], [0, 0.1, 0.9, 0]]
+    labels = ["a", "b", "b", "c"]
+    o = ensemble.MemberOutputs.from_probabilities({"x": x, "y": y}, labels=labels, classes="abcd")
+    report = ensemble.evaluate(o, {"y": ensemble.WeightedMean([0, 1])})
+    assert report.rules["macro_f1"][0] == pytest.approx((1 + 2 / 3 + 2 / 3) / 3)  # d is in no label and no prediction
+    table = report.classes.set_index("name")
+    assert table["frames"].tolist() == [1, 2, 1, 0]
+    assert table.loc["b", ["rule_accuracy", "confused_with", "confused_share"]].tolist() == [0.5, "c", 0.5]
+    assert table.loc["c", ["trust", "trust_f1", "oracle"]].tolist() == ["y", pytest.approx(2 / 3), 1.0]
+    assert table.loc["a", "confused_with"] is None
+    assert table.loc["d", "trust"] is None
+    assert math.isnan(table.loc["d", "rule_accuracy"])
+
+
+def test_confusions_are_the_largest_mistakes() -> None:
+    """Largest first, three a class, as scikit-learn counts them; the baseline's share beside."""
+    o = told()
+    report = ensemble.evaluate(o, {"weak": ensemble.WeightedMean([0, 0, 0, 1])}, baseline="m0")
+    labels, p = o.require_labels().numpy(), o.probabilities
+    rule, single = (confusion_matrix(labels, rows.argmax(-1), labels=range(5)) for rows in (p[3], p[0]))
+    for name, rows in report.confusions.groupby("name"):
+        true = int(name)
+        wrong = sorted((count for said, count in enumerate(rule[true]) if said != true and count), reverse=True)
+        assert rows["frames"].tolist() == wrong[:3]
+        for row in rows.to_dict("records"):
+            assert row["share"] == row["frames"] / (labels == true).sum()
+            assert row["baseline_share"] == single[true, int(row["taken_for"])] / (labels == true).sum()
+    assert set(report.confusions["name"]) == set("0123")
+
+
+def test_the_optimism_of_a_fit_stands_beside_its_rule() -> None:
+    """As `cross_fit` found it on the fitting frames; NaN for a rule that was not fitted."""
+    o = told()
+    found = ensemble.fit.cross_fit(o)
+    report = ensemble.evaluate(told(seed=1), RULES, cross_fits={"weighted": found})
+    weighted = report.rules.set_index("name").loc["weighted"]
+    assert weighted["optimism"] == found.optimism
+    assert weighted["optimism_accuracy"] == found.optimism_accuracy
+    assert report.rules["optimism"].isna().tolist() == [True, True, False]
+
+
+def test_reliability_holds_the_bins_behind_the_error() -> None:
+    """Weighted by frames, the bins' distances are the calibration error."""
+    report = ensemble.evaluate(told(), RULES)
+    bins = report.reliability[report.reliability["name"] == "mean"].dropna()
+    error = (bins["frames"] * (bins["confidence"] - bins["accuracy"]).abs()).sum() / report.frames
+    assert error == pytest.approx(report.rules.set_index("name").loc["mean", "calibration_error"])
+
+
+def test_parameters_count_only_members_that_have_a_say() -> None:
+    """A member of weight 0 need not be shipped; an unknown size makes the sum unknown."""
+    sizes = {"m0": 10, "m1": 20, "m2": 40, "m3": 80}
+    warmed = ensemble.rules.Chain((RULES["weighted"], ensemble.rules.Temperature(2.0)))
+    report = ensemble.evaluate(told(), RULES | {"warmed": warmed}, parameters=sizes)
+    assert report.members["parameters"].tolist() == [10, 20, 40, 80]
+    assert report.rules["parameters"].tolist() == [150, 150, 70, 70]
+    unknown = ensemble.evaluate(told(), RULES, parameters={"m0": 10})
+    assert unknown.rules["parameters"].isna().all()
+
+
+def test_every_fitted_rule_can_be_judged() -> None:
+    """Rules of other shapes of weights, and weights per class, go through the same report."""
+    o = told()
+    rules = {
+        "votes": ensemble.fit.fit_bayes_vote(o),
+        "stacked": ensemble.fit.fit_stacked(o),
+        "classwise": ensemble.fit.fit_class_weights(o).rule(),
+        "log": ensemble.rules.LogPool(ensemble.fit.fit_log_linear(o).weights),  # type: ignore[arg-type]
+    }
+    report = ensemble.evaluate(o, rules, parameters=dict.fromkeys(o.members, 1))
+    assert (report.rules["parameters"] > 0).all()
+    assert report.rules["fitted_here"].tolist() == [True, True, True, False]  # the last was told no fingerprint
+
+
+def test_rules_judged_on_their_fitting_frames_are_marked() -> None:
+    """The fingerprint tells, in a column and in a note; so does training data."""
+    o = told()
+    rules = {"here": ensemble.WeightedMean([1] * 4, fingerprint=o.fingerprint), "mean": ensemble.mean}
+    report = ensemble.evaluate(o, rules, trained_on={"m0": o.fingerprint, "m1": "other"})
+    assert report.rules["fitted_here"].tolist() == [True, False]
+    assert report.rules["fitted_on_training"].tolist() == [True, False]
+    assert report.rules["optimism"].isna().all()
+    assert "rule here was fitted on these frames: its figures are optimistic" in report.notes
+    assert "trained on these frames, so their figures are optimistic: m0" in report.notes
+    assert any(note.startswith("rule here was fitted on frames that m0 had been trained on") for note in report.notes)
+
+
+def test_few_recordings_and_none_are_pointed_out() -> None:
+    """Under twenty recordings, or frames that are their own recordings."""
+    assert any("are few to resample" in note for note in ensemble.evaluate(told(frames=60), {}).notes)
+    o = told()
+    alone = ensemble.MemberOutputs(o.log_probabilities, o.members, o.classes, labels=o.labels)
+    assert any("every frame is its own recording" in note for note in ensemble.evaluate(alone, {}).notes)
+
+
+def test_no_probability_for_the_truth_is_finite_and_noted() -> None:
+    """Taken as 2^-52, as scikit-learn does in double precision."""
+    p = [[1.0, 0.0], [0.0, 1.0]]
+    o = ensemble.MemberOutputs.from_probabilities({"a": p}, labels=[0, 0])
+    report = ensemble.evaluate(o, {})
+    assert report.members["log_loss"][0] == pytest.approx(52 * math.log(2) / 2)
+    assert report.members["log_loss"][0] == pytest.approx(log_loss([0, 0], np.array(p), labels=[0, 1]), rel=1e-6)
+    assert "a gives the true class less than 2^-52 on 1 frames, which count as 2^-52 in log_loss" in report.notes
+    almost = ensemble.MemberOutputs.from_probabilities({"a": [[1.0, 1e-20], [1.0, 0.0]]}, labels=[1, 1])
+    assert any("2^-52 on 2 frames" in note for note in ensemble.evaluate(almost, {}).notes)
+
+
+def test_abstaining_members_are_counted_not_guessed_for() -> None:
+    """NaN rows: wrong, with the loss of equal probabilities; rules combine those who speak."""
+    p = {"a": [[0.9, 0.1], [0.2, 0.8]], "b": [[0.7, 0.3], [math.nan, math.nan]]}
+    o = ensemble.MemberOutputs.from_probabilities(p, labels=[0, 1], abstain=True)
+    report = ensemble.evaluate(o, {"pool": ensemble.WeightedMean([1, 1]), "mean": ensemble.mean})
+    assert report.members["abstained"].tolist() == [0, 1]
+    assert report.members["accuracy"].tolist() == [1.0, 0.5]
+    assert report.members["log_loss"][1] == pytest.approx(-math.log(0.7 * 0.5) / 2)
+    assert report.members["macro_f1"].tolist() == [1.0, 1.0]  # over frames with an answer
+    assert report.rules["log_loss"].tolist() == pytest.approx([-math.log(0.8 * 0.8) / 2] * 2)
+    assert report.rules["mean_gain"].tolist() == [0, 0]
+    assert report.tie_rate == 0
+    assert any(note.startswith("b abstains on 1 frames") for note in report.notes)
+    assert diversity.correct(o).tolist() == [[True, True], [True, False]]
+
+
+def test_abstentions_that_are_not_declared_are_refused() -> None:
+    """By the member's name and the frame, with the way out; fits refuse declared ones too."""
+    logs = torch.tensor([[[0.9, 0.1], [0.2, 0.8]], [[0.7, 0.3], [torch.nan, torch.nan]]]).log()
+    o = ensemble.MemberOutputs(logs, ("a", "b"), ("x", "y"), labels=torch.tensor([0, 1]))
+    for judge in (lambda: ensemble.evaluate(o, {}), lambda: diversity.correct(o)):
+        with pytest.raises(ValueError, match="from member 'b', got NaN at frame 1; if it abstains there, declare"):
+            judge()
+    declared = dataclasses.replace(o, abstain=True)
+    for fit in (ensemble.fit.fit_temperature, ensemble.fit.fit_stacked, ensemble.fit.fit_bayes_vote):
+        with pytest.raises(ValueError, match="from member 'b', got NaN at frame 1; use frames where all speak"):
+            fit(declared)
+
+
+def test_rules_that_return_no_distribution_are_refused_by_name() -> None:
+    """A wrong shape and a wrong sum."""
+
+    def double(probabilities: Tensor) -> Tensor:
+        return probabilities.mean(0) * 2
+
+    with pytest.raises(ValueError, match=r"sum to one from rule 'double', got a sum of 2"):
+        ensemble.evaluate(told(), {"double": double})
+    with pytest.raises(ValueError, match=r"rows of shape \(400, 5\) from rule 'all', got \(4, 400, 5\)"):
+        ensemble.evaluate(told(), {"all": lambda p: p})
+
+
+def test_json_is_plain_and_complete() -> None:
+    """Strict JSON; NaN, infinity and missing sizes become null; the tables' rows are there."""
+    report = ensemble.evaluate(told(), RULES)
+    data = json.loads(json.dumps(report.to_json(), allow_nan=False))
+    assert [row["name"] for row in data["rules"]] == list(RULES)
+    assert {"accuracy", "log_loss", "gain", "gain_low", "gain_high"} <= set(data["rules"][0])
+    assert data["members"][0]["parameters"] is None
+    assert data["classes"][4]["rule_accuracy"] is None  # a class that never occurs
+    assert data["frames"] == 400
+    assert data["baseline"] == report.baseline
+
+
+@pytest.mark.parametrize("members", [1, 3])
+def test_no_frames_have_no_figures(members: int) -> None:
+    """An empty corpus is reported as such, in JSON too."""
+    o = ensemble.MemberOutputs.from_probabilities(
+        {str(i): torch.empty(0, 3) for i in range(members)}, labels=torch.empty(0, dtype=torch.long)
+    )
+    report = ensemble.evaluate(o, {"mean": ensemble.mean})
+    assert math.isnan(report.rules["accuracy"][0])
+    assert math.isnan(report.oracle)
+    assert json.loads(json.dumps(report.to_json(), allow_nan=False))["rules"][0]["gain_low"] is None
+
+
+def test_equal_seeds_equal_reports() -> None:
+    """Only the time may differ."""
+    first, second = (ensemble.evaluate(told(), RULES, seed=1).to_json() for _ in range(2))
+    for data in (first, second):
+        del data["seconds"], data["frames_per_second"]
     assert first == second
 
 
-@pytest.mark.parametrize("draw", FIGURES)
-def test_plots_draw_where_they_are_told(draw: object) -> None:
-    """On the axes given, which they return; on new ones otherwise."""
-    ax = Figure().add_subplot()
-    assert draw(report(), ax=ax) is ax  # type: ignore[operator]
-    assert ax.has_data()
-    assert draw(report()) is not ax  # type: ignore[operator]
-
-
-def test_gains_are_drawn_with_their_ends() -> None:
-    """The interval of the first rule stands on top."""
-    told = report()
-    ax = plots.gains(told)
-    segments = ax.collections[0].get_segments()  # type: ignore[attr-defined]
-    assert segments[-1][:, 0].tolist() == pytest.approx((100 * told.rules.loc[0, ["gain_low", "gain_high"]]).tolist())
-
-
-def test_disagreement_is_drawn_below_the_diagonal() -> None:
-    """Row of the second member, column of the first."""
-    told = report()
-    image = plots.disagreement(told).images[0].get_array()
-    pair = told.pairs.set_index(["first", "second"]).loc[("m0", "m2"), "disagreement"]
-    assert image is not None
-    assert image[2, 0] == pytest.approx(100 * pair)
-
-
-def test_reliability_leaves_out_thin_bins() -> None:
-    """A bin of fewer than ten frames says nothing."""
-    told = report()
-    line = plots.reliability(told, names=["m1"]).lines[1]
-    bins = told.reliability[told.reliability["name"] == "m1"]
-    assert len(line.get_xdata()) == (bins["frames"] >= 10).sum() < len(bins)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
-    ("rules", "frames", "members"), [((), 300, 3), (("mean",), 300, 1), (("mean",), 0, 2), (("mean",), 300, 16)]
-)
-def test_small_and_empty_reports_have_pages(rules: tuple[str, ...], frames: int, members: int) -> None:
-    """No rules, one member, no frames; many members."""
-    assert "</html>" in page(report(members, rules=rules, frames=frames))
-
-
-def test_the_verdict_follows_the_interval() -> None:
-    """Better only if the whole interval is above nought; the number tried is told."""
-    assert verdict(report()).startswith("Better. ")
-    assert "the best of 2 rules here, against m0" in verdict(report())
-    alone = report(1, rules=("mean",))
-    assert verdict(alone).startswith("Not shown to be better. mean against m0: +0.00 points")
-    assert verdict(report(rules=())).startswith("Nothing was combined")
+def test_labels_are_needed() -> None:
+    """Nothing is judged without the truth."""
+    o = told()
+    blind = ensemble.MemberOutputs(o.log_probabilities, o.members, o.classes)
+    with pytest.raises(ValueError, match="expected outputs with labels"):
+        ensemble.evaluate(blind, RULES)

@@ -1,16 +1,18 @@
-"""How members differ: pair by pair, as a crowd, and what the difference is worth.
+"""How members differ: pair by pair, as a crowd, and how much the difference helps.
 
-Pairwise and crowd measures see right and wrong only, (M, N) bool; the pairs come from one matrix product,
-the crowd from the histogram of how many members are right. Splits of uncertainty and of loss see the
-probabilities. A new measure is one function under `@pair_measure` or `@crowd_measure`.
+Pairwise and crowd measures depend only on which answers are right, (M, N) bool: the pairs come from one matrix product,
+the crowd from the histogram of how many members are right. The decompositions of uncertainty and of loss use the
+probabilities. A new measure is one function under `@pair_measure` or `@crowd_measure`; reports, pages and commands then
+show it.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,8 +23,8 @@ from ensemble.outputs import MemberOutputs
 
 Floats = NDArray[np.float64]
 
-_BLOCK = 65_536  # frames turned to float32 at once
-_CELLS = 2**22  # probabilities looked at together
+_BLOCK = 65_536  # frames converted to float32 at once
+_CELLS = 2**22  # probabilities processed at once
 _LEAST_LOG = math.log(2.0**-126)  # of the smallest normal number in float32
 
 
@@ -40,7 +42,7 @@ class Joint:
 
     @classmethod
     def of(cls, correct: ArrayLike) -> Joint:
-        """Counted from (M, N) bool by matrix products, exact: whole numbers below 2^24 a block."""
+        """Count from (M, N) bool by matrix products, which are exact: no block reaches 2^24."""
         right = np.asarray(correct, dtype=bool)
         both = np.zeros((len(right), len(right)))
         for start in range(0, right.shape[1], _BLOCK):
@@ -74,20 +76,38 @@ CROWD_MEASURES: dict[str, Callable[[ArrayLike], float]] = {}
 
 
 def pair_measure(function: Callable[[Joint], Floats]) -> Callable[[Joint | ArrayLike], Floats]:
-    """Enter a pairwise measure under its own name: from `Joint`, or (M, N) right and wrong, to (M, M)."""
+    """Enter a pairwise measure under its own name.
+
+    Args:
+        function: from `Joint` to a symmetric (M, M) table; NaN where it is undefined.
+
+    Returns:
+        The measure, which also takes (M, N) bool, where each member is right.
+
+    Raises:
+        ValueError: another module has a measure of that name.
+    """
 
     @functools.wraps(function)
     def measure(given: Joint | ArrayLike) -> Floats:
         return function(given if isinstance(given, Joint) else Joint.of(given))
 
+    _refuse_taken(function, PAIR_MEASURES)
     PAIR_MEASURES[function.__name__] = measure
     return measure
 
 
 def crowd_measure(function: Callable[[Floats], float]) -> Callable[[ArrayLike], float]:
-    """Enter a measure of the whole crowd under its own name.
+    """Enter a measure of all members together under its own name.
 
-    It is a function of `crowd_histogram`, (M + 1,); right and wrong, (M, N), is turned into that first.
+    Args:
+        function: from `crowd_histogram`, (M + 1,), to a number; NaN where it is undefined.
+
+    Returns:
+        The measure, which also takes (M, N) bool, where each member is right.
+
+    Raises:
+        ValueError: another module has a measure of that name.
     """
 
     @functools.wraps(function)
@@ -96,8 +116,17 @@ def crowd_measure(function: Callable[[Floats], float]) -> Callable[[ArrayLike], 
         with np.errstate(invalid="ignore", divide="ignore"):
             return float(function(shares if shares.ndim == 1 else crowd_histogram(shares)))
 
+    _refuse_taken(function, CROWD_MEASURES)
     CROWD_MEASURES[function.__name__] = measure
     return measure
+
+
+def _refuse_taken(function: Callable[..., Any], table: Mapping[str, Callable[..., Any]]) -> None:
+    """A module that is loaded again may enter its measures again; any other needs a name of its own."""
+    known = table.get(function.__name__)
+    if known is not None and known.__module__ != function.__module__:
+        msg = f"expected a new name for a measure, got {function.__name__!r}, which {known.__module__} has already"
+        raise ValueError(msg)
 
 
 def crowd_histogram(correct: ArrayLike) -> Floats:
@@ -108,7 +137,7 @@ def crowd_histogram(correct: ArrayLike) -> Floats:
 
 
 def _ratio(above: Floats, below: Floats) -> Floats:
-    """Quotient, NaN where it is nought by nought."""
+    """The quotient; NaN where the denominator is zero."""
     quotient: Floats = np.divide(above, below, out=np.full(np.shape(above), np.nan), where=below != 0)
     return quotient
 
@@ -121,9 +150,9 @@ def disagreement(joint: Joint) -> Floats:
 
 @pair_measure
 def q_statistic(joint: Joint) -> Floats:
-    """Yule's Q: 1 where they are right on the same frames, 0 if independent, below 0 if they complement.
+    """Yule's Q: 1 if members are right on the same frames, 0 if independent, negative if they complement each other.
 
-    NaN where a product of counts is nought on both sides, for instance beside a member that is never wrong.
+    NaN where both products of counts are zero, for instance beside a member that is never wrong.
     """
     same, crossed = joint.both * joint.neither, joint.only_first * joint.only_second
     return _ratio(same - crossed, same + crossed)
@@ -131,7 +160,7 @@ def q_statistic(joint: Joint) -> Floats:
 
 @pair_measure
 def correlation(joint: Joint) -> Floats:
-    """Correlation of right and wrong; NaN beside a member that is always or never right."""
+    """Correlation of being right; NaN beside a member that is always or never right."""
     same, crossed = joint.both * joint.neither, joint.only_first * joint.only_second
     spread = joint.right * (joint.frames - joint.right)  # (M,)
     return _ratio(same - crossed, np.sqrt(np.outer(spread, spread)))
@@ -145,7 +174,7 @@ def double_fault(joint: Joint) -> Floats:
 
 @pair_measure
 def kappa(joint: Joint) -> Floats:
-    """Cohen's kappa of right and wrong: agreement beyond chance; NaN where chance agreement is whole."""
+    """Cohen's kappa of being right: agreement beyond chance; NaN where agreement by chance is certain."""
     same, crossed = joint.both * joint.neither, joint.only_first * joint.only_second
     right, wrong = joint.right, joint.frames - joint.right
     return _ratio(2 * (same - crossed), np.outer(right, wrong) + np.outer(wrong, right))
@@ -153,20 +182,20 @@ def kappa(joint: Joint) -> Floats:
 
 @pair_measure
 def ratio_errors(joint: Joint) -> Floats:
-    """Frames where exactly one is wrong per frame where both are; NaN if they never are (Aksela, 2003)."""
+    """Frames where exactly one is wrong, per frame where both are; NaN if both never are (Aksela, 2003)."""
     return _ratio(joint.only_first + joint.only_second, joint.neither)
 
 
 @crowd_measure
 def kohavi_wolpert(shares: Floats) -> float:
-    """Variance of right and wrong over members, mean over frames: (M-1)/(2M) of the mean disagreement."""
+    """Variance over members of being right, averaged over frames: (M-1)/(2M) times the mean disagreement."""
     right = _right(shares)
     return float(shares @ (right * (1 - right)))
 
 
 @crowd_measure
 def entropy(shares: Floats) -> float:
-    """0 where all members are right or wrong together, 1 where every frame splits them in halves.
+    """0 if all members are right or wrong together, 1 if every frame splits them in halves.
 
     The non-logarithmic entropy E of Kuncheva and Whitaker, "Measures of diversity in classifier ensembles",
     Machine Learning 51, 2003.
@@ -178,7 +207,7 @@ def entropy(shares: Floats) -> float:
 
 @crowd_measure
 def cunningham_entropy(shares: Floats) -> float:
-    """Entropy in bits of right and wrong over members, mean over frames (Cunningham and Carney, 2000)."""
+    """Entropy over members of being right, in bits, averaged over frames (Cunningham and Carney, 2000)."""
     right = _right(shares)
     inside = np.clip([right, 1 - right], 1e-300, None)
     return float(shares @ -(inside * np.log2(inside)).sum(axis=0))
@@ -186,7 +215,7 @@ def cunningham_entropy(shares: Floats) -> float:
 
 @crowd_measure
 def interrater_agreement(shares: Floats) -> float:
-    """Fleiss' kappa of right and wrong: 1 if all are right together, 0 as by chance (Fleiss, 1981)."""
+    """Fleiss' kappa of being right: 1 if all are right together, 0 as by chance (Fleiss, 1981)."""
     members = len(shares) - 1
     mean = shares @ _right(shares)
     return float(1 - kohavi_wolpert(shares) * members / (np.float64(members - 1) * mean * (1 - mean)))
@@ -201,7 +230,7 @@ def difficulty(shares: Floats) -> float:
 
 @crowd_measure
 def generalised_diversity(shares: Floats) -> float:
-    """1 if one member's failure never comes with another's, 0 if always (Partridge and Krzanowski, 1997)."""
+    """1 if no two members ever fail together, 0 if they always do (Partridge and Krzanowski, 1997)."""
     members, wrong = len(shares) - 1, np.arange(len(shares))[::-1]
     one = shares @ wrong / members
     two = shares @ (wrong * (wrong - 1)) / np.float64(members * (members - 1))
@@ -210,7 +239,7 @@ def generalised_diversity(shares: Floats) -> float:
 
 @crowd_measure
 def coincident_failure_diversity(shares: Floats) -> float:
-    """1 if at most one member fails at a time, 0 if all fail together or nobody ever does."""
+    """1 if at most one member fails at a time, 0 if all fail together or none ever does."""
     members, wrong = len(shares) - 1, np.arange(len(shares))[::-1]
     if shares[members] == 1:
         return 0.0
@@ -225,10 +254,10 @@ def _right(shares: Floats) -> Floats:
 
 
 def correct(outputs: MemberOutputs) -> NDArray[np.bool_]:
-    """(M, N): where each member's top class is the true one; where it abstains, it is not right.
+    """(M, N): where each member's top class is the true one; a member that abstains is not right.
 
     Raises:
-        ValueError: there are no labels, or a member says NaN and no abstentions are declared.
+        ValueError: there are no labels, or a member gives NaN and no abstentions are declared.
     """
     labels, (members, frames, classes) = outputs.require_labels(), outputs.shape
     right = np.empty((members, frames), dtype=bool)
@@ -239,18 +268,18 @@ def correct(outputs: MemberOutputs) -> NDArray[np.bool_]:
 
 
 def unsolved(outputs: MemberOutputs) -> NDArray[np.int64]:
-    """(C,) frames of each class that no member gets right: no choice among the members can save them."""
+    """(C,) frames of each class that no member gets right, so that no choice among the members can."""
     missed = ~correct(outputs).any(axis=0)
     return np.bincount(outputs.require_labels().numpy()[missed], minlength=len(outputs.classes))
 
 
 @dataclass(frozen=True, eq=False)
 class Uncertainty:
-    """Entropy of the mean in nats per frame, (N,), split in two: total = aleatoric + epistemic.
+    """The entropy of the members' mean in nats per frame, (N,), split in two: total = aleatoric + epistemic.
 
     Args:
-        aleatoric: the members' mean entropy: what they think is open.
-        epistemic: mutual information of class and member, what they disagree about; never negative.
+        aleatoric: mean entropy of the members: the uncertainty that they agree on.
+        epistemic: mutual information of class and member: the uncertainty from their disagreement; never negative.
     """
 
     aleatoric: Tensor
@@ -263,7 +292,7 @@ class Uncertainty:
 
 
 def uncertainty(probabilities: Tensor) -> Uncertainty:
-    """Split what the mean of the members, (M, N, C), leaves open.
+    """The uncertainty of the mean of (M, N, C) probabilities, split into what members agree and disagree on.
 
     Example:
         >>> uncertainty(torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]])).epistemic  # ln 2
@@ -280,11 +309,11 @@ def uncertainty(probabilities: Tensor) -> Uncertainty:
 
 @dataclass(frozen=True)
 class Split:
-    """A pool's loss as the members' mean loss minus their diversity, all means over frames.
+    """A pool's loss as the members' mean loss minus their diversity, each a mean over frames.
 
     Args:
         members: mean of the members' losses.
-        diversity: what their differences are worth; never negative.
+        diversity: how much the pool gains from their differences; never negative.
     """
 
     members: float
@@ -297,10 +326,11 @@ class Split:
 
 
 def log_loss_split(outputs: MemberOutputs) -> Split:
-    """Of the log-linear pool (`log_mean`), in nats: the diversity is the mean KL(pool || member), exactly.
+    """Split the log-loss of the log-linear pool (`log_mean`), in nats: the diversity is the mean KL(pool || member).
 
-    Logarithms count as they are, however low, except that -inf (a probability of exactly zero), which would make
-    both parts infinite, counts as ln 2^-126 = -87.3. Without frames, and where a member abstains, both parts are NaN.
+    The split is exact. Logarithms are used as they are, however low, except that -inf (a probability of exactly zero),
+    which would make both parts infinite, counts as ln 2^-126 = -87.3. Without frames, and where a member abstains, both
+    parts are NaN.
 
     Raises:
         ValueError: there are no labels.
@@ -322,9 +352,9 @@ def log_loss_split(outputs: MemberOutputs) -> Split:
 
 
 def brier_split(outputs: MemberOutputs) -> Split:
-    """Of the linear pool (`mean`), in Brier scores: the diversity is the mean squared spread, exactly.
+    """Split the Brier score of the linear pool (`mean`): the diversity is the members' mean squared spread.
 
-    Without frames, and where a member abstains, both parts are NaN.
+    The split is exact. Without frames, and where a member abstains, both parts are NaN.
 
     Raises:
         ValueError: there are no labels.

@@ -1,4 +1,4 @@
-"""A `Report` as one self-contained page: tables, figures and what to keep in mind; no request to anywhere.
+"""A `Report` as one self-contained HTML page: tables, figures and notes, without a request to anywhere.
 
 Needs jinja2 and matplotlib, which come with the extra `report`.
 """
@@ -32,7 +32,7 @@ def _points(value: float) -> str:
     return f"{100 * value:+.2f}"
 
 
-def _nats(value: float) -> str:
+def _number(value: float) -> str:
     return f"{value:.4f}"
 
 
@@ -44,56 +44,43 @@ def _mark(value: bool) -> str:
     return "yes" if value else ""
 
 
-_Column = tuple[str, str, Callable[[Any], str]]  # the table's name, the page's, how to write a cell
-_SCORES: list[_Column] = [
-    ("name", "name", str),
-    ("accuracy", "accuracy %", _percent),
-    ("log_loss", "log-loss nats", _nats),
-    ("calibration_error", "calibration error %", _percent),
-    ("macro_f1", "macro F1 %", _percent),
-    ("parameters", "parameters", _whole),
-]
-_GAINS: list[_Column] = [
-    ("gain", "gain", _points),
-    ("gain_low", "from", _points),
-    ("gain_high", "to", _points),
-    ("mean_gain", "over mean", _points),
-    ("mean_gain_low", "from", _points),
-    ("mean_gain_high", "to", _points),
-]
-_FITTING: list[_Column] = [
-    ("fitted_here", "fitted here", _mark),
-    ("fitted_on_training", "fitted on training frames", _mark),
-    ("optimism", "optimism nats", _nats),
-    ("optimism_accuracy", "optimism", _points),
-]
-_CONFUSIONS: list[_Column] = [
-    ("name", "class", str),
-    ("taken_for", "taken for", str),
-    ("frames", "frames", _whole),
-    ("share", "so often %", _percent),
-    ("baseline_share", "single %", _percent),
-]
-_PAIRS: list[_Column] = [
-    ("first", "first", str),
-    ("second", "second", str),
-    ("disagreement", "disagreement %", _percent),
-    ("double_fault", "both wrong %", _percent),
-    ("q_statistic", "Q", _nats),
-    ("correlation", "correlation", _nats),
-    ("kappa", "kappa", _nats),
-]
-_CLASSES: list[_Column] = [
-    ("name", "class", str),
-    ("frames", "frames", _whole),
-    ("baseline_accuracy", "single %", _percent),
-    ("rule_accuracy", "rule %", _percent),
-    ("oracle", "some member %", _percent),
-    ("confused_with", "taken for", str),
-    ("confused_share", "so often %", _percent),
-    ("trust", "trust", str),
-    ("trust_f1", "its F1 %", _percent),
-]
+_COLUMNS: dict[
+    str, tuple[str, Callable[[Any], str]]
+] = {  # column of a report's table: its heading, how to write a cell
+    "name": ("name", str),
+    "accuracy": ("accuracy %", _percent),
+    "log_loss": ("log-loss nats", _number),
+    "calibration_error": ("calibration error %", _percent),
+    "macro_f1": ("macro F1 %", _percent),
+    "parameters": ("parameters", _whole),
+    "gain": ("gain", _points),
+    "gain_low": ("from", _points),
+    "gain_high": ("to", _points),
+    "mean_gain": ("over mean", _points),
+    "mean_gain_low": ("from", _points),
+    "mean_gain_high": ("to", _points),
+    "fitted_here": ("fitted here", _mark),
+    "fitted_on_training": ("fitted on training frames", _mark),
+    "optimism": ("optimism nats", _number),
+    "optimism_accuracy": ("optimism", _points),
+    "frames": ("frames", _whole),
+    "baseline_accuracy": ("single %", _percent),
+    "rule_accuracy": ("rule %", _percent),
+    "oracle": ("some member %", _percent),
+    "confused_with": ("taken for", str),
+    "confused_share": ("share %", _percent),
+    "trust": ("best member", str),
+    "trust_f1": ("its F1 %", _percent),
+    "taken_for": ("taken for", str),
+    "share": ("share %", _percent),
+    "baseline_share": ("single %", _percent),
+    "first": ("first", str),
+    "second": ("second", str),
+    "disagreement": ("disagreement %", _percent),
+    "double_fault": ("both wrong %", _percent),
+    "q_statistic": ("Q", _number),
+}
+_HIDDEN = {"abstained", "loss_gain", "loss_gain_low", "loss_gain_high"}
 
 
 def page(report: Report, *, title: str = "Is the ensemble better?") -> str:
@@ -109,13 +96,13 @@ def page(report: Report, *, title: str = "Is the ensemble better?") -> str:
     text = template.render(
         title=title,
         report=report,
-        verdict=verdict(report),
+        conclusion=conclusion(report),
         tables={
-            "rules": _table(report.rules, _SCORES + _GAINS + _FITTING),
-            "members": _table(report.members, _SCORES),
-            "classes": _table(report.classes, _CLASSES),
-            "confusions": _table(report.confusions, _CONFUSIONS),
-            "pairs": _table(closest, _PAIRS),
+            "rules": _table(report.rules),
+            "members": _table(report.members),
+            "classes": _table(report.classes, first="class"),
+            "confusions": _table(report.confusions, first="class"),
+            "pairs": _table(closest),
         },
         pairs_left_out=len(report.pairs) - len(closest),
         figures={name: plots.svg(draw(report)) for name, draw in _figures(report).items()},
@@ -123,22 +110,24 @@ def page(report: Report, *, title: str = "Is the ensemble better?") -> str:
     return text.lstrip()
 
 
-def verdict(report: Report) -> str:
-    """One sentence: whether the best rule is better than the best single member, as far as the frames tell."""
+def conclusion(report: Report) -> str:
+    """One sentence: whether these frames show that the best rule is better than the best single member."""
     if report.best is None or not report.frames:
-        return "Nothing was combined, or there were no frames to judge it on."
+        return "No rule was judged, or there were no frames to judge it on."
     row = next(row for row in report.rules.to_dict("records") if row["name"] == report.best)
     gain, low, high = (_points(row[column]) for column in ("gain", "gain_low", "gain_high"))
-    ends = "no interval, for want of a second recording" if report.recordings < 2 else f"95 % from {low} to {high}"
+    interval = f"95 % interval from {low} to {high}"
+    if report.recordings < 2:
+        interval = "no interval, because there is only one recording"
     best = f"{report.best}, the best of {len(report.rules)} rules here," if len(report.rules) > 1 else report.best
-    said = f"{best} against {report.baseline}: {gain} points of accuracy, {ends}"
+    comparison = f"{best} against {report.baseline}: {gain} points of accuracy, {interval}"
     if row["gain_low"] > 0:
-        return f"Better. {said}."
-    return f"Worse. {said}." if row["gain_high"] < 0 else f"Not shown to be better. {said}."
+        return f"Better. {comparison}."
+    return f"Worse. {comparison}." if row["gain_high"] < 0 else f"Not shown to be better. {comparison}."
 
 
 def _figures(report: Report) -> dict[str, Callable[[Report], Any]]:
-    """Only those that have something to show."""
+    """Name -> function, of the figures for which there is something to draw."""
     wanted: dict[str, Callable[[Report], Any]] = {}
     if report.frames:
         wanted = {"reliability": plots.reliability, "classes": plots.classes}
@@ -147,10 +136,17 @@ def _figures(report: Report) -> dict[str, Callable[[Report], Any]]:
     return wanted
 
 
-def _table(table: pd.DataFrame, columns: list[_Column]) -> dict[str, Any]:
-    """Heads and rows of text; what is missing is an empty cell."""
+def _table(table: pd.DataFrame, *, first: str = "name") -> dict[str, Any]:
+    """Headings and rows of text; a missing value is an empty cell. `first` is the heading of the column `name`."""
+    shown = [str(name) for name in table.columns if name not in _HIDDEN]
+    columns = {name: _COLUMNS.get(name, (name.replace("_", " "), _number)) for name in shown}
+    writers = [write for _, write in columns.values()]
     rows = [
-        [("", False) if pd.isna(value) else (write(value), write is not str) for value, (*_, write) in cells]
-        for cells in (zip(row, columns, strict=True) for row in table[[name for name, *_ in columns]].to_numpy(object))
+        [
+            ("", False) if pd.isna(value) else (write(value), write is not str)
+            for value, write in zip(row, writers, strict=True)
+        ]
+        for row in table[shown].to_numpy(object)
     ]
-    return {"heads": [(head, write is not str) for _, head, write in columns], "rows": rows}
+    heads = [(first if name == "name" else head, write is not str) for name, (head, write) in columns.items()]
+    return {"heads": heads, "rows": rows}
