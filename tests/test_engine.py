@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 import zoo
 from ensemble import Stack
-from ensemble.run._engine import forms, group, measuring, prepacked
-from ensemble.run._engine.batch import Batch
+from ensemble.run import _engine
+from ensemble.run._engine import Batch, Form, Group, forms, plan
+from ensemble.run._engine.batch import overlap
 from ensemble.run._engine.dense import Affine, NotDenseError, dense
-from ensemble.run._engine.group import Group
-from ensemble.run._engine.overlap import overlap
-from ensemble.run._engine.plan import Agreement, Form, Trial, agreement, candidates, choose
+from ensemble.run._engine.plan import Agreement, Trial, agreement, candidates, choose
+from zoo.models import blocks
 
 ARCHITECTURES = zoo.list_architectures(["basic", "bottleneck", "*cylinder", "diamond", "mlp", "*pyramid"])
 
@@ -35,12 +35,9 @@ def models(architecture: str = "cylinder", count: int = 3, **options: object) ->
 
 def grouped(several: list[nn.Module], **wishes: str) -> Group:
     """A group of models over 6 features."""
-    size = sum(p.numel() for model in several for p in model.parameters())
     return Group(
         lambda: several,
         Stack(several).eval(),
-        members=len(several),
-        size=size,
         device=torch.device("cpu"),
         features=6,
         **wishes,  # type: ignore[arg-type]
@@ -94,7 +91,7 @@ def test_the_overlap_form_wants_whole_frames() -> None:
         overlap(Affine(torch.zeros(1, 2, 10), torch.zeros(1, 2)), 3)
 
 
-@pytest.mark.skipif(not prepacked.available(torch.device("cpu")), reason="needs oneDNN")
+@pytest.mark.skipif(not forms.available(torch.device("cpu")), reason="needs oneDNN")
 @pytest.mark.parametrize(
     ("activation", "fused"),
     [
@@ -120,23 +117,42 @@ def test_prepacked_layers_are_the_layers(activation: nn.Module, fused: bool, cou
         found = one.log_probabilities(Form("prepacked", 128), Batch.of(x))
     torch.testing.assert_close(found.exp(), alone(several, x).exp(), rtol=0, atol=1e-5)
     assert one.dense is not None
-    assert len(prepacked.prepack(one.dense, count).steps) == (1 if fused else 3)
+    assert len(forms.prepack(one.dense, count).steps) == (1 if fused else 3)
 
 
-@pytest.mark.skipif(not prepacked.available(torch.device("cpu")), reason="needs oneDNN")
+@pytest.mark.parametrize("kind", ["folded", "prepacked", "overlap"])
+def test_an_activation_of_the_users_own_folds(kind: str, frames: zoo.FrameSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One decorated function: every form takes it for one step, although oneDNN has no name for it."""
+    monkeypatch.setattr(blocks, "ACTIVATIONS", dict(blocks.ACTIVATIONS))
+
+    @blocks.activation
+    def squared_relu(x: Tensor) -> Tensor:
+        """The square of ReLU."""
+        return x.relu().square()
+
+    several = models(width=16, activation="squared_relu")
+    one, piece = grouped(several), zoo.data.stretch(frames, 2)
+    assert one.dense is not None
+    assert any(type(step.operation).__name__ == "squared_relu" for step in one.dense.steps)
+    with torch.inference_mode():
+        found = one.log_probabilities(Form(kind, 40), Batch.of(piece))
+    torch.testing.assert_close(found.exp(), alone(several, piece.windows()).exp(), rtol=0, atol=1e-5)
+
+
+@pytest.mark.skipif(not forms.available(torch.device("cpu")), reason="needs oneDNN")
 def test_few_layouts_are_kept() -> None:
     """Each is a copy of all weights: batches of ever new sizes must not fill the memory."""
     one = grouped(models(width=8)).dense
     assert one is not None
-    layouts = prepacked.Layouts(one)
+    layouts = forms.layouts(one)
     made = [layouts(frames) for frames in range(1, 20)]
     assert layouts(19) is made[-1]
-    assert len(layouts._made) == prepacked._KEPT
+    assert layouts.cache_info().currsize == forms.LAYOUTS
 
 
 def test_without_onednn_ordinary_products_run(monkeypatch: pytest.MonkeyPatch, frames: zoo.FrameSet) -> None:
     """The frequency form too; and nothing prepacked is tried."""
-    monkeypatch.setattr(group, "available", lambda device: False)
+    monkeypatch.setattr(forms, "available", lambda device: False)
     one, batch = grouped(several := models(width=16)), Batch.of(zoo.data.stretch(frames, 2))
     assert {form.kind for form in one.candidates(batch)} == {"overlap", "folded", "loop"}
     with torch.inference_mode():
@@ -174,8 +190,8 @@ class Branching(nn.Module):
     [
         (nn.Linear(3, 3), "begin and end with a Linear|is Linear|is no"),
         (nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3), nn.Linear(3, 2)), "'1' is LayerNorm"),
-        (nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 3), nn.Linear(3, 2)), "just behind a Linear"),
-        (nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.BatchNorm1d(3), nn.Linear(3, 2)), "just behind a Linear"),
+        (nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 3), nn.Linear(3, 2)), "directly after a Linear"),
+        (nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.BatchNorm1d(3), nn.Linear(3, 2)), "directly after a Linear"),
         (nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3, track_running_stats=False), nn.Linear(3, 2)), "statistics"),
         (nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2)).double(), "weights are torch.float64"),
         (Twice(), "begin and end with a Linear"),
@@ -223,15 +239,15 @@ def test_a_group_runs_as_the_caller_wishes(wish: str, count: int) -> None:
     with torch.inference_mode():
         several_as_one.run(Batch.of(x), write)
     torch.testing.assert_close(out.exp(), alone(several, x).exp(), rtol=0, atol=1e-5)
-    (plan,) = several_as_one.plans.values()
-    best = "prepacked" if prepacked.available(torch.device("cpu")) else "folded"
-    assert plan.form.kind == {"auto": best, "loop": "loop", "stack": best}[wish]
-    assert plan.why
+    (chosen,) = several_as_one.plans.values()
+    best = "prepacked" if forms.available(torch.device("cpu")) else "folded"
+    assert chosen.form.kind == {"auto": best, "loop": "loop", "stack": best}[wish]
+    assert chosen.why
 
 
 def test_a_measured_plan_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     """A second group of that structure asks the cache, and compares with the loop all the same."""
-    monkeypatch.setattr(group, "_WORTH", 0)
+    monkeypatch.setattr(_engine, "_WORTH", 0)
     several, x = models(width=8), torch.randn(40, 30)
     plans = []
     for _ in range(2):
@@ -247,12 +263,12 @@ def test_a_measured_plan_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_damaged_cache_is_no_answer(tmp_path: Path) -> None:
     """What is not a form is measured again."""
-    measuring.remember("key", Form("folded", 64))
-    assert measuring.recall("key") == Form("folded", 64)
+    plan.remember("key", Form("folded", 64))
+    assert plan.recall("key") == Form("folded", 64)
     (path,) = tmp_path.rglob("key.json")
     path.write_text('{"kind": "folded"')
-    assert measuring.recall("key") is None
-    assert measuring.recall("another") is None
+    assert plan.recall("key") is None
+    assert plan.recall("another") is None
 
 
 def test_out_of_memory_halves_the_tile(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,15 +285,15 @@ def test_out_of_memory_halves_the_tile(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Group, "pieces", small)
     with torch.inference_mode():
         one.run(Batch.of(x), lambda members, where, logits: out[members, where].copy_(logits.log_softmax(-1)))
-    (plan,) = one.plans.values()
-    assert plan.form.tile == 16
-    assert "tile halved" in plan.why
+    (chosen,) = one.plans.values()
+    assert chosen.form.tile == 16
+    assert "tile halved" in chosen.why
     torch.testing.assert_close(out.exp(), alone(several, x).exp(), rtol=0, atol=1e-5)
 
 
 def test_a_form_that_fails_is_passed_over() -> None:
     """An error while trying is a note in the table, not the end."""
-    trial = measuring.attempt(Form("stack", 4), _raising, 4, lambda form, values: Agreement(0, 0, near=True))
+    trial = plan.attempt(Form("stack", 4), _raising, 4, lambda form, values: Agreement(0, 0, near=True))
     assert not trial.agreement.near
     assert trial.note == "no batching rule"
 
@@ -291,10 +307,10 @@ def test_the_fastest_that_agrees_is_chosen() -> None:
     """A faster form that moves probabilities is no candidate."""
     near, far = Agreement(0, 0, near=True), Agreement(0.5, 0.2, near=False)
     loop, stack, wrong = Form("loop", 8), Form("folded", 8), Form("folded", 8, "bfloat16")
-    plan = choose([Trial(loop, 2.0, near), Trial(stack, 1.0, near), Trial(wrong, 0.1, far, "does not agree")])
-    assert plan.form == stack
-    assert [row["chosen"] for row in plan.rows()] == ["", "yes", ""]
-    assert plan.rows()[1]["x loop"] == 2.0
+    chosen = choose([Trial(loop, 2.0, near), Trial(stack, 1.0, near), Trial(wrong, 0.1, far, "does not agree")])
+    assert chosen.form == stack
+    assert [row["chosen"] for row in chosen.rows()] == ["", "yes", ""]
+    assert chosen.rows()[1]["x loop"] == 2.0
     with pytest.raises(ValueError, match=r"agrees with the loop, got none: folded bfloat16 moved 0\.5"):
         choose([Trial(wrong, 0.1, far)])
 

@@ -220,16 +220,20 @@ def test_automatic_precision_stays_near(frames: zoo.FrameSet) -> None:
 
 
 def test_what_is_known_of_members() -> None:
-    """Names, parameters, specs and digests, by name; a digest changes with the weights."""
+    """Names, parameters, specs and digests, in order; a digest changes with the weights."""
     modules, members = members_of({"a": spec(), "b": spec("diamond")})
     assert members.names == ("a", "b")
-    assert members.parameters["a"] == zoo.count_parameters(spec())
-    assert members.specs["b"] == spec("diamond")
+    assert members.about[0] == ensemble.outputs.About(parameters=zoo.count_parameters(spec()))
+    assert ensemble.collect(members, torch.zeros(2, 30)).about == members.about
+    assert ensemble.collect(members, [torch.zeros(2, 30)]).about == members.about
+    assert [member.spec for member in members] == [spec(), spec("diamond")]
     before = members.digests
     with torch.no_grad():
         next(modules["a"].parameters()).add_(1)
-    after = ensemble.from_modules(modules, classes=CLASSES).digests
-    assert before["a"] != after["a"]
+    specs = {"a": spec(), "b": spec("diamond")}
+    after = ensemble.from_modules(modules, classes=CLASSES, specs=specs).digests
+    assert before[0] != after[0]
+    assert before[1] == after[1]
     assert members.subset(["b"]).names == ("b",)
     with pytest.raises(ValueError, match=r"no member named \['z'\]; there are \['a', 'b'\]"):
         members.subset(["z"])
@@ -299,14 +303,16 @@ def test_members_from_a_registry(registry: zoo.Registry, frames: zoo.FrameSet) -
     """Names, wildcards, aliases, versions, each model once, in the order asked for; answers as loaded singly."""
     members = ensemble.load(registry, ["best", "c-*", "d", "c-1"])
     assert members.names == ("d@1", "c-1", "c-2", "d@2")
-    assert members.digests["c-1"] == registry.get("c-1").sha256
+    assert members.digests[1] == registry.get("c-1").sha256
     modules = {name: registry.load(name) for name in members.names}
     specs = {name: registry.get(name).spec for name in members.names}
     torch.testing.assert_close(
         ensemble.collect(members, frames).probabilities, alone(modules, specs, frames), rtol=0, atol=1e-5
     )
     assert ensemble.load(registry, "d").names == ("d",)
-    assert ensemble.load(registry, "d").references == {"d": "d@2"}
+    (about,) = ensemble.load(registry, "d").about
+    entry = registry.get("d")
+    assert about == ensemble.outputs.About(entry.parameters, "", f"d@{entry.id}")
 
 
 def test_a_loaded_model_is_one_of_the_stack(registry: zoo.Registry) -> None:

@@ -52,7 +52,8 @@ def kept(registry: zoo.Registry, name: str) -> dict[str, float]:
     """Reference -> weight of an ensemble in the registry."""
     final = ensemble.load_ensemble(registry, name)
     assert isinstance(final.rule, ensemble.WeightedMean)
-    return dict(zip(final.members.references.values(), final.rule.weights, strict=True))
+    versions = [registry.get(about.reference).reference for about in final.members.about]
+    return dict(zip(versions, final.rule.weights, strict=True))
 
 
 def test_stored_outputs_are_saved_with_the_members_that_spoke(

@@ -13,7 +13,7 @@ from cyclopts import App
 import zoo
 from ensemble.cli.saving import require_place
 from ensemble.cli.sources import Source, chosen_device, frames_of
-from zoo import _files
+from zoo import _console, _files
 
 if TYPE_CHECKING:
     from ensemble.run.combined import Ensemble
@@ -98,7 +98,8 @@ def plan(source: Source = Source(), *, frames: int = 65_536) -> None:  # noqa: B
     recordings = int((whole.starts[1:] <= max(frames, int(whole.starts[1]))).sum())
     for _ in predictions(members, whole.select(whole.starts.new_tensor(range(recordings)))):
         pass
-    members.plan()
+    formats = {"x loop": ".2f", "moved": ".1e", "changed": ".4f"}
+    _console.print_table(members.plan(), title="plan", formats=formats)
 
 
 def _voice(registry: zoo.Registry, name: str, device: str) -> Ensemble:

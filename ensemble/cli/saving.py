@@ -31,7 +31,7 @@ def keep(name: str, rule: Rule, spoken: Spoken, registry: Path | None) -> str:
     home, (shorter, names) = zoo.Registry(registry), without_idle(rule, spoken.outputs.members)
     members = load(home, [spoken.references[member] for member in names])
     home.register_ensemble(name, Ensemble(members, shorter))
-    size = sum(members.parameters.values())
+    size = sum(about.parameters or 0 for about in members.about)
     return f"kept as {name!r}: {len(names)} of {len(spoken.references)} members, {size:,} parameters"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fnmatch import filter as matching
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -13,6 +13,7 @@ from cyclopts import Parameter
 
 import zoo
 from ensemble.cli.naming import rule_names
+from zoo import _console
 
 if TYPE_CHECKING:
     from ensemble.outputs import MemberOutputs
@@ -127,18 +128,17 @@ class Source:
             return [self._stored(self.outputs, partition) for partition in partitions]
         references = self._versions()
         members = self._loaded(references)
-        return [self._collected(members, references, partition) for partition in partitions]
+        return [self._collected(members, partition) for partition in partitions]
 
-    def _collected(self, members: Members, references: dict[str, str], partition: str) -> Spoken:
-        from ensemble.outputs import About
+    def _collected(self, members: Members, partition: str) -> Spoken:
         from ensemble.run.collecting import collect
 
         frames = self.frames(partition)
         began = time.perf_counter()
-        outputs = collect(members, frames, cache=None if self.cache is None else self.cache / partition)
+        cache = None if self.cache is None else self.cache / partition
+        outputs = collect(members, frames, cache=cache, progress=_console.progress)
         outputs.require_labels()
-        about = [About(members.parameters[name], members.trained_on[name], references[name]) for name in references]
-        return _spoken(replace(outputs, about=tuple(about)), began)
+        return _spoken(outputs, began)
 
     def _stored(self, folder: Path, partition: str) -> Spoken:
         from ensemble.outputs.store import read_outputs

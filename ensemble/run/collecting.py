@@ -14,9 +14,9 @@ from torch import Tensor
 import zoo
 from ensemble.outputs import MemberOutputs
 from ensemble.outputs.store import DTYPES, Contents, Pieces, Store
-from ensemble.run._engine.batch import Batch
+from ensemble.run._engine import Batch
 from ensemble.run.members import Members
-from zoo import _console
+from zoo.logs import Progress, silent
 
 Feed = Callable[[int, int], Tensor]
 """From a first frame up to a last: (M, b, C) log-probabilities on the members' device."""
@@ -31,22 +31,24 @@ def collect(
     cache: str | Path | None = None,
     *,
     dtype: str = "float32",
+    progress: Progress | None = None,
 ) -> MemberOutputs:
-    """What every member says about every frame, in the order of the members.
+    """Every member's probabilities for every frame, in the order of the members.
 
     Args:
         members: M models.
         x: frames; or (N, inputs) inputs; or batches, each of them inputs or a pair (inputs, labels).
-        cache: a folder for a store: the outputs are mapped from there instead of held in memory, a run
-            that was killed goes on, and only members that are not in it are computed. It is for one set of frames.
-        dtype: "float32" or "float16", of the log-probabilities in the store.
+        cache: a folder for a store of outputs over one set of frames. Outputs are then mapped from there instead of
+            held in memory, a run that was killed is continued, and only members not in the store are computed.
+        dtype: "float32" or "float16", type of the log-probabilities in the store.
+        progress: shows how many frames, or shards of the store, are done.
 
     Returns:
         (M, N, C) log-probabilities with the labels, groups and fingerprint of the frames.
 
     Raises:
-        ValueError: a member cannot take these inputs or answers with NaN, the classes of the frames are
-            not the members', or the store is about something else.
+        ValueError: a member cannot take these inputs or returns NaN, the classes of the frames are
+            not the members', or the store holds outputs of something else.
 
     Example:
         >>> from ensemble import from_modules
@@ -61,17 +63,21 @@ def collect(
         return _from_batches(members, x)
     labels, groups = (_labels(members, x), x.groups) if isinstance(x, zoo.FrameSet) else (None, None)
     fingerprint = x.fingerprint if isinstance(x, zoo.FrameSet) else _fingerprint(x)
+    shown = progress or silent
+    store = None
     if cache is None:
-        return MemberOutputs(_in_memory(members, x), members.names, members.classes, labels, groups, fingerprint)
-    contents = Contents(fingerprint, len(x), members.classes, members.precision, dtype)
-    store = Store(Path(cache), contents)
-    outputs = MemberOutputs(_in_store(members, x, store), members.names, members.classes, labels, groups, fingerprint)
-    store.present(outputs, list(members.digests.values()))
+        values = _in_memory(members, x, shown)
+    else:
+        store = Store(Path(cache), Contents(fingerprint, len(x), members.classes, members.precision, dtype))
+        values = _in_store(members, x, store, shown)
+    outputs = MemberOutputs(values, members.names, members.classes, labels, groups, fingerprint, about=members.about)
+    if store is not None:
+        store.present(outputs, members.digests)
     return outputs
 
 
 def predictions(members: Members, x: zoo.FrameSet | Tensor) -> Iterator[Tensor]:
-    """What every member says, piece by piece: (M, b, C) log-probabilities on the members' device.
+    """Every member's outputs, piece by piece: (M, b, C) log-probabilities on the members' device.
 
     Memory is that of one piece, however many frames there are.
 
@@ -83,10 +89,10 @@ def predictions(members: Members, x: zoo.FrameSet | Tensor) -> Iterator[Tensor]:
         yield values
 
 
-def _in_memory(members: Members, x: zoo.FrameSet | Tensor) -> Tensor:
+def _in_memory(members: Members, x: zoo.FrameSet | Tensor, progress: Progress) -> Tensor:
     on_gpu = members.device.type == "cuda"
     out = torch.empty(len(members), len(x), len(members.classes), pin_memory=on_gpu)
-    with _console.progress("frames", total=len(x)) as advance:
+    with progress("frames", total=len(x)) as advance:
         for start, values in _walk(members, feed_of(members, x), 0, len(x)):
             out[:, start : start + values.shape[1]].copy_(values, non_blocking=on_gpu)
             advance(values.shape[1])
@@ -96,11 +102,11 @@ def _in_memory(members: Members, x: zoo.FrameSet | Tensor) -> Tensor:
     return out
 
 
-def _in_store(members: Members, x: zoo.FrameSet | Tensor, store: Store) -> Tensor:
-    digests = members.digests
-    store.add(list(digests.values()))
+def _in_store(members: Members, x: zoo.FrameSet | Tensor, store: Store, progress: Progress) -> Tensor:
+    digests = dict(zip(members.names, members.digests, strict=True))
+    store.add(members.digests)
     teams: dict[tuple[str, ...], tuple[Members, Feed]] = {}
-    with _console.progress("shards", total=store.shards) as advance, _behind() as disk:
+    with progress("shards", total=store.shards) as advance, _behind() as disk:
         for shard in range(store.shards):
             lacking = tuple(name for name, digest in digests.items() if store.lacks(digest, shard))
             if lacking:
@@ -109,15 +115,14 @@ def _in_store(members: Members, x: zoo.FrameSet | Tensor, store: Store) -> Tenso
                     teams[lacking] = team, feed_of(team, x, DTYPES[store.contents.dtype], Pieces())
                 _one_shard(*teams[lacking], store, shard, disk)
             advance()
-    return store.read(list(digests.values()))
+    return store.read(members.digests)
 
 
 def _one_shard(team: Members, feed: Feed, store: Store, shard: int, disk: Callable[..., None]) -> None:
-    digests = list(team.digests.values())
     for start, values in _walk(team, feed, *store.frames(shard)):
         _refuse_nan(team, values)
-        disk(store.put, digests, start, values)
-    disk(store.finish, digests, shard)
+        disk(store.put, team.digests, start, values)
+    disk(store.finish, team.digests, shard)
 
 
 @contextmanager
@@ -144,7 +149,7 @@ def _walk(members: Members, feed: Feed, start: int, stop: int) -> Iterator[tuple
 def feed_of(
     members: Members, x: zoo.FrameSet | Tensor, dtype: torch.dtype = torch.float32, memory: Memory = torch.empty
 ) -> Feed:
-    """How these members are fed from these frames or inputs, to answer in this type, in this memory if on a CPU.
+    """How these members run over these frames or inputs: results of this type, on a CPU in memory that `memory` gives.
 
     Raises:
         ValueError: a member has no spec, or wants another number of features than the frames have.
@@ -156,12 +161,12 @@ def feed_of(
 
 def _from_frames(members: Members, frames: zoo.FrameSet, dtype: torch.dtype, memory: Memory) -> Feed:
     features = frames.features.shape[1]
-    for name, spec in members.specs.items():
-        if spec is None:
-            msg = f"expected a spec for member {name!r} to prepare frames by, got none: give `specs`, or windows"
+    for member in members:
+        if member.spec is None:
+            msg = f"expected a spec for member {member.name!r} to prepare frames by, got none: give `specs`, or windows"
             raise ValueError(msg)
-        if spec.features != features:
-            msg = f"expected frames of {spec.features} features for member {name!r}, got {features}"
+        if member.spec.features != features:
+            msg = f"expected frames of {member.spec.features} features for member {member.name!r}, got {features}"
             raise ValueError(msg)
     resident, widest = frames.to(members.device), members.widest_by_input
 
@@ -192,7 +197,7 @@ def _from_batches(members: Members, batches: Iterable[object]) -> MemberOutputs:
     _refuse_nan(members, out)
     known = [torch.as_tensor(target) for target in labels if target is not None]
     truth = torch.cat(known).cpu() if known and len(known) == len(labels) else None
-    return MemberOutputs(out, members.names, members.classes, truth)
+    return MemberOutputs(out, members.names, members.classes, truth, about=members.about)
 
 
 def _labels(members: Members, frames: zoo.FrameSet) -> Tensor | None:

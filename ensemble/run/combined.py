@@ -90,12 +90,12 @@ class Ensemble:
         Raises:
             ValueError: a member does not come from a registry, or the rule has no name.
         """
-        foreign = [member.name for member in self.members if not member.reference]
+        foreign = [member.name for member in self.members if not member.about.reference]
         if foreign:
             msg = f"expected members from a registry, but {foreign} come from elsewhere; register them first"
             raise ValueError(msg)
         data = {
-            "members": [member.reference for member in self.members],
+            "members": [member.about.reference for member in self.members],
             "rule": rule_to_json(self.rule),
             "classes": list(self.members.classes),
         }

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import nn
 
 import zoo
+from ensemble.outputs import About
 from ensemble.run.members import Member, Members
 from ensemble.run.stack import Stack
 from zoo import _names
@@ -87,12 +89,10 @@ def load(
             Member(
                 name,
                 entry.classes,
-                lambda stack=stack, row=row: stack.member(row),  # type: ignore[misc]  # defaults bind the loop's values
-                entry.parameters,
+                partial(stack.member, row),
+                About(entry.parameters, entry.trained_on, f"{entry.name}@{entry.id}"),
                 specs[place],
                 entry.sha256,
-                entry.trained_on,
-                entry.reference,
             )
         )
     return Members(members, device=where, precision=precision, plan=plan, stacks=stacks)
@@ -111,7 +111,7 @@ def versions(registry: zoo.Registry, references: str | Iterable[str]) -> dict[st
 
 def _member(name: str, module: nn.Module, classes: Sequence[str], spec: zoo.Spec | None) -> Member:
     size = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
-    return Member(name, tuple(classes), lambda: module, size, spec)
+    return Member(name, tuple(classes), lambda: module, About(size), spec)
 
 
 def _expanded(registry: zoo.Registry, references: str | Iterable[str]) -> Iterator[zoo.Entry]:

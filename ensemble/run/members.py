@@ -14,40 +14,37 @@ import torch
 from torch import Tensor, nn
 
 import zoo
-from ensemble.run._engine.batch import Batch
-from ensemble.run._engine.group import Group
+from ensemble.outputs import About
+from ensemble.run._engine import Batch, Group, first_line
 from ensemble.run.stack import Stack, unlike
-from zoo import _console, _names
+from zoo import _names
 
 _log = logging.getLogger("ensemble")
 PRECISIONS = ("float32", "auto")
 PLANS = ("auto", "loop", "stack")
+_UNKNOWN = About()
 _STEP = {"cpu": 4096, "cuda": 32_768}  # frames whose inputs are held at a time
 
 
 @dataclass(frozen=True, eq=False)
 class Member:
-    """One model of a set, and what is known of it.
+    """One model of a set.
 
     Args:
         name: distinct within the set.
         classes: names of its C outputs, in its own order.
-        make: gives the module (B, ...) -> (B, C) logits; called when it is first needed.
-        parameters: trainable parameters.
+        make: returns the module (B, ...) -> (B, C) logits; called when it is first needed.
+        about: its trainable parameters, training frames and version in a registry.
         spec: its input contract; None for a foreign module, which takes tensors only.
         sha256: of its checkpoint; "" if it has none.
-        trained_on: fingerprint of the frames it was trained on; "" if unknown.
-        reference: name and version in its registry; "" if it comes from none.
     """
 
     name: str
     classes: tuple[str, ...]
     make: Callable[[], nn.Module] = field(repr=False)
-    parameters: int
+    about: About = _UNKNOWN
     spec: zoo.Spec | None = None
     sha256: str = ""
-    trained_on: str = ""
-    reference: str = ""
 
     @cached_property
     def module(self) -> nn.Module:
@@ -66,23 +63,30 @@ class Member:
         return digest.hexdigest()
 
 
-Placed = tuple[Group, list[int]]  # a group and the places of its members among all
+class PlanTable(list[dict[str, Any]]):
+    """Rows that print as a table."""
+
+    def __repr__(self) -> str:
+        import pandas as pd  # half a second that running members need not wait for
+
+        numbers = {"x loop": "{:.2f}".format, "moved": "{:.1e}".format, "changed": "{:.4f}".format}
+        return pd.DataFrame(list(self)).to_string(index=False, na_rep="", formatters=numbers if self else None)
 
 
 class Members:
-    """M models that answer together, in the order they were named.
+    """M models that run as one, in the order in which they were named. Nothing about them changes afterwards.
 
     Args:
-        members: at least one; names are distinct; all know the same classes, in any order.
+        members: at least one; names are distinct; all have the same classes, in any order.
         device: where they run.
-        precision: "float32": probabilities within 1e-5 of the models run one by one. "auto": a faster
-            type where the hardware has one, if no probability moves by more than 0.01 and no class changes
-            but near ties.
+        precision: "float32": probabilities within 1e-5 of those of the models run one by one. "auto": a faster
+            type where the hardware has one, if no probability moves by more than 0.01 and no predicted class
+            changes except in near-ties.
         plan: "auto" measures; "loop" runs the models one by one, "stack" all at once.
-        stacks: groups that are stacked already, with the places of their members.
+        stacks: groups that are stacked already, with the positions of their members.
 
     Raises:
-        ValueError: no members, a name twice, other classes (the message names the difference), a
+        ValueError: no members, a name used twice, other classes (the message names the difference), or a
             device, precision or plan that does not exist here.
     """
 
@@ -103,7 +107,7 @@ class Members:
         self.classes = self._members[0].classes
         self._orders = [_order(member, self._members[0]) for member in self._members]
         given = self._stacked() if stacks is None else [(stack, places, "") for stack, places in stacks]
-        self._groups: list[Placed] = [(self._group(*each), each[1]) for each in given]
+        self._groups = [(self._group(*each), each[1]) for each in given]
 
     def __len__(self) -> int:
         """Number of members, M."""
@@ -118,29 +122,14 @@ class Members:
         return tuple(member.name for member in self._members)
 
     @property
-    def parameters(self) -> dict[str, int]:
-        """Trainable parameters by name."""
-        return {member.name: member.parameters for member in self._members}
+    def about(self) -> tuple[About, ...]:
+        """What is known of each: parameters, training frames, version in a registry."""
+        return tuple(member.about for member in self._members)
 
     @property
-    def digests(self) -> dict[str, str]:
-        """By name, what identifies the weights: the checkpoint's sha256, else a hash of the tensors."""
-        return {member.name: member.digest for member in self._members}
-
-    @property
-    def specs(self) -> dict[str, zoo.Spec | None]:
-        """By name, the spec; None for a foreign module."""
-        return {member.name: member.spec for member in self._members}
-
-    @property
-    def trained_on(self) -> dict[str, str]:
-        """By name, the fingerprint of the frames it was trained on; "" if unknown."""
-        return {member.name: member.trained_on for member in self._members}
-
-    @property
-    def references(self) -> dict[str, str]:
-        """By name, name and version in the registry; "" if it comes from none."""
-        return {member.name: member.reference for member in self._members}
+    def digests(self) -> tuple[str, ...]:
+        """What identifies the weights of each: the checkpoint's sha256, else a hash of the tensors."""
+        return tuple(member.digest for member in self._members)
 
     @property
     def step(self) -> int:
@@ -160,33 +149,31 @@ class Members:
         chosen = [self._members[self.names.index(name)] for name in names]
         return Members(chosen, device=self.device, precision=self.precision, plan=self.forced)
 
-    def plan(self) -> list[dict[str, Any]]:
-        """What was chosen for every group and size of batch so far, and why; also printed as a table.
+    def plan(self) -> PlanTable:
+        """What was chosen for each group and size of batch so far, and why: rows that print as a table.
 
         Speeds are ratios to the loop; `moved` is the largest change of a probability, `changed` the
-        fraction of frames whose likeliest class is another. Empty before the first frames have run.
+        fraction of frames whose most probable class is another. Empty before the first frames have run.
         """
-        rows = [
+        return PlanTable(
             {"group": self._title(places), "frames": frames, "rows": "yes" if neighbours else ""} | row
             for group, places in self._groups
             for (frames, neighbours), plan in group.plans.items()
             for row in plan.rows()
-        ]
-        _console.print_table(rows, title="plan", formats={"x loop": ".2f", "moved": ".1e", "changed": ".4f"})
-        return rows
+        )
 
     @torch.inference_mode()
     def log_probabilities(self, x: Tensor) -> Tensor:
-        """What all say about some inputs.
+        """Log-probabilities of all members for some inputs.
 
         Args:
             x: (B, ...) inputs; windows of the member with the largest context.
 
         Returns:
-            (M, B, C) float32 log-probabilities on the members' device.
+            (M, B, C) float32, on the members' device.
 
         Raises:
-            ValueError: the inputs are not of the length that the specs want.
+            ValueError: the inputs do not have the length that the specs require.
         """
         self._check_inputs(x)
         out = torch.empty(len(self), len(x), len(self.classes), device=self.device)
@@ -197,12 +184,12 @@ class Members:
 
     @torch.inference_mode()
     def write(self, batch: Batch, widest: zoo.Spec | None, out: Tensor) -> None:
-        """Log-probabilities of the members that a batch was prepared for, into `out` (M, B, C).
+        """Write the log-probabilities of the members that a batch was prepared for into `out` (M, B, C).
 
         Args:
-            batch: B frames prepared as `widest` says.
+            batch: B frames, prepared for `widest`.
             widest: one of `widest_by_input`; None for inputs of foreign members.
-            out: rows of members with another preparation stay as they are.
+            out: rows of members with another preparation are left as they are.
         """
         for group, places in self._groups:
             spec = self._members[places[0]].spec
@@ -260,16 +247,16 @@ class Members:
         return first if len(places) == 1 else f"{first} and {len(places) - 1} more"
 
     def _stacked(self) -> Iterator[tuple[Stack | None, list[int], str]]:
-        """Groups of equal members, stacked where that can be and is wanted, and why not where not."""
+        """Groups of equal members: a stack where one is possible and wanted, their positions, and why there is none."""
         for places in _alike(self._members):
             modules = [self._members[place].module.to(self.device) for place in places]
             if self.forced == "loop":
-                yield None, places, "asked for"
+                yield None, places, "plan='loop'"
                 continue
             try:
                 yield Stack(modules, names=[self._members[p].name for p in places]).eval(), places, ""
             except (ValueError, TypeError, RuntimeError, NotImplementedError) as error:  # what vmap refuses
-                why = (str(error).strip() or type(error).__name__).splitlines()[0]
+                why = first_line(error)
                 _log.warning("%s run one by one: %s", self._title(places), why)
                 yield None, places, why
 
@@ -279,8 +266,6 @@ class Members:
         return Group(
             lambda: [member.module for member in members],
             stack,
-            members=len(members),
-            size=sum(member.parameters for member in members),
             device=self.device,
             features=spec.features if spec else 0,
             precision=self.precision,
@@ -290,12 +275,12 @@ class Members:
 
 
 def prepared(spec: zoo.Spec) -> tuple[int, str, str]:
-    """What decides how frames are prepared, but for the context: a smaller one is the middle of a larger."""
+    """What decides how frames are prepared, except the context: a smaller one is the middle of a larger one."""
     return spec.features, spec.normalisation, spec.padding
 
 
 def _alike(members: Sequence[Member]) -> list[list[int]]:
-    """Places of members of equal spec, or of equal structure among foreign ones."""
+    """Positions of members of equal spec, or of equal structure among foreign ones."""
     kinds: list[list[int]] = []
     by_spec: dict[zoo.Spec, list[int]] = {}
     for place, member in enumerate(members):
@@ -311,7 +296,7 @@ def _alike(members: Sequence[Member]) -> list[list[int]]:
 
 
 def _order(member: Member, first: Member) -> Tensor | None:
-    """Places of the first member's classes among this one's; None where the orders are equal."""
+    """Positions of the first member's classes among this one's; None where the orders are equal."""
     if member.classes == first.classes:
         return None
     mine, theirs = set(member.classes), set(first.classes)

@@ -1,17 +1,253 @@
-"""How members that compute alike run fast: groups, forms, and the plan that takes one by measuring.
+"""`Group`: members of one structure, run in the fastest way that gives what the models give one by one.
 
-batch      the inputs of a step, as windows or as the rows they overlap in
-dense      models of Linear layers, traced and folded
-prepacked  their layers laid out by oneDNN
-overlap    their first layer over neighbouring frames, in the frequency domain
-forms      running a group in one form, piece by piece
-plan       which forms there are, which agree with the loop, which to take: pure
-measuring  the clock, and the cache of what it said
-group      a group of members with its plans
+In go M modules, the same modules as a `Stack` where they can be stacked, and a `Batch` of frames. Out come pieces of
+logits (m, b, C) through a callback; together they cover every member and frame once. The law that proves it right: a
+form runs only after `plan.agreement` has compared it with the plain loop over the modules, on frames of the very batch
+that asked for it, and found no probability moved by more than 1e-5 (in faster types, by more than their rule allows).
+So a mistake in one of the forms shows as a slower plan, not as a wrong number.
+
+batch   the inputs of a step, as windows or as overlapping rows; a first layer over such rows in the frequency domain
+dense   models of Linear layers, traced and folded
+forms   the ways of running a group, piece by piece, among them with weights laid out by oneDNN
+plan    which forms there are, which agree with the loop, which is the fastest; the clock and its cache
 """
 
-from ensemble.run._engine.batch import Batch
-from ensemble.run._engine.group import Group
-from ensemble.run._engine.plan import Form, Plan
+from __future__ import annotations
 
-__all__ = ["Batch", "Form", "Group", "Plan"]
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from ensemble.run._engine import forms, plan
+from ensemble.run._engine.batch import Batch, hop
+from ensemble.run._engine.dense import Affine, Dense, NotDenseError, dense
+from ensemble.run._engine.forms import Form
+from ensemble.run._engine.plan import Agreement, Plan, Trial, first_line
+from ensemble.run.stack import Stack
+
+__all__ = ["Batch", "Form", "Group", "Plan", "fast_types", "first_line"]
+
+_WORTH = 2e7  # multiplications below which a batch is done before a measurement pays
+_FEW = 128  # frames below which blocks of them do not pay
+
+_log = logging.getLogger("ensemble")
+
+Write = Callable[[slice, slice, Tensor], None]
+
+
+class Group:
+    """M members of one structure.
+
+    Args:
+        modules: makes the M modules, in evaluation mode on `device`; called when they are first needed.
+        stack: the same members stacked; None where they cannot be.
+        device: where they run.
+        features: F per frame where the inputs are windows of frames, else 0.
+        precision: "float32" or "auto".
+        forced: "auto", "loop" or "stack".
+        why: the reason where there is no stack.
+
+    Attributes:
+        plans: the plan for each size of batch, rounded up to a power of two, with or without overlapping rows.
+    """
+
+    def __init__(
+        self,
+        modules: Callable[[], Sequence[nn.Module]],
+        stack: Stack | None,
+        *,
+        device: torch.device,
+        features: int = 0,
+        precision: str = "float32",
+        forced: str = "auto",
+        why: str = "",
+    ) -> None:
+        self._modules, self.stack, self.device, self.features = modules, stack, device, features
+        self.precision, self.forced, self.why = precision, forced, why
+        self.plans: dict[tuple[int, bool], Plan] = {}
+        self._runners: dict[tuple[str, str], forms.Runner] = {}
+
+    @cached_property
+    def dense(self) -> Dense | None:
+        """The members folded; None where they do not fold."""
+        try:
+            return None if self.stack is None else dense(self.stack)
+        except NotDenseError as error:
+            self.why = f"not folded: {error}"
+            return None
+
+    @cached_property
+    def modules(self) -> list[nn.Module]:
+        """The M modules, for the loop."""
+        return list(self._modules())
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return next((p.dtype for p in self.modules[0].parameters()), torch.float32)
+
+    def __len__(self) -> int:
+        """Number of members, M."""
+        return len(self.modules) if self.stack is None else len(self.stack)
+
+    def run(self, batch: Batch, write: Write) -> None:
+        """Give `write` the (m, b, C) logits of all members and frames, piece by piece.
+
+        Where memory runs out, the tile is halved and the batch begun again.
+        """
+        key = _bucket(batch.count), batch.overlaps
+        if key not in self.plans:
+            self.plans[key] = self._plan(batch)
+            self._runners.clear()  # let go of the weights and graphs of forms that were only tried
+            self._warn(self.plans[key])
+        chosen = self.plans[key]
+        while True:
+            try:
+                for piece in self.pieces(chosen.form, batch):
+                    write(*piece)
+                return
+            except RuntimeError as error:
+                if not _out_of_memory(error) or chosen.form.tile < 2:
+                    raise
+                self._runners.clear()
+                half = replace(chosen.form, tile=chosen.form.tile // 2)
+                chosen = self.plans[key] = Plan(half, f"{chosen.why}; memory ran out, tile halved", chosen.trials)
+
+    def pieces(self, form: Form, batch: Batch) -> Iterator[forms.Piece]:
+        """The logits of all members in one form."""
+        key = form.kind, form.precision
+        with forms.matmul_precision(form.precision):
+            if key not in self._runners:
+                self._runners[key] = self._runner(form)
+            yield from self._runners[key](batch, form.tile)
+
+    def _runner(self, form: Form) -> forms.Runner:
+        if form.kind == "loop" or self.stack is None:
+            return forms.loop(self.modules, self.dtype)
+        if form.kind == "stack" or self.dense is None:
+            return forms.stacked(self.stack, self.dtype)
+        dtype = forms.DTYPES[form.precision]
+        match form.kind:
+            case "folded":
+                return forms.folded(self.dense, dtype)
+            case "prepacked":
+                return forms.prepacked(self.dense, dtype)
+            case "replay":
+                return forms.replayed(self.dense, dtype)
+            case _:
+                return forms.overlapped(self.dense, dtype, self.features, self.device)
+
+    def log_probabilities(self, form: Form, batch: Batch) -> Tensor:
+        """(M, B, C) float32 in one form, for comparing and timing it."""
+        out: Tensor | None = None
+        for members, frames, logits in self.pieces(form, batch):
+            if out is None:
+                out = logits.new_empty(len(self), batch.count, logits.shape[-1], dtype=torch.float32)
+            out[members, frames] = logits.log_softmax(-1, dtype=torch.float32)
+        assert out is not None
+        return out
+
+    def candidates(self, batch: Batch) -> list[Form]:
+        """The forms that this group, this batch and the caller's wishes allow."""
+        precisions = ["float32"] + fast_types(self.device) * (self.precision == "auto")
+        return plan.candidates(tiles=self._tiles(batch), frames=_bucket(batch.count), precisions=precisions)
+
+    def _tiles(self, batch: Batch) -> dict[str, tuple[int, ...]]:
+        """Frames per step to try, by kind of form, the likeliest to win first."""
+        cuda = self.device.type == "cuda"
+        steps = (_bucket(batch.count), 4096) if cuda else (512, 256, 1024)
+        if self.forced == "loop" or self.stack is None:
+            return {"loop": steps[:1]}
+        last = {"loop": steps[:1]} if self.forced != "stack" else {}
+        if self.dense is None:
+            return {"stack": steps, **last}
+        found: dict[str, tuple[int, ...]] = {}
+        if batch.overlaps and self.features and batch.count > _FEW:
+            block = hop(cast(Affine, self.dense.first).weight.shape[-1], self.features)
+            found["overlap"] = tuple(blocks * block for blocks in ((512, 64) if cuda else (16,)))
+        if forms.available(self.device):
+            found["prepacked"] = steps
+        found["folded"] = steps[:1] if "prepacked" in found else steps  # in case oneDNN refuses, or is slower
+        if cuda:
+            found["replay"] = steps
+        return found | last
+
+    def _plan(self, batch: Batch) -> Plan:
+        """Small work: the likeliest form, untimed. Else the form remembered for this machine, or the fastest tried."""
+        wanted = self.candidates(batch)
+        if len(wanted) == 1:
+            return Plan(wanted[0], self.why or "the only form there is")
+        probe = batch.head(plan.PROBED)
+        alone = self.log_probabilities(Form("loop", plan.PROBED), probe)
+        tolerance = 2e-2 if self.dtype.itemsize < 4 else 1e-5
+
+        def compare(form: Form, values: Tensor) -> Agreement:
+            count = min(plan.PROBED, values.shape[1])
+            exact = form.precision == "float32"
+            return plan.agreement(alone[:, :count], values[:, :count], exact=exact, tolerance=tolerance)
+
+        def run(form: Form, count: int) -> Tensor:
+            return self.log_probabilities(form, batch.head(count))
+
+        size = len(self) * sum(parameter.numel() for parameter in self.modules[0].parameters())
+        if size * batch.count < _WORTH:
+            return self._first_fit(wanted, run, compare, probe.count)
+        key = self._question(batch)
+        known = plan.recall(key)
+        if known in wanted and known is not None:
+            near = compare(known, run(known, probe.count))
+            if near.near:
+                return Plan(known, "measured earlier on this machine", (Trial(known, float("inf"), near),))
+        chosen = plan.choose(plan.try_all(wanted, run, frames=batch.count, compare=compare))
+        plan.remember(key, chosen.form)
+        return replace(chosen, why=f"{chosen.why}; {self.why}") if self.why else chosen
+
+    def _first_fit(self, wanted: Sequence[Form], run: plan.Run, compare: plan.Compare, count: int) -> Plan:
+        """The likeliest exact form that agrees."""
+        trials = []
+        for form in [f for f in wanted if f.precision == "float32" and f.kind not in ("overlap", "replay")]:
+            trials.append(plan.attempt(form, run, count, compare))
+            if trials[-1].agreement.near:
+                return Plan(form, "too little work to measure", tuple(trials))
+        return plan.choose(trials)
+
+    def _question(self, batch: Batch) -> str:
+        return plan.question(
+            structure=str(self.modules[0]),
+            members=len(self),
+            frames=_bucket(batch.count),
+            overlaps=batch.overlaps,
+            precision=self.precision,
+            forced=self.forced,
+            device=str(self.device),
+        )
+
+    def _warn(self, chosen: Plan) -> None:
+        """Log one line where a stack was wanted and a loop is what runs."""
+        failed = [trial.note for trial in chosen.trials if trial.note]
+        if chosen.form.kind == "loop" and self.forced != "loop" and failed:
+            _log.warning("%d members run one by one: %s", len(self), failed[0])
+
+
+def _bucket(frames: int) -> int:
+    """The next power of two: batches of similar size share a plan."""
+    return 1 << max(frames - 1, 0).bit_length()
+
+
+def fast_types(device: torch.device) -> list[str]:
+    """Precisions in which this hardware multiplies faster than in float32."""
+    if device.type == "cuda":
+        return ["tf32", "bfloat16"] if torch.cuda.is_bf16_supported() else []
+    able = torch.cpu.get_capabilities()
+    limited = able.get("avx512_bf16") and not torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+    has = able.get("avx512_bf16") or able.get("amx_bf16") or able.get("bf16")
+    return ["bfloat16"] if has and not limited else []  # ATEN_CPU_CAPABILITY=avx2 limits it
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -1,7 +1,7 @@
-"""`Dense`: a stack of models made of Linear layers, BatchNorm folded in.
+"""`Dense`: a stack of models made of Linear layers, with BatchNorm folded in.
 
 The first layer, whose input all members share, is one product with M * width outputs; every later layer is
-one batched product. What a layer gives is (M, B, width) in shape and (B, M * width) in memory where it can be.
+one batched product. A layer's result has the shape (M, B, width), and lies in memory as (B, M * width) where possible.
 """
 
 from __future__ import annotations
@@ -13,19 +13,17 @@ from typing import Any, Protocol, Self, cast
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn import functional
 
 from ensemble.run.stack import Stack
+from zoo.models.blocks import activation_of
 
 Operation = Callable[..., Tensor]
 
-_POINTWISE = {nn.ReLU, nn.GELU, nn.Sigmoid, nn.Softplus, nn.Tanh, nn.SiLU, nn.ELU, nn.LeakyReLU, nn.Mish, nn.Hardswish}
-_FUNCTIONS = {torch.relu, functional.relu, torch.tanh, torch.sigmoid, functional.gelu, functional.silu}
 _SUMS = {operator.add, torch.add}
 
 
 class NotDenseError(ValueError):
-    """The models are not of the form that folds; the message says what stands in the way."""
+    """The models do not fold; the message says what stands in the way."""
 
 
 class Layer(Protocol):
@@ -67,7 +65,7 @@ class Affine:
 
 @dataclass(frozen=True)
 class Step:
-    """`values[target] = operation(*values[sources])`; `dead` are not needed any more afterwards."""
+    """`values[target] = operation(*values[sources])`; nobody reads the values `dead` afterwards."""
 
     target: str
     operation: Operation
@@ -94,7 +92,7 @@ class Dense:
     exit: str
 
     def __call__(self, x: Tensor) -> Tensor:
-        """What the first layer reads, (B, inputs) -> logits (M, B, C)."""
+        """Inputs of the first layer, such as (B, inputs) -> logits (M, B, C)."""
         values = {self.entry: self.first.shared(x)}
         for step in self.steps:
             values[step.target] = step.operation(*(values[name] for name in step.sources))
@@ -103,7 +101,7 @@ class Dense:
         return self.last(values[self.exit])
 
     def to(self, dtype: torch.dtype) -> Dense:
-        """The same with weights of another type, for layers that are `Affine`."""
+        """The same with weights of another type."""
 
         def cast_(operation: Any) -> Any:
             return operation.to(dtype) if isinstance(operation, Affine) else operation
@@ -116,8 +114,8 @@ def dense(stack: Stack) -> Dense:
     """The stack's models, traced and folded.
 
     Raises:
-        NotDenseError: something else than Linear, BatchNorm1d behind a Linear, pointwise activations and
-            sums; or the models do not begin and end with a Linear; or the weights are not float32.
+        NotDenseError: the models contain anything but Linear, BatchNorm1d after a Linear, pointwise activations and
+            sums, do not begin and end with a Linear, or have weights that are not float32.
     """
     state = {name: tensor.detach() for name, tensor in stack.state().items()}
     other = {t.dtype for t in state.values() if t.is_floating_point()} - {torch.float32}
@@ -148,14 +146,14 @@ class _Reader:
                 self.inputs.append(node.name)
             case "call_module" if plain and len(sources) == 1:
                 self.names[node] = self._layer(node, sources[0])
-            case "call_function" if plain and (
-                (node.target in _SUMS and len(sources) == 2) or (node.target in _FUNCTIONS and len(sources) == 1)
-            ):
-                self.names[node] = self._step(node, torch.add if len(sources) == 2 else node.target, sources)
+            case "call_function" if plain and len(sources) == 2 and node.target in _SUMS:
+                self.names[node] = self._step(node, torch.add, sources)
+            case "call_function" if plain and len(sources) == 1 and activation_of(node.target):
+                self.names[node] = self._step(node, cast(Operation, node.target), sources)
             case "output" if plain:
                 self.output = self.names[sources[0]]
             case _:
-                raise NotDenseError(f"{node.name!r} is no Linear, BatchNorm1d, activation or sum")
+                raise NotDenseError(f"{node.name!r} is not a Linear, BatchNorm1d, activation or sum")
 
     def result(self) -> Dense:
         uses = [source for step in self.steps for source in step.sources] + [self.output]
@@ -180,9 +178,9 @@ class _Reader:
                 return self._step(node, self._affine(path, layer), [source])
             case nn.BatchNorm1d() if type(layer) is nn.BatchNorm1d:
                 return self._fold(path, layer, source)
-            case _ if type(layer) in _POINTWISE:
+            case _ if activation_of(layer):
                 return self._step(node, layer, [source])
-        raise NotDenseError(f"{path!r} is {type(layer).__name__}, no Linear, BatchNorm1d or pointwise activation")
+        raise NotDenseError(f"{path!r} is {type(layer).__name__}, not Linear, BatchNorm1d or a pointwise activation")
 
     def _step(self, node: fx.Node, operation: Operation, sources: list[fx.Node]) -> str:
         self.steps.append(Step(node.name, operation, tuple(self.names[source] for source in sources)))
@@ -199,12 +197,12 @@ class _Reader:
         return self.state[name]
 
     def _fold(self, path: str, norm: nn.BatchNorm1d, source: fx.Node) -> str:
-        """Let the Linear just before do what this norm does; in float64, so it is exact up to one rounding."""
+        """Let the Linear just before do the work of this norm; in float64, so that it is exact up to one rounding."""
         before = self.steps[-1] if self.steps else None
         if before is None or before.target != source.name or not isinstance(before.operation, Affine):
-            raise NotDenseError(f"BatchNorm {path!r} does not stand just behind a Linear")
+            raise NotDenseError(f"BatchNorm {path!r} does not come directly after a Linear")
         if len(source.users) > 1 or not norm.track_running_stats:
-            raise NotDenseError(f"BatchNorm {path!r} has no running statistics, or its input is used elsewhere too")
+            raise NotDenseError(f"BatchNorm {path!r} has no running statistics, or its input is also used elsewhere")
         scale = (self._tensor(f"{path}.running_var").double() + norm.eps).rsqrt()
         shift = -scale * self._tensor(f"{path}.running_mean").double()
         if norm.affine:
@@ -217,16 +215,25 @@ class _Reader:
 
 
 def _dying(step: Step, later: Sequence[Step], needed: Sequence[str]) -> Step:
-    """The step with the values that nobody reads after it; where its first is one, it is overwritten."""
+    """The step with the values that nobody reads after it; it overwrites its first source where that is one of them."""
     alive = {source for after in later for source in after.sources} | set(needed)
     dead = tuple(sorted(set(step.sources) - alive))
     operation = step.operation
     if step.sources[0] in dead and step.sources.count(step.sources[0]) == 1:
+        known = activation_of(operation)
         if operation is torch.add:
             operation = Tensor.add_
-        elif isinstance(operation, nn.ReLU) or operation in (torch.relu, functional.relu):
-            operation = torch.relu_
+        elif known and known.in_place:
+            operation = known.in_place
     return Step(step.target, operation, step.sources, dead)
+
+
+class _Tracer(fx.Tracer):
+    """Torch's tracer, which also takes an activation of the user's own for one step."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Whether not to look inside."""
+        return super().is_leaf_module(m, module_qualified_name) or activation_of(m) is not None
 
 
 def _traced(template: nn.Module) -> fx.Graph:
@@ -234,6 +241,6 @@ def _traced(template: nn.Module) -> fx.Graph:
     if hooked:
         raise NotDenseError(f"module {hooked[0]!r} has a hook")
     try:
-        return fx.Tracer().trace(template)
+        return _Tracer().trace(template)
     except Exception as error:  # whatever a foreign forward does with a symbol
         raise NotDenseError(f"its forward cannot be traced ({error})") from error

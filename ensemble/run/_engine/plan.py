@@ -1,52 +1,44 @@
-"""Which ways of running a group there are, which of them agree with the loop, and which to take.
+"""Which form to take: which candidates there are, which of them agree with the loop, and which is the fastest.
 
-All of it decides on numbers; `measuring` gets them.
+Deciding is pure; timing is in `try_all` and `attempt`. Choices are cached, a file each, in the user's cache folder. A
+file holds a form and never results, and a form from the cache is compared with the loop again before it is used.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import hashlib
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from ensemble.run._engine.forms import Form
+from zoo import _files
+
+PROBED = 256  # frames on which a form is compared with the loop
 _PLAIN = ("stack", "loop")  # kinds that run the models as they are
-_EXACT = 1e-5  # furthest that a probability may move in float32
-_MOVED = 0.01  # furthest that it may move in a faster type
-_MARGIN = 0.02  # lead of the best class above which its frame may not change sides
-
-
-@dataclass(frozen=True)
-class Form:
-    """One way of running M members.
-
-    Args:
-        kind: "loop": the modules as they are, one by one. "stack": all at once by vmap. "folded": by
-            `Dense`. "prepacked": the same with layers laid out by oneDNN. "replay": the same by CUDA graphs.
-            "overlap": with the first layer in the frequency domain.
-        tile: frames per step.
-        precision: "float32", "bfloat16" or "tf32".
-    """
-
-    kind: str
-    tile: int
-    precision: str = "float32"
-
-    @property
-    def weights(self) -> tuple[str, str]:
-        """What decides the prepared weights; forms that differ in the tile share them."""
-        return "folded" if self.kind == "replay" else self.kind, self.precision
+_EXACT = 1e-5  # largest change of a probability in float32
+_MOVED = 0.01  # largest change of a probability in a faster type
+_MARGIN = 0.02  # lead of the best class from which on a frame's class may not change
+_BUDGET = 1.2  # seconds for all forms of a group
+_PROMISING = (3.0, 1.3, 1.2, 1.1, 1.1)  # times the best so far, round by round; the first round always takes place
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far a form's probabilities are from the loop's, and whether that is near enough.
+    """How far a form's probabilities are from the loop's.
 
     Args:
         moved: largest difference of a probability.
-        changed: fraction of frames and members whose likeliest class is another.
-        near: whether the form may stand for the loop.
+        changed: fraction of frames and members whose most probable class is another.
+        near: whether the form may replace the loop.
     """
 
     moved: float
@@ -56,7 +48,7 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Trial:
-    """What came of trying a form: seconds per frame (infinite where it was not timed) and agreement."""
+    """The result of trying a form: seconds per frame (infinite where it was not timed) and agreement."""
 
     form: Form
     seconds: float
@@ -66,7 +58,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Plan:
-    """The form taken for one size of batch, why, and what was tried."""
+    """The form chosen for one size of batch, why, and what was tried."""
 
     form: Form
     why: str
@@ -90,6 +82,13 @@ class Plan:
         ]
 
 
+Run = Callable[[Form, int], Tensor]
+"""Runs a form on the first so many frames: (M, frames, C) log-probabilities."""
+
+Compare = Callable[[Form, Tensor], Agreement]
+"""Compares a form's log-probabilities with the loop's."""
+
+
 def candidates(*, tiles: Mapping[str, Sequence[int]], frames: int, precisions: Sequence[str]) -> list[Form]:
     """The forms worth trying, the likeliest to win first, faster types before exact ones.
 
@@ -111,11 +110,10 @@ def candidates(*, tiles: Mapping[str, Sequence[int]], frames: int, precisions: S
 def agreement(alone: Tensor, together: Tensor, *, exact: bool, tolerance: float = _EXACT) -> Agreement:
     """Compare log-probabilities (M, B, C) of a form with those of the loop.
 
-    Exact: no probability moves by more than `tolerance`. Otherwise none by more than 0.01, and where
-    the likeliest class changes the loop's lead was below 0.02.
+    Exact: no probability moves by more than `tolerance`. Otherwise: none moves by more than 0.01, and where
+    the most probable class changes, its lead in the loop was below 0.02.
 
     Example:
-        >>> import torch
         >>> p = torch.tensor([[[0.505, 0.495]]])
         >>> agreement(p.log(), p.flip(-1).log(), exact=False)
         Agreement(moved=0.009999990463256836, changed=1.0, near=True)
@@ -137,10 +135,94 @@ def choose(trials: Sequence[Trial]) -> Plan:
     Raises:
         ValueError: none agrees.
     """
-    fitting = [trial for trial in trials if trial.agreement.near and trial.seconds < float("inf")]
+    fitting = [trial for trial in _timed(trials) if trial.seconds < float("inf")]
     if not fitting:
         tried = ", ".join(f"{t.form.kind} {t.form.precision} moved {t.agreement.moved:.2g} {t.note}" for t in trials)
         msg = f"expected a way of running the members that agrees with the loop, got none: {tried}; use plan='loop'"
         raise ValueError(msg)
     best = min(fitting, key=lambda trial: trial.seconds)
     return Plan(best.form, f"fastest of {len(trials)} tried", tuple(trials))
+
+
+def try_all(forms: Sequence[Form], run: Run, *, frames: int, compare: Compare) -> list[Trial]:
+    """Try each form on as many frames as its tile has, until the time for it is used up.
+
+    First every form once, to see whether it agrees; then the promising ones in turn, so that a busy moment of the
+    machine affects all alike. The smallest time counts: noise and new memory only ever add to it.
+    """
+    trials: dict[Form, Trial] = {}
+    end = time.perf_counter() + _BUDGET
+    for form in forms:
+        if time.perf_counter() < end or form.kind == "loop" or not _timed(trials.values()):
+            trials[form] = attempt(form, run, min(form.tile, frames), compare)
+    for within in _PROMISING:
+        best = min((trial.seconds for trial in _timed(trials.values())), default=0.0)
+        for trial in _timed(trials.values()):
+            if trial.seconds <= within * best and (time.perf_counter() < end or within == _PROMISING[0]):
+                seconds = _seconds(run, trial.form, min(trial.form.tile, frames))
+                trials[trial.form] = replace(trial, seconds=min(seconds, trial.seconds))
+    return list(trials.values())
+
+
+def attempt(form: Form, run: Run, frames: int, compare: Compare) -> Trial:
+    """Run a form for its results, which also prepares its weights and memory, then again for its time."""
+    try:
+        near = compare(form, run(form, frames))
+        if not near.near:
+            return Trial(form, float("inf"), near, "does not agree with the loop")
+        seconds = _seconds(run, form, frames)
+    except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:  # what vmap refuses
+        return Trial(form, float("inf"), Agreement(float("inf"), 1.0, near=False), first_line(error))
+    return Trial(form, seconds, near)
+
+
+def first_line(error: Exception) -> str:
+    """Of its message; its class where there is none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _timed(trials: Iterable[Trial]) -> list[Trial]:
+    return [trial for trial in trials if trial.agreement.near]
+
+
+def _seconds(run: Run, form: Form, frames: int) -> float:
+    """Seconds per frame of one run."""
+    start = time.perf_counter()
+    values = run(form, frames)
+    if values.is_cuda:
+        torch.cuda.synchronize()
+    return (time.perf_counter() - start) / max(frames, 1)
+
+
+def question(**facts: object) -> str:
+    """The cache key of a choice on this machine."""
+    machine = {
+        "torch": torch.__version__,
+        "cpu": torch.backends.cpu.get_cpu_capability() + platform.machine() + platform.node(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "",
+    }
+    return hashlib.sha256(json.dumps({**machine, **facts}, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def recall(key: str) -> Form | None:
+    """The form chosen earlier; None where there is none, or the file is not one of ours."""
+    try:
+        return Form(**json.loads(_path(key).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def remember(key: str, form: Form) -> None:
+    """Cache the form for next time; a folder that cannot be written is no reason to fail."""
+    path = _path(key)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _files.write(path, json.dumps(asdict(form)).encode())
+    except OSError:
+        return
+
+
+def _path(key: str) -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "zoo-ensemble" / "plans" / f"{key}.json"
