@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import ensemble
 import zoo
-from ensemble.run._engine import prepacked
+from ensemble.run._engine import forms
 
 FEATURES, CONTEXT = 27, 20
 CLASSES = tuple(f"class {index}" for index in range(40))
@@ -42,7 +42,7 @@ def ceiling(device: torch.device, dtype: torch.dtype, size: int = 4096) -> float
     size = size if device.type == "cuda" else size // 2
     a, b = torch.randn(2, size, size, device=device).to(dtype)
     products: list[Work] = [lambda: a @ b]
-    if prepacked.available(device):
+    if forms.available(device):
         weight = torch.ops.mkldnn._reorder_linear_weight(b, size)
         products.append(lambda: torch.ops.mkldnn._linear_pointwise(a, weight, None, "none", [], ""))
     return 2 * size**3 / min(seconds(product) for product in products for _ in range(5))
