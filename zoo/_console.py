@@ -1,33 +1,114 @@
-"""What both commands share: tables and JSON on stdout, progress and errors on stderr, exit codes."""
+"""The machinery of both command lines: answers as tables or JSON, errors on one line, exit codes, progress.
+
+A command returns an `Answer` and prints nothing itself, so `--json` is the same for all of them.
+"""
 
 from __future__ import annotations
 
+import importlib
 import json
+import math
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Annotated, Any
 
-from cyclopts import App, CycloptsError
+from cyclopts import App, CycloptsError, Group, Parameter
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Table as Drawing
 from rich.text import Text
 
 from zoo._names import own_version
 
+_NOTHING: Mapping[str, str] = MappingProxyType({})
 
-def run_app(app: App, arguments: Sequence[str] | None = None) -> int:
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of one set of columns.
+
+    Args:
+        rows: column name -> value; None is an empty cell.
+        title: a line above.
+        formats: column name -> format specification, such as ".2f".
+    """
+
+    rows: Sequence[Mapping[str, Any]]
+    title: str = ""
+    formats: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The result of a command.
+
+    Args:
+        data: for programs: plain data, printed as one JSON document with `--json`.
+        shown: for people: tables and lines of text, printed without `--json`.
+        code: the exit code, 1 where the answer is no.
+    """
+
+    data: Any
+    shown: Sequence[Table | str]
+    code: int = 0
+
+
+def make_app(name: str, help: str, commands: Iterable[Callable[..., Answer]]) -> App:
+    """An app whose commands are these functions by their names, each of them with `--json` and `--import`."""
+    app = App(name=name, help=help, version=own_version, default_parameter=Parameter(negative=(), show_default=_shown))
+    for command in commands:
+        app.command(command, name=command.__name__.rstrip("_"))
+
+    @app.meta.default
+    def launch(
+        *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
+        json: bool = False,
+        import_: tuple[str, ...] = (),
+    ) -> int:
+        """Run a command.
+
+        Args:
+            tokens: the command and its own arguments.
+            json: print one JSON document in place of tables.
+            import_: a Python module or file with your own architectures, shapes, activations or rules; may be repeated.
+        """
+        for target in import_:
+            import_own(target)
+        answer = app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
+        if not isinstance(answer, Answer):  # --help and --version print by themselves
+            return 0
+        if json:
+            print_json(answer.data)
+        else:
+            show(answer.shown)
+        return answer.code
+
+    app.meta.group_parameters = Group("All commands", sort_key=99)
+    return app
+
+
+def run_app(app: App, arguments: Sequence[str] | None = None, *, renamed: Mapping[str, str] = _NOTHING) -> int:
     """Run a command line to its end and return its exit code.
 
-    0: fine. 1: the command answered "no" (it returned 1). 2: wrong usage, or an error, told in one line.
-    130: interrupted. 141: whoever read the output has gone.
+    0: success. 1: the command's answer is no. 2: wrong usage, or an error, on one line of stderr.
+    130: interrupted. 141: the reader of the output has gone.
+
+    Args:
+        app: made by `make_app`, or any other.
+        arguments: those of this process if None.
+        renamed: former spelling ("search", or "search --budget") -> what to write now.
     """
-    app.suppress_keyboard_interrupt = False  # it would say nothing
-    app.version = own_version
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        result = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+        _check_renamed(arguments, renamed)
+        outer = app.meta if app.meta.default_command else app
+        outer.suppress_keyboard_interrupt = app.suppress_keyboard_interrupt = False  # cyclopts would exit silently
+        result = outer(arguments, exit_on_error=False, print_error=False, result_action="return_value")
         sys.stdout.flush()
     except CycloptsError as error:
         return _fail(str(error) or type(error).__name__)
@@ -38,33 +119,60 @@ def run_app(app: App, arguments: Sequence[str] | None = None) -> int:
         return _fail(str(error) or type(error).__name__)
     except RecursionError:
         return _fail("expected plain data, got something nested too deep")
-    except KeyboardInterrupt:
-        return _fail("interrupted; what was finished before is kept", code=130)
+    except KeyboardInterrupt as interrupt:
+        return _fail(str(interrupt) or "interrupted; what was finished before is saved", code=130)
     return result if isinstance(result, int) else 0
 
 
-def print_json(data: Any) -> None:
-    """One JSON document on stdout; NaN and infinity have no place in it."""
-    print(json.dumps(data, indent=1, allow_nan=False))
+def import_own(target: str) -> None:
+    """Import a module or a .py file that the person named with `--import`; the only import of a name given as text.
 
+    The file's folder, or the working folder for a module, is searched after everything that is installed.
 
-def print_table(
-    rows: Sequence[Mapping[str, Any]], *, title: str = "", formats: Mapping[str, str] | None = None
-) -> None:
-    """Rows of one set of columns on stdout, numbers to the right.
-
-    Args:
-        rows: column name -> value; None prints as an empty cell.
-        title: a line above.
-        formats: column name -> format specification, such as ".2f".
+    Raises:
+        ImportError: there is no such module or file, or it fails.
     """
+    path = Path(target)
+    is_file = path.suffix == ".py"
+    folder = str(path.parent.resolve() if is_file else Path.cwd())
+    if is_file and not path.is_file():
+        msg = f"expected a Python file or the name of a module after --import, got {target!r}, which does not exist"
+        raise ImportError(msg)
+    if folder not in sys.path:
+        sys.path.append(folder)
+    try:
+        module = importlib.import_module(path.stem if is_file else target)
+    except Exception as error:
+        msg = f"cannot import {target!r} as --import asks: {type(error).__name__}: {error}"
+        raise ImportError(msg) from error
+    if is_file and not path.samefile(module.__file__ or os.devnull):
+        msg = f"expected a file whose name no other module has, got {target!r}: {path.stem} is {module}; rename it"
+        raise ImportError(msg)
+
+
+def print_json(data: Any) -> None:
+    """One JSON document on stdout; what is not a finite number becomes null, as JSON has no NaN and no infinity."""
+    print(json.dumps(_finite(data), indent=1, allow_nan=False))
+
+
+def show(parts: Iterable[Table | str]) -> None:
+    """Tables and lines on stdout."""
+    for part in parts:
+        if isinstance(part, str):
+            print(part)
+        else:
+            print_table(part.rows, title=part.title, formats=part.formats)
+
+
+def print_table(rows: Sequence[Mapping[str, Any]], *, title: str = "", formats: Mapping[str, str] = _NOTHING) -> None:
+    """Print rows as a `Table`, numbers to the right."""
     columns = list(rows[0]) if rows else []
-    table = Table(title=title or None, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table = Drawing(title=title or None, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for column in columns:
         numeric = any(isinstance(row[column], int | float) for row in rows)
         table.add_column(Text(column), justify="right" if numeric else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(_cell(row[column], (formats or {}).get(column, "")) for column in columns))
+        table.add_row(*(_cell(row[column], formats.get(column, "")) for column in columns))
     console = Console(width=None if sys.stdout.isatty() else 10_000, highlight=False)  # a pipe has no width to fold to
     with console.capture() as drawn:
         console.print(table)
@@ -72,11 +180,11 @@ def print_table(
 
 
 @contextmanager
-def progress(description: str, total: float | None = None) -> Iterator[Callable[..., None]]:
+def progress(title: str, total: float | None = None) -> Iterator[Callable[..., None]]:
     """A bar on stderr for what takes over a second; nothing is drawn where stderr is not a terminal.
 
     Yields:
-        `advance(steps=1, note="")`: call it as the work goes on.
+        `advance(steps=1, note="")`, to be called as the work goes on.
     """
     columns = (
         TextColumn("{task.description}"),
@@ -87,7 +195,7 @@ def progress(description: str, total: float | None = None) -> Iterator[Callable[
     )
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(description, total=total, note="")
+        task = bar.add_task(title, total=total, note="")
 
         def advance(steps: float = 1, note: str = "") -> None:
             bar.update(task, advance=steps, note=note)
@@ -95,8 +203,30 @@ def progress(description: str, total: float | None = None) -> Iterator[Callable[
         yield advance
 
 
+def _check_renamed(arguments: Sequence[str], renamed: Mapping[str, str]) -> None:
+    """Refuse a former spelling of a command or of one of its options."""
+    command = next((word for word in arguments if not word.startswith("-")), "")
+    for spelling in (command, *(f"{command} {word.partition('=')[0]}" for word in arguments if word.startswith("--"))):
+        if spelling in renamed:
+            msg = f"{spelling.rpartition(' ')[2]} has a new name: use {renamed[spelling]}"
+            raise ValueError(msg)
+
+
+def _shown(default: Any) -> str | None:
+    """The default in a help text, if it says something."""
+    return None if default in ((), False, None) else str(default)
+
+
+def _finite(data: Any) -> Any:
+    if isinstance(data, Mapping):
+        return {key: _finite(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_finite(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
+
+
 def _cell(value: Any, specification: str) -> Text:
-    """As it stands: what looks like markup is text that somebody wrote."""
+    """The value as it is: what looks like markup is text that somebody wrote."""
     return Text("" if value is None else format(value, specification))
 
 

@@ -1,4 +1,4 @@
-"""Names that people give: models by wildcard, mistyped words, devices; and this distribution's own version."""
+"""Names that people type: wildcards, mistyped words, devices; and the version of this distribution."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ Patterns = str | Iterable[str]
 
 
 def matching(names: Iterable[str], include: Patterns = "*", exclude: Patterns = ()) -> list[str]:
-    """The names that any `include` pattern matches and no `exclude` pattern does, in their order.
+    """The names that match any `include` pattern and no `exclude` pattern, in their order.
 
-    Patterns are shell wildcards (`*`, `?`, `[abc]`), case counts, a string stands for one pattern.
+    Patterns are shell wildcards (`*`, `?`, `[abc]`); case counts; a string stands for one pattern.
 
     Example:
         >>> matching(["diamond", "cylinder", "mlp"], include=["*d*"], exclude="cyl*")
@@ -28,7 +28,7 @@ def matching(names: Iterable[str], include: Patterns = "*", exclude: Patterns = 
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> str:
-    """The message for a name that is not known: the nearest names first, else all of them.
+    """The message for an unknown name: with the nearest known names, or all of them where none is near.
 
     Example:
         >>> unknown("architecture", "cylindr", ["cylinder", "mlp"])
@@ -50,10 +50,10 @@ def _any(name: str, patterns: list[str]) -> bool:
 
 
 def usable_device(device: torch.device | str) -> torch.device:
-    """The device, if this machine has it.
+    """The device, if this machine has it; "auto" is cuda where there is one, otherwise cpu.
 
     Raises:
-        ValueError: no such kind of device, or CUDA is asked for and there is none, or not so many.
+        ValueError: there is no such kind of device, or this machine has no CUDA device of that number.
 
     Example:
         >>> usable_device("cpu")
@@ -61,24 +61,28 @@ def usable_device(device: torch.device | str) -> torch.device:
     """
     import torch
 
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         wanted = torch.device(device)
     except RuntimeError as error:
-        msg = f"expected a device such as 'cpu', 'cuda' or 'cuda:1', got {str(device)!r}"
+        msg = f"expected a device such as 'cpu', 'cuda', 'cuda:1' or 'auto', got {str(device)!r}"
         raise ValueError(msg) from error
     if wanted.type != "cuda":
         return wanted
     if not torch.cuda.is_available():
-        msg = f"expected a device of this machine, got {str(device)!r} where torch finds no CUDA; use device='cpu'"
+        msg = f"expected a device of this machine, got {str(device)!r}, but torch finds no CUDA device; use 'cpu'"
         raise ValueError(msg)
     if wanted.index is not None and wanted.index >= torch.cuda.device_count():
-        msg = f"expected a device of this machine, got {str(device)!r} of {torch.cuda.device_count()}; use 'cuda'"
+        msg = (
+            f"expected one of this machine's {torch.cuda.device_count()} CUDA devices, got {str(device)!r}; use 'cuda'"
+        )
         raise ValueError(msg)
     return wanted
 
 
 def own_version() -> str:
-    """Of the distribution that both packages belong to; "source" where it is run from a folder."""
+    """Version of the distribution that holds both packages; "source" where it is not installed."""
     try:
         return version("zoo-ensemble")
     except PackageNotFoundError:

@@ -1,0 +1,123 @@
+"""Options that several commands share, and the values that they stand for."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from dataclasses import dataclass, fields, make_dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+
+from cyclopts import Group, Parameter
+
+from zoo._names import usable_device
+from zoo.training.recipe import Recipe
+
+if TYPE_CHECKING:
+    from zoo.data.frames import FrameSet
+
+    Fields = Recipe
+else:  # the fields of a recipe, each of which may be left out
+    _PRECISION = "float32, bfloat16 or float16; auto is bfloat16 on a GPU that computes in it, otherwise float32."
+    _TYPES = get_type_hints(Recipe) | {"precision": Annotated[str, Parameter(help=_PRECISION)]}
+    Fields = make_dataclass(
+        "Fields",
+        [(field.name, _TYPES[field.name] | None, None) for field in fields(Recipe)],
+        namespace={"__doc__": Recipe.__doc__, "__module__": __name__},
+    )
+
+Names = Annotated[tuple[str, ...], Parameter(consume_multiple=True)]
+Contexts = Annotated[tuple[int, ...], Parameter(consume_multiple=True)]
+RegistryFile = Annotated[
+    Path | None,
+    Parameter(help="the registry's file; otherwise $ZOO_REGISTRY, otherwise registry.json in the working folder."),
+]
+Options = Annotated[
+    tuple[str, ...],
+    Parameter(
+        name="--option",
+        help="NAME=VALUE, an option of the architecture, such as width=256; may be repeated.",
+    ),
+]
+RecipeFile = Annotated[Path | None, Parameter(help="a .toml or .json file; the flags below replace single fields.")]
+RecipeFlags = Annotated[Fields, Parameter(name="*", group=Group("Recipe", sort_key=1))]
+NO_FLAGS = Fields()
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Partitions:
+    """Frames to train on and frames to choose by.
+
+    Args:
+        corpus: folder of partitions in the HW1P2 layout; the bundled synthesised speech if left out.
+        train: partition to train on.
+        valid: partition on which models are compared and the best epoch is chosen.
+        device: where the work runs: cpu, cuda, or auto, which is cuda where there is one.
+    """
+
+    corpus: Path | None = None
+    train: str = "train"
+    valid: str = "valid"
+    device: str = "auto"
+
+    def load(self) -> tuple[FrameSet, FrameSet]:
+        """The training frames and the validation frames, on the device."""
+        train, valid = (read_partition(self.corpus, name).to(self.device) for name in (self.train, self.valid))
+        return train, valid
+
+
+NO_PARTITIONS = Partitions()
+
+
+def read_partition(corpus: Path | None, name: str) -> FrameSet:
+    """A partition of a corpus, or of the bundled one."""
+    from zoo.data.corpus import read_corpus, sample_corpus
+
+    return sample_corpus(name) if corpus is None else read_corpus(corpus, name)
+
+
+def recipe_from(file: Path | None, flags: Recipe, device: str, base: Recipe | None = None) -> Recipe:
+    """The recipe of a file, or `base`, with the fields that were given as flags in place of its own."""
+    recipe = (base or Recipe()) if file is None else Recipe.read(file)
+    given = {name: value for name, value in vars(flags).items() if value is not None}
+    if given.get("precision") == "auto":  # a recipe records what was done
+        given["precision"] = _fastest(device)
+    return replace(recipe, **given)
+
+
+def options_from(pairs: tuple[str, ...]) -> dict[str, Any]:
+    """The options in NAME=VALUE pairs; a value is read as JSON where it is JSON, otherwise as text."""
+    options: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            msg = f"expected an option as NAME=VALUE, got {pair!r}"
+            raise ValueError(msg)
+        try:
+            options[name] = json.loads(value.lower() if value in ("True", "False") else value)
+        except json.JSONDecodeError:
+            options[name] = value
+    return options
+
+
+def spec_fields(text: str) -> dict[str, Any]:
+    """The fields of a spec that is written as JSON, or in a .json or .toml file."""
+    inline = text.lstrip()[:1] in ("{", "[")
+    try:
+        data = text if inline else Path(text).read_text(encoding="utf-8")
+        found = tomllib.loads(data) if Path(text).suffix == ".toml" and not inline else json.loads(data)
+    except (OSError, ValueError) as error:
+        msg = f"expected a spec as a JSON object, or a .json or .toml file, got {text[:80]!r}: {error}"
+        raise ValueError(msg) from error
+    if not isinstance(found, dict):
+        msg = f"expected a spec as a JSON object, got {str(found)[:80]}"
+        raise ValueError(msg)
+    return found
+
+
+def _fastest(device: str) -> str:
+    import torch
+
+    on_gpu = usable_device(device).type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bfloat16" if on_gpu else "float32"

@@ -1,0 +1,215 @@
+"""Commands that look for architectures under a parameter budget: search, picture, study."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cyclopts import Parameter
+
+from zoo._console import Answer, Table, progress
+from zoo.cli.options import (
+    NO_FLAGS,
+    NO_PARTITIONS,
+    Contexts,
+    Names,
+    Options,
+    Partitions,
+    RecipeFile,
+    RecipeFlags,
+    RegistryFile,
+    options_from,
+    recipe_from,
+)
+from zoo.cli.train import require_new_name, save_picture
+
+if TYPE_CHECKING:
+    from zoo.data.frames import FrameSet
+    from zoo.models.spec import Spec
+    from zoo.search.study import Trial
+    from zoo.training.recipe import Recipe
+
+_FEATURES = 27  # per frame of HW1P2, for which specs are drawn
+_SIZES = ("width", "narrow", "widths", "depth")
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Sampling:
+    """Specs to draw at random.
+
+    Args:
+        max_parameters: largest number of parameters of a model, or with --members of all of them together.
+        members: draw the members of one ensemble, this many; 0 draws single models.
+        draws: number of single models to draw.
+        architectures: names or wildcards; the built-in architectures if left out.
+        contexts: contexts to choose from, in frames on each side.
+    """
+
+    max_parameters: int = 10_000_000
+    members: int = 0
+    draws: int = 8
+    architectures: Names = ()
+    contexts: Contexts = (20,)
+    option: Options = ()
+
+    def specs(self, seed: int) -> list[Spec]:
+        """The specs that are drawn with this seed."""
+        from zoo.search.counting import BUILT_IN
+        from zoo.search.sample import random_budget, random_members
+
+        settings: dict[str, Any] = {
+            "architectures": self.architectures or BUILT_IN,
+            "contexts": self.contexts,
+            "options": options_from(self.option),
+            "seed": seed,
+        }
+        if self.members:
+            return random_members(self.max_parameters, self.members, **settings)
+        return list(islice(random_budget(self.max_parameters, **settings), self.draws))
+
+
+_NO_SAMPLING = Sampling()
+
+
+def search(*, sampling: Sampling = _NO_SAMPLING, seed: int = 0) -> Answer:
+    """Draw random specs under a parameter budget and print them.
+
+    Example: zoo search --max-parameters 20_000_000 --members 8
+
+    Args:
+        seed: seed of the draw.
+    """
+    from zoo.search.counting import fast_count
+
+    specs = sampling.specs(seed)
+    counts = [fast_count(spec) for spec in specs]
+    rows: list[dict[str, Any]] = [
+        {
+            "architecture": spec.architecture,
+            "context": spec.context,
+            "parameters": count,
+            "options": _sizes(spec.options),
+        }
+        for spec, count in zip(specs, counts, strict=True)
+    ]
+    total = {"architecture": "total", "context": None, "parameters": sum(counts), "options": ""}
+    found = [{"spec": spec.to_dict(), "parameters": count} for spec, count in zip(specs, counts, strict=True)]
+    return Answer(
+        {"specs": found, "parameters": sum(counts)},
+        [Table([*rows, total], formats={"parameters": ","})],
+    )
+
+
+def picture(
+    file: Path,
+    /,
+    *,
+    max_parameters: int = 10_000_000,
+    context: int = 20,
+    option: Options = (),
+    samples: int = 1_000_000,
+    seed: int = 0,
+) -> Answer:
+    """Plot random MLPs under a parameter budget: samples and parameters against depth, samples against layer width.
+
+    Layer by layer, each width is drawn from what the budget leaves (needs the extra `report`).
+
+    Example: zoo picture draws.png --max-parameters 10_000_000
+
+    Args:
+        file: the picture, such as a .png or .pdf file.
+        max_parameters: largest number of parameters of a model.
+        context: frames on each side.
+        samples: number of models to draw.
+        seed: seed of the draw.
+    """
+    from zoo.search.draws import draw_many
+    from zoo.search.pictures import plot_samples
+
+    inputs = (2 * context + 1) * _FEATURES
+    per_unit = 2 if options_from(option).get("batchnorm", True) else 1
+    save_picture(plot_samples(draw_many(samples, max_parameters, inputs=inputs, per_unit=per_unit, seed=seed)), file)
+    return Answer({"picture": str(file), "samples": samples}, [f"{samples:,} samples pictured in {file}"])
+
+
+def study(
+    *,
+    sampling: Sampling = _NO_SAMPLING,
+    draw_seed: int | None = None,
+    optuna: int = 0,
+    journal: Path | None = None,
+    best: int = 1,
+    save: str | None = None,
+    recipe: RecipeFile = None,
+    partitions: Partitions = NO_PARTITIONS,
+    registry: RegistryFile = None,
+    flags: RecipeFlags = NO_FLAGS,
+) -> Answer:
+    """Train random specs by successive halving, or with optuna, and save the best.
+
+    Example: zoo study --max-parameters 400_000 --draws 9 --epochs 4 --fraction 0.3 --save found --best 2
+
+    Args:
+        draw_seed: seed of the draw; the recipe's seed if left out.
+        optuna: number of trials of optuna's sampler, in place of successive halving (needs the extra `search`).
+        journal: file of optuna's study, which several processes may share.
+        best: number of models to save.
+        save: name to save the best under, followed by -1, -2, ...; nothing is saved if left out.
+    """
+    from zoo.registry import Registry
+    from zoo.training.run import train
+
+    home = Registry(registry)
+    if save is not None:
+        require_new_name(home, f"{save}-1")
+    settings = recipe_from(recipe, flags, partitions.device)
+    frames, valid = partitions.load()
+    seed = settings.seed if draw_seed is None else draw_seed
+    trials = _trials(sampling, settings, frames, valid, seed=seed, optuna=optuna, journal=journal)
+    saved = []
+    for index, trial in enumerate(trials[:best] if save else (), start=1):
+        checkpoint = trial.checkpoint or train(trial.spec, settings, frames, valid, progress=progress)
+        saved.append(home.register(f"{save}-{index}", checkpoint).reference)
+    rows = [trial.row() for trial in trials]
+    table = Table(
+        [{**row, "options": _sizes(row["options"])} for row in rows],
+        formats={"parameters": ",", "accuracy": ".4f", "loss": ".4f"},
+    )
+    return Answer({"trials": rows, "saved": saved}, [table, *(f"saved as {reference}" for reference in saved)])
+
+
+def _trials(
+    sampling: Sampling,
+    settings: Recipe,
+    frames: FrameSet,
+    valid: FrameSet,
+    *,
+    seed: int,
+    optuna: int,
+    journal: Path | None,
+) -> Sequence[Trial]:
+    """All trials of a study, best first."""
+    from zoo.search.study import halving, optuna_study, optuna_trials
+
+    if not optuna:
+        return halving(sampling.specs(seed), settings, frames, valid)
+    done = optuna_study(
+        settings,
+        frames,
+        valid,
+        budget=sampling.max_parameters,
+        trials=optuna,
+        journal=journal,
+        contexts=sampling.contexts,
+        options=options_from(sampling.option),
+        seed=seed,
+    )
+    return optuna_trials(done)
+
+
+def _sizes(options: Any) -> str:
+    return " ".join(f"{name}={options[name]}" for name in _SIZES if name in options)

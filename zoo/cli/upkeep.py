@@ -1,0 +1,146 @@
+"""Commands that check and mend a registry: verify, load, gc, recover."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zoo._console import Answer, Table, progress
+from zoo.cli.options import RegistryFile, read_partition
+from zoo.cli.views import version_row
+
+if TYPE_CHECKING:
+    from zoo.registry import Registry
+    from zoo.registry.entries import Entry
+
+
+def verify(
+    *names: str,
+    fast: bool = False,
+    probe: bool = False,
+    metrics: bool = False,
+    corpus: Path | None = None,
+    valid: str = "valid",
+    registry: RegistryFile = None,
+) -> Answer:
+    """Check every blob against the registry; exit code 1 if something is wrong.
+
+    The blob of an unknown architecture is checked, but no model is built from it; --import makes it known.
+
+    Example: zoo verify --probe
+
+    Args:
+        names: names or wildcards; everything if left out.
+        fast: check sizes and headers only; nothing is hashed.
+        probe: also run each model on a fixed batch and compare with its outputs at registration.
+        metrics: also evaluate each model again and compare with the metrics recorded on the same frames.
+        corpus: folder in the HW1P2 layout for --metrics; the bundled synthesised speech if left out.
+        valid: partition for --metrics.
+    """
+    from zoo.registry import Registry
+    from zoo.registry.reading import known
+
+    home = Registry(registry)
+    entries = home.entries(names or "*")
+    if names and not entries:  # a typing error must not pass for a clean result
+        raise ValueError(f"nothing matches {' '.join(names)} in {home.path}; it has {', '.join(home.list())}")
+    problems = []
+    with progress("verifying", total=len(entries)) as advance:
+        for entry, problem in home.verified(names or "*", fast=fast, probe=probe):
+            advance(note=entry.reference)
+            problems += [problem] if problem else []
+    damaged = [problem.entry for problem in problems]
+    sound = [entry for entry in entries if entry not in damaged]
+    foreign = [] if fast else [entry for entry in sound if not known(entry)]
+    measured = []
+    if metrics:
+        measured = _measured(home, [entry for entry in sound if entry not in foreign], corpus, valid)
+    wrong = [row for row in measured if not row["agrees"]]
+    rows = [{"version": p.entry.reference, "reason": p.reason, "message": p.message} for p in problems]
+    shown: list[Table | str] = [
+        Table(table, formats={"recorded": ".4f", "measured": ".4f"}) for table in (measured, rows) if table
+    ]
+    shown.append(f"{len(entries)} versions checked, {len(problems)} damaged, {len(wrong)} metrics differ")
+    if foreign:
+        unknown = ", ".join(sorted({entry.architecture for entry in foreign}))
+        shown.append(
+            f"{len(foreign)} not built, only their bytes are checked: unknown architecture {unknown}; "
+            "name the file that defines it with --import"
+        )
+    data = {
+        "checked": len(entries),
+        "problems": rows,
+        "metrics": measured,
+        "not_built": [entry.reference for entry in foreign],
+    }
+    return Answer(data, shown, code=1 if problems or wrong else 0)
+
+
+def load(reference: str, /, *, registry: RegistryFile = None) -> Answer:
+    """Check that a model loads: hash, shapes, values.
+
+    Example: zoo load cylinder-a
+
+    Args:
+        reference: NAME, NAME@NUMBER, NAME@ID or an alias.
+    """
+    from zoo.registry import Registry
+
+    home = Registry(registry)
+    entry, model = home.get(reference), home.load(reference)
+    shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    return Answer(
+        {"version": entry.reference, "sha256": entry.sha256, "tensors": shapes},
+        [
+            Table([{"tensor": name, "shape": " x ".join(map(str, shape))} for name, shape in shapes.items()]),
+            f"{entry.reference} loads: {entry.parameters:,} parameters, sha256 {entry.sha256}",
+        ],
+    )
+
+
+def gc(*, dry_run: bool = False, registry: RegistryFile = None) -> Answer:
+    """Remove blobs and temporary files that nothing refers to, if they are older than a day.
+
+    Example: zoo gc --dry-run
+
+    Args:
+        dry_run: only print what would be removed.
+    """
+    from zoo.registry import Registry
+
+    paths = [str(path) for path in Registry(registry).collect_garbage(dry_run=dry_run)]
+    done = "would be removed" if dry_run else "removed"
+    return Answer({"would_remove" if dry_run else "removed": paths}, [*paths, f"{len(paths)} files {done}"])
+
+
+def recover(*, registry: RegistryFile = None) -> Answer:
+    """Rebuild a lost registry from the metadata in its blobs; warnings on stderr name what is left out.
+
+    Example: zoo recover
+    """
+    from zoo.registry import Registry
+
+    with warnings.catch_warnings(record=True) as left_out:
+        warnings.simplefilter("always")
+        entries = Registry(registry).recover()
+    for warning in left_out:
+        print(f"warning: {warning.message}", file=sys.stderr)
+    rows = [version_row(entry) for entry in entries]
+    return Answer(
+        {"recovered": [entry.to_json() for entry in entries]},
+        [Table(rows, formats={"parameters": ","}), f"{len(entries)} versions recovered"],
+    )
+
+
+def _measured(home: Registry, entries: Sequence[Entry], corpus: Path | None, partition: str) -> list[dict[str, Any]]:
+    """One row for each metric recorded on these frames, with its value measured now."""
+    frames = read_partition(corpus, partition)
+    with progress("evaluating", total=len(entries)) as advance:
+        rows = []
+        for entry in entries:
+            rows += home.measure(f"{entry.name}@{entry.id}", frames)
+            advance(note=entry.reference)
+    return rows
