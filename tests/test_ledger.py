@@ -9,8 +9,7 @@ import pytest
 import torch
 
 import zoo
-from zoo import Registry, RegistryError, _console
-from zoo.cli import app
+from zoo import Registry, RegistryError, cli
 
 SPEC = zoo.Spec("cylinder", features=2, context=1, classes=2, options={"width": 4, "depth": 1})
 
@@ -63,7 +62,7 @@ def test_a_tag_by_command_keeps_the_tags_of_others(registry, monkeypatch):
         return annotate(self, *given, **said)
 
     monkeypatch.setattr(Registry, "annotate", late)
-    assert _console.run_app(app, ["tag", "b", "mine", "--registry", str(registry.path)]) == 0
+    assert cli.run(["tag", "b", "mine", "--registry", str(registry.path)]) == 0
     assert registry.get("b").tags == ("mine", "theirs")
 
 

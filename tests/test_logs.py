@@ -133,18 +133,6 @@ def test_a_log_is_told_besides_the_file(frames: zoo.FrameSet, tmp_path: Path) ->
     assert read_runs(tmp_path)["done"].tolist() == [2]
 
 
-def test_the_command_tells_every_tracker_that_it_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two at once, in a fixed order."""
-    from zoo.cli.values import log_of
-
-    project, folder = Recorder(), Recorder()
-    monkeypatch.setattr("zoo.logs.Wandb", lambda _: project)
-    monkeypatch.setattr("zoo.logs.TensorBoard", lambda _: folder)
-    log_of("project", tmp_path).finish()
-    assert project.calls == folder.calls == ["finish"]
-    log_of(None, None).finish()
-
-
 def test_training_shows_how_far_each_epoch_has_come(frames: FrameSet) -> None:
     """A display is opened for each epoch with its frames as the total, and all of them are reported."""
     shown: dict[str, list[float]] = {}

@@ -259,14 +259,14 @@ def test_wrong_members_are_refused(arguments: dict[str, object], words: str) -> 
 
 def test_a_device_that_does_not_exist_is_refused() -> None:
     """By its name, with those that do."""
-    with pytest.raises(ValueError, match="expected a device such as 'cpu', 'cuda' or 'cuda:1', got 'moon'"):
+    with pytest.raises(ValueError, match="expected a device such as 'cpu', 'cuda', 'cuda:1' or 'auto', got 'moon'"):
         ensemble.from_modules({"a": nn.Linear(2, 2)}, classes=["x", "y"], device="moon")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is CUDA")
 def test_a_device_that_is_not_there_is_refused() -> None:
     """Nothing falls back to the CPU silently."""
-    with pytest.raises(ValueError, match="got 'cuda' where torch finds no CUDA; use device='cpu'"):
+    with pytest.raises(ValueError, match="got 'cuda', but torch finds no CUDA device; use 'cpu'"):
         ensemble.from_modules({"a": nn.Linear(3, 4)}, classes=CLASSES, device="cuda")
 
 

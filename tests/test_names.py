@@ -1,6 +1,8 @@
-"""Wildcards and the help for a mistyped name."""
+"""Wildcards, the help for a mistyped name, devices."""
 
-from zoo._names import matching, unknown
+import pytest
+
+from zoo._names import matching, unknown, usable_device
 
 
 def test_a_string_and_an_iterable_of_patterns_mean_the_same() -> None:
@@ -21,3 +23,10 @@ def test_a_mistyped_name_is_answered_with_the_nearest() -> None:
     """Far from everything, all names are listed."""
     assert unknown("rule", "meen", ["mean", "median"]).endswith("did you mean 'mean' or 'median'?")
     assert unknown("rule", "zzz", ["mean", "median"]).endswith("expected one of mean, median")
+
+
+@pytest.mark.parametrize(("there", "device"), [(True, "cuda"), (False, "cpu")])
+def test_auto_is_cuda_where_there_is_one(monkeypatch: pytest.MonkeyPatch, there: bool, device: str) -> None:
+    """Otherwise cpu."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: there)
+    assert usable_device("auto").type == device

@@ -7,9 +7,13 @@ import sys
 from cyclopts import App
 
 from ensemble.cli import choosing, predicting, verdicts
-from zoo import _console
+from zoo import _console, _names
 
-app = App(name="ensemble", help="Run trained models as one, combine them, and judge whether it is really better.")
+app = App(
+    name="ensemble",
+    help="Run trained models as one, combine them, and judge whether it is really better.",
+    version=_names.own_version,
+)
 verdicts.add_to(app)
 choosing.add_to(app)
 predicting.add_to(app)

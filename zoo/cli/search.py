@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,7 +46,7 @@ class Sampling:
         max_parameters: largest number of parameters of a model, or with --members of all of them together.
         members: draw the members of one ensemble, this many; 0 draws single models.
         draws: number of single models to draw.
-        architectures: names or wildcards; the built-in architectures if left out.
+        architectures: names or wildcards; every architecture that can be searched if left out.
         contexts: contexts to choose from, in frames on each side.
     """
 
@@ -58,11 +59,10 @@ class Sampling:
 
     def specs(self, seed: int) -> list[Spec]:
         """The specs that are drawn with this seed."""
-        from zoo.search.counting import BUILT_IN
         from zoo.search.sample import random_budget, random_members
 
         settings: dict[str, Any] = {
-            "architectures": self.architectures or BUILT_IN,
+            "architectures": self.architectures or None,
             "contexts": self.contexts,
             "options": options_from(self.option),
             "seed": seed,
@@ -83,7 +83,7 @@ def search(*, sampling: Sampling = _NO_SAMPLING, seed: int = 0) -> Answer:
     Args:
         seed: seed of the draw.
     """
-    from zoo.search.counting import fast_count
+    from zoo.models.spec import fast_count
 
     specs = sampling.specs(seed)
     counts = [fast_count(spec) for spec in specs]
@@ -127,8 +127,8 @@ def picture(
         samples: number of models to draw.
         seed: seed of the draw.
     """
-    from zoo.search.draws import draw_many
     from zoo.search.pictures import plot_samples
+    from zoo.search.sample import draw_many
 
     inputs = (2 * context + 1) * _FEATURES
     per_unit = 2 if options_from(option).get("batchnorm", True) else 1
@@ -193,10 +193,10 @@ def _trials(
     journal: Path | None,
 ) -> Sequence[Trial]:
     """All trials of a study, best first."""
-    from zoo.search.study import halving, optuna_study, optuna_trials
+    from zoo.search.study import halving, one_by_one, optuna_study, optuna_trials
 
     if not optuna:
-        return halving(sampling.specs(seed), settings, frames, valid)
+        return halving(sampling.specs(seed), settings, frames, valid, trainer=partial(one_by_one, progress=progress))
     done = optuna_study(
         settings,
         frames,

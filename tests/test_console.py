@@ -1,6 +1,8 @@
 """What both commands share: exit codes, one line per error, tables, JSON, progress."""
 
 import importlib
+import json
+import math
 import subprocess
 import sys
 from importlib.metadata import version
@@ -99,10 +101,10 @@ def test_a_table_has_aligned_columns_and_no_trailing_blanks(capsys: pytest.Captu
     assert all(line == line.rstrip() for line in lines)
 
 
-def test_json_has_no_place_for_nan() -> None:
-    """A program that reads it could not parse it."""
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        print_json({"a": float("nan")})
+def test_what_is_not_finite_is_null_for_programs(capsys: pytest.CaptureFixture[str]) -> None:
+    """JSON has no NaN and no infinity, at whatever depth."""
+    print_json({"a": [{"b": math.nan}, {"b": -math.inf}], "c": (1.5,)})
+    assert json.loads(capsys.readouterr().out) == {"a": [{"b": None}, {"b": None}], "c": [1.5]}
 
 
 def test_progress_is_silent_where_nobody_looks(capsys: pytest.CaptureFixture[str]) -> None:

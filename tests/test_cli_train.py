@@ -1,0 +1,172 @@
+"""The commands that train models: train, average, runs; and the zoo that the project brings along."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import zoo
+from zoo import Recipe, Registry
+from zoo.cli.train import _log
+
+ROOT = Path(__file__).parents[1]
+SMALL = ["--spec", "cylinder", "--context", "2", "--option", "width=16", "--option", "depth=1", "--batch-size", "64"]
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    """A few recordings of the bundled corpus as folders."""
+    for partition in ("train", "valid"):
+        few = zoo.sample_corpus(partition).select(torch.arange(4))
+        zoo.write_corpus(few, tmp_path / "corpus", partition)
+    return tmp_path / "corpus"
+
+
+def test_train_registers_and_repeats(tmp_path, corpus, command):
+    """A file's fields, a flag over them; --from repeats to the bit, so the weights are the same."""
+    registry = tmp_path / "registry.json"
+    Recipe(epochs=5, learning_rate=0.01).write(tmp_path / "recipe.toml")
+    common = ["--corpus", corpus, "--registry", registry, "--json"]
+    trained = command("zoo train a", *SMALL, "--recipe", tmp_path / "recipe.toml", "--epochs", 2, *common)
+    assert trained.code == 0
+    recipe = trained.data["recipe"]
+    assert (recipe["epochs"], recipe["learning_rate"], recipe["batch_size"]) == (2, 0.01, 64)
+    assert command("zoo train b --from a", *common).code == 0
+    entries = Registry(registry)
+    assert entries.checkpoint("b").digest == entries.checkpoint("a@1").digest
+    assert command("zoo train a --from a --seed 5", *common).code == 0
+    assert entries.get("a").number == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("Best", "is taken by 'best'"), ("0123456789ab", "form of a version's id")]
+)
+def test_an_impossible_name_is_refused_before_training(tmp_path, corpus, command, name, words):
+    """Not after hours of it."""
+    registry, common = tmp_path / "registry.json", ["--corpus", corpus, "--registry", tmp_path / "registry.json"]
+    command("zoo train a", *SMALL, "--epochs", 1, *common)
+    Registry(registry).alias("best", "a@1")
+    code, _, error = command("zoo train", name, *SMALL, "--directory", tmp_path / "run", *common)
+    assert (code, words in error, (tmp_path / "run").exists()) == (2, True, False)
+
+
+@pytest.mark.parametrize(
+    ("words", "fields"),
+    [
+        (["--context", "1", "--option", "width=8"], {"context": 1, "width": 8, "depth": 1}),
+        (["--spec", "cylinder"], {"context": 2, "width": 16, "depth": 1}),
+        (["--spec", "mlp", "--option", "widths=[9]"], {"architecture": "mlp", "context": 2, "widths": (9,)}),
+    ],
+)
+def test_flags_change_single_fields_of_a_recorded_spec(words, fields, tmp_path, corpus, command):
+    """Context and options in place of the recorded; another architecture keeps features, context and classes."""
+    common = ["--corpus", corpus, "--registry", tmp_path / "registry.json", "--epochs", 1]
+    assert command("zoo train a", *SMALL, *common).code == 0
+    assert command("zoo train b", "--from", "a", *words, *common).code == 0
+    spec = Registry(tmp_path / "registry.json").get("b").spec
+    found = {"architecture": spec.architecture, "context": spec.context, **spec.options}
+    assert {name: found[name] for name in fields} == fields
+
+
+def test_flags_change_single_fields_of_a_written_spec(tmp_path, corpus, command):
+    """Each flag replaces one of its fields."""
+    registry, written = tmp_path / "registry.json", zoo.Spec("cylinder", 27, 3, 40, options={"width": 4}).canonical()
+    words = ["--spec", written, "--context", 1, "--option", "depth=2", "--epochs", 1]
+    assert command("zoo train a", *words, "--corpus", corpus, "--registry", registry).code == 0
+    spec = Registry(registry).get("a").spec
+    assert (spec.context, spec.options["width"], spec.options["depth"]) == (1, 4, 2)
+
+
+def test_average_takes_a_runs_epochs_and_runs_compares(tmp_path, corpus, command):
+    """A folder of epochs becomes one averaged model; the log of the run is a row."""
+    registry, run = tmp_path / "registry.json", tmp_path / "runs" / "first"
+    trained = command("zoo train --epochs 2 --keep 0 --json --directory", run, *SMALL, "--corpus", corpus)
+    assert trained.code == 0
+    assert set(trained.data) == {"valid/accuracy", "valid/loss"}
+    where = ["--corpus", corpus, "--registry", registry]
+    averaged = command("zoo average mean", run, *where, "--json", "--picture", tmp_path / "line.png")
+    assert (averaged.code, averaged.data["kind"]) == (0, "averaged")
+    assert (tmp_path / "line.png").stat().st_size > 1000
+    assert command("zoo runs --json", tmp_path / "runs").data[0]["done"] == 2
+    assert "first" in command("zoo runs", tmp_path / "runs").out
+
+
+def test_a_single_epoch_is_no_average(tmp_path, corpus, command):
+    """A run keeps one epoch by default; the error names the flag that keeps more."""
+    run, registry = tmp_path / "run", tmp_path / "registry.json"
+    assert command("zoo train", *SMALL, "--epochs", 2, "--directory", run, "--corpus", corpus).code == 0
+    code, _, error = command("zoo average mean", run, "--corpus", corpus, "--registry", registry)
+    assert code == 2
+    assert f"expected at least 2 checkpoints to average, got 1 from {run}; a run keeps" in error
+    assert "--keep 0" in error
+    assert not registry.exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("train a", "expected --spec"),
+        ("train --spec cylinder", "expected a name to save"),
+        ("train a@2 --spec cylinder", "a@2"),
+        ("train a --spec cylindr", "did you mean 'cylinder'"),
+        ("train a --spec cylinder --optimiser adm", "did you mean 'adam'"),
+        ("train a --spec cylinder --option width", "NAME=VALUE"),
+        ("train a --spec cylinder --device moon", "expected a device such as 'cpu'"),
+        ("train a --spec cylinder --precision float3", "float3"),
+        ("average mean", "got 0 from no source"),
+        ("runs nowhere", "expected logs"),
+    ],
+)
+def test_an_error_is_one_line_with_the_way_out(line, message, command):
+    """Exit code 2."""
+    found = command(f"zoo {line}")
+    assert found.code == 2
+    assert message in found.err
+    assert found.err.count("\n") == 1
+
+
+def test_automatic_precision_is_recorded_as_what_it_was(command, corpus, tmp_path, monkeypatch):
+    """Float32 where there is no GPU: a recipe names no choice that depends on the machine."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    where = ["--corpus", corpus, "--registry", tmp_path / "registry.json"]
+    trained = command("zoo train a --epochs 1 --device auto --precision auto --json", *SMALL, *where)
+    assert trained.data["recipe"]["precision"] == "float32"
+
+
+def test_ctrl_c_names_the_way_to_resume(tmp_path, corpus, command, monkeypatch):
+    """One line, exit code 130."""
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("zoo.training.run.train_group", interrupted)
+    code, _, error = command("zoo train a", *SMALL, "--directory", tmp_path / "run", "--corpus", corpus)
+    assert (code, error) == (130, f"error: interrupted; the same command resumes in {tmp_path / 'run'}\n")
+
+
+@pytest.mark.skipif(not (ROOT / "registry.json").exists(), reason="the wheel's tests stand beside no registry")
+def test_the_projects_own_zoo_is_what_the_script_trains():
+    """Eight members at least, five architectures, two contexts, 12 MB; trained on the bundled corpus as it is now."""
+    entries = [entry for entry in Registry(ROOT / "registry.json").entries() if entry.kind == "trained"]
+    assert len(entries) >= 8
+    assert len({entry.spec.architecture for entry in entries}) >= 5
+    assert len({entry.spec.context for entry in entries}) >= 2
+    assert sum(entry.bytes for entry in entries) <= 12_000_000
+    frames = {part: zoo.sample_corpus(part).fingerprint for part in ("train", "valid")}
+    for entry in entries:
+        assert entry.trained_on == frames["train"]
+        assert entry.metrics["valid/accuracy"]["frames"] == frames["valid"]
+        Recipe.from_dict(entry.recipe or {})
+
+
+def test_every_tracker_that_is_named_is_logged_to(tmp_path, monkeypatch):
+    """Two at once, or none."""
+    ended: list[str] = []
+    for name in ("Wandb", "TensorBoard"):
+        tracker = SimpleNamespace(finish=lambda name=name: ended.append(name))
+        monkeypatch.setattr(f"zoo.logs.{name}", lambda _, tracker=tracker: tracker)
+    _log("project", tmp_path).finish()
+    assert ended == ["Wandb", "TensorBoard"]
+    _log(None, None).finish()
+    assert len(ended) == 2
