@@ -123,7 +123,7 @@ def test_pool_temperatures_are_what_their_chain_gives() -> None:
     labels, p = o.require_labels(), o.probabilities.double()
     fit = ensemble.fit.fit_pool_temperatures(o, [0.5, 0.3, 0.2])
     pool = ensemble.WeightedMean([0.5, 0.3, 0.2])
-    chain = Chain((Temperature(fit.members), pool, Temperature(fit.pool)))
+    chain = fit.rule
     assert nats(chain(p), labels) == pytest.approx(fit.after, abs=1e-7)
     assert nats(pool(p), labels) == pytest.approx(fit.before, abs=1e-7)  # rows are float32's
     each = ensemble.fit.fit_temperature(o)
@@ -146,7 +146,7 @@ def test_pool_temperatures_are_a_minimum_to_a_billionth() -> None:
     fit, p = ensemble.fit.fit_pool_temperatures(o), o.probabilities.double()
     for k in range(5):
         for factor in (0.9, 0.99, 1.01, 1.1):
-            moved = [*fit.members, fit.pool]
+            moved = [*fit.each, fit.pool]
             moved[k] = min(max(moved[k] * factor, 0.01), 100.0)
             chain = Chain((Temperature(tuple(moved[:4])), ensemble.mean, Temperature(moved[4])))
             assert nats(chain(p), o.require_labels()) >= fit.after - 1e-9

@@ -12,8 +12,8 @@ import pytest
 import ensemble
 import zoo
 from ensemble.cli import app
-from ensemble.cli.naming import FITTED
 from ensemble.cli.printing import print_json
+from ensemble.fit import FITTERS
 from zoo import _console
 
 
@@ -118,7 +118,7 @@ def test_stored_outputs_are_judged_as_the_models_are(capsys: pytest.CaptureFixtu
 
 def test_every_rule_that_can_be_fitted_is_judged_by_its_name(capsys: pytest.CaptureFixture[str]) -> None:
     """The table of fitted rules, and a temperature that does not harm the log-loss it was fitted for."""
-    names = sorted(FITTED)
+    names = sorted(FITTERS)
     found = json.loads(said(capsys, "evaluate", *CORPUS, "--rules", *names, "--json"))
     assert [row["name"] for row in found["rules"]] == names
     loss = {row["name"]: row["log_loss"] for row in found["rules"]}

@@ -210,7 +210,7 @@ def test_every_fitted_rule_can_be_judged() -> None:
     rules = {
         "votes": ensemble.fit.fit_bayes_vote(o),
         "stacked": ensemble.fit.fit_stacked(o),
-        "classwise": ensemble.fit.fit_class_weights(o).rule(),
+        "classwise": ensemble.fit.fit_class_weights(o).rule,
         "log": ensemble.rules.LogPool(ensemble.fit.fit_log_linear(o).weights),  # type: ignore[arg-type]
     }
     report = ensemble.evaluate(o, rules, parameters=dict.fromkeys(o.members, 1))

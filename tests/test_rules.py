@@ -2,6 +2,8 @@
 
 import functools
 import json
+import runpy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -494,3 +496,127 @@ def test_data_that_is_no_rule_is_refused_by_one_kind_of_error(data: object, wrap
     """Whatever a file holds in place of a rule, also inside another."""
     with pytest.raises(ValueError, match="rule"):
         ensemble.rules.rule_from_json({"rule": "Abstaining", "of": data} if wrapped else data)  # type: ignore[arg-type]
+
+
+# What rules declare
+
+
+def test_rules_declare_whether_they_have_numbers_and_where_they_come_from() -> None:
+    """A function has none; bare weights come from nowhere that is known; a chain knows each of its origins."""
+    assert not ensemble.rules.declared(ensemble.mean).has_numbers
+    assert not ensemble.rules.declared(functools.partial(ensemble.rules.power_mean, power=2)).fingerprints
+    bare = ensemble.rules.declared(ensemble.WeightedMean([1, 2]))
+    assert (bare.has_numbers, bare.fingerprint, bare.members, bare.used) == (True, "", (), (0, 1))
+    chain = Chain((ensemble.WeightedMean([0, 2]), Temperature(2.0, "x")))
+    assert (chain.fingerprints, chain.fingerprint, chain.used) == (("", "x"), "x", (1,))
+
+
+@pytest.mark.parametrize("rule", FITTED, ids=lambda rule: type(rule).__name__)
+def test_members_without_influence_can_be_left_out(rule: ensemble.rules.FittedRule) -> None:
+    """`used` tells who matters, and the rule restricted to these gives the same rows."""
+    if rule.used is None:
+        with pytest.raises(ValueError, match="expected a rule that can leave members out"):
+            ensemble.rules.FittedRule.restricted(rule, [0])
+        return
+    p = said(2, 20, 3)
+    torch.testing.assert_close(rule.restricted(rule.used)(p[list(rule.used)]), rule(p))
+
+
+def test_an_idle_member_is_left_out_of_every_kind_of_weights() -> None:
+    """Weight 0 is absence, also inside a chain and among others."""
+    p = said(4, 20, 3)
+    kinds = [
+        ensemble.WeightedMean([1, 0, 3]),
+        LogPool([1, 0, 3]),
+        ClasswiseMean([1, 0, 1], [[1, 0, 0], [1, 0, 1], [0, 0, 1]]),
+        Chain((Temperature((1.0, 2.0, 3.0)), ensemble.WeightedMean([1, 0, 3]), Temperature(2.0))),
+    ]
+    for rule in kinds:
+        assert rule.used == (0, 2)
+        torch.testing.assert_close(rule.restricted((0, 2))(p[[0, 2]]), rule(p[:3]), rtol=1e-9, atol=0)
+        among = ensemble.rules.Among(rule, (3, 1, 0))
+        assert among.used == (3, 0)
+        torch.testing.assert_close(among.restricted((0, 3))(p[[0, 3]]), among(p), rtol=1e-9, atol=0)
+
+
+def test_a_rule_finds_its_members_by_name() -> None:
+    """In another order, among others, or with an idle one missing; a member that it needs is missed by name."""
+    p = said(4, 10, 3)
+    rule = Chain((Temperature((2.0, 1.0, 0.5)), ensemble.WeightedMean([1, 0, 3], members=("a", "b", "c"))))
+    for names, places in (("cab", [1, 2, 0]), ("dcab", [2, 3, 1])):
+        found = ensemble.rules.rule_for(rule, list(names))
+        torch.testing.assert_close(found(p[: len(names)]), rule(p[places]))
+    torch.testing.assert_close(ensemble.rules.rule_for(rule, ["c", "a"])(p[:2]), rule(p[[1, 1, 0]]))
+    with pytest.raises(ValueError, match=r"fitted on, \['a', 'b', 'c'\], got none named \['c'\] among \['a', 'b'\]"):
+        ensemble.rules.rule_for(rule, ["a", "b"])
+    bare = ensemble.WeightedMean([1, 2])
+    assert ensemble.rules.rule_for(bare, ["x", "y"]) is bare
+    with pytest.raises(ValueError, match="same members in one order"):
+        Chain((Temperature((2.0, 1.0), members=("b", "a")), ensemble.WeightedMean([1, 3], members=("a", "b"))))
+    with pytest.raises(ValueError, match="2 distinct names of members"):
+        ensemble.WeightedMean([1, 3], members=("a", "a"))
+
+
+def test_names_of_members_are_written_where_they_are_known() -> None:
+    """What the version before wrote is read as it was; its fields stand as they did."""
+    before = {"rule": "WeightedMean", "weights": [0.25, 0.75], "fingerprint": "f", "abstain": False}
+    back = ensemble.rules.rule_from_json(before)
+    assert back == ensemble.WeightedMean([1, 3], "f")
+    assert ensemble.rules.rule_to_json(back) == before
+    named = ensemble.WeightedMean([1, 3], "f", members=("a", "b"))
+    assert ensemble.rules.rule_to_json(named) == {**before, "members": ["a", "b"]}
+    assert ensemble.rules.rule_from_json({**before, "members": ["a", "b"]}) == named
+    assert named.by_position == back
+
+
+@settings(max_examples=50, deadline=None)
+@given(weights=st.lists(st.floats(0, 1e6), min_size=1, max_size=9).filter(lambda w: sum(w) > 1e-3))
+def test_weights_come_back_bit_by_bit(weights: list[float]) -> None:
+    """They are normalised once, when made, and not again when read."""
+    rule = ensemble.WeightedMean(weights)
+    assert ensemble.rules.rule_from_json(ensemble.rules.rule_to_json(rule)) == rule
+
+
+MODULE = """
+from dataclasses import dataclass
+
+import ensemble
+
+
+@ensemble.rule
+def last(probabilities):
+    return probabilities[-1]
+
+
+@ensemble.rules.fitted_rule
+@dataclass(frozen=True)
+class Favourite(ensemble.rules.FittedRule):
+    position: int
+    fingerprint: str = ""
+    members: tuple[str, ...] = ()
+
+    def __call__(self, probabilities):
+        return probabilities[self.position]
+"""
+
+
+def test_a_rule_and_a_fitted_rule_are_one_file_each(tmp_path: Path) -> None:
+    """Through the public decorators they are found by name, read back, judged, told apart, and may abstain."""
+    (tmp_path / "mine.py").write_text(MODULE)
+    space = runpy.run_path(str(tmp_path / "mine.py"))
+    try:
+        p = said(3, 20, 4)
+        fitted = space["Favourite"](1, "f", ("a", "b", "c"))
+        for rule in (space["last"], fitted):
+            torch.testing.assert_close(rule(p).sum(-1), torch.ones(20, dtype=torch.float64))
+            back = ensemble.rules.rule_from_json(json.loads(json.dumps(ensemble.rules.rule_to_json(rule))))
+            torch.testing.assert_close(back(p), rule(p))
+            rows = ensemble.abstaining(rule)(with_silence(p))
+            torch.testing.assert_close(rows.sum(-1), torch.ones(20, dtype=torch.float64))
+        assert ensemble.get_rule("last") is space["last"]
+        torch.testing.assert_close(
+            ensemble.rules.rule_for(fitted, ["b", "x", "a", "c"])(said(4, 5, 2)), said(4, 5, 2)[0]
+        )
+    finally:
+        RULES.pop("last", None)
+        ensemble.rules.FITTED_RULES.pop("Favourite", None)

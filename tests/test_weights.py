@@ -377,9 +377,9 @@ def test_class_weights_shrink_to_the_common_ones():
     np.testing.assert_allclose(strong.weights, np.tile(strong.common, (4, 1)), atol=1e-3)
     weak = ensemble.fit.fit_class_weights(outputs, strength=1.0)
     p = outputs.probabilities
-    np.testing.assert_allclose(weak.rule()(p).sum(dim=-1), 1.0, rtol=1e-5)
+    np.testing.assert_allclose(weak.rule(p).sum(dim=-1), 1.0, rtol=1e-5)
     loss = lambda rule: -rule(p).log()[range(600), outputs.labels].mean().item()  # noqa: E731
-    assert loss(weak.rule()) <= loss(ensemble.WeightedMean(weak.common)) + 1e-6
+    assert loss(weak.rule) <= loss(ensemble.WeightedMean(weak.common)) + 1e-6
     with pytest.raises(ValueError, match="positive number of frames"):
         ensemble.fit.fit_class_weights(outputs, strength=0)
 

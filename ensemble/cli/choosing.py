@@ -55,9 +55,8 @@ def select(
     others = []
     if front:
         others = pareto_front(valid.outputs, valid.parameters, max_parameters=max_parameters, max_members=max_members)
-    rule = _pool(found, valid.outputs)
-    answer = _told(found) | _gain(rule, valid.outputs, test.outputs)
-    saved = None if save is None else keep(save, rule, valid, source.registry)
+    answer = _told(found) | _gain(found.rule, valid.outputs, test.outputs)
+    saved = None if save is None else keep(save, found.rule, valid, source.registry)
     if json:
         print_json(answer | {"front": [_told(one) for one in others]})
     else:
@@ -142,14 +141,6 @@ def _told(found: Selection) -> dict[str, Any]:
         "proven": found.proven,
         "nodes": found.nodes,
     }
-
-
-def _pool(found: Selection, outputs: MemberOutputs) -> WeightedMean:
-    """What was found as a rule over all members, of whom those not chosen have no weight."""
-    from ensemble.rules.fitted import WeightedMean
-
-    weights = dict(zip(found.members, found.weights, strict=True))
-    return WeightedMean(tuple(weights.get(name, 0.0) for name in outputs.members), fingerprint=found.fingerprint)
 
 
 def _gain(rule: WeightedMean, valid: MemberOutputs, test: MemberOutputs) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -85,18 +84,16 @@ def require_place(path: Path) -> None:
 
 
 def without_idle(rule: Rule, members: Sequence[str]) -> tuple[Rule, list[str]]:
-    """The same rule over the members that it listens to: those with a weight, where it is a weighted mean.
+    """The same rule over the members that can influence it.
 
     Example:
         >>> from ensemble import WeightedMean
         >>> without_idle(WeightedMean((0.25, 0, 0.75)), ["a", "b", "c"])
-        (WeightedMean(weights=(0.25, 0.75), fingerprint='', abstain=False), ['a', 'c'])
+        (WeightedMean(weights=(0.25, 0.75), fingerprint='', abstain=False, members=()), ['a', 'c'])
     """
-    from ensemble.rules.fitted import Chain, WeightedMean
+    from ensemble.rules import rule_for
 
-    pool, *after = rule.steps if isinstance(rule, Chain) else (rule,)
-    if not isinstance(pool, WeightedMean):
-        return rule, list(members)
-    heard = [place for place, weight in enumerate(pool.weights) if weight > 0]
-    shorter = replace(pool, weights=tuple(pool.weights[place] for place in heard))
-    return Chain((shorter, *after)) if after else shorter, [members[place] for place in heard]
+    whole = rule_for(rule, members)
+    if whole.used is None:
+        return whole, list(members)
+    return whole.restricted(whole.used), [members[position] for position in whole.used]

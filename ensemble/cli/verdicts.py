@@ -17,7 +17,7 @@ from ensemble.cli.sources import Flag, Names, Source, best_member
 from zoo import _console, _files
 
 if TYPE_CHECKING:
-    from ensemble.fit.weighted import WeightFit
+    from ensemble.fit.weights import WeightFit
     from ensemble.judge.report import Report
     from ensemble.outputs import MemberOutputs
     from ensemble.rules.table import Rule
@@ -95,17 +95,13 @@ def fit(
         save: register the rule and its members as an ensemble of this name; members of weight 0 are left out.
         json: print JSON for programs.
     """
-    from ensemble.fit.weighted import fit_weights
-    from ensemble.rules.fitted import WeightedMean
+    from ensemble.fit.weights import fit_weights
 
     if save is not None:
         require_savable(save, source)
     valid = source.spoken(source.valid)[0]
     found = fit_weights(valid.outputs) if rule == "weighted" else None
-    if found is None:
-        chosen = named_rules((rule,), valid.outputs)[rule]
-    else:
-        chosen = WeightedMean(tuple(found.weights), fingerprint=found.fingerprint)
+    chosen = named_rules((rule,), valid.outputs)[rule] if found is None else found.rule
     saved = None if save is None else keep(save, chosen, valid, source.registry)
     if found is None:
         _tell_rule(rule, chosen, valid.outputs, json=json)
@@ -177,14 +173,15 @@ def weights_in(rules: Mapping[str, Rule], outputs: MemberOutputs) -> dict[str, f
 def _right(name: str, saved: Mapping[str, Rule], valid: MemberOutputs, test: MemberOutputs) -> NDArray[np.bool_]:
     """(N,): where a member, or a rule over all members, is right."""
     from ensemble.judge.diversity import correct
-    from ensemble.rules import abstaining
+    from ensemble.rules import rule_for
 
     if name in test.members:
         right: NDArray[np.bool_] = correct(test.subset([name]))[0]
         return right
-    rule, labels = (saved.get(name) or named_rules((name,), valid)[name]), test.require_labels()
-    heard = abstaining(rule) if test.abstain else rule
-    pieces = [heard(rows).argmax(dim=1) == labels[where] for where, rows in test.blocks()]
+    labels = test.require_labels()
+    rule = rule_for(saved.get(name) or named_rules((name,), valid)[name], test.members)
+    applied = rule.abstaining if test.abstain else rule
+    pieces = [applied(rows).argmax(dim=1) == labels[where] for where, rows in test.blocks()]
     return np.concatenate([piece.numpy() for piece in pieces])
 
 

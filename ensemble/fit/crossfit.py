@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from ensemble.fit._solver.rows import Rows
 from ensemble.fit._solver.simplex import settle
-from ensemble.fit.weighted import Objective, explained_matrix, fit_weights, labelled
+from ensemble.fit.weights import Objective, explained_matrix, fit_weights, labelled
 from ensemble.judge.significance import CrossFit
 from ensemble.outputs import MemberOutputs
 

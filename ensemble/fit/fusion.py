@@ -39,7 +39,7 @@ def fit_bayes_vote(outputs: MemberOutputs, *, smoothing: float = 1.0) -> BayesVo
     priors = np.bincount(labels.numpy(), minlength=classes) + smoothing / classes
     likelihoods: Any = np.log(tables / tables.sum(axis=1, keepdims=True))
     log_priors: Any = np.log(priors / priors.sum())
-    return BayesVote(likelihoods, log_priors, outputs.fingerprint)
+    return BayesVote(likelihoods, log_priors, outputs.fingerprint, outputs.members)
 
 
 def fit_stacked(
@@ -88,7 +88,7 @@ def fit_stacked(
     coefficients: Any = np.zeros((classes, members, classes))
     offsets: Any = np.full(classes, intercepts.min() - 50.0 - np.abs(slopes).sum() * abs(np.log(floor)))
     coefficients[present], offsets[present] = slopes.reshape(-1, members, classes), intercepts
-    return Stacked(coefficients, offsets, floor, outputs.fingerprint)
+    return Stacked(coefficients, offsets, floor, outputs.fingerprint, outputs.members)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ensemble.outputs import MemberOutputs
 from ensemble.outputs.arrays import distributions, indices
-from ensemble.rules.fitted import WeightedMean
+from ensemble.rules.fitted import Chain, Temperature, WeightedMean, rule_for
 from ensemble.rules.table import Rule
 
 Floats = NDArray[np.float64]
@@ -28,19 +28,29 @@ _STEPS = 60
 
 @dataclass(frozen=True)
 class TemperatureFit:
-    """The temperature of least log-loss, for `Temperature(fit.value)`.
+    """The temperature of least log-loss, or one for each member.
 
     Args:
         value: one number, or M for members.
-        before: log-loss in nats as it came, one number or M.
+        before: log-loss in nats of the probabilities as given, one number or M.
         after: log-loss at `value` on the same frames.
         fingerprint: of the frames it was fitted on.
+        members: names of the members, where each has its own temperature.
+        pool: the rule whose result the temperature was fitted for, if there was one.
     """
 
     value: float | tuple[float, ...]
     before: float | tuple[float, ...]
     after: float | tuple[float, ...]
     fingerprint: str = ""
+    members: tuple[str, ...] = ()
+    pool: Rule | None = None
+
+    @property
+    def rule(self) -> Temperature | Chain:
+        """The pool at its temperature; without a pool, the temperature as a step for a `Chain`."""
+        step = Temperature(self.value, self.fingerprint, self.members)
+        return step if self.pool is None else Chain((self.pool, step))
 
 
 def fit_temperature(
@@ -76,7 +86,8 @@ def fit_temperature(
     inverse, before, after = _newton(blocks, members or 1, frames)
     found = [tuple(numbers.tolist()) for numbers in (1 / inverse, before, after)]
     value, old, new = found if members else [numbers[0] for numbers in found]
-    return TemperatureFit(value, old, new, fingerprint)
+    names = given.members if isinstance(given, MemberOutputs) and rule is None else ()
+    return TemperatureFit(value, old, new, fingerprint, names, rule)
 
 
 def _source(given: Any, labels: Any | None, rule: Rule | None) -> tuple[_Blocks, int, int, str]:
@@ -105,10 +116,11 @@ def _source(given: Any, labels: Any | None, rule: Rule | None) -> tuple[_Blocks,
 
 def _from_outputs(outputs: MemberOutputs, rule: Rule | None) -> _Blocks:
     labels, (members, _, classes) = outputs.require_labels(), outputs.shape
+    pool = None if rule is None else rule_for(rule, outputs.members)
 
     def blocks() -> Iterable[tuple[Tensor, Tensor]]:
         for where, probabilities in outputs.checked_blocks(max(1, _CELLS // (members * classes))):
-            yield _logs(probabilities if rule is None else rule(probabilities)[None]), labels[where]
+            yield _logs(probabilities if pool is None else pool(probabilities)[None]), labels[where]
 
     return blocks
 
@@ -154,21 +166,30 @@ def _moments(blocks: _Blocks, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 class PoolTemperatures:
     """Temperatures before and after a linear pool, fitted together.
 
-    They become a rule as `Chain((Temperature(fit.members), WeightedMean(weights), Temperature(fit.pool)))`.
-
     Args:
-        members: M temperatures, before the pool.
+        each: M temperatures, one for each member, before the pool.
         pool: one temperature, after it.
-        before: log-loss in nats of the pool as it came.
-        after: log-loss with the temperatures.
+        weights: M weights of the pool.
+        before: log-loss in nats of the pool without temperatures.
+        after: log-loss with them.
+        members: M names.
         fingerprint: of the frames they were fitted on.
     """
 
-    members: tuple[float, ...]
+    each: tuple[float, ...]
     pool: float
+    weights: tuple[float, ...]
     before: float
     after: float
+    members: tuple[str, ...]
     fingerprint: str = ""
+
+    @property
+    def rule(self) -> Chain:
+        """The members at their temperatures, their weighted mean, and that at its temperature."""
+        each = Temperature(self.each, self.fingerprint, self.members)
+        mean = WeightedMean(self.weights, self.fingerprint, members=self.members)
+        return Chain((each, mean, Temperature(self.pool, self.fingerprint)))
 
 
 def fit_pool_temperatures(outputs: MemberOutputs, weights: Sequence[float] | None = None) -> PoolTemperatures:
@@ -193,7 +214,8 @@ def fit_pool_temperatures(outputs: MemberOutputs, weights: Sequence[float] | Non
     if frames == 0:
         msg = "expected frames to fit temperatures on, got none"
         raise ValueError(msg)
-    shares = torch.tensor(_shares(weights, members), dtype=torch.float64)
+    own_weights = _shares(weights, members)
+    shares = torch.tensor(own_weights, dtype=torch.float64)
 
     def objective(logarithms: Floats) -> tuple[float, Floats]:
         x = torch.tensor(logarithms, requires_grad=True)
@@ -215,7 +237,9 @@ def fit_pool_temperatures(outputs: MemberOutputs, weights: Sequence[float] | Non
 
     found = min(searched(none), searched(own), key=lambda result: float(result.fun))
     values = np.exp(found.x).tolist()
-    return PoolTemperatures(tuple(values[:-1]), values[-1], objective(none)[0], float(found.fun), outputs.fingerprint)
+    losses = objective(none)[0], float(found.fun)
+    each = tuple(values[:-1])
+    return PoolTemperatures(each, values[-1], own_weights, *losses, outputs.members, outputs.fingerprint)
 
 
 def _shares(weights: Sequence[float] | None, members: int) -> tuple[float, ...]:

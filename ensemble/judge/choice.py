@@ -86,7 +86,8 @@ def choose(
     error = (resampled[:, [best]] - resampled).std(axis=0)
     behind = totals[best] - totals
     chosen = int(np.argmax(~(behind > error)))  # nobody is behind by more than NaN
-    alone = WeightedMean(tuple(float(index == best_single) for index in range(members)), outputs.fingerprint)
+    one = tuple(float(index == best_single) for index in range(members))
+    alone = WeightedMean(one, outputs.fingerprint, members=outputs.members)
     made: dict[str, Rule] = {outputs.members[best_single]: alone, **rules}
     names = list(made)
     return Choice(

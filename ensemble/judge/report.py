@@ -15,7 +15,8 @@ from ensemble.judge import tables
 from ensemble.judge.significance import CrossFit
 from ensemble.judge.tally import Tally, walk
 from ensemble.outputs import MemberOutputs
-from ensemble.rules.table import Rule
+from ensemble.rules.fitted import rule_for
+from ensemble.rules.table import Rule, declared
 
 _TABLES = ("members", "rules", "pairs", "classes", "confusions", "reliability")
 _FIGURES = (
@@ -175,7 +176,7 @@ def _scored(
     own = [parameters.get(name) for name in outputs.members]
     members = tables.scores(outputs.members, tally, own, start=0)
     members["abstained"] = tally.abstained[: len(own)]
-    used = [tables.used_parameters(rule, own) for rule in rules.values()]
+    used = [tables.used_parameters(rule_for(rule, outputs.members), own) for rule in rules.values()]
     return members, tables.scores(list(rules), tally, used, start=len(own))
 
 
@@ -185,7 +186,7 @@ def _fitting(
     trained_on: Mapping[str, str],
     cross_fits: Mapping[str, CrossFit],
 ) -> pd.DataFrame:
-    marks = [getattr(rule, "fingerprint", "") for rule in rules.values()]
+    marks = [declared(rule).fingerprint for rule in rules.values()]
     return pd.DataFrame(
         {
             "fitted_here": np.array([mark == outputs.fingerprint for mark in marks], dtype=bool),
@@ -209,7 +210,7 @@ def _notes(
     if baseline is None:
         yield f"the best single member, {single}, was chosen on these frames: gains are understated"
     for name, rule in rules.items():
-        fitted_on = getattr(rule, "fingerprint", "")
+        fitted_on = declared(rule).fingerprint
         if fitted_on == outputs.fingerprint:
             yield f"rule {name} was fitted on these frames: its figures are optimistic"
         learnt = _who_saw(fitted_on, trained_on)

@@ -13,9 +13,7 @@ from ensemble.judge.reliability import BINS, calibration_error
 from ensemble.judge.significance import cluster_bootstrap, percentile_ends
 from ensemble.judge.tally import Counts, Floats, Tally
 from ensemble.outputs import MemberOutputs
-from ensemble.rules.among import Among
-from ensemble.rules.fitted import Chain, LogPool, Temperature, WeightedMean
-from ensemble.rules.table import Rule
+from ensemble.rules.table import FittedRule
 
 
 def share(part: float, whole: float) -> float:
@@ -40,14 +38,9 @@ def scores(names: Sequence[str], tally: Tally, sizes: Sequence[int | None], *, s
     return pd.DataFrame(rows, columns=columns).astype({"parameters": "Int64"})
 
 
-def used_parameters(rule: Rule, own: Sequence[int | None]) -> int | None:
-    """Parameters of the members that have a say in a rule; None where one is unknown."""
-    if isinstance(rule, Among):
-        return used_parameters(rule.rule, [own[place] for place in rule.places])
-    if isinstance(rule, Chain):
-        rule = next((step for step in rule.steps if not isinstance(step, Temperature)), rule)
-    weights = rule.weights if isinstance(rule, WeightedMean | LogPool) else (1.0,) * len(own)
-    counted = [size for size, weight in zip(own, weights, strict=True) if weight]
+def used_parameters(rule: FittedRule, own: Sequence[int | None]) -> int | None:
+    """Parameters of the members that can influence a rule; None where one is unknown."""
+    counted = list(own) if rule.used is None else [own[position] for position in rule.used]
     return None if None in counted else sum(size for size in counted if size is not None)
 
 

@@ -16,11 +16,9 @@ from torch import Tensor
 from ensemble.judge.diversity import Joint
 from ensemble.judge.reliability import BINS, bin_sums
 from ensemble.outputs import LEAST, MemberOutputs
-from ensemble.rules import abstaining
-from ensemble.rules.fitted import WeightedMean
-from ensemble.rules.pooling import mean
+from ensemble.rules.fitted import WeightedMean, rule_for
+from ensemble.rules.pooling import mean, tie_rate
 from ensemble.rules.table import Rule
-from ensemble.rules.voting import tie_rate
 
 Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]
@@ -67,11 +65,12 @@ def walk(outputs: MemberOutputs, rules: Mapping[str, Rule]) -> Tally:
     uniform = WeightedMean((1.0,) * members, abstain=True) if outputs.abstain else mean
     where, recordings = _piles(outputs.groups)
     tally = _empty(outputs, members + len(rules) + 1, where, recordings)
-    heard = {name: abstaining(rule) for name, rule in rules.items()} if outputs.abstain else rules
+    own = {name: rule_for(rule, outputs.members) for name, rule in rules.items()}
+    applied = {name: rule.abstaining if outputs.abstain else rule for name, rule in own.items()}
     for block, probabilities in outputs.checked_blocks(max(1, _CELLS // (members * classes)), abstain=True):
         truth, groups = labels[block], where[block]
         right = [_add(tally, member, rows, truth, groups) for member, rows in enumerate(probabilities)]
-        for index, (name, rule) in enumerate(heard.items(), start=members):
+        for index, (name, rule) in enumerate(applied.items(), start=members):
             _add(tally, index, _distribution(name, rule, probabilities), truth, groups)
         _add(tally, -1, uniform(probabilities), truth, groups)
         tally.joint.both[:] += Joint.of(right).both

@@ -1,44 +1,12 @@
-"""Rules: functions from what M members say, (M, N, C) probabilities, to one distribution per frame, (N, C).
+"""Rules: functions from M members' probabilities, (M, N, C), to one distribution per frame, (N, C).
 
 A rule is any callable of that shape whose rows sum to one, so argmax, log-loss and calibration serve every
-rule alike. Rules without numbers are functions under `@rule`, in `voting` and `pooling`; rules with numbers are
-frozen dataclasses in `fitted`; `abstaining` prepares either for members that abstain. Nothing is fitted here.
+rule alike. Rules without numbers are functions in `pooling`; rules with numbers are frozen dataclasses in `fitted`;
+`table` has the interfaces and the tables. Nothing is fitted here.
 """
 
-from ensemble.rules.abstaining import Abstaining, abstaining, abstentions
-from ensemble.rules.fitted import BayesVote, Chain, ClasswiseMean, LogPool, Stacked, Temperature, WeightedMean
-from ensemble.rules.pooling import log_mean, maximum, mean, median, minimum, power_mean, product, trimmed_mean
-from ensemble.rules.saved import rule_from_json, rule_to_json
-from ensemble.rules.table import RULES, Rule, get_rule, list_rules, rule
-from ensemble.rules.voting import borda, majority, tie_rate
+import lazy_loader
 
-__all__ = [
-    "RULES",
-    "Abstaining",
-    "BayesVote",
-    "Chain",
-    "ClasswiseMean",
-    "LogPool",
-    "Rule",
-    "Stacked",
-    "Temperature",
-    "WeightedMean",
-    "abstaining",
-    "abstentions",
-    "borda",
-    "get_rule",
-    "list_rules",
-    "log_mean",
-    "majority",
-    "maximum",
-    "mean",
-    "median",
-    "minimum",
-    "power_mean",
-    "product",
-    "rule",
-    "rule_from_json",
-    "rule_to_json",
-    "tie_rate",
-    "trimmed_mean",
-]
+from ensemble.rules import fitted, pooling  # noqa: F401 - they enter their rules into the tables
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,13 +1,14 @@
-"""Rules with numbers: frozen dataclasses made from what a `fit_*` function returned.
+"""Rules with numbers, and rules made of rules: frozen dataclasses under the interface `FittedRule`.
 
-Each remembers the fingerprint of the frames it was fitted on, so a report can say when it judges a rule there.
+The `fit_*` functions return them as `fit.rule`. Each knows the fingerprint of the frames that it was fitted on, so that
+a report can say when it is judged there, and the names of the members, so that no number reaches the wrong one.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, cast
 
 import numpy as np
@@ -15,19 +16,21 @@ import torch
 from torch import Tensor
 
 from ensemble.rules.pooling import pooled_logs, weighted_sum
-from ensemble.rules.table import Rule, members_first, on_arrays
+from ensemble.rules.table import FittedRule, Rule, declared, fitted_rule, members_first, on_arrays, refuse_no_rule
 
 
+@fitted_rule
 @dataclass(frozen=True)
-class WeightedMean:
+class WeightedMean(FittedRule):
     """The linear pool: a convex combination of the members' rows.
 
     Args:
         weights: M finite, non-negative numbers with a positive sum, as a tensor, an array or any sequence;
-            kept as floats that sum to one. A member of weight 0 has no effect, not even where it says NaN.
+            kept as floats that sum to one. A member of weight 0 has no effect, not even where it gives NaN.
         fingerprint: of the frames that the weights were fitted on; "" if they come from elsewhere.
         abstain: members may abstain by a row of NaN; the others' weights are then renormalised on that
-            frame. Frames where nobody with a weight speaks get equal probabilities. See `abstaining`.
+            frame. Frames where every member with a weight abstains get equal probabilities. See `abstaining`.
+        members: names of the M members, in order; () for members by position.
 
     Raises:
         ValueError: the weights are not as above, or their number is not the number of members.
@@ -40,6 +43,7 @@ class WeightedMean:
     weights: tuple[float, ...]
     fingerprint: str = ""
     abstain: bool = False
+    members: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         weights = _non_negative(self.weights)
@@ -47,31 +51,50 @@ class WeightedMean:
         if total <= 0 or not math.isfinite(total):
             msg = f"expected weights with a positive sum, got {list(weights)}"
             raise ValueError(msg)
-        object.__setattr__(self, "weights", tuple(weight / total for weight in weights))
+        if abs(total - 1) > np.finfo(float).eps:  # weights that were normalised before stay as they are
+            weights = tuple(weight / total for weight in weights)
+        object.__setattr__(self, "weights", weights)
+        _put_names(self, len(weights))
 
     def __call__(self, probabilities: Tensor, /) -> Tensor:
         """Combine (M, N, C) into (N, C)."""
-        return _called(self._renormalised if self.abstain else self._plain, probabilities, len(self.weights))
+        return _called(self._renormalised if self.abstain else self._pooled, probabilities, len(self.weights))
 
-    def _plain(self, probabilities: Tensor) -> Tensor:
+    @property
+    def used(self) -> tuple[int, ...]:
+        """Members with a weight."""
+        return _positive(self.weights)
+
+    @property
+    def abstaining(self) -> WeightedMean:
+        """The same weights, renormalised where members abstain."""
+        return replace(self, abstain=True)
+
+    def restricted(self, positions: Sequence[int]) -> WeightedMean:
+        """The weights of these members, renormalised."""
+        return replace(self, weights=_taken(self.weights, positions), members=())
+
+    def _pooled(self, probabilities: Tensor) -> Tensor:
         return weighted_sum(probabilities, self.weights)
 
     def _renormalised(self, probabilities: Tensor) -> Tensor:
-        silent = probabilities.isnan().any(dim=-1, keepdim=True)  # (M, N, 1)
-        spoken = weighted_sum((~silent).to(probabilities.dtype), self.weights)  # (N, 1)
-        pooled = weighted_sum(probabilities.masked_fill(silent, 0), self.weights)
+        absent = probabilities.isnan().any(dim=-1, keepdim=True)  # (M, N, 1)
+        present = weighted_sum((~absent).to(probabilities.dtype), self.weights)  # (N, 1)
+        pooled = weighted_sum(probabilities.masked_fill(absent, 0), self.weights)
         equal = torch.full_like(pooled, 1 / pooled.shape[-1])
-        return torch.where(spoken > 0, pooled / spoken, equal)
+        return torch.where(present > 0, pooled / present, equal)
 
 
+@fitted_rule
 @dataclass(frozen=True)
-class ClasswiseMean:
+class ClasswiseMean(FittedRule):
     """A linear pool whose weights depend on the class that a common linear pool predicts.
 
     Args:
         common: M weights, as in `WeightedMean`, of the pool that predicts.
         weights: C rows of M weights, one for the frames that `common` predicts as that class.
         fingerprint: of the frames that the weights were fitted on.
+        members: names of the M members, in order; () for members by position.
 
     Raises:
         ValueError: a row is not M weights, or there are not as many rows as classes.
@@ -85,6 +108,7 @@ class ClasswiseMean:
     common: tuple[float, ...]
     weights: tuple[tuple[float, ...], ...]
     fingerprint: str = ""
+    members: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         common = WeightedMean(self.common).weights
@@ -95,10 +119,21 @@ class ClasswiseMean:
             raise ValueError(msg)
         object.__setattr__(self, "common", common)
         object.__setattr__(self, "weights", weights)
+        _put_names(self, len(common))
 
     def __call__(self, probabilities: Tensor, /) -> Tensor:
         """Combine (M, N, C) into (N, C)."""
         return _called(self._combine, probabilities, len(self.common))
+
+    @property
+    def used(self) -> tuple[int, ...]:
+        """Members with a weight in the common pool or for some class."""
+        return _positive([max(column) for column in zip(self.common, *self.weights, strict=True)])
+
+    def restricted(self, positions: Sequence[int]) -> ClasswiseMean:
+        """The weights of these members, renormalised."""
+        rows = tuple(_taken(row, positions) for row in self.weights)
+        return replace(self, common=_taken(self.common, positions), weights=rows, members=())
 
     def _combine(self, probabilities: Tensor) -> Tensor:
         if probabilities.shape[-1] != len(self.weights):
@@ -114,8 +149,9 @@ class ClasswiseMean:
         return total.to(probabilities.dtype)
 
 
+@fitted_rule
 @dataclass(frozen=True)
-class LogPool:
+class LogPool(FittedRule):
     """The log-linear pool: rows proportional to the product of the members' rows to the power of a weight.
 
     Probabilities below 1e-30 count as 1e-30, here and in `fit_log_linear`: one member's zero weighs much, but it
@@ -124,6 +160,7 @@ class LogPool:
     Args:
         weights: M finite, non-negative numbers; their sum is free: below one it softens, above it sharpens.
         fingerprint: of the frames that the weights were fitted on.
+        members: names of the M members, in order; () for members by position.
 
     Example:
         >>> LogPool([1, 1])(torch.tensor([[[0.6, 0.4]], [[0.6, 0.4]]]))  # .36 to .16
@@ -132,21 +169,33 @@ class LogPool:
 
     weights: tuple[float, ...]
     fingerprint: str = ""
+    members: tuple[str, ...] = ()
     floor: ClassVar[float] = 1e-30
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "weights", _non_negative(self.weights))
+        _put_names(self, len(self.weights))
 
     def __call__(self, probabilities: Tensor, /) -> Tensor:
         """Combine (M, N, C) into (N, C)."""
         return _called(self._combine, probabilities, len(self.weights))
 
+    @property
+    def used(self) -> tuple[int, ...]:
+        """Members with a weight."""
+        return _positive(self.weights)
+
+    def restricted(self, positions: Sequence[int]) -> LogPool:
+        """The weights of these members."""
+        return replace(self, weights=_taken(self.weights, positions), members=())
+
     def _combine(self, probabilities: Tensor) -> Tensor:
         return pooled_logs(probabilities, self.weights, floor=self.floor)
 
 
+@fitted_rule
 @dataclass(frozen=True)
-class Temperature:
+class Temperature(FittedRule):
     """Softens (above one) or sharpens (below one) probabilities: softmax of their logarithms over a value.
 
     Not a rule by itself: a step in a `Chain`, before a rule with one value per member, or after it.
@@ -154,6 +203,7 @@ class Temperature:
     Args:
         value: one positive number for rows of any origin, or M of them for (M, N, C).
         fingerprint: of the frames that the value was fitted on.
+        members: names of the M members, in order, where there are M values; () for members by position.
 
     Example:
         >>> Temperature(0.5)(torch.tensor([[0.6, 0.4]]))  # squared and normalised
@@ -162,6 +212,7 @@ class Temperature:
 
     value: float | tuple[float, ...]
     fingerprint: str = ""
+    members: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         values = _numbers(np.atleast_1d(_array(self.value)), "temperatures")
@@ -170,6 +221,7 @@ class Temperature:
             raise ValueError(msg)
         single = _array(self.value).ndim == 0
         object.__setattr__(self, "value", values[0] if single else values)
+        _put_names(self, len(values))
 
     def __call__(self, probabilities: Tensor, /) -> Tensor:
         """Rows of the same shape and order, (..., C), or (M, N, C) where there are M values."""
@@ -178,6 +230,16 @@ class Temperature:
         rows = probabilities if isinstance(probabilities, Tensor) else torch.as_tensor(_array(probabilities))
         result = _tempered(rows, self.value)
         return cast(Tensor, result.numpy()) if isinstance(probabilities, np.ndarray) else result
+
+    @property
+    def abstaining(self) -> Temperature:
+        """Itself: it passes NaN on to the next step of its chain."""
+        return self
+
+    def restricted(self, positions: Sequence[int]) -> Temperature:
+        """The temperatures of these members; one for all stays as it is."""
+        value = _taken(self.value, positions) if isinstance(self.value, tuple) else self.value
+        return replace(self, value=value, members=())
 
     def _each(self, probabilities: Tensor) -> Tensor:
         values = cast(tuple[float, ...], self.value)
@@ -189,12 +251,110 @@ def _tempered(rows: Tensor, value: float) -> Tensor:
     return (wide.log() / value).softmax(dim=-1).to(rows.dtype)
 
 
+@fitted_rule
 @dataclass(frozen=True)
-class Chain:
+class BayesVote(FittedRule):
+    """Votes weighed by the mistakes each member is known to make, taken as independent given the truth.
+
+    Args:
+        log_likelihoods: (M, C, C), for each member a table by predicted class, then true class, of the logarithm
+            of P(predicted | true).
+        log_priors: (C,) logarithms of the classes' frequencies.
+        fingerprint: of the frames that the tables were counted on.
+        members: names of the M members, in order; () for members by position.
+
+    References:
+        Xu, Krzyzak, Suen, "Methods of combining multiple classifiers", IEEE Trans. SMC 22(3), 1992.
+    """
+
+    log_likelihoods: tuple[tuple[tuple[float, ...], ...], ...]
+    log_priors: tuple[float, ...]
+    fingerprint: str = ""
+    members: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        priors = _numbers(self.log_priors, "log priors")
+        shape = (-1, len(priors), len(priors))
+        object.__setattr__(self, "log_priors", priors)
+        object.__setattr__(self, "log_likelihoods", _cube(self.log_likelihoods, shape, "log likelihoods"))
+        _put_names(self, len(self.log_likelihoods))
+
+    def __call__(self, probabilities: Tensor, /) -> Tensor:
+        """Combine (M, N, C) into (N, C); only each member's top class matters."""
+        return _called(self._combine, probabilities, len(self.log_likelihoods))
+
+    @property
+    def rule(self) -> BayesVote:
+        """Itself: every fit has a `rule`."""
+        return self
+
+    def _combine(self, probabilities: Tensor) -> Tensor:
+        tables = torch.tensor(self.log_likelihoods, dtype=torch.float64, device=probabilities.device)
+        logs = torch.tensor(self.log_priors, dtype=torch.float64, device=probabilities.device)
+        logs = logs.expand(probabilities.shape[1:]).clone()  # (N, C)
+        for row, table in zip(probabilities, tables, strict=True):
+            logs += table[row.argmax(dim=-1)]
+        return logs.softmax(dim=-1).to(probabilities.dtype)
+
+
+@fitted_rule
+@dataclass(frozen=True)
+class Stacked(FittedRule):
+    """Multinomial logistic regression on all members' log-probabilities.
+
+    Args:
+        coefficients: (C, M, C), by predicted class, member, and class whose log-probability the member gives.
+        intercepts: (C,).
+        floor: probabilities below it count as it.
+        fingerprint: of the frames that the numbers were fitted on.
+        members: names of the M members, in order; () for members by position.
+
+    References:
+        Wolpert, "Stacked generalization", Neural Networks 5, 1992.
+    """
+
+    coefficients: tuple[tuple[tuple[float, ...], ...], ...]
+    intercepts: tuple[float, ...]
+    floor: float = 1e-6
+    fingerprint: str = ""
+    members: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        intercepts = _numbers(self.intercepts, "intercepts")
+        shape = (len(intercepts), -1, len(intercepts))
+        object.__setattr__(self, "intercepts", intercepts)
+        object.__setattr__(self, "coefficients", _cube(self.coefficients, shape, "coefficients"))
+        _put_names(self, len(self.coefficients[0]))
+
+    def __call__(self, probabilities: Tensor, /) -> Tensor:
+        """Combine (M, N, C) into (N, C)."""
+        return _called(self._combine, probabilities, len(self.coefficients[0]))
+
+    @property
+    def rule(self) -> Stacked:
+        """Itself: every fit has a `rule`."""
+        return self
+
+    def _combine(self, probabilities: Tensor) -> Tensor:
+        wide = torch.promote_types(probabilities.dtype, torch.float32)
+        slopes = torch.tensor(self.coefficients, dtype=wide, device=probabilities.device)  # (C, M, C)
+        logits = torch.tensor(self.intercepts, dtype=wide, device=probabilities.device)
+        for member, row in enumerate(probabilities):
+            logits = logits + row.to(wide).clamp(min=self.floor).log() @ slopes[:, member].T
+        return logits.softmax(dim=-1).to(probabilities.dtype)
+
+
+@fitted_rule
+@dataclass(frozen=True)
+class Chain(FittedRule):
     """Steps one after the other, as one rule: temperatures, a rule, a temperature on what it gives.
 
     Args:
         steps: each takes what the one before returns; exactly one turns (M, N, C) into (N, C).
+
+    Attributes:
+        fingerprint: the first that a step knows.
+        members: the names that its steps know; they must agree.
 
     Example:
         >>> from ensemble import mean
@@ -207,6 +367,14 @@ class Chain:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "steps", tuple(self.steps))
+        for step in self.steps:
+            refuse_no_rule(step)
+        names = list(dict.fromkeys(step.members for step in self._declared if step.members))
+        if len(names) > 1:
+            msg = f"expected steps that were fitted on the same members in one order, got {names[0]} and {names[1]}"
+            raise ValueError(msg)
+        object.__setattr__(self, "members", names[0] if names else ())
+        object.__setattr__(self, "fingerprint", next(filter(None, self.fingerprints), ""))
 
     def __call__(self, probabilities: Tensor, /) -> Tensor:
         """Combine (M, N, C) into (N, C)."""
@@ -215,84 +383,134 @@ class Chain:
         return probabilities
 
     @property
-    def fingerprint(self) -> str:
-        """Of the frames that the first fitted step was fitted on."""
-        return next((mark for step in self.steps if (mark := getattr(step, "fingerprint", ""))), "")
+    def _declared(self) -> list[FittedRule]:
+        return [declared(step) for step in self.steps]
+
+    @property
+    def fingerprints(self) -> tuple[str, ...]:
+        """Those of all steps, each once."""
+        return tuple(dict.fromkeys(mark for step in self._declared for mark in step.fingerprints))
+
+    @property
+    def used(self) -> tuple[int, ...] | None:
+        """The members that the first step with preferences uses."""
+        return next((step.used for step in self._declared if step.used is not None), None)
+
+    @property
+    def abstaining(self) -> Chain:
+        """Each step for members that may abstain."""
+        return Chain(tuple(step.abstaining for step in self._declared))
+
+    @property
+    def by_position(self) -> Chain:
+        """Each step by position."""
+        return self._changed(lambda step: step.by_position)
+
+    def restricted(self, positions: Sequence[int]) -> Chain:
+        """Each step over these members alone."""
+        return self._changed(lambda step: step.restricted(positions))
+
+    def _changed(self, change: Callable[[FittedRule], FittedRule]) -> Chain:
+        """With each step changed, except functions, which know no members."""
+        return Chain(tuple(change(declared(step)) if declared(step).has_numbers else step for step in self.steps))
 
 
+@fitted_rule
 @dataclass(frozen=True)
-class BayesVote:
-    """Votes weighed by the mistakes each member is known to make, taken as independent given the truth.
+class Among(FittedRule):
+    """A rule applied to some of the members that are judged together, such as those of a saved ensemble.
 
     Args:
-        log_likelihoods: (M, C, C), for each member a table by class said, then true class, of the logarithm
-            of P(said | true).
-        log_priors: (C,) logarithms of the classes' frequencies.
-        fingerprint: of the frames that the tables were counted on.
-
-    References:
-        Xu, Krzyzak, Suen, "Methods of combining multiple classifiers", IEEE Trans. SMC 22(3), 1992.
+        of: the rule over these members.
+        places: their positions among all members, in the rule's order.
     """
 
-    log_likelihoods: tuple[tuple[tuple[float, ...], ...], ...]
-    log_priors: tuple[float, ...]
-    fingerprint: str = ""
+    of: Rule
+    places: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        priors = _numbers(self.log_priors, "log priors")
-        shape = (-1, len(priors), len(priors))
-        object.__setattr__(self, "log_priors", priors)
-        object.__setattr__(self, "log_likelihoods", _cube(self.log_likelihoods, shape, "log likelihoods"))
+        refuse_no_rule(self.of)
+        object.__setattr__(self, "places", tuple(self.places))
+        object.__setattr__(self, "fingerprint", declared(self.of).fingerprint)
 
     def __call__(self, probabilities: Tensor, /) -> Tensor:
-        """Combine (M, N, C) into (N, C); only each member's top class matters."""
-        return _called(self._combine, probabilities, len(self.log_likelihoods))
+        """Combine those of (M, N, C) into (N, C)."""
+        return self.of(probabilities[list(self.places)])
 
-    def _combine(self, probabilities: Tensor) -> Tensor:
-        tables = torch.tensor(self.log_likelihoods, dtype=torch.float64, device=probabilities.device)
-        logs = torch.tensor(self.log_priors, dtype=torch.float64, device=probabilities.device)
-        logs = logs.expand(probabilities.shape[1:]).clone()  # (N, C)
-        for row, table in zip(probabilities, tables, strict=True):
-            logs += table[row.argmax(dim=-1)]
-        return logs.softmax(dim=-1).to(probabilities.dtype)
+    @property
+    def fingerprints(self) -> tuple[str, ...]:
+        """Those of the rule inside."""
+        return declared(self.of).fingerprints
+
+    @property
+    def used(self) -> tuple[int, ...]:
+        """Of its members, those that the rule inside uses."""
+        used = declared(self.of).used
+        return self.places if used is None else tuple(self.places[position] for position in used)
+
+    @property
+    def abstaining(self) -> Among:
+        """The rule inside for members that may abstain."""
+        return Among(declared(self.of).abstaining, self.places)
+
+    def restricted(self, positions: Sequence[int]) -> FittedRule:
+        """The rule inside over those of its members that are left."""
+        kept = [k for k, place in enumerate(self.places) if place in positions]
+        inside = self.of if len(kept) == len(self.places) else declared(self.of).restricted(kept)
+        return _placed(declared(inside), [list(positions).index(self.places[k]) for k in kept], len(positions))
 
 
-@dataclass(frozen=True)
-class Stacked:
-    """Multinomial logistic regression on all members' log-probabilities.
+def rule_for(rule: Rule, members: Sequence[str]) -> FittedRule:
+    """The rule for outputs of these members, its own found among them by name where it knows names.
 
     Args:
-        coefficients: (C, M, C), by class predicted, member, and class the member speaks of.
-        intercepts: (C,).
-        floor: probabilities below it count as it.
-        fingerprint: of the frames that the numbers were fitted on.
+        rule: any rule; one that knows no names takes the members as they come.
+        members: M names in the order of the outputs' first axis. Members that the rule was not fitted on have no
+            influence; members that have none in the rule may be missing.
 
-    References:
-        Wolpert, "Stacked generalization", Neural Networks 5, 1992.
+    Returns:
+        The rule by position, without names.
+
+    Raises:
+        ValueError: a member that the rule needs is missing; the message names it.
+
+    Example:
+        >>> rule_for(WeightedMean([1, 3], members=("a", "b")), ["b", "c", "a"])
+        Among(of=WeightedMean(weights=(0.25, 0.75), fingerprint='', abstain=False, members=()), places=(2, 0))
     """
+    asked, names = declared(rule), list(members)
+    if not asked.members:
+        return asked
+    needed = range(len(asked.members)) if asked.used is None else asked.used
+    missing = [asked.members[position] for position in needed if asked.members[position] not in names]
+    if missing:
+        msg = f"expected the members that the rule was fitted on, {list(asked.members)}, got none named {missing}"
+        raise ValueError(f"{msg} among {names}")
+    kept = [position for position, name in enumerate(asked.members) if name in names]
+    own = asked.by_position if len(kept) == len(asked.members) else asked.restricted(kept)
+    return _placed(own, [names.index(asked.members[position]) for position in kept], len(names))
 
-    coefficients: tuple[tuple[tuple[float, ...], ...], ...]
-    intercepts: tuple[float, ...]
-    floor: float = 1e-6
-    fingerprint: str = ""
 
-    def __post_init__(self) -> None:
-        intercepts = _numbers(self.intercepts, "intercepts")
-        shape = (len(intercepts), -1, len(intercepts))
-        object.__setattr__(self, "intercepts", intercepts)
-        object.__setattr__(self, "coefficients", _cube(self.coefficients, shape, "coefficients"))
+def _placed(rule: FittedRule, places: Sequence[int], count: int) -> FittedRule:
+    """The rule applied to its own among `count` members; itself where these are all of them, in its order."""
+    return rule if list(places) == list(range(count)) else Among(rule, tuple(places))
 
-    def __call__(self, probabilities: Tensor, /) -> Tensor:
-        """Combine (M, N, C) into (N, C)."""
-        return _called(self._combine, probabilities, len(self.coefficients[0]))
 
-    def _combine(self, probabilities: Tensor) -> Tensor:
-        wide = torch.promote_types(probabilities.dtype, torch.float32)
-        slopes = torch.tensor(self.coefficients, dtype=wide, device=probabilities.device)  # (C, M, C)
-        logits = torch.tensor(self.intercepts, dtype=wide, device=probabilities.device)
-        for member, row in enumerate(probabilities):
-            logits = logits + row.to(wide).clamp(min=self.floor).log() @ slopes[:, member].T
-        return logits.softmax(dim=-1).to(probabilities.dtype)
+def _put_names(rule: FittedRule, count: int) -> None:
+    """Keep the members' names as a tuple, refused unless they are distinct and as many as the rule has members."""
+    names = tuple(rule.members)
+    if names and (len(names) != count or len(set(names)) != count or not all(isinstance(name, str) for name in names)):
+        msg = f"expected {count} distinct names of members, or none, got {list(names)}"
+        raise ValueError(msg)
+    object.__setattr__(rule, "members", names)
+
+
+def _positive(weights: Sequence[float]) -> tuple[int, ...]:
+    return tuple(position for position, weight in enumerate(weights) if weight > 0)
+
+
+def _taken(values: Sequence[float], positions: Sequence[int]) -> tuple[float, ...]:
+    return tuple(values[position] for position in positions)
 
 
 def _array(values: Any) -> np.ndarray[Any, np.dtype[np.float64]]:

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import zoo
-from ensemble.rules.saved import rule_from_json, rule_to_json
-from ensemble.rules.table import Rule
+from ensemble.rules.fitted import rule_for
+from ensemble.rules.table import Rule, rule_from_json, rule_to_json
 from ensemble.run.collecting import predictions
 from ensemble.run.loading import load
 from ensemble.run.members import Members
@@ -45,6 +45,7 @@ class Ensemble:
     def __init__(self, members: Members, rule: Rule) -> None:
         self.members = members
         self.rule = rule
+        self._applied = rule_for(rule, members.names)
         self.classes_: NDArray[np.str_] = np.array(members.classes)
         self._combine(torch.full((len(members), 1, len(self.classes_)), 1 / len(self.classes_)))
 
@@ -96,14 +97,14 @@ class Ensemble:
             raise ValueError(msg)
         data = {
             "members": [member.about.reference for member in self.members],
-            "rule": rule_to_json(self.rule),
+            "rule": rule_to_json(self._applied),
             "classes": list(self.members.classes),
         }
-        fingerprint = getattr(self.rule, "fingerprint", "")
+        fingerprint = self._applied.fingerprint
         return data | ({"fitted_on": fingerprint} if fingerprint else {})
 
     def _combine(self, probabilities: Tensor) -> Tensor:
-        rows = self.rule(probabilities)
+        rows = self._applied(probabilities)
         if rows.shape != probabilities.shape[1:]:
             msg = f"expected rows of shape {tuple(probabilities.shape[1:])} from the rule, got {tuple(rows.shape)}"
             raise ValueError(msg)

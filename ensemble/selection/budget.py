@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from ensemble.fit._solver.rows import Rows
 from ensemble.fit._solver.simplex import at_least_zero, first_equal, refit
-from ensemble.fit.weighted import explained_matrix
+from ensemble.fit.weights import explained_matrix
 from ensemble.outputs import MemberOutputs
+from ensemble.rules.fitted import WeightedMean
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -44,6 +45,11 @@ class Selection:
     cost: float
     fingerprint: str = ""
     dropped: int = 0
+
+    @property
+    def rule(self) -> WeightedMean:
+        """The weighted mean of the members chosen."""
+        return WeightedMean(tuple(self.weights.tolist()), self.fingerprint, members=self.members)
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ensemble.fit.weighted import labelled
+from ensemble.fit.weights import labelled
 from ensemble.outputs import MemberOutputs
+from ensemble.rules.fitted import WeightedMean
 
 Array = NDArray[np.float64]
 
@@ -45,6 +46,11 @@ class GreedySelection:
     loss: float
     members: tuple[str, ...]
     fingerprint: str = ""
+
+    @property
+    def rule(self) -> WeightedMean:
+        """The weighted mean with these weights."""
+        return WeightedMean(tuple(self.weights.tolist()), self.fingerprint, members=self.members)
 
 
 def greedy(outputs: MemberOutputs, rounds: int = 50) -> GreedySelection:

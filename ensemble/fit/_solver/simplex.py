@@ -12,6 +12,7 @@ from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]  
 
 from ensemble.fit._solver.newton import Curvature, View, Walk, look, step
 from ensemble.fit._solver.rows import Numbers, Rows, as_matrix
+from ensemble.rules.fitted import WeightedMean
 
 Array = NDArray[np.float64]
 Indices = NDArray[np.intp]
@@ -41,6 +42,11 @@ class SimplexFit:
     multipliers: Array
     support: tuple[int, ...]
     dropped: int
+
+    @property
+    def rule(self) -> WeightedMean:
+        """The weighted mean with these weights; it knows neither the members' names nor the frames."""
+        return WeightedMean(tuple(self.weights.tolist()))
 
 
 def fit_simplex_weights(

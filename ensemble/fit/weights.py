@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from scipy.optimize import minimize
 from torch import Tensor
 
 from ensemble.fit._solver.quadratic import nonnegative_minimum
 from ensemble.fit._solver.simplex import at_least_zero, checked_weights, fit_simplex_weights
 from ensemble.outputs import MemberOutputs
+from ensemble.rules.fitted import ClasswiseMean, LogPool, WeightedMean
 
 Array = NDArray[np.float64]
 
 Objective = Literal["nll", "brier"]
 _EXACT = 2**22  # up to so many numbers the true-class matrix is kept in float64
 _BLOCK = 2**21  # numbers of (M, b, C) looked at together
+_FRAMES = 8192  # frames looked at together by the log-linear pool and for each class
+_LOWEST = math.log(LogPool.floor)
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +54,11 @@ class WeightFit:
     objective: Objective = "nll"
     dropped: int = 0
     fingerprint: str = ""
+
+    @property
+    def rule(self) -> WeightedMean:
+        """The weighted mean of these members."""
+        return WeightedMean(tuple(self.weights.tolist()), self.fingerprint, members=self.members)
 
     @property
     def support(self) -> tuple[str, ...]:
@@ -251,3 +262,151 @@ def _spread(part: WeightFit, kept: list[int], members: tuple[str, ...]) -> Weigh
         part.dropped,
         part.fingerprint,
     )
+
+
+@dataclass(frozen=True, eq=False)
+class ClasswiseFit:
+    """Numbers for `ClasswiseMean`.
+
+    Attributes:
+        common: (M,) weights fitted on all frames.
+        weights: (C, M), for the frames that `common` predicts as that class.
+        gaps: (C,) certified distance from the optimum of each class's shrunk objective, in nats.
+        frames: (C,) how many frames each row was fitted on.
+        members: M names.
+        fingerprint: of the frames.
+    """
+
+    common: Array
+    weights: Array
+    gaps: Array
+    frames: NDArray[np.intp]
+    members: tuple[str, ...]
+    fingerprint: str = ""
+
+    @property
+    def rule(self) -> ClasswiseMean:
+        """The class-wise mean of these members."""
+        weights = tuple(map(tuple, self.weights.tolist()))
+        return ClasswiseMean(tuple(self.common.tolist()), weights, self.fingerprint, self.members)
+
+
+def fit_class_weights(outputs: MemberOutputs, *, strength: float = 500.0) -> ClasswiseFit:
+    """Log-loss weights for each predicted class, pulled to those of all frames.
+
+    Args:
+        outputs: with labels.
+        strength: how many frames the pull is worth; a class with fewer frames stays close to `common`.
+
+    Raises:
+        ValueError: no labels, or a strength that is not positive.
+    """
+    if not 0 < strength < np.inf:
+        msg = f"expected a positive number of frames as strength, got {strength}"
+        raise ValueError(msg)
+    common = fit_weights(outputs).weights
+    P, _ = true_class_matrix(outputs)
+    predicted = _predicted(outputs, common)
+    classes = len(outputs.classes)
+    weights, gaps = np.tile(common, (classes, 1)), np.zeros(classes)
+    for c in range(classes):
+        own = P[:, predicted == c]
+        if own.any():
+            alive = int((own.max(axis=0) > 0).sum())
+            fit = fit_simplex_weights(own, alpha=strength / alive, towards=common, start=common)
+            weights[c], gaps[c] = fit.weights, fit.gap
+    frames = np.bincount(predicted, minlength=classes)
+    return ClasswiseFit(common, weights, gaps, frames, outputs.members, outputs.fingerprint)
+
+
+def _predicted(outputs: MemberOutputs, weights: Array) -> NDArray[np.intp]:
+    predicted = np.empty(outputs.shape[1], dtype=np.intp)
+    common = torch.tensor(weights, dtype=torch.float32)
+    for where, block in outputs.blocks(_FRAMES):
+        predicted[where] = torch.einsum("m,mnc->nc", common, block).argmax(dim=-1).numpy()
+    return predicted
+
+
+@dataclass(frozen=True, eq=False)
+class LogLinearFit:
+    """Coefficients for `LogPool`.
+
+    Attributes:
+        weights: (M,) non-negative; their sum is free, below one it softens.
+        loss: log-loss of `LogPool` with these weights, in nats per frame.
+        slope: the largest violation of the optimality conditions, in nats per unit of weight.
+        members: M names.
+        fingerprint: of the frames.
+    """
+
+    weights: Array
+    loss: float
+    slope: float
+    members: tuple[str, ...]
+    fingerprint: str = ""
+
+    @property
+    def rule(self) -> LogPool:
+        """The log-linear pool of these members."""
+        return LogPool(tuple(self.weights.tolist()), self.fingerprint, self.members)
+
+
+def fit_log_linear(outputs: MemberOutputs, *, start: object | None = None, ridge: float = 0.0) -> LogLinearFit:
+    """The best non-negative exponents of the normalised product of the members' rows, by log-loss.
+
+    The loss is that of `LogPool`, where probabilities below 1e-30 count as 1e-30.
+
+    Args:
+        outputs: with labels; read in blocks, many times over.
+        start: (M,) exponents to begin from; 1 / M each if None.
+        ridge: adds ridge / 2 times the squared norm of the exponents.
+
+    Raises:
+        ValueError: no labels, no frames, NaN (the message names the member), a negative ridge, or a start that is
+            not M finite, non-negative numbers.
+
+    Example:
+        >>> p, q = [[0.9, 0.1], [0.2, 0.8], [0.7, 0.3]], [[0.5, 0.5], [0.5, 0.5], [0.5, 0.5]]
+        >>> fit_log_linear(MemberOutputs.from_probabilities({"a": p, "b": q}, labels=[0, 1, 1])).loss < 0.69
+        True
+
+    References:
+        Hinton, "Products of experts", ICANN 1999.
+    """
+    at_least_zero("ridge", ridge)
+    M = len(outputs.members)
+    begin = np.full(M, 1.0 / M) if start is None else np.asarray(start, dtype=np.float64)
+    if begin.shape != (M,) or not np.isfinite(begin).all() or (begin < 0).any():
+        msg = f"expected a start of {M} finite, non-negative exponents, got {begin}"
+        raise ValueError(msg)
+    labelled(outputs)
+    for _ in outputs.checked_blocks(_FRAMES):  # refuses NaN, by name
+        pass
+    found = minimize(
+        _loss_and_slope,
+        begin,
+        args=(outputs, ridge),
+        jac=True,
+        method="L-BFGS-B",
+        bounds=[(0.0, None)] * M,
+        options={"ftol": 1e-13, "gtol": 1e-8, "maxiter": 500},
+    )
+    w = np.asarray(found.x, dtype=np.float64)
+    loss, slope = _loss_and_slope(w, outputs, ridge)
+    violation = np.where(w > 0, np.abs(slope), np.maximum(-slope, 0.0)).max()
+    return LogLinearFit(w, loss - ridge / 2 * float(w @ w), float(violation), outputs.members, outputs.fingerprint)
+
+
+def _loss_and_slope(w: Array, outputs: MemberOutputs, ridge: float) -> tuple[float, Array]:
+    labels, frames = outputs.require_labels(), outputs.shape[1]
+    exponents = torch.from_numpy(w)
+    loss, slope = 0.0, torch.zeros(len(w), dtype=torch.float64)
+    for start in range(0, frames, _FRAMES):
+        where = slice(start, start + _FRAMES)
+        logs = outputs.log_probabilities[:, where].double().clamp_min(_LOWEST)  # (M, b, C)
+        pooled = torch.einsum("m,mbc->bc", exponents, logs).log_softmax(dim=-1)
+        truth = labels[where, None]
+        loss -= float(pooled.gather(1, truth).sum())
+        error = pooled.exp().scatter_add_(1, truth, torch.full_like(truth, -1, dtype=torch.float64))
+        slope += torch.einsum("bc,mbc->m", error, logs)
+    return loss / frames + ridge / 2 * float(w @ w), slope.numpy() / frames + ridge * w
