@@ -110,6 +110,19 @@ def test_the_page_on_formats_lists_the_files_of_a_run(run_folder: Path) -> None:
     assert {name.partition(".")[0] for name in header.pieces} <= {"live", "best", "average", "optimiser", "vectors"}
 
 
+def test_the_page_on_formats_lists_the_files_and_fields_of_a_store(registry: zoo.Registry, tmp_path: Path) -> None:
+    """The four files, and the description whose inner fields stand in its second column."""
+    ensemble.collect(ensemble.load(registry, ["a@1"]), FRAMES, cache=tmp_path)
+    listed = fields("## Store of outputs: `collect(..., cache=folder)`, `ensemble collect`")
+    assert {path.name for path in tmp_path.iterdir()} == {name for name in listed if "." in name}
+    description = json.loads((tmp_path / "outputs.json").read_text(encoding="utf-8"))
+    assert {*description} == {name for name in listed if "." not in name}
+    text = (DOCS / "formats.md").read_text(encoding="utf-8")
+    collected = description["collected"]["members"][0]
+    for inner in (*description["contents"], *description["collected"], *collected, *collected["about"]):
+        assert f"`{inner}`" in text.partition("| `contents` |")[2].partition("\n## ")[0]
+
+
 def test_the_page_on_formats_lists_the_fields_of_exported_folders(registry: zoo.Registry, tmp_path: Path) -> None:
     """A model's three files and an ensemble's, with the fields of both descriptions."""
     model, final = zoo.export(registry, "a@1", tmp_path / "model"), zoo.export(registry, "final", tmp_path / "final")
