@@ -18,7 +18,7 @@ from statistics import median
 import torch
 
 import zoo
-from ensemble.run.cotraining import fastest, grouped, measure_together
+from ensemble.run.cotraining import fastest, measure_together, stacked_group
 from ensemble.run.stack import Stack
 from zoo import _console
 
@@ -48,17 +48,17 @@ def cell(frames: zoo.FrameSet, width: int, batch: int, repeats: int) -> dict[str
     """Milliseconds per step and member, and the ratio to one after another (above 1 = faster)."""
     options = {"width": width, "depth": 3, "activation": "gelu"}
     spec = zoo.Spec("cylinder", features=FEATURES, context=CONTEXT, classes=CLASSES, options=options)
-    recipe = zoo.Recipe(batch_size=batch)
-    together = fastest(measure_together(spec, recipe, frames, MEMBERS))
+    recipes = [zoo.Recipe(batch_size=batch, seed=seed, order_seed=0) for seed in range(MEMBERS)]
+    together = fastest(measure_together(spec, recipes, frames))
     contenders = {
-        "alone": [zoo.training.single(spec, recipe)],
-        "together": [grouped(spec, recipe, range(together))],
-        "vmap": [vmapped(spec, range(MEMBERS))],
+        "alone": zoo.training.single_group(spec, recipes[0]),
+        "together": stacked_group(spec, recipes[:together]),
+        "vmap": vmapped(spec, recipes),
     }
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(repeats):
-        for name, (group,) in contenders.items():
-            seconds = zoo.training.seconds_per_step(group, recipe, frames, patience=0.3)
+        for name, group in contenders.items():
+            seconds = zoo.training.seconds_per_step(group, frames, patience=0.3)
             times[name].append(1000 * seconds / group.members)
     alone = median(times["alone"])
     return {
@@ -73,10 +73,10 @@ def cell(frames: zoo.FrameSet, width: int, batch: int, repeats: int) -> dict[str
     }
 
 
-def vmapped(spec: zoo.Spec, seeds: Sequence[int]) -> zoo.training.Group:
+def vmapped(spec: zoo.Spec, recipes: Sequence[zoo.Recipe]) -> zoo.training.Group:
     """The members as the tutorial stacks them."""
-    stack = Stack([zoo.build(spec, seed=seed) for seed in seeds])
-    return zoo.training.Group(spec, tuple(seeds), stack, forward=stack, reseed=lambda seeds: None)
+    stack = Stack([zoo.build(spec, seed=recipe.seed) for recipe in recipes])
+    return zoo.training.Group(spec, tuple(recipes), stack, forward=stack, reseed=lambda seeds: None)
 
 
 def random_frames(count: int) -> zoo.FrameSet:

@@ -1,14 +1,15 @@
-"""Averages of checkpoints."""
+"""Averages of checkpoints and of a run's weights, and BatchNorm's statistics for them."""
 
 from collections.abc import Sequence
 
 import pytest
 import torch
+from torch import nn
 
 import zoo
 from zoo import Checkpoint, FrameSet, Spec, average
 from zoo.training import losses_along
-from zoo.training.averaging import METHODS
+from zoo.training.averaging import METHODS, RunningAverage, copies, reestimate
 
 SPEC = Spec("cylinder", features=6, context=1, classes=4, options={"width": 5, "depth": 1})
 
@@ -57,18 +58,18 @@ def test_the_order_does_not_matter_to_the_plain_mean() -> None:
         torch.testing.assert_close(tensor, back.tensors[name])
 
 
-def test_statistics_are_seen_anew_on_the_frames(frames: FrameSet) -> None:
-    """They are the mean and variance of what the averaged first layer gives, seen in one batch."""
+def test_statistics_are_estimated_anew_on_the_frames(frames: FrameSet) -> None:
+    """They are the mean and variance of what the averaged first layer gives in one batch."""
     found = average([fresh(seed) for seed in range(3)], frames=frames)
     windows = zoo.windows(frames, torch.arange(len(frames)), 1)
-    seen = windows @ found.tensors["0.0.weight"].T
-    torch.testing.assert_close(found.tensors["0.1.running_mean"], seen.mean(0), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(found.tensors["0.1.running_var"], seen.var(0), rtol=1e-4, atol=1e-5)
+    hidden = windows @ found.tensors["0.0.weight"].T
+    torch.testing.assert_close(found.tensors["0.1.running_mean"], hidden.mean(0), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found.tensors["0.1.running_var"], hidden.var(0), rtol=1e-4, atol=1e-5)
     assert found.tensors["0.1.num_batches_tracked"] == 0
 
 
 def test_a_greedy_soup_is_never_worse_than_its_best_ingredient(frames: FrameSet) -> None:
-    """And says which it took, the best first."""
+    """Its parents are those that it took, the best first."""
     recipe = zoo.Recipe(epochs=3, batch_size=32, learning_rate=0.02)
     trained = [zoo.train(SPEC, zoo.Recipe.from_dict(recipe.to_dict() | {"seed": s}), frames, frames) for s in range(4)]
     soup = average([fresh(9), *trained], method="greedy", valid=frames, frames=frames)
@@ -79,7 +80,7 @@ def test_a_greedy_soup_is_never_worse_than_its_best_ingredient(frames: FrameSet)
 
 
 def test_the_line_begins_and_ends_at_the_checkpoints(frames: FrameSet) -> None:
-    """Its ends have the losses of the two, statistics seen on the same frames."""
+    """Its ends have the losses of the two, with statistics of the same frames."""
     first, last = fresh(0), fresh(1)
     positions, losses = losses_along(first, last, frames, points=3)
     assert positions.tolist() == [0, 0.5, 1]
@@ -102,3 +103,60 @@ def test_what_cannot_be_averaged_is_refused(frames: FrameSet) -> None:
         average([checkpoint(1)], method="ema", decay=1.0)
     with pytest.raises(ValueError, match="at least 2 points"):
         losses_along(checkpoint(1), checkpoint(2), frames, points=1)
+
+
+def test_statistics_become_the_mean_over_the_batches() -> None:
+    """Means of batch means and variances, with nothing left of what was there."""
+    norm = nn.BatchNorm1d(2)
+    norm.running_mean.fill_(99)
+    batches = [torch.randn(8, 2, generator=torch.Generator().manual_seed(i)) + i for i in range(3)]
+    reestimate(norm, batches)
+    torch.testing.assert_close(norm.running_mean, torch.stack([b.mean(0) for b in batches]).mean(0))
+    torch.testing.assert_close(norm.running_var, torch.stack([b.var(0) for b in batches]).mean(0))
+    assert norm.num_batches_tracked == 3
+    assert norm.momentum == 0.1
+    assert not norm.training
+
+
+def test_dropout_stays_off_while_statistics_are_estimated() -> None:
+    """All of a batch arrives."""
+    module = nn.Sequential(nn.Dropout(0.9), nn.BatchNorm1d(1))
+    reestimate(module, [torch.tensor([[1.0], [3.0]])])
+    assert module[1].running_mean.item() == 2
+
+
+def test_a_module_without_batchnorm_is_left_as_it_is() -> None:
+    """No batch is even looked at."""
+    reestimate(nn.Linear(1, 1), iter(lambda: 1 / 0, None))
+
+
+def test_the_average_of_a_run_follows_its_weights() -> None:
+    """By hand with one weight, 0 at first, then 2, then 5: ema rises from a decay of 2/11, swa is the mean."""
+    module = nn.Linear(1, 1, bias=False)
+    live = module.state_dict()
+    live["weight"].zero_()
+    ema, swa = RunningAverage(live, ema=0.9, swa_from=0), RunningAverage(live, ema=0.0, swa_from=2)
+    for number, value in enumerate((2.0, 5.0), start=1):
+        live["weight"].fill_(value)
+        for average_ in (ema, swa):
+            average_.add_step()
+            average_.add_epoch(number)
+    first = 2 * 9 / 11
+    assert ema.tensors["weight"].item() == pytest.approx(first + (5 - first) * 9 / 12)
+    assert swa.tensors["weight"].item() == 5
+    with ema.in_place(module, []):
+        assert module.weight.item() == pytest.approx(first + (5 - first) * 9 / 12)
+    assert module.weight.item() == 5
+
+
+def test_without_an_average_the_weights_stay_in_place() -> None:
+    """Neither steps nor epochs change anything, and no copy is held."""
+    module = nn.Linear(2, 2)
+    before = copies(module.state_dict())
+    off = RunningAverage(module.state_dict(), ema=0.0, swa_from=0)
+    off.add_step()
+    off.add_epoch(1)
+    assert not off.tensors
+    with off.in_place(module, []):
+        for name, tensor in module.state_dict().items():
+            assert torch.equal(tensor, before[name])

@@ -140,7 +140,7 @@ def test_ctrl_c_names_the_way_to_resume(tmp_path, corpus, command, monkeypatch):
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("zoo.training.run.train_group", interrupted)
+    monkeypatch.setattr("zoo.training.loop.train_group", interrupted)
     code, _, error = command("zoo train a", *SMALL, "--directory", tmp_path / "run", "--corpus", corpus)
     assert (code, error) == (130, f"error: interrupted; the same command resumes in {tmp_path / 'run'}\n")
 

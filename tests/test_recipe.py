@@ -1,17 +1,15 @@
-"""Recipes as data, and schedules against torch's own."""
+"""Recipes as data."""
 
 import math
 from pathlib import Path
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import optim
 
 from zoo import Recipe
 from zoo.training.optimisers import OPTIMISERS
-from zoo.training.schedules import SCHEDULES, Position, schedule_factor
+from zoo.training.schedules import SCHEDULES
 
 
 @given(
@@ -93,61 +91,3 @@ def test_a_broken_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text("epochs: 1")
     with pytest.raises(ValueError, match=r"ending in \.json or \.toml"):
         Recipe.read(tmp_path / "r.yaml")
-
-
-def factors(recipe: Recipe, steps: int, epochs: int) -> list[float]:
-    """The factor at every step of a run."""
-    return [schedule_factor(Position(step, steps, epochs), recipe) for step in range(steps * epochs)]
-
-
-def torch_factors(make: object, steps: int, every: int = 1) -> list[float]:
-    """The same from one of torch's schedulers, at a learning rate of 1."""
-    optimiser = optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
-    scheduler = make(optimiser)  # type: ignore[operator]
-    found = []
-    for step in range(steps):
-        found.append(optimiser.param_groups[0]["lr"])
-        optimiser.step()
-        if (step + 1) % every == 0:
-            scheduler.step()
-    return found
-
-
-S, E = 5, 8
-SAME = {
-    "constant": ({}, lambda o: optim.lr_scheduler.ConstantLR(o, 1.0), 1),
-    "step": ({"gamma": 0.5, "every": 3}, lambda o: optim.lr_scheduler.StepLR(o, 3, 0.5), S),
-    "multi_step": ({"gamma": 0.1, "milestones": (2, 5)}, lambda o: optim.lr_scheduler.MultiStepLR(o, [2, 5], 0.1), S),
-    "exponential": ({"gamma": 0.9}, lambda o: optim.lr_scheduler.ExponentialLR(o, 0.9), S),
-    "time": ({"gamma": 0.3}, lambda o: optim.lr_scheduler.LambdaLR(o, lambda epoch: 1 / (1 + 0.3 * epoch)), S),
-    "linear": ({"final_rate": 0.2}, lambda o: optim.lr_scheduler.LinearLR(o, 1.0, 0.2, S * E - 1), 1),
-    "cosine": ({"final_rate": 0.1}, lambda o: optim.lr_scheduler.CosineAnnealingLR(o, S * E - 1, 0.1), 1),
-    "one_cycle": (
-        {"peak": 0.25},
-        lambda o: optim.lr_scheduler.OneCycleLR(
-            o, 1.0, S * E, pct_start=(0.25 * (S * E - 1) + 1) / (S * E), cycle_momentum=False, final_div_factor=1e9
-        ),
-        1,
-    ),
-    "plateau": ({}, lambda o: optim.lr_scheduler.ConstantLR(o, 1.0), 1),
-}
-
-
-@pytest.mark.parametrize("name", sorted(SCHEDULES))
-def test_each_schedule_is_torchs(name: str) -> None:
-    """Step by step the factor of torch's scheduler of that form; a new schedule has to name its own."""
-    fields, make, every = SAME[name]
-    ours = factors(Recipe(schedule=name, epochs=E, **fields), S, E)
-    torch.testing.assert_close(ours, torch_factors(make, S * E, every), rtol=1e-6, atol=1e-6)
-
-
-def test_cosine_restarts_as_torchs() -> None:
-    """Periods of 2, 4, ... epochs, each from the top."""
-    ours = factors(Recipe(schedule="cosine", restart=2, restart_factor=2, final_rate=0.1), S, E)
-    make = lambda o: optim.lr_scheduler.CosineAnnealingWarmRestarts(o, 2 * S, 2, 0.1)  # noqa: E731
-    torch.testing.assert_close(ours, torch_factors(make, S * E), rtol=1e-6, atol=1e-6)
-
-
-def test_warm_up_rises_in_equal_steps() -> None:
-    """Over half an epoch of four steps: one half, then all."""
-    assert factors(Recipe(warmup=0.5), 4, 1) == [0.5, 1.0, 1.0, 1.0]

@@ -34,6 +34,6 @@ from .search.sample import grid as grid
 from .search.sample import random_budget as random_budget
 from .search.sample import random_grid as random_grid
 from .training.averaging import average as average
-from .training.group import TrainingError as TrainingError
+from .training.loop import TrainingError as TrainingError
+from .training.loop import train as train
 from .training.recipe import Recipe as Recipe
-from .training.run import train as train

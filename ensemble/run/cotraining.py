@@ -4,78 +4,31 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import zoo
-from ensemble.run.brood import Brood
+from ensemble.run.training_stack import TrainingStack
 from zoo import _files
 
 _SHARE = 0.05  # of the expected time of a training, which measuring may take
 _STEPS, _PATIENCE = 5, 0.5  # steps and seconds that `zoo.training.seconds_per_step` takes at least
-_HELD = 1_000_000  # parameters of a group that is not measured: with more, a step can fall out of the cache
-_MANY = 16  # members of such a group
-_WORTH = 0.92  # share of the time that a larger group must stay under to be preferred to a smaller one
+_HELD = 1_000_000  # most parameters of a group whose size is not measured: with more, a step can fall out of the cache
+_MANY = 16  # most members of such a group
+_WORTH = 0.92  # a larger group is preferred if its time is below this share of a smaller one's
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """All members: seeds, and what each has of its own; empty for what the recipe says."""
-
-    spec: zoo.Spec
-    recipe: zoo.Recipe
-    seeds: tuple[int, ...]
-    own_order: bool
-    learning_rates: tuple[float, ...]
-    weight_decays: tuple[float, ...]
-
-    def part(self, first: int, count: int) -> _Plan:
-        """Only these members."""
-        some = slice(first, first + count)
-        return replace(
-            self,
-            seeds=self.seeds[some],
-            learning_rates=self.learning_rates[some],
-            weight_decays=self.weight_decays[some],
-        )
-
-    def alone(self) -> zoo.Recipe:
-        """The recipe by which the first member is trained alone."""
-        recipe = self.recipe
-        return replace(
-            recipe,
-            seed=self.seeds[0],
-            order_seed=self.seeds[0] if self.own_order else recipe.data_seed,
-            learning_rate=self.learning_rates[0] if self.learning_rates else recipe.learning_rate,
-            weight_decay=self.weight_decays[0] if self.weight_decays else recipe.weight_decay,
-        )
-
-    def group(self, device: Any) -> zoo.training.Group:
-        """All members as one trainable group with fresh weights."""
-        brood = Brood([zoo.build(self.spec, seed=seed).to(device) for seed in self.seeds])
-        return zoo.training.Group(
-            spec=self.spec,
-            seeds=self.seeds,
-            module=brood.body,
-            forward=brood,
-            reseed=brood.reseed,
-            order_seeds=self.seeds if self.own_order else (self.recipe.data_seed,),
-            learning_rates=self.learning_rates,
-            weight_decays=self.weight_decays,
-        )
-
-
-def grouped(
-    spec: zoo.Spec, recipe: zoo.Recipe, seeds: Iterable[int], *, own_order: bool = False, device: Any = "cpu"
-) -> zoo.training.Group:
-    """New members of these seeds as one trainable group; a single one as it is.
+def stacked_group(spec: zoo.Spec, recipes: Sequence[zoo.Recipe], device: Any = "cpu") -> zoo.training.Group:
+    """A new member for each recipe, all in one trainable group; a single one is not stacked.
 
     Raises:
-        ValueError: members that cannot be put together, see `Brood`.
+        ValueError: members that cannot be trained together, see `TrainingStack` and `zoo.training.check_recipes`.
     """
-    plan = _Plan(spec, recipe, tuple(seeds), own_order, (), ())
-    return zoo.training.single(spec, plan.alone(), device) if len(plan.seeds) == 1 else plan.group(device)
+    if len(recipes) == 1:
+        return zoo.training.single_group(spec, recipes[0], device)
+    stack = TrainingStack([zoo.build(spec, seed=recipe.seed).to(device) for recipe in recipes])
+    return zoo.training.Group(spec, tuple(recipes), stack.body, forward=stack, reseed=stack.reseed)
 
 
 def cotrain(
@@ -96,17 +49,18 @@ def cotrain(
     """Train a member for each seed; each ends as `zoo.train` would have left it, in less time.
 
     Args:
-        spec: of every member.
-        recipe: of every member, but for the seed.
+        spec: the members' spec.
+        recipe: the members' recipe, except for the seed.
         train: frames to learn from.
-        valid: frames to judge each epoch by.
-        seeds: of initialisation and dropout, one a member.
+        valid: frames on which each epoch is evaluated.
+        seeds: seeds of initialisation and dropout, one a member.
         own_order: whether each member also sees the frames in an order (and with masks) of its own seed; by
             default all share the order of `recipe`, and so the work of preparing the frames.
         learning_rates: one a member in place of the recipe's.
         weight_decays: likewise.
-        together: members that are stepped together; None measures a few steps and takes what is fastest. Where
-            that would take more than a twentieth of the training, up to 16 that have a million parameters together.
+        together: members that are stepped together; None measures a few steps and takes what is fastest. If
+            that would take more than a twentieth of the training, up to 16 members with at most a million
+            parameters in all.
         on_epoch: called after each epoch with one record for each member that was stepped together.
         directory: as in `zoo.train`; each set of members that is stepped together has its own folder in it.
         progress: as in `zoo.train`.
@@ -115,133 +69,149 @@ def cotrain(
         M checkpoints in the order of the seeds; each one's recipe repeats it alone.
 
     Raises:
-        ValueError: no seeds, numbers of rates or decays other than of seeds, or as in `zoo.train`.
+        ValueError: no seeds, not as many rates or decays as seeds, or as in `zoo.train` and `zoo.training.Group`.
         TrainingError: as in `zoo.training.train_group`.
     """
-    seeds = tuple(seeds)
-    _check(seeds, recipe, learning_rates, weight_decays, together)
-    plan = _Plan(spec, recipe, seeds, own_order, tuple(learning_rates), tuple(weight_decays))
+    recipes = _recipes(recipe, tuple(seeds), own_order, learning_rates, weight_decays)
+    zoo.training.check_recipes(recipes)
     folder = None if directory is None else Path(directory)
-    count = _settled(plan, train, together, folder)
+    size = _remembered(spec, recipes, train, together, folder)
     found: list[zoo.Checkpoint] = []
-    for first in range(0, len(seeds), count):
-        part = plan.part(first, count)
-        place = None if folder is None else folder / f"members-{first:03}"
-        if len(part.seeds) == 1:
-            report = None if on_epoch is None else lambda record: on_epoch([record])
-            found.append(
-                zoo.train(spec, part.alone(), train, valid, on_epoch=report, directory=place, progress=progress)
-            )
-        else:
-            group = part.group(train.features.device)
-            found += zoo.training.train_group(
-                group, recipe, train, valid, on_epoch=on_epoch, directory=place, progress=progress
-            )
+    for first in range(0, len(recipes), size):
+        group = stacked_group(spec, recipes[first : first + size], train.features.device)
+        own = None if folder is None else folder / f"members-{first:03}"
+        found += zoo.training.train_group(group, train, valid, on_epoch=on_epoch, directory=own, progress=progress)
     return found
+
+
+def _recipes(
+    recipe: zoo.Recipe,
+    seeds: Sequence[int],
+    own_order: bool,
+    learning_rates: Sequence[float],
+    weight_decays: Sequence[float],
+) -> list[zoo.Recipe]:
+    """The recipe of each member, by which it can be trained alone."""
+    if not seeds:
+        msg = "expected at least one seed, got none"
+        raise ValueError(msg)
+    for name, values in (("learning_rates", learning_rates), ("weight_decays", weight_decays)):
+        if values and len(values) != len(seeds):
+            msg = f"expected {name} for {len(seeds)} seeds, got {len(values)}"
+            raise ValueError(msg)
+    return [
+        replace(
+            recipe,
+            seed=seed,
+            order_seed=seed if own_order else recipe.data_seed,
+            learning_rate=learning_rates[m] if learning_rates else recipe.learning_rate,
+            weight_decay=weight_decays[m] if weight_decays else recipe.weight_decay,
+        )
+        for m, seed in enumerate(seeds)
+    ]
 
 
 def train_alike(
     specs: Sequence[zoo.Spec], recipe: zoo.Recipe, train: zoo.FrameSet, valid: zoo.FrameSet
 ) -> list[zoo.Checkpoint | None]:
-    """A trainer for `zoo.search.halving`: equal specs are trained together, under seeds counted up from the recipe's.
+    """Train specs for `zoo.search.halving`, equal ones together, under seeds counted up from the recipe's.
 
-    So a study judges each shape by several draws of its weights for little more than the time of one.
+    So a study compares each shape by several draws of its weights for little more than the time of one.
 
     Args:
-        specs: of the trials; write one several times to have it drawn several times.
-        recipe: of all.
+        specs: one for each trial; a spec that is repeated is drawn as often.
+        recipe: the trials' recipe.
         train: frames to learn from.
-        valid: frames to judge by.
+        valid: frames to evaluate on.
 
     Returns:
         A checkpoint per spec, in their order; None where the loss diverged.
     """
     found: list[zoo.Checkpoint | None] = [None] * len(specs)
     for spec in dict.fromkeys(specs):
-        places = [place for place, other in enumerate(specs) if other == spec]
-        seeds = [recipe.seed + number for number in range(len(places))]
-        for place, checkpoint in zip(places, _as_far_as_they_go(spec, recipe, train, valid, seeds), strict=True):
-            found[place] = checkpoint
+        equal = [index for index, other in enumerate(specs) if other == spec]
+        seeds = [recipe.seed + number for number in range(len(equal))]
+        for index, checkpoint in zip(equal, _those_that_learn(spec, recipe, train, valid, seeds), strict=True):
+            found[index] = checkpoint
     return found
 
 
-def _as_far_as_they_go(
+def _those_that_learn(
     spec: zoo.Spec, recipe: zoo.Recipe, train: zoo.FrameSet, valid: zoo.FrameSet, seeds: list[int]
 ) -> list[zoo.Checkpoint | None]:
-    """Together; where one of them diverges, each for itself, None for those that do."""
+    """A checkpoint for each seed; if one diverges, each is trained alone, with None for those that diverge."""
     try:
         return [*cotrain(spec, recipe, train, valid, seeds=seeds)]
     except zoo.TrainingError:
         if len(seeds) == 1:
             return [None]
-        return [one for seed in seeds for one in _as_far_as_they_go(spec, recipe, train, valid, [seed])]
+        return [one for seed in seeds for one in _those_that_learn(spec, recipe, train, valid, [seed])]
 
 
-def measure_together(
-    spec: zoo.Spec, recipe: zoo.Recipe, train: zoo.FrameSet, members: int, *, own_order: bool = False
-) -> dict[int, float]:
-    """Seconds per step and member when 1, 2, 4, ... `members` are stepped together, measured on real batches.
+def measure_together(spec: zoo.Spec, recipes: Sequence[zoo.Recipe], train: zoo.FrameSet) -> dict[int, float]:
+    """Seconds per step and member when 1, 2, 4, ... or all members are stepped together, measured on real batches.
 
-    Groups that grow slower are not tried further; a spec whose members cannot be put together has the key 1 only.
+    Larger groups are not tried once they become slower; if the members cannot be stacked, the only key is 1.
     """
+    device = train.features.device
     found: dict[int, float] = {}
-    for size in _sizes(members):
+    for size in _sizes(len(recipes)):
         try:
-            group = grouped(spec, recipe, range(size), own_order=own_order, device=train.features.device)
-        except ValueError:  # no rule for one of its layers
+            group = stacked_group(spec, recipes[:size], device)
+        except ValueError:  # a layer that cannot be stacked
             break
-        found[size] = zoo.training.seconds_per_step(group, recipe, train) / size
+        found[size] = zoo.training.seconds_per_step(group, train) / size
         if found[size] > 1.25 * min(found.values()):
             break
-    again = zoo.training.seconds_per_step(grouped(spec, recipe, [0], device=train.features.device), recipe, train)
-    return found | {1: min(found[1], again)}  # the first to be measured ran while all was still cold
+    again = zoo.training.seconds_per_step(stacked_group(spec, recipes[:1], device), train)
+    return found | {1: min(found[1], again)}  # the first measurement was made while everything was cold
 
 
 def _sizes(members: int) -> list[int]:
     return [size for size in (1, 2, 4, 8, 16, 32, 64, 128, 256) if size < members] + [members]
 
 
-def _settled(plan: _Plan, train: zoo.FrameSet, together: int | None, folder: Path | None) -> int:
-    """How many members to step together: as said, as the folder remembers, or as chosen."""
+def _remembered(
+    spec: zoo.Spec, recipes: Sequence[zoo.Recipe], train: zoo.FrameSet, together: int | None, folder: Path | None
+) -> int:
+    """How many members to step together: as given, as the folder says, or as chosen; the folder remembers it."""
+    if together is not None and together < 1:
+        msg = f"expected at least 1 member together, got {together}"
+        raise ValueError(msg)
     note = None if folder is None else folder / "together.json"
     if together is None and note is not None and note.exists():
         return int(json.loads(note.read_text(encoding="utf-8")))
     if together is None:
-        together = _chosen(plan, train)
+        together = _chosen(spec, recipes, train)
     if note is not None:
         note.parent.mkdir(parents=True, exist_ok=True)
         _files.write(note, json.dumps(together).encode())
     return together
 
 
-def _chosen(plan: _Plan, train: zoo.FrameSet) -> int:
-    """The size of the groups: measured where the training is long enough to pay for it, else by the members' size."""
-    if not _pays(plan, train):
-        return _by_size(plan, train.features.device)
-    return fastest(measure_together(plan.spec, plan.recipe, train, len(plan.seeds), own_order=plan.own_order))
-
-
-def _pays(plan: _Plan, train: zoo.FrameSet) -> bool:
-    """Whether measuring takes a small share of what training one after another is expected to take."""
-    recipe, members = plan.recipe, len(plan.seeds)
-    steps = recipe.epochs * recipe.fraction * len(train) / (recipe.batch_size * recipe.accumulate) * members
-    if members == 1 or _SHARE * steps < _STEPS:
-        return False
-    single = grouped(plan.spec, recipe, [0], device=train.features.device)
-    step = zoo.training.seconds_per_step(single, recipe, train, patience=0)
-    return sum(max(_STEPS * step * size, _PATIENCE) for size in [*_sizes(members), 1]) < _SHARE * steps * step
-
-
-def _by_size(plan: _Plan, device: Any) -> int:
-    """As many as are small enough together, where they can be put together; else one."""
-    size = min(len(plan.seeds), _MANY, _HELD // zoo.count_parameters(plan.spec))
+def _chosen(spec: zoo.Spec, recipes: Sequence[zoo.Recipe], train: zoo.FrameSet) -> int:
+    """The size of the groups: measured if the training is long enough to pay for it, else by the members' size."""
+    if _pays(spec, recipes, train):
+        return fastest(measure_together(spec, recipes, train))
+    size = min(len(recipes), _MANY, _HELD // zoo.count_parameters(spec))
     if size < 2:
         return 1
     try:
-        plan.part(0, 2).group(device)
-    except ValueError:  # no rule for one of its layers
+        stacked_group(spec, recipes[:2], train.features.device)
+    except ValueError:  # a layer that cannot be stacked
         return 1
     return size
+
+
+def _pays(spec: zoo.Spec, recipes: Sequence[zoo.Recipe], train: zoo.FrameSet) -> bool:
+    """Whether measuring takes a small share of the time in which the members would be trained one after another."""
+    recipe, members = recipes[0], len(recipes)
+    steps = recipe.epochs * recipe.fraction * len(train) / (recipe.batch_size * recipe.accumulate) * members
+    if members == 1 or _SHARE * steps < _STEPS:
+        return False
+    group = stacked_group(spec, recipes[:1], train.features.device)
+    step = zoo.training.seconds_per_step(group, train, patience=0)
+    return sum(max(_STEPS * step * size, _PATIENCE) for size in [*_sizes(members), 1]) < _SHARE * steps * step
 
 
 def fastest(seconds: Mapping[int, float]) -> int:
@@ -256,25 +226,3 @@ def fastest(seconds: Mapping[int, float]) -> int:
         if seconds[size] < _WORTH * seconds[chosen]:
             chosen = size
     return chosen
-
-
-def _check(
-    seeds: Sequence[int],
-    recipe: zoo.Recipe,
-    learning_rates: Sequence[float],
-    weight_decays: Sequence[float],
-    together: int | None,
-) -> None:
-    if not seeds:
-        msg = "expected at least one seed, got none"
-        raise ValueError(msg)
-    for name, values in (("learning_rates", learning_rates), ("weight_decays", weight_decays)):
-        if values and len(values) != len(seeds):
-            msg = f"expected {name} for {len(seeds)} seeds, got {len(values)}"
-            raise ValueError(msg)
-    if together is not None and together < 1:
-        msg = f"expected at least 1 member together, got {together}"
-        raise ValueError(msg)
-    if recipe.optimiser == "adam_sgd" and (learning_rates or weight_decays or recipe.schedule == "plateau"):
-        msg = "adam_sgd finds its own rates: learning_rates, weight_decays and plateau do not go with it"
-        raise ValueError(msg)

@@ -161,7 +161,7 @@ def study(
         save: name to save the best under, followed by -1, -2, ...; nothing is saved if left out.
     """
     from zoo.registry import Registry
-    from zoo.training.run import train
+    from zoo.training.loop import train
 
     home = Registry(registry)
     if save is not None:

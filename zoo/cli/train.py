@@ -64,7 +64,7 @@ def train(
         tensorboard: folder for TensorBoard logs.
     """
     from zoo.registry import Registry
-    from zoo.training.run import train as train_model
+    from zoo.training.loop import train as train_model
 
     if name is None and directory is None:
         msg = "expected a name to save the model under, or --directory for its checkpoints, got neither"

@@ -15,9 +15,8 @@ from zoo.data.frames import FrameSet
 from zoo.logs import Progress, silent
 from zoo.models.spec import Spec, fast_count
 from zoo.search.sample import searched, widest_spec
-from zoo.training.group import TrainingError
+from zoo.training.loop import TrainingError, train
 from zoo.training.recipe import Recipe
-from zoo.training.run import train
 
 if TYPE_CHECKING:
     import optuna

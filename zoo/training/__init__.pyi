@@ -1,9 +1,12 @@
 from .averaging import average as average
 from .averaging import losses_along as losses_along
-from .group import Group as Group
-from .group import TrainingError as TrainingError
+from .loop import TrainingError as TrainingError
 from .loop import seconds_per_step as seconds_per_step
+from .loop import single_group as single_group
+from .loop import train as train
 from .loop import train_group as train_group
+from .optimisers import optimiser as optimiser
 from .recipe import Recipe as Recipe
-from .run import single as single
-from .run import train as train
+from .schedules import schedule as schedule
+from .step import Group as Group
+from .step import check_recipes as check_recipes

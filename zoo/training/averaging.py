@@ -1,25 +1,29 @@
-"""One checkpoint from several of one spec: the mean of their weights, or what a greedy soup takes of them.
+"""Averages of weights: of several checkpoints, and during training; and BatchNorm's statistics for them.
 
-Integer buffers cannot be averaged and are taken from the first; BatchNorm's statistics are seen anew.
+Averaged weights have other activations than any of the averaged models, so the running statistics must be
+estimated anew on frames, not averaged. Integer buffers cannot be averaged; they are taken from one model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from zoo.checkpoint import Checkpoint
-from zoo.data.frames import FrameSet, Stretch, stretch
-from zoo.training.batchnorm import reestimate
-from zoo.training.scores import Judge
+from zoo.data.frames import FrameSet, stretch
+from zoo.models.spec import Spec
+from zoo.training.scores import Scorer
 
 METHODS = ("uniform", "ema", "greedy")
 _BATCH = 4096  # frames
 _STATISTICS = 262_144  # frames from which BatchNorm's statistics are estimated
+Tensors = Mapping[str, Tensor]
 
 
 def average(
@@ -35,15 +39,16 @@ def average(
     Args:
         checkpoints: at least one, of equal specs and classes, oldest first.
         frames: training frames on which BatchNorm's statistics are estimated anew; without them the
-            statistics are averaged as the weights are, which is not what the averaged model would see.
-        valid: frames with labels by which the result is judged, and by which "greedy" decides.
-        method: "uniform", the plain mean. "ema": a moving average from the oldest on, each further checkpoint
-            with the share 1 - `decay`. "greedy": by falling validation accuracy, each is taken into the mean if
-            the mean does not get worse for it; so the result is never worse than the best on those frames.
-        decay: of "ema".
+            statistics are averaged like the weights, which is not what the averaged model would see.
+        valid: frames with labels on which the result is evaluated, and by which "greedy" decides.
+        method: "uniform", the plain mean. "ema", a moving average from the oldest on, in which each further
+            checkpoint has the share 1 - `decay`. "greedy", which adds checkpoints to the mean by falling validation
+            accuracy, each only if the mean gets no worse; so the result is never worse than the best of them
+            on those frames.
+        decay: decay of "ema".
 
     Returns:
-        A checkpoint of kind "averaged" whose parents are the digests of those averaged.
+        A checkpoint of kind "averaged" whose parents are the digests of those in the average.
 
     Raises:
         ValueError: no checkpoints, different specs or classes, an unknown method, "greedy" without `valid`.
@@ -59,19 +64,16 @@ def average(
         Izmailov et al., UAI 2018 (stochastic weight averaging); Wortsman et al., "Model soups", ICML 2022.
     """
     _check(checkpoints, method, valid)
-    statistics = None if frames is None else _Statistics(checkpoints[0], frames)
-    judge = None if valid is None else _Tried(checkpoints[0], valid)
+    trials = _Trials(checkpoints[0], frames, valid)
     if method == "greedy":
-        assert judge is not None
-        tensors, used = _greedy(checkpoints, statistics, judge)
+        tensors, used = _greedy(checkpoints, trials)
     else:
         tensors, used = _mixed(checkpoints, _shares(len(checkpoints), method, decay)), list(checkpoints)
-        tensors = tensors if statistics is None else statistics.seen(tensors)
-    metrics = {} if judge is None else judge.metrics(tensors)
+        tensors = trials.completed(tensors)
     return replace(
         checkpoints[0],
         tensors=tensors,
-        metrics=metrics,
+        metrics=trials.metrics(tensors),
         recipe=None,
         kind="averaged",
         parents=tuple(dict.fromkeys(one.digest for one in used)),
@@ -82,13 +84,13 @@ def average(
 def losses_along(first: Checkpoint, last: Checkpoint, frames: FrameSet, points: int = 11) -> tuple[Tensor, Tensor]:
     """The loss on frames along the straight line between two checkpoints' weights.
 
-    A valley between them means that their mean is a good model; a ridge, that it is not.
+    If the loss stays low in between, their mean is a good model; if it rises, it is not.
 
     Args:
         first: where the line begins.
         last: where it ends; of the same spec.
         frames: with labels; BatchNorm's statistics are estimated anew on them at every point.
-        points: at least 2, the ends included.
+        points: number of points, at least 2, both ends included.
 
     Returns:
         Positions from 0 to 1 (points,) and mean losses in nats (points,).
@@ -100,9 +102,10 @@ def losses_along(first: Checkpoint, last: Checkpoint, frames: FrameSet, points: 
     if points < 2:
         msg = f"expected at least 2 points, got {points}"
         raise ValueError(msg)
-    statistics, judge = _Statistics(first, frames), _Tried(first, frames)
+    trials = _Trials(first, frames, frames)
     positions = torch.linspace(0, 1, points)
-    found = [judge(statistics.seen(_mixed([first, last], [1 - float(at), float(at)])))[1] for at in positions]
+    mixtures = (_mixed([first, last], [1 - float(at), float(at)]) for at in positions)
+    found = [trials.scores(trials.completed(mixture))[1] for mixture in mixtures]
     return positions, torch.cat(found)
 
 
@@ -111,7 +114,7 @@ def _check(checkpoints: Sequence[Checkpoint], method: str, valid: FrameSet | Non
         msg = "expected at least one checkpoint to average, got none"
         raise ValueError(msg)
     if method not in METHODS:
-        msg = f"expected a method of {', '.join(METHODS)}, got {method!r}"
+        msg = f"expected one of the methods {', '.join(METHODS)}, got {method!r}"
         raise ValueError(msg)
     if method == "greedy" and valid is None:
         msg = "a greedy soup is chosen on validation frames; pass valid="
@@ -128,7 +131,7 @@ def _check(checkpoints: Sequence[Checkpoint], method: str, valid: FrameSet | Non
 
 
 def _shares(count: int, method: str, decay: float) -> list[float]:
-    """What each checkpoint counts; the sum is one."""
+    """The share of each checkpoint in the average; they sum to one."""
     if method == "uniform":
         return [1 / count] * count
     if not 0 <= decay < 1:
@@ -151,61 +154,156 @@ def _mixed(checkpoints: Sequence[Checkpoint], shares: Sequence[float]) -> dict[s
     return mixed
 
 
-def _greedy(
-    checkpoints: Sequence[Checkpoint], statistics: _Statistics | None, judge: _Tried
-) -> tuple[dict[str, Tensor], list[Checkpoint]]:
+def _greedy(checkpoints: Sequence[Checkpoint], trials: _Trials) -> tuple[dict[str, Tensor], list[Checkpoint]]:
     """The soup's tensors and its ingredients; the best checkpoint alone if no other helps."""
-    ranked = sorted(checkpoints, key=lambda one: -float(judge(one.tensors)[0]))  # stable: ties keep their order
+    ranked = sorted(checkpoints, key=lambda one: -float(trials.scores(one.tensors)[0]))  # stable: ties keep their order
     used, tensors = ranked[:1], dict(ranked[0].tensors)
-    best = judge(tensors)[0]
+    best = trials.scores(tensors)[0]
     for candidate in ranked[1:]:
-        trial = _mixed([*used, candidate], [1 / (len(used) + 1)] * (len(used) + 1))
-        trial = trial if statistics is None else statistics.seen(trial)
-        accuracy = judge(trial)[0]
+        trial = trials.completed(_mixed([*used, candidate], [1 / (len(used) + 1)] * (len(used) + 1)))
+        accuracy = trials.scores(trial)[0]
         if accuracy >= best:
             used, tensors, best = [*used, candidate], trial, accuracy
     return tensors, used
 
 
-class _Statistics:
-    """Frames on which BatchNorm's statistics are estimated."""
+class _Trials:
+    """A model that takes on averaged weights in turn, with the frames to estimate statistics on and to evaluate on."""
 
-    def __init__(self, checkpoint: Checkpoint, frames: FrameSet) -> None:
-        self._module = checkpoint.to_module(frames.features.device)
-        self._stretch = _prepared(checkpoint, frames)
-        self._step = max(len(frames) // _STATISTICS, 1)
+    def __init__(self, checkpoint: Checkpoint, frames: FrameSet | None, valid: FrameSet | None) -> None:
+        self._spec, self._frames, self._valid = checkpoint.spec, frames, valid
+        self._model = checkpoint.to_module()
+        self._scorer = None if valid is None else Scorer(valid, checkpoint.spec)
 
-    def seen(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The same weights with the statistics they bring about."""
-        self._module.load_state_dict(tensors)
-        reestimate(self._module, self._batches())
-        found = {name: tensor.detach().to("cpu", copy=True) for name, tensor in self._module.state_dict().items()}
+    def completed(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The same weights with BatchNorm's statistics estimated on the frames, if there are any."""
+        if self._frames is None:
+            return tensors
+        model = self._with(tensors, self._frames)
+        reestimate(model, _batches(self._frames, self._spec))
+        found = {name: tensor.detach().to("cpu", copy=True) for name, tensor in model.state_dict().items()}
         return {name: found[name] if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
 
-    def _batches(self) -> Iterator[Tensor]:
-        chosen = torch.arange(len(self._stretch.firsts))[:: self._step]
-        for batch in torch.split(chosen, _BATCH):
-            if len(batch) > 1:  # the variance of one frame is not defined
-                yield self._stretch.windows(batch)
-
-
-class _Tried:
-    """Validation frames, and a module that takes on the weights to be judged."""
-
-    def __init__(self, checkpoint: Checkpoint, frames: FrameSet) -> None:
-        self._judge = Judge(frames, checkpoint.spec)
-        self._module = checkpoint.to_module(frames.features.device)
-
-    def __call__(self, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def scores(self, tensors: Tensors) -> tuple[Tensor, Tensor]:
         """Accuracy (1,) as a fraction and loss (1,) in nats."""
-        self._module.load_state_dict(tensors)
-        return self._judge(lambda x: self._module(x)[None])
+        assert self._valid is not None
+        assert self._scorer is not None
+        model = self._with(tensors, self._valid).eval()
+        return self._scorer(lambda x: model(x)[None])
 
-    def metrics(self, tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
-        """As a checkpoint keeps them."""
-        return self._judge.metrics(*self(tensors))
+    def metrics(self, tensors: Tensors) -> dict[str, dict[str, Any]]:
+        """The scores as a checkpoint stores them; none without frames to evaluate on."""
+        return {} if self._scorer is None else self._scorer.metrics(*self.scores(tensors))
+
+    def _with(self, tensors: Tensors, frames: FrameSet) -> nn.Module:
+        self._model.load_state_dict(tensors)
+        return self._model.to(frames.features.device)
 
 
-def _prepared(checkpoint: Checkpoint, frames: FrameSet) -> Stretch:
-    spec = checkpoint.spec
-    return stretch(frames, spec.context, spec.normalisation, spec.padding)
+def _batches(frames: FrameSet, spec: Spec) -> Iterator[Tensor]:
+    """Windows in batches, of about `_STATISTICS` frames spread evenly over all."""
+    prepared = stretch(frames, spec.context, spec.normalisation, spec.padding)
+    for batch in torch.split(torch.arange(len(frames))[:: max(len(frames) // _STATISTICS, 1)], _BATCH):
+        if len(batch) > 1:  # the variance of one frame is not defined
+            yield prepared.windows(batch)
+
+
+class RunningAverage:
+    """The average of a module's weights that a training run keeps: exponential over steps, or plain over epochs.
+
+    Args:
+        live: the module's `state_dict`, which shares memory with the module.
+        ema: decay of the exponential average, 0 for none.
+        swa_from: first epoch of the plain average, 0 for none.
+    """
+
+    def __init__(self, live: Tensors, ema: float, swa_from: int) -> None:
+        self.live, self.ema, self.swa_from = live, ema, swa_from
+        self.tensors = copies(live) if ema or swa_from else {}
+        self.count = 0  # steps or epochs that are in the average
+
+    def add_step(self) -> None:
+        """Update the exponential average, BatchNorm's statistics included; its decay rises from 2/11 at first."""
+        if self.ema:
+            self.count += 1
+            self._move(1 - min(self.ema, (1 + self.count) / (10 + self.count)))
+
+    def add_epoch(self, number: int) -> None:
+        """Update the plain mean of the weights at the ends of the epochs."""
+        if self.swa_from and number >= self.swa_from:
+            self.count += 1
+            self._move(1 / self.count)
+
+    @contextmanager
+    def in_place(self, module: nn.Module, batches: Iterable[Tensor]) -> Iterator[None]:
+        """Give the module the average, if there is one yet, for the length of the block.
+
+        Args:
+            module: that of `live`.
+            batches: on which BatchNorm's statistics of the plain mean are estimated.
+        """
+        if not self.count:
+            yield
+            return
+        kept = copies(self.live)
+        fill(self.live, self.tensors)
+        if self.swa_from:
+            reestimate(module, batches)
+        yield
+        fill(self.live, kept)
+
+    @torch.no_grad()
+    def _move(self, share: float) -> None:
+        """Move the average towards the current weights; what is not floating is copied."""
+        for name, tensor in self.live.items():
+            if tensor.is_floating_point():
+                self.tensors[name].lerp_(tensor, share)
+            else:
+                self.tensors[name].copy_(tensor)
+
+
+def reestimate(module: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Replace BatchNorm's running statistics by the plain mean over these batches, in place.
+
+    Dropout stays off meanwhile; a module without BatchNorm is left as it is.
+
+    Args:
+        module: its parameters are not changed; afterwards it is in eval mode.
+        batches: (B, inputs) each, B of at least 2.
+
+    References:
+        Izmailov et al., "Averaging weights leads to wider optima and better generalization", UAI 2018.
+    """
+    layers = batchnorms(module)
+    module.eval()
+    if not layers:
+        return
+    momenta = [layer.momentum for layer in layers]
+    with torch.no_grad():
+        for layer in layers:
+            layer.train()
+            layer.num_batches_tracked.zero_()  # type: ignore[union-attr]  # with statistics, there is a count
+        for index, batch in enumerate(batches):
+            for layer in layers:
+                layer.momentum = 1 / (index + 1)
+            module(batch)
+    for layer, momentum in zip(layers, momenta, strict=True):
+        layer.momentum = momentum
+    module.eval()
+
+
+def batchnorms(module: nn.Module) -> list[_BatchNorm]:
+    """The layers of a module that keep running statistics."""
+    return [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+
+
+def copies(tensors: Tensors) -> dict[str, Tensor]:
+    """Copies that share no memory with the tensors."""
+    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
+
+
+@torch.no_grad()
+def fill(targets: Tensors, sources: Tensors) -> None:
+    """Overwrite each target with the source of its name."""
+    for name, target in targets.items():
+        target.copy_(sources[name])

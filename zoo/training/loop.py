@@ -1,14 +1,18 @@
-"""The loop: epochs of steps, each epoch judged, remembered and written."""
+"""The one training loop: for one model, or for M models of one spec at once.
+
+Everything that a resumed run needs is in one file that is replaced whole at the end of every epoch; the
+randomness of an epoch is a function of the seeds and its number. So a run that is killed at any moment and
+started again ends with the same bits.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -16,24 +20,81 @@ from torch import Tensor
 from zoo.checkpoint import Checkpoint
 from zoo.data.frames import FrameSet
 from zoo.logs import JsonLines, Log, Progress, Several, silent
-from zoo.models.spec import build
-from zoo.training.batchnorm import reestimate
-from zoo.training.descent import rows
-from zoo.training.group import Feed, Group, TrainingError, check_frames, epoch_seed
+from zoo.models.spec import Spec, build
+from zoo.training.averaging import RunningAverage, copies, fill
+from zoo.training.optimisers import rows
 from zoo.training.recipe import Recipe
-from zoo.training.schedules import Position, schedule_factor
-from zoo.training.scores import Judge
-from zoo.training.state import Journal
-from zoo.training.step import Stepper
+from zoo.training.schedules import SCHEDULES, Position
+from zoo.training.scores import Scorer, labels_of
+from zoo.training.state import RunFolder, State
+from zoo.training.step import Batches, Group, Stepper, epoch_seed
 
 Record = Mapping[str, Any]
 _LOOK_EVERY = 16  # steps between looks at the loss, each of which waits for the device
 _STATISTICS = 65_536  # frames from which BatchNorm's statistics of averaged weights are estimated
 
 
+class TrainingError(ValueError):
+    """Training cannot continue; `checkpoints` holds each member's best so far, None where there is none."""
+
+    def __init__(self, message: str, checkpoints: Sequence[Checkpoint | None] = ()) -> None:
+        super().__init__(message)
+        self.checkpoints = tuple(checkpoints)
+
+
+def train(
+    spec: Spec,
+    recipe: Recipe,
+    train: FrameSet,
+    valid: FrameSet,
+    *,
+    on_epoch: Callable[[Record], object] | None = None,
+    directory: str | Path | None = None,
+    log: Log | None = None,
+    progress: Progress | None = None,
+) -> Checkpoint:
+    """Train a new model and return it as it was after its best epoch on the validation frames.
+
+    Args:
+        spec: the model.
+        recipe: how to train it.
+        train: frames to learn from, with labels; the device of their features is where training happens.
+        valid: frames on which each epoch is evaluated, with labels.
+        on_epoch: called after each epoch with its figures: epoch, train/loss (nats), train/accuracy
+            (fraction), valid/loss, valid/accuracy, learning_rate, frames_per_second, seconds.
+        directory: where each epoch leaves a checkpoint, and the run its state. If it holds this same run
+            already, the run is resumed: the result is that of an uninterrupted run, to the bit on a CPU.
+        log: receives the figures too; with a directory, they are also written there as JSON lines.
+        progress: shows how far each epoch has come; None shows nothing.
+
+    Raises:
+        ValueError: frames that do not fit the spec or each other, or a directory that holds another run.
+        TrainingError: the loss became NaN or infinite; it carries the best checkpoint so far.
+        OSError: an epoch could not be written; those before it are still there.
+
+    Example:
+        >>> import torch
+        >>> from zoo.data.frames import FrameSet
+        >>> features = torch.randn(64, 3, generator=torch.Generator().manual_seed(0))
+        >>> frames = FrameSet(features, (features[:, 0] > 0).long(), torch.tensor([0, 64]), ("low", "high"))
+        >>> spec = Spec("cylinder", features=3, context=0, classes=2, options={"width": 8, "depth": 1})
+        >>> trained = train(spec, Recipe(epochs=5, batch_size=16, learning_rate=0.05), frames, frames)
+        >>> trained.metrics["valid/accuracy"]["value"] > 0.9
+        True
+    """
+    group = single_group(spec, recipe, train.features.device)
+    report = None if on_epoch is None else lambda records: on_epoch(records[0])
+    return train_group(group, train, valid, on_epoch=report, directory=directory, log=log, progress=progress)[0]
+
+
+def single_group(spec: Spec, recipe: Recipe, device: torch.device | str = "cpu") -> Group:
+    """A group of one new model."""
+    model = build(spec, seed=recipe.seed).to(device)
+    return Group(spec, (recipe,), model, lambda x: model(x)[None], lambda seeds: torch.manual_seed(seeds[0]))
+
+
 def train_group(
     group: Group,
-    recipe: Recipe,
     train: FrameSet,
     valid: FrameSet,
     *,
@@ -44,30 +105,31 @@ def train_group(
 ) -> list[Checkpoint]:
     """Train all members of a group at once; return each as it was after its best epoch.
 
-    A member that has stopped early, or whose loss is no longer finite, keeps its best epoch and is not
-    changed further; training ends when none goes on. Arguments are those of `zoo.train`, but `on_epoch` gets one
+    A member that has stopped early, or whose loss is no longer finite, stays at its best epoch and is not
+    changed further; training ends when no member is left. Arguments are those of `train`, but `on_epoch` gets one
     record a member.
 
     Raises:
         TrainingError: a member's loss is not finite before its first whole epoch, or all have diverged.
     """
-    check_frames(group.spec, recipe, train, valid)
+    _check_frames(group, train, valid)
     cuda = [train.features.device] if train.features.device.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda):
-        run = _Run(group, recipe, train, valid, progress or silent)
-        return run.to_end(on_epoch, None if directory is None else Path(directory), log)
+        run = _Run(group, train, valid, progress or silent)
+        return run.finish(on_epoch, None if directory is None else Path(directory), log)
 
 
-def seconds_per_step(group: Group, recipe: Recipe, train: FrameSet, *, patience: float = 0.5) -> float:
-    """The least time that a step of this group took, over about `patience` seconds; the group is trained by it."""
+def seconds_per_step(group: Group, train: FrameSet, *, patience: float = 0.5) -> float:
+    """The least time that a step of this group took, over about `patience` seconds; the steps train the group."""
+    recipe = group.recipe
     enough = torch.arange(int((train.starts[:-1] < 4 * recipe.batch_size * recipe.accumulate).sum()))
-    feed = Feed(train.select(enough), group.spec, recipe, group.order_seeds or (recipe.data_seed,))
-    stepper = Stepper(group, recipe, train.features.device.type)
+    batches = Batches(train.select(enough), group.spec, group.recipes)
+    stepper = Stepper(group, train.features.device.type)
     rates = torch.full((group.members,), recipe.learning_rate, dtype=torch.float64)
     group.module.train()
     with torch.random.fork_rng(devices=[]):
         took: list[float] = []
-        coming = (batches for epoch in count(1) for batches in feed.epoch(epoch))
+        coming = (some for epoch in count(1) for some in batches.epoch(epoch))
         while len(took) < 5 or sum(took) < patience:
             begin = time.perf_counter()
             stepper.step(next(coming), rates).cpu()
@@ -75,306 +137,279 @@ def seconds_per_step(group: Group, recipe: Recipe, train: FrameSet, *, patience:
     return min(took[1:])
 
 
-class _Run:
-    """The state of a run: the module, its averages and best, the optimiser, and M-vectors of progress."""
+def schedule_factor(at: Position, recipe: Recipe) -> float:
+    """What the learning rate is multiplied by at this step: the schedule times the warm-up.
 
-    def __init__(self, group: Group, recipe: Recipe, train: FrameSet, valid: FrameSet, progress: Progress) -> None:
-        M, self.progress = group.members, progress
-        self.group, self.recipe, self.train, self.valid = group, recipe, train, valid
-        self.feed = Feed(train, group.spec, recipe, group.order_seeds or (recipe.data_seed,))
-        self.judge = Judge(valid, group.spec)
-        self.stepper = Stepper(group, recipe, train.features.device.type)
-        self.shapes = {name: t.shape for name, t in build(group.spec, device="meta").state_dict().items()}
-        self.rates = torch.tensor(group.learning_rates or [recipe.learning_rate] * M, dtype=torch.float64)
+    A reactive schedule is 1 here; its factors are those of the members.
+    """
+    rise = min(1.0, (at.step + 1) / (recipe.warmup * at.steps)) if recipe.warmup else 1.0
+    schedule = SCHEDULES[recipe.schedule]
+    return rise if schedule.reactive else rise * schedule.function(at, **recipe.arguments(schedule.function))
+
+
+@dataclass
+class _Standing:
+    """Where each member stands after an epoch, (M,) float64 each."""
+
+    best: Tensor  # the monitored value at the best epoch, higher is better
+    best_epoch: Tensor  # 0 before there is one
+    accuracy: Tensor  # on the validation frames, at the best epoch
+    loss: Tensor  # likewise
+    waited: Tensor  # epochs since the best one
+    factor: Tensor  # of the learning rate, by a reactive schedule
+    stopped: Tensor  # 1 for a member that is not changed any more
+
+    @classmethod
+    def initial(cls, members: int) -> Self:
+        """Before the first epoch."""
+        made = {field.name: torch.zeros(members, dtype=torch.float64) for field in fields(cls)}
+        made["best"] -= torch.inf
+        made["factor"] += 1
+        return cls(**made)
+
+    def update(self, number: int, accuracy: Tensor, loss: Tensor, recipe: Recipe) -> Tensor:
+        """Take in the scores (M,) of an epoch; (M,) True for members for which it is the best so far."""
+        value = accuracy if recipe.monitor == "valid/accuracy" else -loss
+        better = (value > self.best) & loss.isfinite() & (self.stopped == 0)
+        self.best = value.where(better, self.best)
+        self.accuracy, self.loss = accuracy.where(better, self.accuracy), loss.where(better, self.loss)
+        self.best_epoch[better] = number
+        self.waited = torch.where(better, 0.0, self.waited + 1)
+        if recipe.patience:
+            self.stopped[self.waited >= recipe.patience] = 1
+        schedule = SCHEDULES[recipe.schedule]
+        if schedule.reactive:
+            arguments = recipe.arguments(schedule.function)
+            self.factor = schedule.function(self.factor, self.waited, **arguments)
+        return better
+
+
+class _Run:
+    """A training run: weights, their average and their best, the optimiser, and where each member stands."""
+
+    def __init__(self, group: Group, train: FrameSet, valid: FrameSet, progress: Progress) -> None:
+        self.group, self.recipe, self.train, self.progress = group, group.recipe, train, progress
+        self.batches = Batches(train, group.spec, group.recipes)
+        self.scorer = Scorer(valid, group.spec)
+        self.stepper = Stepper(group, train.features.device.type)
+        self.rates = torch.tensor([recipe.learning_rate for recipe in group.recipes], dtype=torch.float64)
         self.live = group.module.state_dict()  # shares memory with the module
-        self.average = _copies(self.live) if recipe.ema or recipe.swa_from else {}
-        self.averaged = 0  # steps or epochs that are in the average
-        self.best = _copies(self.live)
-        self.vectors = {
-            "best": torch.full((M,), -torch.inf, dtype=torch.float64),
-            "best_epoch": torch.zeros(M, dtype=torch.float64),
-            "accuracy": torch.zeros(M, dtype=torch.float64),
-            "loss": torch.zeros(M, dtype=torch.float64),
-            "waited": torch.zeros(M, dtype=torch.float64),  # epochs without gain, for patience
-            "patience": torch.zeros(M, dtype=torch.float64),  # epochs without gain, for plateau
-            "factor": torch.ones(M, dtype=torch.float64),  # plateau's
-            "stopped": torch.zeros(M, dtype=torch.float64),
-        }
+        self.best = copies(self.live)
+        self.average = RunningAverage(self.live, self.recipe.ema, self.recipe.swa_from)
+        self.standing = _Standing.initial(group.members)
         self.history: list[list[Record]] = []
 
-    # ---- the whole run
-
-    def to_end(
+    def finish(
         self, on_epoch: Callable[[list[Record]], object] | None, directory: Path | None, log: Log | None
     ) -> list[Checkpoint]:
-        """All epochs that are still to be done, then each member's best."""
-        journal = None if directory is None else Journal(directory, self.identity(), self.recipe.keep)
-        found = None if journal is None else journal.read()
-        if found is not None:
-            self.restore(*found)
-        logs = Several(*([] if log is None else [log]), *_file_in(directory, log))
+        """Do the epochs that are left; return each member's best."""
+        folder = None if directory is None else RunFolder(directory, self.identity(), self.recipe.keep)
+        state = None if folder is None else folder.read()
+        if state is not None:
+            self.restore(state)
+        logs = _logs(directory, log)
         name = self.group.spec.architecture if directory is None else directory.name
         try:
             logs.init(name, {"recipe": self.recipe.to_dict(), "spec": self.group.spec.to_dict()})
             for number, records in enumerate(self.history, start=1):
                 logs.log(_flat(records), number)
             for number in range(len(self.history) + 1, self.recipe.epochs + 1):
-                if self.vectors["stopped"].all():
+                if self.standing.stopped.all():
                     break
-                records = self.epoch(number, journal)
+                records = self.epoch(number, folder)
                 logs.log(_flat(records), number)
                 if on_epoch is not None:
                     on_epoch(records)
         finally:
             logs.finish()
-        return [self.checkpoint(m) for m in range(self.group.members)]
+        return self.best_checkpoints()
 
-    def epoch(self, number: int, journal: Journal | None) -> list[Record]:
-        """Train, judge, remember and write one epoch; one record a member."""
+    def epoch(self, number: int, folder: RunFolder | None) -> list[Record]:
+        """Train, evaluate and write one epoch; one record a member."""
         begin = time.perf_counter()
-        self.group.reseed([epoch_seed(seed, number, "dropout") for seed in self.group.seeds])
-        self.stepper.begin(number)
-        accuracy, loss, rate = self.learn(number)
+        self.group.reseed([epoch_seed(recipe.seed, number, "dropout") for recipe in self.group.recipes])
+        self.stepper.begin_epoch(number)
+        train_accuracy, train_loss, rate = self.learn(number)
         seconds = time.perf_counter() - begin
-        if self.recipe.swa_from and number >= self.recipe.swa_from:
-            self.take_into_mean()
-        with self.judged():
+        self.average.add_epoch(number)
+        with self.average.in_place(self.group.module, self.batches.unmasked(_STATISTICS)):
             self.group.module.eval()
-            valid_accuracy, valid_loss = self.judge(self.group.forward, self.group.members)
-            self.remember(number, valid_accuracy, valid_loss)
-            records: list[Record] = [
-                {
-                    "epoch": number,
-                    "train/loss": _number(loss[m]),
-                    "train/accuracy": _number(accuracy[m]),
-                    "valid/loss": _number(valid_loss[m]),
-                    "valid/accuracy": _number(valid_accuracy[m]),
-                    "learning_rate": float(rate[m]),
-                    "frames_per_second": round(self.feed.count / seconds),
-                    "seconds": round(seconds, 3),
-                }
-                for m in range(self.group.members)
-            ]
-            self.history.append(records)
-            checkpoints = {} if journal is None else self.present(valid_accuracy, valid_loss)
-        if journal is not None:
-            journal.write(number, checkpoints, *self.state())
+            accuracy, loss = self.scorer(self.group.forward, self.group.members)
+            self.copy_best(self.standing.update(number, accuracy, loss, self.recipe))
+            checkpoints = {} if folder is None else self.checkpoints(accuracy, loss)
+        records: list[Record] = [
+            {
+                "epoch": number,
+                "train/loss": _finite(train_loss[m]),
+                "train/accuracy": _finite(train_accuracy[m]),
+                "valid/loss": _finite(loss[m]),
+                "valid/accuracy": _finite(accuracy[m]),
+                "learning_rate": float(rate[m]),
+                "frames_per_second": round(self.batches.count / seconds),
+                "seconds": round(seconds, 3),
+            }
+            for m in range(self.group.members)
+        ]
+        self.history.append(records)
+        if folder is not None:
+            folder.write(number, checkpoints, self.state())
         return records
-
-    # ---- one epoch
 
     def learn(self, number: int) -> tuple[Tensor, Tensor, Tensor]:
         """One pass over the training frames: accuracy, loss and last learning rate, (M,) each."""
-        M, at = self.group.members, (number - 1) * self.feed.steps
+        M, at = self.group.members, (number - 1) * self.batches.steps
         self.group.module.train()
         sums, seen = torch.zeros(2, M, dtype=torch.float64, device=self.train.features.device), 0
         unseen, begin = 0, time.perf_counter()
-        with self.progress(f"epoch {number}/{self.recipe.epochs}", total=self.feed.count) as advance:
-            for index, batches in enumerate(self.feed.epoch(number)):
-                factor = schedule_factor(Position(at + index, self.feed.steps, self.recipe.epochs), self.recipe)
-                rates = self.rates * self.vectors["factor"] * factor * (1 - self.vectors["stopped"])
+        with self.progress(f"epoch {number}/{self.recipe.epochs}", total=self.batches.count) as advance:
+            for index, batches in enumerate(self.batches.epoch(number)):
+                factor = schedule_factor(Position(at + index, self.batches.steps, self.recipe.epochs), self.recipe)
+                rates = self.rates * self.standing.factor * factor * (1 - self.standing.stopped)
                 sums += self.stepper.step(batches, rates)
-                if self.recipe.ema:
-                    self.follow()
+                self.average.add_step()
                 frames = sum(y.shape[-1] for _, y in batches)
                 seen += frames
                 unseen += frames
-                if index % _LOOK_EVERY == _LOOK_EVERY - 1 or index == self.feed.steps - 1:
-                    self.refuse_divergence(number, sums[1].cpu())
+                if index % _LOOK_EVERY == _LOOK_EVERY - 1 or index == self.batches.steps - 1:
+                    self.stop_diverged(number, sums[1].cpu())
                     accuracy, loss = (sums.nanmean(1) / seen).tolist()
                     speed = seen / (time.perf_counter() - begin)
                     figures = f"loss {loss:.3f} accuracy {accuracy:.3f} rate {float(rates.max()):.1e}"
                     advance(unseen, note=f"{figures} {speed:,.0f} frames/s")
                     unseen = 0
-        self.refuse_divergence(number, self.largest())
+        self.stop_diverged(number, _largest(self.live, M))
         accuracies, means = (sums / seen).cpu()
         return accuracies, means, rates
 
-    def largest(self) -> Tensor:
-        """(M,) largest magnitude of each member's weights and statistics, to see whether they are finite."""
-        floating = [t for t in self.live.values() if t.is_floating_point()]
-        return torch.stack([rows(t, self.group.members).abs().amax(dim=1) for t in floating]).sum(dim=0).cpu()
-
-    def refuse_divergence(self, number: int, figures: Tensor) -> None:
-        """Stop the members whose loss or weights are not finite; raise where one has no epoch yet, or none goes on."""
-        diverged = ~figures.isfinite()
-        self.vectors["stopped"][diverged] = 1
-        if not diverged.any() or (self.vectors["best_epoch"][diverged].all() and not diverged.all()):
+    def stop_diverged(self, number: int, figures: Tensor) -> None:
+        """Stop members whose figure (M,) is not finite; raise where one has no whole epoch yet, or none is left."""
+        diverged, standing = ~figures.isfinite(), self.standing
+        standing.stopped[diverged] = 1
+        if not diverged.any() or (standing.best_epoch[diverged].all() and not diverged.all()):
             return
-        best = [self.checkpoint(m) if self.vectors["best_epoch"][m] else None for m in range(self.group.members)]
-        seeds = ", ".join(str(seed) for seed, bad in zip(self.group.seeds, diverged.tolist(), strict=True) if bad)
-        kept = f"the best before is epoch {int(self.vectors['best_epoch'][diverged][0])}" if best[0] else "none is kept"
+        bad = diverged.nonzero().flatten().tolist()
+        seeds = ", ".join(str(self.group.recipes[m].seed) for m in bad)
+        epoch, rate = int(standing.best_epoch[bad[0]]), self.group.recipes[bad[0]].learning_rate
         msg = (
-            f"the loss or a weight is no longer finite in epoch {number} (seed {seeds}); {kept}; "
-            f"lower the learning rate ({self.recipe.learning_rate:g}) or clip the gradient"
+            f"the loss or a weight is no longer finite in epoch {number} (seed {seeds}); "
+            f"{f'the best epoch before is {epoch}' if epoch else 'there is no whole epoch before'}; "
+            f"lower the learning rate ({rate:g}) or clip the gradient"
         )
-        raise TrainingError(msg, best)
+        best = self.best_checkpoints()
+        raise TrainingError(msg, [one if at else None for one, at in zip(best, standing.best_epoch, strict=True)])
 
-    # ---- averages
-
-    @torch.no_grad()
-    def follow(self) -> None:
-        """Move the exponential average, BatchNorm's statistics included; its decay rises from 2/11 at first."""
-        self.averaged += 1
-        share = 1 - min(self.recipe.ema, (1 + self.averaged) / (10 + self.averaged))
-        self.mix(share)
-
-    @torch.no_grad()
-    def take_into_mean(self) -> None:
-        """The plain mean of the weights at the ends of the epochs."""
-        self.averaged += 1
-        self.mix(1 / self.averaged)
-
-    def mix(self, share: float) -> None:
-        """Move the average towards the present weights; what is not floating is copied."""
-        for name, tensor in self.live.items():
-            if tensor.is_floating_point():
-                self.average[name].lerp_(tensor, share)
-            else:
-                self.average[name].copy_(tensor)
-
-    @contextmanager
-    def judged(self) -> Iterator[None]:
-        """Let the module have, for the length of the block, the weights that are judged and kept."""
-        if not self.averaged:
-            yield
-            return
-        kept = _copies(self.live)
-        _fill(self.live, self.average)
-        if self.recipe.swa_from:
-            reestimate(self.group.module, self.feed.plain(_STATISTICS))
-        yield
-        _fill(self.live, kept)
-
-    # ---- what is kept
-
-    def remember(self, number: int, accuracy: Tensor, loss: Tensor) -> None:
-        """Keep the weights of the members that became better; count the epochs of those that did not."""
-        now, recipe = self.vectors, self.recipe
-        value = accuracy if recipe.monitor == "valid/accuracy" else -loss
-        better = (value > now["best"]) & loss.isfinite() & (now["stopped"] == 0)
-        for name, new in (("best", value), ("accuracy", accuracy), ("loss", loss)):
-            now[name] = torch.where(better, new, now[name])
-        now["best_epoch"][better] = number
+    def copy_best(self, better: Tensor) -> None:
+        """Copy the current weights of the members (M,) for which this epoch is the best."""
         M = self.group.members
         for name, tensor in self.live.items():
             which = better.to(tensor.device)
             rows(self.best[name], M)[which] = rows(tensor, M)[which]
-        for name in ("waited", "patience"):
-            now[name] = torch.where(better, 0.0, now[name] + 1)
-        if recipe.patience:
-            now["stopped"][now["waited"] >= recipe.patience] = 1
-        if recipe.schedule == "plateau":
-            lowered = now["patience"] >= recipe.every
-            now["factor"][lowered] = (now["factor"][lowered] * recipe.gamma).clamp(min=recipe.final_rate)
-            now["patience"][lowered] = 0
 
-    def present(self, accuracy: Tensor, loss: Tensor) -> dict[str, Checkpoint]:
-        """A checkpoint of each finite member as it is judged now, by the ending of its file."""
+    def best_checkpoints(self) -> list[Checkpoint]:
+        """Each member after its best epoch."""
+        scores = zip(self.standing.accuracy, self.standing.loss, strict=True)
+        return [self.checkpoint(m, self.best, accuracy, loss) for m, (accuracy, loss) in enumerate(scores)]
+
+    def checkpoints(self, accuracy: Tensor, loss: Tensor) -> dict[str, Checkpoint]:
+        """Each finite member as it is evaluated now, by the suffix of its file."""
         M = self.group.members
-        finite = (loss.isfinite() & self.largest().isfinite()).nonzero().flatten().tolist()
+        finite = (loss.isfinite() & _largest(self.live, M).isfinite()).nonzero().flatten().tolist()
         return {"" if M == 1 else f"-{m:03}": self.checkpoint(m, self.live, accuracy[m], loss[m]) for m in finite}
 
-    def checkpoint(
-        self,
-        m: int,
-        tensors: Mapping[str, Tensor] | None = None,
-        accuracy: Tensor | None = None,
-        loss: Tensor | None = None,
-    ) -> Checkpoint:
-        """Member m at its best epoch, or as these tensors and figures say."""
+    def checkpoint(self, m: int, tensors: Mapping[str, Tensor], accuracy: Tensor, loss: Tensor) -> Checkpoint:
+        """Member m of these tensors and scores."""
         M, group = self.group.members, self.group
-        source = self.best if tensors is None else tensors
-        own = {name: rows(source[name], M)[m].view(shape) for name, shape in self.shapes.items()}
-        figures = self.judge.metrics(
-            self.vectors["accuracy"][m] if accuracy is None else accuracy,
-            self.vectors["loss"][m] if loss is None else loss,
-        )
+        own = {name: rows(tensors[name], M)[m].view(shape) for name, shape in group.shapes.items()}
         return Checkpoint(
             group.spec,
             {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in own.items()},
             self.train.classes,
-            metrics=figures,
-            recipe=self.recipe_of(m).to_dict(),
+            metrics=self.scorer.metrics(accuracy, loss),
+            recipe=group.recipes[m].to_dict(),
             trained_on=self.train.fingerprint,
         )
 
-    def recipe_of(self, m: int) -> Recipe:
-        """The recipe that trains member m alone."""
-        group = self.group
-        if group.members == 1:
-            return self.recipe
-        orders = group.order_seeds or (self.recipe.data_seed,)
-        return replace(
-            self.recipe,
-            seed=group.seeds[m],
-            order_seed=orders[m % len(orders)],
-            learning_rate=float(self.rates[m]),
-            weight_decay=group.weight_decays[m] if group.weight_decays else self.recipe.weight_decay,
-        )
-
-    # ---- stop and go on
-
     def identity(self) -> dict[str, Any]:
         """What makes a run this run."""
-        group = self.group
         return {
-            "spec": group.spec.to_dict(),
-            "recipe": self.recipe.to_dict(),
-            "members": [group.seeds, group.order_seeds, group.learning_rates, group.weight_decays],
+            "spec": self.group.spec.to_dict(),
+            "recipes": [recipe.to_dict() for recipe in self.group.recipes],
             "train": self.train.fingerprint,
-            "valid": self.valid.fingerprint,
+            "valid": self.scorer.frames.fingerprint,
         }
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Everything that the coming epochs depend on, as tensors and as plain data."""
+    def parts(self) -> dict[str, Mapping[str, Tensor]]:
+        """The tensors of the state that are changed in place, by the names that they have in its file."""
+        return {"live": self.live, "best": self.best, "average": self.average.tensors, "vectors": vars(self.standing)}
+
+    def state(self) -> State:
+        """Everything that the coming epochs depend on."""
         optimiser, scaler = self.stepper.state()
-        parts = {
-            "live": self.live,
-            "best": self.best,
-            "average": self.average,
-            "vectors": self.vectors,
-            "optimiser": optimiser,
-        }
+        parts = self.parts() | {"optimiser": optimiser}
         tensors = {f"{part}.{name}": t.detach().cpu() for part, some in parts.items() for name, t in some.items()}
-        return tensors, {"scaler": scaler, "averaged": self.averaged, "history": self.history}
+        return State(tensors, {"scaler": scaler, "averaged": self.average.count, "history": self.history})
 
-    def restore(self, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
-        """Be where `state` was taken."""
-        for part in ("live", "best", "average", "vectors"):
-            _fill(getattr(self, part), _part(tensors, part))
-        self.stepper.restore(_part(tensors, "optimiser"), plain["scaler"])
-        self.averaged, self.history = plain["averaged"], plain["history"]
+    def restore(self, state: State) -> None:
+        """Return to where `state` was taken."""
+        for part, targets in self.parts().items():
+            fill(targets, _part(state.tensors, part))
+        self.stepper.restore(_part(state.tensors, "optimiser"), state.plain["scaler"])
+        self.average.count, self.history = state.plain["averaged"], state.plain["history"]
 
 
-def _file_in(directory: Path | None, given: Log | None) -> list[Log]:
-    """The log of JSON lines that every run with a directory keeps there, unless it is the one that was given.
+def _check_frames(group: Group, train: FrameSet, valid: FrameSet) -> None:
+    """Raise ValueError where frames, spec and recipe do not fit each other."""
+    spec, recipe = group.spec, group.recipe
+    for what, frames in (("train", train), ("valid", valid)):
+        labels_of(frames, what)
+        width = frames.features.shape[1]
+        if (width, len(frames.classes)) != (spec.features, spec.classes):
+            msg = (
+                f"expected {what} frames of {spec.features} features and {spec.classes} classes as in the spec, "
+                f"got {width} and {len(frames.classes)}"
+            )
+            raise ValueError(msg)
+    if train.classes != valid.classes:
+        msg = "expected the same classes in the same order in the train and the valid frames"
+        raise ValueError(msg)
+    if train.features.device != valid.features.device:
+        msg = f"expected all frames on {train.features.device}, got valid on {valid.features.device}; use .to()"
+        raise ValueError(msg)
+    span = 2 * spec.context + 1
+    if recipe.mask_time > span or recipe.mask_features > spec.features:
+        msg = (
+            f"expected masks within a window of {span} frames and {spec.features} features, "
+            f"got mask_time={recipe.mask_time} and mask_features={recipe.mask_features}"
+        )
+        raise ValueError(msg)
 
-    It is begun after the given one, so that it stays as it was where that cannot begin.
+
+def _logs(directory: Path | None, given: Log | None) -> Several:
+    """The given log, and the JSON lines in the directory unless they are the given log.
+
+    The file is begun after the given log, so that it stays as it was where that cannot begin.
     """
-    if directory is None:
-        return []
-    directory.mkdir(parents=True, exist_ok=True)
-    file = JsonLines(directory / "log.jsonl")
-    same = isinstance(given, JsonLines) and given.path.resolve() == file.path.resolve()
-    return [] if same else [file]
+    logs = [] if given is None else [given]
+    if directory is not None:
+        directory.mkdir(parents=True, exist_ok=True)
+        file = JsonLines(directory / "log.jsonl")
+        if not (isinstance(given, JsonLines) and given.path.resolve() == file.path.resolve()):
+            logs.append(file)
+    return Several(*logs)
+
+
+def _largest(tensors: Mapping[str, Tensor], members: int) -> Tensor:
+    """(M,) largest magnitude of each member's weights and statistics, to see whether they are finite."""
+    floating = [t for t in tensors.values() if t.is_floating_point()]
+    return torch.stack([rows(t, members).abs().amax(dim=1) for t in floating]).sum(dim=0).cpu()
 
 
 def _part(tensors: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with this part, under the rest of their names."""
     return {name.removeprefix(f"{part}."): t for name, t in tensors.items() if name.startswith(f"{part}.")}
 
 
-def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
-
-
-@torch.no_grad()
-def _fill(targets: Mapping[str, Tensor], sources: Mapping[str, Tensor]) -> None:
-    for name, target in targets.items():
-        target.copy_(sources[name])
-
-
-def _number(value: Tensor) -> float | None:
+def _finite(value: Tensor) -> float | None:
     """A float for JSON, None for what is not finite."""
     return float(value) if value.isfinite() else None
 

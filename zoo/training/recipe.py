@@ -1,19 +1,26 @@
-"""The fields of a recipe, their meaning and their bounds; there and back as JSON and TOML."""
+"""The fields of a recipe, what they mean, their bounds, and their form in JSON and TOML.
+
+The command line takes its flags from here, so nothing at the top of this module imports torch.
+"""
 
 from __future__ import annotations
 
 import json
 import math
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from functools import cache
+from inspect import Parameter, signature
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from zoo import _files
 from zoo._names import unknown
-from zoo.training.optimisers import OPTIMISERS
 from zoo.training.schedules import SCHEDULES
+
+if TYPE_CHECKING:
+    from zoo.training.optimisers import Optimiser
 
 PRECISIONS = ("float32", "bfloat16", "float16")
 MONITORS = ("valid/accuracy", "valid/loss")
@@ -58,50 +65,50 @@ _BOUNDS: dict[str, tuple[float, float]] = {
 class Recipe:
     """Everything that steers training, except the model (a `Spec`) and the frames.
 
-    Zero switches off what need not be there (warm-up, penalties, clipping, masks, patience, averages).
+    Zero switches an optional part off (warm-up, penalties, clipping, masks, patience, averages).
 
     Args:
         epochs: passes over the training frames.
         batch_size: frames in a batch.
-        accumulate: batches whose gradients are averaged before one step of the optimiser.
+        accumulate: batches whose gradients are averaged for one step of the optimiser.
         fraction: share of the training frames to use, drawn once by `order_seed`; for quick trials.
-        seed: of the initialisation and of dropout.
-        order_seed: of the order of the frames and of the masks; None takes `seed`.
+        seed: seed of the initialisation and of dropout.
+        order_seed: seed of the order of the frames and of the masks; None takes `seed`.
         optimiser: a name in `OPTIMISERS`.
         learning_rate: the highest rate; the schedule and the warm-up multiply it.
-        momentum: of momentum, nesterov and sam.
-        beta1: decay of Adam's mean of gradients; Adam's family only.
+        momentum: momentum of momentum, nesterov and sam.
+        beta1: decay of the mean of gradients, in Adam's family.
         beta2: decay of the mean of squares, in Adam's family, rmsprop (its alpha) and adadelta (its rho).
         epsilon: added to denominators.
         rho: radius of sam's neighbourhood.
-        switch_epoch: epochs of Adam before adam_sgd goes on with SGD; 0 leaves the moment to its criterion.
+        switch_epoch: epochs of Adam before adam_sgd continues with SGD; 0 leaves the moment to its criterion.
         schedule: a name in `SCHEDULES`.
-        warmup: epochs (parts count) over which the rate rises linearly from nearly 0, times the schedule.
-        gamma: factor of step, multi_step, exponential and plateau, rate of decay of time.
-        every: epochs between the steps of step; epochs without gain before plateau acts.
+        warmup: epochs (or parts of one) over which the rate rises linearly from almost 0, times the schedule.
+        gamma: factor of step, multi_step, exponential and plateau; rate of decay of time.
+        every: epochs between the steps of step; epochs without gain after which plateau acts.
         milestones: epochs after which multi_step acts, rising.
-        final_rate: share of the learning rate at which linear, cosine and one_cycle end, and plateau's least.
-        restart: epochs of cosine's first period; 0 for one period over all epochs.
+        final_rate: share of the learning rate at which linear, cosine and one_cycle end; lower limit of plateau.
+        restart: epochs in the first period of cosine; 0 for one period over all epochs.
         restart_factor: each period of cosine is this many times as long as the one before.
         peak: share of all steps after which one_cycle is at its highest.
-        l1: factor of the sum of absolute weights that is added to the loss.
-        l2: times half the sum of w squared over weight matrices is added to the loss.
-        weight_decay: of the optimiser, on all parameters: decoupled in adamw, else added to the gradient.
-        label_smoothing: share of the target spread evenly over the classes.
+        l1: adds to the loss this times the sum of |w| over the weight matrices.
+        l2: adds to the loss this times half the sum of w squared over the weight matrices.
+        weight_decay: the optimiser's decay of all parameters: decoupled in adamw, else added to the gradient.
+        label_smoothing: share of the target that is spread evenly over the classes.
         clip_norm: largest norm of a member's whole gradient.
-        clip_value: largest magnitude of a gradient's entry.
+        clip_value: largest magnitude of a gradient's entries.
         mask_time: longest run of blanked frames in a window.
         mask_features: longest run of blanked features in a window.
         precision: "float32", or autocast to "bfloat16" or "float16" (with scaled gradients).
-        monitor: the metric that decides which epoch is best: "valid/accuracy" or "valid/loss".
+        monitor: the metric by which the best epoch is chosen: "valid/accuracy" or "valid/loss".
         patience: epochs without a better `monitor` after which training stops.
-        ema: decay per step of an exponential moving average of the weights, which is then what is judged.
-        swa_from: epoch from whose end on the plain mean of the epochs' weights is what is judged.
-        keep: epoch checkpoints that stay in the directory, newest last; 0 keeps all.
+        ema: decay per step of an exponential moving average of the weights, which is then what is evaluated.
+        swa_from: epoch from whose end on the plain mean of the epochs' weights is what is evaluated.
+        keep: number of epoch checkpoints to keep in the directory, the newest ones; 0 keeps all.
 
     Raises:
-        ValueError: an unknown name (the nearest are named), a number outside its bounds, a contradiction.
-        TypeError: a field of another type.
+        ValueError: an unknown name (the message names the nearest), a number outside its bounds, a contradiction.
+        TypeError: a field of the wrong type.
 
     Example:
         >>> Recipe(epochs=3, schedule="cosine").to_dict()["schedule"]
@@ -154,6 +161,8 @@ class Recipe:
             if value is not None and not low <= value <= high:
                 msg = f"expected {name} from {low:g} to {high:g}, got {value}"
                 raise ValueError(msg)
+        from zoo.training.optimisers import OPTIMISERS  # needs torch
+
         for what, table in (
             ("optimiser", OPTIMISERS),
             ("schedule", SCHEDULES),
@@ -163,6 +172,7 @@ class Recipe:
             if getattr(self, what) not in table:
                 raise ValueError(unknown(what, getattr(self, what), table))
         self._check_combinations()
+        self._check_optimiser(OPTIMISERS[self.optimiser])
 
     def _check_combinations(self) -> None:
         if not 0 < self.fraction <= 1:
@@ -174,17 +184,36 @@ class Recipe:
         if self.ema and self.swa_from:
             msg = f"expected one average of weights, got ema={self.ema} and swa_from={self.swa_from}; set one to 0"
             raise ValueError(msg)
-        if self.optimiser == "adam_sgd" and self.weight_decay:
-            msg = f"adam_sgd takes no weight_decay, got {self.weight_decay}; use l2, which both of its halves see alike"
+
+    def _check_optimiser(self, optimiser: Optimiser) -> None:
+        if self.weight_decay and "weight_decay" not in keywords(optimiser.make):
+            msg = f"{self.optimiser} takes no weight_decay, got {self.weight_decay}; use l2, which is part of the loss"
             raise ValueError(msg)
-        if self.optimiser == "sam" and self.precision == "float16":
-            msg = "sam takes two gradients a step, which float16's scaling cannot follow; use bfloat16 or float32"
+        if optimiser.gradients > 1 and self.precision == "float16":
+            msg = f"{self.optimiser} takes several gradients a step: float16's scaling fails; use bfloat16 or float32"
             raise ValueError(msg)
 
     @property
     def data_seed(self) -> int:
         """The seed of the order of the frames: `order_seed`, or `seed` where that is None."""
         return self.seed if self.order_seed is None else self.order_seed
+
+    def arguments(self, function: Callable[..., Any], **further: Any) -> dict[str, Any]:
+        """The fields that a function takes by name, as optimisers and schedules do.
+
+        Args:
+            function: its keyword-only arguments are fields of a recipe, or among `further`.
+            **further: values beside the fields.
+
+        Raises:
+            TypeError: it takes something else; the message names it.
+        """
+        available = vars(self) | further
+        for name in keywords(function):
+            if name not in available:
+                msg = f"{function.__name__} takes {name}, which is no field of a recipe"
+                raise TypeError(msg)
+        return {name: available[name] for name in keywords(function)}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON, every field."""
@@ -193,10 +222,10 @@ class Recipe:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """The recipe of these fields; those left out take their defaults.
+        """The recipe with these fields; those left out take their defaults.
 
         Raises:
-            ValueError: an unknown field (the nearest are named), or as in the class.
+            ValueError: an unknown field (the message names the nearest), or as in the class.
         """
         names = [field.name for field in fields(cls)]
         for name in data:
@@ -209,7 +238,7 @@ class Recipe:
         """The recipe in a `.json` or `.toml` file.
 
         Raises:
-            ValueError: another ending, not of that format, or as in `from_dict`; the message names the file.
+            ValueError: another suffix, a text not of that format, or as in `from_dict`; the message names the file.
         """
         path = Path(path)
         text = path.read_text(encoding="utf-8")
@@ -230,7 +259,7 @@ class Recipe:
         """Write a `.json` or `.toml` file that `read` understands.
 
         Raises:
-            ValueError: another ending.
+            ValueError: another suffix.
         """
         data, suffix = self.to_dict(), Path(path).suffix
         if suffix not in (".json", ".toml"):
@@ -239,6 +268,12 @@ class Recipe:
         lines = [f"{name} = {json.dumps(value)}" for name, value in data.items() if value is not None]
         text = json.dumps(data, indent=1) if suffix == ".json" else "\n".join(lines)
         _files.write(Path(path), f"{text}\n".encode())
+
+
+@cache
+def keywords(function: Callable[..., Any]) -> tuple[str, ...]:
+    """Names of a function's keyword-only arguments."""
+    return tuple(p.name for p in signature(function).parameters.values() if p.kind is Parameter.KEYWORD_ONLY)
 
 
 def _typed(name: str, value: Any, default: Any) -> Any:

@@ -1,6 +1,6 @@
-"""Schedules of the learning rate: pure functions of the position in the run, so resuming needs no state.
+"""Schedules of the learning rate: functions of the position in the run, so resuming needs no state.
 
-The one schedule that looks at results, `plateau`, is 1 here; the training loop lowers its rate.
+One that reacts to results instead, such as `plateau`, is a function of each member's epochs without gain.
 """
 
 from __future__ import annotations
@@ -8,15 +8,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 if TYPE_CHECKING:
-    from zoo.training.recipe import Recipe
+    from torch import Tensor  # at run time its methods are enough
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
 class Position:
-    """Where a run stands: the number of the coming step, from 0, of `steps` in each of `epochs` epochs."""
+    """Where a run stands: the number of the next step, from 0, of `steps` in each of `epochs` epochs."""
 
     step: int
     steps: int
@@ -24,7 +27,7 @@ class Position:
 
     @property
     def epoch(self) -> int:
-        """Whole epochs done."""
+        """Number of whole epochs done."""
         return self.step // self.steps
 
     @property
@@ -33,92 +36,123 @@ class Position:
         return self.step / max(self.steps * self.epochs - 1, 1)
 
 
-Schedule = Callable[[Position, "Recipe"], float]
+@dataclass(frozen=True)
+class Schedule:
+    """An entry of the table.
+
+    Args:
+        function: (`Position`, *, fields of a recipe by name) -> what the learning rate is multiplied by.
+        reactive: the function is instead called after each epoch with the members' factors so far (M,) and their
+            epochs without gain (M,), and returns their new factors (M,).
+    """
+
+    function: Callable[..., Any]
+    reactive: bool = False
+
+
 SCHEDULES: dict[str, Schedule] = {}
 
 
-def schedule_factor(at: Position, recipe: Recipe) -> float:
-    """What the learning rate is multiplied by at this step: the schedule times the warm-up."""
-    rise = min(1.0, (at.step + 1) / (recipe.warmup * at.steps)) if recipe.warmup else 1.0
-    return rise * SCHEDULES[recipe.schedule](at, recipe)
+@overload
+def schedule(function: Function) -> Function: ...
+@overload
+def schedule(*, reactive: bool) -> Callable[[Function], Function]: ...
+def schedule(function: Any = None, *, reactive: bool = False) -> Any:
+    """Register a schedule under the function's name, so that recipes may name it.
 
+    Example:
+        >>> @schedule
+        ... def square_root(at, *, final_rate):
+        ...     return max(1 - at.share, final_rate) ** 0.5
+        >>> SCHEDULES.pop("square_root").function(Position(0, steps=10, epochs=2), final_rate=0.1)
+        1.0
 
-def _schedule(function: Schedule) -> Schedule:
-    SCHEDULES[function.__name__] = function
+    Raises:
+        ValueError: the name is taken.
+    """
+    if function is None:
+        return partial(schedule, reactive=reactive)
+    name = function.__name__
+    if name in SCHEDULES and SCHEDULES[name].function.__module__ != function.__module__:
+        msg = f"schedule {name!r} is already registered by {SCHEDULES[name].function.__module__}; choose another name"
+        raise ValueError(msg)
+    SCHEDULES[name] = Schedule(function, reactive)
     return function
 
 
-@_schedule
-def constant(at: Position, recipe: Recipe) -> float:
+@schedule
+def constant(at: Position) -> float:
     """The learning rate as it is."""
     return 1.0
 
 
-@_schedule
-def plateau(at: Position, recipe: Recipe) -> float:
-    """Times `gamma` whenever `monitor` has not improved for `every` epochs; done by the training loop."""
-    return 1.0
+@schedule(reactive=True)
+def plateau(factors: Tensor, waited: Tensor, *, every: int, gamma: float, final_rate: float) -> Tensor:
+    """Times `gamma` whenever `monitor` has not improved for `every` epochs, but not below `final_rate`."""
+    lowered = (factors * gamma).clamp(min=final_rate)
+    return lowered.where((waited > 0) & (waited % every == 0), factors)
 
 
-@_schedule
-def time(at: Position, recipe: Recipe) -> float:
+@schedule
+def time(at: Position, *, gamma: float) -> float:
     """1 / (1 + gamma * epoch), time-based decay."""
-    return 1 / (1 + recipe.gamma * at.epoch)
+    return 1 / (1 + gamma * at.epoch)
 
 
-@_schedule
-def step(at: Position, recipe: Recipe) -> float:
+@schedule
+def step(at: Position, *, every: int, gamma: float) -> float:
     """Times `gamma` after every `every` epochs."""
-    return recipe.gamma ** (at.epoch // recipe.every)
+    return gamma ** (at.epoch // every)
 
 
-@_schedule
-def multi_step(at: Position, recipe: Recipe) -> float:
+@schedule
+def multi_step(at: Position, *, milestones: tuple[int, ...], gamma: float) -> float:
     """Times `gamma` after each of the `milestones`."""
-    return recipe.gamma ** sum(milestone <= at.epoch for milestone in recipe.milestones)
+    return gamma ** sum(milestone <= at.epoch for milestone in milestones)
 
 
-@_schedule
-def exponential(at: Position, recipe: Recipe) -> float:
+@schedule
+def exponential(at: Position, *, gamma: float) -> float:
     """Times `gamma` after every epoch."""
-    return recipe.gamma**at.epoch
+    return gamma**at.epoch
 
 
-@_schedule
-def linear(at: Position, recipe: Recipe) -> float:
-    """Straight from 1 to `final_rate`, step by step."""
-    return 1 + (recipe.final_rate - 1) * at.share
+@schedule
+def linear(at: Position, *, final_rate: float) -> float:
+    """A straight line from 1 to `final_rate`, step by step."""
+    return 1 + (final_rate - 1) * at.share
 
 
-@_schedule
-def cosine(at: Position, recipe: Recipe) -> float:
+@schedule
+def cosine(at: Position, *, final_rate: float, restart: int, restart_factor: int) -> float:
     """Half a cosine from 1 to `final_rate`, step by step; with `restart`, again and again.
 
     References:
         Loshchilov and Hutter, "SGDR: Stochastic gradient descent with warm restarts", ICLR 2017.
     """
-    return _anneal(1.0, recipe.final_rate, _share_of_period(at, recipe) if recipe.restart else at.share)
+    share = _share_of_period(at, restart, restart_factor) if restart else at.share
+    return _half_cosine(1.0, final_rate, share)
 
 
-@_schedule
-def one_cycle(at: Position, recipe: Recipe) -> float:
-    """Up from 1/25 to 1 over the share `peak` of the steps, down to `final_rate`, both half a cosine.
+@schedule
+def one_cycle(at: Position, *, peak: float, final_rate: float) -> float:
+    """Up from 1/25 to 1 over the share `peak` of the steps, then down to `final_rate`, each half a cosine.
 
     References:
         Smith and Topin, "Super-convergence", 2018; the form is that of torch's OneCycleLR.
     """
-    if at.share < recipe.peak:
-        return _anneal(1 / 25, 1.0, at.share / recipe.peak)
-    return _anneal(1.0, recipe.final_rate, (at.share - recipe.peak) / max(1 - recipe.peak, 1e-9))
+    if at.share < peak:
+        return _half_cosine(1 / 25, 1.0, at.share / peak)
+    return _half_cosine(1.0, final_rate, (at.share - peak) / max(1 - peak, 1e-9))
 
 
-def _anneal(first: float, last: float, share: float) -> float:
+def _half_cosine(first: float, last: float, share: float) -> float:
     return last + (first - last) * (1 + math.cos(math.pi * min(share, 1.0))) / 2
 
 
-def _share_of_period(at: Position, recipe: Recipe) -> float:
-    """Share of the current period that is done; periods of restart, restart * factor, ... epochs."""
-    begin, length = 0, recipe.restart * at.steps
+def _share_of_period(at: Position, restart: int, factor: int) -> float:
+    """Share of the current period that is done; periods last restart, restart * factor, ... epochs."""
+    begin, length = 0, restart * at.steps
     while at.step >= begin + length:
-        begin, length = begin + length, length * recipe.restart_factor
+        begin, length = begin + length, length * factor
     return (at.step - begin) / length

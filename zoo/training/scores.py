@@ -13,15 +13,15 @@ from zoo.data.frames import FrameSet, stretch
 from zoo.models.spec import Spec
 
 Forward = Callable[[Tensor], Tensor]
-_AT_ONCE = 16_384  # frames times members; keeps the activations in reach of the cache
+_AT_ONCE = 16_384  # frames times members; keeps the activations within the cache
 
 
-class Judge:
-    """Labelled frames, prepared once for models of one spec.
+class Scorer:
+    """Labelled frames, prepared once to evaluate models of one spec.
 
     Args:
         frames: with labels; their features' device is where the models are.
-        spec: of the models.
+        spec: the models' spec.
         what: a name for the frames in messages.
 
     Raises:
@@ -51,11 +51,11 @@ class Judge:
         return right / len(self._labels), loss / len(self._labels)
 
     def metrics(self, accuracy: Tensor, loss: Tensor) -> dict[str, dict[str, Any]]:
-        """One member's figures as a checkpoint keeps them: with unit, number and fingerprint of the frames."""
-        about = {"n": len(self.frames), "frames": self.frames.fingerprint}
+        """One member's scores as a checkpoint stores them: with the unit, number and fingerprint of the frames."""
+        measured_on = {"n": len(self.frames), "frames": self.frames.fingerprint}
         return {
-            "valid/accuracy": {"value": float(accuracy), "unit": "fraction", **about},
-            "valid/loss": {"value": float(loss), "unit": "nats", **about},
+            "valid/accuracy": {"value": float(accuracy), "unit": "fraction", **measured_on},
+            "valid/loss": {"value": float(loss), "unit": "nats", **measured_on},
         }
 
 
@@ -69,7 +69,11 @@ def losses(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tens
 
 
 def labels_of(frames: FrameSet, what: str) -> Tensor:
-    """The labels, which must be there."""
+    """The frames' labels.
+
+    Raises:
+        ValueError: they have none; the message calls them `what`.
+    """
     if frames.labels is None:
         msg = f"expected {what} frames with labels, got none; is there a transcript folder?"
         raise ValueError(msg)

@@ -1,9 +1,9 @@
-"""What a run leaves in its directory: one file with its whole state, and a checkpoint for each epoch."""
+"""The folder of a run: one file with its whole state, and a checkpoint for each epoch."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,26 +19,39 @@ _KEY = "run"
 
 
 @dataclass(frozen=True)
-class Journal:
-    """A run's directory; the file with the state is replaced whole, so a kill leaves the epoch before.
+class State:
+    """Everything that the coming epochs depend on.
 
     Args:
-        directory: made where it is not there.
-        identity: plain data that says which run this is; another run's directory is refused.
-        keep: epoch checkpoints that stay, 0 for all.
+        tensors: on the CPU, by name.
+        plain: the rest, as JSON stores it.
     """
 
-    directory: Path
+    tensors: Mapping[str, Tensor]
+    plain: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder of a run; the state file is replaced whole, so a killed run leaves its last whole epoch.
+
+    Args:
+        path: the folder, made where it is missing.
+        identity: plain data that says which run this is; the folder of another run is refused.
+        keep: number of epoch checkpoints to keep, 0 for all.
+    """
+
+    path: Path
     identity: Mapping[str, Any]
     keep: int
 
-    def read(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """Tensors and plain data of the last whole epoch; None where the run has none.
+    def read(self) -> State | None:
+        """The state after the last whole epoch; None where there is none.
 
         Raises:
-            ValueError: the directory holds another run, or its state is damaged.
+            ValueError: the folder holds another run, or its state is damaged.
         """
-        path = self.directory / _STATE
+        path = self.path / _STATE
         if not path.exists():
             return None
         try:
@@ -47,55 +60,72 @@ class Journal:
             about = json.loads(header.metadata[_KEY])
             tensors = checkpoint.tensors_of(data, header)
         except (CheckpointError, KeyError, ValueError, OSError) as error:
-            msg = f"cannot go on from {path}: {error}; remove it to start anew"
+            msg = f"cannot resume from {path}: {error}; remove it to start anew"
             raise ValueError(msg) from error
-        self._refuse_other(about["identity"])
-        return {name: tensor.clone() for name, tensor in tensors.items()}, about["plain"]
+        self._refuse_other(_current(about["identity"]))
+        return State({name: tensor.clone() for name, tensor in tensors.items()}, about["plain"])
 
-    def write(
-        self, epoch: int, checkpoints: Mapping[str, Checkpoint], tensors: Mapping[str, Tensor], plain: Mapping[str, Any]
-    ) -> None:
-        """Leave the epoch's checkpoints and, last, the state.
+    def write(self, epoch: int, checkpoints: Mapping[str, Checkpoint], state: State) -> None:
+        """Write the epoch's checkpoints and, last, the state.
 
         Args:
             epoch: its number, from 1.
-            checkpoints: by an ending for the file's name, "" for a single model.
-            tensors: of the state.
-            plain: the rest of the state, JSON.
+            checkpoints: by the suffix of the file's stem, "" for a single model.
+            state: after this epoch.
 
         Raises:
             OSError: the disk refused; the state of the epoch before is still there.
         """
-        text = json.dumps({"identity": self.identity, "plain": plain}, allow_nan=False)
+        text = json.dumps({"identity": self.identity, "plain": state.plain}, allow_nan=False)
         try:
-            _files.make_folders(self.directory)
-            for ending, one in checkpoints.items():
-                _files.write(self.directory / f"epoch-{epoch:04}{ending}.safetensors", checkpoint.encode(one))
-            _files.write(self.directory / _STATE, checkpoint.pack(tensors, {_KEY: text}))
+            _files.make_folders(self.path)
+            for suffix, one in checkpoints.items():
+                _files.write(self.path / f"epoch-{epoch:04}{suffix}.safetensors", checkpoint.encode(one))
+            _files.write(self.path / _STATE, checkpoint.pack(state.tensors, {_KEY: text}))
         except OSError as error:
-            last = f"the run can go on from epoch {epoch - 1}" if epoch > 1 else "no epoch is there yet"
-            msg = f"cannot write epoch {epoch} to {self.directory}: {error.strerror}; {last}"
+            last = f"the run can be resumed from epoch {epoch - 1}" if epoch > 1 else "no epoch has been written yet"
+            msg = f"cannot write epoch {epoch} to {self.path}: {error.strerror}; {last}"
             raise OSError(error.errno, msg) from error
-        self._prune(epoch)
-
-    def _prune(self, epoch: int) -> None:
-        for path in self.directory.glob("epoch-*.safetensors"):
+        for path in self.path.glob("epoch-*.safetensors"):
             if self.keep and int(path.name[6:10]) <= epoch - self.keep:
                 path.unlink(missing_ok=True)
 
     def _refuse_other(self, other: Mapping[str, Any]) -> None:
         mine = json.loads(json.dumps(self.identity))
-        if other != mine:
-            differing = [key for key in mine if mine[key] != other.get(key)]
-            details = [
-                f"{name}: {other[key].get(name)!r} there, {value!r} now"
-                for key in differing
-                if isinstance(mine[key], dict) and isinstance(other.get(key), dict)
-                for name, value in mine[key].items()
-                if value != other[key].get(name)
-            ]
-            msg = (
-                f"{self.directory} holds another run: it differs in {', '.join(differing)} "
-                f"({'; '.join(details) or 'other frames or seeds'}); choose another directory"
-            )
-            raise ValueError(msg)
+        if other == mine:
+            return
+        differing = [key for key in mine if mine[key] != other.get(key)]
+        details = [line for key in differing for line in _differences(key, other.get(key), mine[key])]
+        msg = (
+            f"{self.path} holds another run: it differs in {', '.join(differing)} "
+            f"({'; '.join(details) or 'other frames'}); choose another directory"
+        )
+        raise ValueError(msg)
+
+
+def _differences(name: str, there: Any, here: Any) -> Iterator[str]:
+    """One line for each value in which two descriptions differ; digests of frames say nothing to a reader."""
+    if isinstance(there, dict) and isinstance(here, dict):
+        for key, value in here.items():
+            yield from _differences(key, there.get(key), value)
+    elif isinstance(there, list) and isinstance(here, list) and len(there) == len(here):
+        for old, new in zip(there, here, strict=True):
+            yield from _differences(name, old, new)
+    elif there != here and name not in ("train", "valid"):
+        yield f"{name}: {there!r} there, {here!r} now"
+
+
+def _current(identity: Mapping[str, Any]) -> Mapping[str, Any]:
+    """An identity in its current form; it used to hold one recipe, and lists of what members had of their own."""
+    if "members" not in identity:
+        return identity
+    recipe, (seeds, orders, rates, decays) = identity["recipe"], identity["members"]
+    recipes = [dict(recipe) for _ in seeds]
+    for m, own in enumerate(recipes):
+        if len(seeds) > 1:
+            own["seed"] = seeds[m]
+        for name, values in (("order_seed", orders), ("learning_rate", rates), ("weight_decay", decays)):
+            if values:
+                own[name] = values[m % len(values)]
+    rest = {key: value for key, value in identity.items() if key not in ("recipe", "members")}
+    return rest | {"recipes": recipes}

@@ -1,55 +1,202 @@
-"""One step of the optimiser: gradient, penalties, clipping, and each member's own rate and decay."""
+"""One step of training: the members, the batches that they see, and what the optimiser makes of them.
+
+Members are the first axis everywhere; a single model is a group of one.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import replace
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
+from torch.optim import Optimizer
 
-from zoo.models.spec import build
-from zoo.training.batchnorm import unchanged_statistics
-from zoo.training.descent import AdamSGD, make_optimiser, norms, rows, spread, uphill
-from zoo.training.group import Group
+from zoo.data.audio import mask
+from zoo.data.frames import FrameSet, stretch
+from zoo.models.spec import Spec, build
+from zoo.training.averaging import batchnorms
+from zoo.training.optimisers import OPTIMISERS, norms, perturbed, rows, spread
 from zoo.training.recipe import Recipe
-from zoo.training.scores import losses
+from zoo.training.schedules import SCHEDULES
+from zoo.training.scores import labels_of, losses
+
+Batch = tuple[Tensor, Tensor]
+_OWN = ("seed", "order_seed", "learning_rate", "weight_decay")  # what members of one group may differ in
+
+
+@dataclass(frozen=True)
+class Group:
+    """M models of one spec that are trained together; M is 1 for a single model.
+
+    Args:
+        spec: the members' spec.
+        recipes: M, each of which trains its member alone in the same way.
+        module: one module whose `state_dict` has the names of a single model's; the memory of each tensor is
+            that of the M members' tensors, one after another.
+        forward: (B, inputs), or (M, B, inputs) where every member has frames of its own -> (M, B, C) logits.
+        reseed: restarts each member's random draws (of dropout) from M seeds.
+
+    Raises:
+        ValueError: as in `check_recipes`.
+    """
+
+    spec: Spec
+    recipes: tuple[Recipe, ...]
+    module: nn.Module
+    forward: Callable[[Tensor], Tensor]
+    reseed: Callable[[Sequence[int]], object]
+
+    def __post_init__(self) -> None:
+        check_recipes(self.recipes)
+
+    @property
+    def members(self) -> int:
+        """M."""
+        return len(self.recipes)
+
+    @property
+    def recipe(self) -> Recipe:
+        """The first member's recipe, for the fields that all members share."""
+        return self.recipes[0]
+
+    @cached_property
+    def shapes(self) -> dict[str, torch.Size]:
+        """Shapes of a single model's tensors by their names in the `state_dict`."""
+        return {name: tensor.shape for name, tensor in build(self.spec, device="meta").state_dict().items()}
+
+
+def check_recipes(recipes: Sequence[Recipe]) -> None:
+    """Check that members with these recipes can be trained together.
+
+    Raises:
+        ValueError: no recipes, or they differ in a field that members share.
+    """
+    if not recipes:
+        msg = "expected at least one member, got no recipes"
+        raise ValueError(msg)
+    first = recipes[0]
+    for other in recipes:
+        differing = [name for name, value in vars(other).items() if value != getattr(first, name) and name not in _OWN]
+        if differing:
+            msg = f"members trained together may differ in {', '.join(_OWN)}, not in {', '.join(differing)}"
+            raise ValueError(msg)
+    own_rates = any(one.learning_rate != first.learning_rate for one in recipes)
+    own_decays = any(one.weight_decay != first.weight_decay for one in recipes)
+    own_factors = len(recipes) > 1 and SCHEDULES[first.schedule].reactive
+    if (own_rates or own_decays or own_factors) and not OPTIMISERS[first.optimiser].proportional:
+        msg = (
+            f"{first.optimiser} requires that members trained together share one learning rate: they can have no "
+            f"rates or decays of their own, nor a schedule that reacts to results (here {first.schedule!r})"
+        )
+        raise ValueError(msg)
+
+
+class Batches:
+    """Training frames in batches, in an order that is a function of seed and epoch.
+
+    Args:
+        frames: with labels.
+        spec: the members' spec.
+        recipes: those of a `Group`; members of one order see the same windows.
+
+    Raises:
+        ValueError: fewer than two frames, or frames without labels.
+    """
+
+    def __init__(self, frames: FrameSet, spec: Spec, recipes: Sequence[Recipe]) -> None:
+        self._stretch = stretch(frames, spec.context, spec.normalisation, spec.padding)
+        self._labels = labels_of(frames, "train").to(frames.features.device)
+        self._spec, self._recipe = spec, recipes[0]
+        seeds = [recipe.data_seed for recipe in recipes]
+        self._seeds = seeds[:1] if len(set(seeds)) == 1 else seeds
+        count = max(round(len(frames) * self._recipe.fraction), 1)
+        self._frames = torch.stack([_drawn(len(frames), count, seed) for seed in self._seeds])  # (1 or M, count)
+        self.count = count
+        size = self._recipe.batch_size
+        batches = count // size + (count % size > 1)  # BatchNorm cannot take one frame
+        if not batches:
+            msg = f"expected at least two frames to train on, got {count}"
+            raise ValueError(msg)
+        self.steps = -(-batches // self._recipe.accumulate)
+        self._starts = range(0, batches * size, size)
+
+    def epoch(self, number: int) -> Iterator[list[Batch]]:
+        """For each step its batches: windows (B, inputs) with labels (B,), or (M, B, ...) of both."""
+        generators = [_generator(seed, number, "order") for seed in self._seeds]
+        order = torch.stack([torch.randperm(self.count, generator=g) for g in generators])  # (1 or M, N)
+        order = self._frames.expand_as(order).gather(1, order)
+        for first in range(0, len(self._starts), self._recipe.accumulate):
+            starts = self._starts[first : first + self._recipe.accumulate]
+            yield [self._batch(order[:, at : at + self._recipe.batch_size], generators) for at in starts]
+
+    def unmasked(self, most: int) -> Iterator[Tensor]:
+        """Windows in batches without masks, of about `most` frames spread evenly over all."""
+        chosen = self._frames[0, :: max(self.count // most, 1)]
+        for batch in torch.split(chosen, self._recipe.batch_size):
+            if len(batch) > 1:
+                yield self._stretch.windows(batch.to(self._labels.device))
+
+    def _batch(self, index: Tensor, generators: Sequence[torch.Generator]) -> Batch:
+        index = index.to(self._labels.device)
+        windows = [self._masked(self._stretch.windows(row), g) for row, g in zip(index, generators, strict=True)]
+        if len(windows) == 1:
+            return windows[0], self._labels[index[0]]
+        return torch.stack(windows), self._labels[index]
+
+    def _masked(self, windows: Tensor, generator: torch.Generator) -> Tensor:
+        recipe = self._recipe
+        if not recipe.mask_time and not recipe.mask_features:
+            return windows
+        shaped = windows.view(len(windows), -1, self._spec.features)
+        masked = mask(shaped, max_time=recipe.mask_time, max_features=recipe.mask_features, generator=generator)
+        return masked.flatten(1)
 
 
 class Stepper:
     """A group's parameters with their optimiser and, for float16, the scaling of their gradients."""
 
-    def __init__(self, group: Group, recipe: Recipe, device: str) -> None:
-        self.group, self.recipe, self.device = group, recipe, device
+    def __init__(self, group: Group, device: str) -> None:
+        self.group, self.recipe, self.device = group, group.recipe, device
         self.parameters = [p for p in group.module.parameters() if p.requires_grad]
-        self.decays = torch.tensor(group.weight_decays, dtype=torch.float64)
-        self.optimiser = make_optimiser(
-            self.parameters, replace(recipe, weight_decay=0.0) if group.weight_decays else recipe, group.members
-        )
-        self.scaler = GradScaler(device, enabled=recipe.precision == "float16")
-        matrices = {name for name, p in build(group.spec, device="meta").named_parameters() if p.ndim > 1}
-        self.matrices = [p for name, p in group.module.named_parameters() if name in matrices and p.requires_grad]
+        self.matrices = [
+            p for name, p in group.module.named_parameters() if p.requires_grad and len(group.shapes[name]) > 1
+        ]
+        decays = [recipe.weight_decay for recipe in group.recipes]
+        self.decays = torch.tensor(decays if len(set(decays)) > 1 else [], dtype=torch.float64)  # else torch's own
+        self.kind = OPTIMISERS[self.recipe.optimiser]
+        shared = replace(self.recipe, weight_decay=0.0) if len(self.decays) else self.recipe
+        self.optimiser = make_optimiser(self.parameters, shared, group.members)
+        self.scaler = GradScaler(device, enabled=self.recipe.precision == "float16")
 
-    def begin(self, epoch: int) -> None:
-        """What is to be decided as an epoch begins: whether adam_sgd goes on with SGD."""
-        if isinstance(self.optimiser, AdamSGD) and 0 < self.recipe.switch_epoch < epoch:
-            self.optimiser.switch()
+    def begin_epoch(self, number: int) -> None:
+        """Let the optimiser do what it does between epochs."""
+        self.kind.begin_epoch(self.optimiser, number)
 
-    def step(self, batches: Sequence[tuple[Tensor, Tensor]], rates: Tensor) -> Tensor:
-        """One step of the optimiser; (2, M) correct frames and summed losses of its batches."""
+    def step(self, batches: Sequence[Batch], rates: Tensor) -> Tensor:
+        """One step of the optimiser at each member's learning rate (M,).
+
+        Returns:
+            (2, M), correct frames and summed losses (nats) of the batches.
+        """
         sums = self.gradient(batches)
-        if self.recipe.optimiser == "sam":
-            with uphill(self.parameters, self.recipe.rho, self.group.members), unchanged_statistics(self.group.module):
+        if self.kind.gradients > 1:
+            with (
+                perturbed(self.parameters, self.recipe.rho, self.group.members),
+                unchanged_statistics(self.group.module),
+            ):
                 self.gradient(batches)
         self.clip()
         self.move(rates)
         return sums
 
-    def gradient(self, batches: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-        """Put the gradient of each member's mean loss and penalties on the parameters."""
+    def gradient(self, batches: Sequence[Batch]) -> Tensor:
+        """Set the parameters' gradients to those of each member's mean loss and penalties; sums as in `step`."""
         recipe = self.recipe
         mixed = recipe.precision != "float32"
         self.optimiser.zero_grad(set_to_none=True)
@@ -71,7 +218,7 @@ class Stepper:
 
     @torch.no_grad()
     def clip(self) -> None:
-        """Bound each gradient's entries, then each member's whole norm."""
+        """Bound each gradient's entries, then the norm of each member's whole gradient."""
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         if self.recipe.clip_value:
             for gradient in gradients:
@@ -84,10 +231,10 @@ class Stepper:
 
     @torch.no_grad()
     def move(self, rates: Tensor) -> None:
-        """The optimiser's step at each member's own rate.
+        """Take the optimiser's step at each member's own rate (M,).
 
-        All optimisers' steps are linear in the rate, so where members differ the step is taken at the
-        highest rate and the others' part of the way back.
+        Where the rates differ, steps are proportional to them (`check_recipes`): the step is taken at the highest
+        rate, and the other members are moved part of the way back.
         """
         M, top = self.group.members, float(rates.max())
         for settings in self.optimiser.param_groups:
@@ -103,17 +250,17 @@ class Stepper:
             rows(p, M).sub_(rows(old, M)).mul_(share).add_(rows(old, M))
 
     def decay(self, rates: Tensor) -> None:
-        """Each member's own weight decay: on the weights in adamw, else in the gradient, as torch does."""
+        """Apply each member's own weight decay: to the weights where it is decoupled, else to the gradient."""
         for p in self.parameters:
             assert p.grad is not None
             flat = rows(p, self.group.members)
-            if self.recipe.optimiser == "adamw":
+            if self.kind.decoupled:
                 flat.mul_(1 - spread(rates * self.decays, p))
             else:
                 rows(p.grad, self.group.members).add_(flat * spread(self.decays, p))
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Tensors and plain data from which `restore` makes the optimiser go on as if nothing had happened."""
+        """Tensors and plain data from which `restore` lets the optimiser continue as if nothing had happened."""
         tensors = {
             f"{index}.{name}": value
             for index, p in enumerate(self.parameters)
@@ -123,12 +270,45 @@ class Stepper:
         return tensors, self.scaler.state_dict()
 
     def restore(self, tensors: Mapping[str, Tensor], scaler: dict[str, Any]) -> None:
-        """Take over what `state` gave; torch's own `load_state_dict` would round float64 to float32."""
+        """Restore what `state` returned; torch's own `load_state_dict` would round float64 to float32."""
         for key, value in tensors.items():
             index, _, name = key.partition(".")
-            self.optimiser.state[self.parameters[int(index)]][name] = value.to(self._place(name))
+            parameter = self.parameters[int(index)]
+            state = self.optimiser.state[parameter]
+            state[name] = value.to(state.get(name, parameter).device)
         self.scaler.load_state_dict(scaler)
 
-    def _place(self, name: str) -> torch.device:
-        own = isinstance(self.optimiser, AdamSGD) and name in ("mean", "rate", "switched", "steps")
-        return torch.device("cpu") if own else self.parameters[0].device
+
+def make_optimiser(parameters: Sequence[Tensor], recipe: Recipe, members: int = 1) -> Optimizer:
+    """The recipe's optimiser over leaf parameters, each of whose memory is that of `members` equal parts."""
+    make = OPTIMISERS[recipe.optimiser].make
+    return make(parameters, **recipe.arguments(make, members=members))
+
+
+@contextmanager
+def unchanged_statistics(module: nn.Module) -> Iterator[None]:
+    """Let batches pass in train mode without changing BatchNorm's running statistics."""
+    layers = batchnorms(module)
+    kept = [(layer, layer.momentum, layer.num_batches_tracked) for layer in layers]
+    for layer, _, count in kept:
+        layer.momentum = 0.0
+        layer.num_batches_tracked = count.clone()  # type: ignore[union-attr]  # with statistics, there is a count
+    yield
+    for layer, momentum, count in kept:
+        layer.momentum, layer.num_batches_tracked = momentum, count
+
+
+def epoch_seed(seed: int, epoch: int, what: str) -> int:
+    """32 bits that depend on all three; neighbouring seeds and epochs have nothing in common."""
+    return int.from_bytes(hashlib.sha256(f"{what} {seed} {epoch}".encode()).digest()[:4])
+
+
+def _generator(seed: int, epoch: int, what: str) -> torch.Generator:
+    return torch.Generator().manual_seed(epoch_seed(seed, epoch, what))
+
+
+def _drawn(frames: int, count: int, seed: int) -> Tensor:
+    """(count,) indices of randomly drawn frames in their order; of all frames if that is the count."""
+    if count == frames:
+        return torch.arange(frames)
+    return torch.randperm(frames, generator=_generator(seed, 0, "fraction"))[:count].sort().values

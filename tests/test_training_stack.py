@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import zoo
-from ensemble.run.brood import Brood
+from ensemble.run.training_stack import TrainingStack
 from zoo.search import searched
 
 
@@ -18,17 +18,17 @@ def models(architecture: str, members: int = 3, **options: object) -> list[nn.Mo
 @pytest.mark.parametrize("architecture", searched())
 @pytest.mark.parametrize("batchnorm", [True, False])
 @pytest.mark.parametrize("shared", [True, False])
-def test_a_brood_computes_and_learns_what_its_members_do(architecture: str, batchnorm: bool, shared: bool) -> None:
+def test_a_stack_computes_and_learns_what_its_members_do(architecture: str, batchnorm: bool, shared: bool) -> None:
     """In train mode: logits, gradients of every parameter and running statistics, for shared and own inputs."""
     alone = models(architecture, batchnorm=batchnorm, activation="gelu", dropout=0.3)
-    brood = Brood(alone)
+    stack = TrainingStack(alone)
     x = torch.randn(7, 12, generator=torch.Generator().manual_seed(1))
     own = x if shared else torch.stack([x, x + 1, x - 1])
-    brood.reseed([10, 11, 12])
-    together = brood(own)
+    stack.reseed([10, 11, 12])
+    together = stack(own)
     together.square().sum().backward()
-    state = brood.body.state_dict()
-    gradients = {name: p.grad for name, p in brood.body.named_parameters()}
+    state = stack.body.state_dict()
+    gradients = {name: p.grad for name, p in stack.body.named_parameters()}
     for m, model in enumerate(alone):
         torch.manual_seed(10 + m)
         logits = model(own if shared else own[m])
@@ -54,7 +54,7 @@ def test_an_architecture_of_ones_own_goes_together_where_its_layers_do() -> None
 
     alone = [Sum() for _ in range(2)]
     x = torch.randn(3, 4)
-    torch.testing.assert_close(Brood(alone)(x), torch.stack([model(x) for model in alone]))
+    torch.testing.assert_close(TrainingStack(alone)(x), torch.stack([model(x) for model in alone]))
 
 
 class Own(nn.Module):
@@ -66,7 +66,7 @@ class Own(nn.Module):
 
 
 class Mixing(nn.Module):
-    """Takes its input for (B, features), which in a brood it is not."""
+    """Takes its input for (B, features), which in a stack it is not."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -82,12 +82,12 @@ class Mixing(nn.Module):
     [
         ([nn.Sequential(nn.Linear(3, 3), nn.ReLU()), nn.Sequential(nn.Linear(3, 3), nn.GELU())], r"model\.1 is ReLU"),
         ([nn.Sequential(nn.Linear(3, 3)), nn.Sequential(nn.Linear(3, 4))], r"model\.0 is Linear"),
-        ([nn.Sequential(nn.Linear(3, 3), Own()) for _ in range(2)], r"no rule is known for model\.1, a Own"),
+        ([nn.Sequential(nn.Linear(3, 3), Own()) for _ in range(2)], r"cannot stack model\.1, a Own"),
         ([Mixing(), Mixing()], "one after another"),
         ([nn.Identity()], "begin with a Linear"),
     ],
 )
 def test_what_cannot_be_together_is_refused(members: list[nn.Module], words: str) -> None:
-    """Other structures, layers without a rule, and what a probe finds."""
+    """Other structures, layers without a rule, and outputs that differ."""
     with pytest.raises(ValueError, match=words):
-        Brood(members)
+        TrainingStack(members)

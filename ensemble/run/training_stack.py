@@ -1,10 +1,10 @@
-"""`Brood`: members of one structure as one module for *training*, written so that it is fast on a CPU.
+"""`TrainingStack`: members of one structure as one module for *training*, written to be fast on a CPU.
 
 vmap over a training step is slower than one member after another beyond small batches: it treats the shared
 input as M inputs and BatchNorm as M small ones. Here the few layers with parameters or random draws are
 replaced by layers that hold all members: activations are (B, M, features), so the first layer is one wide
 product over the shared input, and BatchNorm is a single one over M * features channels. All other layers work
-entry by entry and stay. What cannot be replaced is refused, and a probe says whether the rest was right.
+entry by entry and stay. What cannot be replaced is refused, and the whole is compared with the single members.
 """
 
 from __future__ import annotations
@@ -19,25 +19,27 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.nn import functional
 
+from zoo.models.blocks import activation_of
+
 _PROBED = 4  # frames
 
 
-class Brood(nn.Module):
-    """M models of one structure: (B, inputs) for all, or (M, B, inputs) one each -> (M, B, C).
+class TrainingStack(nn.Module):
+    """M models of one structure: (B, inputs) for all, or (M, B, inputs) with one for each -> (M, B, C).
 
-    The names of its `state_dict` are those of one model; each tensor's memory is the members' tensors one after
-    another, so `tensor.view(M, -1)` has a row for each member. What a member computes, its dropout included, is
+    The names in the `state_dict` of its `body` are those of one model; each tensor's memory is the members' tensors
+    one after another, so `tensor.view(M, -1)` has a row for each member. A member computes, dropout included,
     what it would compute alone from the same seed.
 
     Args:
         models: at least one, in train mode, on the device where they are to be trained; they are copied.
 
     Raises:
-        ValueError: the models differ, or have layers that no rule is known for; the message names them.
+        ValueError: the models differ, or have layers that cannot be stacked; the message names them.
 
     Example:
         >>> models = [nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2)) for _ in range(5)]
-        >>> Brood(models)(torch.zeros(7, 3)).shape
+        >>> TrainingStack(models)(torch.zeros(7, 3)).shape
         torch.Size([5, 7, 2])
     """
 
@@ -46,8 +48,8 @@ class Brood(nn.Module):
         self.members = len(models)
         device = next((p.device for p in models[0].parameters()), torch.device("cpu"))
         self.generators = [torch.Generator(device) for _ in models]
-        self.body = _combined(list(models), self.generators, "model")
-        self._refuse_disparity(models)
+        self.body = _stacked(list(models), self.generators, "model")
+        self._check_outputs(models)
 
     def forward(self, x: Tensor) -> Tensor:
         """(M, B, C) of (B, inputs) or (M, B, inputs)."""
@@ -55,11 +57,12 @@ class Brood(nn.Module):
         return found.transpose(0, 1)
 
     def reseed(self, seeds: Sequence[int]) -> None:
-        """Restart each member's dropout, M seeds."""
+        """Restart each member's dropout from M seeds."""
         for generator, seed in zip(self.generators, seeds, strict=True):
             generator.manual_seed(seed)
 
-    def _refuse_disparity(self, models: Sequence[nn.Module]) -> None:
+    def _check_outputs(self, models: Sequence[nn.Module]) -> None:
+        """Compare the logits of a few random frames with those of the single models."""
         first = next((m for m in models[0].modules() if isinstance(m, nn.Linear)), None)
         if first is None:
             msg = "expected models that begin with a Linear"
@@ -69,12 +72,12 @@ class Brood(nn.Module):
             alone = torch.stack([model(x.to(first.weight.device)) for model in models])
             together = self(x.to(first.weight.device))
         if alone.shape != together.shape or not torch.allclose(alone, together, rtol=1e-4, atol=1e-4):
-            msg = "the members together do not compute what they compute one by one; train them one after another"
+            msg = "the stacked members do not compute what each computes alone; train them one after another"
             raise ValueError(msg)
 
 
 class _WideLinear(nn.Module):
-    """M Linear layers: (B, I) or (B, M, I) -> (B, M, O)."""
+    """M Linear layers as one: (B, I) or (B, M, I) -> (B, M, O)."""
 
     def __init__(self, layers: Sequence[nn.Linear]) -> None:
         super().__init__()
@@ -150,14 +153,11 @@ class _WideDropout(nn.Module):
         return x * kept.div_(1 - self.p).transpose(0, 1)
 
 
-_STATELESS = (nn.ReLU, nn.GELU, nn.Sigmoid, nn.Softplus, nn.Tanh, nn.SiLU, nn.LeakyReLU, nn.ELU, nn.Identity)
-
-
-def _combined(layers: list[Any], generators: list[torch.Generator], name: str) -> nn.Module:
-    """One layer for the members' layers, its parts combined likewise."""
+def _stacked(layers: list[Any], generators: list[torch.Generator], name: str) -> nn.Module:
+    """One layer for the members' layers, its parts stacked likewise."""
     first = layers[0]
     if any(type(layer) is not type(first) or layer.extra_repr() != first.extra_repr() for layer in layers):
-        msg = f"expected members of one structure, but {name} is {first} in one and otherwise in another"
+        msg = f"expected members of one structure, but {name} is {first} in one member and differs in another"
         raise ValueError(msg)
     if type(first) is nn.Linear:
         return _WideLinear(layers)
@@ -165,16 +165,16 @@ def _combined(layers: list[Any], generators: list[torch.Generator], name: str) -
         return _WideBatchNorm(layers)
     if type(first) is nn.Dropout:
         return _WideDropout(first.p, generators)
-    if type(first) in _STATELESS:
+    if type(first) is nn.Identity or activation_of(first) is not None:
         return copy.deepcopy(first)  # type: ignore[no-any-return]  # layers are modules
     children = dict(first.named_children())
     own = [*first._parameters, *first._buffers]
     if own or not children:
-        msg = f"no rule is known for {name}, a {type(first).__name__}; train its members one after another"
+        msg = f"cannot stack {name}, a {type(first).__name__}; train the members one after another"
         raise ValueError(msg)
     hollow = copy.copy(first)
     hollow._modules = {
-        part: _combined([layer._modules[part] for layer in layers], generators, f"{name}.{part}") for part in children
+        part: _stacked([layer._modules[part] for layer in layers], generators, f"{name}.{part}") for part in children
     }
     return hollow  # type: ignore[no-any-return]  # as above
 

@@ -1,0 +1,93 @@
+"""Batches of frames, and one step on them."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+import zoo
+from zoo import FrameSet, Recipe, Spec
+from zoo.training import step
+from zoo.training.scores import losses
+from zoo.training.step import Batches, check_recipes, unchanged_statistics
+
+SPEC = Spec("cylinder", features=6, context=1, classes=4, options={"width": 8, "depth": 2, "dropout": 0.2})
+
+
+def test_every_frame_comes_once_an_epoch_in_an_order_of_seed_and_epoch(frames: FrameSet) -> None:
+    """Shuffled by the order's seed alone; a last single frame is left out."""
+    numbered = FrameSet(torch.arange(138.0)[:, None].repeat(1, 6), frames.labels, frames.starts, frames.classes)
+    spec = replace(SPEC, context=0, normalisation="none", options={"width": 8})
+
+    def order(epoch: int, seed: int) -> list[float]:
+        feed = Batches(numbered, spec, [Recipe(batch_size=32, seed=seed)])
+        return [value for step in feed.epoch(epoch) for x, _ in step for value in x[:, 0].tolist()]
+
+    assert sorted(order(1, 0)) == list(range(138))
+    assert order(1, 0) == order(1, 0) != order(2, 0)
+    assert order(1, 0) != order(1, 1)
+    steps = Batches(numbered, spec, [Recipe(batch_size=137)]).epoch(1)
+    assert sum(len(x) for step in steps for x, _ in step) == 137
+
+
+def test_masks_blank_the_windows_only_in_training(frames: FrameSet) -> None:
+    """A run of features is zero in a masked window, everything else as it was."""
+    plain, masked = (
+        next(Batches(frames, SPEC, [Recipe(batch_size=32, mask_features=m)]).epoch(1))[0][0] for m in (0, 2)
+    )
+    changed = masked != plain
+    assert changed.any()
+    assert (masked[changed] == 0).all()
+    assert (changed.view(32, 3, 6).any(1).sum(1) <= 2).all()
+
+
+def test_members_of_one_order_share_their_windows(frames: FrameSet) -> None:
+    """(B, inputs) where the seeds of the order are equal, (M, B, inputs) where they differ."""
+    recipes = [Recipe(batch_size=32, seed=seed, order_seed=7) for seed in (0, 1)]
+    [(shared, labels)] = next(Batches(frames, SPEC, recipes).epoch(1))
+    assert (shared.shape, labels.shape) == ((32, 18), (32,))
+    own = [replace(recipe, order_seed=None) for recipe in recipes]
+    [(windows, labels)] = next(Batches(frames, SPEC, own).epoch(1))
+    assert (windows.shape, labels.shape) == ((2, 32, 18), (2, 32))
+    for m, recipe in enumerate(own):
+        [(alone, _)] = next(Batches(frames, SPEC, [recipe]).epoch(1))
+        assert torch.equal(windows[m], alone)
+
+
+def test_recipes_of_one_group_differ_in_four_fields_only() -> None:
+    """Seeds, rate and decay; with an optimiser whose steps are not proportional to the rate, seeds only."""
+    one = Recipe(optimiser="momentum", schedule="plateau")
+    check_recipes([one, replace(one, seed=1, order_seed=2, learning_rate=0.1, weight_decay=0.2)])
+    with pytest.raises(ValueError, match=r"may differ in seed, order_seed, .*, not in epochs, momentum"):
+        check_recipes([one, replace(one, epochs=2, momentum=0.5)])
+    with pytest.raises(ValueError, match="at least one member"):
+        check_recipes([])
+    other = Recipe(optimiser="adam_sgd")
+    check_recipes([other, replace(other, seed=1)])
+    for wrong in ([other, replace(other, learning_rate=0.1)], [replace(other, schedule="plateau")] * 2):
+        with pytest.raises(ValueError, match=r"adam_sgd .* share one learning rate"):
+            check_recipes(wrong)
+
+
+@pytest.mark.parametrize(("name", "gradients"), [("momentum", 1), ("sam", 2)])
+def test_an_optimiser_declares_how_many_gradients_it_takes(
+    name: str, gradients: int, frames: FrameSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each calls the loss once a batch."""
+    calls: list[int] = []
+    monkeypatch.setattr(step, "losses", lambda *args: calls.append(1) or losses(*args))
+    group = zoo.training.single_group(SPEC, Recipe(batch_size=32, optimiser=name))
+    stepper = step.Stepper(group, "cpu")
+    stepper.step(next(Batches(frames, SPEC, group.recipes).epoch(1)), torch.tensor([0.1]))
+    assert len(calls) == gradients
+
+
+def test_batches_can_pass_without_a_trace() -> None:
+    """In train mode, yet mean, variance and count are those before."""
+    norm = nn.BatchNorm1d(2)
+    with unchanged_statistics(norm):
+        norm(torch.randn(8, 2) + 5)
+    assert norm.running_mean.tolist() == [0, 0]
+    assert norm.num_batches_tracked == 0
+    assert norm.momentum == 0.1
