@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,8 +12,11 @@ from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, log_loss
 from torch import Tensor
 
 import ensemble
-from ensemble.judge import diversity, tally
-from ensemble.judge.tally import walk
+import zoo
+from ensemble.judge import diversity, tables
+from ensemble.judge.tables import tally
+from ensemble.outputs import About
+from ensemble.rules import declared
 
 RULES = {"majority": ensemble.majority, "mean": ensemble.mean, "weighted": ensemble.WeightedMean([4, 2, 1, 0])}
 
@@ -80,9 +84,9 @@ def test_a_rule_that_copies_the_baseline_gains_nothing() -> None:
 def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Walking in blocks of seven frames gives the sums of one block."""
     o = told()
-    whole = walk(o, RULES)
-    monkeypatch.setattr(tally, "_CELLS", 7 * 4 * 5)
-    parts = walk(o, RULES)
+    whole = tally(o, RULES)
+    monkeypatch.setattr(tables, "_CELLS", 7 * 4 * 5)
+    parts = tally(o, RULES)
     for field in ("confusion", "right", "clipped", "some_right"):
         np.testing.assert_array_equal(getattr(parts, field), getattr(whole, field))
     for field in ("loss", "bins"):
@@ -96,11 +100,11 @@ def test_many_recordings_are_dealt_into_piles(monkeypatch: pytest.MonkeyPatch) -
     o = told(frames=3000)
     own = ensemble.MemberOutputs(o.log_probabilities, o.members, o.classes, labels=o.labels)
     fine = ensemble.evaluate(own, RULES).rules.set_index("name").loc["mean"]
-    monkeypatch.setattr(tally, "_PILES", 300)
+    monkeypatch.setattr(tables, "_PILES", 300)
     report = ensemble.evaluate(own, RULES)
     coarse = report.rules.set_index("name").loc["mean"]
     assert report.recordings == 3000
-    assert walk(own, {}).sizes.sum() == 3000
+    assert tally(own, {}).sizes.sum() == 3000
     assert coarse["gain"] == pytest.approx(fine["gain"])
     assert coarse["gain_high"] - coarse["gain_low"] == pytest.approx(fine["gain_high"] - fine["gain_low"], rel=0.2)
 
@@ -218,17 +222,92 @@ def test_every_fitted_rule_can_be_judged() -> None:
     assert report.rules["fitted_here"].tolist() == [True, True, True, False]  # the last was told no fingerprint
 
 
+def known(outputs: ensemble.MemberOutputs, **trained_on: str) -> ensemble.MemberOutputs:
+    """The same outputs, of members that were trained on these frames."""
+    about = tuple(About(parameters=10, trained_on=trained_on.get(name, "")) for name in outputs.members)
+    return dataclasses.replace(outputs, about=about)
+
+
 def test_rules_judged_on_their_fitting_frames_are_marked() -> None:
-    """The fingerprint tells, in a column and in a note; so does training data."""
+    """The fingerprint shows it, in a column and in a note; likewise training frames, without a further argument."""
     o = told()
+    o = known(o, m0=o.fingerprint, m1="other")
     rules = {"here": ensemble.WeightedMean([1] * 4, fingerprint=o.fingerprint), "mean": ensemble.mean}
-    report = ensemble.evaluate(o, rules, trained_on={"m0": o.fingerprint, "m1": "other"})
+    report = ensemble.evaluate(o, rules)
     assert report.rules["fitted_here"].tolist() == [True, False]
     assert report.rules["fitted_on_training"].tolist() == [True, False]
     assert report.rules["optimism"].isna().all()
     assert "rule here was fitted on these frames: its figures are optimistic" in report.notes
-    assert "trained on these frames, so their figures are optimistic: m0" in report.notes
-    assert any(note.startswith("rule here was fitted on frames that m0 had been trained on") for note in report.notes)
+    assert "these frames are training frames of m0: their figures and those of all rules are optimistic" in report.notes
+    assert any(note.startswith("rule here was fitted on training frames of m0,") for note in report.notes)
+
+
+def test_numbers_of_unknown_origin_are_pointed_out() -> None:
+    """Also inside a chain; plain functions have none, and a fit knows its frames."""
+    o = told()
+    warm = ensemble.rules.Chain((ensemble.fit_weights(told(seed=1)).rule, ensemble.rules.Temperature(2.0)))
+    rules = {"bare": ensemble.WeightedMean([1] * 4), "warm": warm, "mean": ensemble.mean}
+    notes = ensemble.evaluate(o, rules | {"fit": ensemble.fit_weights(told(seed=1)).rule}).notes
+    assert [note.split()[1] for note in notes if "numbers of unknown origin" in note] == ["bare", "warm"]
+
+
+def test_a_fit_on_the_judged_frames_is_noticed_by_itself() -> None:
+    """For every fitter of the library, with no further argument."""
+    o = known(told(), m2="training")
+    for name, fit in ensemble.fit.FITTERS.items():
+        rule = fit(o)
+        found = ensemble.evaluate(o, {name: rule})
+        assert found.rules["fitted_here"].tolist() == [bool(declared(rule).fingerprints)]
+        elsewhere = ensemble.evaluate(dataclasses.replace(told(seed=1), about=o.about), {name: rule})
+        assert elsewhere.rules["fitted_here"].tolist() == [False]
+        assert not any("optimistic" in note for note in elsewhere.notes)
+
+
+def test_a_rule_is_applied_to_the_members_that_it_names() -> None:
+    """Whatever their order; a missing one is refused with the rule's name."""
+    o = told()
+    rule = ensemble.WeightedMean([4, 3, 2, 1], members=o.members)
+    straight = ensemble.evaluate(o, {"pool": rule}).rules
+    turned = ensemble.evaluate(o.subset(["m3", "m1", "m0", "m2"]), {"pool": rule}).rules
+    for column in ("accuracy", "log_loss"):
+        assert turned[column][0] == pytest.approx(straight[column][0], rel=1e-6)
+    with pytest.raises(ValueError, match=r"rule 'pool': expected the members .* got none named \['m3'\]"):
+        ensemble.evaluate(o.subset(["m0", "m1", "m2"]), {"pool": rule})
+
+
+def test_parameters_are_those_that_came_with_the_outputs() -> None:
+    """A mapping overrides them, member by member."""
+    o = known(told())
+    assert ensemble.evaluate(o, {}).members["parameters"].tolist() == [10] * 4
+    assert ensemble.evaluate(o, {}, parameters={"m1": 7}).members["parameters"].tolist() == [10, 7, 10, 10]
+
+
+def test_training_frames_are_recognised_from_end_to_end(frames: zoo.FrameSet, tmp_path: Path) -> None:
+    """Train, collect on the same frames, in memory and in a store, fit there, judge there: both notes."""
+    spec = zoo.Spec("cylinder", features=6, context=1, classes=4, options={"width": 8, "depth": 1})
+    trained = zoo.train(spec, zoo.Recipe(epochs=1), frames, frames)
+    registry = zoo.Registry(tmp_path / "registry.json")
+    registry.register("small", trained)
+    members = ensemble.load(registry, "small")
+    for cache in (None, tmp_path / "cache"):
+        outputs = ensemble.collect(members, frames, cache=cache)
+        assert outputs.fingerprint == frames.fingerprint == outputs.about[0].trained_on
+        notes = ensemble.evaluate(outputs, {"weighted": ensemble.fit_weights(outputs).rule}).notes
+        assert "rule weighted was fitted on these frames: its figures are optimistic" in notes
+        assert any(note.startswith("rule weighted was fitted on training frames of small") for note in notes)
+        assert any(note.startswith("these frames are training frames of small") for note in notes)
+    other = ensemble.collect(members, frames.select(torch.tensor([0, 1])))
+    assert not any("optimistic" in note for note in ensemble.evaluate(other, {"mean": ensemble.mean}).notes)
+
+
+def test_the_best_member_has_one_definition() -> None:
+    """Most accurate; of equals the one with the lower log-loss, then the first; the report's baseline."""
+    rows = {"sure": [[0.9, 0.1], [0.9, 0.1]], "wary": [[0.6, 0.4], [0.6, 0.4]], "wrong": [[0.1, 0.9], [0.1, 0.9]]}
+    make = ensemble.MemberOutputs.from_probabilities
+    assert tables.best_member(make(rows, labels=[0, 1])) == "wary"
+    assert tables.best_member(make(rows | {"copy": rows["wary"]}, labels=[0, 1])) == "wary"
+    assert tables.best_member(make(rows, labels=[0, 0])) == "sure"
+    assert tables.best_member(told()) == ensemble.evaluate(told(), RULES).baseline
 
 
 def test_few_recordings_and_none_are_pointed_out() -> None:

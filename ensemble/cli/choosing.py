@@ -8,7 +8,7 @@ from cyclopts import App
 
 from ensemble.cli.printing import interval, print_json
 from ensemble.cli.saving import keep, require_savable
-from ensemble.cli.sources import Flag, Source, best_member
+from ensemble.cli.sources import Flag, Source
 from zoo import _console
 
 if TYPE_CHECKING:
@@ -145,6 +145,7 @@ def _told(found: Selection) -> dict[str, Any]:
 
 def _gain(rule: WeightedMean, valid: MemberOutputs, test: MemberOutputs) -> dict[str, Any]:
     from ensemble.judge.report import evaluate
+    from ensemble.judge.tables import best_member
 
     report = evaluate(test, {"selected": rule}, baseline=best_member(valid))
     row = report.rules.iloc[0]

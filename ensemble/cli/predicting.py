@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -69,18 +70,30 @@ def collect(
     folder: Path,
     source: Source = Source(),  # noqa: B008 - frozen
 ) -> None:
-    """Keep what the members say about both partitions, to judge them later without any model.
+    """Write the members' outputs on both partitions, to judge them later without any model.
 
-    Example: ensemble collect said --corpus my-corpus --valid dev --test test; ensemble evaluate --outputs said
+    A run that was killed goes on where it was, and members whose outputs are there are not run again.
+
+    Example: ensemble collect outputs --corpus my-corpus --valid dev --test test; ensemble evaluate --outputs outputs
 
     Args:
-        folder: made if need be; each partition becomes a folder in it, in place of an earlier one of the same name.
+        folder: made if need be; each partition becomes a folder in it, in place of outputs on other frames.
     """
-    from ensemble.outputs.store import write_outputs
+    from ensemble.outputs.store import StoreError, remove_outputs, write_outputs
 
-    spoken = source.spoken(source.valid, source.test)
-    for partition, said in zip((source.valid, source.test), spoken, strict=True):
-        write_outputs(folder / partition, said.outputs)
+    partitions = (source.valid, source.test)
+    if source.outputs is None and source.cache is None:
+        source = replace(source, cache=folder)
+        try:
+            spoken = source.spoken(*partitions)
+        except StoreError:  # outputs of something else
+            for partition in partitions:
+                remove_outputs(folder / partition)
+            spoken = source.spoken(*partitions)
+    else:
+        spoken = source.spoken(*partitions)
+        for partition, one in zip(partitions, spoken, strict=True):
+            write_outputs(folder / partition, one.outputs)
     print(f"{len(spoken[0].references)} members over {source.valid!r} and {source.test!r} kept in {folder}")
 
 

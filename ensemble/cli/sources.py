@@ -173,11 +173,3 @@ def chosen_device(name: str) -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def best_member(outputs: MemberOutputs) -> str:
-    """The most accurate member; of equals the one of lower log-loss."""
-    from ensemble.judge.report import evaluate
-
-    table = evaluate(outputs, {}, replicates=1).members
-    return str(table.sort_values(["accuracy", "log_loss"], ascending=[False, True]).iloc[0]["name"])

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ensemble.cli.naming import FOUR, cross_fits, named_rules, refuse_unknown, saved_rules
 from ensemble.cli.printing import interval, print_json
 from ensemble.cli.saving import keep, require_place, require_savable
-from ensemble.cli.sources import Flag, Names, Source, best_member
+from ensemble.cli.sources import Flag, Names, Source
 from zoo import _console, _files
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ def evaluate(
         json: print JSON for programs.
     """
     from ensemble.judge.report import evaluate as judge
+    from ensemble.judge.tables import best_member
 
     if report is not None:
         require_place(report)
@@ -64,8 +65,6 @@ def evaluate(
         test.outputs,
         chosen,
         baseline=best_member(valid.outputs),
-        parameters=test.parameters,
-        trained_on=test.trained_on,
         cross_fits=cross_fits(rules, valid.outputs),
     )
     if report is not None:

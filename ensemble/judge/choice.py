@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from ensemble.judge.significance import cluster_bootstrap
-from ensemble.judge.tally import walk
+from ensemble.judge.tables import best, tally
 from ensemble.outputs import MemberOutputs
 from ensemble.rules.fitted import WeightedMean
 from ensemble.rules.table import Rule
@@ -72,19 +72,18 @@ def choose(
     if taken := [name for name in rules if name in outputs.members]:
         msg = f"expected names of rules that are no member's, got {taken}; every member is a candidate already"
         raise ValueError(msg)
-    tally, members = walk(outputs, rules), len(outputs.members)
-    if tally.frames == 0:
+    sums, members = tally(outputs, rules), len(outputs.members)
+    if sums.frames == 0:
         msg = "expected frames to choose on, got none"
         raise ValueError(msg)
-    right, loss = tally.right[:-1].T, tally.loss[:-1].T  # (G, M + R)
-    first, second = (right, -loss) if by == "accuracy" else (-loss, right)
-    best_single = max(range(members), key=lambda index: (first[:, index].sum(), second[:, index].sum()))
+    best_single = best(sums, range(members), by=by)
     candidates = [best_single, *range(members, members + len(rules))]
-    totals = first[:, candidates].sum(axis=0) / tally.frames
-    best = int(totals.argmax())
-    resampled = cluster_bootstrap(first[:, candidates], tally.sizes, replicates=replicates, seed=seed)
-    error = (resampled[:, [best]] - resampled).std(axis=0)
-    behind = totals[best] - totals
+    goods = (sums.right if by == "accuracy" else -sums.loss)[candidates].T  # (G, 1 + R)
+    totals = goods.sum(axis=0) / sums.frames
+    first = int(totals.argmax())
+    resampled = cluster_bootstrap(goods, sums.sizes, replicates=replicates, seed=seed)
+    error = (resampled[:, [first]] - resampled).std(axis=0)
+    behind = totals[first] - totals
     chosen = int(np.argmax(~(behind > error)))  # nobody is behind by more than NaN
     one = tuple(float(index == best_single) for index in range(members))
     alone = WeightedMean(one, outputs.fingerprint, members=outputs.members)

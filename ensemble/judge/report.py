@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +13,9 @@ import pandas as pd
 
 from ensemble.judge import tables
 from ensemble.judge.significance import CrossFit
-from ensemble.judge.tally import Tally, walk
+from ensemble.judge.tables import Tally
 from ensemble.outputs import MemberOutputs
-from ensemble.rules.fitted import rule_for
-from ensemble.rules.table import Rule, declared
+from ensemble.rules.table import FittedRule, Rule
 
 _TABLES = ("members", "rules", "pairs", "classes", "confusions", "reliability")
 _FIGURES = (
@@ -35,32 +34,33 @@ _FEW = 20  # recordings
 
 @dataclass(frozen=True, eq=False)
 class Report:
-    """What `evaluate` found.
+    """The result of `evaluate`.
 
     Args:
         members: one row per member: name, accuracy, log_loss (nats; a probability of the true class below 2^-52
-            counts as 2^-52, and a note says on how many frames), calibration_error (of the top class, 15
-            bins of equal width), macro_f1 (over classes that occur, of frames with an answer), parameters,
+            counts as 2^-52, and a note gives the number of such frames), calibration_error (of the top class, 15
+            bins of equal width), macro_f1 (over classes that occur, on frames with an answer), parameters,
             abstained (frames).
         rules: the same per rule, then gain (accuracy minus the baseline's) with gain_low and gain_high, the
             ends of its 95 % interval, NaN for fewer than two recordings; mean_gain over the uniform mean, and
             loss_gain (the baseline's log-loss minus the rule's), each with its ends; fitted_here: whether it was
-            fitted on these frames; fitted_on_training: whether on frames that a member was trained on; optimism: its
-            log-loss in nats on recordings left out of the fit minus that on its own fitting frames, and
-            optimism_accuracy what it loses of its accuracy there, NaN where `evaluate` was not told.
+            fitted on these frames; fitted_on_training: whether it was fitted on frames that a member was trained on;
+            optimism: its log-loss in nats on recordings left out of the fit minus that on its own fitting frames, and
+            optimism_accuracy how much less accurate it is there, both NaN without `cross_fits`.
         pairs: one row per pair of members: first, second, and every pairwise measure of `diversity`.
-        classes: one row per class: frames, accuracy of the baseline and of the best rule, what the rule
-            takes it for most often, the member to trust (by F1), and the oracle.
-        confusions: per class, the three it is most often taken for by the best rule, how often (frames, and share
-            of the class's own), and the baseline's share of the same mistake.
+        classes: one row per class: frames, accuracy of the baseline and of the best rule, the class that the rule
+            takes it for most often, the member of highest F1 on it (trust), and the fraction of its frames on which
+            some member is right (oracle).
+        confusions: per class, the three classes that the best rule takes it for most often, how often (frames, and
+            share of the class's own), and the baseline's share of the same mistake.
         reliability: per member and rule, the bins behind calibration_error.
         baseline: the best single member, or the one named.
         best: the rule of highest accuracy, lower log-loss where equal; None where there are no rules.
-        frames: how many were judged.
-        recordings: how many groups they come from.
+        frames: number of frames judged.
+        recordings: number of groups that they come from.
         oracle: fraction of the frames where some member is right: no choice among members beats it.
-        tie_rate: fraction of the frames where the members' top votes tie.
-        seconds: taken by the walk over the frames.
+        tie_rate: fraction of the frames where the members' votes tie for first place.
+        seconds: duration of the pass over the frames.
         notes: what to keep in mind when reading the figures.
         fingerprint: of the frames judged.
     """
@@ -88,8 +88,8 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """The whole report as plain data; what is not a finite number becomes None."""
-        told = {name: _records(getattr(self, name)) for name in _TABLES}
-        return told | {name: _plain(getattr(self, name)) for name in _FIGURES} | {"notes": list(self.notes)}
+        records = {name: _records(getattr(self, name)) for name in _TABLES}
+        return records | {name: _plain(getattr(self, name)) for name in _FIGURES} | {"notes": list(self.notes)}
 
 
 def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
@@ -109,27 +109,29 @@ def evaluate(
     *,
     baseline: str | None = None,
     parameters: Mapping[str, int] | None = None,
-    trained_on: Mapping[str, str] | None = None,
     cross_fits: Mapping[str, CrossFit] | None = None,
     replicates: int = 2000,
     seed: int = 0,
 ) -> Report:
-    """Judge members and rules on frames whose truth is known.
+    """Judge members and rules on frames whose true classes are known.
+
+    The report's notes point out figures that are better than they should be: of a rule judged on the frames that it
+    was fitted on, of a member judged on its training frames, of a rule fitted on a member's training frames. Frames are
+    recognised by their fingerprint, that is, as a whole: overlaps are not noticed.
 
     Args:
         outputs: of all members, with labels; read in blocks; intervals resample its groups.
-        rules: name in the report -> rule.
+        rules: name in the report -> rule. One that knows its members' names is applied to the members of these names.
         baseline: the member that gains are measured against, chosen on other frames. If None, the most
             accurate member on these frames, which makes gains look smaller than they are; a note says so.
-        parameters: member -> number of parameters, for the tables.
-        trained_on: member -> fingerprint of the frames it was trained on; a note says where these frames
-            or a rule's fitting frames are among them.
+        parameters: member -> number of parameters, in place of those in `outputs.about`.
         cross_fits: fitted rule -> what `cross_fit` found on its fitting frames, for the two columns of optimism.
         replicates: resamples behind each interval.
         seed: of the resampling; equal seeds, equal intervals.
 
     Raises:
-        ValueError: no labels; an unknown baseline; a rule whose rows are not distributions.
+        ValueError: no labels; an unknown baseline; a rule that needs a member that is not there, or whose rows are
+            not distributions.
 
     Example:
         >>> from ensemble import mean
@@ -142,55 +144,55 @@ def evaluate(
     if baseline is not None and baseline not in names:
         msg = f"expected the baseline among the members {names}, got {baseline!r}"
         raise ValueError(msg)
+    applied = tables.aligned(outputs, rules)
     began = time.perf_counter()
-    tally = walk(outputs, rules)
+    sums = tables.tally(outputs, applied)
     seconds = time.perf_counter() - began
-    members, combined = _scored(outputs, rules, tally, parameters or {})
-    single = baseline or tables.best_of(members) or names[0]
-    index = names.index(single)
-    gains = tables.gains(tally, members=len(names), baseline=index, replicates=replicates, seed=seed)
-    best = tables.best_of(combined)
-    judged = index if best is None else len(names) + list(rules).index(best)
+    single = tables.best(sums, range(len(names))) if baseline is None else names.index(baseline)
+    best = tables.best(sums, range(len(names), len(names) + len(rules))) if rules else None
+    judged = single if best is None else best
+    members, combined = _scored(outputs, applied, sums, outputs.parameters | dict(parameters or {}))
+    gains = tables.gains(sums, members=len(names), baseline=single, replicates=replicates, seed=seed)
     return Report(
         members=members,
-        rules=pd.concat([combined, gains, _fitting(outputs, rules, trained_on or {}, cross_fits or {})], axis=1),
-        pairs=tables.pairs(names, tally.joint),
-        classes=tables.classes(outputs, tally, baseline=index, judged=judged),
-        confusions=tables.confusions(outputs, tally, baseline=index, judged=judged),
-        reliability=tables.reliability([*names, *rules], tally),
-        baseline=single,
-        best=best,
-        frames=tally.frames,
-        recordings=tally.recordings,
-        oracle=tables.share(tally.some_right.sum(), tally.frames),
-        tie_rate=tables.share(tally.ties, tally.frames),
+        rules=pd.concat([combined, gains, _fitting(outputs, applied, cross_fits or {})], axis=1),
+        pairs=tables.pairs(names, sums.joint),
+        classes=tables.classes(outputs, sums, baseline=single, judged=judged),
+        confusions=tables.confusions(outputs, sums, baseline=single, judged=judged),
+        reliability=tables.reliability([*names, *rules], sums),
+        baseline=names[single],
+        best=None if best is None else list(rules)[best - len(names)],
+        frames=sums.frames,
+        recordings=sums.recordings,
+        oracle=tables.share(sums.some_right.sum(), sums.frames),
+        tie_rate=tables.share(sums.ties, sums.frames),
         seconds=seconds,
-        notes=tuple(_notes(outputs, rules, tally, baseline, single, trained_on or {})),
+        notes=(
+            *_on_origins(outputs, applied, chosen=names[single] if baseline is None else ""),
+            *_on_figures([*names, *rules], sums, members=len(names)),
+        ),
         fingerprint=outputs.fingerprint,
     )
 
 
 def _scored(
-    outputs: MemberOutputs, rules: Mapping[str, Rule], tally: Tally, parameters: Mapping[str, int]
+    outputs: MemberOutputs, rules: Mapping[str, FittedRule], sums: Tally, parameters: Mapping[str, int]
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     own = [parameters.get(name) for name in outputs.members]
-    members = tables.scores(outputs.members, tally, own, start=0)
-    members["abstained"] = tally.abstained[: len(own)]
-    used = [tables.used_parameters(rule_for(rule, outputs.members), own) for rule in rules.values()]
-    return members, tables.scores(list(rules), tally, used, start=len(own))
+    members = tables.scores(outputs.members, sums, own, start=0)
+    members["abstained"] = sums.abstained[: len(own)]
+    used = [tables.used_parameters(rule, own) for rule in rules.values()]
+    return members, tables.scores(list(rules), sums, used, start=len(own))
 
 
 def _fitting(
-    outputs: MemberOutputs,
-    rules: Mapping[str, Rule],
-    trained_on: Mapping[str, str],
-    cross_fits: Mapping[str, CrossFit],
+    outputs: MemberOutputs, rules: Mapping[str, FittedRule], cross_fits: Mapping[str, CrossFit]
 ) -> pd.DataFrame:
-    marks = [declared(rule).fingerprint for rule in rules.values()]
+    marks = [rule.fingerprints for rule in rules.values()]
     return pd.DataFrame(
         {
-            "fitted_here": np.array([mark == outputs.fingerprint for mark in marks], dtype=bool),
-            "fitted_on_training": np.array([bool(_who_saw(mark, trained_on)) for mark in marks], dtype=bool),
+            "fitted_here": np.array([outputs.fingerprint in mark for mark in marks], dtype=bool),
+            "fitted_on_training": np.array([bool(_trained_on(mark, outputs)) for mark in marks], dtype=bool),
             **{
                 column: [getattr(cross_fits[name], column) if name in cross_fits else math.nan for name in rules]
                 for column in ("optimism", "optimism_accuracy")
@@ -199,38 +201,45 @@ def _fitting(
     )
 
 
-def _notes(
-    outputs: MemberOutputs,
-    rules: Mapping[str, Rule],
-    tally: Tally,
-    baseline: str | None,
-    single: str,
-    trained_on: Mapping[str, str],
-) -> Iterator[str]:
-    if baseline is None:
-        yield f"the best single member, {single}, was chosen on these frames: gains are understated"
+def _trained_on(fingerprints: Iterable[str], outputs: MemberOutputs) -> str:
+    """The members that were trained on some of these frames."""
+    known = {fingerprint for fingerprint in fingerprints if fingerprint}
+    pairs = zip(outputs.members, outputs.about, strict=True)
+    return ", ".join(name for name, about in pairs if about.trained_on in known)
+
+
+def _on_origins(outputs: MemberOutputs, rules: Mapping[str, FittedRule], *, chosen: str) -> Iterator[str]:
+    """Figures that are too good or too bad because of where members, numbers and the baseline come from.
+
+    Args:
+        outputs: judged.
+        rules: judged.
+        chosen: the baseline that was chosen on these frames; "" where it was given.
+    """
+    if chosen:
+        yield f"the best single member, {chosen}, was chosen on these frames: gains are understated"
     for name, rule in rules.items():
-        fitted_on = declared(rule).fingerprint
-        if fitted_on == outputs.fingerprint:
+        if outputs.fingerprint in rule.fingerprints:
             yield f"rule {name} was fitted on these frames: its figures are optimistic"
-        learnt = _who_saw(fitted_on, trained_on)
-        if learnt:
-            yield f"rule {name} was fitted on frames that {learnt} had been trained on: it trusts them too much"
-    if learnt := _who_saw(outputs.fingerprint, trained_on):
-        yield f"trained on these frames, so their figures are optimistic: {learnt}"
-    for name, clipped in zip([*outputs.members, *rules], tally.clipped, strict=False):
+        if members := _trained_on(rule.fingerprints, outputs):
+            yield f"rule {name} was fitted on training frames of {members}, which it therefore trusts too much"
+        if "" in rule.fingerprints:
+            yield f"rule {name} has numbers of unknown origin: if they were fitted here, its figures are optimistic"
+    if members := _trained_on([outputs.fingerprint], outputs):
+        yield f"these frames are training frames of {members}: their figures and those of all rules are optimistic"
+
+
+def _on_figures(names: list[str], sums: Tally, *, members: int) -> Iterator[str]:
+    """Figures that rest on a convention, and intervals that rest on too little."""
+    for name, clipped in zip(names, sums.clipped, strict=False):
         if clipped:
             yield f"{name} gives the true class less than 2^-52 on {clipped} frames, which count as 2^-52 in log_loss"
-    for name, silent in zip(outputs.members, tally.abstained, strict=False):
-        if silent:
-            yield f"{name} abstains on {silent} frames: counted as wrong, with the loss of equal probabilities"
-    if tally.recordings < 2:
-        yield f"{tally.recordings} recording{'s' * (not tally.recordings)} cannot be resampled: there are no intervals"
-    elif tally.recordings < _FEW:
-        yield f"{tally.recordings} recordings are few to resample: intervals are too narrow"
-    elif tally.recordings == tally.frames:
+    for name, abstained in zip(names[:members], sums.abstained, strict=False):
+        if abstained:
+            yield f"{name} abstains on {abstained} frames: counted as wrong, with the loss of equal probabilities"
+    if sums.recordings < 2:
+        yield f"{sums.recordings} recording{'s' * (not sums.recordings)} cannot be resampled: there are no intervals"
+    elif sums.recordings < _FEW:
+        yield f"{sums.recordings} recordings are few to resample: intervals are too narrow"
+    elif sums.recordings == sums.frames:
         yield "every frame is its own recording: if neighbours are alike, intervals are too narrow"
-
-
-def _who_saw(fingerprint: str, trained_on: Mapping[str, str]) -> str:
-    return ", ".join(name for name, frames in trained_on.items() if fingerprint and frames == fingerprint)

@@ -1,35 +1,199 @@
-"""From sums to tables for people."""
+"""From outputs to tables: one pass over the frames adds up sums, and every table of a report is made from them.
+
+Memory does not grow with the number of frames, beyond one number per frame for its recording.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from ensemble.judge.diversity import PAIR_MEASURES, Joint
-from ensemble.judge.reliability import BINS, calibration_error
+from ensemble.judge.reliability import BINS, bin_sums, calibration_error
 from ensemble.judge.significance import cluster_bootstrap, percentile_ends
-from ensemble.judge.tally import Counts, Floats, Tally
-from ensemble.outputs import MemberOutputs
-from ensemble.rules.table import FittedRule
+from ensemble.outputs import LEAST, MemberOutputs
+from ensemble.rules.fitted import WeightedMean, rule_for
+from ensemble.rules.pooling import mean, tie_rate
+from ensemble.rules.table import FittedRule, Rule
+
+Floats = NDArray[np.float64]
+Counts = NDArray[np.int64]
+
+_CELLS = 2**24  # probabilities processed at once: 64 MiB
+_PILES = 10_000  # beyond so many recordings, they are dealt at random into piles, and piles are resampled
+_TOLERANCE = 1e-3
+
+
+@dataclass(eq=False)
+class Tally:
+    """Sums over frames for A answers: the M members, then the rules, then the uniform mean.
+
+    A member that abstains on a frame (a row of NaN, where the outputs declare it) counts as wrong there, with the
+    loss of equal probabilities, and is left out of `confusion` and `bins`.
+    """
+
+    confusion: Counts  # (A, C, C): true class, predicted class
+    loss: Floats  # (A, G)
+    right: Floats  # (A, G)
+    sizes: Floats  # (G,)
+    bins: Floats  # (A, 3, BINS): frames, confidence, right
+    clipped: Counts  # (A,) frames whose true class had less probability than LEAST
+    abstained: Counts  # (A,)
+    joint: Joint
+    some_right: Counts  # (C,) frames where any member is right, by true class
+    ties: float
+    recordings: int
+
+    @property
+    def answers(self) -> int:
+        """A."""
+        return len(self.clipped)
+
+    @property
+    def frames(self) -> int:
+        """N."""
+        return self.joint.frames
+
+
+def aligned(outputs: MemberOutputs, rules: Mapping[str, Rule]) -> dict[str, FittedRule]:
+    """The rules over the members of these outputs, in their order.
+
+    Raises:
+        ValueError: a rule needs a member that is not there; the message names the rule and the member.
+    """
+    found = {}
+    for name, rule in rules.items():
+        try:
+            found[name] = rule_for(rule, outputs.members)
+        except ValueError as error:
+            msg = f"rule {name!r}: {error}"
+            raise ValueError(msg) from error
+    return found
+
+
+def tally(outputs: MemberOutputs, rules: Mapping[str, Rule]) -> Tally:
+    """Add up the sums; the uniform mean is always judged, as the last answer.
+
+    Raises:
+        ValueError: no labels; NaN that is not declared; a rule that needs a missing member, or whose rows are not
+            distributions.
+    """
+    labels, (members, _, classes) = outputs.require_labels(), outputs.shape
+    uniform = WeightedMean((1.0,) * members, abstain=True) if outputs.abstain else mean
+    applied = {name: rule.abstaining if outputs.abstain else rule for name, rule in aligned(outputs, rules).items()}
+    where, recordings = _piles(outputs.groups)
+    sums = _empty(outputs, members + len(rules) + 1, where, recordings)
+    for block, probabilities in outputs.checked_blocks(max(1, _CELLS // (members * classes)), abstain=True):
+        truth, groups = labels[block], where[block]
+        right = [_add(sums, member, rows, truth, groups) for member, rows in enumerate(probabilities)]
+        for index, (name, rule) in enumerate(applied.items(), start=members):
+            _add(sums, index, _distribution(name, rule, probabilities), truth, groups)
+        _add(sums, -1, uniform(probabilities), truth, groups)
+        sums.joint.both[:] += Joint.of(right).both
+        sums.some_right += np.bincount(truth.numpy()[np.any(right, axis=0)], minlength=classes)
+        sums.ties += tie_rate(probabilities) * len(truth)
+    return sums
+
+
+def _empty(outputs: MemberOutputs, answers: int, where: Counts, recordings: int) -> Tally:
+    members, frames, classes = outputs.shape
+    groups = min(recordings, _PILES)
+    return Tally(
+        confusion=np.zeros((answers, classes, classes), dtype=np.int64),
+        loss=np.zeros((answers, groups)),
+        right=np.zeros((answers, groups)),
+        sizes=np.bincount(where, minlength=groups).astype(np.float64),
+        bins=np.zeros((answers, 3, BINS)),
+        clipped=np.zeros(answers, dtype=np.int64),
+        abstained=np.zeros(answers, dtype=np.int64),
+        joint=Joint(np.zeros((members, members)), frames),
+        some_right=np.zeros(classes, dtype=np.int64),
+        ties=0.0,
+        recordings=recordings,
+    )
+
+
+def _piles(groups: Tensor | None) -> tuple[Counts, int]:
+    """(N,) recording of each frame from 0, and how many there are; too many are dealt into piles."""
+    assert groups is not None  # MemberOutputs fills them in
+    distinct, where = np.unique(groups.numpy(), return_inverse=True)
+    if len(distinct) > _PILES:
+        where = (np.random.default_rng(0).permutation(len(distinct)) % _PILES)[where]
+    return where.astype(np.int64), len(distinct)
+
+
+def _add(sums: Tally, index: int, rows: Tensor, truth: Tensor, where: Counts) -> NDArray[np.bool_]:
+    """Add one answer's (B, C) rows for a block of frames; returns (B,) where it is right."""
+    classes, groups = rows.shape[1], len(sums.sizes)
+    labels, guesses = truth.numpy(), rows.numpy().argmax(axis=1)  # NumPy's is five times as fast as torch's max
+    confidence = rows.gather(1, torch.from_numpy(guesses)[:, None])[:, 0].double().numpy()
+    answered = ~np.isnan(confidence)  # the largest of a row with NaN is NaN
+    correct: NDArray[np.bool_] = (labels == guesses) & answered
+    likelihood = np.where(answered, rows.gather(1, truth[:, None])[:, 0].double().numpy(), 1 / classes)
+    loss = -np.log(np.maximum(likelihood, LEAST))
+    cells = np.bincount((labels * classes + guesses)[answered], minlength=classes**2)
+    sums.confusion[index] += cells.reshape(classes, classes)
+    sums.loss[index] += np.bincount(where, loss, minlength=groups)
+    sums.right[index] += np.bincount(where, correct, minlength=groups)
+    sums.bins[index] += bin_sums(confidence[answered], correct[answered])
+    sums.clipped[index] += int((likelihood < LEAST).sum())
+    sums.abstained[index] += int((~answered).sum())
+    return correct
+
+
+def _distribution(name: str, rule: Rule, probabilities: Tensor) -> Tensor:
+    """The rule's (B, C) rows, checked."""
+    rows = torch.as_tensor(rule(probabilities))
+    if rows.shape != probabilities.shape[1:]:
+        msg = f"expected rows of shape {tuple(probabilities.shape[1:])} from rule {name!r}, got {tuple(rows.shape)}"
+        raise ValueError(msg)
+    off = ~((rows.sum(dim=1) - 1).abs() <= _TOLERANCE)
+    if off.any():
+        total = float(rows[off][0].sum())
+        msg = f"expected rows that sum to one from rule {name!r}, got a sum of {total:.6g}"
+        raise ValueError(msg)
+    return rows
+
+
+def best(sums: Tally, answers: Iterable[int], *, by: Literal["accuracy", "log_loss"] = "accuracy") -> int:
+    """Index of the best of some answers; the other measure decides where they are equal, then their order."""
+    right, cost = sums.right.sum(axis=1), sums.loss.sum(axis=1)
+    if by == "accuracy":
+        return max(answers, key=lambda index: (right[index], -cost[index]))
+    return max(answers, key=lambda index: (-cost[index], right[index]))
+
+
+def best_member(outputs: MemberOutputs) -> str:
+    """The most accurate member; of equals the one with the lower log-loss, then the first.
+
+    Raises:
+        ValueError: no labels, or NaN that is not declared.
+    """
+    return outputs.members[best(tally(outputs, {}), range(len(outputs.members)))]
 
 
 def share(part: float, whole: float) -> float:
-    """A fraction; NaN of nothing."""
+    """A fraction; NaN where the whole is zero."""
     return float(part) / whole if whole else math.nan
 
 
-def scores(names: Sequence[str], tally: Tally, sizes: Sequence[int | None], *, start: int) -> pd.DataFrame:
-    """One row per name, whose answers begin at `start`; `sizes` are numbers of parameters."""
+def scores(names: Sequence[str], sums: Tally, sizes: Sequence[int | None], *, start: int) -> pd.DataFrame:
+    """One row per name; the answers of the names begin at `start`, and `sizes` are their numbers of parameters."""
     rows = [
         {
             "name": name,
-            "accuracy": share(tally.right[index].sum(), tally.frames),
-            "log_loss": share(tally.loss[index].sum(), tally.frames),
-            "calibration_error": calibration_error(tally.bins[index]),
-            "macro_f1": _macro_f1(tally.confusion[index]),
+            "accuracy": share(sums.right[index].sum(), sums.frames),
+            "log_loss": share(sums.loss[index].sum(), sums.frames),
+            "calibration_error": calibration_error(sums.bins[index]),
+            "macro_f1": _macro_f1(sums.confusion[index]),
             "parameters": size,
         }
         for index, (name, size) in enumerate(zip(names, sizes, strict=True), start=start)
@@ -38,9 +202,9 @@ def scores(names: Sequence[str], tally: Tally, sizes: Sequence[int | None], *, s
     return pd.DataFrame(rows, columns=columns).astype({"parameters": "Int64"})
 
 
-def used_parameters(rule: FittedRule, own: Sequence[int | None]) -> int | None:
-    """Parameters of the members that can influence a rule; None where one is unknown."""
-    counted = list(own) if rule.used is None else [own[position] for position in rule.used]
+def used_parameters(rule: FittedRule, sizes: Sequence[int | None]) -> int | None:
+    """Parameters of the members that can influence a rule, `sizes` being those of all; None where one is unknown."""
+    counted = list(sizes) if rule.used is None else [sizes[position] for position in rule.used]
     return None if None in counted else sum(size for size in counted if size is not None)
 
 
@@ -51,26 +215,20 @@ def _macro_f1(confusion: Counts) -> float:
     return float((2 * hits[seen] / occurrences[seen]).mean()) if seen.any() else math.nan
 
 
-def best_of(table: pd.DataFrame) -> str | None:
-    """The name with the highest accuracy, lower log-loss where equal; None in an empty table."""
-    ordered = table.sort_values(["accuracy", "log_loss"], ascending=[False, True], kind="stable")
-    return str(ordered["name"].iloc[0]) if len(ordered) else None
-
-
-def gains(tally: Tally, *, members: int, baseline: int, replicates: int, seed: int) -> pd.DataFrame:
+def gains(sums: Tally, *, members: int, baseline: int, replicates: int, seed: int) -> pd.DataFrame:
     """Each rule's gains with the ends of their intervals, all from one resampling of recordings.
 
     Args:
-        tally: of members, rules, and the uniform mean.
+        sums: of members, rules, and the uniform mean.
         members: M; the rules follow.
         baseline: index of the member that gains are measured against.
         replicates: see `cluster_bootstrap`.
         seed: see `cluster_bootstrap`.
     """
-    answers, ours = tally.answers, np.arange(members, tally.answers - 1)
-    sums = np.concatenate([tally.right, -tally.loss]).T  # (G, 2A)
-    resampled = cluster_bootstrap(sums, tally.sizes, replicates=replicates, seed=seed)
-    whole = sums.sum(axis=0) / tally.frames if tally.frames else np.full(2 * answers, np.nan)
+    answers, ours = sums.answers, np.arange(members, sums.answers - 1)
+    goods = np.concatenate([sums.right, -sums.loss]).T  # (G, 2A)
+    resampled = cluster_bootstrap(goods, sums.sizes, replicates=replicates, seed=seed)
+    whole = goods.sum(axis=0) / sums.frames if sums.frames else np.full(2 * answers, np.nan)
     columns: dict[str, Floats] = {}
     for name, mine, other in (
         ("gain", ours, baseline),
@@ -91,27 +249,27 @@ def pairs(members: Sequence[str], joint: Joint) -> pd.DataFrame:
     return pd.DataFrame({"first": names[first], "second": names[second]} | measured)
 
 
-def classes(outputs: MemberOutputs, tally: Tally, *, baseline: int, judged: int) -> pd.DataFrame:
+def classes(outputs: MemberOutputs, sums: Tally, *, baseline: int, judged: int) -> pd.DataFrame:
     """One row per class; accuracies are fractions of the class's own frames, NaN for a class without any.
 
     Args:
         outputs: for the names.
-        tally: of members and rules.
+        sums: of members and rules.
         baseline: index of the best single member.
-        judged: index of the answer whose confusions are told.
+        judged: index of the answer whose confusions are counted.
     """
     frames = np.bincount(outputs.require_labels().numpy(), minlength=len(outputs.classes))
-    told = tally.confusion[judged]
-    wrong = told - np.diag(np.diagonal(told))
-    f1 = _f1(tally.confusion[: len(outputs.members)], frames)  # (M, C)
+    confusion = sums.confusion[judged]
+    wrong = confusion - np.diag(np.diagonal(confusion))
+    f1 = _f1(sums.confusion[: len(outputs.members)], frames)  # (M, C)
     with np.errstate(invalid="ignore"):
         table = pd.DataFrame(
             {
                 "name": list(outputs.classes),
                 "frames": frames,
-                "baseline_accuracy": np.diagonal(tally.confusion[baseline]) / frames,
-                "rule_accuracy": np.diagonal(told) / frames,
-                "oracle": tally.some_right / frames,
+                "baseline_accuracy": np.diagonal(sums.confusion[baseline]) / frames,
+                "rule_accuracy": np.diagonal(confusion) / frames,
+                "oracle": sums.some_right / frames,
                 "confused_with": [outputs.classes[index] for index in wrong.argmax(axis=1)],
                 "confused_share": wrong.max(axis=1) / frames,
                 "trust": [outputs.members[index] for index in f1.argmax(axis=0)],
@@ -124,43 +282,43 @@ def classes(outputs: MemberOutputs, tally: Tally, *, baseline: int, judged: int)
     return table
 
 
-def confusions(outputs: MemberOutputs, tally: Tally, *, baseline: int, judged: int, most: int = 3) -> pd.DataFrame:
-    """Per class, the classes it is most often taken for, at most `most`, with how often; mistakes only.
+def confusions(outputs: MemberOutputs, sums: Tally, *, baseline: int, judged: int, most: int = 3) -> pd.DataFrame:
+    """For each class, the classes that it is most often taken for, and how often.
 
     Args:
         outputs: for the names.
-        tally: of members and rules.
-        baseline: index of the member whose share of the same mistake stands beside.
-        judged: index of the answer whose mistakes are told.
-        most: rows per class.
+        sums: of members and rules.
+        baseline: index of the member whose share of the same mistake is given beside it.
+        judged: index of the answer whose mistakes are counted.
+        most: rows per class, at most.
     """
-    told, before = tally.confusion[judged], tally.confusion[baseline]
+    confusion, before = sums.confusion[judged], sums.confusion[baseline]
     frames = np.bincount(outputs.require_labels().numpy(), minlength=len(outputs.classes))
-    wrong = told - np.diag(np.diagonal(told))
+    wrong = confusion - np.diag(np.diagonal(confusion))
     rows = [
         {
             "name": outputs.classes[true],
-            "taken_for": outputs.classes[said],
-            "frames": int(wrong[true, said]),
-            "share": wrong[true, said] / frames[true],
-            "baseline_share": before[true, said] / frames[true],
+            "taken_for": outputs.classes[predicted],
+            "frames": int(wrong[true, predicted]),
+            "share": wrong[true, predicted] / frames[true],
+            "baseline_share": before[true, predicted] / frames[true],
         }
         for true, order in enumerate(np.argsort(-wrong, axis=1, kind="stable")[:, :most])
-        for said in order
-        if wrong[true, said]
+        for predicted in order
+        if wrong[true, predicted]
     ]
     return pd.DataFrame(rows, columns=["name", "taken_for", "frames", "share", "baseline_share"])
 
 
 def _f1(confusion: Counts, frames: Counts) -> Floats:
-    """(M, C): a member's hits in both directions, so claiming a class everywhere does not pay."""
+    """(M, C): F1 of each member on each class, so that predicting a class everywhere does not pay."""
     hits = np.diagonal(confusion, axis1=1, axis2=2)
     return np.asarray(2 * hits / np.maximum(confusion.sum(axis=1) + frames, 1))
 
 
-def reliability(names: Sequence[str], tally: Tally) -> pd.DataFrame:
+def reliability(names: Sequence[str], sums: Tally) -> pd.DataFrame:
     """The bins behind each calibration error; NaN in a bin without frames."""
-    frames, confidence, right = (tally.bins[: len(names), row].ravel() for row in range(3))
+    frames, confidence, right = (sums.bins[: len(names), row].ravel() for row in range(3))
     with np.errstate(invalid="ignore"):
         return pd.DataFrame(
             {
