@@ -139,33 +139,18 @@ def windows(
     """
     _check_window(context, padding)
     _check_centres(centres, len(frames))
-    centres, starts, span = centres.cpu(), frames.starts.cpu(), 2 * context + 1
-    groups = frames.groups[centres]  # (B,)
-    within = (centres - context >= starts[groups]) & (centres + context < starts[groups + 1])
-    if not within.any():
-        return _edge_windows(frames, centres, context, normalisation, padding)
-    shape = (len(frames) - span + 1, span * frames.features.shape[1])
-    every = frames.features.contiguous().as_strided(shape, (frames.features.shape[1], 1))  # overlapping: no copy
-    device = frames.features.device
-    rows = every.index_select(0, (centres - context).clamp(0, shape[0] - 1).to(device)).view(len(centres), span, -1)
-    rows = _normalise(rows, frames.affine(normalisation), groups.unsqueeze(1).to(device)).flatten(1)
-    edge = (~within).nonzero().squeeze(1)
-    if len(edge):
-        rows[edge.to(device)] = _edge_windows(frames, centres[edge], context, normalisation, padding)
-    return rows
-
-
-def _edge_windows(frames: FrameSet, centres: Tensor, context: int, normalisation: str, padding: str) -> Tensor:
-    """Windows that may reach beyond their recording: every frame is looked up separately."""
-    device = frames.features.device
-    groups, around = frames.groups, centres[:, None] + torch.arange(-context, context + 1)
-    inside = around.clamp(0, max(len(frames) - 1, 0))  # (B, 2K+1)
-    beyond = around != inside
+    device, centres = frames.features.device, centres.cpu()
+    around = centres[:, None] + torch.arange(-context, context + 1)  # (B, 2K+1)
     if padding == "recording":
-        beyond |= groups[inside] != groups[centres][:, None]
-    rows = frames.features[inside.to(device)]  # (B, 2K+1, F)
-    rows = _normalise(rows, frames.affine(normalisation), groups[inside].to(device))
-    return rows.masked_fill_(beyond.to(device).unsqueeze(-1), 0).flatten(1)
+        starts, groups = frames.starts.cpu(), frames.groups[centres][:, None]  # (B, 1)
+        inside = torch.clamp(around, starts[groups], starts[groups + 1] - 1)
+    else:
+        inside = around.clamp(0, len(frames) - 1)
+        groups = frames.groups[inside]
+    rows = frames.features.index_select(0, inside.flatten().to(device))
+    rows = rows.view(*inside.shape, frames.features.shape[1])  # (B, 2K+1, F)
+    rows = _normalise(rows, frames.affine(normalisation), groups.to(device))
+    return rows.masked_fill_((around != inside).to(device).unsqueeze(-1), 0).flatten(1)
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -113,7 +114,7 @@ def activation_layer(name: str) -> nn.Module:
 
 
 def linear(inputs: int, outputs: int, *, batchnorm: bool) -> nn.Sequential:
-    """Linear, then BatchNorm where asked; the bias goes, since the norm would subtract it again."""
+    """Linear, then BatchNorm if wanted; the Linear then has no bias, since the norm would subtract it again."""
     layers: list[nn.Module] = [nn.Linear(inputs, outputs, bias=not batchnorm)]
     if batchnorm:
         layers.append(nn.BatchNorm1d(outputs))
@@ -121,7 +122,7 @@ def linear(inputs: int, outputs: int, *, batchnorm: bool) -> nn.Sequential:
 
 
 def dense(inputs: int, outputs: int, *, activation: str, batchnorm: bool, dropout: float) -> nn.Sequential:
-    """One hidden layer: Linear, BatchNorm, activation, Dropout, the last three where asked."""
+    """One hidden layer: Linear, BatchNorm if wanted, activation, and Dropout if its probability is not zero."""
     layers = linear(inputs, outputs, batchnorm=batchnorm)
     layers.append(activation_layer(activation))
     if dropout:
@@ -130,11 +131,11 @@ def dense(inputs: int, outputs: int, *, activation: str, batchnorm: bool, dropou
 
 
 class BasicBlock(nn.Module):
-    """Two Linear + BatchNorm layers and the identity, added before the last activation.
+    """Two Linear + BatchNorm layers beside the identity; the sum goes through the last activation.
 
     References:
-        He et al., "Deep residual learning for image recognition", CVPR 2016, figure 5 left, with
-        vectors for feature maps.
+        He et al., "Deep residual learning for image recognition", CVPR 2016, figure 5 left, with vectors in place
+        of feature maps.
     """
 
     def __init__(self, width: int, *, activation: str, batchnorm: bool, dropout: float) -> None:
@@ -153,11 +154,9 @@ class BasicBlock(nn.Module):
 class Bottleneck(nn.Module):
     """Three Linear + BatchNorm layers `inputs -> width -> width -> 4 width` beside a shortcut.
 
-    The shortcut is a Linear + BatchNorm projection `inputs -> 4 width`, and the identity where the
-    sizes agree, so blocks can follow each other: the first one widens, the later ones squeeze.
-
-    As in the lecture the block is entered at `width` and left at `4 width`. In He et al. it is
-    entered *and* left at `4 width`; a projection stands only where the size changes.
+    The shortcut is the identity where the sizes agree, and otherwise a Linear + BatchNorm projection
+    `inputs -> 4 width`. As in the lecture, the first block of a model has `width` inputs, and only the later ones
+    have the `4 width` of He et al.
 
     References:
         He et al., "Deep residual learning for image recognition", CVPR 2016, figure 5 right.
@@ -179,40 +178,32 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, inputs) -> (B, 4 * width)."""
-        return self.activation(self.shortcut(x) + self.residual(x))  # type: ignore[no-any-return]  # as above
+        return self.activation(self.shortcut(x) + self.residual(x))  # type: ignore[no-any-return]  # likewise
 
 
-def _xavier(weight: Tensor) -> None:
-    nn.init.xavier_uniform_(weight)
-
-
-def _kaiming(weight: Tensor) -> None:
-    nn.init.kaiming_normal_(weight, nonlinearity="relu")
-
-
-def _uniform(weight: Tensor) -> None:
+def _uniform(weight: Tensor) -> Tensor:
     bound = (3 / weight.shape[1]) ** 0.5
-    nn.init.uniform_(weight, -bound, bound)
+    return nn.init.uniform_(weight, -bound, bound)
 
 
-def _gaussian(weight: Tensor) -> None:
-    nn.init.normal_(weight, std=weight.shape[1] ** -0.5)
+def _gaussian(weight: Tensor) -> Tensor:
+    return nn.init.normal_(weight, std=weight.shape[1] ** -0.5)
 
 
-INITIALISATIONS: dict[str, Callable[[Tensor], None] | None] = {
+INITIALISATIONS: dict[str, Function | None] = {
     "default": None,  # torch's own: uniform weights and biases within fan_in ** -0.5
-    "xavier": _xavier,
-    "kaiming": _kaiming,
+    "xavier": nn.init.xavier_uniform_,
+    "kaiming": partial(nn.init.kaiming_normal_, nonlinearity="relu"),
     "uniform": _uniform,
     "gaussian": _gaussian,
 }
 
 
 def initialise(model: nn.Module, name: str) -> nn.Module:
-    """Draw the weights of every Linear of `model` anew, set their biases to zero; return `model`.
+    """Draw the weights of every Linear of `model` anew and set its bias to zero; return `model`.
 
     `xavier`: uniform, variance 2 / (fan_in + fan_out). `kaiming`: normal, variance 2 / fan_in.
-    `uniform`, `gaussian`: variance 1 / fan_in. `default` leaves torch's own draw, biases included.
+    `uniform`, `gaussian`: variance 1 / fan_in. `default` keeps torch's own draw, biases included.
 
     Raises:
         ValueError: the name is not in `INITIALISATIONS`.

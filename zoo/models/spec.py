@@ -16,29 +16,29 @@ from zoo.data.frames import PADDINGS
 from zoo.data.normalisation import NORMALISATIONS
 from zoo.models.architectures import find_architecture
 
-_MOST_PARAMETERS = 4_000_000_000  # a wish beyond this is a typing error, not a frame classifier
+_MOST_PARAMETERS = 4_000_000_000  # more than this is a typing error, not a frame classifier
 
 
 @dataclass(frozen=True)
 class Spec:
-    """An architecture with all its options, and the input it was made for.
+    """An architecture with all its options, and the input it is made for.
 
-    The input contract is part of it, so that a member is never fed frames prepared otherwise, and
-    members whose specs are equal can be stacked: nothing else decides what they compute.
+    The input is part of it, so that a model never gets frames that were prepared in another way. Members with equal
+    specs can be stacked: nothing else decides what they compute.
 
     Args:
         architecture: a registered name, see `list_architectures`.
         features: features per frame, F.
         context: frames on each side of the classified one, K.
-        classes: C.
+        classes: number of classes, C.
         normalisation: a name in `NORMALISATIONS`.
-        padding: what stands beyond the ends, a name in `PADDINGS`.
-        options: keywords of the builder; what is left out takes the builder's default, so a spec
-            read from a file means the same after a default has changed.
+        padding: what is put beyond the ends of a recording, a name in `PADDINGS`.
+        options: options of the architecture. The defaults of those left out are written into the spec, so that
+            one read from a file means the same after a default has changed.
 
     Raises:
-        ValueError: an unknown name (the nearest are named), a size below its minimum.
-        TypeError: a field or an option of another type than it has, or than the builder's default.
+        ValueError: an unknown name (the message names the nearest), or a size below its minimum.
+        TypeError: a field has another type than expected, or an option another type than its default.
 
     Example:
         >>> spec = Spec("cylinder", features=27, context=20, classes=40, options={"width": 64})
@@ -74,23 +74,15 @@ class Spec:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        options = {name: list(v) if isinstance(v, tuple) else v for name, v in self.options.items()}
-        return {
-            "architecture": self.architecture,
-            "classes": self.classes,
-            "context": self.context,
-            "features": self.features,
-            "normalisation": self.normalisation,
-            "options": options,
-            "padding": self.padding,
-        }
+        fields = {name: getattr(self, name) for name in sorted(self.__dataclass_fields__)}
+        return fields | {"options": {name: list(v) if isinstance(v, tuple) else v for name, v in self.options.items()}}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
         """The spec that `to_dict` wrote.
 
         Raises:
-            ValueError: a field is missing or unknown, or as in the class.
+            ValueError: a field is missing or unknown; and the errors of the class itself.
         """
         names = set(cls.__dataclass_fields__)
         required = names - {"normalisation", "padding", "options"}
@@ -107,7 +99,7 @@ class Spec:
         return hash(self.canonical())
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self).from_dict, (self.to_dict(),)  # a read-only mapping cannot be copied by itself
+        return type(self).from_dict, (self.to_dict(),)  # deepcopy cannot copy a mappingproxy
 
 
 def build(spec: Spec, *, seed: int | None = None, device: torch.device | str = "cpu") -> nn.Module:
@@ -115,11 +107,11 @@ def build(spec: Spec, *, seed: int | None = None, device: torch.device | str = "
 
     Args:
         spec: what to build.
-        seed: of the draw, which then leaves torch's global generator as it was; None draws from it.
-        device: where the parameters go; "meta" for shapes without memory.
+        seed: seed of the draw, which leaves torch's global generator as it was; None draws from that generator.
+        device: where the parameters go; "meta" allocates no memory.
 
     Raises:
-        ValueError: an option the builder refuses, or more parameters than any frame classifier has.
+        ValueError: the builder refuses an option, or the model has more parameters than any frame classifier.
     """
     shapes = _shapes(spec)
     if torch.device(device).type == "meta":
@@ -132,14 +124,14 @@ def build(spec: Spec, *, seed: int | None = None, device: torch.device | str = "
 
 
 def count_parameters(spec: Spec) -> int:
-    """Trainable parameters, counted on the meta device: nothing is allocated; the errors of `build`."""
+    """Trainable parameters, counted on the meta device without allocating any memory; raises as `build` does."""
     return _trainable(_shapes(spec))
 
 
 def fast_count(spec: Spec) -> int:
-    """Trainable parameters by arithmetic, thousands of specs in the time of one `count_parameters`.
+    """Trainable parameters by arithmetic: thousands of specs in the time of one `count_parameters`.
 
-    An architecture that declares no count is counted as `count_parameters` does.
+    Architectures that declare no count are counted by `count_parameters`.
     """
     count = find_architecture(spec.architecture).count
     return count_parameters(spec) if count is None else count(spec.inputs, spec.classes, **spec.options)
@@ -155,7 +147,7 @@ def _built(spec: Spec, device: torch.device | str) -> nn.Module:
 
 
 def _shapes(spec: Spec) -> nn.Module:
-    """The model without memory; ValueError where nobody can want it."""
+    """The model on the meta device; ValueError if its sizes are absurd."""
     try:
         module = _built(spec, "meta")
     except (RuntimeError, TypeError) as error:  # torch: sizes beyond 64 bits
@@ -181,7 +173,7 @@ def _check_size(name: str, value: Any, least: int) -> None:
 
 
 def _complete(architecture: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """All of the builder's options, sorted: those given, checked, and the defaults of the others."""
+    """All options of the architecture, sorted: the given ones, checked, and the defaults of the others."""
     defaults = find_architecture(architecture).options
     for name in options:
         if name not in defaults:
@@ -191,7 +183,7 @@ def _complete(architecture: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _typed(architecture: str, name: str, value: Any, default: Any) -> Any:
-    """The value as the type of the default: integers may stand for floats, lists for tuples."""
+    """The value in the type of the default: an integer may stand for a float, a list for a tuple."""
     if isinstance(value, list | tuple):
         value = tuple(value)
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):

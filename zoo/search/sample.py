@@ -205,17 +205,9 @@ def draw_widths(
     A layer behind one of `size` units can be as wide as what is left divided by (size + classes); its width is
     drawn uniformly from [classes, widest). Biases and norms are counted.
     """
-    widths: list[int] = []
-    size = inputs
-    per_unit, unused = 2 if batchnorm else 1, budget - classes  # the last layer's biases
-    while True:
-        widest = unused // (size + per_unit + classes)
-        if widest <= classes:
-            return widths
-        width = int(rng.integers(classes, widest))
-        unused -= (size + per_unit) * width
-        widths.append(width)
-        size = width
+    samples = _draw(rng, 1, budget, inputs, classes, 2 if batchnorm else 1)
+    widths: list[int] = samples.widths[0, : samples.depths[0]].tolist()
+    return widths
 
 
 @dataclass(frozen=True, eq=False)
@@ -258,8 +250,12 @@ def draw_many(
         >>> bool((samples.parameters <= 100_000).all())
         True
     """
-    rng = np.random.default_rng(seed)
-    bias = classes if per_unit else 0
+    return _draw(np.random.default_rng(seed), count, budget, inputs, classes, per_unit)
+
+
+def _draw(rng: np.random.Generator, count: int, budget: int, inputs: int, classes: int, per_unit: int) -> Samples:
+    """Draw one layer of all models after another, until none has room for another."""
+    bias = classes if per_unit else 0  # of the last layer
     size, unused = np.full(count, inputs), np.full(count, budget - bias)
     going, columns = np.arange(count), []
     while len(going):
