@@ -1,4 +1,4 @@
-"""Audio in, MFCC out, and masks over windows."""
+"""MFCC frames of audio, and masks over windows."""
 
 import subprocess
 import sys
@@ -23,7 +23,7 @@ AN4 = Path(__file__).parents[2] / "shared" / "data" / "an4" / "dev"
 
 
 def noise(*shape: int) -> Tensor:
-    """Quiet noise, the same every time."""
+    """Quiet noise, the same in every call."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(0)) * 0.1
 
 
@@ -59,7 +59,7 @@ def test_mfcc_is_what_the_definitions_give() -> None:
 @given(samples=st.integers(400, 3_000))
 @settings(max_examples=20, deadline=None)
 def test_one_frame_every_ten_milliseconds_and_one_more(samples: int) -> None:
-    """T = S // 160 + 1 at any length from one window on; float32, finite."""
+    """T = S // 160 + 1 for any length of one window or more; float32, finite."""
     frames = zoo.mfcc(noise(samples), 16_000)
     assert frames.shape == (samples // 160 + 1, 27)
     assert frames.dtype == torch.float32
@@ -67,12 +67,12 @@ def test_one_frame_every_ten_milliseconds_and_one_more(samples: int) -> None:
 
 
 def test_silence_has_finite_features() -> None:
-    """All zeros: no logarithm of nothing."""
+    """All zeros: no logarithm of zero."""
     assert zoo.mfcc(torch.zeros(1_600)).isfinite().all()
 
 
 def test_channels_are_averaged() -> None:
-    """(channels, S) is its mean; NumPy and float64 serve too."""
+    """(channels, S) is averaged; NumPy arrays and float64 are accepted too."""
     stereo = noise(2, 1_600)
     torch.testing.assert_close(zoo.mfcc(stereo), zoo.mfcc(stereo.mean(dim=0)))
     torch.testing.assert_close(zoo.mfcc(stereo.double().numpy()), zoo.mfcc(stereo))
@@ -80,7 +80,7 @@ def test_channels_are_averaged() -> None:
 
 @pytest.mark.parametrize("rate", [8_000, 22_050, 44_100, 48_000])
 def test_other_rates_are_resampled(rate: int) -> None:
-    """A tone sampled at any rate is the tone sampled at 16 kHz, the ends of the filter apart."""
+    """A tone sampled at any rate is the tone sampled at 16 kHz, except at the ends of the filter."""
 
     def tone(rate: int) -> Tensor:
         return torch.sin(2 * torch.pi * 440 * torch.arange(rate) / rate)
@@ -92,7 +92,7 @@ def test_other_rates_are_resampled(rate: int) -> None:
 
 @pytest.mark.parametrize("path", sorted(SAMPLES.glob("*.wav")), ids=lambda path: path.stem)
 def test_a_bundled_recording_gives_its_features_in_the_corpus(path: Path) -> None:
-    """The corpus was computed from the same 16-bit samples, so only the rounding to float16 is between (2 ** -11)."""
+    """The corpus was computed from the same 16-bit samples, so that only the rounding to float16 (2 ** -11) remains."""
     frames = zoo.sample_corpus(path.stem.split("-")[0])
     stored = frames.select(torch.tensor([frames.names.index(path.stem)])).features
     torch.testing.assert_close(zoo.data.mfcc_file(path), stored, rtol=2**-11, atol=1e-4)
@@ -100,7 +100,7 @@ def test_a_bundled_recording_gives_its_features_in_the_corpus(path: Path) -> Non
 
 @pytest.mark.skipif(not AN4.exists(), reason="no AN4 beside the project")
 def test_real_recordings_give_the_features_others_computed() -> None:
-    """AN4's FLAC files were cut after the features were made, so the two frames at each end saw other samples."""
+    """AN4's FLAC files were cut after the features were computed, so that two frames at each end differ."""
     for path in sorted((AN4 / "wav").glob("*.flac"))[:10]:
         theirs = np.load(AN4 / "mfcc" / f"{path.stem}.npy", allow_pickle=False)
         ours = zoo.data.mfcc_file(path).numpy()[: len(theirs)]
@@ -109,7 +109,7 @@ def test_real_recordings_give_the_features_others_computed() -> None:
 
 @pytest.mark.parametrize("kind", ["wav", "flac"])
 def test_audio_files_are_read_as_mono_with_their_rate(kind: str, tmp_path: Path) -> None:
-    """Two channels come back as their mean, the rate as it stands in the file."""
+    """Two channels come back as their mean, and the rate is the file's."""
     path = tmp_path / f"stereo.{kind}"
     stereo = noise(800, 2)
     soundfile.write(path, stereo.numpy(), 8_000, subtype="PCM_16")
@@ -130,15 +130,15 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_is_no_waveform_is_refused(case: str) -> None:
-    """The message says what was expected and what came."""
+def test_anything_but_a_waveform_is_refused(case: str) -> None:
+    """The message says what was expected and what was given."""
     waveform, rate, kind, words = REFUSED[case]
     with pytest.raises(kind, match=words):
         zoo.mfcc(waveform, rate)
 
 
 def test_a_file_that_is_refused_is_named(tmp_path: Path) -> None:
-    """Not there, not audio, too short: each message names the file."""
+    """Missing, not audio, too short: each message names the file."""
     text, short = tmp_path / "text.wav", tmp_path / "short.wav"
     text.write_text("no audio")
     soundfile.write(short, np.zeros(100), 16_000)
@@ -151,14 +151,14 @@ def test_a_file_that_is_refused_is_named(tmp_path: Path) -> None:
 
 
 def test_without_soundfile_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The library that reads files is an extra."""
+    """The library that reads audio files is an extra."""
     monkeypatch.setitem(sys.modules, "soundfile", None)
     with pytest.raises(ImportError, match=r"zoo-ensemble\[audio\]"):
         zoo.read_audio("any.wav")
 
 
 def test_without_torchaudio_the_error_says_what_to_install() -> None:
-    """It must be of torch's own release."""
+    """It must have the same release as torch."""
     code = "import sys; sys.modules['torchaudio'] = None; import zoo; zoo.mfcc"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "pip install 'torchaudio==" in done.stderr
@@ -172,7 +172,7 @@ def runs(blank: Tensor) -> list[int]:
 @given(seed=st.integers(0, 2**31), max_time=st.integers(0, 9), max_features=st.integers(0, 5))
 @settings(max_examples=40, deadline=None)
 def test_a_mask_blanks_one_run_on_each_axis(seed: int, max_time: int, max_features: int) -> None:
-    """At most one run of at most the maximum per axis and window; everything else is untouched."""
+    """At most one run per axis and window, no longer than the maximum; everything else is unchanged."""
     windows = noise(4, 9, 5) + 10
     generator = torch.Generator().manual_seed(seed)
     masked = zoo.data.mask(windows, max_time=max_time, max_features=max_features, generator=generator)
@@ -187,7 +187,7 @@ def test_a_mask_blanks_one_run_on_each_axis(seed: int, max_time: int, max_featur
 
 
 def test_masks_are_those_of_torchaudio() -> None:
-    """The same runs as torchaudio draws, time first, from the seed that the generator gives."""
+    """The runs that torchaudio draws, time first, under the seed that the generator gives."""
     windows = noise(16, 41, 27)
     ours = zoo.data.mask(windows, max_time=12, max_features=6, generator=torch.Generator().manual_seed(7))
     seed = int(torch.randint(2**62, (), generator=torch.Generator().manual_seed(7)))
@@ -199,7 +199,7 @@ def test_masks_are_those_of_torchaudio() -> None:
 
 
 def test_masks_follow_the_generator_and_nothing_else() -> None:
-    """Same seed, same masks, whatever torch's global state, which is left alone; the next call draws anew."""
+    """Equal seeds give equal masks whatever torch's global state, which stays as it is; the next call draws anew."""
     windows = torch.ones(8, 41, 27)
 
     def draw(generator: torch.Generator) -> Tensor:
@@ -216,7 +216,7 @@ def test_masks_follow_the_generator_and_nothing_else() -> None:
 
 
 def test_every_length_up_to_the_maximum_comes_up() -> None:
-    """0, 1, 2 and 3 frames, about as often each; with both maxima 0 the windows come back as they were."""
+    """0, 1, 2 and 3 frames about equally often; with both maxima at 0 the windows come back unchanged."""
     windows = torch.ones(4_000, 10, 1)
     masked = zoo.data.mask(windows, max_time=3, max_features=0, generator=torch.Generator().manual_seed(0))
     lengths = (masked == 0).sum(dim=(1, 2)).bincount()

@@ -1,4 +1,4 @@
-"""The HW1P2 layout in and out, and every way in which a folder can be wrong."""
+"""The HW1P2 layout, read and written, and every way in which a folder can be wrong."""
 
 import tracemalloc
 from pathlib import Path
@@ -11,9 +11,9 @@ import zoo
 from zoo.data.corpus import PHONEMES, write_corpus
 
 
-def save(root: Path, name: str, features: np.ndarray, spoken: np.ndarray | None, partition: str = "p") -> None:
+def save(root: Path, name: str, features: np.ndarray, transcript: np.ndarray | None, partition: str = "p") -> None:
     """One recording in the layout."""
-    for folder, array in (("mfcc", features), ("transcript", spoken)):
+    for folder, array in (("mfcc", features), ("transcript", transcript)):
         if array is not None:
             (root / partition / folder).mkdir(parents=True, exist_ok=True)
             np.save(root / partition / folder / f"{name}.npy", array)
@@ -50,8 +50,8 @@ def test_a_partition_without_transcripts_has_no_labels(tmp_path: Path) -> None:
     assert zoo.read_corpus(tmp_path, "p").labels is None
 
 
-def test_the_order_file_of_a_partition_counts(root: Path) -> None:
-    """A header, then a file name a line."""
+def test_the_order_file_of_a_partition_decides(root: Path) -> None:
+    """A header, then one file name per line."""
     (root / "p" / "test_order.csv").write_text("name\nb.npy\na.npy\n")
     assert zoo.read_corpus(root, "p").names == ("b", "a")
     (root / "p" / "test_order.csv").write_text("name\nc.npy\n")
@@ -66,37 +66,41 @@ def test_what_was_written_is_read_again(frames: zoo.FrameSet, tmp_path: Path) ->
     assert torch.equal(again.features, frames.features)
     assert torch.equal(again.labels, frames.labels)
     assert again.fingerprint == frames.fingerprint
-    with pytest.raises(zoo.CorpusError, match="already there"):
+    with pytest.raises(zoo.CorpusError, match="p exists; choose another name"):
         write_corpus(frames, tmp_path, "p")
 
 
 GOOD = np.zeros((3, 4))
-SAID = np.array(["[SOS]", "B", "B", "B", "[EOS]"])
+TRANSCRIPT = np.array(["[SOS]", "B", "B", "B", "[EOS]"])
 
 
 @pytest.mark.parametrize(
-    ("features", "spoken", "words"),
+    ("features", "transcript", "words"),
     [
-        (np.zeros((3, 5)), SAID, r"c\.npy: expected 4 features per frame, got 5"),
-        (np.zeros(3), SAID, r"mfcc/c\.npy: expected features \(T, F\)"),
-        (np.zeros((0, 4)), SAID[[0, 4]], "at least one frame"),
-        (np.zeros((3, 4), np.int64), SAID, r"c\.npy: expected features .* got \(3, 4\) int64"),
-        (np.array([[0, 0, 0, np.nan]] * 3), SAID, r"c\.npy: expected finite features, got NaN or infinity at frame 0"),
-        (GOOD, SAID[:-1], r"transcript/c\.npy: expected 5 strings \(3 frames"),
+        (np.zeros((3, 5)), TRANSCRIPT, r"c\.npy: expected 4 features per frame, got 5"),
+        (np.zeros(3), TRANSCRIPT, r"mfcc/c\.npy: expected features \(T, F\)"),
+        (np.zeros((0, 4)), TRANSCRIPT[[0, 4]], "at least one frame"),
+        (np.zeros((3, 4), np.int64), TRANSCRIPT, r"c\.npy: expected features .* got \(3, 4\) int64"),
+        (
+            np.array([[0, 0, 0, np.nan]] * 3),
+            TRANSCRIPT,
+            r"c\.npy: expected finite features, got NaN or infinity at frame 0",
+        ),
+        (GOOD, TRANSCRIPT[:-1], r"transcript/c\.npy: expected 5 strings \(3 frames"),
         (GOOD, np.arange(5), r"transcript/c\.npy: expected 5 strings"),
-        (GOOD, SAID[[1, 1, 1, 1, 4]], r"expected '\[SOS\]' at its end of the transcript, got 'B'"),
-        (GOOD, SAID[[0, 1, 1, 1, 1]], r"expected '\[EOS\]' at its end"),
+        (GOOD, TRANSCRIPT[[1, 1, 1, 1, 4]], r"expected '\[SOS\]' as its first string, got 'B'"),
+        (GOOD, TRANSCRIPT[[0, 1, 1, 1, 1]], r"expected '\[EOS\]' as its last string, got 'B'"),
         (GOOD, np.array(["[SOS]", "B", "XX", "B", "[EOS]"]), r"c\.npy: frame 1: unknown phoneme 'XX'"),
         (GOOD, np.array(["[SOS]", "B", "[SOS]", "B", "[EOS]"]), r"frame 1: unknown phoneme '\[SOS\]'"),
-        (GOOD, SAID.astype(object), r"transcript/c\.npy: .* never unpickled"),
-        (GOOD.astype(object), SAID, r"mfcc/c\.npy: .* never unpickled"),
+        (GOOD, TRANSCRIPT.astype(object), r"transcript/c\.npy: .* never unpickled"),
+        (GOOD.astype(object), TRANSCRIPT, r"mfcc/c\.npy: .* never unpickled"),
     ],
 )
 def test_a_wrong_recording_is_refused_by_its_file_name(
-    root: Path, features: np.ndarray, spoken: np.ndarray, words: str
+    root: Path, features: np.ndarray, transcript: np.ndarray, words: str
 ) -> None:
-    """One message with the file, what was expected and what came."""
-    save(root, "c", features, spoken)
+    """One message with the file, what was expected, and what was found."""
+    save(root, "c", features, transcript)
     with pytest.raises(zoo.CorpusError, match=words):
         zoo.read_corpus(root, "p")
 
@@ -121,7 +125,7 @@ def test_a_missing_partition_names_those_that_exist(root: Path) -> None:
 
 
 def array_of(header: str) -> bytes:
-    """A file of numpy.save with a header of one's own."""
+    """A file in the format of numpy.save with any header."""
     text = header.encode().ljust(117) + b"\n"
     return b"\x93NUMPY\1\0" + len(text).to_bytes(2, "little") + text + bytes(400)
 
@@ -147,8 +151,8 @@ def test_a_file_that_is_no_array_is_refused(root: Path, name: str, half: str) ->
         zoo.read_corpus(root, "p")
 
 
-def test_a_wished_feature_count_is_held(root: Path) -> None:
-    """All recordings agree with each other, but not with the wish."""
+def test_an_expected_number_of_features_is_checked(root: Path) -> None:
+    """All recordings agree with each other, but not with the caller."""
     with pytest.raises(zoo.CorpusError, match="expected 27 features per frame, got 4"):
         zoo.read_corpus(root, "p", features=27)
 
@@ -156,8 +160,8 @@ def test_a_wished_feature_count_is_held(root: Path) -> None:
 def test_reading_peaks_at_little_more_than_the_result(tmp_path: Path) -> None:
     """At most 1.2 times the features and labels: NumPy's own allocations, traced."""
     for index in range(60):
-        spoken = np.array(["[SOS]", *["AA"] * 2000, "[EOS]"])
-        save(tmp_path, f"{index:02}", np.random.default_rng(0).random((2000, 27), np.float32), spoken)
+        transcript = np.array(["[SOS]", *["AA"] * 2000, "[EOS]"])
+        save(tmp_path, f"{index:02}", np.random.default_rng(0).random((2000, 27), np.float32), transcript)
     tracemalloc.start()
     frames = zoo.read_corpus(tmp_path, "p")
     beyond = tracemalloc.get_traced_memory()[1]  # torch's result is not traced, NumPy's pieces are

@@ -1,4 +1,4 @@
-"""Frames of speech: their features, labels and recordings, from audio files, corpora and samples."""
+"""Frames of speech, their features, labels and recordings: from audio files, corpora and the bundled sample."""
 
 import lazy_loader
 

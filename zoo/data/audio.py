@@ -1,7 +1,7 @@
-"""Waveforms in, MFCC frames out; time and frequency masks over windows of frames.
+"""MFCC frames from waveforms and audio files; time and frequency masks over windows of frames.
 
-The only module that speaks to torchaudio. The front end is fixed, because a model is only worth what its features
-are: 16 kHz, 25 ms Hann windows every 10 ms, 40 mel bands, 27 coefficients, raw. Normalising belongs to `frames`.
+The only module that imports torchaudio. The front end is fixed, because a model is useless on features other than
+its own: 16 kHz, 25 ms Hann windows every 10 ms, 40 mel bands, 27 coefficients, raw. See `normalisation` for the rest.
 """
 
 from functools import cache
@@ -14,7 +14,7 @@ from torch import Tensor
 
 try:
     import torchaudio
-except (ImportError, OSError) as error:  # OSError: its binary was built for another torch
+except (ImportError, OSError) as error:  # OSError: the binary was built for another torch
     msg = f"expected torchaudio of the release of torch {torch.__version__}, got none; pip install 'torchaudio==2.11.*'"
     raise ImportError(msg) from error
 
@@ -26,20 +26,20 @@ COEFFICIENTS = 27
 
 
 def mfcc(waveform: Tensor | NDArray[np.floating], sample_rate: int = SAMPLE_RATE) -> Tensor:
-    """MFCC frames of a waveform, as the sample corpus and the lectures have them.
+    """MFCC frames of a waveform, as in the sample corpus and in the lectures.
 
-    Frames are centred: frame t looks at 25 ms around t * 10 ms, the ends mirrored. Nothing is normalised.
+    Frames are centred: frame t covers 25 ms around t * 10 ms, with mirrored ends. Nothing is normalised.
 
     Args:
-        waveform: (S,) or (channels, S) floating point, full scale at 1; channels are averaged.
-        sample_rate: Hz; other rates than 16,000 are resampled first.
+        waveform: (S,) or (channels, S), floating point with full scale at 1; channels are averaged.
+        sample_rate: Hz; any rate but 16,000 is resampled first.
 
     Returns:
         (T, 27) float32 on the waveform's device, T = S // 160 + 1 with S counted at 16 kHz.
 
     Raises:
-        TypeError: If the samples are integers.
-        ValueError: If the waveform is shorter than one window, not finite, or not one- or two-dimensional.
+        TypeError: the samples are integers.
+        ValueError: the waveform is shorter than one window, not finite, or not one- or two-dimensional.
 
     Example:
         >>> mfcc(torch.zeros(16_000)).shape
@@ -63,10 +63,10 @@ def mfcc(waveform: Tensor | NDArray[np.floating], sample_rate: int = SAMPLE_RATE
 
 
 def mfcc_file(path: str | Path) -> Tensor:
-    """MFCC frames of an audio file: `mfcc` of what `read_audio` reads.
+    """MFCC frames of an audio file: `read_audio`, then `mfcc`.
 
     Raises:
-        ValueError: If the file is not audio, or its waveform is refused by `mfcc`; the message names the file.
+        ValueError: the file is not audio, or `mfcc` refuses its waveform; the message names the file.
     """
     waveform, sample_rate = read_audio(path)
     try:
@@ -77,15 +77,15 @@ def mfcc_file(path: str | Path) -> Tensor:
 
 
 def read_audio(path: str | Path) -> tuple[Tensor, int]:
-    """Read an audio file that libsndfile knows (WAV, FLAC, OGG, MP3 ...), its channels averaged to one.
+    """The samples of an audio file that libsndfile can read (WAV, FLAC, OGG, MP3, ...), and their sample rate.
 
     Returns:
-        (S,) float32 with full scale at 1, and the file's own sample rate in Hz.
+        (S,) float32 with full scale at 1, the mean of the channels; and the file's sample rate in Hz.
 
     Raises:
-        ImportError: If soundfile is not installed (the extra `audio`).
-        FileNotFoundError: If there is no such file.
-        ValueError: If the file is not audio.
+        ImportError: soundfile is not installed (the extra `audio`).
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not audio.
     """
     try:
         import soundfile
@@ -108,11 +108,11 @@ def resample(waveform: Tensor, sample_rate: int, to: int = SAMPLE_RATE) -> Tenso
 
     Args:
         waveform: (..., S) floating point.
-        sample_rate: Hz of `waveform`.
-        to: Hz wanted; equal rates return `waveform` itself.
+        sample_rate: rate of `waveform`, Hz.
+        to: wanted rate, Hz; equal rates return `waveform` itself.
 
     Raises:
-        ValueError: If a rate is not a positive whole number of Hz.
+        ValueError: a rate is not a positive whole number of Hz.
 
     References:
         Smith, "Digital Audio Resampling", https://ccrma.stanford.edu/~jos/resample/
@@ -125,23 +125,23 @@ def resample(waveform: Tensor, sample_rate: int, to: int = SAMPLE_RATE) -> Tenso
 
 
 def mask(windows: Tensor, *, max_time: int, max_features: int, generator: torch.Generator) -> Tensor:
-    """Blank one run of frames and one run of features in every window, each window with its own draw.
+    """Set one run of frames and one run of features to zero in every window, drawn separately for each window.
 
-    Zero is written, which is the mean of a normalised recording. Run lengths are uniform over 0 ... the maximum.
-    The draws are torchaudio's, made on the processor under a seed taken from `generator`: one number is taken from
-    it per call, torch's global random state is left as it was, and the masks are the same on every device.
+    Zero is the mean of a normalised recording. Run lengths are uniform from 0 to the maximum. The draws are
+    torchaudio's, made on the CPU under a seed from `generator`: each call takes one number from it and leaves torch's
+    global random state as it was, and the masks are the same on every device.
 
     Args:
-        windows: (B, W, F); features of one recording serve as (1, T, F).
-        max_time: longest run of frames, 0 ... W; 0 for none.
-        max_features: longest run of features, 0 ... F; 0 for none.
-        generator: a generator on the processor.
+        windows: (B, W, F); the features of one recording can be passed as (1, T, F).
+        max_time: longest run of frames, from 0 (none) to W.
+        max_features: longest run of features, from 0 (none) to F.
+        generator: a generator on the CPU.
 
     Returns:
         (B, W, F), a new tensor.
 
     Raises:
-        ValueError: If `windows` is not three-dimensional or a maximum is outside its axis.
+        ValueError: `windows` is not three-dimensional, or a maximum is longer than its axis.
 
     Example:
         >>> generator = torch.Generator().manual_seed(0)
@@ -158,7 +158,7 @@ def mask(windows: Tensor, *, max_time: int, max_features: int, generator: torch.
     batch, frames, features = windows.shape
     seed = int(torch.randint(2**62, (), generator=generator))
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the accelerators as well
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would also reseed the accelerators
         time = _runs(batch, frames, max_time, "max_time")
         feature = _runs(batch, features, max_features, "max_features")
     blank = time[:, :, None].to(windows.device) | feature[:, None, :].to(windows.device)  # (B, W, F)
@@ -166,12 +166,12 @@ def mask(windows: Tensor, *, max_time: int, max_features: int, generator: torch.
 
 
 def _runs(batch: int, length: int, longest: int, name: str) -> Tensor:
-    """(B, length) bool: one run of 0 ... `longest` true values a row, drawn by torchaudio."""
+    """(B, length) bool: in each row one run of 0 to `longest` true values, drawn by torchaudio."""
     if not 0 <= longest <= length:
         msg = f"expected {name} between 0 and {length}, the length of its axis, got {longest}"
         raise ValueError(msg)
     kept = torch.ones(batch, 1, length)
-    if longest:  # torchaudio truncates a draw from [0, mask_param), so longest + 1 lets `longest` itself come up
+    if longest:  # torchaudio truncates a draw from [0, mask_param), so that longest + 1 makes `longest` possible
         kept = torchaudio.functional.mask_along_axis_iid(kept, longest + 1, 0.0, axis=2)
     return kept[:, 0] == 0
 
@@ -189,6 +189,6 @@ def _mono(waveform: Tensor) -> Tensor:
 
 @cache
 def _transform(device: torch.device) -> torchaudio.transforms.MFCC:
-    """The front end, built once a device."""
+    """The front end, built once per device."""
     spectrum = {"n_fft": WINDOW, "win_length": WINDOW, "hop_length": HOP, "n_mels": MEL_BANDS, "center": True}
     return torchaudio.transforms.MFCC(SAMPLE_RATE, COEFFICIENTS, melkwargs=spectrum).to(device)

@@ -1,6 +1,6 @@
-"""Corpora in and out: folders in the HW1P2 layout, and the bundled corpus of synthesised speech.
+"""Corpora: folders in the HW1P2 layout, read and written, and the bundled corpus of synthesised speech.
 
-The layout: `ROOT/<partition>/mfcc/<recording>.npy`, floating (T, F), and beside it
+The layout is `ROOT/<partition>/mfcc/<recording>.npy`, floating point (T, F), and beside it
 `ROOT/<partition>/transcript/<recording>.npy`, T + 2 strings, `[SOS]` first and `[EOS]` last. A partition
 without a transcript folder has no labels. Nothing in these files is ever unpickled.
 """
@@ -8,10 +8,9 @@ without a transcript folder has no labels. Nothing in these files is ever unpick
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import as_file, files
 from pathlib import Path
-from tokenize import TokenError
 
 import numpy as np
 import torch
@@ -23,23 +22,11 @@ from zoo.data.frames import FrameSet
 _PHONEMES = "[SIL] AA AE AH AO AW AY B CH D DH EH ER EY F G HH IH IY JH K L M N NG OW OY P R S SH T TH UH UW V W Y Z ZH"
 PHONEMES: tuple[str, ...] = tuple(_PHONEMES.split())
 _OTHER_SPELLINGS = {"SIL": "[SIL]"}
-# all that NumPy raises over a header of nonsense
-_NO_ARRAY = (
-    ValueError,
-    EOFError,
-    OSError,
-    OverflowError,
-    MemoryError,
-    SyntaxError,
-    TypeError,
-    RecursionError,
-    TokenError,
-)
 _SENTENCE_ENDS = (("[SOS]", "<sos>"), ("[EOS]", "<eos>"))
 
 
 class CorpusError(ValueError):
-    """A corpus that is not in the layout it should have; the message names the file."""
+    """A corpus is not in the expected layout; the message names the file."""
 
 
 def read_corpus(
@@ -51,22 +38,22 @@ def read_corpus(
 ) -> FrameSet:
     """All recordings of one partition, in the order of their file names.
 
-    Where the partition holds a `test_order.csv` (a header, then a file name a line), its order counts.
-    Features are read straight into one array, so the peak is little more than the result.
+    If the partition has a `test_order.csv` (a header, then one file name per line), its order is used instead.
+    Features are read straight into one array, so that the peak of memory is little more than the result.
 
     Args:
-        root: folder that holds the partitions.
-        partition: such as "train-clean-100" or "dev-clean".
-        classes: what the transcripts may say, in the order of the labels. "SIL" also stands for "[SIL]".
-        features: expected number per frame; None takes that of the first recording.
+        root: the folder of the partitions.
+        partition: a folder name such as "train-clean-100" or "dev-clean".
+        classes: the phonemes that transcripts may contain, in the order of the labels. "SIL" is read as "[SIL]".
+        features: expected number of features per frame; None takes that of the first recording.
 
     Returns:
-        Raw features (T, F) float32; labels (T,) without the two ends, or None where there is no
+        Raw features (T, F) float32, and labels (T,) without the two ends, or None if there is no
         `transcript` folder.
 
     Raises:
-        CorpusError: a folder or partner is missing, an array has another shape or type than expected, a
-            feature is not finite, a phoneme is unknown.
+        CorpusError: a folder or a recording's partner is missing, an array has another shape or type than
+            expected, a feature is not finite, or a phoneme is unknown.
     """
     folder = _partition(Path(root), partition)
     paths = _ordered(folder)
@@ -76,24 +63,25 @@ def read_corpus(
     starts = torch.tensor([0] + [length for length, _ in shapes]).cumsum(0)
     values = torch.empty(int(starts[-1]), width)
     labels = None if transcripts is None else torch.empty(len(values), dtype=torch.int64)
-    table = _LabelTable(classes)
+    indices = {name: index for index, name in enumerate(classes)}
+    indices |= {other: indices[name] for other, name in _OTHER_SPELLINGS.items() if name in indices} | indices
     for index, path in enumerate(paths):
         span = slice(int(starts[index]), int(starts[index + 1]))
         values[span] = _features(path, width)
         if labels is not None and transcripts is not None:
-            labels[span] = table.read(transcripts[index], shapes[index][0])
+            labels[span] = _labels(transcripts[index], shapes[index][0], indices)
     return FrameSet(values, labels, starts, tuple(classes), tuple(path.stem for path in paths))
 
 
 def write_corpus(frames: FrameSet, root: str | Path, partition: str) -> None:
-    """Write recordings in the layout that `read_corpus` reads; float32, transcripts where there are labels.
+    """Write recordings in the layout of `read_corpus`: float32 features, and transcripts if there are labels.
 
     Raises:
-        CorpusError: the partition is already there.
+        CorpusError: the partition exists.
     """
     folder = Path(root) / partition
     if folder.exists():
-        msg = f"expected a new partition, but {folder} is already there; choose another name"
+        msg = f"expected a new partition, but {folder} exists; choose another name"
         raise CorpusError(msg)
     (folder / "mfcc").mkdir(parents=True)
     if frames.labels is not None:
@@ -103,17 +91,17 @@ def write_corpus(frames: FrameSet, root: str | Path, partition: str) -> None:
         span = slice(int(frames.starts[index]), int(frames.starts[index + 1]))
         np.save(folder / "mfcc" / f"{name}.npy", frames.features[span].cpu().numpy(), allow_pickle=False)
         if frames.labels is not None:
-            spoken = np.concatenate((["[SOS]"], names[frames.labels[span].numpy()], ["[EOS]"]))
-            np.save(folder / "transcript" / f"{name}.npy", spoken, allow_pickle=False)
+            transcript = np.concatenate((["[SOS]"], names[frames.labels[span].numpy()], ["[EOS]"]))
+            np.save(folder / "transcript" / f"{name}.npy", transcript, allow_pickle=False)
 
 
 def sample_corpus(partition: str) -> FrameSet:
     """The bundled corpus: sentences synthesised in voices that differ between "train", "valid" and "test".
 
-    It is clean of rights and small, so that everything runs at once; it is not real speech.
+    It is free of rights and small, so that everything can be tried at once; it is not real speech.
 
     Raises:
-        ValueError: another partition.
+        ValueError: the partition is none of the three.
     """
     if partition not in ("train", "valid", "test"):
         raise ValueError(unknown("partition of the sample corpus", partition, ("train", "valid", "test")))
@@ -127,38 +115,24 @@ def sample_corpus(partition: str) -> FrameSet:
         )
 
 
-class _LabelTable:
-    """Class names to indices, a whole transcript at a time."""
-
-    def __init__(self, classes: Sequence[str]) -> None:
-        spellings = {name: index for index, name in enumerate(classes)}
-        spellings |= {
-            other: spellings[name]
-            for other, name in _OTHER_SPELLINGS.items()
-            if name in spellings and other not in spellings
-        }
-        self.names = np.array(sorted(spellings))
-        self.indices = np.array([spellings[name] for name in self.names])
-
-    def read(self, path: Path, frames: int) -> Tensor:
-        """(frames,) int64 from a transcript of frames + 2 strings."""
-        spoken = _load(path)
-        if spoken.dtype.kind != "U" or spoken.shape != (frames + 2,):
-            came = f"{spoken.dtype} {spoken.shape}"
-            msg = f"{path}: expected {frames + 2} strings ({frames} frames, [SOS], [EOS]), got {came}"
+def _labels(path: Path, frames: int, indices: Mapping[str, int]) -> Tensor:
+    """(frames,) int64 from a transcript of frames + 2 strings."""
+    transcript = _load(path)
+    if transcript.dtype.kind != "U" or transcript.shape != (frames + 2,):
+        came = f"{transcript.dtype} {transcript.shape}"
+        msg = f"{path}: expected {frames + 2} strings ({frames} frames, [SOS], [EOS]), got {came}"
+        raise CorpusError(msg)
+    for place, end, spellings in zip(("first", "last"), transcript[[0, -1]].tolist(), _SENTENCE_ENDS, strict=True):
+        if end not in spellings:
+            msg = f"{path}: expected {spellings[0]!r} as its {place} string, got {end!r}"
             raise CorpusError(msg)
-        for end, spellings in zip((spoken[0], spoken[-1]), _SENTENCE_ENDS, strict=True):
-            if end not in spellings:
-                msg = f"{path}: expected {spellings[0]!r} at its end of the transcript, got {str(end)!r}"
-                raise CorpusError(msg)
-        spoken = spoken[1:-1]
-        places = np.searchsorted(self.names, spoken).clip(max=len(self.names) - 1)
-        strange = self.names[places] != spoken
-        if strange.any():
-            frame = int(strange.argmax())
-            msg = f"{path}: frame {frame}: " + unknown("phoneme", str(spoken[frame]), self.names.tolist())
-            raise CorpusError(msg)
-        return torch.from_numpy(self.indices[places])
+    names, places = np.unique(transcript[1:-1], return_inverse=True)
+    found = np.array([indices.get(name, -1) for name in names.tolist()])[places]
+    if found.min() < 0:
+        frame = int(found.argmin())
+        msg = f"{path}: frame {frame}: " + unknown("phoneme", str(transcript[frame + 1]), indices)
+        raise CorpusError(msg)
+    return torch.from_numpy(found)
 
 
 def _partition(root: Path, partition: str) -> Path:
@@ -204,13 +178,13 @@ def _partners(paths: list[Path], folder: Path) -> list[Path] | None:
 
 
 def _load(path: Path, *, header_only: bool = False) -> np.ndarray:
-    """The array of one file, no archive, no Python objects; mapped where only its header is wanted."""
+    """The array of one file: no archives, no Python objects; mapped into memory if only its header is needed."""
     try:
         if header_only:
             return np.lib.format.open_memmap(path, mode="r")
         with path.open("rb") as file:
             return np.lib.format.read_array(file, allow_pickle=False)
-    except _NO_ARRAY as error:
+    except Exception as error:  # a malformed header makes NumPy raise anything from SyntaxError to MemoryError
         objects = "Python objects" in str(error) or "Object arrays" in str(error)
         hint = "; Python objects are never unpickled: save plain arrays" if objects else ""
         msg = f"{path}: expected an array written by numpy.save, got: {str(error)[:200]}{hint}"

@@ -1,4 +1,4 @@
-"""Architecture search: which specs to train, under which parameter budget, and for how long."""
+"""Architecture search: which specs to train under a parameter budget, and for how long."""
 
 import lazy_loader
 
