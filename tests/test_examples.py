@@ -1,4 +1,4 @@
-"""Examples in docstrings, README and `examples/` do what they say."""
+"""Examples in docstrings, pages and `examples/` do what they say."""
 
 import doctest
 import os
@@ -16,6 +16,7 @@ import zoo
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
+PAGES = [page for page in (README, ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md"))) if page.exists()]
 MODULES = sorted(
     module.name
     for package in (zoo, ensemble)
@@ -54,32 +55,80 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def blocks(language: str) -> list[str]:
-    """Fenced blocks of one language in the README."""
-    text = README.read_text(encoding="utf-8") if README.exists() else ""
-    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+def blocks(*languages: str, pages: list[Path] = PAGES) -> list[object]:
+    """Fenced blocks of these languages, "" for none, each called after its page and line."""
+    fence = re.compile(rf"^```({'|'.join(languages)})\n(.*?)^```$", flags=re.MULTILINE | re.DOTALL)
+    found = []
+    for page in pages:
+        text = page.read_text(encoding="utf-8")
+        for match in fence.finditer(text):
+            line = text.count("\n", 0, match.start()) + 1
+            found.append(pytest.param(match[2], id=f"{page.name}:{line}"))
+    return found
+
+
+def lines_of(parameters: list[object]) -> list[str]:
+    """The lines of blocks, those that end with a backslash joined."""
+    text = "\n".join(parameter.values[0] for parameter in parameters)
+    return re.sub(r" *\\\n *", " ", text).splitlines()
 
 
 def test_the_two_commands_of_the_readme_are_those_that_ci_runs() -> None:
     """Installing needs the network, so `.ci/run` takes the second one out of the README and runs it."""
-    lines = [line for block in blocks("bash") for line in block.splitlines() if "-m venv" in line]
+    lines = [line for line in lines_of(blocks("bash", pages=[README])) if "-m venv" in line] if README.exists() else []
     assert [line.rsplit("/", 1)[1] for line in lines] == ["ensemble evaluate", "pytest"] or not README.exists()
 
 
 @pytest.mark.parametrize("block", blocks("python"))
-def test_python_in_the_readme_runs(block: str, home: Path) -> None:
+def test_python_on_the_pages_runs(block: str, home: Path) -> None:
     """Each block by itself, in a new interpreter, in the folder of a new clone."""
     run([sys.executable, "-c", block], home)
 
 
-@pytest.mark.parametrize("block", [b for b in blocks("bash") if "-m venv" not in b])
-def test_commands_in_the_readme_run(block: str, home: Path) -> None:
+@pytest.mark.parametrize("block", [b for b in blocks("bash") if "-m venv" not in b.values[0]])
+def test_commands_on_the_pages_run(block: str, home: Path) -> None:
     """Each block as one shell script, with the commands of this environment."""
     run(["bash", "-euc", block], home)
 
 
-def run(command: list[str], folder: Path) -> None:
-    """Run to success; the commands `zoo` and `ensemble` are this interpreter's."""
+def options_by_command() -> dict[str, set[str]]:
+    """Command, such as "zoo train" -> the options that the pages give it anywhere."""
+    found: dict[str, set[str]] = {}
+    for line in lines_of(blocks("bash", "")):
+        if match := re.match(r"(?:zoo|ensemble) [a-z]+", line):
+            found.setdefault(match[0], set()).update(re.findall(r"(?<= )--[a-z-]+", line.partition(" # ")[0]))
+    return found
+
+
+@pytest.mark.parametrize(("command", "options"), options_by_command().items())
+def test_options_on_the_pages_exist(command: str, options: set[str]) -> None:
+    """Commands that take too long to run here at least have the options that the pages give them."""
+    text = run([sys.executable, "-m", *command.split(), "--help"], ROOT)
+    assert options <= set(re.findall(r"--[a-z-]+", text))
+
+
+EXAMPLES = {
+    "combine_runs.py": "runs --registry runs.json --epochs 1 --fraction 0.1",
+    "many_members.py": "--members 4 --max-members 2 --epochs 1 --fraction 0.1",
+    "ship_ensemble.py": "--members cylinder-a basic-a",
+    "train_zoo.py": "--registry zoo.json --only mlp* --epochs 1 --fraction 0.1",
+}
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_examples_run(name: str, home: Path) -> None:
+    """Each example with small settings, in the folder of a new clone; `synthesise.py` has a test of its own."""
+    assert run([sys.executable, f"examples/{name}", *EXAMPLES[name].split()], home)
+
+
+def test_every_example_is_run() -> None:
+    """A new example needs its line above."""
+    assert {*EXAMPLES, "synthesise.py"} == {path.name for path in ROOT.glob("examples/*.py")} or not README.exists()
+
+
+def run(command: list[str], folder: Path) -> str:
+    """What a command prints; it must succeed. The commands `zoo` and `ensemble` are this interpreter's."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(command, cwd=folder, env={**os.environ, "PATH": path}, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout

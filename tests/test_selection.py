@@ -9,6 +9,7 @@ import torch
 
 import ensemble
 from ensemble import fit_simplex_weights, greedy, select
+from ensemble.outputs import About
 from ensemble.selection import contributions, pareto_front
 
 
@@ -46,6 +47,16 @@ def plain_loop(outputs, rounds):
         total += p[m]
         picks.append(outputs.members[m])
     return tuple(picks)
+
+
+def test_the_parameters_that_outputs_know_are_the_costs():
+    """Without `parameters`; given ones take their place."""
+    good, fair = [[0.9, 0.1], [0.8, 0.2]], [[0.6, 0.4], [0.6, 0.4]]
+    about = {"good": About(parameters=20), "fair": About(parameters=5)}
+    outputs = ensemble.MemberOutputs.from_probabilities({"good": good, "fair": fair}, labels=[0, 0], about=about)
+    assert select(outputs, 10).members == ("fair",)
+    assert select(outputs, 10, {"good": 1, "fair": 1}).members == ("good",)
+    assert [found.members for found in pareto_front(outputs)] == [("good",), ("fair",)]
 
 
 @pytest.mark.parametrize("seed", range(20))

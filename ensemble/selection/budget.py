@@ -114,8 +114,8 @@ def select(
     Args:
         outputs: with labels.
         max_parameters: limit of the total cost.
-        parameters: each member's cost, in whatever unit: parameters, bytes, milliseconds. None only with an
-            infinite `max_parameters`.
+        parameters: each member's cost, in any unit: parameters, bytes, milliseconds. None takes the parameters that
+            the outputs know (`MemberOutputs.about`).
         max_members: limit of the number of members, or None.
         tolerance: the loss may exceed the bound by this much, in nats, and still count as proven.
         max_nodes: convex problems to solve before giving up the proof.
@@ -140,7 +140,7 @@ def select(
 
 def pareto_front(
     outputs: MemberOutputs,
-    parameters: Mapping[str, float],
+    parameters: Mapping[str, float] | None = None,
     *,
     max_parameters: float = np.inf,
     max_members: int | None = None,
@@ -153,7 +153,7 @@ def pareto_front(
 
     Args:
         outputs: with labels.
-        parameters: each member's cost.
+        parameters: each member's cost, see `select`.
         max_parameters: where the front begins.
         max_members: see `select`.
         tolerance: see `select`.
@@ -162,7 +162,8 @@ def pareto_front(
     Raises:
         ValueError: as `select`.
     """
-    costs = _costs(outputs.members, parameters, np.inf)
+    parameters = outputs.parameters if parameters is None else parameters
+    costs = _costs(outputs, parameters, np.inf)
     front: list[Selection] = []
     limit = min(float(max_parameters), sum(costs))
     while not front or limit >= min(costs):
@@ -268,7 +269,7 @@ def _split(problem: _Problem, node: _Node, weights: Array) -> list[_Node]:
 def _problem(
     outputs: MemberOutputs, budget: float, parameters: Mapping[str, float] | None, most: int | None
 ) -> _Problem:
-    costs = np.array(_costs(outputs.members, parameters, budget), dtype=np.float64)
+    costs = np.array(_costs(outputs, parameters, budget), dtype=np.float64)
     if most is not None and most < 1:
         msg = f"expected at least one member, got max_members={most}"
         raise ValueError(msg)
@@ -276,10 +277,11 @@ def _problem(
     return _Problem(Rows(P), costs, float(budget), most or len(costs), -float(log_scale[alive].mean()))
 
 
-def _costs(members: tuple[str, ...], parameters: Mapping[str, float] | None, budget: float) -> list[float]:
+def _costs(outputs: MemberOutputs, parameters: Mapping[str, float] | None, budget: float) -> list[float]:
+    members = outputs.members
     if parameters is None and np.isinf(budget):
         return [0.0] * len(members)
-    known = parameters or {}
+    known: Mapping[str, float] = outputs.parameters if parameters is None else parameters
     missing = [name for name in members if name not in known]
     if missing:
         msg = f"expected the parameters of every member, got none for {missing}; pass parameters={{name: count}}"
