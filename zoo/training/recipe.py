@@ -91,7 +91,7 @@ class Recipe:
         restart: epochs in the first period of cosine; 0 for one period over all epochs.
         restart_factor: each period of cosine is this many times as long as the one before.
         peak: share of all steps after which one_cycle is at its highest.
-        l1: adds to the loss this times the sum of |w| over the weight matrices.
+        l1: adds to the loss this times the sum of abs(w) over the weight matrices.
         l2: adds to the loss this times half the sum of w squared over the weight matrices.
         weight_decay: the optimiser's decay of all parameters: decoupled in adamw, else added to the gradient.
         label_smoothing: share of the target that is spread evenly over the classes.
