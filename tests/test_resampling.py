@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from sklearn.model_selection import GroupKFold, LeaveOneGroupOut, RepeatedKFold, TimeSeriesSplit
 
 import ensemble
 from ensemble import fit_simplex_weights, fit_weights
@@ -102,3 +103,37 @@ def test_members_that_say_nan_are_named(judge):
     outputs.log_probabilities[1, 7] = torch.nan
     with pytest.raises(ValueError, match=r"NaN from \['m1'\]; leave them out, as fit_weights does"):
         judge(outputs)
+
+
+@pytest.mark.filterwarnings("ignore:The groups parameter is ignored")
+@pytest.mark.parametrize(
+    "splitter", [GroupKFold(3), LeaveOneGroupOut(), RepeatedKFold(n_splits=2, n_repeats=3), TimeSeriesSplit(4)]
+)
+def test_cross_fitting_takes_any_splitter_of_scikit_learn(splitter):
+    """Against the plain loop over its splits; frames tested often count often, frames never tested not at all."""
+    outputs = some_outputs(M=3, N=240)
+    splits = list(splitter.split(np.zeros(240), outputs.labels, outputs.groups))
+    found = ensemble.fit.cross_fit(outputs, splitter=splits)
+    P, p, labels = outputs.true_class().numpy(), outputs.probabilities.numpy(), outputs.require_labels().numpy()
+    full = fit_weights(outputs).weights
+    held_out, own, right = [], [], []
+    for (train, test), weights in zip(splits, found.weights, strict=True):
+        times = np.bincount(train, minlength=240)
+        assert fit_simplex_weights(P, sample_weights=times).loss == pytest.approx(
+            -(times @ np.log(weights @ P)) / times.sum(), abs=2e-6
+        )
+        held_out.append(-np.log(weights @ P[:, test]))
+        own.append(-np.log(full @ P[:, test]))
+        right.append(np.einsum("m,mnc->nc", weights, p[:, test]).argmax(axis=1) == labels[test])
+    assert found.loss == pytest.approx(np.concatenate(held_out).mean(), rel=1e-9)
+    assert found.optimism == pytest.approx(found.loss - np.concatenate(own).mean(), abs=1e-9)
+    assert found.accuracy == pytest.approx(np.concatenate(right).mean(), abs=1e-9)
+    assert (found.fold >= 0).sum() == len(set(np.concatenate([test for _, test in splits])))
+    if not isinstance(splitter, RepeatedKFold):  # it draws anew
+        assert ensemble.fit.cross_fit(outputs, splitter=splitter).loss == found.loss
+
+
+def test_a_splitter_without_splits_is_refused():
+    """An empty list of splits, for instance."""
+    with pytest.raises(ValueError, match="expected a splitter with splits of these frames, got none"):
+        ensemble.fit.cross_fit(some_outputs(M=2, N=60), splitter=[])

@@ -131,6 +131,20 @@ def test_costs_that_do_not_serve_are_refused(costs, budget, words):
         select(some_outputs(3), budget, costs)
 
 
+def test_costs_are_those_that_the_outputs_know_unless_others_are_given():
+    """Numbers of parameters come with the outputs; a cost that is given stands in for them."""
+    outputs = some_outputs(4, seed=1)
+    about = tuple(ensemble.outputs.About(parameters=10 * (m + 1)) for m in range(4))
+    known, plain = replace(outputs, about=about), {f"m{m}": 10 * (m + 1) for m in range(4)}
+    assert select(known, 60).cost == select(outputs, 60, plain).cost > 0
+    assert [one.cost for one in pareto_front(known)] == [one.cost for one in pareto_front(outputs, plain)]
+    assert select(known, 4, dict.fromkeys(plain, 1)).members == select(outputs, np.inf).members
+    some = replace(outputs, about=(*about[:3], ensemble.outputs.About()))
+    assert select(some, np.inf).cost == 0
+    with pytest.raises(ValueError, match=r"none for \['m3'\]"):
+        select(some, 60)
+
+
 def test_the_front_falls_in_cost_and_rises_in_loss_and_each_point_is_optimal():
     """No point is matched by a cheaper one; brute force agrees with each."""
     outputs = some_outputs(5, seed=2)

@@ -1,8 +1,10 @@
-"""How far fitted weights can be trusted: recordings drawn again, and losses on recordings held out."""
+"""How far fitted weights can be trusted: weights of resampled recordings, and losses on recordings held out."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +16,7 @@ from ensemble.judge.significance import CrossFit
 from ensemble.outputs import MemberOutputs
 
 Array = NDArray[np.float64]
+Indices = NDArray[np.intp]
 
 _PRESENT = 1e-3  # a weight above this counts as the member being included
 _SETTLED = 1e-3
@@ -21,7 +24,7 @@ _SETTLED = 1e-3
 
 @dataclass(frozen=True, eq=False)
 class WeightIntervals:
-    """Weights with what resampling the recordings does to them; the small ones are often noise.
+    """Weights with their spread over resampled recordings; small weights are often noise.
 
     Attributes:
         members: M names.
@@ -46,16 +49,16 @@ class WeightIntervals:
 def bootstrap_weights(
     outputs: MemberOutputs, replicates: int = 200, *, seed: int = 0, level: float = 0.95
 ) -> WeightIntervals:
-    """Intervals and inclusion frequencies of log-loss weights, recordings drawn with replacement.
+    """Intervals and inclusion frequencies of log-loss weights, with recordings drawn with replacement.
 
-    Each replicate is a refit from the full fit's weights, until another step would move them by less than
-    0.001. Frames that every member gives zero are left out, and so are recordings of nothing else.
+    Each replicate is refitted from the full fit's weights, until another step would move them by less than
+    0.001. Frames to whose true class every member gives zero are left out, and so are recordings of nothing else.
 
     Args:
         outputs: with labels and groups (recordings); without groups, frames are drawn.
-        replicates: R.
-        seed: of the draws.
-        level: of the percentile intervals.
+        replicates: R, the number of resamples.
+        seed: seed of the resampling.
+        level: nominal coverage of the percentile intervals.
 
     Raises:
         ValueError: no labels, NaN, no usable frame, no replicate, or a level outside (0, 1).
@@ -68,7 +71,7 @@ def bootstrap_weights(
         raise ValueError(msg)
     P, _, alive = explained_matrix(outputs)
     fit = fit_weights(outputs)
-    recording, count = _numbered(recordings(outputs)[0][alive])
+    recording, count = _numbered(_groups(outputs)[alive])
     rows = Rows(P[:, alive].astype(np.float32, copy=False))
     for _ in rows.blocks(np.float32):  # checks the frames once for all replicates
         pass
@@ -83,60 +86,114 @@ def bootstrap_weights(
 
 
 def cross_fit(
-    outputs: MemberOutputs, folds: int = 5, *, objective: Objective = "nll", alpha: float = 0.0, seed: int = 0
+    outputs: MemberOutputs,
+    folds: int = 5,
+    *,
+    splitter: Any = None,
+    objective: Objective = "nll",
+    alpha: float = 0.0,
+    seed: int = 0,
 ) -> CrossFit:
     """Log-loss and accuracy of fitted weights on recordings that the fit did not see.
 
     Args:
         outputs: with labels and groups; whole recordings are dealt out to the folds.
         folds: at least two, and no more than there are recordings.
+        splitter: a scikit-learn splitter, or pairs of training and test indices, in place of such folds; it is
+            given the labels and the groups. Frames that no split tests are left out of all figures; frames that
+            several splits test count once for each.
         objective: see `fit_weights`.
         alpha: see `fit_weights`.
-        seed: of the dealing.
+        seed: seed of the dealing.
 
     Raises:
-        ValueError: no labels, NaN, no usable frame, or a number of folds that cannot be.
+        ValueError: no labels, NaN, no usable frame, a number of folds that is too small or too large, or a splitter
+            without splits.
+
+    Example:
+        >>> from sklearn.model_selection import LeaveOneGroupOut
+        >>> p, q = [[0.9, 0.1], [0.8, 0.2], [0.3, 0.7]], [[0.6, 0.4], [0.7, 0.3], [0.6, 0.4]]
+        >>> outputs = MemberOutputs.from_probabilities({"p": p, "q": q}, labels=[0, 0, 1], groups=[0, 1, 2])
+        >>> cross_fit(outputs, splitter=LeaveOneGroupOut()).accuracy
+        1.0
     """
-    recording, count = recordings(outputs)
+    splits = _dealt(outputs, folds, seed) if splitter is None else _split(outputs, splitter)
+    P, log_scale, alive = explained_matrix(outputs)
+    full = fit_weights(outputs, objective, alpha=alpha).weights
+
+    def refitted(train: Indices) -> Array:
+        times = np.bincount(train, minlength=len(alive)).astype(float)
+        return fit_weights(outputs, objective, alpha=alpha, sample_weights=times, start=full).weights
+
+    weights = np.stack([refitted(train) for train, _ in splits])
+    with np.errstate(divide="ignore"):
+        own_loss, own_right = -(np.log(full @ P) + log_scale), _right(outputs, np.tile(full, (len(alive), 1)))
+    found: dict[str, list[NDArray[Any]]] = {"loss": [], "own_loss": [], "right": [], "own_right": []}
+    rounds = _rounds([test for _, test in splits], len(alive))
+    for fold in rounds:
+        tested = fold >= 0
+        with np.errstate(divide="ignore"):
+            loss = -(np.log(np.einsum("nm,mn->n", weights[fold], P, dtype=np.float64)) + log_scale)
+        found["loss"].append(loss[tested & alive])
+        found["own_loss"].append(own_loss[tested & alive])
+        found["right"].append(_right(outputs, weights[fold])[tested])
+        found["own_right"].append(own_right[tested])
+    means = {name: float(np.concatenate(parts).mean()) for name, parts in found.items()}
+    dropped = int((~alive & np.any([fold >= 0 for fold in rounds], axis=0)).sum())
+    optimism, optimism_accuracy = means["loss"] - means["own_loss"], means["own_right"] - means["right"]
+    return CrossFit(means["loss"], means["right"], optimism, optimism_accuracy, weights, rounds[0], dropped)
+
+
+def _dealt(outputs: MemberOutputs, folds: int, seed: int) -> list[tuple[Indices, Indices]]:
+    """Indices of training and test frames, whole recordings dealt out at random to folds of nearly equal numbers."""
+    recording, count = _numbered(_groups(outputs))
     if not 2 <= folds <= count:
         msg = f"expected from 2 folds to as many as there are recordings ({count}), got {folds}"
         raise ValueError(msg)
-    P, log_scale, alive = explained_matrix(outputs)
     fold = np.random.default_rng(seed).permutation(np.arange(count) % folds)[recording]
-    full = fit_weights(outputs, objective, alpha=alpha)
-    weights = np.stack(
-        [
-            fit_weights(
-                outputs, objective, alpha=alpha, sample_weights=(fold != k).astype(float), start=full.weights
-            ).weights
-            for k in range(folds)
-        ]
-    )
-    with np.errstate(divide="ignore"):
-        held_out = -(np.log(np.einsum("nm,mn->n", weights[fold], P, dtype=np.float64)) + log_scale)[alive].mean()
-        seen = -(np.log(full.weights @ P) + log_scale)[alive].mean()
-    accuracy = _accuracy(outputs, weights[fold])
-    flattered = _accuracy(outputs, np.broadcast_to(full.weights, (len(fold), len(full.weights))))
-    optimism, dropped = float(held_out - seen), int((~alive).sum())
-    return CrossFit(float(held_out), accuracy, optimism, flattered - accuracy, weights, fold, dropped)
+    return [(np.flatnonzero(fold != k), np.flatnonzero(fold == k)) for k in range(folds)]
 
 
-def recordings(outputs: MemberOutputs) -> tuple[NDArray[np.intp], int]:
-    """(N,) running number of each frame's recording, and how many there are."""
+def _split(outputs: MemberOutputs, splitter: Any) -> list[tuple[Indices, Indices]]:
+    from sklearn.model_selection import check_cv  # takes a second to import
+
+    labels, groups = labelled(outputs).numpy(), _groups(outputs)
+    splits = list(check_cv(splitter).split(np.zeros(len(labels)), labels, groups))
+    if not splits:
+        msg = f"expected a splitter with splits of these frames, got none from {splitter!r}"
+        raise ValueError(msg)
+    return splits
+
+
+def _rounds(tests: Iterable[Indices], frames: int) -> list[Indices]:
+    """Arrays (N,) of the split that tests each frame, -1 where none does; as few as hold all splits."""
+    rounds: list[Indices] = []
+    for k, test in enumerate(tests):
+        home = next((fold for fold in rounds if (fold[test] < 0).all()), None)
+        if home is None:
+            rounds.append(home := np.full(frames, -1))
+        home[test] = k
+    return rounds
+
+
+def _groups(outputs: MemberOutputs) -> Indices:
+    """(N,) recording of each frame of labelled outputs."""
     labelled(outputs)
-    groups = np.arange(outputs.shape[1]) if outputs.groups is None else outputs.groups.numpy()
-    return _numbered(groups)
+    assert outputs.groups is not None  # filled in when made
+    groups: Indices = outputs.groups.numpy()
+    return groups
 
 
-def _numbered(groups: NDArray[np.intp]) -> tuple[NDArray[np.intp], int]:
+def _numbered(groups: Indices) -> tuple[Indices, int]:
+    """(N,) running number of each frame's recording, and how many there are."""
     distinct, number = np.unique(groups, return_inverse=True)
     return number, len(distinct)
 
 
-def _accuracy(outputs: MemberOutputs, weights: Array) -> float:
-    """Fraction right of the pools with (N, M) weights."""
-    labels, right = outputs.require_labels().numpy(), 0
+def _right(outputs: MemberOutputs, weights: Array) -> NDArray[np.bool_]:
+    """(N,) where the pools with (N, M) weights are right."""
+    labels, right = outputs.require_labels().numpy(), np.empty(outputs.shape[1], dtype=bool)
     for where, block in outputs.blocks(8192):
         pooled = np.einsum("nm,mnc->nc", weights[where], block.numpy())
-        right += int((pooled.argmax(axis=1) == labels[where]).sum())
-    return right / len(labels)
+        right[where] = pooled.argmax(axis=1) == labels[where]
+    return right

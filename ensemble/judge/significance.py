@@ -39,16 +39,16 @@ class Test:
 
 @dataclass(frozen=True, eq=False)
 class CrossFit:
-    """What the fitting itself is worth: every recording judged by weights that never saw it.
+    """What fitted weights are worth on recordings that they were not fitted on.
 
     Attributes:
-        loss: mean log-loss over the frames kept, in nats; infinite where the weights that never saw a frame give
-            it zero.
-        accuracy: fraction of all frames whose true class has the highest pooled probability.
-        optimism: `loss` minus the log-loss of weights fitted and judged on all frames kept.
+        loss: mean log-loss in nats over the frames that some split tests, at the weights fitted without them; infinite
+            where these give a frame's true class zero.
+        accuracy: fraction of these frames whose true class has the highest pooled probability.
+        optimism: `loss` minus the log-loss, on the same frames, of weights fitted on all frames.
         optimism_accuracy: the accuracy of those weights minus `accuracy`.
-        weights: (folds, M), one row for each fold left out.
-        fold: (N,) which fold a frame is in.
+        weights: (splits, M), fitted on the training frames of each split.
+        fold: (N,) the first split that tests a frame; -1 where none does.
         dropped: frames left out of the losses because every member gave the true class exactly zero.
     """
 

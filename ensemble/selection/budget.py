@@ -114,15 +114,15 @@ def select(
     Args:
         outputs: with labels.
         max_parameters: limit of the total cost.
-        parameters: each member's cost, in any unit: parameters, bytes, milliseconds. None takes the parameters that
-            the outputs know (`MemberOutputs.about`).
+        parameters: each member's cost, in whatever unit: parameters, bytes, milliseconds. If None, the numbers of
+            parameters that the outputs know (`outputs.about`).
         max_members: limit of the number of members, or None.
         tolerance: the loss may exceed the bound by this much, in nats, and still count as proven.
-        max_nodes: convex problems to solve before giving up the proof.
+        max_nodes: number of convex problems to solve before giving up the proof.
 
     Raises:
-        ValueError: no labels, NaN, no usable frame, a member without a cost, a negative cost, or no member
-            within the limits.
+        ValueError: no labels, NaN, no usable frame, a member of unknown cost where `max_parameters` is finite, a
+            negative cost, or no member within the limits.
 
     Example:
         >>> good, fair = [[0.9, 0.1], [0.8, 0.2]], [[0.6, 0.4], [0.6, 0.4]]
@@ -147,23 +147,22 @@ def pareto_front(
     tolerance: float = 1e-6,
     max_nodes: int = 2000,
 ) -> list[Selection]:
-    """The selections that no cheaper one matches in loss, from the dearest to the cheapest.
+    """The selections that no cheaper one matches in loss, from the most to the least expensive.
 
     Each is the best under a limit just below the cost of the one before.
 
     Args:
         outputs: with labels.
-        parameters: each member's cost, see `select`.
-        max_parameters: where the front begins.
+        parameters: see `select`; the cost of every member must be known.
+        max_parameters: limit of the most expensive selection.
         max_members: see `select`.
         tolerance: see `select`.
-        max_nodes: for each point.
+        max_nodes: see `select`; for each selection.
 
     Raises:
         ValueError: as `select`.
     """
-    parameters = outputs.parameters if parameters is None else parameters
-    costs = _costs(outputs, parameters, np.inf)
+    costs = _costs(outputs, parameters)
     front: list[Selection] = []
     limit = min(float(max_parameters), sum(costs))
     while not front or limit >= min(costs):
@@ -269,7 +268,7 @@ def _split(problem: _Problem, node: _Node, weights: Array) -> list[_Node]:
 def _problem(
     outputs: MemberOutputs, budget: float, parameters: Mapping[str, float] | None, most: int | None
 ) -> _Problem:
-    costs = np.array(_costs(outputs, parameters, budget), dtype=np.float64)
+    costs = np.array(_costs(outputs, parameters, needed=np.isfinite(budget)), dtype=np.float64)
     if most is not None and most < 1:
         msg = f"expected at least one member, got max_members={most}"
         raise ValueError(msg)
@@ -277,17 +276,17 @@ def _problem(
     return _Problem(Rows(P), costs, float(budget), most or len(costs), -float(log_scale[alive].mean()))
 
 
-def _costs(outputs: MemberOutputs, parameters: Mapping[str, float] | None, budget: float) -> list[float]:
-    members = outputs.members
-    if parameters is None and np.isinf(budget):
-        return [0.0] * len(members)
+def _costs(outputs: MemberOutputs, parameters: Mapping[str, float] | None, *, needed: bool = True) -> list[float]:
+    """M costs; zeros where some are unknown but not needed."""
     known: Mapping[str, float] = outputs.parameters if parameters is None else parameters
-    missing = [name for name in members if name not in known]
+    missing = [name for name in outputs.members if name not in known]
+    if missing and parameters is None and not needed:
+        return [0.0] * len(outputs.members)
     if missing:
         msg = f"expected the parameters of every member, got none for {missing}; pass parameters={{name: count}}"
         raise ValueError(msg)
-    wrong = [name for name in members if not 0 <= known[name] < np.inf]
+    wrong = [name for name in outputs.members if not 0 <= known[name] < np.inf]
     if wrong:
         msg = f"expected finite costs of at least zero, got {known[wrong[0]]} for {wrong[0]!r}"
         raise ValueError(msg)
-    return [float(known[name]) for name in members]
+    return [float(known[name]) for name in outputs.members]
