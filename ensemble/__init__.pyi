@@ -4,7 +4,7 @@ from . import outputs as outputs
 from . import rules as rules
 from . import run as run
 from . import selection as selection
-from .fit._solver.simplex import fit_simplex_weights as fit_simplex_weights
+from .fit._solver import fit_simplex_weights as fit_simplex_weights
 from .fit.weights import fit_weights as fit_weights
 from .judge.choice import choose as choose
 from .judge.report import Report as Report

@@ -1,5 +1,5 @@
-from ._solver.simplex import SimplexFit as SimplexFit
-from ._solver.simplex import fit_simplex_weights as fit_simplex_weights
+from ._solver import SimplexFit as SimplexFit
+from ._solver import fit_simplex_weights as fit_simplex_weights
 from .crossfit import WeightIntervals as WeightIntervals
 from .crossfit import bootstrap_weights as bootstrap_weights
 from .crossfit import cross_fit as cross_fit

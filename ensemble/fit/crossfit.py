@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ensemble.fit._solver import settle
 from ensemble.fit._solver.rows import Rows
-from ensemble.fit._solver.simplex import settle
 from ensemble.fit.weights import Objective, explained_matrix, fit_weights, labelled
 from ensemble.judge.significance import CrossFit
 from ensemble.outputs import MemberOutputs

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from torch import Tensor
 
-from ensemble.fit._solver.quadratic import nonnegative_minimum
-from ensemble.fit._solver.simplex import at_least_zero, checked_weights, fit_simplex_weights
+from ensemble.fit._solver import at_least_zero, checked_weights, fit_simplex_weights
+from ensemble.fit._solver.newton import nonnegative_minimum
 from ensemble.outputs import MemberOutputs
 from ensemble.rules.fitted import ClasswiseMean, LogPool, WeightedMean
 

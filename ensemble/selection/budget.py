@@ -10,8 +10,8 @@ from itertools import count
 import numpy as np
 from numpy.typing import NDArray
 
+from ensemble.fit._solver import at_least_zero, first_equal, refit
 from ensemble.fit._solver.rows import Rows
-from ensemble.fit._solver.simplex import at_least_zero, first_equal, refit
 from ensemble.fit.weights import explained_matrix
 from ensemble.outputs import MemberOutputs
 from ensemble.rules.fitted import WeightedMean

@@ -9,8 +9,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from ensemble.fit._solver import fit_simplex_weights, refit
 from ensemble.fit._solver.rows import Rows
-from ensemble.fit._solver.simplex import fit_simplex_weights, refit
 from ensemble.outputs import LEAST, MemberOutputs
 
 Array = NDArray[np.float64]

@@ -1,7 +1,7 @@
-"""One walk over the frames (`look`) and one step of the second-order model made from it (`step`).
+"""One pass over the frames (`look`), one step of the second-order model made from it (`step`), small quadratics.
 
 With u = w P and Z = P / u, the loss F(x) = -mean log(x P) + sum(x) over x >= 0 has gradient 1 - d, d = mean Z,
-and Hessian mean Z Z'. Its minimum lies on the simplex by itself.
+and Hessian mean Z Z'. Its minimum lies on the simplex without a constraint that says so.
 
 References:
     Kim, Carbonetto, Stephens and Anitescu, "A fast algorithm for maximum likelihood estimation of mixture
@@ -15,28 +15,29 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg.lapack import dposv
 
-from ensemble.fit._solver.quadratic import nonnegative_minimum
 from ensemble.fit._solver.rows import Block, Numbers, Room, Rows
 
 Array = NDArray[np.float64]
 Indices = NDArray[np.intp]
 
-_HEAVY = 5.0  # a quadratic says little about a frame where some P / u exceeds this
-_CURVED = 2**17  # so many frames say enough about curvature; the gradient is always of all of them
-_SEARCHED = 2**21  # and among so many there are enough heavy ones
-_CROWD = 16  # from so many members on, a start with all of them is torn down slower than built up
+_HEAVY = 5.0  # a quadratic describes a frame poorly where some P / u exceeds this
+_CURVED = 2**17  # this many frames suffice for the curvature; the gradient always takes all of them
+_SEARCHED = 2**21  # and this many for the heavy frames
+_CROWD = 16  # from this many members on, adding members to an empty start is faster than removing them from a full one
 _RIDGE = 1e-9  # proximal: it keeps near duplicates solvable and does not move the optimum
 
 
 @dataclass(frozen=True)
 class Curvature:
-    """Second-order model of the loss over the active members.
+    """Second-order model of the loss in the active members' weights.
 
     Attributes:
-        active: (A,) the members that may move.
+        active: (A,) the members whose weights may move.
         light: (A, A) Hessian of the ordinary frames.
-        heavy: (A, H) P of the frames kept exact, and their weights (H,).
+        heavy: (A, H) P of the frames that are kept exact.
+        heavy_weights: (H,) weights of these frames.
     """
 
     active: Indices
@@ -47,14 +48,14 @@ class Curvature:
 
 @dataclass(frozen=True)
 class View:
-    """What a walk over all frames at weights w shows.
+    """What a pass over all frames at weights w yields.
 
     Attributes:
         weights: (M,) on the simplex.
         d: (M,) mean of P_m / u; at most 1 at the optimum, 1 on the support. Infinite where u = 0 somewhere.
-        bound: (M,) d with all that rounding may have taken from it.
+        bound: (M,) upper bound of d, with everything that rounding may have taken from it.
         loss: mean of -log u, with the scaling of extreme frames undone.
-        curvature: None where it was not asked for.
+        curvature: None where it was not requested.
     """
 
     weights: Array
@@ -72,11 +73,11 @@ class Walk(NamedTuple):
     """How to read the frames.
 
     Attributes:
-        precise: float64 throughout for the near members, and for all where P is float64; else d of the others
-            is summed in float32, and bounded.
-        curved: whether the curvature over the near members is wanted.
+        precise: float64 throughout for the near members, and for all where P is float64; d of the other members
+            is summed in float32 otherwise, and bounded.
+        curved: whether to compute the curvature over the near members.
         narrow: read the near members alone; d of the others is then 0.
-        thrifty: take the curvature from some blocks only, where frames abound.
+        thrifty: take the curvature from some blocks only, where there are many frames.
     """
 
     precise: bool
@@ -86,13 +87,13 @@ class Walk(NamedTuple):
 
 
 def look(rows: Rows, w: Array, near: Indices, walk: Walk, *, pull: Array) -> View:
-    """Walk once over the frames at weights `w`.
+    """Pass once over the frames at weights `w`.
 
     Args:
         rows: the frames.
         w: (M,) on the simplex.
-        near: members that may carry weight soon; those that do are added.
-        walk: how.
+        near: members that may soon carry weight; those that carry weight now are added.
+        walk: how to read them.
         pull: (M,) weight of each member's pseudo-frame, relative to all frames; zeros for no shrinkage.
     """
     near = np.flatnonzero(np.bincount(near, minlength=rows.members) + (w > 0))
@@ -131,7 +132,7 @@ def look(rows: Rows, w: Array, near: Indices, walk: Walk, *, pull: Array) -> Vie
 
 
 def _sum_of_logs(u: Numbers, least: float) -> float:
-    """Of products of eight, where these are numbers still: a logarithm costs as much as all else in a walk."""
+    """Logarithms of products of eight where these stay in range: logarithms cost as much as the rest of a pass."""
     if least < 1e-30:  # the largest is 1e18
         return float(np.log(u).sum())
     whole = len(u) // 8 * 8
@@ -143,7 +144,7 @@ def _infinite(w: Array) -> View:
 
 
 class _Sums:
-    """Collects the curvature over the active members while the frames go by."""
+    """Collects the curvature over the active members during a pass."""
 
     def __init__(self, active: Indices, rows: Rows) -> None:
         self.active = active
@@ -152,10 +153,10 @@ class _Sums:
         self.heavy: list[Numbers] = []
         self.weights: list[Numbers] = []
         self.room = Room()
-        self.seen, self.total = 0.0, 0.0  # weight of the frames looked through for heavy ones; of those in `light`
+        self.seen, self.total = 0.0, 0.0  # weight of the frames searched for heavy ones; of those in `light`
 
     def add(self, chosen: Numbers, block: Block, u: Numbers, *, light: bool) -> None:
-        """A block's active members: its heavy frames as they are, the others, if `light`, as their Hessian."""
+        """Add the active members' part of a block: heavy frames as they are, the others, if `light`, as a Hessian."""
         count = len(u) if block.counts is None else float(block.counts.sum(dtype=np.float64))
         self.seen += count
         heavy = _heaviest(chosen.max(axis=0), u)
@@ -171,13 +172,14 @@ class _Sums:
         self.light += (Z @ Z.T)[: len(chosen), : len(chosen)]
 
     def _even(self, columns: int) -> Numbers:
-        """Room for the scaled members, with a row of zeros where their number is odd: products are faster then."""
+        """Memory for the scaled members, with a row of zeros where their number is odd: products are faster then."""
         members = len(self.active)
         Z = self.room.of((members + members % 2, columns), self.dtype)
         Z[members:] = 0
         return Z
 
     def curvature(self, rows: Rows, pull: Array) -> Curvature:
+        """The model from all blocks, with the pseudo-frames among the heavy ones."""
         share = 1.0 / (1.0 + pull.sum())
         heavy = np.concatenate(self.heavy, axis=1, dtype=np.float64)
         weights = np.concatenate(self.weights, dtype=np.float64) * (share / self.seen)
@@ -189,7 +191,7 @@ class _Sums:
 
 
 def _heaviest(largest: Numbers, u: Numbers) -> Indices:
-    """Frames that a quadratic fits badly; at most every sixteenth, so that keeping them stays cheap."""
+    """Frames that a quadratic fits badly; at most one in sixteen, so that keeping them exact stays cheap."""
     heavy = np.flatnonzero(u * _HEAVY < largest)
     room = len(u) // 16 + 1
     if len(heavy) > room:
@@ -198,9 +200,9 @@ def _heaviest(largest: Numbers, u: Numbers) -> Indices:
 
 
 def step(view: View, model: Curvature) -> Array:
-    """(M,) on the simplex, where the model, moved to `view`, has its minimum.
+    """(M,) the minimum, on the simplex, of the model moved to `view`.
 
-    The heavy frames are kept exact, so this is a small Newton iteration of its own, without a walk.
+    The heavy frames are kept exact, so this is a small Newton iteration of its own that reads no other frames.
     """
     A, P, s = model.active, model.heavy, model.heavy_weights
     w = view.weights[A]
@@ -230,14 +232,14 @@ def step(view: View, model: Curvature) -> Array:
 
 
 def _length(slope: float, bend: float, s: Array, v: Array, change: Array) -> float:
-    """A step at whose end the model does not climb: halved until the slope there says so.
+    """The length of a step at whose end the model does not rise, found by halving.
 
     Args:
-        slope: of the model along the step, at its beginning.
-        bend: what its quadratic part adds to the slope over the whole step.
+        slope: slope of the model along the step, at its beginning.
+        bend: what the quadratic part adds to the slope over the whole step.
         s: weights of the heavy frames.
-        v: the pool's probability of each.
-        change: of `v` over the whole step.
+        v: the pool's probability of each heavy frame.
+        change: change of `v` over the whole step.
     """
     length = 1.0
     for _ in range(60):
@@ -248,3 +250,53 @@ def _length(slope: float, bend: float, s: Array, v: Array, change: Array) -> flo
             return length
         length *= 0.5
     return length
+
+
+def nonnegative_minimum(H: Array, b: Array, start: Array) -> Array:
+    """Minimise x'Hx / 2 - b'x over x >= 0 by an active set that begins at the support of `start`.
+
+    Args:
+        H: (A, A) symmetric, positive definite.
+        b: (A,).
+        start: (A,) non-negative; with a good guess of the support one or two solves suffice.
+
+    Returns:
+        (A,) the minimum.
+
+    References:
+        Lawson and Hanson, "Solving least squares problems", 1974, chapter 23.
+    """
+    x, free = start.copy(), start > 0
+    slack = 1e-14 * (np.abs(b).max(initial=0.0) + np.abs(H).max(initial=0.0))
+    for _ in range(3 * len(b) + 10):
+        x, free = _solve_on_free(H, b, x, free)
+        slope = np.where(free, -np.inf, b - H @ x)
+        entering = int(slope.argmax()) if len(slope) else 0
+        if not len(slope) or slope[entering] <= slack:
+            break
+        free[entering] = True
+    return x
+
+
+def _solve_on_free(H: Array, b: Array, x: Array, free: NDArray[np.bool_]) -> tuple[Array, NDArray[np.bool_]]:
+    """The minimum over the free coordinates; those that would become negative on the way are fixed at zero."""
+    free = free.copy()
+    while free.any():
+        target = np.zeros_like(x)
+        target[free] = _solved(H[free][:, free], b[free])
+        falling = free & (target <= 0)
+        if not falling.any():
+            return target, free
+        step = float((x[falling] / (x[falling] - target[falling] + 1e-300)).min())
+        x = x + step * (target - x)
+        free &= ~(falling & (x <= 1e-15))
+        x[~free] = 0.0
+    return np.zeros_like(x), free
+
+
+def _solved(H: Array, b: Array) -> Array:
+    """Cholesky directly from LAPACK: these systems are small and many, and checks would cost more."""
+    _, x, failed = dposv(H, b)
+    if failed:
+        x = np.linalg.lstsq(H, b)[0]
+    return np.asarray(x, dtype=np.float64)

@@ -1,4 +1,4 @@
-"""Reading the (M, N) matrix of true-class probabilities block by block: checked once, scaled, weighted."""
+"""The (M, N) matrix of true-class probabilities, read block by block: checked once, scaled, weighted."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from torch import Tensor
 Numbers = NDArray[Any]  # float32 or float64
 Indices = NDArray[np.intp]
 
-_RUN = 128  # frames of a sample that stand together
-_BLOCK = 2**18  # numbers in a block: with its copies it stays in the second-level cache
-_SAFE = (1e-18, 1e18)  # a block whose frames' largest probabilities leave this range is scaled
+_RUN = 128  # consecutive frames that a sample takes together
+_BLOCK = 2**18  # numbers in a block: with its copies it fits in the second-level cache
+_SAFE = (1e-18, 1e18)  # a block in which a frame's largest probability leaves this range is scaled
 
 
 class Block(NamedTuple):
@@ -30,19 +30,19 @@ class Block(NamedTuple):
 
 
 class Room:
-    """Memory for one block after another: fresh pages cost more than the arithmetic done on them."""
+    """Memory that is reused from block to block: fresh pages cost more than the arithmetic done on them."""
 
     def __init__(self) -> None:
         self._array: Numbers = np.empty(0)
 
     def of(self, shape: tuple[int, ...], dtype: DTypeLike) -> Numbers:
-        """An array of this shape and type, whatever it holds; the one given before is gone."""
+        """An array of this shape and type with any content; it replaces the one returned before."""
         if self._array.shape != shape or self._array.dtype != dtype:
             self._array = np.empty(shape, dtype)
         return self._array
 
     def cast(self, values: Numbers, dtype: DTypeLike) -> Numbers:
-        """The values in another type."""
+        """The values in this type, copied only where it differs."""
         if values.dtype == dtype:
             return values
         np.copyto(array := self.of(values.shape, dtype), values, casting="same_kind")
@@ -53,14 +53,14 @@ class Rows:
     """A view of P as weighted frames ("rows" of the likelihood), never copied as a whole.
 
     Args:
-        values: (M, N) float32 or float64, as `as_matrix` gives it.
+        values: (M, N) float32 or float64, as `as_matrix` returns it.
         weights: (N,) non-negative, or None where every frame counts once.
-        runs: of a sample, numbers of its runs: the k-th are the `_RUN` frames from k `_RUN` on. None: all frames.
+        runs: indices of the runs in a sample, where run k is the `_RUN` frames from k * `_RUN` on; None for all frames.
 
     Attributes:
-        members, frames: how many are read.
-        total: weight of the frames that count, as far as they were read.
-        dropped: frames with a weight in which every member gives the true class zero.
+        members, frames: their numbers.
+        total: weight of the frames that count, of those read so far.
+        dropped: number of frames with a weight in which every member gives the true class zero.
         log_scale: what scaling took from the weighted sum of logarithms.
     """
 
@@ -71,14 +71,14 @@ class Rows:
         self.weights = weights
         self.runs = runs
         self.members, self.frames = len(values), values.shape[1] if runs is None else len(runs) * _RUN
-        self._kinds: dict[int, NDArray[np.bool_] | None] = {}  # by a block's start, once it was read: see `_inspect`
+        self._kinds: dict[int, NDArray[np.bool_] | None] = {}  # by a block's start, once read; see `_inspect`
         self.dropped = 0
         self.log_scale = 0.0
         self.total = 0.0
 
     @property
     def small(self) -> bool:
-        """Whether it is so little that float64 throughout costs nothing."""
+        """Whether the matrix is so small that float64 throughout costs nothing."""
         return self.members * self.frames <= 2**16
 
     @property
@@ -87,23 +87,23 @@ class Rows:
         return int(max(1024, _BLOCK // self.members // _RUN * _RUN))
 
     def rounding(self, dtype: type[np.floating[Any]]) -> float:
-        """By how much, at most, a block's sum of products of positive numbers can be too small: a factor.
+        """The largest factor by which a block's sum of products of positive numbers can be too small.
 
         Each of n additions loses at most half a unit in the last place of a sum that only grows, so the
-        relative error is at most n units (Higham, "Accuracy and stability of numerical algorithms", chapter 4);
-        a few more for the factors, and the blocks are added in float64.
+        relative error is at most n units (Higham, "Accuracy and stability of numerical algorithms", chapter 4),
+        and a few more for the factors; blocks are added in float64.
         """
         return 1.0 + (self.columns + 8) * float(np.finfo(dtype).eps)
 
     def blocks(self, dtype: type[np.floating[Any]], members: Indices | None = None) -> Iterator[Block]:
-        """Walk over the frames; a block's arrays hold until the next one is asked for.
+        """Pass over the frames; a block's arrays are valid until the next block is requested.
 
         Args:
-            dtype: of the values.
-            members: whose values are wanted; None for all.
+            dtype: type of the values.
+            members: members to read; None for all.
 
         Raises:
-            ValueError: a number is NaN, infinite or negative (only the first walk looks).
+            ValueError: a number is NaN, infinite or negative (checked in the first pass only).
         """
         columns, sampled, cast = self.columns, Room(), Room()
         for start in range(0, self.frames, columns):
@@ -120,13 +120,13 @@ class Rows:
             yield Block(cast.cast(raw, dtype), counts)
 
     def sample(self, seed: int) -> Rows:
-        """An eighth of the frames, 65,536 at most, in random runs of consecutive ones: few jumps in memory."""
+        """An eighth of the frames, at most 65,536, in random runs of consecutive frames: few jumps in memory."""
         runs = np.arange(self.frames // _RUN) if self.runs is None else self.runs
         chosen = np.random.default_rng(seed).permutation(runs)[: min(self.frames // 8, 65_536) // _RUN]
         return Rows(self.values, self.weights, np.sort(chosen))
 
     def reweighted(self, weights: NDArray[np.float64]) -> Rows:
-        """The same frames, all read before, under other weights."""
+        """The same frames, all of which were read before, under other weights."""
         other = Rows(self.values, weights)
         other._kinds = self._kinds
         dead = [start + np.flatnonzero(~alive) for start, alive in self._kinds.items() if alive is not None]
@@ -134,14 +134,14 @@ class Rows:
         return other
 
     def _counts(self, where: slice, alive: NDArray[np.bool_] | None) -> Numbers:
-        """(b,) the weights of a block's frames, 0 for those that no member explains."""
+        """(b,) the weights of a block's frames, 0 where every member gives the true class zero."""
         weights: Numbers = np.ones(where.stop - where.start)
         if self.weights is not None:
             weights = self._taken(self.weights[None], where, Room())[0]
         return weights if alive is None else weights * alive
 
     def _taken(self, values: Numbers, where: slice, room: Room) -> Numbers:
-        """(M, b) the frames of a block; those of a sample are gathered."""
+        """(M, b) the frames of a block, gathered where they are a sample's."""
         if self.runs is None:
             return values[:, where]
         out = room.of((len(values), where.stop - where.start), values.dtype)
@@ -151,7 +151,7 @@ class Rows:
         return out
 
     def _inspect(self, where: slice, raw: Numbers) -> NDArray[np.bool_] | None:
-        """Check a block. None: it can be used as it is; else it needs scaling, and these frames count."""
+        """Check a block: None where it can be used as it is; else it needs scaling, and these frames count."""
         largest = _largest(where, raw)
         if largest.min() >= _SAFE[0] and largest.max() <= _SAFE[1]:
             self.total += float(self._counts(where, None).sum())
@@ -188,16 +188,16 @@ def _divisor(raw: Numbers) -> Numbers:
 
 
 def _largest(where: slice, raw: Numbers) -> Numbers:
-    """(b,) the largest of each frame, and the check of all numbers, in one read.
+    """(b,) the largest number of each frame; all numbers are checked in the same read.
 
-    Read as integers, floats keep their order, and infinity, NaN and negative numbers stand above the rest.
+    Read as integers, floats keep their order, with infinity, NaN and negative numbers above the rest.
     """
     integers = np.uint32 if raw.itemsize == 4 else np.uint64
     largest: Numbers = raw.view(integers).max(axis=0)
     if largest.max() < np.array(np.inf, raw.dtype).view(integers):
         return largest.view(raw.dtype)
     _refuse(where, raw)
-    return np.asarray(raw.max(axis=0))  # negative zeros are welcome
+    return np.asarray(raw.max(axis=0))  # negative zeros are allowed
 
 
 def _refuse(where: slice, raw: Numbers) -> None:
