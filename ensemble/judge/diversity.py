@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,9 +41,11 @@ class Joint:
     frames: int
 
     @classmethod
-    def of(cls, correct: ArrayLike) -> Joint:
+    def of(cls, given: Joint | ArrayLike) -> Joint:
         """Count from (M, N) bool by matrix products, which are exact: no block reaches 2^24."""
-        right = np.asarray(correct, dtype=bool)
+        if isinstance(given, Joint):
+            return given
+        right = np.asarray(given, dtype=bool)
         both = np.zeros((len(right), len(right)))
         for start in range(0, right.shape[1], _BLOCK):
             block = right[:, start : start + _BLOCK].astype(np.float32)
@@ -61,79 +63,52 @@ class Joint:
         return self.right[:, None] - self.both
 
     @property
-    def only_second(self) -> Floats:
-        """(M, M) frames where the column's member is right and the row's is wrong."""
-        return self.right[None, :] - self.both
-
-    @property
     def neither(self) -> Floats:
         """(M, M) frames where both are wrong."""
-        return self.frames - self.both - self.only_first - self.only_second
+        return self.frames - self.both - self.only_first - self.only_first.T
+
+
+def crowd_histogram(given: ArrayLike) -> Floats:
+    """(M + 1,) fraction of the frames where exactly 0, 1, ... M members are right; NaN for no frames.
+
+    Args:
+        given: (M, N) bool, where each member is right; or such a histogram, which is returned.
+    """
+    if np.ndim(given) == 1:
+        return np.asarray(given, dtype=np.float64)
+    right = np.asarray(given, dtype=bool)
+    counts = np.bincount(right.sum(axis=0), minlength=len(right) + 1)
+    return counts / right.shape[1] if right.shape[1] else np.full(len(right) + 1, np.nan)
 
 
 PAIR_MEASURES: dict[str, Callable[[Joint | ArrayLike], Floats]] = {}
 CROWD_MEASURES: dict[str, Callable[[ArrayLike], float]] = {}
 
 
-def pair_measure(function: Callable[[Joint], Floats]) -> Callable[[Joint | ArrayLike], Floats]:
-    """Enter a pairwise measure under its own name.
+def _entering(table: dict[str, Callable[..., Any]], prepare: Callable[..., Any]) -> Callable[[Any], Any]:
+    """The decorator that enters a measure into a table under its own name, after preparing its argument."""
 
-    Args:
-        function: from `Joint` to a symmetric (M, M) table; NaN where it is undefined.
+    def enter(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def measure(given: Any) -> Any:
+            with np.errstate(invalid="ignore", divide="ignore"):
+                return function(prepare(given))
 
-    Returns:
-        The measure, which also takes (M, N) bool, where each member is right.
+        known = table.get(function.__name__, measure)
+        if known.__module__ != measure.__module__:
+            msg = f"expected a new name for a measure, got {function.__name__!r}, which {known.__module__} has already"
+            raise ValueError(msg)
+        table[function.__name__] = measure
+        return measure
 
-    Raises:
-        ValueError: another module has a measure of that name.
-    """
-
-    @functools.wraps(function)
-    def measure(given: Joint | ArrayLike) -> Floats:
-        return function(given if isinstance(given, Joint) else Joint.of(given))
-
-    _refuse_taken(function, PAIR_MEASURES)
-    PAIR_MEASURES[function.__name__] = measure
-    return measure
+    return enter
 
 
-def crowd_measure(function: Callable[[Floats], float]) -> Callable[[ArrayLike], float]:
-    """Enter a measure of all members together under its own name.
+pair_measure = _entering(PAIR_MEASURES, Joint.of)
+"""For a function from `Joint` to a symmetric (M, M) table; the measure also takes (M, N) bool."""
 
-    Args:
-        function: from `crowd_histogram`, (M + 1,), to a number; NaN where it is undefined.
-
-    Returns:
-        The measure, which also takes (M, N) bool, where each member is right.
-
-    Raises:
-        ValueError: another module has a measure of that name.
-    """
-
-    @functools.wraps(function)
-    def measure(given: ArrayLike) -> float:
-        shares = np.asarray(given)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return float(function(shares if shares.ndim == 1 else crowd_histogram(shares)))
-
-    _refuse_taken(function, CROWD_MEASURES)
-    CROWD_MEASURES[function.__name__] = measure
-    return measure
-
-
-def _refuse_taken(function: Callable[..., Any], table: Mapping[str, Callable[..., Any]]) -> None:
-    """A module that is loaded again may enter its measures again; any other needs a name of its own."""
-    known = table.get(function.__name__)
-    if known is not None and known.__module__ != function.__module__:
-        msg = f"expected a new name for a measure, got {function.__name__!r}, which {known.__module__} has already"
-        raise ValueError(msg)
-
-
-def crowd_histogram(correct: ArrayLike) -> Floats:
-    """(M + 1,) fraction of the frames where exactly 0, 1, ... M members are right; NaN for no frames."""
-    right = np.asarray(correct, dtype=bool)
-    counts = np.bincount(right.sum(axis=0), minlength=len(right) + 1)
-    return counts / right.shape[1] if right.shape[1] else np.full(len(right) + 1, np.nan)
+crowd_measure = _entering(CROWD_MEASURES, crowd_histogram)
+"""For a function from a `crowd_histogram` to a number; the measure also takes (M, N) bool."""
 
 
 def _ratio(above: Floats, below: Floats) -> Floats:
@@ -145,7 +120,7 @@ def _ratio(above: Floats, below: Floats) -> Floats:
 @pair_measure
 def disagreement(joint: Joint) -> Floats:
     """Fraction of the frames where exactly one of the two is right (Skalak, 1996)."""
-    return _ratio(joint.only_first + joint.only_second, np.full_like(joint.both, joint.frames))
+    return _ratio(joint.only_first + joint.only_first.T, np.full_like(joint.both, joint.frames))
 
 
 @pair_measure
@@ -154,14 +129,14 @@ def q_statistic(joint: Joint) -> Floats:
 
     NaN where both products of counts are zero, for instance beside a member that is never wrong.
     """
-    same, crossed = joint.both * joint.neither, joint.only_first * joint.only_second
+    same, crossed = joint.both * joint.neither, joint.only_first * joint.only_first.T
     return _ratio(same - crossed, same + crossed)
 
 
 @pair_measure
 def correlation(joint: Joint) -> Floats:
     """Correlation of being right; NaN beside a member that is always or never right."""
-    same, crossed = joint.both * joint.neither, joint.only_first * joint.only_second
+    same, crossed = joint.both * joint.neither, joint.only_first * joint.only_first.T
     spread = joint.right * (joint.frames - joint.right)  # (M,)
     return _ratio(same - crossed, np.sqrt(np.outer(spread, spread)))
 
@@ -175,7 +150,7 @@ def double_fault(joint: Joint) -> Floats:
 @pair_measure
 def kappa(joint: Joint) -> Floats:
     """Cohen's kappa of being right: agreement beyond chance; NaN where agreement by chance is certain."""
-    same, crossed = joint.both * joint.neither, joint.only_first * joint.only_second
+    same, crossed = joint.both * joint.neither, joint.only_first * joint.only_first.T
     right, wrong = joint.right, joint.frames - joint.right
     return _ratio(2 * (same - crossed), np.outer(right, wrong) + np.outer(wrong, right))
 
@@ -183,7 +158,7 @@ def kappa(joint: Joint) -> Floats:
 @pair_measure
 def ratio_errors(joint: Joint) -> Floats:
     """Frames where exactly one is wrong, per frame where both are; NaN if both never are (Aksela, 2003)."""
-    return _ratio(joint.only_first + joint.only_second, joint.neither)
+    return _ratio(joint.only_first + joint.only_first.T, joint.neither)
 
 
 @crowd_measure
@@ -338,17 +313,15 @@ def log_loss_split(outputs: MemberOutputs) -> Split:
     References:
         Heskes, "Selecting weighting factors in logarithmic opinion pools", NIPS 1998.
     """
-    labels, (members, frames, classes) = outputs.require_labels(), outputs.shape
-    loss = apart = 0.0
-    for start in range(0, frames, max(1, _CELLS // (members * classes))):
-        block = slice(start, start + max(1, _CELLS // (members * classes)))
-        logs = outputs.log_probabilities[:, block].double()
+
+    def sums(logs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         logs = logs.masked_fill(logs == -math.inf, _LEAST_LOG)
-        loss -= float(logs.gather(-1, labels[block].expand(members, -1)[..., None]).sum()) / members
         mean = logs.mean(dim=0)
         pool = mean.log_softmax(dim=-1)
-        apart += float((pool.exp() * (pool - mean)).sum())  # KL(pool || member) is linear in the member's log
-    return Split(_ratio_of(loss, frames), _ratio_of(apart, frames))
+        loss = -logs.gather(-1, labels.expand(len(logs), -1)[..., None]).sum() / len(logs)
+        return loss, (pool.exp() * (pool - mean)).sum()  # KL(pool || member) is linear in the member's logarithms
+
+    return _split(outputs, sums)
 
 
 def brier_split(outputs: MemberOutputs) -> Split:
@@ -362,15 +335,21 @@ def brier_split(outputs: MemberOutputs) -> Split:
     References:
         Krogh and Vedelsby, "Neural network ensembles, cross validation, and active learning", NIPS 1994.
     """
+
+    def sums(logs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        rows = logs.exp()
+        off = rows - torch.nn.functional.one_hot(labels, rows.shape[-1])
+        return off.square().sum() / len(rows), (rows - rows.mean(dim=0)).square().sum() / len(rows)
+
+    return _split(outputs, sums)
+
+
+def _split(outputs: MemberOutputs, sums: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> Split:
+    """From sums over a block of (M, b, C) float64 logarithms and (b,) labels: the members' mean loss, and diversity."""
     labels, (members, frames, classes) = outputs.require_labels(), outputs.shape
-    loss = apart = 0.0
-    for block, probabilities in outputs.blocks(max(1, _CELLS // (members * classes))):
-        rows = probabilities.double()
-        truth = torch.nn.functional.one_hot(labels[block], classes)
-        loss += float((rows - truth).square().sum()) / members
-        apart += float((rows - rows.mean(dim=0)).square().sum()) / members
-    return Split(_ratio_of(loss, frames), _ratio_of(apart, frames))
-
-
-def _ratio_of(part: float, whole: int) -> float:
-    return part / whole if whole else math.nan
+    step, loss, apart = max(1, _CELLS // (members * classes)), 0.0, 0.0
+    for start in range(0, frames, step):
+        block = slice(start, start + step)
+        parts = sums(outputs.log_probabilities[:, block].double(), labels[block])
+        loss, apart = loss + float(parts[0]), apart + float(parts[1])
+    return Split(loss / frames, apart / frames) if frames else Split(math.nan, math.nan)

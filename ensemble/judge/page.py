@@ -24,61 +24,41 @@ _TEMPLATE = Path(__file__).with_name("page.html.jinja")
 _MOST_PAIRS = 100
 
 
-def _percent(value: float) -> str:
-    return f"{100 * value:.2f}"
-
-
-def _points(value: float) -> str:
-    return f"{100 * value:+.2f}"
-
-
-def _number(value: float) -> str:
-    return f"{value:.4f}"
-
-
-def _whole(value: float) -> str:
-    return f"{int(value):,}"
-
-
-def _mark(value: bool) -> str:
-    return "yes" if value else ""
-
-
-_COLUMNS: dict[
-    str, tuple[str, Callable[[Any], str]]
-] = {  # column of a report's table: its heading, how to write a cell
-    "name": ("name", str),
-    "accuracy": ("accuracy %", _percent),
-    "log_loss": ("log-loss nats", _number),
-    "calibration_error": ("calibration error %", _percent),
-    "macro_f1": ("macro F1 %", _percent),
-    "parameters": ("parameters", _whole),
-    "gain": ("gain", _points),
-    "gain_low": ("from", _points),
-    "gain_high": ("to", _points),
-    "mean_gain": ("over mean", _points),
-    "mean_gain_low": ("from", _points),
-    "mean_gain_high": ("to", _points),
-    "fitted_here": ("fitted here", _mark),
-    "fitted_on_training": ("fitted on training frames", _mark),
-    "optimism": ("optimism nats", _number),
-    "optimism_accuracy": ("optimism", _points),
-    "frames": ("frames", _whole),
-    "baseline_accuracy": ("single %", _percent),
-    "rule_accuracy": ("rule %", _percent),
-    "oracle": ("some member %", _percent),
-    "confused_with": ("taken for", str),
-    "confused_share": ("share %", _percent),
-    "trust": ("best member", str),
-    "trust_f1": ("its F1 %", _percent),
-    "taken_for": ("taken for", str),
-    "share": ("share %", _percent),
-    "baseline_share": ("single %", _percent),
-    "first": ("first", str),
-    "second": ("second", str),
-    "disagreement": ("disagreement %", _percent),
-    "double_fault": ("both wrong %", _percent),
-    "q_statistic": ("Q", _number),
+_Style = tuple[float, str]  # a number is multiplied by the first, and formatted by the second
+_TEXT, _PERCENT, _POINTS, _NUMBER, _WHOLE = (0, ""), (100, ".2f"), (100, "+.2f"), (1, ".4f"), (1, ",.0f")
+_COLUMNS: dict[str, tuple[str, _Style]] = {  # column of a report's table -> heading, style of its cells
+    "name": ("name", _TEXT),
+    "accuracy": ("accuracy %", _PERCENT),
+    "log_loss": ("log-loss nats", _NUMBER),
+    "calibration_error": ("calibration error %", _PERCENT),
+    "macro_f1": ("macro F1 %", _PERCENT),
+    "parameters": ("parameters", _WHOLE),
+    "gain": ("gain", _POINTS),
+    "gain_low": ("from", _POINTS),
+    "gain_high": ("to", _POINTS),
+    "mean_gain": ("over mean", _POINTS),
+    "mean_gain_low": ("from", _POINTS),
+    "mean_gain_high": ("to", _POINTS),
+    "fitted_here": ("fitted here", _TEXT),
+    "fitted_on_training": ("fitted on training frames", _TEXT),
+    "optimism": ("optimism nats", _NUMBER),
+    "optimism_accuracy": ("optimism", _POINTS),
+    "frames": ("frames", _WHOLE),
+    "baseline_accuracy": ("single %", _PERCENT),
+    "rule_accuracy": ("rule %", _PERCENT),
+    "oracle": ("some member %", _PERCENT),
+    "confused_with": ("taken for", _TEXT),
+    "confused_share": ("share %", _PERCENT),
+    "trust": ("best member", _TEXT),
+    "trust_f1": ("its F1 %", _PERCENT),
+    "taken_for": ("taken for", _TEXT),
+    "share": ("share %", _PERCENT),
+    "baseline_share": ("single %", _PERCENT),
+    "first": ("first", _TEXT),
+    "second": ("second", _TEXT),
+    "disagreement": ("disagreement %", _PERCENT),
+    "double_fault": ("both wrong %", _PERCENT),
+    "q_statistic": ("Q", _NUMBER),
 }
 _HIDDEN = {"abstained", "loss_gain", "loss_gain_low", "loss_gain_high"}
 
@@ -115,7 +95,7 @@ def conclusion(report: Report) -> str:
     if report.best is None or not report.frames:
         return "No rule was judged, or there were no frames to judge it on."
     row = next(row for row in report.rules.to_dict("records") if row["name"] == report.best)
-    gain, low, high = (_points(row[column]) for column in ("gain", "gain_low", "gain_high"))
+    gain, low, high = (_cell(row[column], _POINTS) for column in ("gain", "gain_low", "gain_high"))
     interval = f"95 % interval from {low} to {high}"
     if report.recordings < 2:
         interval = "no interval, because there is only one recording"
@@ -137,16 +117,21 @@ def _figures(report: Report) -> dict[str, Callable[[Report], Any]]:
 
 
 def _table(table: pd.DataFrame, *, first: str = "name") -> dict[str, Any]:
-    """Headings and rows of text; a missing value is an empty cell. `first` is the heading of the column `name`."""
+    """Headings and rows of text, each with whether it is a number. `first` is the heading of the column `name`."""
     shown = [str(name) for name in table.columns if name not in _HIDDEN]
-    columns = {name: _COLUMNS.get(name, (name.replace("_", " "), _number)) for name in shown}
-    writers = [write for _, write in columns.values()]
+    columns = {name: _COLUMNS.get(name, (name.replace("_", " "), _NUMBER)) for name in shown} | {"name": (first, _TEXT)}
+    heads = [(head, style is not _TEXT) for head, style in (columns[name] for name in shown)]
+    styles = [columns[name][1] for name in shown]
     rows = [
-        [
-            ("", False) if pd.isna(value) else (write(value), write is not str)
-            for value, write in zip(row, writers, strict=True)
-        ]
+        [(_cell(value, style), style is not _TEXT) for value, style in zip(row, styles, strict=True)]
         for row in table[shown].to_numpy(object)
     ]
-    heads = [(first if name == "name" else head, write is not str) for name, (head, write) in columns.items()]
     return {"heads": heads, "rows": rows}
+
+
+def _cell(value: Any, style: _Style) -> str:
+    """Empty where the value is missing or False."""
+    if pd.isna(value) or value is False:
+        return ""
+    scale, form = style
+    return "yes" if value is True else format(scale * value, form) if form else str(value)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -32,7 +31,6 @@ _PILES = 10_000  # beyond so many recordings, they are dealt at random into pile
 _TOLERANCE = 1e-3
 
 
-@dataclass(eq=False)
 class Tally:
     """Sums over frames for A answers: the M members, then the rules, then the uniform mean.
 
@@ -40,27 +38,42 @@ class Tally:
     loss of equal probabilities, and is left out of `confusion` and `bins`.
     """
 
-    confusion: Counts  # (A, C, C): true class, predicted class
-    loss: Floats  # (A, G)
-    right: Floats  # (A, G)
-    sizes: Floats  # (G,)
-    bins: Floats  # (A, 3, BINS): frames, confidence, right
-    clipped: Counts  # (A,) frames whose true class had less probability than LEAST
-    abstained: Counts  # (A,)
-    joint: Joint
-    some_right: Counts  # (C,) frames where any member is right, by true class
-    ties: float
-    recordings: int
+    def __init__(self, outputs: MemberOutputs, answers: int) -> None:
+        members, self.frames, classes = outputs.shape
+        assert outputs.groups is not None  # MemberOutputs fills them in
+        distinct, where = np.unique(outputs.groups.numpy(), return_inverse=True)
+        if len(distinct) > _PILES:
+            where = (np.random.default_rng(0).permutation(len(distinct)) % _PILES)[where]
+        self.answers, self.recordings, groups = answers, len(distinct), min(len(distinct), _PILES)
+        self.group: Counts = where.astype(np.int64)  # (N,) recording of each frame, or its pile, from 0
+        self.sizes: Floats = np.bincount(where, minlength=groups).astype(np.float64)  # (G,)
+        self.confusion: Counts = np.zeros((answers, classes, classes), dtype=np.int64)  # true class, predicted class
+        self.loss: Floats = np.zeros((answers, groups))
+        self.right: Floats = np.zeros((answers, groups))
+        self.bins: Floats = np.zeros((answers, 3, BINS))  # frames, confidence, right
+        self.clipped: Counts = np.zeros(answers, dtype=np.int64)  # frames whose true class had less than LEAST
+        self.abstained: Counts = np.zeros(answers, dtype=np.int64)
+        self.joint = Joint(np.zeros((members, members)), self.frames)
+        self.some_right: Counts = np.zeros(classes, dtype=np.int64)  # frames where any member is right, by true class
+        self.ties = 0.0
 
-    @property
-    def answers(self) -> int:
-        """A."""
-        return len(self.clipped)
-
-    @property
-    def frames(self) -> int:
-        """N."""
-        return self.joint.frames
+    def add(self, index: int, rows: Tensor, truth: Tensor, where: Counts) -> NDArray[np.bool_]:
+        """Add one answer's (B, C) rows for a block of frames; returns (B,) where it is right."""
+        classes, groups = rows.shape[1], len(self.sizes)
+        labels, guesses = truth.numpy(), rows.numpy().argmax(axis=1)  # NumPy's is five times as fast as torch's max
+        confidence = rows.gather(1, torch.from_numpy(guesses)[:, None])[:, 0].double().numpy()
+        answered = ~np.isnan(confidence)  # the largest of a row with NaN is NaN
+        correct: NDArray[np.bool_] = (labels == guesses) & answered
+        likelihood = np.where(answered, rows.gather(1, truth[:, None])[:, 0].double().numpy(), 1 / classes)
+        loss = -np.log(np.maximum(likelihood, LEAST))
+        cells = np.bincount((labels * classes + guesses)[answered], minlength=classes**2)
+        self.confusion[index] += cells.reshape(classes, classes)
+        self.loss[index] += np.bincount(where, loss, minlength=groups)
+        self.right[index] += np.bincount(where, correct, minlength=groups)
+        self.bins[index] += bin_sums(confidence[answered], correct[answered])
+        self.clipped[index] += int((likelihood < LEAST).sum())
+        self.abstained[index] += int((~answered).sum())
+        return correct
 
 
 def aligned(outputs: MemberOutputs, rules: Mapping[str, Rule]) -> dict[str, FittedRule]:
@@ -89,64 +102,17 @@ def tally(outputs: MemberOutputs, rules: Mapping[str, Rule]) -> Tally:
     labels, (members, _, classes) = outputs.require_labels(), outputs.shape
     uniform = WeightedMean((1.0,) * members, abstain=True) if outputs.abstain else mean
     applied = {name: rule.abstaining if outputs.abstain else rule for name, rule in aligned(outputs, rules).items()}
-    where, recordings = _piles(outputs.groups)
-    sums = _empty(outputs, members + len(rules) + 1, where, recordings)
+    sums = Tally(outputs, members + len(rules) + 1)
     for block, probabilities in outputs.checked_blocks(max(1, _CELLS // (members * classes)), abstain=True):
-        truth, groups = labels[block], where[block]
-        right = [_add(sums, member, rows, truth, groups) for member, rows in enumerate(probabilities)]
+        truth, where = labels[block], sums.group[block]
+        right = [sums.add(member, rows, truth, where) for member, rows in enumerate(probabilities)]
         for index, (name, rule) in enumerate(applied.items(), start=members):
-            _add(sums, index, _distribution(name, rule, probabilities), truth, groups)
-        _add(sums, -1, uniform(probabilities), truth, groups)
+            sums.add(index, _distribution(name, rule, probabilities), truth, where)
+        sums.add(-1, uniform(probabilities), truth, where)
         sums.joint.both[:] += Joint.of(right).both
         sums.some_right += np.bincount(truth.numpy()[np.any(right, axis=0)], minlength=classes)
         sums.ties += tie_rate(probabilities) * len(truth)
     return sums
-
-
-def _empty(outputs: MemberOutputs, answers: int, where: Counts, recordings: int) -> Tally:
-    members, frames, classes = outputs.shape
-    groups = min(recordings, _PILES)
-    return Tally(
-        confusion=np.zeros((answers, classes, classes), dtype=np.int64),
-        loss=np.zeros((answers, groups)),
-        right=np.zeros((answers, groups)),
-        sizes=np.bincount(where, minlength=groups).astype(np.float64),
-        bins=np.zeros((answers, 3, BINS)),
-        clipped=np.zeros(answers, dtype=np.int64),
-        abstained=np.zeros(answers, dtype=np.int64),
-        joint=Joint(np.zeros((members, members)), frames),
-        some_right=np.zeros(classes, dtype=np.int64),
-        ties=0.0,
-        recordings=recordings,
-    )
-
-
-def _piles(groups: Tensor | None) -> tuple[Counts, int]:
-    """(N,) recording of each frame from 0, and how many there are; too many are dealt into piles."""
-    assert groups is not None  # MemberOutputs fills them in
-    distinct, where = np.unique(groups.numpy(), return_inverse=True)
-    if len(distinct) > _PILES:
-        where = (np.random.default_rng(0).permutation(len(distinct)) % _PILES)[where]
-    return where.astype(np.int64), len(distinct)
-
-
-def _add(sums: Tally, index: int, rows: Tensor, truth: Tensor, where: Counts) -> NDArray[np.bool_]:
-    """Add one answer's (B, C) rows for a block of frames; returns (B,) where it is right."""
-    classes, groups = rows.shape[1], len(sums.sizes)
-    labels, guesses = truth.numpy(), rows.numpy().argmax(axis=1)  # NumPy's is five times as fast as torch's max
-    confidence = rows.gather(1, torch.from_numpy(guesses)[:, None])[:, 0].double().numpy()
-    answered = ~np.isnan(confidence)  # the largest of a row with NaN is NaN
-    correct: NDArray[np.bool_] = (labels == guesses) & answered
-    likelihood = np.where(answered, rows.gather(1, truth[:, None])[:, 0].double().numpy(), 1 / classes)
-    loss = -np.log(np.maximum(likelihood, LEAST))
-    cells = np.bincount((labels * classes + guesses)[answered], minlength=classes**2)
-    sums.confusion[index] += cells.reshape(classes, classes)
-    sums.loss[index] += np.bincount(where, loss, minlength=groups)
-    sums.right[index] += np.bincount(where, correct, minlength=groups)
-    sums.bins[index] += bin_sums(confidence[answered], correct[answered])
-    sums.clipped[index] += int((likelihood < LEAST).sum())
-    sums.abstained[index] += int((~answered).sum())
-    return correct
 
 
 def _distribution(name: str, rule: Rule, probabilities: Tensor) -> Tensor:
