@@ -1,4 +1,4 @@
-"""Iterators of specs and the lecture's draw of widths; pictures of many draws."""
+"""Iterators of specs and the lecture's draw of widths."""
 
 from collections.abc import Sequence
 from itertools import islice
@@ -10,8 +10,8 @@ from torch import nn
 import zoo
 from zoo import Spec, count_parameters, grid, random_budget, random_grid
 from zoo.models import architectures
-from zoo.search import Samples, draw_many, random_members
-from zoo.search.sample import draw_widths, searched, widest_spec
+from zoo.search import draw_many, random_members
+from zoo.search.sample import searched, widest_spec
 
 
 @pytest.mark.parametrize("architecture", searched())
@@ -147,12 +147,15 @@ def test_the_counts_of_many_draws_are_the_built_models() -> None:
         assert (widths[depth:] == 0).all()
 
 
-def test_single_draws_leave_no_room_for_another_layer() -> None:
-    """What is left does not pay for a layer wider than the classes."""
-    widths = draw_widths(np.random.default_rng(0), 1_000_000)
-    spec = Spec("mlp", 250, 0, 40, options={"widths": tuple(widths)})
-    unused = 1_000_000 - count_parameters(spec) + 40 * widths[-1]
-    assert unused // (widths[-1] + 2 + 40) <= 40
+def test_a_draw_leaves_no_room_for_another_layer() -> None:
+    """What is left does not pay for a layer wider than the classes; a generator is drawn from as it stands."""
+    rng = np.random.default_rng(0)
+    first, second = draw_many(1, 1_000_000, seed=rng), draw_many(1, 1_000_000, seed=rng)
+    assert first.widths.tolist() != second.widths.tolist()
+    spec = Spec("mlp", 250, 0, 40, options={"widths": tuple(first.widths[0, : first.depths[0]].tolist())})
+    last = spec.options["widths"][-1]
+    unused = 1_000_000 - count_parameters(spec) + 40 * last
+    assert unused // (last + 2 + 40) <= 40
 
 
 def test_the_widest_spec_is_the_widest() -> None:
@@ -161,17 +164,3 @@ def test_the_widest_spec_is_the_widest() -> None:
     wider = Spec("cylinder", 5, 4, 10, options={**spec.options, "width": spec.options["width"] + 1})
     assert count_parameters(spec) <= 100_000 < count_parameters(wider)
     assert widest_spec("cylinder", 70, features=5, classes=10, context=4, depth=6).options["depth"] == 1
-
-
-def test_pictures_are_drawn_on_the_axes_that_are_given() -> None:
-    """And returned; a histogram holds every sample."""
-    pytest.importorskip("matplotlib")
-    from matplotlib.figure import Figure
-
-    samples: Samples = draw_many(500, 100_000)
-    axes = Figure().subplots(1, 3)
-    assert zoo.search.plot_depths(samples, ax=axes[0]) is axes[0]
-    assert sum(bar.get_height() for bar in axes[0].patches) == 500
-    assert zoo.search.plot_depths(samples, ax=axes[1], parameters=True) is axes[1]
-    assert zoo.search.plot_widths(samples, ax=axes[2]) is axes[2]
-    assert len(zoo.search.plot_samples(samples).figure.axes) == 3

@@ -1,4 +1,4 @@
-"""Studies: halving by hand, optuna's under a budget, and the freeing of dead trials."""
+"""Studies: successive halving worked out by hand, optuna under a budget, and the freeing of dead trials."""
 
 import os
 import socket
@@ -13,7 +13,6 @@ import pytest
 import zoo
 from zoo import Checkpoint, FrameSet, Recipe, Spec, count_parameters
 from zoo.search import free_dead, halving, optuna_study, optuna_trials
-from zoo.search.study import trials_table
 
 RECIPE = Recipe(epochs=9, batch_size=64, learning_rate=0.01)
 
@@ -23,26 +22,26 @@ def spec(width: int) -> Spec:
     return Spec("cylinder", features=6, context=0, classes=4, options={"width": width, "depth": 1})
 
 
-def pretended(specs: Sequence[Spec], recipe: Recipe, train: FrameSet, valid: FrameSet) -> list[Checkpoint | None]:
+def pretend(specs: Sequence[Spec], recipe: Recipe, train: FrameSet, valid: FrameSet) -> list[Checkpoint | None]:
     """A trainer for which wider is better, and the widest diverges."""
-    found: list[Checkpoint | None] = []
+    trained: list[Checkpoint | None] = []
     for one in specs:
         width = one.options["width"]
         figures = {"valid/accuracy": {"value": width / 100}, "valid/loss": {"value": 1.0}}
         plain = Checkpoint.from_module(zoo.build(one, seed=0), one, "abcd")
-        found.append(None if width == 9 else replace(plain, metrics=figures))
-    return found
+        trained.append(None if width == 9 else replace(plain, metrics=figures))
+    return trained
 
 
 def test_halving_keeps_a_third_and_trains_it_three_times_as_long(frames: FrameSet) -> None:
     """Nine specs for one epoch, the best three for three, the best one for nine; the diverged one is last."""
-    trials = halving([spec(width) for width in range(1, 10)], RECIPE, frames, frames, trainer=pretended)
+    trials = halving([spec(width) for width in range(1, 10)], RECIPE, frames, frames, trainer=pretend)
     assert [(t.spec.options["width"], t.epochs) for t in trials] == [
         (8, 9), (7, 3), (6, 3), (5, 1), (4, 1), (3, 1), (2, 1), (1, 1), (9, 1)
     ]  # fmt: skip
-    table = trials_table(trials)
-    assert table["accuracy"].iloc[0] == 0.08
-    assert table["parameters"].iloc[0] == count_parameters(spec(8))
+    row = trials[0].row()
+    assert row["accuracy"] == 0.08
+    assert row["parameters"] == count_parameters(spec(8))
 
 
 def test_halving_trains_for_real(frames: FrameSet) -> None:
@@ -53,8 +52,8 @@ def test_halving_trains_for_real(frames: FrameSet) -> None:
     assert best.accuracy == best.checkpoint.metrics["valid/accuracy"]["value"] > 0.5
 
 
-def test_halving_wants_specs(frames: FrameSet) -> None:
-    """And a factor that drops some."""
+def test_halving_needs_specs(frames: FrameSet) -> None:
+    """And a factor that leaves some out."""
     with pytest.raises(ValueError, match="got 0 specs and factor 3"):
         halving([], RECIPE, frames, frames)
     with pytest.raises(ValueError, match="factor of at least 2"):
@@ -62,7 +61,7 @@ def test_halving_wants_specs(frames: FrameSet) -> None:
 
 
 def test_optunas_trials_respect_the_budget_and_share_a_journal(frames: FrameSet, tmp_path: Path) -> None:
-    """Two processes' worth of trials in one study, each model within the budget as built."""
+    """The trials of two runs in one study, each built model within the budget."""
     pytest.importorskip("optuna")
     recipe = replace(RECIPE, epochs=2)
     for seed in (0, 1):
@@ -76,7 +75,7 @@ def test_optunas_trials_respect_the_budget_and_share_a_journal(frames: FrameSet,
 
 
 def test_the_trial_of_a_dead_process_is_freed(frames: FrameSet, tmp_path: Path) -> None:
-    """It is marked as failed and its settings are the next to be tried; a living one's is left alone."""
+    """It is marked as failed and its settings are tried next; the trial of a live process is left alone."""
     optuna = pytest.importorskip("optuna")
     finished = subprocess.Popen([sys.executable, "-c", ""])
     finished.wait()

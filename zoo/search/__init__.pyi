@@ -1,7 +1,5 @@
-from .pictures import plot_depths as plot_depths
 from .pictures import plot_line as plot_line
 from .pictures import plot_samples as plot_samples
-from .pictures import plot_widths as plot_widths
 from .sample import Samples as Samples
 from .sample import draw_many as draw_many
 from .sample import fast_count as fast_count
@@ -16,4 +14,3 @@ from .study import free_dead as free_dead
 from .study import halving as halving
 from .study import optuna_study as optuna_study
 from .study import optuna_trials as optuna_trials
-from .study import trials_table as trials_table

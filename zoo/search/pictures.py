@@ -17,58 +17,33 @@ if TYPE_CHECKING:
 _SHOWN = 20_000  # points of the scatter plot; more would blur into one patch
 
 
-def plot_depths(samples: Samples, *, ax: Axes | None = None, parameters: bool = False) -> Axes:
-    """A histogram of depths, or, with `parameters`, a scatter plot of parameters against depth.
+def plot_samples(samples: Samples, axes: Sequence[Axes] | None = None, *, layers: int = 8) -> Axes:
+    """The lecture's pictures: a histogram of depths, parameters against depth, and histograms of layer widths.
 
     Args:
         samples: the result of `draw_many`.
-        ax: where to draw; None makes a new figure.
-        parameters: draw one dot per sample at (depth, parameters) instead of the histogram.
-
-    Raises:
-        ImportError: matplotlib is not installed.
-    """
-    ax = _axes(ax)
-    ax.set_xlabel("hidden layers")
-    if parameters:
-        some = slice(None, None, max(len(samples.depths) // _SHOWN, 1))
-        ax.scatter(samples.depths[some], samples.parameters[some], s=2, alpha=0.3)
-        ax.set_ylabel("parameters")
-    else:
-        counts = np.bincount(samples.depths)
-        ax.bar(np.arange(len(counts)), counts)
-        ax.set_ylabel("samples")
-    return ax
-
-
-def plot_widths(samples: Samples, *, ax: Axes | None = None, layers: int = 8) -> Axes:
-    """Histograms of the widths of the first, second, ... hidden layer, one line per layer.
-
-    Raises:
-        ImportError: matplotlib is not installed.
-    """
-    ax = _axes(ax)
-    edges = np.geomspace(1, max(int(samples.widths.max()), 2), 60)
-    for layer in range(min(layers, samples.widths.shape[1])):
-        widths = samples.widths[:, layer]
-        ax.stairs(np.histogram(widths[widths > 0], edges)[0], edges, label=f"layer {layer + 1}")
-    ax.set(xscale="log", xlabel="width of the layer", ylabel="samples")
-    ax.legend()
-    return ax
-
-
-def plot_samples(samples: Samples) -> Axes:
-    """The lecture's pictures in one row: histogram of depths, parameters against depth, histograms of widths.
+        axes: the three axes to draw on; None puts them in a row of a new figure.
+        layers: the first hidden layers, each with its own histogram of widths.
 
     Returns:
         The first of the three; its `figure` holds them all.
+
+    Raises:
+        ImportError: matplotlib is not installed.
     """
-    figure = _figure((12, 4))
-    first, second, third = figure.subplots(1, 3)
-    plot_depths(samples, ax=first)
-    plot_depths(samples, ax=second, parameters=True)
-    plot_widths(samples, ax=third)
-    return first  # type: ignore[no-any-return]  # subplots returns an array of Axes
+    depths, sizes, widths = _new_figure((12, 4)).subplots(1, 3) if axes is None else axes
+    counts = np.bincount(samples.depths)
+    depths.bar(np.arange(len(counts)), counts)
+    depths.set(xlabel="hidden layers", ylabel="samples")
+    some = slice(None, None, max(len(samples.depths) // _SHOWN, 1))
+    sizes.scatter(samples.depths[some], samples.parameters[some], s=2, alpha=0.3)
+    sizes.set(xlabel="hidden layers", ylabel="parameters")
+    edges = np.geomspace(1, max(int(samples.widths.max()), 2), 60)
+    for layer, column in enumerate(samples.widths.T[:layers], start=1):
+        widths.stairs(np.histogram(column[column > 0], edges)[0], edges, label=f"layer {layer}")
+    widths.set(xscale="log", xlabel="width of the layer", ylabel="samples")
+    widths.legend()
+    return depths
 
 
 def plot_line(positions: Tensor, losses: Tensor, *, ax: Axes | None = None, ends: Sequence[str] = ("", "")) -> Axes:
@@ -77,17 +52,13 @@ def plot_line(positions: Tensor, losses: Tensor, *, ax: Axes | None = None, ends
     Raises:
         ImportError: matplotlib is not installed.
     """
-    ax = _axes(ax)
+    ax = _new_figure((5, 4)).subplots() if ax is None else ax
     ax.plot(positions.numpy(), losses.numpy(), marker="o")
     ax.set(xlabel=f"{ends[0]} (0) to {ends[1]} (1)" if any(ends) else "share of the last", ylabel="loss (nats)")
     return ax
 
 
-def _axes(ax: Axes | None) -> Axes:
-    return _figure((5, 4)).subplots() if ax is None else ax
-
-
-def _figure(size: tuple[float, float]) -> Figure:
+def _new_figure(size: tuple[float, float]) -> Figure:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:

@@ -1,7 +1,7 @@
 """Which models to train: seeded iterators of `Spec`, over a grid, at random, or under a parameter budget.
 
 Every spec respects its budget as a built model does: biases and norms are counted. The lecture's draw of layer
-widths is here in two forms: one model at a time, and a million samples in seconds for pictures.
+widths makes a million samples in seconds, for pictures of what a budget allows.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def random_budget(
 ) -> Iterator[Spec]:
     """Random specs whose built models have at most `max_parameters` trainable parameters; without end.
 
-    `mlp` draws layer after layer, as `draw_widths` does. The other shapes draw a depth from 1 to 6 and a width
+    `mlp` draws layer after layer, as `draw_many` does. The other shapes draw a depth from 1 to 6 and a width
     uniformly up to the widest that the budget allows (and `narrow` up to that width).
 
     Args:
@@ -192,24 +192,6 @@ def widest_spec(
 # ---- the lecture's draw of widths
 
 
-def draw_widths(
-    rng: np.random.Generator,
-    budget: int = LECTURE_BUDGET,
-    *,
-    inputs: int = LECTURE_INPUTS,
-    classes: int = 40,
-    batchnorm: bool = True,
-) -> list[int]:
-    """Widths of hidden layers, drawn one after another until the budget has no room for another.
-
-    A layer behind one of `size` units can be as wide as what is left divided by (size + classes); its width is
-    drawn uniformly from [classes, widest). Biases and norms are counted.
-    """
-    samples = _draw(rng, 1, budget, inputs, classes, 2 if batchnorm else 1)
-    widths: list[int] = samples.widths[0, : samples.depths[0]].tolist()
-    return widths
-
-
 @dataclass(frozen=True, eq=False)
 class Samples:
     """Many draws at once.
@@ -232,29 +214,28 @@ def draw_many(
     inputs: int = LECTURE_INPUTS,
     classes: int = 40,
     per_unit: int = 2,
-    seed: int = 0,
+    seed: int | np.random.Generator = 0,
 ) -> Samples:
-    """`count` draws as `draw_widths` makes them, one layer of all of them at a time.
+    """The hidden widths of `count` models, drawn one layer after another until the budget has no room for another.
+
+    A layer behind one of `size` units can be as wide as what is left divided by (size + classes); its width is
+    drawn uniformly from [classes, widest). All models are drawn together, one layer at a time.
 
     Args:
         count: n.
-        budget: parameters of each model.
+        budget: the most parameters that a model may have.
         inputs: size of the input.
         classes: C, also the least width.
         per_unit: numbers that each hidden unit has besides its weights: 2 with norms, 1 with biases; 0 counts
             as the lecture does, without any biases.
-        seed: of the draw.
+        seed: seed of the draw, or the generator to draw from.
 
     Example:
         >>> samples = draw_many(1000, 100_000)
         >>> bool((samples.parameters <= 100_000).all())
         True
     """
-    return _draw(np.random.default_rng(seed), count, budget, inputs, classes, per_unit)
-
-
-def _draw(rng: np.random.Generator, count: int, budget: int, inputs: int, classes: int, per_unit: int) -> Samples:
-    """Draw one layer of all models after another, until none has room for another."""
+    rng = np.random.default_rng(seed)
     bias = classes if per_unit else 0  # of the last layer
     size, unused = np.full(count, inputs), np.full(count, budget - bias)
     going, columns = np.arange(count), []
@@ -336,8 +317,9 @@ def _drawn(wanted: _Wanted, rng: np.random.Generator, budget: int) -> Spec:
 def _layer_by_layer(wanted: _Wanted, rng: np.random.Generator, budget: int) -> Spec:
     """As the lecture draws; an architecture that makes more of its widths than an mlp has them halved until it fits."""
     default = wanted.spec()
-    norm = bool(default.options.get("batchnorm", True))
-    widths = draw_widths(rng, budget, inputs=default.inputs, classes=wanted.classes, batchnorm=norm)
+    per_unit = 2 if default.options.get("batchnorm", True) else 1
+    drawn = draw_many(1, budget, inputs=default.inputs, classes=wanted.classes, per_unit=per_unit, seed=rng)
+    widths = drawn.widths[0, : drawn.depths[0]].tolist()
     while widths:
         spec = wanted.spec(widths=tuple(widths))
         if fast_count(spec) <= budget:

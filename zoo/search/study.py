@@ -20,7 +20,6 @@ from zoo.training.recipe import Recipe
 
 if TYPE_CHECKING:
     import optuna
-    import pandas as pd
 
 Trainer = Callable[[Sequence[Spec], Recipe, FrameSet, FrameSet], Sequence[Checkpoint | None]]
 
@@ -128,13 +127,6 @@ def halving(
         going, epochs = [trial.spec for trial in trials[:kept]], min(epochs * factor, recipe.epochs)
 
 
-def trials_table(trials: Sequence[Trial]) -> pd.DataFrame:
-    """One row per trial, in order: architecture, context, parameters, epochs, accuracy, loss, options."""
-    import pandas as pd  # takes half a second, which commands without a table do not wait for
-
-    return pd.DataFrame([trial.row() for trial in trials])
-
-
 def optuna_study(
     recipe: Recipe,
     train_frames: FrameSet,
@@ -168,39 +160,13 @@ def optuna_study(
     Raises:
         ImportError: optuna is not installed.
     """
-    study = _opened(name, journal, seed)
-    from optuna import TrialPruned
-
-    free_dead(study)
-
-    def objective(trial: optuna.Trial) -> float:
-        trial.set_user_attr("worker", _worker())
-        spec = suggested(trial, train_frames, budget, contexts, options)
-        trial.set_user_attr("spec", spec.canonical())
-
-        def report(record: Mapping[str, Any]) -> None:
-            trial.report(record["valid/accuracy"] or 0.0, record["epoch"])
-            if trial.should_prune():
-                raise TrialPruned
-
-        try:
-            checkpoint = train(spec, recipe, train_frames, valid, on_epoch=report)
-        except TrainingError as error:
-            raise TrialPruned(str(error)) from error
-        return float(checkpoint.metrics["valid/accuracy"]["value"])
-
-    study.optimize(objective, n_trials=trials)
-    return study
-
-
-def _opened(name: str, journal: str | Path | None, seed: int) -> optuna.Study:
     try:
         import optuna
         from optuna.storages.journal import JournalFileBackend
     except ImportError as error:
         msg = "an optuna study needs optuna: pip install 'zoo-ensemble[search]'"
         raise ImportError(msg) from error
-    return optuna.create_study(
+    study = optuna.create_study(
         study_name=name,
         storage=None if journal is None else optuna.storages.JournalStorage(JournalFileBackend(str(journal))),
         direction="maximize",
@@ -208,6 +174,26 @@ def _opened(name: str, journal: str | Path | None, seed: int) -> optuna.Study:
         sampler=optuna.samplers.TPESampler(seed=seed),
         pruner=optuna.pruners.MedianPruner(n_warmup_steps=1),
     )
+    free_dead(study)
+
+    def objective(trial: optuna.Trial) -> float:
+        trial.set_user_attr("worker", _worker())
+        spec = _suggested(trial, train_frames, budget, contexts, options)
+        trial.set_user_attr("spec", spec.canonical())
+
+        def report(record: Mapping[str, Any]) -> None:
+            trial.report(record["valid/accuracy"] or 0.0, record["epoch"])
+            if trial.should_prune():
+                raise optuna.TrialPruned
+
+        try:
+            checkpoint = train(spec, recipe, train_frames, valid, on_epoch=report)
+        except TrainingError as error:
+            raise optuna.TrialPruned(str(error)) from error
+        return float(checkpoint.metrics["valid/accuracy"]["value"])
+
+    study.optimize(objective, n_trials=trials)
+    return study
 
 
 def optuna_trials(study: optuna.Study) -> list[Trial]:
@@ -221,7 +207,7 @@ def optuna_trials(study: optuna.Study) -> list[Trial]:
     return sorted(found, key=lambda trial: -trial.accuracy)
 
 
-def suggested(
+def _suggested(
     trial: optuna.Trial,
     frames: FrameSet,
     budget: int,
@@ -269,6 +255,6 @@ def _alive(process: int) -> bool:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:  # the number belongs to another user's process
-        return True
+    except PermissionError:  # it belongs to another user
+        pass
     return True
