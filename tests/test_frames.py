@@ -39,7 +39,7 @@ def slow_windows(frames: FrameSet, context: int, normalisation: str, padding: st
 @pytest.mark.parametrize("normalisation", sorted(NORMALISATIONS))
 @pytest.mark.parametrize("context", [0, 1, 9, 200])
 def test_windows_are_those_of_the_slow_loop(frames: FrameSet, context: int, normalisation: str, padding: str) -> None:
-    """Any order of centres, both ways of making windows, contexts longer than a recording."""
+    """For any order of centres, by `windows` and by `stretch`, with contexts longer than a recording."""
     expected = slow_windows(frames, context, normalisation, padding)
     centres = torch.randperm(len(frames), generator=torch.Generator().manual_seed(1))
     for rows in (
@@ -60,7 +60,7 @@ def test_windows_are_those_of_the_slow_loop(frames: FrameSet, context: int, norm
 def test_a_stretch_of_any_corpus_has_the_windows_of_its_frames(
     lengths: list[int], context: int, padding: str, data: st.DataObject
 ) -> None:
-    """Wherever it starts and stops, inside recordings or at their ends."""
+    """Wherever it starts and stops, inside a recording or at its ends."""
     starts = torch.tensor([0, *lengths]).cumsum(0)
     frames = FrameSet(torch.randn(int(starts[-1]), 2), None, starts, ("a", "b"))
     start = data.draw(st.integers(0, len(frames)))
@@ -71,14 +71,14 @@ def test_a_stretch_of_any_corpus_has_the_windows_of_its_frames(
 
 
 def test_the_windows_of_a_stretch_share_its_memory(frames: FrameSet) -> None:
-    """The view of all windows points into the rows: no window is stored."""
+    """The view of all windows points into the rows: no window is copied."""
     piece = stretch(frames, 3)
     assert piece.view.data_ptr() == piece.rows.data_ptr()
     assert len(piece.rows) == len(frames) + 3 * (frames.recordings + 1)
 
 
 def test_the_fingerprint_changes_with_everything_that_is_judged(frames: FrameSet) -> None:
-    """A feature, a label, a recording's end, a class name; not with the recordings' names."""
+    """A feature, a label, the end of a recording, a class name; but not the names of recordings."""
     features, labels, starts = frames.features.clone(), frames.labels.clone(), frames.starts.clone()
     features[3, 2] += 1
     labels[5] = (labels[5] + 1) % 4
@@ -136,7 +136,7 @@ def test_parts_that_do_not_fit_together_are_refused(changes: dict[str, object], 
         frame_set(**changes)
 
 
-def test_wrong_windows_are_refused(frames: FrameSet) -> None:
+def test_impossible_windows_are_refused(frames: FrameSet) -> None:
     """Unknown names, negative contexts, centres and bounds outside."""
     some = torch.tensor([0])
     with pytest.raises(ValueError, match="did you mean 'mean'"):

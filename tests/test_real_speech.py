@@ -1,4 +1,4 @@
-"""The main job in short, on real speech where it lies beside the project."""
+"""The whole path from frames to a report, on real speech where AN4 lies beside the project."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ AN4 = Path(__file__).parents[2] / "shared" / "data" / "an4"
 
 @pytest.mark.skipif(not AN4.is_dir(), reason="no AN4 beside the project")
 def test_members_trained_on_real_speech_are_better_together(tmp_path: Path) -> None:
-    """A third of the training speakers, two epochs: far above the majority class, and the weighted mean above each."""
+    """After two epochs on a third of the recordings, members are good and their weighted mean is better than each."""
     train, valid, test = (zoo.read_corpus(AN4, part) for part in ("train", "dev", "test"))
     train = train.select(torch.arange(0, train.recordings, 3))
     registry = zoo.Registry(tmp_path / "registry.json")

@@ -1,4 +1,4 @@
-"""The bundled corpus keeps its promises, and the script beside the tests makes it."""
+"""The bundled corpus has what it promises, and the script in the examples makes it."""
 
 import runpy
 import subprocess
@@ -26,7 +26,7 @@ needs_espeak = pytest.mark.skipif(find_library("espeak-ng") is None, reason="eSp
 
 @pytest.fixture(scope="module")
 def script() -> dict[str, Any]:
-    """The names of the script, which is no module of the packages."""
+    """The names in the script, which belongs to neither package."""
     return runpy.run_path(str(SCRIPT))
 
 
@@ -38,7 +38,7 @@ def packed() -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("partition", ["train", "valid", "test"])
 def test_every_class_is_in_every_partition(partition: str) -> None:
-    """All 40, the rarest at least a hundred frames long; names in sorted order, as folders would give them."""
+    """All 40, each with at least a hundred frames; names are sorted, as they would be in folders."""
     frames = zoo.sample_corpus(partition)
     assert frames.labels is not None
     assert int(frames.labels.bincount(minlength=40).min()) >= 100
@@ -46,7 +46,7 @@ def test_every_class_is_in_every_partition(partition: str) -> None:
 
 
 def test_no_voice_speaks_in_two_partitions() -> None:
-    """And each partition has voices and recordings enough for intervals over recordings."""
+    """And each partition has enough voices and recordings for confidence intervals."""
     arrays = packed()
     voices = {partition: set(arrays[f"{partition}_voices"]) for partition in ("train", "valid", "test")}
     assert sum(map(len, voices.values())) == len(set().union(*voices.values())) >= 24
@@ -55,7 +55,7 @@ def test_no_voice_speaks_in_two_partitions() -> None:
 
 
 def test_the_samples_are_small() -> None:
-    """8 MB for the corpus, 100 kB for a recording."""
+    """At most 8 MB for the corpus and 100 kB for a recording."""
     assert (SAMPLES / "corpus.npz").stat().st_size <= 8_000_000
     assert len(RECORDINGS) == 3
     assert all(path.stat().st_size < 100_000 for path in RECORDINGS)
@@ -70,20 +70,20 @@ def test_a_frame_is_labelled_by_the_phoneme_at_its_centre(script: dict[str, Any]
 
 @needs_script
 def test_mnemonics_cover_all_phonemes(script: dict[str, Any]) -> None:
-    """Every class can be spoken, and nothing else comes out."""
+    """Every class can be synthesised, and nothing but classes."""
     assert set(" ".join(script["ARPABET"].values()).split()) == set(zoo.PHONEMES)
 
 
 @needs_script
 def test_an_unknown_mnemonic_is_named(script: dict[str, Any]) -> None:
-    """Another language's phoneme is no silent mistake."""
+    """A phoneme of another language stops the script."""
     with pytest.raises(SystemExit, match="'y:' has no ARPAbet phoneme"):
         script["frame_labels"]([(0.0, "y:")], 0.1, 10)
 
 
 @needs_script
 def test_no_two_recordings_say_the_same(script: dict[str, Any]) -> None:
-    """Over the whole plan; the seed changes it."""
+    """In the whole plan, which depends on the seed."""
     sentences = SENTENCES.read_text(encoding="utf-8").splitlines()
     takes = script["plan"](sentences, 9, 0)
     assert len({take.sentence for take in takes}) == len(takes) == 558

@@ -1,0 +1,100 @@
+"""Activations in all their forms, the two residual blocks, and initialisations."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import zoo
+from zoo.models import blocks
+from zoo.models.blocks import (
+    ACTIVATIONS,
+    INITIALISATIONS,
+    Activation,
+    BasicBlock,
+    Bottleneck,
+    activation,
+    activation_of,
+    initialise,
+)
+
+
+def test_a_basic_block_adds_its_input_before_the_last_activation() -> None:
+    """With the scale of the second norm at zero, the block is relu(x)."""
+    block = BasicBlock(6, activation="relu", batchnorm=True, dropout=0.0)
+    nn.init.zeros_(block.residual[1][1].weight)
+    x = torch.randn(10, 6)
+    assert torch.equal(block(x), x.relu())
+
+
+def test_a_bottleneck_widens_fourfold_and_the_next_one_keeps_the_width() -> None:
+    """N -> n -> n -> 4n beside a projection, then 4n -> n -> n -> 4n beside the identity."""
+    first, second = (Bottleneck(n, 6, activation="relu", batchnorm=True, dropout=0.0) for n in (6, 24))
+    linears = [(m.in_features, m.out_features) for m in first.modules() if isinstance(m, nn.Linear)]
+    assert linears == [(6, 6), (6, 6), (6, 24), (6, 24)]
+    assert isinstance(second.shortcut, nn.Identity)
+    assert second(first(torch.randn(3, 6))).shape == (3, 24)
+
+
+@pytest.mark.parametrize(
+    ("name", "deviation"),
+    [("xavier", (2 / 1500) ** 0.5), ("kaiming", (2 / 1000) ** 0.5), ("uniform", 1000**-0.5), ("gaussian", 1000**-0.5)],
+)
+def test_initialisations_have_the_deviation_of_their_paper(name: str, deviation: float) -> None:
+    """Standard deviation of a 500 x 1000 weight within 1 %, biases zero."""
+    torch.manual_seed(0)
+    layer = initialise(nn.Linear(1000, 500), name)
+    assert layer.weight.std().item() == pytest.approx(deviation, rel=0.01)
+    assert not layer.bias.any()
+
+
+def test_the_default_initialisation_is_torchs_own() -> None:
+    """It keeps the weights and biases that the layer drew."""
+    layer = nn.Linear(4, 3)
+    before = copy.deepcopy(layer.state_dict())
+    assert all(torch.equal(before[key], value) for key, value in initialise(layer, "default").state_dict().items())
+    assert sorted(INITIALISATIONS) == ["default", "gaussian", "kaiming", "uniform", "xavier"]
+
+
+def test_an_activation_of_ones_own_is_one_function(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It computes what the function does in any architecture, is recognised by layer and function, and has one name."""
+    monkeypatch.setattr("zoo.models.blocks.ACTIVATIONS", dict(ACTIVATIONS))
+
+    @activation
+    def squared_relu(x: torch.Tensor) -> torch.Tensor:
+        return x.relu().square()
+
+    options = {"activation": "squared_relu", "batchnorm": False, "width": 8}
+    hidden = zoo.build(zoo.Spec("cylinder", features=5, context=1, classes=4, options=options), seed=0)[0]
+    x = torch.randn(9, 15)
+    assert torch.equal(hidden(x), nn.functional.linear(x, hidden[0].weight, hidden[0].bias).relu().square())
+    assert activation_of(hidden[1]) == activation_of(squared_relu) == blocks.ACTIVATIONS["squared_relu"]
+    assert repr(hidden[1]) == "squared_relu()"
+
+    def relu(x: torch.Tensor) -> torch.Tensor:
+        return x
+
+    with pytest.raises(ValueError, match="'relu' is already registered by torch"):
+        activation(relu)
+
+
+def test_an_activation_is_recognised_in_each_of_its_forms() -> None:
+    """By layer, function and in-place function; a subclass, or another layer, is not."""
+    assert [activation_of(form) for form in (nn.GELU(), nn.functional.silu, torch.relu_, nn.Mish())] == [
+        ACTIVATIONS[name] for name in ("gelu", "silu", "relu", "mish")
+    ]
+    assert [activation_of(form) for form in (type("Own", (nn.ReLU,), {})(), nn.Linear(1, 1), torch.add)] == [None] * 3
+
+
+@pytest.mark.parametrize("entry", ACTIVATIONS.values(), ids=lambda entry: entry.name)
+def test_the_forms_of_an_activation_agree(entry: Activation) -> None:
+    """Each function and the in-place one give what the layer gives."""
+    x = torch.randn(50)
+    expected = entry.layer()(x)
+    for function in entry.functions:
+        assert torch.equal(function(x), expected)
+    if entry.in_place is not None:
+        again = x.clone()
+        assert torch.equal(entry.in_place(again), expected)
+        assert torch.equal(again, expected)
