@@ -35,7 +35,7 @@ def test_half_a_row_is_no_abstention() -> None:
 def test_walking_where_all_must_speak() -> None:
     """Blocks refuse a declared abstention too where the reader cannot do with it."""
     outputs = MemberOutputs.from_probabilities(SPOKEN, abstain=True)
-    with pytest.raises(ValueError, match="from member 'b', got NaN at frame 1; use frames where all speak"):
+    with pytest.raises(ValueError, match="from member 'b', got NaN at frame 1; use frames where no member abstains"):
         list(outputs.checked_blocks(1))
 
 

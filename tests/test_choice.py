@@ -10,7 +10,7 @@ import ensemble
 RULES = {"majority": ensemble.majority, "mean": ensemble.mean, "weighted": ensemble.WeightedMean([4, 2, 1, 0])}
 
 
-def told(members: int = 4, frames: int = 400, classes: int = 5, *, seed: int = 0) -> ensemble.MemberOutputs:
+def some_outputs(members: int = 4, frames: int = 400, classes: int = 5, *, seed: int = 0) -> ensemble.MemberOutputs:
     """Members of falling strength over twenty or more recordings; the last class never occurs."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(classes - 1, (frames,), generator=generator)
@@ -26,7 +26,7 @@ def told(members: int = 4, frames: int = 400, classes: int = 5, *, seed: int = 0
 
 def test_the_simplest_within_one_standard_error_is_chosen() -> None:
     """Candidates that differ by chance fall back to the single member; a real gain is taken."""
-    o = told()
+    o = some_outputs()
     copies = {"copy": ensemble.WeightedMean([1, 0, 0, 0]), "weak": ensemble.WeightedMean([0, 0, 0, 1])}
     single = ensemble.choose(o, copies)
     assert single.name == "m0"
@@ -39,7 +39,7 @@ def test_the_simplest_within_one_standard_error_is_chosen() -> None:
 
 def test_the_choice_is_the_definition() -> None:
     """Best minus candidate, and the standard deviation of the resampled distance."""
-    o = told()
+    o = some_outputs()
     labels, p = o.require_labels(), o.probabilities
     choice = ensemble.choose(o, RULES, by="log_loss", replicates=200, seed=4)
     frame = torch.arange(len(labels))
@@ -53,18 +53,18 @@ def test_the_choice_is_the_definition() -> None:
 
 def test_one_recording_is_too_little_to_leave_the_single_member() -> None:
     """No spread, no standard error: the rule that is ahead by accident is not chosen."""
-    o = told(frames=11)
+    o = some_outputs(frames=11)
     found = ensemble.choose(o, {"mean": ensemble.mean}, by="log_loss")
     assert found.name in o.members
     assert all(math.isnan(error) for error in found.error.values())
 
 
-def test_a_choice_that_cannot_be_told_is_refused() -> None:
-    """An unknown measure, and a rule that is called like a member."""
+def test_a_choice_that_makes_no_sense_is_refused() -> None:
+    """An unknown measure, and a rule with a member's name."""
     with pytest.raises(ValueError, match="by 'accuracy' or 'log_loss', got 'nonsense'"):
-        ensemble.choose(told(), {"mean": ensemble.mean}, by="nonsense")  # type: ignore[arg-type]
+        ensemble.choose(some_outputs(), {"mean": ensemble.mean}, by="nonsense")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"names of rules that are no member's, got \['m1'\]"):
-        ensemble.choose(told(), {"mean": ensemble.mean, "m1": ensemble.mean})
+        ensemble.choose(some_outputs(), {"mean": ensemble.mean, "m1": ensemble.mean})
 
 
 def test_a_choice_needs_frames() -> None:

@@ -28,7 +28,7 @@ def right_and_wrong(members: int, frames: int, *, seed: int = 0) -> np.ndarray:
 
 
 def outputs(members: int = 4, frames: int = 300, classes: int = 5, *, seed: int = 0) -> ensemble.MemberOutputs:
-    """Members that know something."""
+    """Members that are better than chance."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(classes, (frames,), generator=generator)
     hint = torch.nn.functional.one_hot(labels, classes) * 1.5
@@ -150,7 +150,7 @@ def test_a_taken_name_is_refused() -> None:
 
 
 def test_kappa_and_correlation_agree_with_libraries() -> None:
-    """scikit-learn's kappa and NumPy's correlation of right and wrong."""
+    """scikit-learn's kappa and NumPy's correlation of being right."""
     right = right_and_wrong(4, 300)
     np.testing.assert_allclose(diversity.correlation(right), np.corrcoef(right), rtol=1e-9)
     for i, j in [(0, 1), (1, 3), (2, 0)]:
@@ -208,7 +208,7 @@ def test_crowd_measures_equal_their_published_formulas(members: int) -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(members=st.integers(2, 7), frames=st.integers(1, 60), seed=st.integers(0, 1000))
-def test_crowd_and_pairs_tell_the_same_story(members: int, frames: int, seed: int) -> None:
+def test_crowd_and_pairs_agree(members: int, frames: int, seed: int) -> None:
     """Kohavi-Wolpert variance is (M - 1) / (2M) of the mean pairwise disagreement, always."""
     right = right_and_wrong(members, frames, seed=seed)
     pairs = diversity.disagreement(right)[np.triu_indices(members, k=1)]
@@ -229,7 +229,7 @@ def test_extremes_of_the_crowd() -> None:
 
 
 def test_correct_and_unsolved_equal_the_loop() -> None:
-    """Where top classes are right, and which classes lose frames that nobody gets."""
+    """Where top classes are right, and which classes have frames that no member gets right."""
     o = outputs(2, 200, 3)
     labels = o.require_labels()
     right = o.probabilities.argmax(-1) == labels

@@ -10,7 +10,7 @@ from ensemble.outputs import About
 
 
 def test_outputs_are_checked_when_made() -> None:
-    """Rows that do not sum to one, repeated names and misfitting labels are refused."""
+    """Rows that do not sum to one, repeated names and labels that do not fit are refused."""
     make = ensemble.MemberOutputs.from_probabilities
     with pytest.raises(ValueError, match=r"sum to one from member 'a', got a row with sum 1.2"):
         make({"a": [[0.6, 0.6]]})
@@ -28,7 +28,7 @@ def test_outputs_are_checked_when_made() -> None:
 
 @pytest.mark.parametrize("kind", [torch.uint8, torch.uint16, torch.uint32, torch.uint64, torch.int8])
 def test_labels_and_groups_are_of_any_integer_type(kind: torch.dtype) -> None:
-    """As small as a folder of transcripts has them; what they hold is still checked."""
+    """Also small unsigned ones; their values are still checked."""
     make = ensemble.MemberOutputs.from_probabilities
     numbers = torch.tensor([1, 0]).to(kind)
     outputs = make({"a": [[0.5, 0.5], [1.0, 0.0]]}, labels=numbers, groups=numbers.numpy())
@@ -41,7 +41,7 @@ def test_labels_and_groups_are_of_any_integer_type(kind: torch.dtype) -> None:
 
 @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
 def test_rows_of_half_precision_are_as_right_as_their_type(kind: torch.dtype) -> None:
-    """What rounding takes from the sum is given back; logits are refused all the same."""
+    """What rounding takes from the sum is restored; logits are still refused."""
     logits = torch.randn(200, 40, generator=torch.Generator().manual_seed(0))
     make = ensemble.MemberOutputs.from_probabilities
     outputs = make({"a": logits.to(kind).softmax(-1)}, labels=[0] * 200)
@@ -62,7 +62,7 @@ def test_blocks_walk_over_all_frames() -> None:
 
 @pytest.mark.parametrize("array", [torch.full((2, 5, 4), 0.25).numpy(), torch.full((2, 5, 4), 0.25)])
 def test_one_array_of_all_members_is_answered_with_how_to_name_them(array: object) -> None:
-    """Names are what a report speaks of."""
+    """A report needs the members' names."""
     with pytest.raises(TypeError, match=r"member name to \(N, C\) probabilities, got .* of shape .*\[?2, 5, 4.*; give"):
         ensemble.MemberOutputs.from_probabilities(array)  # type: ignore[arg-type]  # that is the mistake
 

@@ -66,14 +66,14 @@ def test_figures_in_the_page_are_the_reports() -> None:
 
 
 def test_names_cannot_write_html() -> None:
-    """A member called like a tag is shown as text in tables and in figures."""
+    """A member named like a tag is shown as text in tables and in figures."""
     text = page(report(first="<script>alert(1)</script>"))
     assert "<script>alert" not in text
     assert "&lt;script&gt;alert" in text
 
 
 def test_dollars_in_names_are_no_formulas() -> None:
-    """A name that would be broken mathematics is drawn as it is written."""
+    """A name that would be a broken formula is drawn as it is written."""
     assert r"a$\frac$" in page(report(first=r"a$\frac$"))
 
 

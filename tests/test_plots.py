@@ -35,7 +35,7 @@ def test_plots_draw_where_they_are_asked(draw: object) -> None:
 
 
 def test_gains_are_drawn_with_their_ends() -> None:
-    """The interval of the first rule stands on top."""
+    """The interval of the first rule is on top."""
     shown = report()
     ax = plots.gains(shown)
     segments = ax.collections[0].get_segments()  # type: ignore[attr-defined]
@@ -52,7 +52,7 @@ def test_disagreement_is_drawn_below_the_diagonal() -> None:
 
 
 def test_reliability_leaves_out_thin_bins() -> None:
-    """A bin of fewer than ten frames says nothing."""
+    """A bin of fewer than ten frames is not drawn."""
     shown = report()
     line = plots.reliability(shown, names=["m1"]).lines[1]
     bins = shown.reliability[shown.reliability["name"] == "m1"]

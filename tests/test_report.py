@@ -21,7 +21,7 @@ from ensemble.rules import declared
 RULES = {"majority": ensemble.majority, "mean": ensemble.mean, "weighted": ensemble.WeightedMean([4, 2, 1, 0])}
 
 
-def told(members: int = 4, frames: int = 400, classes: int = 5, *, seed: int = 0) -> ensemble.MemberOutputs:
+def some_outputs(members: int = 4, frames: int = 400, classes: int = 5, *, seed: int = 0) -> ensemble.MemberOutputs:
     """Members of falling strength over twenty or more recordings; the last class never occurs."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(classes - 1, (frames,), generator=generator)
@@ -37,18 +37,18 @@ def told(members: int = 4, frames: int = 400, classes: int = 5, *, seed: int = 0
 
 def test_scores_equal_scikit_learn() -> None:
     """Accuracy, log-loss in nats and macro F1 of every member and rule, to 1e-6."""
-    o = told()
+    o = some_outputs()
     report = ensemble.evaluate(o, RULES)
     labels, p = o.require_labels().numpy(), o.log_probabilities.double().exp()
     answers = [*p, *(rule(p) for rule in RULES.values())]
     table = [*report.members.to_dict("records"), *report.rules.to_dict("records")]
     assert [row["name"] for row in table] == [*o.members, *RULES]
     for row, answer in zip(table, answers, strict=True):
-        said = answer.argmax(-1).numpy()
+        predicted = answer.argmax(-1).numpy()
         rows = (answer / answer.sum(-1, keepdim=True)).numpy()
-        assert row["accuracy"] == pytest.approx(accuracy_score(labels, said), abs=1e-12)
+        assert row["accuracy"] == pytest.approx(accuracy_score(labels, predicted), abs=1e-12)
         assert row["log_loss"] == pytest.approx(log_loss(labels, rows, labels=range(5)), abs=1e-6)
-        assert row["macro_f1"] == pytest.approx(f1_score(labels, said, average="macro", zero_division=0), abs=1e-9)
+        assert row["macro_f1"] == pytest.approx(f1_score(labels, predicted, average="macro", zero_division=0), abs=1e-9)
         assert row["calibration_error"] == pytest.approx(
             ensemble.judge.expected_calibration_error(answer, labels), abs=1e-6
         )
@@ -56,7 +56,7 @@ def test_scores_equal_scikit_learn() -> None:
 
 def test_gains_are_differences_with_intervals_by_recording() -> None:
     """Each interval is the one of the frame-wise differences, resampled over recordings."""
-    o = told()
+    o = some_outputs()
     report = ensemble.evaluate(o, RULES, baseline="m1", replicates=500, seed=3)
     labels, p = o.require_labels(), o.probabilities
     single = p[1].argmax(-1) == labels
@@ -76,14 +76,14 @@ def test_gains_are_differences_with_intervals_by_recording() -> None:
 
 
 def test_a_rule_that_copies_the_baseline_gains_nothing() -> None:
-    """Gain and both ends are exactly nought."""
-    report = ensemble.evaluate(told(), {"copy": ensemble.WeightedMean([0, 1, 0, 0])}, baseline="m1")
+    """Gain and both ends are exactly zero."""
+    report = ensemble.evaluate(some_outputs(), {"copy": ensemble.WeightedMean([0, 1, 0, 0])}, baseline="m1")
     assert report.rules[["gain", "gain_low", "gain_high"]].to_numpy().tolist() == [[0, 0, 0]]
 
 
 def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Walking in blocks of seven frames gives the sums of one block."""
-    o = told()
+    """Blocks of seven frames give the same sums as one block."""
+    o = some_outputs()
     whole = tally(o, RULES)
     monkeypatch.setattr(tables, "_CELLS", 7 * 4 * 5)
     parts = tally(o, RULES)
@@ -96,8 +96,8 @@ def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_many_recordings_are_dealt_into_piles(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Piles keep every frame, and intervals stay about as wide."""
-    o = told(frames=3000)
+    """No frame is lost, and intervals stay about as wide."""
+    o = some_outputs(frames=3000)
     own = ensemble.MemberOutputs(o.log_probabilities, o.members, o.classes, labels=o.labels)
     fine = ensemble.evaluate(own, RULES).rules.set_index("name").loc["mean"]
     monkeypatch.setattr(tables, "_PILES", 300)
@@ -111,7 +111,7 @@ def test_many_recordings_are_dealt_into_piles(monkeypatch: pytest.MonkeyPatch) -
 
 def test_the_best_member_is_the_baseline_and_a_note_says_where_it_was_chosen() -> None:
     """Without a name the most accurate member on these frames; with a name, that one and no note."""
-    o = told()
+    o = some_outputs()
     report = ensemble.evaluate(o, RULES)
     best = report.members.sort_values("accuracy")["name"].iloc[-1]
     assert report.baseline == best
@@ -125,7 +125,7 @@ def test_the_best_member_is_the_baseline_and_a_note_says_where_it_was_chosen() -
 
 def test_the_oracle_bounds_every_member_and_every_choice_among_them() -> None:
     """Fraction of frames where some member is right, in all and by class."""
-    o = told()
+    o = some_outputs()
     report = ensemble.evaluate(o, {"maximum": ensemble.maximum})
     right = diversity.correct(o)
     assert report.oracle == pytest.approx(right.any(0).mean())
@@ -137,7 +137,7 @@ def test_the_oracle_bounds_every_member_and_every_choice_among_them() -> None:
 
 def test_pairs_are_the_diversity_measures() -> None:
     """One row per pair, every measure of the table."""
-    o = told()
+    o = some_outputs()
     pairs = ensemble.evaluate(o, {}).pairs
     assert len(pairs) == 6
     assert (pairs["first"][4], pairs["second"][4]) == ("m1", "m3")
@@ -163,14 +163,16 @@ def test_classes_by_hand() -> None:
 
 
 def test_confusions_are_the_largest_mistakes() -> None:
-    """Largest first, three a class, as scikit-learn counts them; the baseline's share beside."""
-    o = told()
+    """The largest first, three per class, as scikit-learn counts them, with the baseline's share of each."""
+    o = some_outputs()
     report = ensemble.evaluate(o, {"weak": ensemble.WeightedMean([0, 0, 0, 1])}, baseline="m0")
     labels, p = o.require_labels().numpy(), o.probabilities
     rule, single = (confusion_matrix(labels, rows.argmax(-1), labels=range(5)) for rows in (p[3], p[0]))
     for name, rows in report.confusions.groupby("name"):
         true = int(name)
-        wrong = sorted((count for said, count in enumerate(rule[true]) if said != true and count), reverse=True)
+        wrong = sorted(
+            (count for predicted, count in enumerate(rule[true]) if predicted != true and count), reverse=True
+        )
         assert rows["frames"].tolist() == wrong[:3]
         for row in rows.to_dict("records"):
             assert row["share"] == row["frames"] / (labels == true).sum()
@@ -180,9 +182,9 @@ def test_confusions_are_the_largest_mistakes() -> None:
 
 def test_the_optimism_of_a_fit_stands_beside_its_rule() -> None:
     """As `cross_fit` found it on the fitting frames; NaN for a rule that was not fitted."""
-    o = told()
+    o = some_outputs()
     found = ensemble.fit.cross_fit(o)
-    report = ensemble.evaluate(told(seed=1), RULES, cross_fits={"weighted": found})
+    report = ensemble.evaluate(some_outputs(seed=1), RULES, cross_fits={"weighted": found})
     weighted = report.rules.set_index("name").loc["weighted"]
     assert weighted["optimism"] == found.optimism
     assert weighted["optimism_accuracy"] == found.optimism_accuracy
@@ -191,26 +193,26 @@ def test_the_optimism_of_a_fit_stands_beside_its_rule() -> None:
 
 def test_reliability_holds_the_bins_behind_the_error() -> None:
     """Weighted by frames, the bins' distances are the calibration error."""
-    report = ensemble.evaluate(told(), RULES)
+    report = ensemble.evaluate(some_outputs(), RULES)
     bins = report.reliability[report.reliability["name"] == "mean"].dropna()
     error = (bins["frames"] * (bins["confidence"] - bins["accuracy"]).abs()).sum() / report.frames
     assert error == pytest.approx(report.rules.set_index("name").loc["mean", "calibration_error"])
 
 
-def test_parameters_count_only_members_that_have_a_say() -> None:
+def test_parameters_count_only_members_with_influence() -> None:
     """A member of weight 0 need not be shipped; an unknown size makes the sum unknown."""
     sizes = {"m0": 10, "m1": 20, "m2": 40, "m3": 80}
     warmed = ensemble.rules.Chain((RULES["weighted"], ensemble.rules.Temperature(2.0)))
-    report = ensemble.evaluate(told(), RULES | {"warmed": warmed}, parameters=sizes)
+    report = ensemble.evaluate(some_outputs(), RULES | {"warmed": warmed}, parameters=sizes)
     assert report.members["parameters"].tolist() == [10, 20, 40, 80]
     assert report.rules["parameters"].tolist() == [150, 150, 70, 70]
-    unknown = ensemble.evaluate(told(), RULES, parameters={"m0": 10})
+    unknown = ensemble.evaluate(some_outputs(), RULES, parameters={"m0": 10})
     assert unknown.rules["parameters"].isna().all()
 
 
 def test_every_fitted_rule_can_be_judged() -> None:
     """Rules of other shapes of weights, and weights per class, go through the same report."""
-    o = told()
+    o = some_outputs()
     rules = {
         "votes": ensemble.fit.fit_bayes_vote(o),
         "stacked": ensemble.fit.fit_stacked(o),
@@ -219,7 +221,7 @@ def test_every_fitted_rule_can_be_judged() -> None:
     }
     report = ensemble.evaluate(o, rules, parameters=dict.fromkeys(o.members, 1))
     assert (report.rules["parameters"] > 0).all()
-    assert report.rules["fitted_here"].tolist() == [True, True, True, False]  # the last was told no fingerprint
+    assert report.rules["fitted_here"].tolist() == [True, True, True, False]  # the last has no fingerprint
 
 
 def known(outputs: ensemble.MemberOutputs, **trained_on: str) -> ensemble.MemberOutputs:
@@ -230,7 +232,7 @@ def known(outputs: ensemble.MemberOutputs, **trained_on: str) -> ensemble.Member
 
 def test_rules_judged_on_their_fitting_frames_are_marked() -> None:
     """The fingerprint shows it, in a column and in a note; likewise training frames, without a further argument."""
-    o = told()
+    o = some_outputs()
     o = known(o, m0=o.fingerprint, m1="other")
     rules = {"here": ensemble.WeightedMean([1] * 4, fingerprint=o.fingerprint), "mean": ensemble.mean}
     report = ensemble.evaluate(o, rules)
@@ -244,28 +246,28 @@ def test_rules_judged_on_their_fitting_frames_are_marked() -> None:
 
 def test_numbers_of_unknown_origin_are_pointed_out() -> None:
     """Also inside a chain; plain functions have none, and a fit knows its frames."""
-    o = told()
-    warm = ensemble.rules.Chain((ensemble.fit_weights(told(seed=1)).rule, ensemble.rules.Temperature(2.0)))
+    o = some_outputs()
+    warm = ensemble.rules.Chain((ensemble.fit_weights(some_outputs(seed=1)).rule, ensemble.rules.Temperature(2.0)))
     rules = {"bare": ensemble.WeightedMean([1] * 4), "warm": warm, "mean": ensemble.mean}
-    notes = ensemble.evaluate(o, rules | {"fit": ensemble.fit_weights(told(seed=1)).rule}).notes
+    notes = ensemble.evaluate(o, rules | {"fit": ensemble.fit_weights(some_outputs(seed=1)).rule}).notes
     assert [note.split()[1] for note in notes if "numbers of unknown origin" in note] == ["bare", "warm"]
 
 
 def test_a_fit_on_the_judged_frames_is_noticed_by_itself() -> None:
     """For every fitter of the library, with no further argument."""
-    o = known(told(), m2="training")
+    o = known(some_outputs(), m2="training")
     for name, fit in ensemble.fit.FITTERS.items():
         rule = fit(o)
         found = ensemble.evaluate(o, {name: rule})
         assert found.rules["fitted_here"].tolist() == [bool(declared(rule).fingerprints)]
-        elsewhere = ensemble.evaluate(dataclasses.replace(told(seed=1), about=o.about), {name: rule})
+        elsewhere = ensemble.evaluate(dataclasses.replace(some_outputs(seed=1), about=o.about), {name: rule})
         assert elsewhere.rules["fitted_here"].tolist() == [False]
         assert not any("optimistic" in note for note in elsewhere.notes)
 
 
 def test_a_rule_is_applied_to_the_members_that_it_names() -> None:
     """Whatever their order; a missing one is refused with the rule's name."""
-    o = told()
+    o = some_outputs()
     rule = ensemble.WeightedMean([4, 3, 2, 1], members=o.members)
     straight = ensemble.evaluate(o, {"pool": rule}).rules
     turned = ensemble.evaluate(o.subset(["m3", "m1", "m0", "m2"]), {"pool": rule}).rules
@@ -277,7 +279,7 @@ def test_a_rule_is_applied_to_the_members_that_it_names() -> None:
 
 def test_parameters_are_those_that_came_with_the_outputs() -> None:
     """A mapping overrides them, member by member."""
-    o = known(told())
+    o = known(some_outputs())
     assert ensemble.evaluate(o, {}).members["parameters"].tolist() == [10] * 4
     assert ensemble.evaluate(o, {}, parameters={"m1": 7}).members["parameters"].tolist() == [10, 7, 10, 10]
 
@@ -307,13 +309,13 @@ def test_the_best_member_has_one_definition() -> None:
     assert tables.best_member(make(rows, labels=[0, 1])) == "wary"
     assert tables.best_member(make(rows | {"copy": rows["wary"]}, labels=[0, 1])) == "wary"
     assert tables.best_member(make(rows, labels=[0, 0])) == "sure"
-    assert tables.best_member(told()) == ensemble.evaluate(told(), RULES).baseline
+    assert tables.best_member(some_outputs()) == ensemble.evaluate(some_outputs(), RULES).baseline
 
 
 def test_few_recordings_and_none_are_pointed_out() -> None:
     """Under twenty recordings, or frames that are their own recordings."""
-    assert any("are few to resample" in note for note in ensemble.evaluate(told(frames=60), {}).notes)
-    o = told()
+    assert any("are few to resample" in note for note in ensemble.evaluate(some_outputs(frames=60), {}).notes)
+    o = some_outputs()
     alone = ensemble.MemberOutputs(o.log_probabilities, o.members, o.classes, labels=o.labels)
     assert any("every frame is its own recording" in note for note in ensemble.evaluate(alone, {}).notes)
 
@@ -330,8 +332,8 @@ def test_no_probability_for_the_truth_is_finite_and_noted() -> None:
     assert any("2^-52 on 2 frames" in note for note in ensemble.evaluate(almost, {}).notes)
 
 
-def test_abstaining_members_are_counted_not_guessed_for() -> None:
-    """NaN rows: wrong, with the loss of equal probabilities; rules combine those who speak."""
+def test_abstaining_members_are_counted() -> None:
+    """NaN rows: wrong, with the loss of equal probabilities; rules combine the members that answer."""
     p = {"a": [[0.9, 0.1], [0.2, 0.8]], "b": [[0.7, 0.3], [math.nan, math.nan]]}
     o = ensemble.MemberOutputs.from_probabilities(p, labels=[0, 1], abstain=True)
     report = ensemble.evaluate(o, {"pool": ensemble.WeightedMean([1, 1]), "mean": ensemble.mean})
@@ -347,7 +349,7 @@ def test_abstaining_members_are_counted_not_guessed_for() -> None:
 
 
 def test_abstentions_that_are_not_declared_are_refused() -> None:
-    """By the member's name and the frame, with the way out; fits refuse declared ones too."""
+    """The message names the member, the frame and the way out; fits refuse declared ones too."""
     logs = torch.tensor([[[0.9, 0.1], [0.2, 0.8]], [[0.7, 0.3], [torch.nan, torch.nan]]]).log()
     o = ensemble.MemberOutputs(logs, ("a", "b"), ("x", "y"), labels=torch.tensor([0, 1]))
     for judge in (lambda: ensemble.evaluate(o, {}), lambda: diversity.correct(o)):
@@ -355,7 +357,9 @@ def test_abstentions_that_are_not_declared_are_refused() -> None:
             judge()
     declared = dataclasses.replace(o, abstain=True)
     for fit in (ensemble.fit.fit_temperature, ensemble.fit.fit_stacked, ensemble.fit.fit_bayes_vote):
-        with pytest.raises(ValueError, match="from member 'b', got NaN at frame 1; use frames where all speak"):
+        with pytest.raises(
+            ValueError, match="from member 'b', got NaN at frame 1; use frames where no member abstains"
+        ):
             fit(declared)
 
 
@@ -366,14 +370,14 @@ def test_rules_that_return_no_distribution_are_refused_by_name() -> None:
         return probabilities.mean(0) * 2
 
     with pytest.raises(ValueError, match=r"sum to one from rule 'double', got a sum of 2"):
-        ensemble.evaluate(told(), {"double": double})
+        ensemble.evaluate(some_outputs(), {"double": double})
     with pytest.raises(ValueError, match=r"rows of shape \(400, 5\) from rule 'all', got \(4, 400, 5\)"):
-        ensemble.evaluate(told(), {"all": lambda p: p})
+        ensemble.evaluate(some_outputs(), {"all": lambda p: p})
 
 
 def test_json_is_plain_and_complete() -> None:
     """Strict JSON; NaN, infinity and missing sizes become null; the tables' rows are there."""
-    report = ensemble.evaluate(told(), RULES)
+    report = ensemble.evaluate(some_outputs(), RULES)
     data = json.loads(json.dumps(report.to_json(), allow_nan=False))
     assert [row["name"] for row in data["rules"]] == list(RULES)
     assert {"accuracy", "log_loss", "gain", "gain_low", "gain_high"} <= set(data["rules"][0])
@@ -397,15 +401,15 @@ def test_no_frames_have_no_figures(members: int) -> None:
 
 def test_equal_seeds_equal_reports() -> None:
     """Only the time may differ."""
-    first, second = (ensemble.evaluate(told(), RULES, seed=1).to_json() for _ in range(2))
+    first, second = (ensemble.evaluate(some_outputs(), RULES, seed=1).to_json() for _ in range(2))
     for data in (first, second):
         del data["seconds"], data["frames_per_second"]
     assert first == second
 
 
 def test_labels_are_needed() -> None:
-    """Nothing is judged without the truth."""
-    o = told()
+    """Nothing is judged without true classes."""
+    o = some_outputs()
     blind = ensemble.MemberOutputs(o.log_probabilities, o.members, o.classes)
     with pytest.raises(ValueError, match="expected outputs with labels"):
         ensemble.evaluate(blind, RULES)

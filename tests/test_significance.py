@@ -31,7 +31,7 @@ def test_matrix_form_equals_index_form() -> None:
 
 
 def test_equal_seeds_equal_numbers() -> None:
-    """The generator is the only chance there is; more replicates begin with the same ones."""
+    """Only the generator is random; more replicates begin with the same ones."""
     sums, sizes = sums_by_group(np.arange(12.0), np.arange(12) // 3)
     first = ensemble.judge.cluster_bootstrap(sums, sizes, replicates=50, seed=1)
     np.testing.assert_array_equal(ensemble.judge.cluster_bootstrap(sums, sizes, replicates=50, seed=1), first)
@@ -64,7 +64,7 @@ def test_t_interval_with_equal_recordings_is_the_textbook_one() -> None:
 
 
 @pytest.mark.parametrize("method", [ensemble.judge.bootstrap_interval, ensemble.judge.t_interval])
-def test_too_little_to_say_is_nan(method: Callable[..., ensemble.judge.Interval]) -> None:
+def test_too_few_recordings_are_nan(method: Callable[..., ensemble.judge.Interval]) -> None:
     """One recording has no spread; none has no mean either."""
     one = method([1.0, 0.0], [7, 7])
     assert one.estimate == 0.5
@@ -94,14 +94,14 @@ def test_too_little_to_say_is_nan(method: Callable[..., ensemble.judge.Interval]
     ],
 )
 def test_what_makes_no_sense_is_refused(ask: Callable[[], object], words: str) -> None:
-    """Each setting with what was expected and what came."""
+    """Each setting with what was expected and what was given."""
     with pytest.raises(ValueError, match=words):
         ask()
 
 
 @pytest.mark.parametrize("method", ["bootstrap", "t"])
 def test_intervals_by_recording_cover_and_frame_wise_ones_do_not(method: str) -> None:
-    """Frames that share a recording's luck: nominal 95 % is kept by recording, far from kept by frame."""
+    """Where frames of a recording are alike, intervals by recording cover 95 %, those by frame far less."""
     rng = np.random.default_rng(0)
     groups = np.repeat(np.arange(40), 25)
 
@@ -141,7 +141,7 @@ def test_mcnemar_exact_is_the_binomial_test(b: int, c: int) -> None:
     assert ensemble.judge.mcnemar_exact([[3, b], [c, 5]]).p_value == pytest.approx(expected, rel=1e-9)
 
 
-def test_mcnemar_without_discordance_says_nothing() -> None:
+def test_mcnemar_without_discordance_is_one() -> None:
     """No frame on which one is right alone."""
     assert ensemble.judge.mcnemar([[5, 0], [0, 5]]).p_value == 1
     assert ensemble.judge.mcnemar_exact([[5, 0], [0, 5]]).p_value == 1

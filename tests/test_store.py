@@ -111,7 +111,7 @@ def test_pieces_take_turns() -> None:
     assert pieces((10_000,), torch.float32).shape == (10_000,)
 
 
-def test_a_disk_that_fails_is_said(tmp_path: Path, frames: zoo.FrameSet, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_disk_is_reported(tmp_path: Path, frames: zoo.FrameSet, monkeypatch: pytest.MonkeyPatch) -> None:
     """The error of the thread that writes reaches the caller, and what was finished before stays."""
 
     def full(*_: object) -> int:
@@ -205,7 +205,7 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, frames: zoo.FrameSet)
     ],
 )
 def test_a_store_of_something_else_is_refused_by_name(other: dict[str, object], words: str, tmp_path: Path) -> None:
-    """The message names the folder, what it holds and what was asked for."""
+    """The message names the folder, what it holds and what was wanted."""
     filled(tmp_path / "mine", "x")
     with pytest.raises(StoreError, match=f"mine .*{words}.* use another folder"):
         Store(tmp_path / "mine", contents(**other))
@@ -219,7 +219,7 @@ def test_other_frames_are_refused_by_collect(tmp_path: Path, frames: zoo.FrameSe
 
 
 def test_damage_is_refused(tmp_path: Path) -> None:
-    """Cut-off data, and a description that is no JSON or lacks a field."""
+    """Cut-off data, and a description that is not JSON or lacks a field."""
     store = filled(tmp_path, "x", "y")
     data, description = tmp_path / "outputs.bin", tmp_path / "outputs.json"
     data.write_bytes(data.read_bytes()[:-1])
@@ -234,7 +234,7 @@ def test_damage_is_refused(tmp_path: Path) -> None:
 
 
 def test_rows_are_mapped_or_copied_in_the_order_asked_for(tmp_path: Path) -> None:
-    """Neighbours come as a view of the file; any other order as a copy; what is not whole does not come."""
+    """Neighbours come as a view of the file; any other order as a copy; incomplete rows are refused."""
     store = filled(tmp_path, "x", "y", "z")
     assert store.read(["y", "z"])[:, 9, 1].tolist() == [-1, -2]
     assert store.read(["z", "x"])[:, 0, 0].tolist() == [-2, 0]
@@ -252,7 +252,7 @@ def test_reading_does_not_change_the_file(tmp_path: Path) -> None:
 
 
 def test_an_unknown_type_is_refused(tmp_path: Path) -> None:
-    """Log-probabilities are kept in two types only."""
+    """Log-probabilities are stored as floating-point numbers only."""
     with pytest.raises(ValueError, match="of type bfloat16, float16, float32, float64, got 'int8'"):
         Store(tmp_path, contents(dtype="int8"))
 
@@ -306,7 +306,7 @@ def test_outputs_written_are_read_again(change: str, tmp_path: Path) -> None:
 
 
 def test_outputs_are_replaced_whole(tmp_path: Path) -> None:
-    """By others, and by some of themselves while they are mapped; files of somebody else stay."""
+    """By others, and by some of themselves while they are mapped; other files stay."""
     write_outputs(tmp_path / "valid", OUTPUTS)
     (tmp_path / "valid" / "notes.txt").write_text("mine")
     mapped = read_outputs(tmp_path / "valid")
@@ -331,7 +331,7 @@ def test_a_folder_copied_elsewhere_is_whole(tmp_path: Path) -> None:
     assert same(read_outputs(tmp_path / "moved"), OUTPUTS)
 
 
-def test_what_is_not_there_is_listed(tmp_path: Path) -> None:
+def test_what_is_there_is_listed_where_something_is_missing(tmp_path: Path) -> None:
     """The message names the partitions of both forms."""
     with pytest.raises(ValueError, match=r"test; partitions in .*: none; `ensemble collect` writes them"):
         read_outputs(tmp_path / "test")
@@ -371,14 +371,14 @@ KNOWN: dict[str, object] = {
 
 
 def test_packed_files_are_read(tmp_path: Path) -> None:
-    """With what stands beside them of the members."""
+    """With what the file beside them knows of the members."""
     packed(tmp_path / "valid.safetensors", about=KNOWN)
     expected = dataclasses.replace(OUTPUTS, about=(About(parameters=1), OUTPUTS.about[1]))
     assert same(read_outputs(tmp_path / "valid"), expected)
 
 
 def test_packed_files_without_what_is_known_are_refused(tmp_path: Path) -> None:
-    """A missing file, no JSON, and a member that is left out."""
+    """A missing file, other JSON, and a member that is left out."""
     for about in (None, {}, {"a": KNOWN["a"]}, {"a": [], "é": []}):
         packed(tmp_path / "valid.safetensors", about=about)
         with pytest.raises(ValueError, match=r"what is known of \['a', 'é'\] in .*members.json, .*; collect again"):
@@ -387,7 +387,7 @@ def test_packed_files_without_what_is_known_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("data", [b"", b"hello, world", bytes(64)])
 def test_other_files_are_refused(data: bytes, tmp_path: Path) -> None:
-    """Nothing but what was written for it."""
+    """Only what `ensemble collect` wrote is read."""
     (tmp_path / "valid.safetensors").write_bytes(data)
     with pytest.raises(ValueError, match="expected members' outputs as `ensemble collect` writes them"):
         read_outputs(tmp_path / "valid")

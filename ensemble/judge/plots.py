@@ -1,7 +1,7 @@
 """Figures of a `Report`: each function draws on the axes it is given, or on new ones, and returns them.
 
-Nothing is shown and nothing is written; `svg` turns axes into text for a page. The only door to matplotlib,
-which comes with the extra `report`.
+Nothing is shown on a screen or written to a file; `svg` turns axes into text for a page. Needs matplotlib, which comes
+with the extra `report`.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ def gains(report: Report, ax: Axes | None = None) -> Axes:
 
 
 def reliability(report: Report, ax: Axes | None = None, *, names: Sequence[str] | None = None) -> Axes:
-    """How often answers of a confidence are right, against that confidence; bins of under ten frames are left out.
+    """Accuracy against confidence, bin by bin; bins of fewer than ten frames are left out.
 
     Args:
         report: to draw.
         ax: to draw on.
-        names: members or rules; the baseline and the best rule if None.
+        names: of members or rules; the baseline and the best rule if None.
     """
     ax = _axes(ax, 4.2, 4.0)
     chosen = [name for name in (report.baseline, report.best) if name] if names is None else names
@@ -61,7 +61,7 @@ def reliability(report: Report, ax: Axes | None = None, *, names: Sequence[str] 
 
 
 def disagreement(report: Report, ax: Axes | None = None) -> Axes:
-    """How often exactly one of two members is right, per cent, as a table of colours; figures up to 12 members."""
+    """How often exactly one of two members is right, per cent, as a coloured table; with numbers up to 12 members."""
     names = report.members["name"].tolist()
     size = min(1.6 + 0.42 * len(names), 9.0)
     ax = _axes(ax, size + 0.8, size)
@@ -83,7 +83,7 @@ def disagreement(report: Report, ax: Axes | None = None) -> Axes:
 
 
 def classes(report: Report, ax: Axes | None = None) -> Axes:
-    """Accuracy per class, from the best single member to the best rule, most improved on top."""
+    """Accuracy per class, of the best single member and of the best rule, the most improved class on top."""
     table = report.classes[report.classes["frames"] > 0].copy()
     table["change"] = table["rule_accuracy"] - table["baseline_accuracy"]
     table = table.sort_values(["change", "name"], ascending=[True, False])
@@ -101,10 +101,10 @@ def classes(report: Report, ax: Axes | None = None) -> Axes:
 
 
 def svg(ax: Axes) -> str:
-    """The figure that `ax` stands in, as SVG text: equal figures, equal text."""
+    """The figure that `ax` belongs to as SVG text; equal figures give equal text."""
     figure = ax.get_figure(root=True)
     if figure is None:
-        msg = "expected axes in a figure, got axes that were removed from theirs"
+        msg = "expected axes that belong to a figure, got axes that were removed from theirs"
         raise ValueError(msg)
     buffer = io.StringIO()
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "report"}):
@@ -125,12 +125,12 @@ def _bare(ax: Axes) -> Axes:
 
 
 def _as_written(names: Iterable[str]) -> list[str]:
-    """Names in which a dollar is a dollar, not the start of a formula."""
+    """Names in which a dollar sign does not start a formula."""
     return [name.replace("$", r"\$") for name in names]
 
 
 def _colours(count: int) -> list[str]:
-    """The baseline's and the rule's for two, a map's for more."""
+    """The colours of the baseline and the rule for two names, those of a colour map for more."""
     if count <= 2:
         return [_BASELINE, _RULE][:count]
     ramp = mpl.colormaps["viridis"](np.linspace(0, 0.9, count))

@@ -1,4 +1,4 @@
-"""How far confidence is from accuracy: bins, expected calibration error, Brier score and its parts."""
+"""How far confidence is from accuracy: bins, expected calibration error, the Brier score and its parts."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ BINS = 15  # equal widths, as in Guo et al., "On calibration of modern neural ne
 
 
 def bin_sums(confidence: ArrayLike, right: ArrayLike, *, bins: int = BINS) -> Floats:
-    """(3, bins) sums over frames: how many, their confidence, how many are right.
+    """(3, bins) sums over frames: their number, their confidence, and the number of right ones.
 
     Args:
         confidence: (N,) probability of the top class.
         right: (N,) whether the top class is the true one.
-        bins: of equal width; each holds its upper end, the first also zero.
+        bins: number of bins of equal width; each includes its upper end, the first one zero too.
 
     Raises:
-        ValueError: no bin.
+        ValueError: fewer than one bin.
     """
     if bins < 1:
         msg = f"expected one bin or more, got {bins}"
         raise ValueError(msg)
     sure = np.asarray(confidence, dtype=np.float64)
-    scale = bins * (1 - 2.0**-51)  # rounding may lift an end above itself: 7 / 25 x 25 > 7
+    scale = bins * (1 - 2.0**-51)  # rounding may put an end above itself: 7 / 25 x 25 > 7
     where = np.clip(np.ceil(sure * scale).astype(np.int64) - 1, 0, bins - 1)
     sums = np.empty((3, bins))
     for row, amounts in enumerate((np.ones_like(sure), sure, np.asarray(right, dtype=np.float64))):
@@ -42,7 +42,7 @@ def bin_sums(confidence: ArrayLike, right: ArrayLike, *, bins: int = BINS) -> Fl
 
 
 def calibration_error(sums: Floats) -> float:
-    """Mean distance of confidence from accuracy over `bin_sums`, weighted by frames; NaN for none."""
+    """Mean distance of confidence from accuracy over `bin_sums`, weighted by frames; NaN for no frames."""
     frames, confidence, right = sums
     total = float(frames.sum())
     return float(np.abs(confidence - right).sum()) / total if total else math.nan
@@ -57,10 +57,10 @@ def expected_calibration_error(probabilities: Any, labels: Any, *, bins: int = B
         bins: see `bin_sums`.
 
     Returns:
-        From 0, where confidence is accuracy in every bin, to 1; NaN for no frames.
+        From 0, where confidence equals accuracy in every bin, to 1; NaN for no frames.
 
     Raises:
-        ValueError: rows that are no distributions, or labels that are not among the C classes.
+        ValueError: rows that are not distributions, or labels that are not among the C classes.
 
     Example:
         >>> round(expected_calibration_error([[0.9, 0.1], [0.9, 0.1]], [0, 1]), 6)
@@ -88,10 +88,10 @@ class Murphy:
     """The Brier score of "the top class is right", in parts: reliability - resolution + uncertainty + within.
 
     Args:
-        reliability: mean squared distance of confidence from accuracy over bins: lower is better.
-        resolution: variance of the bins' accuracies: higher is better.
-        uncertainty: accuracy x (1 - accuracy): the task's own.
-        within: what confidences that differ inside one bin add; nought for as many bins as confidences.
+        reliability: mean squared distance of confidence from accuracy over bins; lower is better.
+        resolution: variance of the bins' accuracies; higher is better.
+        uncertainty: accuracy x (1 - accuracy), whatever the confidences.
+        within: the contribution of confidences that differ inside one bin; zero with a bin for each confidence.
     """
 
     reliability: float

@@ -1,7 +1,7 @@
 """Is a difference real? Intervals that resample recordings, paired tests, and corrections for many tests.
 
-Frames of one recording resemble each other, so a recording, not a frame, is the unit that is drawn again.
-Everything here works on numbers already reduced to sums per recording, or on right and wrong.
+Frames of one recording resemble each other, so the unit of resampling is a recording, not a frame.
+Everything here works on sums per recording, or on which answers are right.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from scipy import special
 
 Floats = NDArray[np.float64]
 
-_CHUNK = 256  # replicates drawn at once: bounds memory, changes no number
+_CHUNK = 256  # replicates drawn at once: limits memory, changes no result
 
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate and the ends of its interval; NaN where there is too little to say."""
+    """An estimate and the ends of its interval, which are NaN where there are too few recordings."""
 
     estimate: float
     low: float
@@ -31,7 +31,7 @@ class Interval:
 class Test:
     """A test's statistic and its p-value."""
 
-    __test__ = False  # not a test case, whatever its name looks like to a collector
+    __test__ = False  # not a test case, although its name looks like one to a collector
 
     statistic: float
     p_value: float
@@ -98,10 +98,10 @@ def cluster_bootstrap(sums: ArrayLike, sizes: ArrayLike, *, replicates: int = 20
         seed: of the generator; equal seeds, equal numbers.
 
     Returns:
-        (replicates, K) means; NaN for fewer than two recordings, whose spread nobody can know.
+        (replicates, K) means; NaN for fewer than two recordings, whose spread is unknown.
 
     Raises:
-        ValueError: sums and sizes do not fit together, or no replicate.
+        ValueError: sums and sizes do not fit together, or fewer than one replicate.
 
     References:
         Davison and Hinkley, "Bootstrap methods and their application", 1997, section 3.8.
@@ -143,7 +143,7 @@ def bootstrap_interval(
     Args:
         values: (N,) per frame; for a gain, the difference of two rules' right answers.
         groups: (N,) recording of each frame.
-        level: coverage aimed at, between 0 and 1.
+        level: nominal coverage, between 0 and 1.
         replicates: see `cluster_bootstrap`.
         seed: see `cluster_bootstrap`.
 
@@ -164,7 +164,7 @@ def bootstrap_interval(
 
 
 def percentile_ends(means: Floats, *, level: float = 0.95) -> Floats:
-    """The lower and the upper end, (2,) or (2, K), that hold the middle `level` of the replicates."""
+    """The ends, (2,) or (2, K), of the interval that holds the middle `level` of the replicates."""
     return np.asarray(np.quantile(means, [(1 - level) / 2, _upper(level)], axis=0))
 
 
@@ -179,7 +179,7 @@ def _upper(level: float) -> float:
 def t_interval(values: ArrayLike, groups: ArrayLike, *, level: float = 0.95) -> Interval:
     """The mean over frames and its interval from the spread between recordings, by Student's t.
 
-    Needs no drawing; the better choice below some twenty recordings, where the bootstrap is too narrow.
+    It needs no resampling, and is the better choice below some twenty recordings, where the bootstrap is too narrow.
 
     Returns:
         An interval with G - 1 degrees of freedom; its ends are NaN for fewer than two recordings.
@@ -225,10 +225,10 @@ def right_and_wrong(first: ArrayLike, second: ArrayLike) -> NDArray[np.int64]:
 def mcnemar(table: ArrayLike) -> Test:
     """McNemar's test that two classifiers err equally often, with Edwards' continuity correction.
 
-    It takes frames for independent; over recordings of many frames believe `bootstrap_interval` instead.
+    It assumes independent frames; where recordings have many frames, trust `bootstrap_interval` instead.
 
     Args:
-        table: (2, 2) from `right_and_wrong`; only the discordant corners count.
+        table: (2, 2) from `right_and_wrong`; only the frames where exactly one is right matter.
 
     Returns:
         Chi-squared with one degree of freedom; statistic 0 and p 1 where nothing is discordant.
@@ -248,7 +248,7 @@ def mcnemar(table: ArrayLike) -> Test:
 
 
 def mcnemar_exact(table: ArrayLike) -> Test:
-    """McNemar's test by the binomial distribution: for few discordant frames, say under 25.
+    """McNemar's test by the binomial distribution, for few discordant frames, such as fewer than 25.
 
     Returns:
         The smaller discordant count and the two-sided p-value.
@@ -272,13 +272,13 @@ def _discordant(table: ArrayLike) -> tuple[int, int]:
 
 
 def cochran_q(correct: ArrayLike) -> Test:
-    """Cochran's Q: are M classifiers equally often right? McNemar's question for more than two.
+    """Cochran's Q test that M classifiers are equally often right: McNemar's question for more than two.
 
     Args:
         correct: (M, N) bool, where each member is right.
 
     Returns:
-        Chi-squared with M - 1 degrees of freedom; statistic 0 and p 1 where all are right together.
+        Chi-squared with M - 1 degrees of freedom; statistic 0 and p 1 where all are right on the same frames.
 
     Raises:
         ValueError: fewer than two members.
@@ -300,7 +300,7 @@ def cochran_q(correct: ArrayLike) -> Test:
 
 
 def holm(p_values: ArrayLike) -> Floats:
-    """(K,) p-values adjusted by Holm's step-down: below the level means real, whichever K were tried.
+    """(K,) p-values adjusted for K tests by Holm's step-down method.
 
     Example:
         >>> holm([0.01, 0.04, 0.03]).tolist()
@@ -318,6 +318,6 @@ def holm(p_values: ArrayLike) -> Floats:
 
 
 def bonferroni(p_values: ArrayLike) -> Floats:
-    """(K,) p-values times their number, at most one: simpler than `holm`, never sharper."""
+    """(K,) p-values times their number, at most one: simpler than `holm`, and never more powerful."""
     p = np.asarray(p_values, dtype=np.float64)
     return np.minimum(p * len(p), 1)

@@ -1,6 +1,6 @@
-"""`MemberOutputs`: what every member said about every frame: the waist between models and judgement.
+"""`MemberOutputs`: every member's probabilities for every frame, and what is known of the members.
 
-Behind this door there is array arithmetic only: no model, no accelerator.
+Models come before it; after it there is array arithmetic only, without any model or accelerator.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ensemble.outputs.arrays import distributions, indices
 
-LEAST = 2.0**-52  # where log-loss is judged, the truth's probability counts as at least this, as in scikit-learn
+LEAST = 2.0**-52  # the least probability of the true class that a log-loss counts with, as in scikit-learn
 
 
 @dataclass(frozen=True)
@@ -46,14 +46,14 @@ class MemberOutputs:
         labels: (N,) int64 indices into `classes`, or None where the truth is unknown.
         groups: (N,) int64, the recording a frame belongs to; frames of one recording are correlated,
             so intervals resample groups. Defaults to every frame being its own group.
-        fingerprint: identifies the frames (and labels) judged; computed from labels and groups if empty.
+        fingerprint: identifies the frames and labels, as `FrameSet.fingerprint` does; computed from labels and groups
+            if empty.
         abstain: members may abstain on a frame, by a row of NaN: they are then left out there (see
-            `ensemble.abstaining`) and counted. Without this declaration NaN is refused where it is met.
+            `ensemble.abstaining`) and counted. Without this declaration NaN is refused wherever it is found.
         about: what is known of each member, in the order of `members`; nothing if left out.
 
     Raises:
-        ValueError: shapes, names or labels do not fit together; from `from_probabilities` also a row
-            that does not sum to one within 1e-3 (the message names the member and a frame).
+        ValueError: shapes, names or labels do not fit together.
     """
 
     log_probabilities: Tensor
@@ -97,7 +97,7 @@ class MemberOutputs:
         """Outputs from arrays you already have, of any origin.
 
         Args:
-            probabilities: member name -> (N, C) array or tensor, rows summing to one; those of float16 and
+            probabilities: member name -> (N, C) array or tensor, rows summing to one within 1e-3; rows of float16 and
                 bfloat16, which cannot do so exactly, are divided by their sum.
             labels: (N,) class indices, or class names where `classes` is given.
             groups: (N,) recording of each frame: integers, or any sortable names.
@@ -108,7 +108,8 @@ class MemberOutputs:
 
         Raises:
             TypeError: `probabilities` is not a mapping.
-            ValueError: see the class; or `about` has a name that is not a member's.
+            ValueError: see the class; or a row is no distribution (the message names the member and a frame), or a name
+                in `about` is not a member's.
 
         Example:
             >>> p = [[0.9, 0.1], [0.2, 0.8]]
@@ -158,11 +159,11 @@ class MemberOutputs:
 
     @property
     def probabilities(self) -> Tensor:
-        """(M, N, C) float32, made anew at each call; for large N go through `blocks` instead."""
+        """(M, N, C) float32, computed at each call; for large N go through `blocks` instead."""
         return self.log_probabilities.float().exp()
 
     def true_class(self) -> Tensor:
-        """(M, N) float64: each member's probability of the true class, all that weights need.
+        """(M, N) float64: each member's probability of the true class, which is all that fitting weights needs.
 
         Raises:
             ValueError: there are no labels.
@@ -183,21 +184,21 @@ class MemberOutputs:
         return self.labels
 
     def blocks(self, frames: int = 65_536) -> Iterable[tuple[slice, Tensor]]:
-        """Walk over the frames: pairs of a slice and the (M, block, C) float32 probabilities there."""
+        """Iterate over the frames: pairs of a slice and its (M, b, C) float32 probabilities; NaN is not checked."""
         total = self.shape[1]
         for start in range(0, total, frames):
             where = slice(start, min(start + frames, total))
             yield where, self.log_probabilities[:, where].float().exp()
 
     def checked_blocks(self, frames: int = 65_536, *, abstain: bool = False) -> Iterable[tuple[slice, Tensor]]:
-        """Walk as `blocks`, where NaN is refused.
+        """Iterate as `blocks` does, but refuse NaN.
 
         Args:
             frames: per block.
-            abstain: let abstentions pass where they are declared.
+            abstain: accept NaN where abstentions are declared.
 
         Raises:
-            ValueError: a member says NaN; the message names it and a frame.
+            ValueError: a member gives NaN; the message names it and a frame.
         """
         for where, block in self.blocks(frames):
             if not (abstain and self.abstain):
@@ -208,12 +209,14 @@ class MemberOutputs:
         for name, rows, total in zip(self.members, block, block.sum(dim=(1, 2)).tolist(), strict=True):
             if math.isnan(total):
                 frame = where.start + int(rows.isnan().any(dim=1).nonzero()[0])
-                way_out = "use frames where all speak" if self.abstain else "if it abstains there, declare abstain=True"
+                way_out = "if it abstains there, declare abstain=True"
+                if self.abstain:
+                    way_out = "use frames where no member abstains"
                 msg = f"expected probabilities from member {name!r}, got NaN at frame {frame}; {way_out}"
                 raise ValueError(msg)
 
     def at(self, frames: Tensor) -> Self:
-        """The same members on some frames only, by index (K,) or by mask (N,); the fingerprint is made anew."""
+        """The same members on some frames only, by index (K,) or by mask (N,); they get a fingerprint of their own."""
         assert self.groups is not None  # filled in when made
         return replace(
             self,
@@ -224,7 +227,7 @@ class MemberOutputs:
         )
 
     def subset(self, members: Sequence[str]) -> Self:
-        """The same frames, only these members, in this order.
+        """The same frames for these members only, in this order.
 
         Raises:
             ValueError: a name is not among the members.

@@ -1,4 +1,4 @@
-"""The one check of what comes in as an array: rows that are distributions, indices that fit."""
+"""The one check of incoming arrays: rows that are distributions, and indices that are in range."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ _TOLERANCE = 1e-3  # rows whose sum is further from one than this are refused
 
 
 def distributions(values: Any, whose: str = "", *, dtype: torch.dtype = torch.float32, abstain: bool = False) -> Tensor:
-    """(N, C) rows on the CPU, checked, for reading only.
+    """(N, C) rows on the CPU, checked; not to be written to.
 
     Args:
-        values: array or tensor of any number type. Rows of float16 and bfloat16 may be off by what their type
-            cannot hold, a machine epsilon, and are divided by their sum.
+        values: array or tensor of any number type. The sums of float16 and bfloat16 rows may be off by the machine
+            epsilon of their type; these rows are divided by their sum.
         whose: for the message, such as "from member 'a'".
-        dtype: of what is returned.
-        abstain: let rows all of NaN pass.
+        dtype: of the rows returned.
+        abstain: accept rows that are all NaN.
 
     Raises:
-        ValueError: another shape, or a row that is no distribution: its sum further from one than 1e-3 (a logit,
-            a score), a negative number, or NaN.
+        ValueError: another shape, or a row that is no distribution: its sum is further from one than 1e-3 (logits,
+            scores), or it holds a negative number or NaN.
     """
     given = values.detach().cpu() if isinstance(values, Tensor) else torch.as_tensor(np.asarray(values))
     rows = given.to(dtype)
@@ -59,10 +59,10 @@ def indices(values: Any, what: str, frames: int, *, below: int | None = None) ->
         values: array or tensor of any integer type.
         what: for the message.
         frames: N.
-        below: one more than the largest that is allowed; None for any integers.
+        below: one more than the largest value allowed; None for any integers.
 
     Raises:
-        ValueError: another shape, no integers, or one out of range.
+        ValueError: another shape or type, or a value out of range.
     """
     tensor = torch.as_tensor(values).detach().cpu()
     whole = not (tensor.is_floating_point() or tensor.is_complex())
@@ -70,7 +70,7 @@ def indices(values: Any, what: str, frames: int, *, below: int | None = None) ->
         came = f"{tuple(tensor.shape)} {tensor.dtype}"
         msg = f"expected {what} of shape ({frames},) and an integer type, got {came}"
         raise ValueError(msg)
-    tensor = tensor.long()  # first, since small unsigned types know no minimum
+    tensor = tensor.long()  # first, because torch has no minimum of small unsigned types
     if below is not None and frames and not 0 <= int(tensor.min()) <= int(tensor.max()) < below:
         msg = f"expected {what} from 0 to {below - 1}, got {int(tensor.min())} to {int(tensor.max())}"
         raise ValueError(msg)
