@@ -1,24 +1,29 @@
-"""The command `ensemble`: combine members, and judge whether the combination is better."""
+"""The command `ensemble`: combine trained models, and judge whether the combination is better."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
-from cyclopts import App
+from ensemble.cli import evaluate, fit, predict, select
+from zoo._console import make_app, run_app
 
-from ensemble.cli import choosing, predicting, verdicts
-from zoo import _console, _names
-
-app = App(
-    name="ensemble",
-    help="Run trained models as one, combine them, and judge whether it is really better.",
-    version=_names.own_version,
+COMMANDS = (
+    *(evaluate.evaluate, evaluate.compare),
+    fit.fit,
+    *(select.select, select.diversity),
+    *(predict.predict, predict.collect, predict.plan),
 )
-verdicts.add_to(app)
-choosing.add_to(app)
-predicting.add_to(app)
+RENAMED = {"predict --partition": "--test"}  # former spelling -> what to write now
+
+app = make_app("ensemble", "Run trained models as one, combine them, and judge whether it is really better.", COMMANDS)
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line, by default that of this process, and return its exit code."""
+    return run_app(app, arguments, renamed=RENAMED)
 
 
 def main() -> None:
     """Entry point of the command."""
-    sys.exit(_console.run_app(app))
+    sys.exit(run())

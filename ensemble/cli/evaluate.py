@@ -1,0 +1,204 @@
+"""Commands that judge: evaluate, compare."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ensemble.cli.options import (
+    NO_SOURCE,
+    Collection,
+    Names,
+    Source,
+    named_rules,
+    require_known,
+    require_writable,
+    saved_rules,
+)
+from zoo import _files
+from zoo._console import Answer, Table
+
+if TYPE_CHECKING:
+    from ensemble.judge.report import Report
+    from ensemble.judge.significance import CrossFit
+    from ensemble.outputs import MemberOutputs
+    from ensemble.rules import Rule
+
+_FORMATS = {"accuracy": ".4f", "log_loss": ".4f", "calibration_error": ".4f", "macro_f1": ".4f", "parameters": ",.0f"}
+_RULES = ("majority", "maximum", "mean", "weighted")
+
+
+def evaluate(*, source: Source = NO_SOURCE, rules: Names = _RULES, report: Path | None = None) -> Answer:
+    """Fit rules on one partition, judge members and rules on another, and print one table.
+
+    The gain of a rule is its accuracy minus that of the best single member, which is chosen on the validation frames;
+    its 95 % interval resamples whole recordings. A saved ensemble among the members is judged by its own rule too.
+
+    Example: ensemble evaluate --corpus my-corpus --valid dev --test test --members "cyl*" "diamond*"
+
+    Args:
+        rules: names of rules. Those fitted on the validation frames are "weighted", the weighted mean; "calibrated", the
+            same with a temperature; "log_pool"; "bayes_vote"; "stacked"; and "auto", the simplest that is about as good
+            as the best.
+        report: HTML file for the whole report as one page (needs the extra `report`).
+    """
+    from ensemble.judge.report import evaluate as judge
+
+    if report is not None:
+        require_writable(report)
+    collection = Collection(source)
+    valid, (test, seconds) = collection.outputs(source.valid), collection.timed_outputs(source.test)
+    saved = saved_rules(collection.ensembles(source.members), test)
+    chosen = named_rules([name for name in rules if name not in saved], valid) | saved
+    result = judge(
+        test,
+        chosen,
+        baseline=best_member(valid),
+        parameters=test.parameters,
+        trained_on={n: a.trained_on for n, a in zip(test.members, test.about, strict=True)},
+        cross_fits=cross_fits(rules, valid),
+    )
+    if report is not None:
+        from ensemble.judge.page import page
+
+        _files.write(report, page(result).encode())
+    weights = weights_in(chosen, test)
+    return Answer(
+        result.to_json() | {"weights": weights, "collect_seconds": seconds},
+        [_table(result), *_remarks(result, weights, seconds)],
+    )
+
+
+def compare(first: str, second: str, /, *, source: Source = NO_SOURCE) -> Answer:
+    """Is the first better than the second? Each is a member, a saved ensemble, or a rule over all members.
+
+    The exit code is 0 if the 95 % interval of the difference lies above zero, otherwise 1: the answer is no. A single
+    recording has no interval, so the answer is no.
+
+    Example: ensemble compare mean cylinder-a --members "cyl*"
+
+    Args:
+        first: a member, an ensemble or a rule.
+        second: a member, an ensemble or a rule.
+    """
+    from ensemble.judge.significance import bootstrap_interval, mcnemar, right_and_wrong
+
+    collection = Collection(source)
+    valid, test = collection.outputs(source.valid), collection.outputs(source.test)
+    saved = saved_rules(collection.ensembles((first, second)), test)
+    require_known((first, second), members=(*test.members, *saved))
+    right = [_right(name, saved, valid, test) for name in (first, second)]
+    gain = bootstrap_interval(right[0].astype(float) - right[1], np.asarray(test.groups))
+    table = right_and_wrong(right[0], right[1])
+    data = {
+        "first": first,
+        "second": second,
+        "first_accuracy": float(right[0].mean()),
+        "second_accuracy": float(right[1].mean()),
+        "gain": gain.estimate,
+        "gain_low": gain.low,
+        "gain_high": gain.high,
+        "only_first_right": int(table[0, 1]),
+        "only_second_right": int(table[1, 0]),
+        "mcnemar_p": mcnemar(table).p_value,
+    }
+    shown: list[Table | str] = [
+        Table([{"": key.replace("_", " "), "value": value} for key, value in data.items()]),
+        f"\n95 % interval of the gain, resampling recordings: {interval(gain.low, gain.high)}",
+        "McNemar's test treats frames as independent, which they are not.",
+    ]
+    return Answer(data, shown, code=0 if gain.low > 0 else 1)
+
+
+def cross_fits(rules: Names, valid: MemberOutputs) -> dict[str, CrossFit]:
+    """For the weighted mean, its results on recordings left out of the fit."""
+    from ensemble.fit.crossfit import cross_fit
+
+    recordings = len(np.unique(np.asarray(valid.groups)))
+    if "weighted" not in rules or recordings < 2:
+        return {}
+    return {"weighted": cross_fit(valid, folds=min(5, recordings))}
+
+
+def weights_in(rules: Mapping[str, Rule], outputs: MemberOutputs) -> dict[str, float]:
+    """Member -> weight in the first weighted mean among the rules; empty where there is none."""
+    from ensemble.rules import WeightedMean
+
+    weights = next((rule.weights for rule in rules.values() if isinstance(rule, WeightedMean)), None)
+    return {} if weights is None else dict(zip(outputs.members, weights, strict=True))
+
+
+def interval(low: float, high: float) -> str:
+    """The ends of an interval in words.
+
+    Example:
+        >>> interval(-0.01, 0.02), interval(math.nan, math.nan)
+        ('-0.0100 .. +0.0200', 'no interval')
+    """
+    return "no interval" if math.isnan(low) else f"{low:+.4f} .. {high:+.4f}"
+
+
+def _right(name: str, saved: Mapping[str, Rule], valid: MemberOutputs, test: MemberOutputs) -> NDArray[np.bool_]:
+    """(N,): where a member, or a rule over all members, is right."""
+    from ensemble.judge.diversity import correct
+    from ensemble.rules import rule_for
+
+    if name in test.members:
+        right: NDArray[np.bool_] = correct(test.subset([name]))[0]
+        return right
+    labels = test.require_labels()
+    rule = rule_for(saved.get(name) or named_rules((name,), valid)[name], test.members)
+    applied = rule.abstaining if test.abstain else rule
+    pieces = [applied(rows).argmax(dim=1) == labels[where] for where, rows in test.blocks()]
+    return np.concatenate([piece.numpy() for piece in pieces])
+
+
+def _table(result: Report) -> Table:
+    """Members above, rules below."""
+    rows: list[dict[str, Any]] = []
+    for row in result.members.to_dict("records"):
+        mark = " (best on valid)" if row["name"] == result.baseline else ""
+        rows.append(_row(row, f"{row['name']}{mark}") | {"gain over best single": None, "95 % interval": None})
+    for row in result.rules.to_dict("records"):
+        gain = {
+            "gain over best single": f"{row['gain']:+.4f}",
+            "95 % interval": interval(row["gain_low"], row["gain_high"]),
+        }
+        rows.append(_row(row, f"= {row['name']}") | gain)
+    return Table(rows, formats=_FORMATS)
+
+
+def _row(row: Mapping[Hashable, Any], name: str) -> dict[str, Any]:
+    return {"member or = rule": name} | {column: row[column] for column in _FORMATS}
+
+
+def _remarks(result: Report, weights: Mapping[str, float], seconds: float) -> list[str]:
+    """The lines below the table."""
+    lines = []
+    positive = [f"{name} {weight:.3f}" for name, weight in weights.items() if weight > 0]
+    if positive:
+        lines.append("\nweights: " + ", ".join(positive))
+    lines += [
+        f"{row['name']}: optimism of the fitted weights on their own recordings: {row['optimism']:.4f} nats, "
+        f"{100 * row['optimism_accuracy']:.2f} points of accuracy"
+        for row in result.rules.dropna(subset="optimism").to_dict("records")
+    ]
+    lines.append(
+        f"{result.frames:,} frames of {result.recordings:,} recordings in {seconds:.2f} s "
+        f"({result.frames / seconds:,.0f} frames/s); votes tie on {result.tie_rate:.2%} of them; "
+        f"some member is right on {result.oracle:.2%}"
+    )
+    return lines + [f"note: {note}" for note in result.notes]
+
+
+def best_member(outputs: MemberOutputs) -> str:
+    """The most accurate member; of equals the one of lower log-loss."""
+    from ensemble.judge.report import evaluate
+
+    table = evaluate(outputs, {}, replicates=1).members
+    return str(table.sort_values(["accuracy", "log_loss"], ascending=[False, True]).iloc[0]["name"])

@@ -1,0 +1,294 @@
+"""Options that several commands share, and what they stand for: members, frames, rules by name, saved ensembles."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import filter as matching
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter
+
+import zoo
+from zoo import _console
+
+if TYPE_CHECKING:
+    from ensemble.outputs import MemberOutputs
+    from ensemble.rules import Rule
+    from ensemble.run.members import Members
+
+Names = Annotated[tuple[str, ...], Parameter(consume_multiple=True)]
+Precision = Literal["float32", "auto"]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Source:
+    """Members and frames.
+
+    Args:
+        members: names, wildcards or aliases in the registry; a saved ensemble stands for its members; all models if
+            left out.
+        registry: the registry's file; otherwise $ZOO_REGISTRY, otherwise registry.json in the working folder.
+        corpus: folder of partitions in the HW1P2 layout; the bundled synthesised speech if left out.
+        valid: partition on which rules are fitted and the best single member is chosen.
+        test: partition on which members and rules are judged.
+        device: where the work runs: cpu, cuda, or auto, which is cuda where there is one.
+        precision: float32, which is exact, or auto, which is bfloat16 where it is faster and a probe agrees.
+        cache: folder that stores the members' outputs, so that nothing is computed twice.
+        outputs: folder written by `ensemble collect`, in place of registry, corpus and models.
+    """
+
+    members: Names = ("*",)
+    registry: Path | None = None
+    corpus: Path | None = None
+    valid: str = "valid"
+    test: str = "test"
+    device: str = "auto"
+    precision: Precision = "float32"
+    cache: Path | None = None
+    outputs: Path | None = None
+
+
+NO_SOURCE = Source()
+
+
+class Collection:
+    """What a `Source` stands for: the members' outputs, partition by partition, and the versions that gave them."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.registry = zoo.Registry(source.registry)
+
+    def ensembles(self, names: Iterable[str]) -> dict[str, zoo.EnsembleEntry]:
+        """The saved ensembles, or aliases of one, among these names; none where there is no registry."""
+        names = [name for name in names if not set(name) & set("*?[") and name not in rule_names()]
+        if not names or (self.source.outputs is not None and not self.registry.path.exists()):
+            return {}
+        known, aliases = self.registry.list_ensembles(), self.registry.aliases()
+        return {name: self.registry.get_ensemble(name) for name in names if aliases.get(name, name) in known}
+
+    def references(self, partition: str) -> dict[str, str]:
+        """Member -> its version, `name@id`; "" where stored outputs do not record it. Nothing is computed."""
+        if self.source.outputs is None:
+            return self._versions
+        return references_of(self._stored(partition))
+
+    def outputs(self, partition: str) -> MemberOutputs:
+        """The members' outputs on a partition, which must have labels."""
+        return self.timed_outputs(partition)[0]
+
+    def timed_outputs(self, partition: str, *, cache: Path | None = None) -> tuple[MemberOutputs, float]:
+        """The same, with the seconds that collecting them took; loading models and frames does not count.
+
+        Args:
+            partition: its name.
+            cache: folder that stores them, in place of one in the source's cache.
+        """
+        from ensemble.run.collecting import collect
+
+        if self.source.outputs is None:
+            members, frames = self.members, self.frames(partition)
+            if cache is None and self.source.cache is not None:
+                cache = self.source.cache / partition
+            began = time.perf_counter()
+            outputs = collect(members, frames, cache=cache, progress=_console.progress)
+        else:
+            began = time.perf_counter()
+            outputs = self._stored(partition)
+        outputs.require_labels()
+        return outputs, time.perf_counter() - began
+
+    def frames(self, partition: str) -> zoo.FrameSet:
+        """A partition of the corpus."""
+        return read_partition(self.source.corpus, partition)
+
+    @cached_property
+    def members(self) -> Members:
+        """The members, hash-checked and ready to run."""
+        from ensemble.run.loading import load
+
+        source = self.source
+        return load(self.registry, self._versions.values(), device=source.device, precision=source.precision)
+
+    @cached_property
+    def _versions(self) -> dict[str, str]:
+        from ensemble.run.loading import versions
+
+        saved = self.ensembles(self.source.members)
+        wanted = [
+            reference
+            for name in self.source.members
+            for reference in (saved[name].members if name in saved else [name])
+        ]
+        return {name: f"{entry.name}@{entry.id}" for name, entry in versions(self.registry, wanted).items()}
+
+    def _stored(self, partition: str) -> MemberOutputs:
+        """Stored outputs of the members that match; for a saved ensemble, of the versions it was saved with."""
+        from ensemble.outputs.store import read_outputs
+
+        assert self.source.outputs is not None
+        outputs = read_outputs(self.source.outputs / partition)
+        saved, by_id = self.ensembles(self.source.members), by_version(outputs)
+        chosen: dict[str, None] = {}
+        for name in self.source.members:
+            if name in saved:
+                chosen |= {outputs.members[by_id[id]]: None for id in saved[name].members if id in by_id}
+            else:
+                chosen |= dict.fromkeys(matching(outputs.members, name))
+        if not chosen:
+            there = list(outputs.members)
+            msg = (
+                f"expected members that match {list(self.source.members)}, got none; {self.source.outputs} has {there}"
+            )
+            raise ValueError(msg)
+        return outputs if list(chosen) == list(outputs.members) else outputs.subset(list(chosen))
+
+
+def references_of(outputs: MemberOutputs) -> dict[str, str]:
+    """Member -> its version in the registry, `name@id`; "" where that is unknown."""
+    return {name: about.reference for name, about in zip(outputs.members, outputs.about, strict=True)}
+
+
+def by_version(outputs: MemberOutputs) -> dict[str, int]:
+    """Id of a version -> position of the member; members of unknown version share the id ""."""
+    return {about.reference.partition("@")[2]: position for position, about in enumerate(outputs.about)}
+
+
+def read_partition(corpus: Path | None, name: str) -> zoo.FrameSet:
+    """A partition of a corpus, or of the bundled one."""
+    return zoo.sample_corpus(name) if corpus is None else zoo.read_corpus(corpus, name)
+
+
+# ---- rules by name
+
+
+def rule_names() -> list[str]:
+    """Every name of a rule."""
+    from ensemble.fit import FITTERS
+    from ensemble.rules import list_rules
+
+    return [*FITTERS, *list_rules()]
+
+
+def require_known(names: Iterable[str], *, members: Iterable[str] = ()) -> None:
+    """Refuse an unknown name before anything is fitted.
+
+    Raises:
+        ValueError: a name is neither that of a rule nor one of `members`; the message lists those that are.
+    """
+    from ensemble.rules import no_such
+
+    known = [*members, *rule_names()]
+    for name in names:
+        if name not in known:
+            raise ValueError(no_such("member or rule" if members else "rule", name, known))
+
+
+def named_rules(names: Sequence[str], valid: MemberOutputs) -> dict[str, Rule]:
+    """Name -> rule, fitted on the validation outputs where it has numbers.
+
+    Raises:
+        ValueError: a name is unknown.
+    """
+    from ensemble.fit import FITTERS
+    from ensemble.rules import get_rule
+
+    require_known(names)
+    return {name: FITTERS[name](valid) if name in FITTERS else get_rule(name) for name in names}
+
+
+def saved_rules(ensembles: Mapping[str, zoo.EnsembleEntry], outputs: MemberOutputs) -> dict[str, Rule]:
+    """Name -> rule of a saved ensemble, over exactly the versions that it was saved with.
+
+    Raises:
+        ValueError: there are no outputs of one of them, or the ensemble has its classes in another order.
+    """
+    from ensemble.rules import Among, rule_from_json
+
+    positions = by_version(outputs)
+    rules: dict[str, Rule] = {}
+    for name, entry in ensembles.items():
+        if missing := [id for id in entry.members if id not in positions]:
+            remedy = "collect the outputs again" if "" in positions else "name it with --members"
+            msg = f"expected all members of the ensemble {name!r} among those judged, got none with the ids {missing}"
+            raise ValueError(f"{msg}; {remedy}")
+        if tuple(entry.fields["classes"]) != outputs.classes:
+            msg = f"expected the classes in the order of the ensemble {name!r}; name it first, or alone, with --members"
+            raise ValueError(msg)
+        rules[name] = Among(rule_from_json(entry.rule), tuple(positions[id] for id in entry.members))
+    return rules
+
+
+# ---- results that are saved
+
+
+def require_savable(name: str, collection: Collection) -> None:
+    """Refuse before the work a result that `save` could not register after it.
+
+    Raises:
+        ValueError: the name is that of a rule, a model or an alias; stored outputs do not record the versions of their
+            members; a version is gone; the members have their classes in different orders.
+    """
+    home, references = collection.registry, collection.references(collection.source.valid)
+    taken = {other.casefold(): other for other in (*rule_names(), *home.list(), *home.aliases())}.get(name.casefold())
+    if taken is not None:
+        msg = f"expected a name for the ensemble that no rule, model or alias has, got {name!r}, the name of {taken!r}"
+        raise ValueError(msg)
+    if unknown := [member for member, reference in references.items() if not reference]:
+        folder = collection.source.outputs
+        msg = f"expected outputs in {folder} that record the versions of their members, got none for {unknown}"
+        raise ValueError(f"{msg}; collect again")
+    try:
+        classes = {member: home.get(reference).classes for member, reference in references.items()}
+    except zoo.RegistryError as error:
+        msg = f"expected the versions of these outputs still to be in {home.path}, got: {error}; collect again"
+        raise ValueError(msg) from error
+    first = next(iter(classes))
+    if other := [member for member in classes if classes[member] != classes[first]]:
+        msg = (
+            f"expected members with their classes in one order, got another than that of {first!r} in {other}; to save "
+            f"them together register these again with the rows of their output layer in the order of {first!r}"
+        )
+        raise ValueError(msg)
+
+
+def save(name: str, rule: Rule, outputs: MemberOutputs, registry: zoo.Registry) -> str:
+    """Register a rule and the members that influence it, in the versions that gave the outputs, as one ensemble.
+
+    Returns:
+        A sentence on what is saved.
+    """
+    from ensemble.rules import rule_for
+    from ensemble.run.combined import Ensemble
+    from ensemble.run.loading import load
+
+    whole, references = rule_for(rule, outputs.members), [about.reference for about in outputs.about]
+    if (used := whole.used) is not None:
+        whole, references = whole.restricted(used), [references[position] for position in used]
+    members = load(registry, references)
+    registry.register_ensemble(name, Ensemble(members, whole))
+    parameters = sum(about.parameters or 0 for about in members.about)
+    return f"saved as {name!r}: {len(references)} of {len(outputs.members)} members, {parameters:,} parameters"
+
+
+def require_writable(path: Path) -> None:
+    """Refuse before the work a path that its result could not be written to.
+
+    Raises:
+        ValueError: there is no such folder, it is read-only, or the path is itself a folder.
+    """
+    if path.is_dir():
+        wrong = "a folder itself"
+    elif not path.parent.is_dir():
+        wrong = "no such folder"
+    elif not os.access(path.parent, os.W_OK | os.X_OK):
+        wrong = "read-only"
+    else:
+        return
+    msg = f"expected the path of a file in a folder that can be written to, got {str(path)!r}: {wrong}"
+    raise ValueError(msg)
