@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -44,13 +45,17 @@ class Outcome(NamedTuple):
 
 @pytest.fixture
 def command(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
-    """Run a command line of either tool: words in one text, further words (with blanks in them) after it."""
+    """Run a command line of either tool: words in one text, further words (with blanks in them) after it.
 
-    def run(line: str, *more: object) -> Outcome:
+    Where a `code` is given, that is the exit code that it must have.
+    """
+
+    def run(line: str, *more: object, code: int | None = None) -> Outcome:
         tool, *words = line.split()
         capsys.readouterr()
-        code = import_module(f"{tool}.cli").run([*words, *map(str, more)])
-        return Outcome(code, *capsys.readouterr())
+        found = Outcome(import_module(f"{tool}.cli").run([*words, *map(str, more)]), *capsys.readouterr())
+        assert code in (None, found.code), found.err
+        return found
 
     return run
 
@@ -67,3 +72,30 @@ def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> zoo.Registry:
         model = zoo.build(SMALL, seed=seed)
         registry.register("a", model, spec=SMALL, classes=["no", "yes"], metrics={"accuracy": seed / 2})
     return registry
+
+
+@pytest.fixture(scope="session")
+def _trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a registry of three small trained members, and a corpus in the HW1P2 layout."""
+    home = tmp_path_factory.mktemp("home")
+    registry = zoo.Registry(home / "registry.json")
+    train, valid, test = (zoo.sample_corpus(part) for part in ("train", "valid", "test"))
+    train, valid, test = (f.select(torch.arange(n)) for f, n in ((train, 40), (valid, 12), (test, 12)))
+    for seed, (name, context) in enumerate([("cylinder-a", 2), ("cylinder-b", 2), ("other", 1)]):
+        spec = zoo.Spec("cylinder", features=27, context=context, classes=40, options={"width": 32, "depth": 1})
+        registry.register(name, zoo.train(spec, zoo.Recipe(epochs=1, seed=seed), train, valid))
+    for name, frames in (("dev", valid), ("test", test), ("single", test.select(torch.arange(1)))):
+        zoo.write_corpus(frames, home / "corpus", name)
+    zoo.write_corpus(
+        FrameSet(test.features, None, test.starts, test.classes, test.names), home / "corpus", "unlabelled"
+    )
+    return home
+
+
+@pytest.fixture
+def home(_trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of that folder as the working folder: registry.json, corpus/{dev,test,single,unlabelled}."""
+    shutil.copytree(_trained, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("ZOO_REGISTRY", raising=False)
+    return tmp_path

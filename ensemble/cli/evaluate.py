@@ -42,12 +42,13 @@ def evaluate(*, source: Source = NO_SOURCE, rules: Names = _RULES, report: Path 
     Example: ensemble evaluate --corpus my-corpus --valid dev --test test --members "cyl*" "diamond*"
 
     Args:
-        rules: names of rules. Those fitted on the validation frames are "weighted", the weighted mean; "calibrated", the
-            same with a temperature; "log_pool"; "bayes_vote"; "stacked"; and "auto", the simplest that is about as good
-            as the best.
+        rules: names of rules. Fitted on the validation frames are "weighted", the weighted mean; "calibrated", the same
+            with a temperature; "log_pool"; "bayes_vote"; "stacked"; and "auto", the simplest of the rules that are
+            about as good as the best.
         report: HTML file for the whole report as one page (needs the extra `report`).
     """
     from ensemble.judge.report import evaluate as judge
+    from ensemble.judge.tables import best_member
 
     if report is not None:
         require_writable(report)
@@ -55,14 +56,7 @@ def evaluate(*, source: Source = NO_SOURCE, rules: Names = _RULES, report: Path 
     valid, (test, seconds) = collection.outputs(source.valid), collection.timed_outputs(source.test)
     saved = saved_rules(collection.ensembles(source.members), test)
     chosen = named_rules([name for name in rules if name not in saved], valid) | saved
-    result = judge(
-        test,
-        chosen,
-        baseline=best_member(valid),
-        parameters=test.parameters,
-        trained_on={n: a.trained_on for n, a in zip(test.members, test.about, strict=True)},
-        cross_fits=cross_fits(rules, valid),
-    )
+    result = judge(test, chosen, baseline=best_member(valid), cross_fits=cross_fits(rules, valid))
     if report is not None:
         from ensemble.judge.page import page
 
@@ -194,11 +188,3 @@ def _remarks(result: Report, weights: Mapping[str, float], seconds: float) -> li
         f"some member is right on {result.oracle:.2%}"
     )
     return lines + [f"note: {note}" for note in result.notes]
-
-
-def best_member(outputs: MemberOutputs) -> str:
-    """The most accurate member; of equals the one of lower log-loss."""
-    from ensemble.judge.report import evaluate
-
-    table = evaluate(outputs, {}, replicates=1).members
-    return str(table.sort_values(["accuracy", "log_loss"], ascending=[False, True]).iloc[0]["name"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ensemble.cli.evaluate import best_member, interval
+from ensemble.cli.evaluate import interval
 from ensemble.cli.options import NO_SOURCE, Collection, Source, require_savable
 from ensemble.cli.options import save as save_ensemble
 from zoo._console import Answer, Table
@@ -109,6 +109,7 @@ def _data(found: Selection) -> dict[str, Any]:
 def _gain(found: Selection, valid: MemberOutputs, test: MemberOutputs) -> dict[str, Any]:
     """The selection on the test frames against the best member on the validation frames."""
     from ensemble.judge.report import evaluate
+    from ensemble.judge.tables import best_member
 
     report = evaluate(test, {"selected": found.rule}, baseline=best_member(valid))
     row = report.rules.iloc[0]

@@ -1,0 +1,149 @@
+"""The commands that judge: evaluate, compare."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+import ensemble
+import zoo
+from ensemble.fit import FITTERS
+from ensemble.outputs.store import read_outputs, write_outputs
+
+CORPUS = "--corpus corpus --valid dev --test test"
+STORED = "--outputs outputs --valid dev --test test"
+
+
+def test_evaluate_prints_members_and_rules_with_intervals(command, home):
+    """One table; weights, frames, tie rate below."""
+    out = command(f"ensemble evaluate {CORPUS}", code=0).out
+    for word in ("cylinder-a", "other", "= majority", "= maximum", "= mean", "= weighted", "(best on valid)"):
+        assert word in out
+    assert "12 recordings" in out
+    assert "votes tie on" in out
+
+
+def test_evaluate_as_json_is_what_the_report_holds(command, home):
+    """The same numbers again on a second run, and as through Python."""
+    first, second = (command(f"ensemble evaluate {CORPUS} --json", code=0).data for _ in range(2))
+    rules = {row["name"]: row for row in first["rules"]}
+    assert list(rules) == ["majority", "maximum", "mean", "weighted"]
+    assert {"accuracy", "log_loss", "gain", "gain_low", "gain_high"} <= set(rules["mean"])
+    assert first["rules"] == second["rules"]
+    assert first["members"] == second["members"]
+    members = ensemble.load(zoo.Registry("registry.json"), "*")
+    outputs = ensemble.collect(members, zoo.read_corpus("corpus", "test"))
+    report = ensemble.evaluate(outputs, {"mean": ensemble.mean}, baseline=first["baseline"])
+    assert report.rules["accuracy"][0] == pytest.approx(rules["mean"]["accuracy"])
+
+
+def test_members_and_rules_are_chosen_by_name_and_wildcard(command, home):
+    """Several wildcards, several rules."""
+    found = command(f"ensemble evaluate {CORPUS} --members cyl* other --rules median --json", code=0).data
+    assert [row["name"] for row in found["members"]] == ["cylinder-a", "cylinder-b", "other"]
+    assert [row["name"] for row in found["rules"]] == ["median"]
+    assert found["weights"] == {}
+
+
+def test_every_rule_that_can_be_fitted_is_judged_by_its_name(command, home):
+    """The table of fitted rules, and a temperature that does not harm the log-loss it was fitted for."""
+    names = sorted(FITTERS)
+    found = command(f"ensemble evaluate {CORPUS} --json --rules", *names, code=0).data["rules"]
+    assert [row["name"] for row in found] == names
+    assert all(row["log_loss"] > 0 for row in found)
+    on_valid = "--corpus corpus --valid dev --test dev"
+    fitted = command(f"ensemble evaluate {on_valid} --rules weighted calibrated --json", code=0).data["rules"]
+    assert fitted[1]["log_loss"] <= fitted[0]["log_loss"]
+    assert fitted[0]["fitted_here"]
+
+
+def test_the_report_is_one_page(command, home):
+    """Written whole, beside the table."""
+    command(f"ensemble evaluate {CORPUS} --report report.html", code=0)
+    assert (home / "report.html").read_text().startswith("<!doctype html>")
+
+
+def test_a_saved_ensemble_is_judged_beside_its_members(command, home):
+    """By its own rule, over the versions that it was saved with; and it can be compared."""
+    registry = zoo.Registry()
+    command(f"ensemble fit --members other cylinder-a {CORPUS} --save final", code=0)
+    registry.register("other", registry.load("cylinder-b"), spec=registry.get("cylinder-b").spec,
+                      classes=registry.get("other").classes)  # fmt: skip
+    judged = command(f"ensemble evaluate --members cylinder-b final {CORPUS} --rules mean --json", code=0).data
+    assert {row["name"] for row in judged["members"]} == {"cylinder-b", "other", "cylinder-a"}
+    assert [row["name"] for row in judged["rules"]] == ["mean", "final"]
+    score = ensemble.load_ensemble(registry, "final").score(zoo.read_corpus("corpus", "test"))
+    assert judged["rules"][1]["accuracy"] == pytest.approx(score, abs=1e-3)
+    compared = command(f"ensemble compare final cylinder-b --members final cylinder-b {CORPUS} --json").data
+    assert compared["first_accuracy"] == pytest.approx(score, abs=1e-3)
+    alone = command(f"ensemble compare final cylinder-b --members cylinder-b {CORPUS}", code=2)
+    assert "name it with --members" in alone.err
+
+
+def test_stored_outputs_are_judged_by_a_saved_ensemble(command, home):
+    """By its name among the members, with its own parameters, also where members abstain."""
+    command(f"ensemble collect outputs {CORPUS}", code=0)
+    command(f"ensemble fit --save some {STORED} --members other cylinder-a", code=0)
+    alone = command(f"ensemble evaluate --members some --rules mean {STORED} --json", code=0).data
+    saved = [
+        about.reference.partition("@")[0] for about in ensemble.load_ensemble(zoo.Registry(), "some").members.about
+    ]
+    assert [row["name"] for row in alone["members"]] == saved
+    line = f"ensemble evaluate --members * some --rules mean {STORED} --json"
+    rows = {row["name"]: row for row in command(line, code=0).data["rules"]}
+    assert rows["some"]["parameters"] < rows["mean"]["parameters"]
+    outputs = read_outputs("outputs/test")
+    logs = outputs.log_probabilities.clone()
+    logs[outputs.members.index("cylinder-b"), :9] = torch.nan  # not one of its members
+    write_outputs("outputs/test", replace(outputs, log_probabilities=logs, abstain=True))
+    abstaining = {row["name"]: row for row in command(line, code=0).data["rules"]}
+    assert abstaining["some"]["accuracy"] == rows["some"]["accuracy"]
+
+
+def test_compare_answers_no_with_exit_code_one(command, home):
+    """A member is not better than itself; the exit code follows the interval."""
+    command(f"ensemble compare other other {CORPUS}", code=1)
+    ahead = command(f"ensemble compare mean other {CORPUS} --json")
+    assert ahead.code == (0 if ahead.data["gain_low"] > 0 else 1)
+    assert ahead.data["gain"] == pytest.approx(ahead.data["first_accuracy"] - ahead.data["second_accuracy"])
+
+
+def test_one_recording_is_never_enough_for_yes(command, home):
+    """Exit code one in both orders, null for the ends, and words for people."""
+    where = "--corpus corpus --valid dev --test single"
+    for order in ("mean other", "other mean"):
+        answer = command(f"ensemble compare {order} {where} --json", code=1).data
+        assert answer["gain_low"] is answer["gain_high"] is None
+    assert "no interval" in command(f"ensemble compare mean other {where}", code=1).out
+    assert "nan" not in command(f"ensemble evaluate {where}", code=0).out
+    assert command(f"ensemble select {where} --json", code=0).data["gain_low"] is None
+    backwards = "--corpus corpus --valid single --test dev --rules auto"
+    assert "two recordings or more for 'auto', got 1" in command(f"ensemble evaluate {backwards}", code=2).err
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("evaluate --outputs empty", "partitions in empty: none; `ensemble collect` writes them"),
+        (f"compare mean nobody {CORPUS}", "calibrated, cylinder-a, cylinder-b"),
+        (f"compare cylinder-aa mean {CORPUS}", "did you mean 'cylinder-a'"),
+        (f"evaluate --rules weigthed {CORPUS}", "no rule named 'weigthed'; did you mean 'weighted'"),
+        (f"evaluate --rules nothing {CORPUS}", "bayes_vote, borda, calibrated"),
+        (f"evaluate --rules meen {CORPUS}", "did you mean"),
+        ("evaluate --members cylindre-a", "did you mean"),
+        ("evaluate --members x*", "expected models that match 'x*'"),
+        ("evaluate --corpus corpus --valid dve", "partitions under corpus: dev"),
+        ("evaluate --corpus corpus --valid dev --test unlabelled", "with labels"),
+        ("evaluate --registry nothing.json", "nothing.json"),
+        ("evaluate --corpus nowhere --report no/such/r.html", "got 'no/such/r.html': no such folder"),
+        ("evaluate --device cuda:77", "cuda"),
+        ("evaluate --precision float3", "precision"),
+    ],
+)
+def test_a_wrong_argument_is_answered_on_one_line(command, home, line, words):
+    """Exit code 2, no traceback, the way out named."""
+    found = command(f"ensemble {line}", code=2)
+    assert found.err.startswith("error: ")
+    assert found.err.count("\n") == 1
+    assert words in found.err
+    assert not found.out
