@@ -63,7 +63,7 @@ def test_a_choice_that_makes_no_sense_is_refused() -> None:
     """An unknown measure, and a rule with a member's name."""
     with pytest.raises(ValueError, match="by 'accuracy' or 'log_loss', got 'nonsense'"):
         ensemble.choose(some_outputs(), {"mean": ensemble.mean}, by="nonsense")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"names of rules that are no member's, got \['m1'\]"):
+    with pytest.raises(ValueError, match=r"names for rules that no member has, got \['m1'\]"):
         ensemble.choose(some_outputs(), {"mean": ensemble.mean, "m1": ensemble.mean})
 
 

@@ -1,11 +1,68 @@
-"""Contributions where there is little to go by: no probability for the truth, no frames."""
+"""Contributions of members, against their definition."""
+
+from itertools import permutations
 
 import numpy as np
 import pytest
 
 import ensemble
+from ensemble import fit_simplex_weights
 from ensemble.selection import contributions
 from ensemble.selection.contribution import Pool
+
+
+def some_outputs(M=5, N=300, C=4, seed=0, decimals=None):
+    generator = np.random.default_rng(seed)
+    labels = generator.integers(0, C, N)
+    rows = {}
+    for m in range(M):
+        logits = generator.normal(0, 1.0, (N, C))
+        logits[np.arange(N), labels] += generator.uniform(0.3, 1.5)
+        p = np.exp(1.5 * logits)
+        p /= p.sum(axis=1, keepdims=True)
+        if decimals is not None:  # coarse probabilities make ties
+            p = np.round(p, decimals)
+            p[:, -1] += 1 - p.sum(axis=1)
+            p = np.maximum(p, 0)
+            p /= p.sum(axis=1, keepdims=True)
+        rows[f"m{m}"] = p
+    return ensemble.MemberOutputs.from_probabilities(rows, labels=labels)
+
+
+@pytest.mark.parametrize("pool", ["mean", "weighted"])
+def test_shapley_is_the_mean_over_all_orders_of_joining(pool):
+    """By definition, for four members; the sum is what all of them take off together."""
+    outputs = some_outputs(4)
+    P = outputs.true_class().numpy()
+
+    def loss(subset):
+        rows = P[sorted(subset)]
+        if not subset:
+            return np.log(4)
+        return -np.log(rows.mean(axis=0)).mean() if pool == "mean" else fit_simplex_weights(rows).loss
+
+    orders = list(permutations(range(4)))
+    value = np.zeros(4)
+    for order in orders:
+        for k, m in enumerate(order):
+            value[m] += (loss(set(order[:k])) - loss(set(order[: k + 1]))) / len(orders)
+    found = contributions(outputs, pool=pool)
+    np.testing.assert_allclose(found.shapley, value, atol=3e-6)
+    assert found.shapley.sum() == pytest.approx(np.log(4) - loss({0, 1, 2, 3}), abs=3e-6)
+    np.testing.assert_allclose(
+        found.leave_one_out, [loss({0, 1, 2, 3} - {m}) - loss({0, 1, 2, 3}) for m in range(4)], atol=3e-6
+    )
+
+
+def test_sampled_shapley_values_still_add_up_and_state_their_error():
+    """Beyond ten members orders are drawn; each order's gains telescope."""
+    outputs = some_outputs(11, N=60)
+    found = contributions(outputs, permutations=50)
+    whole = np.log(4) + np.log(outputs.true_class().numpy().mean(axis=0)).mean()
+    assert found.shapley.sum() == pytest.approx(whole, abs=1e-9)
+    assert (found.error > 0).all()
+    with pytest.raises(ValueError, match="'mean' or 'weighted'"):
+        contributions(outputs, pool="median")
 
 
 @pytest.mark.parametrize("pool", ["mean", "weighted"])

@@ -12,27 +12,28 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from torch import Tensor
 
+from ensemble.fit.weights import labelled
 from ensemble.outputs import MemberOutputs
 from ensemble.rules.fitted import BayesVote, Stacked
 
-_CELLS = 2**21  # probabilities looked at together
+_CELLS = 2**21  # probabilities processed together
 
 
 def fit_bayes_vote(outputs: MemberOutputs, *, smoothing: float = 1.0) -> BayesVote:
-    """Count what each member says for each true class.
+    """Count how often each member predicts each class, for each true class.
 
     Args:
         outputs: with labels; read in blocks.
-        smoothing: positive; added to each count, divided by C, so nothing unseen becomes impossible.
+        smoothing: positive; smoothing / C is added to each count, so that nothing unseen becomes impossible.
 
     Raises:
         ValueError: no labels, no frames, a member that abstains, or a smoothing that is not positive.
     """
     _positive("smoothing", smoothing)
-    labels, (members, _, classes) = _labelled(outputs), outputs.shape
+    labels, (members, _, classes) = labelled(outputs), outputs.shape
     counts = np.zeros((members, classes * classes))
     for block, probabilities in outputs.checked_blocks(max(1, _CELLS // (members * classes))):
-        cells = probabilities.argmax(dim=-1) * classes + labels[block]  # (M, b), said then true
+        cells = probabilities.argmax(dim=-1) * classes + labels[block]  # (M, b), predicted then true
         for member, row in enumerate(cells.numpy()):
             counts[member] += np.bincount(row, minlength=classes * classes)
     tables = counts.reshape(members, classes, classes) + smoothing / classes
@@ -47,28 +48,28 @@ def fit_stacked(
 ) -> Stacked:
     """Multinomial logistic regression on all log-probabilities, held near the members' geometric mean by a ridge.
 
-    Holds (N, M C) numbers in memory at once: fit on some tens of thousands of frames. Classes that do not
+    Needs (N, M C) numbers in memory at once: fit on some tens of thousands of frames. Classes that do not
     occur in the labels get an intercept that rules them out.
 
     Args:
         outputs: with labels of two classes or more.
-        strength: of the ridge, positive, in nats per frame: strength / 2 times the squared distance of the
-            coefficients from those of `log_mean` is added to the log-loss, so it means the same for any number of
-            frames, and the rule becomes `log_mean` with intercepts as it grows. The default is the best power of
+        strength: strength of the ridge, positive, in nats per frame: strength / 2 times the squared distance of the
+            coefficients from those of `log_mean` is added to the log-loss. It means the same for any number of
+            frames; as it grows, the rule becomes `log_mean` with intercepts. The default is the best power of
             ten for the bundled members, judged on validation recordings that were left out of the fit.
-        floor: probabilities below it count as it; positive.
-        max_iterations: of L-BFGS.
+        floor: probabilities below this positive number count as this number.
+        max_iterations: limit for L-BFGS.
 
     Raises:
         ValueError: no labels, fewer than two classes among them, a member that abstains, or a strength or floor
             that is not positive.
 
     Warns:
-        RuntimeWarning: the iterations did not suffice; the rule is usable, only less exact.
+        RuntimeWarning: the iterations did not suffice; the rule is usable but less exact.
     """
     _positive("strength", strength)
     _positive("floor", floor)
-    labels, (members, frames, classes) = _labelled(outputs), outputs.shape
+    labels, (members, frames, classes) = labelled(outputs), outputs.shape
     present, targets = np.unique(labels.numpy(), return_inverse=True)
     if len(present) < 2:
         msg = f"expected labels of two classes or more to stack on, got only {outputs.classes[int(present[0])]!r}"
@@ -98,8 +99,8 @@ class _Ridge:
     Args:
         table: (N, D) float32.
         targets: (N,).
-        centre: (D, K), of the coefficients; the K intercepts are free.
-        strength: of the ridge.
+        centre: (D, K) coefficients without a penalty; the K intercepts are free.
+        strength: strength of the ridge.
     """
 
     table: Tensor
@@ -125,14 +126,6 @@ def _table(outputs: MemberOutputs, floor: float) -> Tensor:
     for block, probabilities in outputs.checked_blocks(max(1, _CELLS // (members * classes))):
         table[block] = probabilities.clamp(min=floor).log().transpose(0, 1).flatten(1)
     return table
-
-
-def _labelled(outputs: MemberOutputs) -> Tensor:
-    labels = outputs.require_labels()
-    if len(labels) == 0:
-        msg = "expected frames to fit on, got none"
-        raise ValueError(msg)
-    return labels
 
 
 def _positive(name: str, value: float) -> None:

@@ -1,4 +1,4 @@
-"""Temperatures: one number that makes a member, or a pool, as sure as it is right."""
+"""Temperatures: one number that makes a member, or a pool, as confident as it is accurate."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ensemble.rules.table import Rule
 Floats = NDArray[np.float64]
 _Blocks = Callable[[], Iterable[tuple[Tensor, Tensor]]]  # (M, b, C) logarithms in float64 and (b,) labels
 
-_CELLS = 2**21  # probabilities looked at together
+_CELLS = 2**21  # probabilities processed together
 _LEAST = 2.0**-126  # stands for a probability of zero
 _COLDEST, _HOTTEST = 0.01, 100.0
 _STEPS = 60
@@ -59,17 +59,17 @@ def fit_temperature(
     """The temperature of least log-loss, by Newton's method in 1 / T, where the loss is convex.
 
     Args:
-        given: outputs with labels, read in blocks; or (N, C) probabilities, or (M, N, C) of them.
-        labels: (N,) class indices where `given` is an array.
-        rule: of outputs: fit one temperature for what the rule makes of them, instead of one per member.
+        given: outputs with labels, read in blocks; or (N, C) or (M, N, C) probabilities.
+        labels: (N,) class indices, where `given` is an array.
+        rule: where `given` is outputs, fit one temperature for this rule's result instead of one per member.
 
     Returns:
-        One value for (N, C) and for a rule, M values for members; between 0.01 and 100. Where the loss only
-        falls, as it does if every frame is right, the search stops when the loss no longer changes.
+        One value for (N, C) and for a rule, M values for members; between 0.01 and 100. Where the loss falls without
+        a minimum, as it does if every frame is right, the search stops when the loss no longer changes.
 
     Raises:
-        ValueError: no labels, no frames, or outputs in which a member abstains; rows of an array that are no
-            distributions; labels beside outputs, or a rule beside an array, which would count for nothing.
+        ValueError: no labels, no frames, or outputs in which a member abstains; rows of an array that are not
+            distributions; labels beside outputs, or a rule beside an array.
 
     Example:
         >>> fit = fit_temperature([[0.9, 0.1], [0.9, 0.1], [0.9, 0.1], [0.1, 0.9]], [0, 0, 1, 1])
@@ -91,10 +91,10 @@ def fit_temperature(
 
 
 def _source(given: Any, labels: Any | None, rule: Rule | None) -> tuple[_Blocks, int, int, str]:
-    """Blocks of logarithms, how many members (0 where there is one row per frame), frames, fingerprint."""
+    """Blocks of logarithms, numbers of members (0 where there is one row per frame) and frames, fingerprint."""
     if isinstance(given, MemberOutputs):
         if labels is not None:
-            msg = "expected outputs, which have labels of their own, got labels too; leave them out"
+            msg = "expected no labels beside outputs, which have labels of their own; leave them out"
             raise ValueError(msg)
         return _from_outputs(given, rule), 0 if rule else len(given.members), given.shape[1], given.fingerprint
     rows = given if isinstance(given, Tensor) else torch.as_tensor(np.asarray(given))
@@ -103,7 +103,7 @@ def _source(given: Any, labels: Any | None, rule: Rule | None) -> tuple[_Blocks,
         msg = f"expected outputs with labels, or (N, C) or (M, N, C) probabilities and N labels, got {came}"
         raise ValueError(msg)
     if rule is not None:
-        msg = "expected outputs where a rule is given, got an array; for an array fit on rule(array)"
+        msg = "expected outputs beside a rule, got an array; for an array fit on rule(array)"
         raise ValueError(msg)
     truth = indices(labels, "labels", rows.shape[-2], below=rows.shape[-1])
     if rows.ndim == 2:
@@ -115,6 +115,7 @@ def _source(given: Any, labels: Any | None, rule: Rule | None) -> tuple[_Blocks,
 
 
 def _from_outputs(outputs: MemberOutputs, rule: Rule | None) -> _Blocks:
+    """Passes over the members' logarithms, or over those of the rule's result."""
     labels, (members, _, classes) = outputs.require_labels(), outputs.shape
     pool = None if rule is None else rule_for(rule, outputs.members)
 
@@ -130,7 +131,7 @@ def _logs(probabilities: Tensor) -> Tensor:
 
 
 def _newton(blocks: _Blocks, members: int, frames: int) -> tuple[Floats, Floats, Floats]:
-    """(M,) inverse temperatures, losses before and after, all members in the same walks over the blocks."""
+    """(M,) inverse temperatures, losses before and after; all members share the passes over the blocks."""
     b = torch.ones(members, dtype=torch.float64)
     low, high = torch.full_like(b, 1 / _HOTTEST), torch.full_like(b, 1 / _COLDEST)
     loss, slope, curve = _moments(blocks, b)
@@ -193,14 +194,14 @@ class PoolTemperatures:
 
 
 def fit_pool_temperatures(outputs: MemberOutputs, weights: Sequence[float] | None = None) -> PoolTemperatures:
-    """Fit all temperatures of a linear pool together: members that are each calibrated make a timid pool.
+    """Fit all temperatures of a linear pool together: the pool of calibrated members is underconfident.
 
-    The loss may have several minima: the best is kept of a search from no temperatures at all and one from each
-    member's own (`fit_temperature`), where nothing is so sure that small changes leave the loss as it is.
+    The loss may have several minima. Of two searches the better result is returned: one begins without temperatures,
+    one at each member's own (`fit_temperature`), where no member is so confident that its gradient vanishes.
 
     Args:
-        outputs: with labels; read in blocks, many times over.
-        weights: of the pool, as in `WeightedMean`; equal ones if None.
+        outputs: with labels; read in blocks, many times.
+        weights: weights of the pool, as in `WeightedMean`; equal ones if None.
 
     Raises:
         ValueError: no labels, no frames, a member that abstains, or weights that are not M non-negative numbers
@@ -252,7 +253,7 @@ def _shares(weights: Sequence[float] | None, members: int) -> tuple[float, ...]:
 
 
 def _pool_loss(z: Tensor, labels: Tensor, x: Tensor, shares: Tensor) -> Tensor:
-    """Log-loss summed over a block at temperatures exp(x), (M + 1,)."""
+    """Log-loss summed over a block at the temperatures exp(x), (M + 1,)."""
     rows = (z / x[:-1].exp()[:, None, None]).softmax(dim=-1)
     pooled = torch.einsum("m,mnc->nc", shares, rows).clamp(min=_LEAST).log() / x[-1].exp()
     return torch.nn.functional.cross_entropy(pooled, labels, reduction="sum")

@@ -1,10 +1,10 @@
-"""`fit_weights`: weights of a linear pool from `MemberOutputs`, by log-loss or by Brier score."""
+"""One weight per member: of the linear pool by log-loss or Brier score, for each class, of the log-linear pool."""
 
 from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -21,28 +21,28 @@ from ensemble.rules.fitted import ClasswiseMean, LogPool, WeightedMean
 Array = NDArray[np.float64]
 
 Objective = Literal["nll", "brier"]
-_EXACT = 2**22  # up to so many numbers the true-class matrix is kept in float64
-_BLOCK = 2**21  # numbers of (M, b, C) looked at together
-_FRAMES = 8192  # frames looked at together by the log-linear pool and for each class
+_EXACT = 2**22  # a true-class matrix of up to this many numbers is kept in float64
+_BLOCK = 2**21  # numbers of (M, b, C) processed together
+_FRAMES = 8192  # frames processed together by the log-linear pool and by the class-wise fit
 _LOWEST = math.log(LogPool.floor)
 
 
 @dataclass(frozen=True, eq=False)
 class WeightFit:
-    """Weights for `WeightedMean`, and the proof of how good they are on the frames they were fitted on.
+    """Weights of a `WeightedMean`, and the proof of how good they are on the frames that they were fitted on.
 
     Attributes:
         weights: (M,) float64, non-negative, summing to one, in the order of `members`.
         loss: the objective at these weights over the frames kept: nats per frame for "nll", mean squared
             distance to the one-hot truth (0 to 2) for "brier"; without the shrinkage term.
         gap: the objective is at most this far above its minimum.
-        passes: how often the frames were read.
+        passes: number of times the frames were read.
         multipliers: (M,) d_m for "nll" (see `SimplexFit`); for "brier" 1 - (slope_m - w . slope), so that
             both are 1 on the support and at most 1 elsewhere, up to the gap.
         members: M names.
         objective: "nll" or "brier".
         dropped: frames left out because every member gave the true class exactly zero.
-        fingerprint: of the frames, so that a report can say when it judges the fit on its own frames.
+        fingerprint: of the frames.
     """
 
     weights: Array
@@ -57,7 +57,7 @@ class WeightFit:
 
     @property
     def rule(self) -> WeightedMean:
-        """The weighted mean of these members."""
+        """The weighted mean of these members with these weights."""
         return WeightedMean(tuple(self.weights.tolist()), self.fingerprint, members=self.members)
 
     @property
@@ -77,21 +77,21 @@ def fit_weights(
     tolerance: float = 1e-6,
     max_passes: int = 100,
 ) -> WeightFit:
-    """The best weights of the linear pool on these frames; judge them on others.
+    """The best weights of the linear pool on these frames; judge them on other frames.
 
     Args:
-        outputs: with labels; may be memory-mapped, it is read in blocks.
+        outputs: with labels; read in blocks, so they may be memory-mapped.
         objective: "nll" for the log-loss, "brier" for the squared error of the whole distribution.
-        alpha: pull towards equal weights. "nll": M pseudo-frames of total weight alpha N, each right for one
-            member only; "brier": alpha times the squared distance from equal weights.
+        alpha: strength of the pull towards equal weights. "nll": M pseudo-frames of total weight alpha N, each of
+            which one member alone gets right; "brier": alpha times the squared distance from equal weights.
         sample_weights: (N,) non-negative; integers act as repeated frames.
         start: (M,) weights to begin from ("nll" only; the Brier score needs none).
-        on_nan: "drop" gives a member that says NaN somewhere weight 0, with a warning.
-        tolerance: wanted gap, in units of the objective.
-        max_passes: stop there, whatever the gap ("nll" only).
+        on_nan: "drop" gives weight 0 to a member with NaN on some frame, with a warning.
+        tolerance: gap to reach, in units of the objective.
+        max_passes: stop after this many reads of the frames, whatever the gap ("nll" only).
 
     Raises:
-        ValueError: no labels, an unknown objective, a setting below zero, NaN (the message names the member),
+        ValueError: no labels, an unknown objective, a negative setting, NaN (the message names the member),
             or no usable frame.
 
     Example:
@@ -109,18 +109,20 @@ def fit_weights(
     at_least_zero("alpha", alpha)
     at_least_zero("tolerance", tolerance)
     if objective == "brier":
-        R = brier_moments(outputs, sample_weights)
-        silent = np.isnan(np.diag(R))
+        R = _brier_moments(outputs, sample_weights)
+        missing = np.isnan(np.diag(R))
     else:
-        P, log_scale = true_class_matrix(outputs)
-        silent = np.isnan(P.sum(axis=1))
-    if silent.any():
-        kept = _speaking(outputs.members, silent, on_nan)
+        P, log_scale = _true_class_matrix(outputs)
+        missing = np.isnan(P.sum(axis=1))
+    if missing.any():
+        kept = _without_nan(outputs.members, missing, on_nan)
         settings = {"alpha": alpha, "tolerance": tolerance, "max_passes": max_passes}
         begin = None if start is None else np.asarray(start, dtype=np.float64)[kept]
         part = outputs.subset([outputs.members[m] for m in kept])
         found = fit_weights(part, objective, sample_weights=sample_weights, start=begin, **settings)  # type: ignore[arg-type]  # a dict of int and float
-        return _spread(found, kept, outputs.members)
+        weights, multipliers = np.zeros(len(missing)), np.full(len(missing), np.nan)
+        weights[kept], multipliers[kept] = found.weights, found.multipliers
+        return replace(found, weights=weights, multipliers=multipliers, members=outputs.members)
     if objective == "brier":
         return _fit_brier(outputs, R, alpha)
     fit = fit_simplex_weights(
@@ -128,25 +130,16 @@ def fit_weights(
     )
     counts = np.ones(P.shape[1]) if sample_weights is None else checked_weights(sample_weights, P.shape[1])
     counts = counts * np.isfinite(log_scale)
-    offset = float(counts @ np.where(counts > 0, log_scale, 0.0)) / float(counts.sum())
-    return WeightFit(
-        fit.weights,
-        fit.loss - offset,
-        fit.gap,
-        fit.passes,
-        fit.multipliers,
-        outputs.members,
-        "nll",
-        fit.dropped,
-        outputs.fingerprint,
-    )
+    loss = fit.loss - float(counts @ np.where(counts > 0, log_scale, 0.0)) / float(counts.sum())
+    proof = fit.gap, fit.passes, fit.multipliers
+    return WeightFit(fit.weights, loss, *proof, outputs.members, "nll", fit.dropped, outputs.fingerprint)
 
 
 def labelled(outputs: MemberOutputs) -> Tensor:
     """(N,) labels to fit on.
 
     Raises:
-        ValueError: there are none, or no frames.
+        ValueError: no labels, or no frames.
     """
     labels = outputs.require_labels()
     if not len(labels):
@@ -156,13 +149,16 @@ def labelled(outputs: MemberOutputs) -> Tensor:
 
 
 def explained_matrix(outputs: MemberOutputs) -> tuple[NDArray[np.floating], Array, NDArray[np.bool_]]:
-    """What `true_class_matrix` returns, and which frames (N,) some member explains.
+    """The matrix that the log-loss needs, and the frames whose true class some member gives a positive probability.
+
+    Returns:
+        P (M, N) and the logarithms (N,) of its divisors, see `_true_class_matrix`; and these frames, (N,) bool.
 
     Raises:
-        ValueError: no labels, no frames, NaN (the message names the member), or no frame that is explained.
+        ValueError: no labels, no frames, NaN (the message names the member), or no such frame.
     """
-    P, log_scale = true_class_matrix(outputs)
-    _speaking(outputs.members, np.isnan(P.sum(axis=1)), "raise")
+    P, log_scale = _true_class_matrix(outputs)
+    _without_nan(outputs.members, np.isnan(P.sum(axis=1)), "raise")
     alive = np.isfinite(log_scale)
     if not alive.any():
         msg = f"expected a positive probability of the true class somewhere, got {len(alive)} frames of zeros"
@@ -170,16 +166,11 @@ def explained_matrix(outputs: MemberOutputs) -> tuple[NDArray[np.floating], Arra
     return P, log_scale, alive
 
 
-def true_class_matrix(outputs: MemberOutputs) -> tuple[NDArray[np.floating], Array]:
-    """The matrix that the log-loss needs, scaled so that nothing underflows.
+def _true_class_matrix(outputs: MemberOutputs) -> tuple[NDArray[np.floating], Array]:
+    """P (M, N), scaled so that nothing underflows, and the logarithms of the divisors (N,).
 
-    Returns:
-        P (M, N), each member's probability of the true class divided by the frame's largest one (float64
-        up to 4 M numbers, float32 above), and the logarithms of these divisors (N,): -inf where every
-        member says zero (P is zero there). A member that says NaN has NaN there in P.
-
-    Raises:
-        ValueError: no labels, or no frames.
+    Each member's probability of the true class is divided by the frame's largest one; float64 up to `_EXACT` numbers,
+    float32 above. A frame to whose true class every member gives zero has the divisor's logarithm -inf and zeros in P.
     """
     labels, (M, N, C) = labelled(outputs), outputs.shape
     P = np.empty((M, N), np.float64 if M * N <= _EXACT else np.float32)
@@ -196,10 +187,10 @@ def true_class_matrix(outputs: MemberOutputs) -> tuple[NDArray[np.floating], Arr
     return P, log_scale
 
 
-def brier_moments(outputs: MemberOutputs, sample_weights: object | None = None) -> Array:
+def _brier_moments(outputs: MemberOutputs, sample_weights: object | None = None) -> Array:
     """(M, M) mean over frames of the inner products of the members' residuals (probabilities - one-hot).
 
-    A pool's Brier score is w' R w: the mean residual of a pool is the pool of the residuals.
+    The Brier score of a pool is w' R w, since the residual of a pool is the pool of the residuals.
     """
     labels, (M, N, C) = labelled(outputs), outputs.shape
     counts = np.ones(N) if sample_weights is None else checked_weights(sample_weights, N)
@@ -214,11 +205,10 @@ def brier_moments(outputs: MemberOutputs, sample_weights: object | None = None) 
     return R
 
 
-def simplex_quadratic(R: Array) -> tuple[Array, float]:
-    """Minimise w' R w over the simplex, R positive semi-definite.
+def _simplex_quadratic(R: Array) -> tuple[Array, float]:
+    """The weights (M,) that minimise w' R w on the simplex, R positive semi-definite, and their certified gap.
 
-    Returns:
-        The weights (M,) and a certified bound of the excess, 2 (w'Rw - min R w) (Frank-Wolfe).
+    The gap is 2 (w'Rw - min R w), that of Frank and Wolfe.
     """
     M = len(R)
     ridge = 1e-12 * float(np.trace(R)) / M + 1e-300
@@ -229,50 +219,33 @@ def simplex_quadratic(R: Array) -> tuple[Array, float]:
 
 
 def _fit_brier(outputs: MemberOutputs, R: Array, alpha: float) -> WeightFit:
-    w, gap = simplex_quadratic(R + alpha * np.eye(len(R)))
+    w, gap = _simplex_quadratic(R + alpha * np.eye(len(R)))
     slope = 2.0 * (R @ w + alpha * w)
-    multipliers = 1.0 - (slope - w @ slope)
-    loss = float(w @ R @ w)
+    multipliers, loss = 1.0 - (slope - w @ slope), float(w @ R @ w)
     return WeightFit(w, loss, gap, 1.0, multipliers, outputs.members, "brier", 0, outputs.fingerprint)
 
 
-def _speaking(members: tuple[str, ...], silent: NDArray[np.bool_], on_nan: str) -> list[int]:
-    """Members that say no NaN; of the others there is a warning, or an error."""
-    names = [members[m] for m in np.flatnonzero(silent)]
-    if names and (on_nan == "raise" or silent.all()):
+def _without_nan(members: tuple[str, ...], missing: NDArray[np.bool_], on_nan: str) -> list[int]:
+    """Positions of the members without NaN; a warning or an error names the others."""
+    names = [members[m] for m in np.flatnonzero(missing)]
+    if names and (on_nan == "raise" or missing.all()):
         way_out = "leave them out, as fit_weights does with on_nan='drop'"
         msg = f"expected numbers from every member, got NaN from {names}; {way_out}"
         raise ValueError(msg)
     if names:
-        warnings.warn(f"{names} say NaN on some frame and get weight 0", stacklevel=3)
-    return np.flatnonzero(~silent).tolist()
-
-
-def _spread(part: WeightFit, kept: list[int], members: tuple[str, ...]) -> WeightFit:
-    weights, multipliers = np.zeros(len(members)), np.full(len(members), np.nan)
-    weights[kept], multipliers[kept] = part.weights, part.multipliers
-    return WeightFit(
-        weights,
-        part.loss,
-        part.gap,
-        part.passes,
-        multipliers,
-        members,
-        part.objective,
-        part.dropped,
-        part.fingerprint,
-    )
+        warnings.warn(f"{names} have NaN on some frame and get weight 0", stacklevel=3)
+    return np.flatnonzero(~missing).tolist()
 
 
 @dataclass(frozen=True, eq=False)
 class ClasswiseFit:
-    """Numbers for `ClasswiseMean`.
+    """Weights of a `ClasswiseMean`: a set for the frames of each predicted class, shrunk to the weights of all frames.
 
     Attributes:
         common: (M,) weights fitted on all frames.
         weights: (C, M), for the frames that `common` predicts as that class.
         gaps: (C,) certified distance from the optimum of each class's shrunk objective, in nats.
-        frames: (C,) how many frames each row was fitted on.
+        frames: (C,) number of frames that each row was fitted on.
         members: M names.
         fingerprint: of the frames.
     """
@@ -286,17 +259,17 @@ class ClasswiseFit:
 
     @property
     def rule(self) -> ClasswiseMean:
-        """The class-wise mean of these members."""
+        """The class-wise mean of these members with these weights."""
         weights = tuple(map(tuple, self.weights.tolist()))
         return ClasswiseMean(tuple(self.common.tolist()), weights, self.fingerprint, self.members)
 
 
 def fit_class_weights(outputs: MemberOutputs, *, strength: float = 500.0) -> ClasswiseFit:
-    """Log-loss weights for each predicted class, pulled to those of all frames.
+    """Log-loss weights for each predicted class, pulled towards those of all frames.
 
     Args:
         outputs: with labels.
-        strength: how many frames the pull is worth; a class with fewer frames stays close to `common`.
+        strength: number of frames that the pull is worth; a class with fewer frames stays close to `common`.
 
     Raises:
         ValueError: no labels, or a strength that is not positive.
@@ -305,7 +278,7 @@ def fit_class_weights(outputs: MemberOutputs, *, strength: float = 500.0) -> Cla
         msg = f"expected a positive number of frames as strength, got {strength}"
         raise ValueError(msg)
     common = fit_weights(outputs).weights
-    P, _ = true_class_matrix(outputs)
+    P, _ = _true_class_matrix(outputs)
     predicted = _predicted(outputs, common)
     classes = len(outputs.classes)
     weights, gaps = np.tile(common, (classes, 1)), np.zeros(classes)
@@ -320,6 +293,7 @@ def fit_class_weights(outputs: MemberOutputs, *, strength: float = 500.0) -> Cla
 
 
 def _predicted(outputs: MemberOutputs, weights: Array) -> NDArray[np.intp]:
+    """(N,) classes that the pool with these weights predicts."""
     predicted = np.empty(outputs.shape[1], dtype=np.intp)
     common = torch.tensor(weights, dtype=torch.float32)
     for where, block in outputs.blocks(_FRAMES):
@@ -329,7 +303,7 @@ def _predicted(outputs: MemberOutputs, weights: Array) -> NDArray[np.intp]:
 
 @dataclass(frozen=True, eq=False)
 class LogLinearFit:
-    """Coefficients for `LogPool`.
+    """Exponents of a `LogPool`.
 
     Attributes:
         weights: (M,) non-negative; their sum is free, below one it softens.
@@ -347,7 +321,7 @@ class LogLinearFit:
 
     @property
     def rule(self) -> LogPool:
-        """The log-linear pool of these members."""
+        """The log-linear pool of these members with these exponents."""
         return LogPool(tuple(self.weights.tolist()), self.fingerprint, self.members)
 
 
@@ -357,7 +331,7 @@ def fit_log_linear(outputs: MemberOutputs, *, start: object | None = None, ridge
     The loss is that of `LogPool`, where probabilities below 1e-30 count as 1e-30.
 
     Args:
-        outputs: with labels; read in blocks, many times over.
+        outputs: with labels; read in blocks, many times.
         start: (M,) exponents to begin from; 1 / M each if None.
         ridge: adds ridge / 2 times the squared norm of the exponents.
 
@@ -398,6 +372,7 @@ def fit_log_linear(outputs: MemberOutputs, *, start: object | None = None, ridge
 
 
 def _loss_and_slope(w: Array, outputs: MemberOutputs, ridge: float) -> tuple[float, Array]:
+    """Log-loss of the log-linear pool with its ridge, in nats per frame, and its gradient (M,)."""
     labels, frames = outputs.require_labels(), outputs.shape[1]
     exponents = torch.from_numpy(w)
     loss, slope = 0.0, torch.zeros(len(w), dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""`choose`: the simplest rule that is as good as the best, as far as the frames can tell."""
+"""`choose`: the simplest rule that the frames cannot tell from the best."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from ensemble.rules.table import Rule
 
 @dataclass(frozen=True)
 class Choice:
-    """What `choose` settled on.
+    """What `choose` chose, and how the candidates compare.
 
     Args:
-        name: of the rule, or of the single member.
+        name: name of the rule, or of the single member.
         rule: the rule itself; a single member is a `WeightedMean` with one weight.
-        behind: how far each candidate is behind the best on these frames: accuracy, or nats.
-        error: the standard error of that distance, resampled over recordings; NaN for fewer than two.
+        behind: distance of each candidate from the best on these frames, in accuracy or nats.
+        error: standard error of that distance, resampled over recordings; NaN for fewer than two.
     """
 
     name: str
@@ -42,19 +42,19 @@ def choose(
 ) -> Choice:
     """The first candidate within one standard error of the best: a single member before any rule.
 
-    The distance to the best is paired frame by frame and resampled over recordings, so candidates that
-    mostly agree are told apart by what they differ in. One recording has no spread to judge a distance by: the
-    best single member is chosen there.
+    The distance from the best is paired frame by frame and resampled over recordings, so that candidates which
+    mostly agree are compared by the frames where they differ. One recording has no spread to judge a distance by:
+    the best single member is chosen there.
 
     Args:
         outputs: with labels; frames that no rule was fitted on, or fitted rules look better than they are.
         rules: from simple to elaborate; the order is the order of preference.
-        by: what good means.
-        replicates: resamples behind the standard errors.
-        seed: of the resampling.
+        by: the measure to compare by.
+        replicates: number of resamples behind the standard errors.
+        seed: seed of the resampling.
 
     Raises:
-        ValueError: no labels, no frames, an unknown measure, or a rule that is called like a member.
+        ValueError: no labels, no frames, an unknown measure, or a rule with the name of a member.
 
     Example:
         >>> from ensemble import mean
@@ -70,7 +70,7 @@ def choose(
         msg = f"expected to choose by 'accuracy' or 'log_loss', got {by!r}"
         raise ValueError(msg)
     if taken := [name for name in rules if name in outputs.members]:
-        msg = f"expected names of rules that are no member's, got {taken}; every member is a candidate already"
+        msg = f"expected names for rules that no member has, got {taken}; every member is a candidate already"
         raise ValueError(msg)
     sums, members = tally(outputs, rules), len(outputs.members)
     if sums.frames == 0:

@@ -1,4 +1,9 @@
-"""The best subset of members under a total cost, by branch and bound; and the front of loss against cost."""
+"""The best subset of members within a total cost, by branch and bound; and the front of loss against cost.
+
+Outputs, costs and limits go in; a `Selection` comes out. The law that proves it right: a relaxation (some members
+chosen, some open, limits aside) is convex, so its certified bound holds for every subset between; `Selection.bound` is
+the least bound of the parts that are open or were closed. The tests compare all of it with brute force.
+"""
 
 from __future__ import annotations
 
@@ -28,9 +33,9 @@ class Selection:
         members: names with a positive weight, in the outputs' order.
         weights: (len(members),) non-negative, summing to one.
         loss: log-loss of their pool on the frames kept, in nats.
-        bound: no subset within the limits, under any weights, has a loss below this.
-        proven: whether `loss - bound` is within the tolerance asked for.
-        nodes: convex problems solved.
+        bound: no subset within the limits has a loss below this, whatever its weights.
+        proven: whether `loss - bound` is within the requested tolerance.
+        nodes: number of convex problems solved.
         cost: sum of the members' costs.
         fingerprint: of the frames.
         dropped: frames left out because every member, chosen or not, gave the true class exactly zero.
@@ -72,7 +77,7 @@ class _Problem:
         self.nodes = 0
 
     def relaxed(self, allowed: Mask, start: Array) -> tuple[Array, float, float]:
-        """Weights over the allowed members, limits aside; their loss, and a bound for all such weights."""
+        """Weights over the allowed members without the limits; their loss, and a bound for all such weights."""
         self.nodes += 1
         view = refit(self.rows, start=start, allowed=allowed)
         loss = view.loss + self.offset
@@ -82,13 +87,13 @@ class _Problem:
         return bool(self.costs[members].sum() <= self.budget * (1 + 1e-12) and members.sum() <= self.most)
 
     def narrowed(self, node: _Node) -> _Node:
-        """Without the open members that the rest of the limits cannot take."""
+        """The part without the open members that the limits leave no room for."""
         left = self.budget * (1 + 1e-12) - self.costs[node.chosen].sum()
         room = int(node.chosen.sum()) < self.most
         return _Node(node.chosen, node.open & (self.costs <= left) & room)
 
     def rounded(self, node: _Node, weights: Array) -> Mask:
-        """A subset within the limits: by weight, largest first, as far as it goes."""
+        """A subset within the limits: members by weight, largest first, as long as they fit."""
         taken = node.chosen.copy()
         for m in np.argsort(-weights, kind="stable"):
             taken[m] |= bool(weights[m] > 0)
@@ -109,7 +114,7 @@ def select(
     """The subset of members within a total cost whose optimally weighted pool has the least log-loss.
 
     Branch and bound: without the limits the problem is convex and its certified bound holds for every subset;
-    the search splits on a member until the convex optimum itself keeps the limits.
+    the search splits on a member until the convex optimum itself satisfies the limits.
 
     Args:
         outputs: with labels.
@@ -179,7 +184,7 @@ def _search(problem: _Problem, outputs: MemberOutputs, *, tolerance: float, max_
     tree = _Tree(problem, root)
     while tree.promises(tolerance) and problem.nodes < max_nodes:
         tree.look()
-    if np.isinf(tree.loss):  # every subset gives some frame zero: say so with the members that cost least
+    if np.isinf(tree.loss):  # every subset gives some frame zero: return the members that cost least
         cheap = problem.rounded(root, root.open / np.maximum(problem.costs, 1e-300))
         tree.weights = cheap / cheap.sum()
     kept = np.flatnonzero(tree.weights)
@@ -197,26 +202,27 @@ def _search(problem: _Problem, outputs: MemberOutputs, *, tolerance: float, max_
 
 
 def _root(problem: _Problem) -> _Node:
-    """All members but those equal to another: the cheapest of them will do, then the first."""
+    """All members, of equal ones only the cheapest, then the first."""
     M = problem.rows.members
     distinct = first_equal(problem.rows.values, np.argsort(problem.costs, kind="stable")) == np.arange(M)
     root = problem.narrowed(_Node(np.zeros(M, dtype=bool), distinct))
     if not root.open.any():
-        msg = f"expected a member within {problem.budget:g}, got costs from {problem.costs.min():g} up; raise the limit"
+        least = problem.costs.min()
+        msg = f"expected a member within {problem.budget:g}, got costs of {least:g} and more; raise the limit"
         raise ValueError(msg)
     return root
 
 
 class _Tree:
-    """Parts of the search that are still open, least bound first, and the best subset within the limits so far."""
+    """The open parts of the search, least bound first, and the best subset within the limits so far."""
 
     def __init__(self, problem: _Problem, root: _Node) -> None:
         self.problem = problem
         self.weights, self.loss = np.zeros(problem.rows.members), np.inf
-        self.closed = np.inf  # the least bound among parts that were closed
+        self.closed = np.inf  # the least bound of the closed parts
         self.tried: set[bytes] = set()
         self.queue: list[tuple[float, int, _Node, Array]] = []
-        self.pushed = count()  # of parts with one bound the first comes first
+        self.pushed = count()  # of parts with equal bounds the first comes first
         self._open([root], np.ones(problem.rows.members) / problem.rows.members, -np.inf)
 
     @property
@@ -229,7 +235,7 @@ class _Tree:
         return bool(self.queue) and self.queue[0][0] < self.loss - tolerance
 
     def look(self) -> None:
-        """Close the most promising part, or split it; try the subset that its weights suggest."""
+        """Close the most promising part, or split it and try the subset that its weights suggest."""
         bound, _, node, weights = heapq.heappop(self.queue)
         if self.problem.fits(node.chosen | (weights > 0)):
             self.closed = min(self.closed, bound)
@@ -254,7 +260,7 @@ class _Tree:
 
 
 def _split(problem: _Problem, node: _Node, weights: Array) -> list[_Node]:
-    """Without, and with, the open member of the support that weighs most against the limits."""
+    """The parts without and with the open member whose weight times cost is largest."""
     support = node.open & (weights > 0)
     share = np.where(support, weights * np.maximum(problem.costs, 1e-12 * problem.costs.max() + 1e-300), -1.0)
     m = int(share.argmax())

@@ -1,4 +1,4 @@
-"""What each member adds to the pool: by leaving it out, and averaged over all orders of joining (Shapley)."""
+"""What each member contributes to the pool: leave-one-out, and averaged over all orders of joining (Shapley)."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from ensemble.outputs import LEAST, MemberOutputs
 Array = NDArray[np.float64]
 
 Pool = Literal["mean", "weighted"]
-_EXACT = 10  # up to so many members all subsets are looked at
+_EXACT = 10  # up to this many members all subsets are computed
 
 
 @dataclass(frozen=True, eq=False)
 class Contributions:
-    """Nats of log-loss that each member takes off the pool; negative where it harms.
+    """Nats by which each member reduces the log-loss of the pool; negative where it does harm.
 
     Attributes:
         members: M names.
         leave_one_out: (M,) loss without the member minus the loss of all.
-        shapley: (M,) mean, over the orders in which members may join, of what each takes off; they add up to
-            the loss of saying nothing (equal probabilities) minus the loss of all.
+        shapley: (M,) mean reduction over the orders in which members may join; the values add up to
+            the loss of equal probabilities minus the loss of all members.
         error: (M,) standard error of `shapley`; zero where it is exact.
         pool: "mean" for equal weights, "weighted" for weights fitted anew to every subset.
     """
@@ -50,8 +50,8 @@ def contributions(
         outputs: with labels.
         pool: "mean" judges the plain mean, which every member moves; "weighted" refits weights, where a member
             can only help and a duplicate adds nothing.
-        permutations: orders drawn where M exceeds 10; up to there all 2^M subsets are looked at.
-        seed: of the orders.
+        permutations: number of random orders where M exceeds 10; up to there all 2^M subsets are computed.
+        seed: seed of the orders.
 
     Raises:
         ValueError: no labels, no frames, NaN, an unknown pool, or fewer than two orders.
@@ -75,7 +75,7 @@ def contributions(
 
 
 class _Game:
-    """Log-loss of the pool of any subset, a bit mask; each computed once."""
+    """Log-loss of the pool of any subset, given as a bit mask; each is computed once."""
 
     def __init__(self, outputs: MemberOutputs, pool: Pool) -> None:
         if outputs.shape[1] == 0:
@@ -92,6 +92,7 @@ class _Game:
             self.rows, self.start = Rows(self.P), fit_simplex_weights(self.P).weights
 
     def loss(self, subset: int) -> float:
+        """Nats per frame."""
         if subset not in self.known:
             self.known[subset] = self._loss(subset)
         return self.known[subset]
@@ -104,7 +105,7 @@ class _Game:
 
 
 def _exact(game: _Game, M: int) -> Array:
-    """Sum over the subsets without a member of what it adds, by the share of orders that pass through."""
+    """For each member the reductions over all subsets without it, weighted by the share of orders that pass there."""
     share = [1.0 / (M * comb(M - 1, k)) for k in range(M)]
     value = np.zeros(M)
     for subset in range(1 << M):
@@ -116,6 +117,7 @@ def _exact(game: _Game, M: int) -> Array:
 
 
 def _sampled(game: _Game, M: int, permutations: int, generator: np.random.Generator) -> tuple[Array, Array]:
+    """Shapley values from random orders, and their standard errors."""
     gains = np.zeros((permutations, M))
     for row in gains:
         subset = 0

@@ -1,4 +1,8 @@
-"""Greedy selection with replacement for accuracy (Caruana et al.), exact and incremental."""
+"""Greedy selection with replacement for accuracy (Caruana et al.), exact and incremental.
+
+Outputs go in; a `GreedySelection` comes out. The law that proves it right: its picks are those of the plain loop over
+all members and frames, since only frames whose prediction provably cannot change are skipped.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +20,10 @@ from ensemble.rules.fitted import WeightedMean
 Array = NDArray[np.float64]
 
 _BLOCK = 16384  # frames read together
-_PART = 1024  # frames counted together, of all members that may still be the best
-_SLACK = 1e-5  # frames this close to flipping are looked at in full: more than rounding can do
+_PART = 1024  # frames counted together, over all members that may still be the best
+_SLACK = 1e-5  # frames this close to flipping are computed in full: more than rounding can change
 _ROUNDED = 1e-7  # and this much per round: a margin in float32 is off by 3e-8 at most
-_LEFT = 0.8  # share of frames still open from which on the others are let go
+_LEFT = 0.8  # settled frames are dropped once no more than this share is open
 _PER_FRAME = ("frames", "labels", "least", "most", "low", "high", "rival", "sum")
 
 
@@ -28,12 +32,12 @@ class GreedySelection:
     """Members picked one by one, each to make the mean of the picks most accurate.
 
     Attributes:
-        picks: names in the order picked, repeats included, all rounds.
+        picks: names in the order of picking, all rounds, with repeats.
         accuracies: (rounds,) accuracy of the mean of the picks so far.
         weights: (M,) shares of the picks up to the best round (highest accuracy, then lowest log-loss, then
-            fewest), in the order of `members`.
-        accuracy, loss: of these weights on the frames, counted on the sum of the picks. `WeightedMean(weights)`
-            rounds on its own, so a frame where two classes tie exactly may fall the other way there. The loss
+            fewest picks), in the order of `members`.
+        accuracy, loss: of these weights on the frames, computed from the sum of the picks. `rule` rounds
+            differently, so a frame where two classes tie exactly may go the other way there. The loss
             is infinite where all picks give a frame's true class zero.
         members: M names.
         fingerprint: of the frames.
@@ -49,16 +53,16 @@ class GreedySelection:
 
     @property
     def rule(self) -> WeightedMean:
-        """The weighted mean with these weights."""
+        """The weighted mean of the members with these weights."""
         return WeightedMean(tuple(self.weights.tolist()), self.fingerprint, members=self.members)
 
 
 def greedy(outputs: MemberOutputs, rounds: int = 50) -> GreedySelection:
     """Pick a member per round, repeats allowed, so that the mean of all picks is most accurate.
 
-    Ties fall to the lower log-loss, then to the first member; within a frame, to the first class. The picks are
-    those of the plain loop over all members and frames; only frames that a member can flip are looked at.
-    Accuracy weights may have a poor log-loss: recalibrate, or use `fit_weights`.
+    Ties go to the lower log-loss, then to the first member; within a frame, to the first class. The picks are
+    those of the plain loop over all members and frames, but only frames that a member can flip are computed.
+    Weights for accuracy may have a poor log-loss: recalibrate, or use `fit_weights`.
 
     Args:
         outputs: with labels.
@@ -102,12 +106,12 @@ def greedy(outputs: MemberOutputs, rounds: int = 50) -> GreedySelection:
 
 
 class _State:
-    """The unnormalised sum of the picks and, for each frame, between what bounds its margin lies.
+    """The unnormalised sum of the picks and, for each frame, bounds of its margin.
 
     The margin is the sum for the true class minus the largest other one, the rival's. A member moves it by at
-    least its own margin, and by at most what it gives the truth beyond the rival: frames that stay on their
-    side either way need no look. Probabilities are made where they are looked at, never all together, and all
-    this only for frames that some member gets wrong: the others are right whatever is picked.
+    least its own margin, and by at most what it gives the true class beyond the rival: frames that stay on their
+    side either way need no computation. Probabilities are computed where they are needed, never all together, and
+    only for frames that some member gets wrong: the others are right whatever is picked.
     """
 
     def __init__(self, outputs: MemberOutputs, rounds: int) -> None:
@@ -128,7 +132,7 @@ class _State:
         self.sum = np.zeros((len(self.frames), C))
         self.low, self.high = np.zeros(len(self.frames)), np.zeros(len(self.frames))  # bounds of the margin
         self.rival = np.where(self.labels > 0, 0, C - 1)
-        self.given = np.full_like(self.margins, np.nan)  # what members give the rival, as far as it was asked for
+        self.given = np.full_like(self.margins, np.nan)  # what members give the rival, as far as computed
         self.picked, self.left = 0, rounds
 
     def best(self) -> tuple[int, int, float]:
@@ -150,11 +154,11 @@ class _State:
         self.high += self.truth[m, self.frames]
 
     def _hits(self) -> dict[int, int]:
-        """How many frames are right once a member joins, for every member that may be the best."""
+        """The number of frames that are right once a member joins, for every member that may be the best."""
         self._settle()
         sure, open_ = self._open()
         if self.picked:
-            self._measure(open_)  # what the bounds left open, exactly; often that closes it
+            self._measure(open_)  # exact margins where the bounds left a frame open; often that settles it
             sure, open_ = self._open()
         kept, whose, rows = self._bounded(open_)
         starts = np.searchsorted(whose, np.arange(len(kept) + 1)).tolist()
@@ -162,7 +166,7 @@ class _State:
         return self._raced(most, [rows[begin:end] for begin, end in pairwise(starts)])
 
     def _raced(self, most: NDArray[np.intp], open_: list[NDArray[np.intp]]) -> dict[int, int]:
-        """How many of `most` are right in truth: first of the likely best, of the others while they may win."""
+        """The exact numbers out of the bounds `most`: first for the likely best, for others while they may win."""
         first = int(most.argmax())
         hits: dict[int, int] = {}
         for members in ([first], [m for m in range(len(most)) if m != first]):
@@ -176,7 +180,7 @@ class _State:
         return hits
 
     def _wrong(self, members: list[int], parts: list[NDArray[np.intp]]) -> NDArray[np.intp]:
-        """How many frames of each part are wrong once the member of that part joins."""
+        """The number of frames of each part that are wrong once the member of that part joins."""
         rows, sizes = np.concatenate(parts), [len(part) for part in parts]
         changed = self.sum.take(rows, axis=0)
         changed += self.table.probabilities(np.repeat(members, sizes), self.frames[rows])
@@ -184,12 +188,12 @@ class _State:
         return np.bincount(np.repeat(np.arange(len(parts)), sizes), wrong, len(parts)).astype(np.intp)
 
     def _bounded(self, rows: NDArray[np.intp]) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]:
-        """(M,) frames that are surely right once a member joins; and members, with the frames they may make right."""
+        """(M,) numbers of frames surely right once a member joins; and members with frames they may make right."""
         margins, high = self.margins.take(rows, axis=1), self.high[rows]
         if not self.picked:
             whose, row = np.divmod(np.flatnonzero(np.abs(margins) <= self.slack), len(rows))
             return (margins > self.slack).sum(axis=1), whose, rows[row]
-        # float32 is exact enough: where it rounds by more than a fraction of the slack no member reaches
+        # float32 is exact enough: where it rounds by more than a fraction of the slack, no member can flip the frame
         kept = margins > (self.slack - self.low[rows]).astype(np.float32)
         truth = self.truth.take(self.frames[rows], axis=1)
         pairs = np.flatnonzero(~kept & (truth >= (-self.slack - high).astype(np.float32)))
@@ -198,7 +202,7 @@ class _State:
         return kept.sum(axis=1), whose[flips], rows[row[flips]]
 
     def _given(self, whose: NDArray[np.intp], rows: NDArray[np.intp]) -> NDArray[np.float32]:
-        """What members give the rivals of frames; kept until a frame's rival is another."""
+        """What members give the rivals of frames; remembered until a frame's rival changes."""
         given = self.given[whose, rows]
         new = np.flatnonzero(np.isnan(given))
         m, row = whose[new], rows[new]
@@ -206,12 +210,12 @@ class _State:
         return given
 
     def _open(self, left: int = 1) -> tuple[NDArray[np.bool_], NDArray[np.intp]]:
-        """Frames that are right whoever joins in the picks left, and the frames that somebody can flip."""
+        """Frames that stay right whichever members are picked next, and frames that some member can flip."""
         sure = self.low + left * self.least > self.slack
         return sure, np.flatnonzero(~sure & (self.high + left * self.most >= -self.slack))
 
     def _settle(self) -> None:
-        """Let go of frames that no picks left can flip, once they are many."""
+        """Drop the frames that no remaining picks can flip, once there are many."""
         sure, open_ = self._open(self.left)
         if len(open_) > _LEFT * len(self.frames):
             return
@@ -221,7 +225,7 @@ class _State:
         self.margins, self.given = self.margins.take(open_, axis=1), self.given.take(open_, axis=1)
 
     def _measure(self, rows: NDArray[np.intp]) -> None:
-        """The margins of some frames as they are."""
+        """Compute the exact margins of some frames."""
         others, every = self.sum.take(rows, axis=0), np.arange(len(rows))
         others[every, self.labels[rows]] = -np.inf
         rival = others.argmax(axis=1)
@@ -235,25 +239,25 @@ class _State:
 
 
 class _Table:
-    """Probabilities of (M, N, C) logarithms, made where they are looked at; nothing is copied as a whole."""
+    """Probabilities of (M, N, C) logarithms, computed where they are needed; nothing is copied as a whole."""
 
     def __init__(self, logs: torch.Tensor) -> None:
         self.logs = logs if logs.stride(2) == 1 else logs.contiguous()
         sizes = zip(self.logs.shape, self.logs.stride(), strict=True)
-        # all numbers as they lie, with what a store leaves between members
+        # all numbers as they lie in memory, with the gaps that a store leaves between members
         self.numbers = self.logs.as_strided((1 + sum((size - 1) * stride for size, stride in sizes),), (1,))
         self.rows = self.numbers.unfold(0, logs.shape[2], 1)
 
     def probabilities(self, m: NDArray[np.intp] | int, frames: NDArray[np.intp]) -> NDArray[np.float32]:
-        """(frames, C) of one member, or each frame's of a member of its own."""
+        """(frames, C) of one member, or of one member per frame."""
         return _exp(self.rows.index_select(0, self._places(m, frames)))
 
     def single(self, m: NDArray[np.intp], frames: NDArray[np.intp], c: NDArray[np.intp]) -> NDArray[np.float32]:
-        """(frames,) of a member and a class for each."""
+        """(frames,) of one member and one class per frame."""
         return _exp(self.numbers.index_select(0, self._places(m, frames) + torch.from_numpy(c)))
 
     def margins(self, labels: torch.Tensor) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """(M, N) each: what the truth gets, and how far that is beyond all others."""
+        """(M, N) each: the true class's probability, and its margin over the largest other one."""
         M, N, _ = self.logs.shape
         truth, others = torch.empty(M, N), torch.empty(M, N)
         for m, begin in product(range(M), range(0, N, _BLOCK)):

@@ -3,7 +3,7 @@
 In goes P (M, N), each member's probability of the true class, read in blocks and never copied (`rows`). Out come
 weights w of least -mean(log(w P)) by Newton steps that read the frames three to five times (`newton`). The law that
 proves them right: with d_m = mean(P_m / (w P)), the loss is at most log(max d) above its minimum, and that is computed
-in float64 and bounded from above where float32 was used. `tests/test_weights.py` holds it on 400 random problems.
+in float64 and bounded from above where float32 was used. `tests/test_solver.py` holds it on 400 random problems.
 """
 
 from __future__ import annotations

@@ -1,0 +1,84 @@
+"""Greedy selection, against the plain loop."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+import ensemble
+from ensemble import greedy
+
+
+def some_outputs(M=5, N=300, C=4, seed=0, decimals=None):
+    generator = np.random.default_rng(seed)
+    labels = generator.integers(0, C, N)
+    rows = {}
+    for m in range(M):
+        logits = generator.normal(0, 1.0, (N, C))
+        logits[np.arange(N), labels] += generator.uniform(0.3, 1.5)
+        p = np.exp(1.5 * logits)
+        p /= p.sum(axis=1, keepdims=True)
+        if decimals is not None:  # coarse probabilities make ties
+            p = np.round(p, decimals)
+            p[:, -1] += 1 - p.sum(axis=1)
+            p = np.maximum(p, 0)
+            p /= p.sum(axis=1, keepdims=True)
+        rows[f"m{m}"] = p
+    return ensemble.MemberOutputs.from_probabilities(rows, labels=labels)
+
+
+def plain_loop(outputs, rounds):
+    p, y = outputs.probabilities.double().numpy(), outputs.labels.numpy()
+    rows, total, picks = np.arange(len(y)), np.zeros(p.shape[1:]), []
+    for k in range(rounds):
+        hits = [int(((total + q).argmax(axis=1) == y).sum()) for q in p]
+        with np.errstate(divide="ignore"):
+            losses = [-np.log((total + q)[rows, y] / (k + 1)).mean() for q in p]
+        m = min(range(len(p)), key=lambda m: (-hits[m], losses[m], m))
+        total += p[m]
+        picks.append(outputs.members[m])
+    return tuple(picks)
+
+
+@pytest.mark.parametrize("decimals", [None, 1])
+@pytest.mark.parametrize("seed", range(3))
+def test_greedy_picks_what_the_plain_loop_picks(seed, decimals):
+    """In the same order, ties included."""
+    outputs = some_outputs(6, seed=seed, decimals=decimals)
+    assert greedy(outputs, 15).picks == plain_loop(outputs, 15)
+
+
+@pytest.mark.parametrize("layout", ["together", "apart", "frames first", "classes first"])
+def test_greedy_reads_members_where_they_lie(layout):
+    """Frames that no pick left can flip are let go on the way, whichever way the numbers lie in memory."""
+    outputs = some_outputs(12, N=1500, C=6)
+    logs = outputs.log_probabilities
+    padded = torch.zeros(12, 1500 * 6 + 7)
+    padded[:, :-7] = logs.flatten(1)
+    laid = {
+        "together": logs,
+        "apart": padded.as_strided((12, 1500, 6), (1500 * 6 + 7, 6, 1)),
+        "frames first": logs.transpose(0, 1).contiguous().transpose(0, 1),
+        "classes first": logs.permute(2, 0, 1).contiguous().permute(1, 2, 0),
+    }[layout]
+    assert torch.equal(laid, logs)
+    found = greedy(replace(outputs, log_probabilities=laid), 40)
+    assert found.picks == plain_loop(outputs, 40)
+    picked = outputs.probabilities.double()[[outputs.members.index(name) for name in found.picks]]
+    right = picked.cumsum(dim=0).argmax(dim=-1) == outputs.labels
+    assert found.accuracies.tolist() == right.double().mean(dim=1).tolist()
+
+
+def test_greedy_is_at_least_as_accurate_as_the_best_member_and_the_simplex_fits_better():
+    """Accuracy: greedy >= best member. Log-loss: simplex <= greedy."""
+    outputs = some_outputs(6)
+    found = greedy(outputs, 15)
+    right = (outputs.log_probabilities.argmax(dim=-1) == outputs.labels).double().mean(dim=1)
+    assert found.accuracy >= right.max()
+    assert ensemble.fit_weights(outputs).loss <= found.loss + 1e-6
+    assert found.weights.sum() == pytest.approx(1.0)
+    pooled = ensemble.WeightedMean(found.weights)(outputs.probabilities.double())
+    assert (pooled.argmax(dim=-1) == outputs.labels).double().mean().item() == pytest.approx(found.accuracy)
+    with pytest.raises(ValueError, match="at least one round"):
+        greedy(outputs, 0)
