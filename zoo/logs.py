@@ -1,6 +1,6 @@
-"""How work is watched: logs of experiments, their comparison, and the interface of a progress display.
+"""Logs of experiments, the comparison of their runs, and the interface of a progress display.
 
-Logs are JSON lines by default; Weights & Biases and TensorBoard where the extra `logs` is installed.
+Logs are JSON lines by default; Weights & Biases and TensorBoard need the extra `logs`.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ Metrics = Mapping[str, Any]
 
 
 class Advance(Protocol):
-    """Reports that work has gone on."""
+    """Reports progress to a display that is open."""
 
     def __call__(self, steps: float = 1, note: str = "") -> None:
-        """Add steps to those done, and show a note beside them."""
+        """Add to the steps that are done, and show a note beside them."""
 
 
 class Progress(Protocol):
-    """How long work shows how far it has come; the commands hand in a bar on stderr.
+    """A way to show the progress of long work; the commands pass a bar on stderr.
 
     Example:
         >>> with silent("verifying", total=2) as advance:
@@ -33,7 +33,7 @@ class Progress(Protocol):
     """
 
     def __call__(self, title: str, /, total: float | None = None) -> AbstractContextManager[Advance]:
-        """Open a display for work of `total` steps, None where the number is not known."""
+        """Open a display for work of `total` steps; None if their number is not known."""
 
 
 @contextmanager
@@ -43,23 +43,23 @@ def silent(title: str, total: float | None = None) -> Iterator[Advance]:
 
 
 class Log(Protocol):
-    """What a run tells an experiment tracker. A resumed run calls `init` and tells its past epochs again."""
+    """An experiment tracker. A resumed run calls `init` and logs its past epochs again."""
 
     def init(self, run: str, config: Mapping[str, Any]) -> None:
-        """A run begins, with all its settings."""
+        """Begin a run with all its settings."""
 
     def log(self, metrics: Metrics, step: int) -> None:
-        """Figures at the end of an epoch, `step`."""
+        """Add the figures at the end of epoch `step`."""
 
     def finish(self) -> None:
-        """The run has ended, however it ended."""
+        """End the run, also after an error."""
 
 
 class JsonLines:
     """One line of JSON with the settings, then one for each epoch; the file is whole after every line.
 
     Args:
-        path: of the file; the run's name is that of its folder.
+        path: the file; the run is named after the file's folder.
 
     Example:
         >>> import tempfile
@@ -76,7 +76,7 @@ class JsonLines:
         self.path = Path(path)
 
     def init(self, run: str, config: Mapping[str, Any]) -> None:
-        """Begin the file anew."""
+        """Start the file over with the settings."""
         self.path.write_text(json.dumps({"run": run, "config": dict(config)}) + "\n", encoding="utf-8")
 
     def log(self, metrics: Metrics, step: int) -> None:
@@ -85,40 +85,36 @@ class JsonLines:
             file.write(json.dumps({"step": step, **metrics}) + "\n")
 
     def finish(self) -> None:
-        """Nothing is left to do."""
+        """Do nothing: the file is complete."""
 
 
 class Several:
-    """Several logs as one; each is told everything, in their order.
-
-    Args:
-        *logs: none of them is a log that listens to nobody.
-    """
+    """Several logs as one, called in their order; without any, a log that writes nothing."""
 
     def __init__(self, *logs: Log) -> None:
         self._logs = logs
 
     def init(self, run: str, config: Mapping[str, Any]) -> None:
-        """The run begins in all."""
+        """Begin the run in all logs."""
         for log in self._logs:
             log.init(run, config)
 
     def log(self, metrics: Metrics, step: int) -> None:
-        """The figures go to all."""
+        """Add the figures to all logs."""
         for log in self._logs:
             log.log(metrics, step)
 
     def finish(self) -> None:
-        """The run ends in all."""
+        """End the run in all logs."""
         for log in self._logs:
             log.finish()
 
 
 class Wandb:
-    """Weights & Biases; set WANDB_MODE=offline to keep everything on this machine.
+    """A log to Weights & Biases; set WANDB_MODE=offline to keep everything on this machine.
 
     Args:
-        project: where the run belongs.
+        project: the project of the run.
         **settings: further keywords of `wandb.init`, such as `entity` or `dir`.
 
     Raises:
@@ -134,11 +130,11 @@ class Wandb:
         self._wandb, self._settings = wandb, {"project": project, **settings}
 
     def init(self, run: str, config: Mapping[str, Any]) -> None:
-        """Open the run, or go on with the one of that name."""
+        """Open the run, or resume the one of that name."""
         self._wandb.init(name=run, id=run, resume="allow", config=dict(config), **self._settings)
 
     def log(self, metrics: Metrics, step: int) -> None:
-        """Send the figures; steps already there are left out by wandb itself."""
+        """Send the figures; wandb itself ignores steps that it already has."""
         self._wandb.log(dict(metrics), step=step)
 
     def finish(self) -> None:
@@ -147,10 +143,10 @@ class Wandb:
 
 
 class TensorBoard:
-    """Event files for TensorBoard.
+    """A log to event files for TensorBoard.
 
     Args:
-        folder: the runs' folder; each run is a folder in it.
+        folder: the folder in which each run has its own.
 
     Raises:
         ImportError: tensorboard is not installed.
@@ -166,32 +162,32 @@ class TensorBoard:
         self._writer: SummaryWriter | None = None
 
     def init(self, run: str, config: Mapping[str, Any]) -> None:
-        """Open the run's folder and write the settings as a text."""
+        """Open the run's folder and write the settings as text."""
         self._writer = self._open(str(self._folder / run))
         self._writer.add_text("config", json.dumps(dict(config), indent=1))
 
     def log(self, metrics: Metrics, step: int) -> None:
         """Write one scalar per figure."""
-        assert self._writer is not None, "init comes first"
+        assert self._writer is not None, "call init first"
         for name, value in metrics.items():
             self._writer.add_scalar(name, value, step)
 
     def finish(self) -> None:
-        """Write what is left and close."""
+        """Write the rest and close the files."""
         if self._writer is not None:
             self._writer.close()
 
 
 def read_runs(folder: str | Path) -> pd.DataFrame:
-    """One row per run whose `log.jsonl` lies under `folder`, best validation accuracy first.
+    """One row per run with a `log.jsonl` under `folder`, best validation accuracy first.
 
     Columns: run, done (epochs), best, at (its epoch) and the last loss; then every setting in which the runs
-    differ, so none for a single run. A last line that a kill has cut short is left out.
+    differ, so none for a single run. An incomplete last line, left by a killed run, is ignored.
 
     Raises:
         ValueError: no log under the folder.
     """
-    import pandas as pd  # half a second that training itself need not wait for
+    import pandas as pd  # takes half a second, which training itself does not need
 
     rows = [_row(path) for path in sorted(Path(folder).rglob("log.jsonl"))]
     if not rows:

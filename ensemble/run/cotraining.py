@@ -179,10 +179,9 @@ def _remembered(
         msg = f"expected at least 1 member together, got {together}"
         raise ValueError(msg)
     note = None if folder is None else folder / "together.json"
-    if together is None and note is not None and note.exists():
-        return int(json.loads(note.read_text(encoding="utf-8")))
     if together is None:
-        together = _chosen(spec, recipes, train)
+        known = note is not None and note.exists()
+        together = int(json.loads(note.read_bytes())) if note and known else _chosen(spec, recipes, train)
     if note is not None:
         note.parent.mkdir(parents=True, exist_ok=True)
         _files.write(note, json.dumps(together).encode())

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from zoo.checkpoint import Checkpoint
-from zoo.data.frames import FrameSet, stretch
-from zoo.models.spec import Spec
+from zoo.data.frames import FrameSet, Stretch, stretch
 from zoo.training.scores import Scorer
 
 METHODS = ("uniform", "ema", "greedy")
@@ -179,8 +178,9 @@ class _Trials:
         """The same weights with BatchNorm's statistics estimated on the frames, if there are any."""
         if self._frames is None:
             return tensors
-        model = self._with(tensors, self._frames)
-        reestimate(model, _batches(self._frames, self._spec))
+        spec, model = self._spec, self._with(tensors, self._frames)
+        prepared = stretch(self._frames, spec.context, spec.normalisation, spec.padding)
+        reestimate(model, spread_batches(prepared, torch.arange(len(self._frames)), _STATISTICS, _BATCH))
         found = {name: tensor.detach().to("cpu", copy=True) for name, tensor in model.state_dict().items()}
         return {name: found[name] if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
 
@@ -198,14 +198,6 @@ class _Trials:
     def _with(self, tensors: Tensors, frames: FrameSet) -> nn.Module:
         self._model.load_state_dict(tensors)
         return self._model.to(frames.features.device)
-
-
-def _batches(frames: FrameSet, spec: Spec) -> Iterator[Tensor]:
-    """Windows in batches, of about `_STATISTICS` frames spread evenly over all."""
-    prepared = stretch(frames, spec.context, spec.normalisation, spec.padding)
-    for batch in torch.split(torch.arange(len(frames))[:: max(len(frames) // _STATISTICS, 1)], _BATCH):
-        if len(batch) > 1:  # the variance of one frame is not defined
-            yield prepared.windows(batch)
 
 
 class RunningAverage:
@@ -290,6 +282,13 @@ def reestimate(module: nn.Module, batches: Iterable[Tensor]) -> None:
     for layer, momentum in zip(layers, momenta, strict=True):
         layer.momentum = momentum
     module.eval()
+
+
+def spread_batches(prepared: Stretch, frames: Tensor, most: int, size: int) -> Iterator[Tensor]:
+    """Windows (`size`, inputs) of about `most` of these frames, spread evenly over them."""
+    for batch in torch.split(frames[:: max(len(frames) // most, 1)], size):
+        if len(batch) > 1:  # the variance of one frame is not defined
+            yield prepared.windows(batch.to(prepared.firsts.device))
 
 
 def batchnorms(module: nn.Module) -> list[_BatchNorm]:

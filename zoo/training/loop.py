@@ -237,17 +237,11 @@ class _Run:
             accuracy, loss = self.scorer(self.group.forward, self.group.members)
             self.copy_best(self.standing.update(number, accuracy, loss, self.recipe))
             checkpoints = {} if folder is None else self.checkpoints(accuracy, loss)
+        train_scores = {"train/loss": train_loss, "train/accuracy": train_accuracy}
+        figures = train_scores | {"valid/loss": loss, "valid/accuracy": accuracy, "learning_rate": rate}
+        speed = {"frames_per_second": round(self.batches.count / seconds), "seconds": round(seconds, 3)}
         records: list[Record] = [
-            {
-                "epoch": number,
-                "train/loss": _finite(train_loss[m]),
-                "train/accuracy": _finite(train_accuracy[m]),
-                "valid/loss": _finite(loss[m]),
-                "valid/accuracy": _finite(accuracy[m]),
-                "learning_rate": float(rate[m]),
-                "frames_per_second": round(self.batches.count / seconds),
-                "seconds": round(seconds, 3),
-            }
+            {"epoch": number} | {name: _finite(values[m]) for name, values in figures.items()} | speed
             for m in range(self.group.members)
         ]
         self.history.append(records)
@@ -260,23 +254,21 @@ class _Run:
         M, at = self.group.members, (number - 1) * self.batches.steps
         self.group.module.train()
         sums, seen = torch.zeros(2, M, dtype=torch.float64, device=self.train.features.device), 0
-        unseen, begin = 0, time.perf_counter()
+        shown, begin = 0, time.perf_counter()
         with self.progress(f"epoch {number}/{self.recipe.epochs}", total=self.batches.count) as advance:
             for index, batches in enumerate(self.batches.epoch(number)):
                 factor = schedule_factor(Position(at + index, self.batches.steps, self.recipe.epochs), self.recipe)
                 rates = self.rates * self.standing.factor * factor * (1 - self.standing.stopped)
                 sums += self.stepper.step(batches, rates)
                 self.average.add_step()
-                frames = sum(y.shape[-1] for _, y in batches)
-                seen += frames
-                unseen += frames
+                seen += sum(y.shape[-1] for _, y in batches)
                 if index % _LOOK_EVERY == _LOOK_EVERY - 1 or index == self.batches.steps - 1:
                     self.stop_diverged(number, sums[1].cpu())
                     accuracy, loss = (sums.nanmean(1) / seen).tolist()
                     speed = seen / (time.perf_counter() - begin)
                     figures = f"loss {loss:.3f} accuracy {accuracy:.3f} rate {float(rates.max()):.1e}"
-                    advance(unseen, note=f"{figures} {speed:,.0f} frames/s")
-                    unseen = 0
+                    advance(seen - shown, note=f"{figures} {speed:,.0f} frames/s")
+                    shown = seen
         self.stop_diverged(number, _largest(self.live, M))
         accuracies, means = (sums / seen).cpu()
         return accuracies, means, rates

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields
 from functools import cache
 from inspect import Parameter, signature
@@ -25,39 +25,18 @@ if TYPE_CHECKING:
 PRECISIONS = ("float32", "bfloat16", "float16")
 MONITORS = ("valid/accuracy", "valid/loss")
 
-_INFINITY = math.inf
-_BOUNDS: dict[str, tuple[float, float]] = {
-    "seed": (0, 2**31 - 1),
-    "order_seed": (0, 2**31 - 1),
-    "epochs": (1, 100_000),
-    "batch_size": (2, 10_000_000),
-    "accumulate": (1, 10_000),
-    "learning_rate": (0, 1e6),
-    "momentum": (0, 1),
-    "beta1": (0, 1),
-    "beta2": (0, 1),
-    "epsilon": (0, 1),
-    "rho": (0, 10),
-    "switch_epoch": (0, 100_000),
-    "warmup": (0, 100_000),
-    "gamma": (0, 1),
-    "every": (1, 100_000),
-    "final_rate": (0, 1),
-    "restart": (0, 100_000),
-    "restart_factor": (1, 100),
-    "peak": (0, 1),
-    "l1": (0, _INFINITY),
-    "l2": (0, _INFINITY),
-    "weight_decay": (0, _INFINITY),
-    "label_smoothing": (0, 1),
-    "clip_norm": (0, _INFINITY),
-    "clip_value": (0, _INFINITY),
-    "mask_time": (0, 10_000),
-    "mask_features": (0, 10_000),
-    "patience": (0, 100_000),
-    "ema": (0, 1),
-    "swa_from": (0, 100_000),
-    "keep": (0, 100_000),
+_BOUNDS: dict[tuple[float, float], str] = {
+    (0, 2**31 - 1): "seed order_seed",
+    (0, 1): "momentum beta1 beta2 epsilon gamma final_rate peak label_smoothing ema",
+    (0, math.inf): "l1 l2 weight_decay clip_norm clip_value",
+    (0, 10): "rho",
+    (0, 10_000): "mask_time mask_features",
+    (0, 100_000): "switch_epoch warmup restart patience swa_from keep",
+    (0, 1_000_000): "learning_rate",
+    (1, 100): "restart_factor",
+    (1, 10_000): "accumulate",
+    (1, 100_000): "epochs every",
+    (2, 10_000_000): "batch_size",
 }
 
 
@@ -156,19 +135,17 @@ class Recipe:
     def __post_init__(self) -> None:
         for field in fields(self):
             object.__setattr__(self, field.name, _typed(field.name, getattr(self, field.name), field.default))
-        for name, (low, high) in _BOUNDS.items():
-            value = getattr(self, name)
-            if value is not None and not low <= value <= high:
-                msg = f"expected {name} from {low:g} to {high:g}, got {value}"
-                raise ValueError(msg)
+        for (low, high), names in _BOUNDS.items():
+            for name in names.split():
+                value = getattr(self, name)
+                if value is not None and not low <= value <= high:
+                    msg = f"expected {name} from {low:g} to {high:g}, got {value}"
+                    raise ValueError(msg)
         from zoo.training.optimisers import OPTIMISERS  # needs torch
 
-        for what, table in (
-            ("optimiser", OPTIMISERS),
-            ("schedule", SCHEDULES),
-            ("precision", PRECISIONS),
-            ("monitor", MONITORS),
-        ):
+        tables = (("optimiser", OPTIMISERS), ("schedule", SCHEDULES), ("precision", PRECISIONS), ("monitor", MONITORS))
+        table: Collection[str]
+        for what, table in tables:
             if getattr(self, what) not in table:
                 raise ValueError(unknown(what, getattr(self, what), table))
         self._check_combinations()

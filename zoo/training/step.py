@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from zoo.data.audio import mask
 from zoo.data.frames import FrameSet, stretch
 from zoo.models.spec import Spec, build
-from zoo.training.averaging import batchnorms
+from zoo.training.averaging import batchnorms, spread_batches
 from zoo.training.optimisers import OPTIMISERS, norms, perturbed, rows, spread
 from zoo.training.recipe import Recipe
 from zoo.training.schedules import SCHEDULES
@@ -137,10 +137,7 @@ class Batches:
 
     def unmasked(self, most: int) -> Iterator[Tensor]:
         """Windows in batches without masks, of about `most` frames spread evenly over all."""
-        chosen = self._frames[0, :: max(self.count // most, 1)]
-        for batch in torch.split(chosen, self._recipe.batch_size):
-            if len(batch) > 1:
-                yield self._stretch.windows(batch.to(self._labels.device))
+        return spread_batches(self._stretch, self._frames[0], most, self._recipe.batch_size)
 
     def _batch(self, index: Tensor, generators: Sequence[torch.Generator]) -> Batch:
         index = index.to(self._labels.device)
