@@ -330,22 +330,22 @@ class _Run:
             "valid": self.scorer.frames.fingerprint,
         }
 
-    def parts(self) -> dict[str, Mapping[str, Tensor]]:
-        """The tensors of the state that are changed in place, by the names that they have in its file."""
-        return {"live": self.live, "best": self.best, "average": self.average.tensors, "vectors": vars(self.standing)}
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors that are changed in place, by the names that they have in the file of the state."""
+        standing = vars(self.standing)
+        parts = {"live": self.live, "best": self.best, "average": self.average.tensors, "vectors": standing}
+        return {f"{part}.{name}": tensor for part, some in parts.items() for name, tensor in some.items()}
 
     def state(self) -> State:
         """Everything that the coming epochs depend on."""
         optimiser, scaler = self.stepper.state()
-        parts = self.parts() | {"optimiser": optimiser}
-        tensors = {f"{part}.{name}": t.detach().cpu() for part, some in parts.items() for name, t in some.items()}
+        tensors = {name: tensor.detach().cpu() for name, tensor in (self.tensors() | optimiser).items()}
         return State(tensors, {"scaler": scaler, "averaged": self.average.count, "history": self.history})
 
     def restore(self, state: State) -> None:
         """Return to where `state` was taken."""
-        for part, targets in self.parts().items():
-            fill(targets, _part(state.tensors, part))
-        self.stepper.restore(_part(state.tensors, "optimiser"), state.plain["scaler"])
+        fill(self.tensors(), state.tensors)
+        self.stepper.restore(state.tensors, state.plain["scaler"])
         self.average.count, self.history = state.plain["averaged"], state.plain["history"]
 
 
@@ -394,11 +394,6 @@ def _largest(tensors: Mapping[str, Tensor], members: int) -> Tensor:
     """(M,) largest magnitude of each member's weights and statistics, to see whether they are finite."""
     floating = [t for t in tensors.values() if t.is_floating_point()]
     return torch.stack([rows(t, members).abs().amax(dim=1) for t in floating]).sum(dim=0).cpu()
-
-
-def _part(tensors: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
-    """The tensors whose names begin with this part, under the rest of their names."""
-    return {name.removeprefix(f"{part}."): t for name, t in tensors.items() if name.startswith(f"{part}.")}
 
 
 def _finite(value: Tensor) -> float | None:

@@ -259,7 +259,7 @@ class Stepper:
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and plain data from which `restore` lets the optimiser continue as if nothing had happened."""
         tensors = {
-            f"{index}.{name}": value
+            f"optimiser.{index}.{name}": value
             for index, p in enumerate(self.parameters)
             for name, value in self.optimiser.state[p].items()
             if isinstance(value, Tensor)
@@ -269,10 +269,11 @@ class Stepper:
     def restore(self, tensors: Mapping[str, Tensor], scaler: dict[str, Any]) -> None:
         """Restore what `state` returned; torch's own `load_state_dict` would round float64 to float32."""
         for key, value in tensors.items():
-            index, _, name = key.partition(".")
-            parameter = self.parameters[int(index)]
-            state = self.optimiser.state[parameter]
-            state[name] = value.to(state.get(name, parameter).device)
+            if key.startswith("optimiser."):
+                _, index, name = key.split(".")
+                parameter = self.parameters[int(index)]
+                state = self.optimiser.state[parameter]
+                state[name] = value.to(state.get(name, parameter).device)
         self.scaler.load_state_dict(scaler)
 
 
