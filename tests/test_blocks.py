@@ -75,7 +75,7 @@ def test_an_activation_of_ones_own_is_one_function(monkeypatch: pytest.MonkeyPat
     def relu(x: torch.Tensor) -> torch.Tensor:
         return x
 
-    with pytest.raises(ValueError, match="'relu' is already registered by torch"):
+    with pytest.raises(ValueError, match="activation 'relu' is already registered by zoo"):
         activation(relu)
 
 

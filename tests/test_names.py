@@ -1,8 +1,10 @@
-"""Wildcards, the help for a mistyped name, devices."""
+"""Wildcards, the help for a mistyped name, tables of names, devices."""
+
+from collections.abc import Callable
 
 import pytest
 
-from zoo._names import matching, unknown, usable_device
+from zoo._names import enter, find, matching, unknown, usable_device
 
 
 def test_a_string_and_an_iterable_of_patterns_mean_the_same() -> None:
@@ -30,3 +32,26 @@ def test_auto_is_cuda_where_there_is_one(monkeypatch: pytest.MonkeyPatch, there:
     """Otherwise cpu."""
     monkeypatch.setattr("torch.cuda.is_available", lambda: there)
     assert usable_device("auto").type == device
+
+
+def test_a_name_in_a_table_belongs_to_one_function() -> None:
+    """The same definition may run again; another function of that name is refused, and so is an unknown name."""
+    table: dict[str, int] = {}
+
+    def define() -> Callable[[], None]:
+        def once() -> None: ...
+
+        return once
+
+    def other() -> None: ...
+
+    other.__name__ = "once"
+    enter(table, "test entry", define(), 1)
+    enter(table, "test entry", define(), 2)
+    assert find(table, "test entry", "once") == 2
+    with pytest.raises(
+        ValueError, match=r"test entry 'once' is already registered by .*define\.<locals>\.once; choose"
+    ):
+        enter(table, "test entry", other, 3)
+    with pytest.raises(ValueError, match="unknown test entry 'onc'; did you mean 'once'"):
+        find(table, "test entry", "onc")

@@ -54,17 +54,20 @@ def test_a_constant_feature_becomes_zero_and_not_nan() -> None:
 
 def test_a_normalisation_of_ones_own_is_one_function(monkeypatch: pytest.MonkeyPatch, frames: FrameSet) -> None:
     """Its name goes into a spec, and windows and stretches apply it; a name of another module's is refused."""
-    monkeypatch.setitem(NORMALISATIONS, "peak", NORMALISATIONS["none"])
+    monkeypatch.setitem(NORMALISATIONS, "peak", NORMALISATIONS["none"])  # taken away again after the test
+    monkeypatch.delitem(NORMALISATIONS, "peak")
 
+    @normalisation
     def peak(features: Tensor, starts: Tensor) -> Affine:
         """Divide by the greatest magnitude."""
         scale = 1 / features.abs().amax(dim=0, keepdim=True)
         return scale, torch.zeros_like(scale)
 
-    with pytest.raises(ValueError, match=r"'peak' is already registered by zoo\.data\.normalisation"):
-        normalisation(peak)
-    monkeypatch.delitem(NORMALISATIONS, "peak")
-    normalisation(peak)
+    def mean(features: Tensor, starts: Tensor) -> None:
+        """The name of another one."""
+
+    with pytest.raises(ValueError, match=r"'mean' is already registered by zoo\.data\.normalisation\.mean; choose"):
+        normalisation(mean)
     spec = zoo.Spec("mlp", features=6, context=1, classes=4, normalisation="peak")
     expected = frames.features / frames.features.abs().amax(dim=0)
     for rows in (

@@ -1,17 +1,20 @@
-"""Names that people type: wildcards, mistyped words, devices; and the version of this distribution."""
+"""Names that people type: tables of named entries, wildcards, mistyped words, devices; the distribution's version."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     import torch
 
 Patterns = str | Iterable[str]
+Entry = TypeVar("Entry")
+
+_ORIGINS: dict[tuple[str, str], str] = {}  # kind and name of an entry -> module and name of its function
 
 
 def matching(names: Iterable[str], include: Patterns = "*", exclude: Patterns = ()) -> list[str]:
@@ -39,6 +42,32 @@ def unknown(what: str, name: str, known: Iterable[str]) -> str:
     if near:
         return f"unknown {what} {name!r}; did you mean {' or '.join(map(repr, near))}?"
     return f"unknown {what} {name!r}; expected one of {', '.join(known) or '(there are none)'}"
+
+
+def find(table: Mapping[str, Entry], kind: str, name: str) -> Entry:
+    """The entry of this name.
+
+    Raises:
+        ValueError: there is none; the message has the nearest names.
+    """
+    if name not in table:
+        raise ValueError(unknown(kind, name, table))
+    return table[name]
+
+
+def enter(table: MutableMapping[str, Entry], kind: str, function: Callable[..., Any], entry: Entry) -> None:
+    """Put an entry into a table of named functions, under the function's name.
+
+    Raises:
+        ValueError: another function has the name. A definition that is run again replaces its former entry.
+    """
+    name, origin = function.__name__, f"{function.__module__}.{function.__qualname__}"
+    taken = _ORIGINS.get((kind, name), "zoo")
+    if name in table and taken != origin:
+        msg = f"{kind} {name!r} is already registered by {taken}; choose another name"
+        raise ValueError(msg)
+    table[name] = entry
+    _ORIGINS[kind, name] = origin
 
 
 def _as_list(patterns: Patterns) -> list[str]:

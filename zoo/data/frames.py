@@ -14,7 +14,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from zoo._names import unknown, usable_device
+from zoo._names import find, unknown, usable_device
 from zoo.data.normalisation import NORMALISATIONS, Affine
 
 PADDINGS = ("recording", "corpus")
@@ -105,11 +105,10 @@ class FrameSet:
         Raises:
             ValueError: unknown normalisation.
         """
-        if normalisation not in NORMALISATIONS:
-            raise ValueError(unknown("normalisation", normalisation, NORMALISATIONS))
+        function = find(NORMALISATIONS, "normalisation", normalisation)
         cache: dict[str, Affine | None] = self.__dict__.setdefault("_affine", {})
         if normalisation not in cache:
-            cache[normalisation] = NORMALISATIONS[normalisation](self.features, self.starts)
+            cache[normalisation] = function(self.features, self.starts)
         return cache[normalisation]
 
 

@@ -11,6 +11,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from zoo._names import enter
+
 Affine = tuple[Tensor, Tensor]
 Normalisation = Callable[[Tensor, Tensor], Affine | None]
 
@@ -31,14 +33,9 @@ def normalisation(function: Normalisation) -> Normalisation:
         ...     return scale, torch.zeros_like(scale)
 
     Raises:
-        ValueError: the name is taken by a function of another module.
+        ValueError: the name is taken.
     """
-    name = function.__name__
-    taken = NORMALISATIONS.get(name)
-    if taken is not None and taken.__module__ != function.__module__:
-        msg = f"normalisation {name!r} is already registered by {taken.__module__}; choose another name"
-        raise ValueError(msg)
-    NORMALISATIONS[name] = function
+    enter(NORMALISATIONS, "normalisation", function, function)
     return function
 
 

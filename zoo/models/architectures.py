@@ -19,11 +19,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import Any, TypeVar, overload
+from typing import Any, TypeVar
 
 from torch import nn
 
-from zoo._names import Patterns, matching, unknown
+from zoo._names import Patterns, enter, matching, unknown
 from zoo.models.blocks import BasicBlock, Bottleneck, dense, initialise
 
 Builder = Callable[..., nn.Module]
@@ -38,35 +38,28 @@ class Architecture:
     """An entry of the table.
 
     Args:
-        name: the registered name.
         build: `(inputs, classes, **options)` -> the module, given every option.
         options: the options and their defaults.
-        origin: module and name of the function that was registered.
         count: `(inputs, classes, **options)` -> trainable parameters by arithmetic; None where only a built
             model can be counted.
     """
 
-    name: str
     build: Builder
     options: Mapping[str, Any]
-    origin: str
     count: Callable[..., int] | None = None
 
 
 ARCHITECTURES: dict[str, Architecture] = {}
 
 
-@overload
-def architecture(builder: _Builder, /) -> _Builder: ...
-@overload
-def architecture(*, count: Callable[..., int]) -> Callable[[_Builder], _Builder]: ...
-def architecture(builder: _Builder | None = None, /, *, count: Callable[..., int] | None = None) -> Any:
+def architecture(builder: _Builder, /, *, count: Callable[..., int] | None = None) -> _Builder:
     """Register `builder(inputs, classes, *, option=default, ...)` under its own name.
 
     Args:
         builder: gives the module, which maps (B, inputs) to (B, classes).
         count: takes the same arguments and gives the number of trainable parameters; with it, the searches draw
-            the architecture by default, provided that it has an option `width` or `widths`.
+            the architecture by default, provided that it has an option `width` or `widths`. In a decorator write
+            `@functools.partial(architecture, count=...)`.
 
     Example:
         >>> from torch import nn
@@ -79,9 +72,9 @@ def architecture(builder: _Builder | None = None, /, *, count: Callable[..., int
     Raises:
         ValueError: the name is taken by another function, or the signature has another form.
     """
-    if builder is None:
-        return partial(_register, count=count)
-    return _register(builder, count)
+    options = _options(builder, leading=("inputs", "classes"))
+    enter(ARCHITECTURES, "architecture", builder, Architecture(builder, options, count))
+    return builder
 
 
 def shape(widths: _Shape) -> _Shape:
@@ -100,10 +93,10 @@ def shape(widths: _Shape) -> _Shape:
     Raises:
         ValueError: as in `architecture`; or an option has the name of one that every shape has.
     """
-    name, own = widths.__name__, _options(widths, leading=())
+    own = _options(widths, leading=())
     taken = sorted(own.keys() & _LAYER_OPTIONS.keys())
     if taken:
-        msg = f"expected options of shape {name!r} besides {sorted(_LAYER_OPTIONS)}, got {taken} among them"
+        msg = f"expected options of shape {widths.__name__!r} besides {sorted(_LAYER_OPTIONS)}, got {taken} among them"
         raise ValueError(msg)
 
     def chosen(options: dict[str, Any]) -> Sequence[int]:
@@ -115,7 +108,7 @@ def shape(widths: _Shape) -> _Shape:
     def count(inputs: int, classes: int, *, batchnorm: bool, **options: Any) -> int:
         return _count([inputs, *chosen(options)], classes, batchnorm)
 
-    _enter(Architecture(name, build, own | _LAYER_OPTIONS, _origin(widths), count))
+    enter(ARCHITECTURES, "architecture", widths, Architecture(build, own | _LAYER_OPTIONS, count))
     return widths
 
 
@@ -133,30 +126,12 @@ def find_architecture(name: str) -> Architecture:
     """The entry of this name.
 
     Raises:
-        ValueError: unknown name; the message names the nearest ones.
+        ValueError: unknown name; the message has the nearest ones.
     """
     if name not in ARCHITECTURES:
         hint = "; register a builder of your own with @zoo.architecture"
         raise ValueError(unknown("architecture", name, ARCHITECTURES) + hint)
     return ARCHITECTURES[name]
-
-
-def _register(builder: _Builder, count: Callable[..., int] | None) -> _Builder:
-    options = _options(builder, leading=("inputs", "classes"))
-    _enter(Architecture(builder.__name__, builder, options, _origin(builder), count))
-    return builder
-
-
-def _enter(entry: Architecture) -> None:
-    taken = ARCHITECTURES.get(entry.name)
-    if taken is not None and taken.origin != entry.origin:
-        msg = f"architecture {entry.name!r} is already registered by {taken.origin}; choose another name"
-        raise ValueError(msg)
-    ARCHITECTURES[entry.name] = entry
-
-
-def _origin(function: Callable[..., Any]) -> str:
-    return f"{function.__module__}.{function.__qualname__}"
 
 
 def _options(function: Callable[..., Any], leading: tuple[str, ...]) -> dict[str, Any]:
@@ -239,7 +214,7 @@ def _count_basic(inputs: int, classes: int, *, width: int, depth: int, batchnorm
     return _count([inputs, *[width] * (1 + 2 * depth)], classes, batchnorm)
 
 
-@architecture(count=_count_basic)
+@partial(architecture, count=_count_basic)
 def basic(
     inputs: int,
     classes: int,
@@ -266,7 +241,7 @@ def _count_bottleneck(inputs: int, classes: int, *, width: int, depth: int, batc
     return first + later + (wide + 1) * classes
 
 
-@architecture(count=_count_bottleneck)
+@partial(architecture, count=_count_bottleneck)
 def bottleneck(
     inputs: int,
     classes: int,

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from zoo._names import unknown
+from zoo._names import enter, find
 
 Function = Callable[[Tensor], Tensor]
 
@@ -77,12 +77,7 @@ def activation(function: Function) -> Function:
     """
     name = function.__name__
     body = {"forward": lambda self, x: function(x), "__doc__": function.__doc__, "__module__": function.__module__}
-    layer = type(name, (nn.Module,), body)
-    taken = ACTIVATIONS.get(name)
-    if taken is not None and taken.layer.__module__ != function.__module__:
-        msg = f"activation {name!r} is already registered by {taken.layer.__module__}; choose another name"
-        raise ValueError(msg)
-    ACTIVATIONS[name] = Activation(name, layer, (function,))
+    enter(ACTIVATIONS, "activation", function, Activation(name, type(name, (nn.Module,), body), (function,)))
     return function
 
 
@@ -102,17 +97,6 @@ def activation_of(operation: Any) -> Activation | None:
     return None
 
 
-def activation_layer(name: str) -> nn.Module:
-    """A new activation by its name in `ACTIVATIONS`.
-
-    Raises:
-        ValueError: the name is not in the table; the message names the nearest.
-    """
-    if name not in ACTIVATIONS:
-        raise ValueError(unknown("activation", name, ACTIVATIONS))
-    return ACTIVATIONS[name].layer()
-
-
 def linear(inputs: int, outputs: int, *, batchnorm: bool) -> nn.Sequential:
     """Linear, then BatchNorm if wanted; the Linear then has no bias, since the norm would subtract it again."""
     layers: list[nn.Module] = [nn.Linear(inputs, outputs, bias=not batchnorm)]
@@ -124,7 +108,7 @@ def linear(inputs: int, outputs: int, *, batchnorm: bool) -> nn.Sequential:
 def dense(inputs: int, outputs: int, *, activation: str, batchnorm: bool, dropout: float) -> nn.Sequential:
     """One hidden layer: Linear, BatchNorm if wanted, activation, and Dropout if its probability is not zero."""
     layers = linear(inputs, outputs, batchnorm=batchnorm)
-    layers.append(activation_layer(activation))
+    layers.append(find(ACTIVATIONS, "activation", activation).layer())
     if dropout:
         layers.append(nn.Dropout(dropout))
     return layers
@@ -144,7 +128,7 @@ class BasicBlock(nn.Module):
             dense(width, width, activation=activation, batchnorm=batchnorm, dropout=dropout),
             linear(width, width, batchnorm=batchnorm),
         )
-        self.activation = activation_layer(activation)
+        self.activation = find(ACTIVATIONS, "activation", activation).layer()
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, width) -> (B, width)."""
@@ -174,7 +158,7 @@ class Bottleneck(nn.Module):
         )
         same = inputs == outputs
         self.shortcut = nn.Identity() if same else linear(inputs, outputs, batchnorm=batchnorm)
-        self.activation = activation_layer(activation)
+        self.activation = find(ACTIVATIONS, "activation", activation).layer()
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, inputs) -> (B, 4 * width)."""
@@ -211,9 +195,7 @@ def initialise(model: nn.Module, name: str) -> nn.Module:
     References:
         LeCun et al., "Efficient BackProp", 1998; Glorot and Bengio, AISTATS 2010; He et al., ICCV 2015.
     """
-    if name not in INITIALISATIONS:
-        raise ValueError(unknown("initialisation", name, INITIALISATIONS))
-    draw = INITIALISATIONS[name]
+    draw = find(INITIALISATIONS, "initialisation", name)
     if draw is None:
         return model
     for layer in model.modules():

@@ -35,8 +35,8 @@ def searched(*sizes: str) -> list[str]:
         sizes: options of which an architecture must have one; `width` and `widths` if none is given.
     """
     wanted = set(sizes or ("width", "widths"))
-    entries = map(find_architecture, list_architectures())
-    return [entry.name for entry in entries if entry.count is not None and wanted & entry.options.keys()]
+    entries = {name: find_architecture(name) for name in list_architectures()}
+    return [name for name, entry in entries.items() if entry.count is not None and wanted & entry.options.keys()]
 
 
 def grid(
