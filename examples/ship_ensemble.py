@@ -17,15 +17,15 @@ import ensemble
 import zoo
 
 
-def ship(registry: zoo.Registry, names: list[str], folder: Path) -> np.ndarray:
+def ship(registry: zoo.Registry, names: list[str], name: str, folder: Path) -> np.ndarray:
     """Fit weights and a temperature, save the ensemble, and export it; return its probabilities on the test frames."""
     members = ensemble.load(registry, names)
     valid = ensemble.collect(members, zoo.sample_corpus("valid"))
     weighted = ensemble.fit_weights(valid)
     calibrated = ensemble.fit.fit_temperature(valid, rule=weighted.rule)
     final = ensemble.Ensemble(members, calibrated.rule)
-    registry.register_ensemble("final", final, note="weights and temperature fitted on valid")
-    zoo.export(registry, "final", folder)
+    registry.register_ensemble(name, final, note="weights and temperature fitted on valid")
+    zoo.export(registry, name, folder)
     return final.predict_proba(zoo.sample_corpus("test"))
 
 
@@ -40,10 +40,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--registry", type=Path, default=Path("registry.json"))
     parser.add_argument("--members", nargs="+", default=["*"], help="names or wildcards")
+    parser.add_argument("--name", default="shipped", help="of the ensemble")
     parser.add_argument("--folder", type=Path, default=Path("shipped"), help="must not exist yet")
     arguments = parser.parse_args()
 
-    sent = ship(zoo.Registry(arguments.registry), arguments.members, arguments.folder)
+    sent = ship(zoo.Registry(arguments.registry), arguments.members, arguments.name, arguments.folder)
     test = zoo.sample_corpus("test")
     with TemporaryDirectory() as elsewhere:
         received = receive(arguments.folder, zoo.Registry(Path(elsewhere) / "registry.json"))

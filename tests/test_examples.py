@@ -79,10 +79,19 @@ def test_the_two_commands_of_the_readme_are_those_that_ci_runs() -> None:
     assert [line.rsplit("/", 1)[1] for line in lines] == ["ensemble evaluate", "pytest"] or not README.exists()
 
 
-@pytest.mark.parametrize("block", blocks("python"))
-def test_python_on_the_pages_runs(block: str, home: Path) -> None:
-    """Each block by itself, in a new interpreter, in the folder of a new clone."""
-    run([sys.executable, "-c", block], home)
+RUN_BLOCKS = r"""
+import re, sys
+text = open(sys.argv[1], encoding="utf-8").read()
+for match in re.finditer(r"^```python\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL):
+    lines_above = "\n" * (text.count("\n", 0, match.start()) + 1)  # so that a traceback names the page's line
+    exec(compile(lines_above + match[1], sys.argv[1], "exec"), {"__name__": "__main__"})
+"""
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks("python", pages=[page])], ids=lambda page: page.name)
+def test_python_on_the_pages_runs(page: Path, home: Path) -> None:
+    """Each block with names of its own, in the folder of a new clone; one interpreter per page."""
+    run([sys.executable, "-c", RUN_BLOCKS, str(page)], home)
 
 
 @pytest.mark.parametrize("block", [b for b in blocks("bash") if "-m venv" not in b.values[0]])
