@@ -1,12 +1,12 @@
-"""What to believe of a report: coverage of intervals, optimism of choices, ties, temperatures.
+"""How far to trust a report: coverage of intervals, optimism of choices, ties, temperatures.
 
-Takes the members of a registry and what they say about the bundled corpus, or about one in the HW1P2 layout, and
-treats the judged recordings as the whole world: samples of them are drawn whose true gain is then known.
+Runs the members of a registry on the bundled corpus, or on one in the HW1P2 layout, and treats the judged recordings as
+the whole population: samples are drawn from it, so that the true gain is known.
 
     python benchmarks/judging.py --registry registry.json
 
-Two more need no registry: the memory that judging a store takes beyond the store (members made up, written to a
-temporary folder and removed), and the time that all pairs of 500 members take:
+Two more need no registry: how much memory it takes to judge a store, beyond the store itself (of synthetic members, in
+a temporary folder), and how long all pairs of 500 members take:
 
     python benchmarks/judging.py --memory 1000000
     python benchmarks/judging.py --pairs
@@ -30,11 +30,12 @@ from numpy.typing import NDArray
 import ensemble
 import ensemble.judge.diversity
 import zoo
+from ensemble.judge import best_member
 from ensemble.outputs.store import Contents, Store
 from zoo import _console
 
 Floats = NDArray[np.float64]
-_ONLY_AS_MANY = 40  # recordings in a sample
+_SAMPLE = 40  # recordings
 _TRIED = ("log_mean", "majority", "maximum", "mean", "median", "minimum", "power_mean", "product")
 
 
@@ -52,15 +53,15 @@ def main() -> None:
         return
     members = ensemble.load(zoo.Registry(given.registry), ["*"])
 
-    def said(partition: str) -> ensemble.MemberOutputs:
+    def collected(partition: str) -> ensemble.MemberOutputs:
         frames = zoo.sample_corpus(partition) if given.corpus is None else zoo.read_corpus(given.corpus, partition)
         return ensemble.collect(members, frames)
 
-    valid, test = said("valid"), said("test")
+    valid, test = collected("valid"), collected("test")
     for title, rows in (
         ("coverage of nominal 95 % intervals of the mean's gain", coverage(valid, test, given.trials)),
-        ("what a choice promises where it was made, and what it keeps", list(optimism(test, given.trials // 20))),
-        ("who breaks ties of the majority", list(ties(test))),
+        ("figures where a choice was made, and on other recordings", list(optimism(test, given.trials // 20))),
+        ("two ways to break ties of the majority", list(ties(test))),
         ("log-loss with temperatures fitted on valid, judged on test", list(temperatures(valid, test))),
     ):
         print(f"\n{title}")
@@ -68,8 +69,8 @@ def main() -> None:
 
 
 def coverage(valid: ensemble.MemberOutputs, test: ensemble.MemberOutputs, trials: int) -> list[dict[str, object]]:
-    """How often intervals from samples of recordings hold the gain over all of them."""
-    single = ensemble.evaluate(valid, {}, replicates=1).baseline
+    """How often intervals from samples of recordings contain the gain over all recordings."""
+    single = best_member(valid)
     labels = test.require_labels()
     right = test.probabilities.mean(dim=0).argmax(dim=1) == labels
     alone = test.subset([single]).probabilities[0].argmax(dim=1) == labels
@@ -77,9 +78,9 @@ def coverage(valid: ensemble.MemberOutputs, test: ensemble.MemberOutputs, trials
     groups, truth = _recordings(test), float(gain.mean())
     rng, hits, widths = np.random.default_rng(0), np.zeros(3), np.zeros(3)
     for _ in range(trials):
-        picks = rng.integers(len(groups), size=_ONLY_AS_MANY)
+        picks = rng.integers(len(groups), size=_SAMPLE)
         values = np.concatenate([gain[groups[pick]] for pick in picks])
-        where = np.repeat(np.arange(_ONLY_AS_MANY), [len(groups[pick]) for pick in picks])
+        where = np.repeat(np.arange(_SAMPLE), [len(groups[pick]) for pick in picks])
         for row, found in enumerate(
             (
                 ensemble.judge.bootstrap_interval(values, np.arange(len(values)), replicates=200),
@@ -97,24 +98,24 @@ def coverage(valid: ensemble.MemberOutputs, test: ensemble.MemberOutputs, trials
 
 
 def optimism(test: ensemble.MemberOutputs, trials: int) -> Iterator[dict[str, object]]:
-    """Choose or fit on one half of the recordings, judge on both halves; means over random halves."""
+    """Choose or fit on one half of the recordings and judge on both halves; means over random halves."""
     sums: dict[str, list[tuple[float, float]]] = {}
     rng = np.random.default_rng(0)
     groups = _recordings(test)
     for _ in range(trials):
         halves = [_part(test, groups, half) for half in np.array_split(rng.permutation(len(groups)), 2)]
-        for here, there in (halves, halves[::-1]):  # both ways, so that easy halves cancel out
-            for what, pair in _promised_and_kept(here, there).items():
+        for here, there in (halves, halves[::-1]):  # both ways, so that the difficulty of the halves cancels out
+            for what, pair in _here_and_there(here, there).items():
                 sums.setdefault(what, []).append(pair)
     for what, pairs in sums.items():
-        promised, kept = np.mean(pairs, axis=0)
-        yield {"chosen": what, "promised": round(promised, 3), "kept": round(kept, 3)}
+        here, there = np.mean(pairs, axis=0)
+        yield {"chosen": what, "where chosen": round(here, 3), "elsewhere": round(there, 3)}
 
 
-def _promised_and_kept(here: ensemble.MemberOutputs, there: ensemble.MemberOutputs) -> dict[str, tuple[float, float]]:
+def _here_and_there(here: ensemble.MemberOutputs, there: ensemble.MemberOutputs) -> dict[str, tuple[float, float]]:
     """Choices and weights made here, judged here and there."""
     rules = {name: ensemble.get_rule(name) for name in _TRIED}
-    rules["weighted"] = ensemble.WeightedMean(tuple(ensemble.fit_weights(here).weights))
+    rules["weighted"] = ensemble.fit_weights(here).rule
     first, second = (ensemble.evaluate(half, rules, replicates=1) for half in (here, there))
     assert first.best is not None
     chosen = {
@@ -147,7 +148,7 @@ def ties(test: ensemble.MemberOutputs) -> Iterator[dict[str, object]]:
 
 
 def temperatures(valid: ensemble.MemberOutputs, test: ensemble.MemberOutputs) -> Iterator[dict[str, object]]:
-    """Rules as they come, and with one temperature after them."""
+    """Rules as they are, and with one temperature after them."""
     rules = {"mean": ensemble.mean, "log_mean": ensemble.log_mean, "product": ensemble.product}
     rules |= {"majority": ensemble.majority, "maximum": ensemble.maximum}
     warm: dict[str, ensemble.Rule] = {}
@@ -171,11 +172,11 @@ def temperatures(valid: ensemble.MemberOutputs, test: ensemble.MemberOutputs) ->
 
 
 def memory(frames: int, *, members: int = 32, classes: int = 40) -> dict[str, object]:
-    """The most anonymous memory while a float16 store is judged, and how fast; Linux tells."""
+    """Peak anonymous memory while a float16 store is judged, and the speed; on Linux."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.randint(classes, (frames,), generator=generator)
     names = tuple(f"m{index}" for index in range(members))
-    contents = Contents("made-up", frames, tuple(map(str, range(classes))), "float32", "float16")
+    contents = Contents("synthetic", frames, tuple(map(str, range(classes))), "float32", "float16")
     with tempfile.TemporaryDirectory() as folder:
         store = Store(Path(folder), contents)
         store.add(names)
@@ -198,13 +199,13 @@ def memory(frames: int, *, members: int = 32, classes: int = 40) -> dict[str, ob
         "frames": frames,
         "store, GB": round(outputs.log_probabilities.nbytes / 1e9, 2),
         "anonymous before, GB": round(before, 2),
-        "at most, GB": round(peak.most, 2),
+        "at peak, GB": round(peak.most, 2),
         "frames/s": round(report.frames_per_second),
     }
 
 
 class _Peak:
-    """The most anonymous memory that was seen while the block ran, looked at a hundred times a second."""
+    """Peak anonymous memory while a block runs, sampled a hundred times a second."""
 
     def __init__(self) -> None:
         self.most, self._over = 0.0, threading.Event()
@@ -224,13 +225,13 @@ class _Peak:
 
 
 def _anonymous() -> float:
-    """GB of this process that no file stands behind."""
+    """GB of this process that no file backs."""
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) * 1024 / 1e9
 
 
 def pairs(members: int = 500, frames: int = 100_000) -> dict[str, object]:
-    """All measures of all pairs from right and wrong; the best of three."""
+    """Seconds for all measures of all pairs, the best of three."""
     right = np.random.default_rng(0).random((members, frames), dtype=np.float32) < 0.8
     seconds = []
     for _ in range(3):

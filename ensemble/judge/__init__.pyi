@@ -27,3 +27,4 @@ from .significance import mcnemar as mcnemar
 from .significance import mcnemar_exact as mcnemar_exact
 from .significance import right_and_wrong as right_and_wrong
 from .significance import t_interval as t_interval
+from .tables import best_member as best_member

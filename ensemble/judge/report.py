@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -17,18 +17,6 @@ from ensemble.judge.tables import Tally
 from ensemble.outputs import MemberOutputs
 from ensemble.rules.table import FittedRule, Rule
 
-_TABLES = ("members", "rules", "pairs", "classes", "confusions", "reliability")
-_FIGURES = (
-    "baseline",
-    "best",
-    "frames",
-    "recordings",
-    "oracle",
-    "tie_rate",
-    "seconds",
-    "frames_per_second",
-    "fingerprint",
-)
 _FEW = 20  # recordings
 
 
@@ -88,15 +76,16 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """The whole report as plain data; what is not a finite number becomes None."""
-        records = {name: _records(getattr(self, name)) for name in _TABLES}
-        return records | {name: _plain(getattr(self, name)) for name in _FIGURES} | {"notes": list(self.notes)}
-
-
-def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
-    return [{str(key): _plain(value) for key, value in row.items()} for row in table.to_dict("records")]
+        names = [field.name for field in fields(self)]
+        return {name: _plain(getattr(self, name)) for name in (*names, "frames_per_second")}
 
 
 def _plain(value: Any) -> Any:
+    """Tables as rows by column, numbers of NumPy as Python's, and None for what is missing or not finite."""
+    if isinstance(value, pd.DataFrame):
+        return [{str(key): _plain(cell) for key, cell in row.items()} for row in value.to_dict("records")]
+    if isinstance(value, tuple):
+        return list(value)
     if value is None or value is pd.NA:
         return None
     value = value.item() if isinstance(value, np.generic) else value
