@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from zoo._names import find, unknown, usable_device
-from zoo.data.normalisation import NORMALISATIONS, Affine
+from zoo.data.normalisation import NORMALISATIONS, Affine, Normalisation
 
 PADDINGS = ("recording", "corpus")
 _BLOCK = 65_536  # frames normalised at a time, so that preparing a corpus does not need a second copy of it
@@ -106,10 +106,10 @@ class FrameSet:
             ValueError: unknown normalisation.
         """
         function = find(NORMALISATIONS, "normalisation", normalisation)
-        cache: dict[str, Affine | None] = self.__dict__.setdefault("_affine", {})
-        if normalisation not in cache:
-            cache[normalisation] = function(self.features, self.starts)
-        return cache[normalisation]
+        cache: dict[Normalisation, Affine | None] = self.__dict__.setdefault("_affine", {})
+        if function not in cache:
+            cache[function] = function(self.features, self.starts)
+        return cache[function]
 
 
 def windows(

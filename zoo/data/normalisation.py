@@ -31,6 +31,8 @@ def normalisation(function: Normalisation) -> Normalisation:
         ... def peak(features, starts):
         ...     scale = 1 / features.abs().amax(dim=0, keepdim=True)
         ...     return scale, torch.zeros_like(scale)
+        >>> NORMALISATIONS.pop("peak")(torch.tensor([[2.0], [-4.0]]), torch.tensor([0, 2]))[0]
+        tensor([[0.2500]])
 
     Raises:
         ValueError: the name is taken.

@@ -87,8 +87,8 @@ def shape(widths: _Shape) -> _Shape:
         >>> @shape
         ... def hourglass(*, width=512, narrow=64):
         ...     return [width, narrow, width]
-        >>> list_architectures("hour*")
-        ['hourglass']
+        >>> ARCHITECTURES.pop("hourglass").options["narrow"]
+        64
 
     Raises:
         ValueError: as in `architecture`; or an option has the name of one that every shape has.

@@ -63,11 +63,10 @@ def activation(function: Function) -> Function:
         >>> @activation
         ... def squared_relu(x):
         ...     return x.relu().square()
-        >>> dense(3, 8, activation="squared_relu", batchnorm=False, dropout=0.0)
-        Sequential(
-          (0): Linear(in_features=3, out_features=8, bias=True)
-          (1): squared_relu()
-        )
+        >>> dense(3, 8, activation="squared_relu", batchnorm=False, dropout=0.0)[1]
+        squared_relu()
+        >>> ACTIVATIONS.pop("squared_relu").layer()(torch.tensor([-1.0, 3.0]))
+        tensor([0., 9.])
 
     Raises:
         ValueError: the name is taken.
