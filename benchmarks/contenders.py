@@ -16,11 +16,10 @@ from torch import Tensor, nn
 
 import ensemble
 import zoo
-from ensemble.run._engine import forms
+from ensemble.run._engine import fast_types, forms
 
 FEATURES, CONTEXT = 27, 20
 CLASSES = tuple(f"class {index}" for index in range(40))
-TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 Work = Callable[[], object]
 
 
@@ -32,9 +31,21 @@ class Setting:
     quick: bool
     ceilings: dict[str, float]  # floating-point operations per second of one large product, by type
 
+    @property
+    def has_bfloat16(self) -> bool:
+        """Whether this hardware multiplies faster in bfloat16; what needs that is left out where it does not."""
+        return "bfloat16" in self.ceilings
+
     def repeats(self, flop: float) -> int:
         """Fewer of what takes long."""
         return 3 if self.quick or flop > 2e12 else 7
+
+
+def ceilings(device: torch.device) -> dict[str, float]:
+    """By type, what this hardware multiplies at best; bfloat16 only where it is faster than float32."""
+    types = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    wanted = ["float32", *fast_types(device)]
+    return {name: ceiling(device, dtype) for name, dtype in types.items() if name in wanted}
 
 
 def ceiling(device: torch.device, dtype: torch.dtype, size: int = 4096) -> float:
@@ -129,17 +140,17 @@ def flop_of(models: Sequence[nn.Module]) -> float:
 
 
 def paired(works: Sequence[Work], *, repeats: int, least: float = 0.0, tidy: Work = lambda: None) -> list[float]:
-    """Median seconds of each; they take turns, so that a busy moment strikes all alike. `tidy` is not timed."""
+    """Median seconds of each; they take turns, so that a busy moment affects all alike. `tidy` is not timed."""
     taken: list[list[float]] = [[] for _ in works]
     for work in works:
         work()
     tidy()
     start = time.perf_counter()
     while len(taken[0]) < repeats or time.perf_counter() - start < least:
-        for work, found in zip(works, taken, strict=True):
-            found.append(seconds(work))
+        for work, times in zip(works, taken, strict=True):
+            times.append(seconds(work))
         tidy()
-    return [median(found) for found in taken]
+    return [median(times) for times in taken]
 
 
 def seconds(work: Work) -> float:
@@ -152,10 +163,10 @@ def seconds(work: Work) -> float:
 
 
 def machine(setting: Setting) -> str:
-    """One line: processor, threads, torch, and what it multiplies at best."""
+    """One line: processor, threads, torch, and what it multiplies at best; another one for what it lacks."""
     capabilities = torch.cpu.get_capabilities()
     name = torch.cuda.get_device_name() if setting.device.type == "cuda" else capabilities.get("cpu_name", "")
     rates = ", ".join(f"{kind} {rate / 1e9:.0f} GFLOP/s" for kind, rate in setting.ceilings.items())
-    return (
-        f"{name}, {platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}; product: {rates}"
-    )
+    parts = f"{name}, {platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    missing = "" if setting.has_bfloat16 else "\nbfloat16 is not faster on this hardware: its rows are left out"
+    return f"{parts}; product: {rates}{missing}"

@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -32,9 +33,8 @@ from benchmarks.contenders import (
     CLASSES,
     CONTEXT,
     FEATURES,
-    TYPES,
     Setting,
-    ceiling,
+    ceilings,
     compiled,
     flop_of,
     looped,
@@ -65,16 +65,14 @@ def main() -> None:
         print(_peak(given.peak))
         return
     device = torch.device(given.device)
-    setting = Setting(device, given.quick, {name: ceiling(device, dtype) for name, dtype in TYPES.items()})
+    setting = Setting(device, given.quick, ceilings(device))
     print(machine(setting))
-    for name, table in TABLES.items():
-        if given.only in (None, name):
-            rows = []
-            for row in table(setting):
-                rows.append(
-                    {key: float(f"{value:.3g}") if isinstance(value, float) else value for key, value in row.items()}
-                )
-                print(name, *rows[-1].values(), file=sys.stderr, flush=True)
+    for name in [given.only] if given.only else TABLES:
+        rows = []
+        for row in TABLES[name](setting):
+            rows.append({key: float(f"{v:.3g}") if isinstance(v, float) else v for key, v in row.items()})
+            print(name, *rows[-1].values(), file=sys.stderr, flush=True)
+        if rows:
             _console.print_table(rows, title=f"\n{name}")
 
 
@@ -101,12 +99,8 @@ def recordings(setting: Setting) -> Iterator[Row]:
     """Neighbouring frames: the first layer in the frequency domain."""
     frames = random_frames(8192 if setting.quick else 65_536)
     every = zoo.windows(frames, torch.arange(len(frames)), CONTEXT).to(setting.device)
-    for shape, precision, goal in (
-        (SHAPES[1], "float32", 1.2),
-        (SHAPES[2], "float32", 1.4),
-        (SHAPES[1], "auto", 1.2),
-        (SHAPES[2], "auto", 1.4),
-    ):
+    precisions = ["float32", "auto"] if setting.has_bfloat16 else ["float32"]
+    for precision, (shape, goal) in product(precisions, ((SHAPES[1], 1.2), (SHAPES[2], 1.4))):
         models, members = models_of(shape, setting, precision)
         flop = flop_of(models) * len(frames)
         ours, loop = paired(
@@ -116,10 +110,9 @@ def recordings(setting: Setting) -> Iterator[Row]:
             ],
             repeats=setting.repeats(flop),
         )
-        said = ensemble.collect(members, frames).probabilities[:, :4096]
-        apart = float(
-            (said - torch.cat([looped(models, x).cpu() for x in torch.split(every[:4096], 1024)], dim=1)).abs().max()
-        )
+        found = ensemble.collect(members, frames).probabilities[:, :4096]
+        expected = torch.cat([looped(models, x).cpu() for x in torch.split(every[:4096], 1024)], dim=1)
+        apart = float((found - expected).abs().max())
         share = flop / ours / setting.ceilings["bfloat16" if precision == "auto" else "float32"]
         near = apart <= (1e-5 if precision == "float32" else 1e-2)
         yield _row(shape, len(frames), [ours, loop, None], goal, loop / ours if near else 0.0, share, members) | {
@@ -128,8 +121,8 @@ def recordings(setting: Setting) -> Iterator[Row]:
 
 
 def automatic(setting: Setting) -> Iterator[Row]:
-    """Windows as a tensor, automatic precision."""
-    for shape in SHAPES:
+    """Windows as a tensor, automatic precision, where the hardware has a faster type."""
+    for shape in SHAPES if setting.has_bfloat16 else ():
         models, members = models_of(shape, setting, "auto")
         for size in (1024, 8192)[: 1 if setting.quick else 2]:
             x = torch.randn(size, (2 * CONTEXT + 1) * FEATURES, device=setting.device)
@@ -209,7 +202,7 @@ def storing(setting: Setting) -> Iterator[Row]:
         for start in range(0, len(frames), members.step):
             feed(start, min(start + members.step, len(frames)))
 
-    frames.fingerprint  # noqa: B018  # kept by the frames, and no part of either
+    frames.fingerprint  # noqa: B018  # cached by the frames, and no part of either
     with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR")) as folder:
         store, raw = Path(folder) / "store", Path(folder) / "raw"
         block, blocks = os.urandom(len(members) * len(CLASSES) * 2 * members.step), -(-len(frames) // members.step)
@@ -242,7 +235,7 @@ def storing(setting: Setting) -> Iterator[Row]:
 
 
 def memory(setting: Setting) -> Iterator[Row]:
-    """Peak memory of a process that streams N frames to a store, at two N."""
+    """Peak memory of a process that streams N frames to a store, for two values of N."""
     small, large = (50_000, 200_000) if setting.quick else (200_000, 1_000_000)
     peaks = []
     for frames in (small, large):
@@ -272,7 +265,8 @@ def peers(setting: Setting) -> Iterator[Row]:
 def compiling(setting: Setting) -> Iterator[Row]:
     """What torch's own compiler makes of the loop in the same type."""
     for shape in SHAPES[1:3]:
-        for precision, dtype in (("float32", torch.float32), ("auto", torch.bfloat16)):
+        types = {"float32": torch.float32} | ({"auto": torch.bfloat16} if setting.has_bfloat16 else {})
+        for precision, dtype in types.items():
             models, members = models_of(shape, setting, precision)
             x = torch.randn(1024 if setting.quick else 4096, (2 * CONTEXT + 1) * FEATURES, device=setting.device)
             fast = compiled(models, dtype)
@@ -319,11 +313,11 @@ class _Items(Dataset[Tensor]):
 
 
 def _peak(frames: int) -> float:
-    """MiB at most of this process after streaming so many frames."""
+    """Peak memory of this process in MiB, after streaming so many frames."""
     members = models_of((8, 128, 2), Setting(torch.device("cpu"), quick=True, ceilings={}), "float32")[1]
     with tempfile.TemporaryDirectory() as folder:
         ensemble.collect(members, random_frames(frames), cache=folder, dtype="float16")
-    status = Path("/proc/self/status")  # getrusage would tell the parent's peak, if that was higher
+    status = Path("/proc/self/status")  # getrusage would return the parent's peak, if that was higher
     if not status.exists():
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return int(status.read_text().split("VmHWM:")[1].split()[0]) / 1024
@@ -339,8 +333,7 @@ def _row(
     members: ensemble.Members,
 ) -> Row:
     ours, loop, stack = (None if t is None else t * 1e3 for t in times)
-    (group, _), *_ = members._groups
-    form = list(group.plans.values())[-1].form
+    plan = [row for row in members.plan() if row["chosen"]][-1]
     return {
         "M x width x depth": " x ".join(map(str, shape)),
         "frames": size,
@@ -352,7 +345,7 @@ def _row(
         "goal": goal,
         "got": round(ratio, 2),
         "holds": _yes(ratio >= goal),
-        "plan": f"{form.kind} {form.precision} at {form.tile}",
+        "plan": f"{plan['form']} {plan['precision']} at {plan['frames per step']}",
     }
 
 

@@ -65,20 +65,21 @@ class Plan:
     trials: tuple[Trial, ...] = ()
 
     def rows(self) -> list[dict[str, Any]]:
-        """One row per trial, the fastest first, for a table."""
+        """One row per trial, the fastest first, for a table; and one for the form chosen where it was not tried."""
         loop = next((t.seconds for t in self.trials if t.form.kind == "loop"), None)
+        tried = {trial.form: trial for trial in sorted(self.trials, key=lambda trial: trial.seconds)}
         return [
             {
-                "form": trial.form.kind,
-                "frames per step": trial.form.tile,
-                "precision": trial.form.precision,
-                "x loop": loop / trial.seconds if loop and trial.seconds < float("inf") else None,
-                "moved": trial.agreement.moved,
-                "changed": trial.agreement.changed,
-                "chosen": "yes" if trial.form == self.form else "",
-                "why": self.why if trial.form == self.form else trial.note,
+                "form": form.kind,
+                "frames per step": form.tile,
+                "precision": form.precision,
+                "x loop": loop / trial.seconds if loop and trial and trial.seconds < float("inf") else None,
+                "moved": trial and trial.agreement.moved,
+                "changed": trial and trial.agreement.changed,
+                "chosen": "yes" if form == self.form else "",
+                "why": self.why if form == self.form or not trial else trial.note,
             }
-            for trial in sorted(self.trials, key=lambda trial: trial.seconds)
+            for form, trial in (tried if self.form in tried else {self.form: None} | tried).items()
         ]
 
 
