@@ -1,13 +1,126 @@
 """`Ensemble`: one classifier, in scikit-learn's conventions, kept in a registry."""
 
+import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from sklearn.base import clone
+from sklearn.calibration import CalibrationDisplay
+from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.utils.estimator_checks import parametrize_with_checks
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor, nn
 
 import ensemble
 import zoo
+
+
+class AnyLength(nn.Module):
+    """Logits from the mean of a row of any length."""
+
+    def __init__(self, slope: float) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.linspace(-slope, 1, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, anything) -> (B, 4)."""
+        return x.float().mean(1, keepdim=True) * self.scale
+
+
+def linear() -> ensemble.Ensemble:
+    """Two models of two inputs and two classes."""
+    torch.manual_seed(0)
+    modules = {name: nn.Linear(2, 2) for name in "ab"}
+    return ensemble.Ensemble(ensemble.from_modules(modules, classes=["no", "yes"]), ensemble.mean)
+
+
+def any_length() -> ensemble.Ensemble:
+    """Two models of four classes that take rows of any length."""
+    modules = {"a": AnyLength(1.0), "b": AnyLength(2.0)}
+    return ensemble.Ensemble(ensemble.from_modules(modules, classes=[*"abcd"]), ensemble.WeightedMean([1, 1]))
+
+
+NAMES = "predictions are the members' class names, which the check compares with its own labels or as numbers"
+FROZEN = {
+    "check_do_not_raise_errors_in_init_or_set_params": "an ensemble is complete and consistent when it is made",
+    "check_n_features_in_after_fitting": "the members decide what length the inputs have, not the data",
+    "check_n_features_in": "the length of the inputs is known before fit",
+    "check_estimators_nan_inf": "the check's labels are floats; NaN and infinity are refused, see below",
+    "check_classifiers_one_label": NAMES,
+    "check_classifiers_classes": NAMES,
+    "check_supervised_y_2d": NAMES,
+    "check_classifiers_train": NAMES,
+    "check_estimators_pickle": NAMES,
+    "check_methods_sample_order_invariance": NAMES,
+    "check_methods_subset_invariance": NAMES,
+    "check_classifier_data_not_an_array": NAMES,
+    "check_fit_idempotent": NAMES,
+}
+
+
+@parametrize_with_checks(
+    [any_length()],
+    expected_failed_checks=lambda estimator: FROZEN,
+    xfail_strict=True,
+)
+def test_it_is_a_classifier_of_scikit_learn(estimator: ensemble.Ensemble, check: Any) -> None:
+    """All of scikit-learn's own checks, but those that a classifier with frozen members cannot pass."""
+    check(estimator)
+
+
+def test_inputs_are_checked_as_scikit_learn_checks_them() -> None:
+    """Another length, NaN, one row without its axis."""
+    final = linear()
+    assert final.n_features_in_ == 2
+    with pytest.raises(ValueError, match="X has 3 features, but Ensemble is expecting 2 features as input"):
+        final.predict(np.zeros((4, 3)))
+    with pytest.raises(ValueError, match="X has 3 features, but Ensemble is expecting 2 features as input"):
+        final.fit(np.zeros((4, 3)), [0, 1, 0, 1])
+    with pytest.raises(ValueError, match="Input X contains NaN"):
+        final.predict([[0.0, np.nan]])
+    with pytest.raises(ValueError, match="Reshape your data"):
+        final.predict(np.zeros(2))
+    assert not hasattr(any_length(), "n_features_in_")
+
+
+def test_fitting_changes_nothing() -> None:
+    """`fit` checks labels as `score` does, and returns the ensemble as it was; a clone has the same members."""
+    final, x = linear(), np.random.default_rng(0).normal(size=(6, 2))
+    before = final.predict_proba(x)
+    check_is_fitted(final)
+    assert final.fit(x, final.predict(x)) is final
+    copy = clone(final)
+    assert copy is not final
+    assert copy.get_params() == {"members": final.members, "rule": ensemble.mean}
+    np.testing.assert_array_equal(copy.fit(x, [0] * 6).predict_proba(x), before)
+    with pytest.raises(ValueError, match=r"expected labels among .* got \['perhaps'\]"):
+        final.fit(x, ["perhaps"] * 6)
+    with pytest.raises(ValueError, match="expected 6 labels, one per frame, got 2"):
+        final.fit(x, ["no", "yes"])
+
+
+def test_what_scikit_learn_does_with_classifiers() -> None:
+    """Cross-validation scores the frozen members, a search chooses a rule, a display draws the calibration."""
+    final, x = linear(), np.random.default_rng(0).normal(size=(60, 2))
+    y = np.where(np.arange(60) % 4 == 0, final.predict(x)[::-1], final.predict(x))
+    scores = cross_val_score(final, x, y, cv=3)
+    assert scores.mean() == pytest.approx(final.score(x, y))
+    weights = np.arange(60.0)
+    assert final.score(x, y, weights) == pytest.approx(np.average(final.predict(x) == y, weights=weights))
+    first = ensemble.WeightedMean([1, 0])
+    found = GridSearchCV(final, {"rule": [ensemble.mean, first]}, cv=2).fit(x, final.set_params(rule=first).predict(x))
+    assert found.best_params_ == {"rule": first}
+    display = CalibrationDisplay.from_estimator(final, x, y, n_bins=3)
+    assert len(display.y_prob) == 60
+
+
+def test_it_can_be_sent_to_another_process(final: ensemble.Ensemble, frames: zoo.FrameSet) -> None:
+    """As joblib does; members from a registry and fitted rules included."""
+    again = pickle.loads(pickle.dumps(final))
+    np.testing.assert_allclose(again.predict_proba(frames), final.predict_proba(frames), atol=1e-6)
 
 
 @pytest.fixture
@@ -28,15 +141,15 @@ def final(registry: zoo.Registry) -> ensemble.Ensemble:
 
 def test_its_probabilities_are_the_rule_of_the_members(final: ensemble.Ensemble, frames: zoo.FrameSet) -> None:
     """`predict_proba` = rule over the loop of single models; `predict` its best class by name."""
-    spoken = ensemble.collect(final.members, frames).probabilities
-    expected = (spoken * torch.tensor([1, 2, 3]).view(3, 1, 1) / 6).sum(0).numpy()
+    outputs = ensemble.collect(final.members, frames).probabilities
+    expected = (outputs * torch.tensor([1, 2, 3]).view(3, 1, 1) / 6).sum(0).numpy()
     np.testing.assert_allclose(final.predict_proba(frames), expected, atol=1e-6)
     assert final.predict(frames).tolist() == [frames.classes[i] for i in expected.argmax(1)]
     assert final.classes_.tolist() == list(frames.classes)
 
 
 def test_its_score_is_the_accuracy_of_names_indices_or_frames(final: ensemble.Ensemble, frames: zoo.FrameSet) -> None:
-    """Three ways to say the truth."""
+    """Three ways to give the labels."""
     names = np.array(frames.classes)[frames.labels.numpy()]
     share = float((final.predict(frames) == names).mean())
     assert final.score(frames) == final.score(frames, names) == final.score(frames, frames.labels) == share
@@ -44,9 +157,9 @@ def test_its_score_is_the_accuracy_of_names_indices_or_frames(final: ensemble.En
 
 def test_labels_that_do_not_fit_are_refused(final: ensemble.Ensemble, frames: zoo.FrameSet) -> None:
     """None, too few, unknown names, indices outside."""
-    silent = zoo.FrameSet(frames.features, None, frames.starts, frames.classes)
+    unlabelled = zoo.FrameSet(frames.features, None, frames.starts, frames.classes)
     with pytest.raises(ValueError, match="expected labels y"):
-        final.score(silent)
+        final.score(unlabelled)
     with pytest.raises(ValueError, match="expected 138 labels, one per frame, got 2"):
         final.score(frames, ["a", "b"])
     with pytest.raises(ValueError, match=r"expected labels among .* got \['z'\]"):

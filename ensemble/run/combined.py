@@ -1,38 +1,49 @@
-"""`Ensemble`: members and the rule that combines them, as one classifier that can be kept in a registry."""
+"""`Ensemble`: members and the rule that combines them, as one scikit-learn classifier that a registry can keep."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import column_or_1d, validate_data
 from torch import Tensor
 
 import zoo
 from ensemble.rules.fitted import rule_for
-from ensemble.rules.table import Rule, rule_from_json, rule_to_json
+from ensemble.rules.table import FittedRule, Rule, rule_from_json
 from ensemble.run.collecting import predictions
 from ensemble.run.loading import load
 from ensemble.run.members import Members
 
 Inputs = zoo.FrameSet | Tensor | NDArray[Any]
+Labels = Sequence[Any] | NDArray[Any] | Tensor
 
 
-class Ensemble:
-    """Members that answer with one voice, in scikit-learn's conventions.
+class Ensemble(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
+    """Members and the rule that combines them, as one classifier.
 
-    It is complete when made: there is nothing to fit, so there is no `fit`.
+    It is a scikit-learn classifier whose members are frozen: `clone` shares them, and `fit` checks its arguments and
+    changes nothing. So `cross_val_score`, `CalibrationDisplay.from_estimator` and `check_is_fitted` work, and
+    `GridSearchCV(final, {"rule": [mean, majority]})` chooses a rule.
 
     Args:
         members: M models with one set of classes.
-        rule: (M, N, C) probabilities -> (N, C), such as `mean` or `WeightedMean(weights)`.
+        rule: (M, N, C) probabilities -> (N, C), such as `mean` or `fit.rule`; one that knows the names of the members
+            it was fitted on finds them among these, in any order.
 
     Attributes:
         members: as given.
         rule: as given.
         classes_: (C,) names of the classes, in the order of the columns of `predict_proba`.
+        n_features_in_: length of one input vector; there is no such attribute where the members do not declare it.
+
+    Raises:
+        ValueError: a member that the rule needs is missing, or the rule does not return rows (N, C).
 
     Example:
         >>> from ensemble import from_modules, mean
@@ -45,48 +56,74 @@ class Ensemble:
     def __init__(self, members: Members, rule: Rule) -> None:
         self.members = members
         self.rule = rule
-        self._applied = rule_for(rule, members.names)
-        self.classes_: NDArray[np.str_] = np.array(members.classes)
-        self._combine(torch.full((len(members), 1, len(self.classes_)), 1 / len(self.classes_)))
+        self._combine(torch.full((len(members), 1, len(members.classes)), 1 / len(members.classes)))
+
+    @property
+    def classes_(self) -> NDArray[np.str_]:
+        """(C,) names of the classes."""
+        return np.array(self.members.classes)
+
+    @property
+    def n_features_in_(self) -> int:
+        """Length of one input vector."""
+        if self.members.inputs is None:
+            msg = "members that declare no length of their inputs have no n_features_in_"
+            raise AttributeError(msg)
+        return self.members.inputs
+
+    def fit(self, x: Inputs, y: Labels | None = None) -> Self:
+        """Check inputs and labels; neither the members nor the rule change.
+
+        Args:
+            x: frames or inputs, at least one.
+            y: as in `score`.
+
+        Raises:
+            ValueError: inputs that the members do not take, or labels that `score` would refuse.
+        """
+        inputs = self._inputs(x, least=1)
+        if y is not None:
+            check_classification_targets(np.asarray(y))
+        _check_lengths(self._truth(inputs, y), inputs)
+        return self
 
     def predict_proba(self, x: Inputs) -> NDArray[np.float32]:
         """(N, C) probabilities of the classes for N frames, or for (N, inputs) windows.
 
         Memory beyond the result is that of one piece of the frames, however many there are.
         """
-        inputs = torch.as_tensor(x) if isinstance(x, np.ndarray) else x
-        out = torch.empty(len(inputs), len(self.classes_))
-        at = 0
-        for spoken in predictions(self.members, inputs):
-            rows = self._combine(spoken.exp())
-            out[at : at + len(rows)] = rows
-            at += len(rows)
+        inputs = self._inputs(x)
+        out = torch.empty(len(inputs), len(self.members.classes))
+        start = 0
+        for values in predictions(self.members, inputs):
+            rows = self._combine(values.exp())
+            out[start : start + len(rows)] = rows
+            start += len(rows)
         return out.numpy()
 
     def predict(self, x: Inputs) -> NDArray[np.str_]:
-        """(N,) names of the most probable classes; of equals the first in `classes_`."""
+        """(N,) names of the most probable classes; of equally probable ones the first in `classes_`."""
         names: NDArray[np.str_] = self.classes_[self.predict_proba(x).argmax(axis=1)]
         return names
 
-    def score(self, x: Inputs, y: Sequence[Any] | NDArray[Any] | Tensor | None = None) -> float:
+    def score(self, x: Inputs, y: Labels | None = None, sample_weight: NDArray[Any] | None = None) -> float:
         """Accuracy, a fraction.
 
         Args:
-            x: frames or windows.
+            x: frames or inputs.
             y: (N,) class names, or indices into `classes_`; None takes the labels of the frames.
+            sample_weight: (N,) weight of each frame in the mean; None weighs all alike.
 
         Raises:
-            ValueError: no truth, as many labels as there are not frames, or a label that is no class.
+            ValueError: no labels, not one label per frame, or a label that is no class.
         """
         truth = self._truth(x, y)
         predicted = self.predict(x)
-        if len(truth) != len(predicted):
-            msg = f"expected {len(predicted)} labels, one per frame, got {len(truth)}"
-            raise ValueError(msg)
-        return float((predicted == truth).mean())
+        _check_lengths(truth, predicted)
+        return float(np.average(predicted == truth, weights=sample_weight))
 
     def to_json(self) -> dict[str, Any]:
-        """What a registry keeps: the members' references, the rule with its numbers, the order of the classes.
+        """Plain data for a registry: the members' references, the rule with its numbers, the order of the classes.
 
         Raises:
             ValueError: a member does not come from a registry, or the rule has no name.
@@ -95,13 +132,26 @@ class Ensemble:
         if foreign:
             msg = f"expected members from a registry, but {foreign} come from elsewhere; register them first"
             raise ValueError(msg)
+        rule = self._applied
         data = {
-            "members": [member.about.reference for member in self.members],
-            "rule": rule_to_json(self._applied),
+            "members": [about.reference for about in self.members.about],
+            "rule": rule.to_json(),
             "classes": list(self.members.classes),
         }
-        fingerprint = self._applied.fingerprint
-        return data | ({"fitted_on": fingerprint} if fingerprint else {})
+        return data | ({"fitted_on": rule.fingerprint} if rule.fingerprint else {})
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return True
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.requires_fit = False
+        return tags
+
+    @property
+    def _applied(self) -> FittedRule:
+        """The rule, with its members found among these."""
+        return rule_for(self.rule, self.members.names)
 
     def _combine(self, probabilities: Tensor) -> Tensor:
         rows = self._applied(probabilities)
@@ -110,28 +160,44 @@ class Ensemble:
             raise ValueError(msg)
         return rows
 
-    def _truth(self, x: Inputs, y: Sequence[Any] | NDArray[Any] | Tensor | None) -> NDArray[Any]:
+    def _inputs(self, x: Inputs, *, least: int = 0) -> zoo.FrameSet | Tensor:
+        """Frames and tensors as they are; any other array checked as scikit-learn does, with at least so many rows."""
+        if isinstance(x, zoo.FrameSet | Tensor):
+            return x
+        array = validate_data(self, x, reset=False, dtype="numeric", allow_nd=True, ensure_min_samples=least)
+        inputs = torch.from_numpy(np.require(array, requirements=["C", "W"]))
+        return inputs if inputs.is_floating_point() or self.members.inputs is None else inputs.float()
+
+    def _truth(self, x: Inputs, y: Labels | None) -> NDArray[Any]:
         if y is None:
             if not isinstance(x, zoo.FrameSet) or x.labels is None:
-                msg = "expected labels y, or frames that have labels, got neither"
+                why = "Ensemble requires y to be passed, but the target y is None"  # scikit-learn's words
+                msg = f"expected labels y, or frames that have labels: {why}"
                 raise ValueError(msg)
             y = np.array(x.classes)[x.labels.numpy()]
-        given = np.asarray(y)
+        given: NDArray[Any] = column_or_1d(np.asarray(y), warn=True)
+        classes = self.classes_
         if given.dtype.kind in "iu":
-            if given.size and not 0 <= given.min() <= given.max() < len(self.classes_):
-                msg = f"expected labels from 0 to {len(self.classes_) - 1}, got {given.min()} to {given.max()}"
+            if given.size and not 0 <= given.min() <= given.max() < len(classes):
+                msg = f"expected labels from 0 to {len(classes) - 1}, got {given.min()} to {given.max()}"
                 raise ValueError(msg)
-            names: NDArray[np.str_] = self.classes_[given]
+            names: NDArray[np.str_] = classes[given]
             return names
-        strange = sorted(set(given.tolist()) - set(self.classes_.tolist()))
-        if strange:
-            msg = f"expected labels among {self.classes_.tolist()}, got {strange}"
+        unknown = sorted(set(given.tolist()) - set(classes.tolist()))
+        if unknown:
+            msg = f"expected labels among {classes.tolist()}, got {unknown}"
             raise ValueError(msg)
         return given
 
 
+def _check_lengths(labels: NDArray[Any], frames: zoo.FrameSet | Tensor | NDArray[Any]) -> None:
+    if len(labels) != len(frames):
+        msg = f"expected {len(frames)} labels, one per frame, got {len(labels)}"
+        raise ValueError(msg)
+
+
 def load_ensemble(registry: zoo.Registry, name: str, **options: Any) -> Ensemble:
-    """An ensemble from a registry, every member's hash checked.
+    """An ensemble from a registry, with the hash of every member checked.
 
     Args:
         registry: where it was registered.
@@ -139,7 +205,7 @@ def load_ensemble(registry: zoo.Registry, name: str, **options: Any) -> Ensemble
         options: `device`, `precision`, `plan` as in `load`.
 
     Raises:
-        ValueError: unknown name, a blob that is not what was registered, or a rule that is not in the table.
+        ValueError: an unknown name, a blob that is not what was registered, or a rule that is not in the table.
     """
     entry = registry.get_ensemble(name)
     return Ensemble(load(registry, entry.members, **options), rule_from_json(entry.rule))

@@ -111,7 +111,11 @@ def versions(registry: zoo.Registry, references: str | Iterable[str]) -> dict[st
 
 def _member(name: str, module: nn.Module, classes: Sequence[str], spec: zoo.Spec | None) -> Member:
     size = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
-    return Member(name, tuple(classes), lambda: module, About(size), spec)
+    return Member(name, tuple(classes), partial(_itself, module), About(size), spec)
+
+
+def _itself(module: nn.Module) -> nn.Module:
+    return module  # a lambda could not be sent to another process
 
 
 def _expanded(registry: zoo.Registry, references: str | Iterable[str]) -> Iterator[zoo.Entry]:

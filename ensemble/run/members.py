@@ -6,9 +6,9 @@ import hashlib
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import zoo
 from ensemble.outputs import About
 from ensemble.run._engine import Batch, Group, first_line
-from ensemble.run.stack import Stack, unlike
+from ensemble.run.stack import Stack, linear_inputs, unlike
 from zoo import _names
 
 _log = logging.getLogger("ensemble")
@@ -121,6 +121,15 @@ class Members:
         """M names, in the user's order."""
         return tuple(member.name for member in self._members)
 
+    def __deepcopy__(self, memo: object) -> Self:
+        return self  # so that scikit-learn's `clone` shares them
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial(Members, device=self.device, precision=self.precision, plan=self.forced), (self._members,)
+
+    def __repr__(self) -> str:
+        return f"Members({', '.join(self.names)})"
+
     @property
     def about(self) -> tuple[About, ...]:
         """What is known of each: parameters, training frames, version in a registry."""
@@ -197,6 +206,11 @@ class Members:
                 continue
             cut = 0 if spec is None or widest is None else widest.context - spec.context
             group.run(batch.middle(cut, spec.features if spec else 0), self._writer(places, out))
+
+    @cached_property
+    def inputs(self) -> int | None:
+        """Length of the input vectors that `log_probabilities` takes; None where the members do not declare it."""
+        return linear_inputs(self._members[0].module) if self.widest is None else self.widest.inputs
 
     @cached_property
     def widest(self) -> zoo.Spec | None:

@@ -202,13 +202,16 @@ def _shapes(module: nn.Module) -> dict[str, tuple[tuple[int, ...], torch.dtype]]
     return {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in own}
 
 
-def _random_inputs(module: nn.Module) -> Tensor | None:
-    """Rows for the first layer with weights, where that is a Linear."""
+def linear_inputs(module: nn.Module) -> int | None:
+    """Length of the inputs of the first layer with weights, where that is a Linear."""
     first = next((m for m in module.modules() if any(True for _ in m.parameters(recurse=False))), None)
-    if not isinstance(first, nn.Linear):
-        return None
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(_PROBED, first.in_features, generator=generator).to(first.weight)
+    return first.in_features if isinstance(first, nn.Linear) else None
+
+
+def _random_inputs(module: nn.Module) -> Tensor | None:
+    """Rows for a first layer that is a Linear."""
+    inputs, generator = linear_inputs(module), torch.Generator().manual_seed(0)
+    return None if inputs is None else torch.randn(_PROBED, inputs, generator=generator).to(next(module.parameters()))
 
 
 def _hollow(module: nn.Module) -> nn.Module:

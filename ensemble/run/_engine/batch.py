@@ -75,8 +75,6 @@ class Batch:
 
     def typed(self, dtype: torch.dtype) -> Batch:
         """The same with inputs of the type of a model's weights; integers stay integers."""
-        if dtype == torch.float32:
-            return self
         return Batch(self.count, lambda: self.windows.to(dtype) if self.windows.is_floating_point() else self.windows)
 
     def head(self, count: int) -> Batch:
