@@ -21,15 +21,17 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 import zoo
 from zoo.registry.blobs import Blobs
-from zoo.registry.document import Document, write
-from zoo.registry.intake import Parcel, parcel
-from zoo.registry.upkeep import problem_of
+from zoo.registry.load import problem_of
+from zoo.registry.register import Prepared, prepare
+from zoo.registry.text import new_record, write
+from zoo.registry.types import ModelRecord, Snapshot, VersionRecord, plain
 
 SIZES = (10, 1_000, 10_000, 100_000)
 BATCH = 1_000
@@ -80,23 +82,23 @@ def measure(path: Path, size: int) -> list[float | None]:
     """One row, in the order of `COLUMNS`."""
     spec = zoo.Spec("cylinder", features=27, context=1, classes=40, options={"width": 16, "depth": 1})
     checkpoint = zoo.Checkpoint.from_module(zoo.build(spec, seed=0), spec, zoo.PHONEMES)
-    made = parcel("first", checkpoint)
+    made = prepare("first", checkpoint)
     deposited(path, ["first"], made)
-    megabytes = path.write_bytes(filled(size, made.fields)) / 1e6
+    megabytes = path.write_bytes(filled(size, plain(made.record))) / 1e6
     middle, times = f"model-{size // 2}", 7 if size < 100_000 else 3
     opening = best(lambda: zoo.Registry(path).get(middle), times)
     one = min(deposited(path, [f"one-{index}"], made)[0] for index in range(times))
-    plain = best(lambda: plainly(path, path.with_name("plain.json")), times)
+    naive = best(lambda: plainly(path, path.with_name("plain.json")), times)
     batch, after, blob = transaction(path, made, 3 if size == 100_000 else 7)
     registry = zoo.Registry(path)
     entries = registry.entries("model-*")[:BATCH]
     verify = best(lambda: [problem_of(registry.blobs, entry) for entry in entries], 1)
     most = REGISTER_MOST.get(size)
-    costs = [opening, OPEN_MOST.get(size), one, most, plain, batch, most and 2 * most, 2 * after, blob]
+    costs = [opening, OPEN_MOST.get(size), one, most, naive, batch, most and 2 * most, 2 * after, blob]
     return [size, megabytes, *costs, verify / len(entries)]
 
 
-def transaction(path: Path, made: Parcel, times: int) -> tuple[float, float, float]:
+def transaction(path: Path, made: Prepared, times: int) -> tuple[float, float, float]:
     """A thousand registrations in one transaction, one more after them, and the blob of one."""
     text, rows = path.read_bytes(), []
     for _ in range(times):
@@ -121,21 +123,22 @@ def filled(size: int, fields: Any) -> bytes:
     frames = hashlib.sha256(b"frames").hexdigest()
     metric = {"value": 0.8612345, "unit": "fraction", "n": 100_000, "frames": frames}
     more = {"recipe": recipe, "metrics": {"valid/accuracy": metric}, "trained_on": frames, "n": 1}
+    line = new_record(VersionRecord, "model", {**fields, **more})
     models = {
-        name: {"versions": {identity(name): {**fields, **more, "note": name}}}
+        name: ModelRecord(versions={identity(name): msgspec.structs.replace(line, note=name)})
         for name in (f"model-{index}" for index in range(size))
     }
-    return write(Document(models))
+    return write(Snapshot(models))
 
 
-def deposited(path: Path, names: Sequence[str], made: Parcel) -> tuple[float, float]:
+def deposited(path: Path, names: Sequence[str], made: Prepared) -> tuple[float, float]:
     """Milliseconds to register a prepared model under new names, by a program that has just begun: lines, blobs."""
-    registry, many = zoo.Registry(path), {name: replace(made, id=identity(name)) for name in names}
+    registry, many = zoo.Registry(path), {name: msgspec.structs.replace(made, id=identity(name)) for name in names}
     registry.blobs = blobs = TimedBlobs(path)
     start = time.perf_counter()
     with registry.transaction() if len(names) > 1 else nullcontext():
-        for name, parcel_of_name in many.items():
-            registry.deposit(name, parcel_of_name)
+        for name, prepared in many.items():
+            registry.add(name, prepared)
     return (time.perf_counter() - start) * 1e3 - blobs.taken, blobs.taken
 
 

@@ -19,8 +19,7 @@ from torch import nn
 import zoo
 from zoo import CheckpointError
 from zoo.checkpoint import decode, encode, read, verify, verify_bytes, write
-from zoo.checkpoint.match import restore
-from zoo.checkpoint.probe import check_probe, probe
+from zoo.checkpoint.match import check_probe, probe, restore
 
 CORPUS = Path(__file__).parents[2] / "shared" / "corpus" / "safetensors.json"
 CASES = json.loads(CORPUS.read_text())["cases"] if CORPUS.exists() else []

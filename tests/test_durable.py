@@ -11,10 +11,9 @@ import pytest
 
 import zoo
 from zoo import _files
-from zoo.registry import Registry
-from zoo.registry.document import parse
-from zoo.registry.intake import Parcel, parcel
-from zoo.registry.references import RegistryError
+from zoo.registry import Registry, RegistryError
+from zoo.registry.register import Prepared, prepare
+from zoo.registry.text import parse
 
 Operation = tuple[str, Path, object]
 Disk = dict[Path, bytes]
@@ -111,23 +110,23 @@ def violation(registry: Path, state: Disk, allowed: list[bytes | None]) -> str:
     if raw is None:
         return ""
     folder = registry.parent / "checkpoints" / "sha256"
-    for name, _, fields in parse(raw).versions():
-        blob = state.get(folder / f"{fields['blob'].removeprefix('sha256:')}.safetensors", b"")
-        if len(blob) != fields["bytes"]:
-            return f"the blob of {name} is torn or missing"
+    for entry in parse(raw).versions():
+        blob = state.get(folder / f"{entry.sha256}.safetensors", b"")
+        if len(blob) != entry.bytes:
+            return f"the blob of {entry.name} is torn or missing"
     return ""
 
 
 def recorded(
-    folder: Path, parcels: list[Parcel], monkeypatch: pytest.MonkeyPatch
+    folder: Path, parcels: list[Prepared], monkeypatch: pytest.MonkeyPatch
 ) -> tuple[Registry, Disk, list[Operation]]:
     """A second registration: the disk before it, and its operations."""
     registry = Registry(folder / "registry.json")
-    registry.deposit("first", parcels[0])
+    registry.add("first", parcels[0])
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"}
     recorder = Recorder()
     monkeypatch.setattr(_files, "system", recorder)
-    registry.deposit("second", parcels[1])
+    registry.add("second", parcels[1])
     return registry, before, recorder.operations
 
 
@@ -143,11 +142,11 @@ def violations(registry: Registry, before: Disk, operations: list[Operation]) ->
 
 
 @pytest.fixture(scope="module")
-def two() -> list[Parcel]:
+def two() -> list[Prepared]:
     """What the registration of two models puts on the disk."""
     spec = zoo.Spec("cylinder", features=2, context=1, classes=2, options={"width": 4, "depth": 1})
     models = [zoo.Checkpoint.from_module(zoo.build(spec, seed=seed), spec, ["no", "yes"]) for seed in (0, 1)]
-    return [parcel(name, model) for name, model in zip(("first", "second"), models, strict=True)]
+    return [prepare(name, model) for name, model in zip(("first", "second"), models, strict=True)]
 
 
 def test_a_power_cut_at_any_moment_leaves_the_old_or_the_new_registry(tmp_path, two, monkeypatch):
@@ -256,10 +255,10 @@ def test_a_sparse_terabyte_is_refused_without_reading(tmp_path):
 def test_a_registry_that_is_a_link_is_not_written(tmp_path, two):
     """A rename would cut the link off and leave the file it points to as it was."""
     registry = Registry(tmp_path / "real.json")
-    registry.deposit("first", two[0])
+    registry.add("first", two[0])
     (tmp_path / "registry.json").symlink_to(tmp_path / "real.json")
     with pytest.raises(RegistryError, match="symbolic link"):
-        Registry(tmp_path / "registry.json").deposit("second", two[1])
+        Registry(tmp_path / "registry.json").add("second", two[1])
     assert registry.list() == ["first"]
 
 

@@ -17,7 +17,7 @@ ORDER = {
 DOORS = {
     "torchaudio": {"zoo.data.audio"},
     "torch.func": {"ensemble.run.stack"},
-    "filelock": {"zoo.registry.protocol"},
+    "filelock": {"zoo.registry.transaction"},
     "safetensors": {"zoo.checkpoint", "ensemble.outputs.store"},
     "matplotlib": {"ensemble.judge.plots", "zoo.search.pictures"},
     "wandb": {"zoo.logs"},

@@ -15,7 +15,6 @@ from safetensors.torch import save_file
 import zoo
 from zoo import CheckpointError, RegistryError, _files
 from zoo.checkpoint.header import read_header
-from zoo.registry.layered import added, plain
 
 SPEC = zoo.Spec("cylinder", features=2, context=1, classes=2, options={"width": 4, "depth": 1})
 CLASSES = ("no", "yes")
@@ -437,17 +436,3 @@ def test_a_transaction_keeps_what_others_commit_meanwhile(registry):
     assert early.number == 3
     assert registry.get(early.id).number == 4
     assert [entry.number for entry in registry.entries("a")] == [1, 2, 3, 4]
-
-
-def test_a_layered_table_says_what_a_dict_says():
-    """After hundreds of entries, new ones and replaced ones; what it was before still says what it said."""
-    table, oracle = {"base": 0}, {"base": 0}
-    for step in range(350):
-        before, was, key = table, dict(oracle), f"key-{step * 7 % 120}"
-        table, oracle[key] = added(table, key, step), step
-        assert plain(before) == was
-        assert (table[key], table.get(key), key in table, len(table)) == (step, step, True, len(oracle))
-        assert (table["base"], table.get("other"), "other" in table) == (0, None, False)
-    assert plain(table) == dict(table) == oracle
-    with pytest.raises(KeyError):
-        table["other"]

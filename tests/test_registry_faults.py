@@ -9,15 +9,16 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 
 import zoo
 from zoo import _files
-from zoo.registry import Registry, changes, protocol
-from zoo.registry.document import parse
-from zoo.registry.intake import Parcel, parcel
-from zoo.registry.references import RegistryError
+from zoo.registry import Registry, RegistryError, changes
+from zoo.registry.register import Prepared, prepare
+from zoo.registry.text import parse
+from zoo.registry.transaction import RegistryFile, locked
 
 SPEC = zoo.Spec("cylinder", features=2, context=1, classes=2, options={"width": 4, "depth": 1})
 CALLS = ("open", "write", "read_into", "chmod", "sync", "close", "rename", "touch", "lock", "make_folder")
@@ -29,17 +30,17 @@ def checkpoint(seed: int) -> zoo.Checkpoint:
 
 
 @pytest.fixture(scope="module")
-def parcels() -> list[Parcel]:
+def parcels() -> list[Prepared]:
     """What the registrations of six models put on the disk."""
-    return [parcel(f"model-{seed}", checkpoint(seed)) for seed in range(6)]
+    return [prepare(f"model-{seed}", checkpoint(seed)) for seed in range(6)]
 
 
 @pytest.fixture
-def registry(tmp_path: Path, parcels: list[Parcel]) -> Registry:
+def registry(tmp_path: Path, parcels: list[Prepared]) -> Registry:
     """A registry of two models."""
     registry = Registry(tmp_path / "registry.json")
     for index in (0, 1):
-        registry.deposit(f"model-{index}", parcels[index])
+        registry.add(f"model-{index}", parcels[index])
     return registry
 
 
@@ -57,15 +58,15 @@ class Counting(_files.System):
         return super().__getattribute__(name)
 
 
-def calls_of(tmp_path: Path, parcels: list[Parcel], monkeypatch: pytest.MonkeyPatch) -> int:
+def calls_of(tmp_path: Path, parcels: list[Prepared], monkeypatch: pytest.MonkeyPatch) -> int:
     """How many system calls the third registration makes."""
     registry = Registry(tmp_path / "counted" / "registry.json")
     for index in (0, 1):
-        registry.deposit(f"model-{index}", parcels[index])
+        registry.add(f"model-{index}", parcels[index])
     counting = Counting()
     with monkeypatch.context() as patch:
         patch.setattr(_files, "system", counting)
-        registry.deposit("model-2", parcels[2])
+        registry.add("model-2", parcels[2])
     return counting.count
 
 
@@ -112,13 +113,13 @@ def test_kill_before_any_system_call_leaves_old_or_new_state(tmp_path, registry,
 
         def act(number: int = number) -> None:
             _files.system = Counting(number, lambda: os.kill(os.getpid(), signal.SIGKILL))
-            registry.deposit("model-2", parcels[2])
+            registry.add("model-2", parcels[2])
 
         assert in_child(act) == -signal.SIGKILL
         now = state(Registry(registry.path))
         assert now in (old, new), f"call {number}"
         seen.add(now == new)
-        registry.deposit("model-3", parcels[3])
+        registry.add("model-3", parcels[3])
         assert state(registry) == {**now, "model-3": parcels[3].sha256}
         registry.collect_garbage(older_than=-60)
         blobs = {path.name for path in registry.blobs.folder.iterdir()}
@@ -142,7 +143,7 @@ def test_a_disk_that_refuses_any_system_call_changes_nothing(tmp_path, registry,
 
         with monkeypatch.context() as patch:
             patch.setattr(_files, "system", Counting(number, act))
-            error = refusal(lambda: registry.deposit("model-2", parcels[2]))
+            error = refusal(lambda: registry.add("model-2", parcels[2]))
         reason = "" if error is None else error.reason
         reasons.append(reason)
         assert (registry.path.read_bytes() == text) is (reason == "DISK"), f"call {number}: {error}"
@@ -158,8 +159,7 @@ def test_a_disk_that_refuses_any_system_call_changes_nothing(tmp_path, registry,
 def test_eight_writers_lose_nothing_and_a_reader_sees_no_torn_file(tmp_path, parcels):
     """8 processes x 25 registrations: 200 of 200, each number once; every look at the file finds it whole."""
     registry = Registry(tmp_path / "registry.json")
-    registry.deposit("model-0", parcels[0])
-    fields = {key: value for key, value in parcels[0].fields.items() if key != "blob"}
+    registry.add("model-0", parcels[0])
 
     def write(writer: int) -> None:
         for index in range(25):
@@ -167,12 +167,9 @@ def test_eight_writers_lose_nothing_and_a_reader_sees_no_torn_file(tmp_path, par
             identity = f"{writer:06x}{index:06x}"
             name = "shared" if index % 5 == 0 else f"of-{writer}-{index}"
             sha256 = registry.blobs.put(data)
-            line = {**fields, "blob": f"sha256:{sha256}", "bytes": len(data)}
-            protocol.commit(
-                registry.path,
-                lambda document, n=name, i=identity, f=line: changes.add_version(document, n, i, f),
-                timeout=120,
-                create=False,
+            line = msgspec.structs.replace(parcels[0].record, blob=f"sha256:{sha256}", bytes=len(data))
+            RegistryFile(registry.path, timeout=120).commit(
+                lambda draft, n=name, i=identity, r=line: changes.add_version(draft, n, i, r)
             )
 
     children = []
@@ -207,7 +204,7 @@ def held_elsewhere(registry: Registry) -> int:
     ready, done = os.pipe()
     child = os.fork()
     if child == 0:
-        with protocol.locked(registry.path, timeout=10):
+        with locked(registry.path, timeout=10):
             os.write(done, b"x")
             signal.pause()
         os._exit(0)
@@ -221,7 +218,7 @@ def test_a_stopped_holder_keeps_the_lock_and_is_named(registry, parcels):
     os.kill(child, signal.SIGSTOP)
     impatient = Registry(registry.path, timeout=0.1)
     with pytest.raises(RegistryError, match=f"held by process {child} on"):
-        impatient.deposit("model-2", parcels[2])
+        impatient.add("model-2", parcels[2])
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     assert registry.list() == ["model-0", "model-1"]
@@ -233,7 +230,7 @@ def test_a_killed_holder_frees_the_lock_at_once(registry, parcels):
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     started = time.monotonic()
-    registry.deposit("model-2", parcels[2])
+    registry.add("model-2", parcels[2])
     assert time.monotonic() - started < 5
     assert "model-2" in registry.list()
 
@@ -322,7 +319,7 @@ def test_registering_the_same_weights_again_mends_a_damaged_blob(registry, parce
     """The version stays the same, its bytes are whole again."""
     before = registry.get("model-0")
     damage(registry.blobs.path(before.sha256), registry.blobs.path(registry.get("model-1").sha256))
-    assert registry.deposit("model-0", parcels[0]) == before
+    assert registry.add("model-0", parcels[0]) == before
     assert registry.verify() == []
 
 
@@ -360,12 +357,12 @@ def test_an_editor_that_changes_the_file_meanwhile_loses_nothing(registry, parce
         most = 1
 
     monkeypatch.setattr(_files, "system", Editor())
-    registry.deposit("model-2", parcels[2])
+    registry.add("model-2", parcels[2])
     assert registry.list() == ["model-0", "model-1", "model-2"]
-    assert registry.document().extensions == {"x-1": "1"}
+    assert {key: bytes(raw) for key, raw in registry.snapshot().extensions.items()} == {"x-1": b"1"}
     Editor.most = 99
     with pytest.raises(RegistryError, match="changed 3 times") as caught:
-        registry.deposit("model-3", parcels[3])
+        registry.add("model-3", parcels[3])
     assert caught.value.reason == "CONFLICT"
     assert "model-3" not in registry.list()
     assert leftovers(registry.path.parent) == []
@@ -387,9 +384,9 @@ def test_all_that_can_be_is_recovered_and_the_rest_is_told(registry):
     """The same weights with other classes, a name that is taken: their blobs are named, all others come back."""
     first = checkpoint(0)
     others = [
-        parcel("model-0", zoo.Checkpoint(SPEC, first.tensors, ("yes", "no"))),
-        parcel("MODEL-1", checkpoint(1)),
-        parcel("model-0", zoo.Checkpoint(SPEC, first.tensors, ("no", "yes"), note="again")),
+        prepare("model-0", zoo.Checkpoint(SPEC, first.tensors, ("yes", "no"))),
+        prepare("MODEL-1", checkpoint(1)),
+        prepare("model-0", zoo.Checkpoint(SPEC, first.tensors, ("no", "yes"), note="again")),
     ]
     for blob in others:
         registry.blobs.put(blob.data)
@@ -417,7 +414,7 @@ def test_a_damaged_registry_is_to_be_moved_away_before_it_is_rebuilt(registry):
 def test_garbage_collection_keeps_what_another_registry_of_the_folder_holds(registry, parcels):
     """They share the store; one that cannot be read stops everything."""
     other = Registry(registry.path.with_name("other.json"))
-    other.deposit("model-2", parcels[2])
+    other.add("model-2", parcels[2])
     loose = registry.blobs.path(registry.blobs.put(parcels[3].data))
     (registry.path.parent / "notes.json").write_text('{"name": "zoo-registry"}')
     os.mkfifo(registry.path.parent / "pipe")
@@ -451,7 +448,7 @@ def test_garbage_collection_goes_on_past_what_it_cannot_remove(registry, parcels
     monkeypatch.setattr(Path, "lstat", late)
     with monkeypatch.context() as patch:
         patch.setattr(_files, "system", Keeping())
-        with pytest.raises(RegistryError, match=rf"cannot remove {loose[0]}.*all else"):
+        with pytest.raises(RegistryError, match=rf"cannot remove {loose[0]}.*everything else"):
             registry.collect_garbage(older_than=-60)
     assert registry.collect_garbage(older_than=-60) == [loose[0]]
     assert registry.recover() == registry.entries()

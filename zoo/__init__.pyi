@@ -29,7 +29,7 @@ from .models.spec import count_parameters as count_parameters
 from .registry import EnsembleEntry as EnsembleEntry
 from .registry import Entry as Entry
 from .registry import Registry as Registry
-from .registry.references import RegistryError as RegistryError
+from .registry.types import RegistryError as RegistryError
 from .search.sample import grid as grid
 from .search.sample import random_budget as random_budget
 from .search.sample import random_grid as random_grid

@@ -25,9 +25,8 @@ from zoo.checkpoint import Checkpoint, decode, foreign
 from zoo.checkpoint.header import CheckpointError, read_header
 from zoo.models.spec import Spec
 from zoo.registry import Registry
-from zoo.registry.entries import EnsembleEntry, Entry
-from zoo.registry.reading import tensors
-from zoo.registry.references import RegistryError
+from zoo.registry.load import tensors
+from zoo.registry.types import EnsembleEntry, Entry, RegistryError
 
 _REPOSITORY = re.compile(r"(?:[\w-][\w.-]*/)?[\w-][\w.-]*", re.ASCII)
 _CONFIG, _WEIGHTS, _CARD, _MEMBERS = "config.json", "model.safetensors", "README.md", "members"
@@ -176,7 +175,7 @@ def _export_model(registry: Registry, entry: Entry, folder: Path) -> None:
         "model_type": "zoo",
         "name": entry.name,
         "architectures": [entry.architecture],
-        "spec": dict(entry.fields["spec"]),
+        "spec": entry.spec_data,
         "id2label": labels,
         "label2id": {name: int(index) for index, name in labels.items()},
         "about": {key: value for key, value in entry.to_json().items() if key not in ("spec", "classes", "blob")},
@@ -191,7 +190,7 @@ def _export_ensemble(registry: Registry, entry: EnsembleEntry, folder: Path) -> 
     for place, member in zip(places, members, strict=True):
         _files.make_folders(folder / _MEMBERS / place)
         _export_model(registry, member, folder / _MEMBERS / place)
-    about = {key: value for key, value in entry.fields.items() if key not in ("members", "created")}
+    about = {key: value for key, value in entry.to_json().items() if key not in ("name", "members", "created")}
     _write_json(
         folder / _CONFIG, {"model_type": "zoo-ensemble", "name": entry.name, "members": places, "ensemble": about}
     )
@@ -248,7 +247,7 @@ def _write_json(path: Path, data: Mapping[str, Any]) -> None:
 
 
 def _card(entry: Entry) -> str:
-    spec = entry.fields["spec"]
+    spec = entry.spec_data
     options = ", ".join(f"{key} {value}" for key, value in spec["options"].items())
     return f"""---
 library_name: zoo-ensemble

@@ -217,7 +217,7 @@ def saved_rules(ensembles: Mapping[str, zoo.EnsembleEntry], outputs: MemberOutpu
             remedy = "collect the outputs again" if "" in positions else "name it with --members"
             msg = f"expected all members of the ensemble {name!r} among those judged, got none with the ids {missing}"
             raise ValueError(f"{msg}; {remedy}")
-        if tuple(entry.fields["classes"]) != outputs.classes:
+        if entry.classes != outputs.classes:
             msg = f"expected the classes in the order of the ensemble {name!r}; name it first, or alone, with --members"
             raise ValueError(msg)
         rules[name] = Among(rule_from_json(entry.rule), tuple(positions[id] for id in entry.members))

@@ -1,8 +1,8 @@
 """One checkpoint = one safetensors file: weights, and all that is needed to use and to trust them.
 
-The file has one metadata key with canonical JSON, so its bytes are a function of its content: the same
-weights give the same blob. Reading checks everything before a model is made: the bytes
-(`verify_bytes`), the metadata, the fit to the spec (`check_fit`), the values. Nothing is ever unpickled.
+The file has one metadata key with canonical JSON, so its bytes are a function of its content: the same weights give
+the same blob. Reading checks everything before a model is made: the bytes (`verify_bytes`), the metadata, the fit to
+the spec (`check_fit`), the values. Nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ KINDS = ("trained", "averaged", "imported")
 _KEY = "zoo"
 _FORMAT = "zoo-checkpoint"
 _SCHEMA = 1
-_PROSE = {"metrics": dict, "recipe": dict | None, "parents": list, "kind": str, "trained_on": str, "note": str}
+_ABOUT = {"metrics": dict, "recipe": dict | None, "parents": list, "kind": str, "trained_on": str, "note": str}
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,6 +121,17 @@ class Checkpoint:
         """sha256 of the tensors' content: names, element types, shapes and bytes; 64 hex digits."""
         return content_digest(self.tensors)
 
+    def about(self) -> dict[str, Any]:
+        """Where the checkpoint comes from, as plain data: metrics, recipe, parents, kind, trained_on, note."""
+        return {
+            "metrics": {key: dict(value) for key, value in self.metrics.items()},
+            "recipe": None if self.recipe is None else dict(self.recipe),
+            "parents": list(self.parents),
+            "kind": self.kind,
+            "trained_on": self.trained_on,
+            "note": self.note,
+        }
+
     def to_module(self, device: torch.device | str = "cpu") -> nn.Module:
         """A new model in eval mode with these weights; it shares no memory with the checkpoint."""
         module = build(self.spec, device="meta")
@@ -143,19 +154,14 @@ def encode(checkpoint: Checkpoint, *, name: str = "") -> bytes:
         "name": name,
         "spec": checkpoint.spec.to_dict(),
         "classes": list(checkpoint.classes),
-        "metrics": {key: dict(value) for key, value in checkpoint.metrics.items()},
-        "recipe": None if checkpoint.recipe is None else dict(checkpoint.recipe),
-        "parents": list(checkpoint.parents),
-        "kind": checkpoint.kind,
-        "trained_on": checkpoint.trained_on,
-        "note": checkpoint.note,
+        **checkpoint.about(),
     }
     try:
         text = canonical(about)
         if parse_strictly(text) != about:
             raise TypeError("expected plain data: lists, not tuples, and keys that are strings")
     except (ValueError, TypeError) as error:
-        raise CheckpointError("METADATA", f"cannot keep what the checkpoint says of itself: {error}") from error
+        raise CheckpointError("METADATA", f"cannot write the checkpoint's metadata: {error}") from error
     return pack(checkpoint.tensors, {_KEY: text})
 
 
@@ -171,15 +177,15 @@ def decode(data: bytes | bytearray) -> Checkpoint:
         spec = Spec.from_dict(about["spec"])
     except (ValueError, TypeError) as error:
         raise CheckpointError("SPEC", f"the checkpoint's spec cannot be used: {error}") from error
-    known = {name: about[name] for name in _PROSE}
+    known = {name: about[name] for name in _ABOUT}
     return Checkpoint(spec, tensors_of(data, header), tuple(about["classes"]), **known)
 
 
 def about_of(header: Header) -> dict[str, Any]:
-    """What a checkpoint's metadata say: name, spec, classes, metrics, recipe, parents, kind, note.
+    """A checkpoint's metadata: name, spec, classes, metrics, recipe, parents, kind, trained_on, note.
 
     Raises:
-        CheckpointError: METADATA: not written by this project, by a newer version of it, or damaged.
+        CheckpointError: METADATA: not written by this project, or by a newer version of it, or damaged.
     """
     text = header.metadata.get(_KEY)
     if text is None:
@@ -192,7 +198,7 @@ def about_of(header: Header) -> dict[str, Any]:
         _refuse(f"expected the format {_FORMAT!r}")
     if about.get("schema") != _SCHEMA or (text.count("{") + text.count("[") > 64 and depth(about) > 64):
         _refuse(f"expected schema {_SCHEMA}, got {str(about.get('schema'))[:20]}; update this program")
-    kinds: dict[str, Any] = {"name": str, "spec": dict, "classes": list, **_PROSE}
+    kinds: dict[str, Any] = {"name": str, "spec": dict, "classes": list, **_ABOUT}
     for key, kind in kinds.items():
         if not isinstance(about.get(key), kind) or (key not in about):
             _refuse(f"the field {key!r} is missing or of another type")
@@ -234,7 +240,7 @@ def tensors_of(data: bytes | bytearray, header: Header) -> dict[str, Tensor]:
 
 
 def write(checkpoint: Checkpoint, path: Path | str, *, name: str = "") -> None:
-    """Put a checkpoint at `path`, whole and _files, or not at all.
+    """Put a checkpoint at `path`: whole and durable, or not at all.
 
     Raises:
         CheckpointError: UNREADABLE: the disk refused; what was there before is still there.
@@ -311,7 +317,7 @@ def _bytes_at(path: Path, sha256: str | None) -> bytearray:
 
 
 def _placed(error: CheckpointError, path: Path | str) -> CheckpointError:
-    return CheckpointError(error.reason, f"{path}: {str(error).removesuffix(f' [{error.reason}]')}")
+    return CheckpointError(error.reason, f"{path}: {error.message}")
 
 
 def _view(buffer: bytearray, piece: Piece) -> Tensor:

@@ -2,7 +2,7 @@
 
 A file is 8 bytes with the length of its header (little-endian), the header (a JSON object that maps each
 tensor's name to its dtype, shape and the range of its bytes), then the data. One file has one reading, or
-is refused: every byte of the data belongs to exactly one tensor, no key stands twice, no number needs
+is refused: every byte of the data belongs to exactly one tensor, no key appears twice, no number needs
 more than 64 bits.
 """
 
@@ -47,22 +47,23 @@ _NAME = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.\-]{0,510}[A-Za-z0-9_])?")
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be trusted; `reason` is one word of what is wrong.
+    """A checkpoint that cannot be trusted; `reason` says in one word why, `message` is the text without it.
 
     The file: TOO_SMALL, HEADER_LENGTH, HEADER_TOO_LARGE, HEADER_ENCODING, HEADER_JSON, HEADER_DEPTH,
     HEADER_ROOT, DUPLICATE_KEY, NUMBER_RANGE, NOT_INTEGER, METADATA_TYPE, TENSOR_NAME, TENSOR_FIELDS, DTYPE,
     SHAPE, OFFSETS, SIZE, BOOL_VALUE, NOT_A_FILE, UNREADABLE, DIGEST. Its content: METADATA, SPEC, MISFIT, NOT_FINITE,
-    VARIANCE, CLASSES.
+    VARIANCE, CLASSES, PROBE.
     """
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(f"{message} [{reason}]")
         self.reason = reason
+        self.message = message
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Where one tensor lies: element type, shape, and the range of its bytes in the file."""
+    """One tensor's place in the file: element type, shape, and the range of its bytes."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -94,8 +95,7 @@ def read_header(data: bytes | bytearray) -> Header:
     except CheckpointError as error:
         hint = _looks_like(bytes(data[:64]))
         if hint:
-            message = str(error).removesuffix(f" [{error.reason}]")
-            raise CheckpointError(error.reason, f"{message}; the file looks like {hint}") from None
+            raise CheckpointError(error.reason, f"{error.message}; the file looks like {hint}") from None
         raise
 
 

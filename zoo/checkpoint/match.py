@@ -1,13 +1,20 @@
-"""Whether tensors fit a model, decided before one of them is touched.
+"""Whether tensors fit a model, and whether the model they make behaves as it did when it was registered.
 
-torch's own strict loading raises after it has changed some tensors, and lets pass other element types,
-NaN, and negative variances. Here all differences are found first and told at once.
+torch's own strict loading raises after it has changed some tensors, and lets pass other element types, NaN, and
+negative variances. Here all differences are found first and reported at once, before one tensor is touched.
+
+The probe finds right weights in changed code: it is a model's answer to a fixed batch. The batch comes from arithmetic
+of our own, so that it is the same whatever torch's generators become. The digest of the rounded logits is equal for
+equal behaviour on one machine; between machines the last bits differ and may round apart, so a few sums over all logits
+are kept beside it and decide.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +24,10 @@ from zoo.models.spec import Spec, build
 
 Tensors = Mapping[str, Tensor]
 _WRAPPERS = ("module.", "_orig_mod.", "model.")
-_MOST_TOLD = 20
+_MOST_LISTED = 20
+_ROWS = 4  # of the probe batch
+_DIGITS = 3  # to which its logits are rounded
+_TOLERANCE = 1e-3  # of the largest value: far above the last bits, far below another activation
 
 
 def restore(module: nn.Module, tensors: Tensors) -> nn.Module:
@@ -35,7 +45,7 @@ def restore(module: nn.Module, tensors: Tensors) -> nn.Module:
 
 
 def fill(module: nn.Module, tensors: Tensors) -> nn.Module:
-    """Copy tensors that are known to fit; `restore` for all others."""
+    """Copy tensors that are known to fit into a module; use `restore` for all others."""
     with torch.no_grad():
         for name, tensor in module.state_dict().items():
             tensor.copy_(tensors[name])
@@ -64,10 +74,10 @@ def check_fit(expected: Tensors, found: Tensors) -> None:
     differences = _differences(expected, found)
     if not differences:
         return
-    told = "; ".join(differences[:_MOST_TOLD])
-    if len(differences) > _MOST_TOLD:
-        told += f"; and {len(differences) - _MOST_TOLD} more"
-    raise CheckpointError("MISFIT", f"the tensors do not fit the model: {told}{_prefix_hint(expected, found)}")
+    listed = "; ".join(differences[:_MOST_LISTED])
+    if len(differences) > _MOST_LISTED:
+        listed += f"; and {len(differences) - _MOST_LISTED} more"
+    raise CheckpointError("MISFIT", f"the tensors do not fit the model: {listed}{_prefix_hint(expected, found)}")
 
 
 def check_values(tensors: Tensors) -> None:
@@ -86,7 +96,7 @@ def check_values(tensors: Tensors) -> None:
 
 
 def _finite(tensor: Tensor) -> bool:
-    """One pass that reads only: a sum is finite unless a term is not, or, rarely, it overflows."""
+    """Whether all elements are finite: a sum is, unless an element is not or, rarely, it overflows. Reads once."""
     if not tensor.is_floating_point() or not tensor.numel():
         return True
     if tensor.dtype.itemsize == 1:
@@ -99,15 +109,15 @@ def _finite(tensor: Tensor) -> bool:
 def _differences(expected: Tensors, found: Tensors) -> list[str]:
     missing = sorted(set(expected) - set(found))
     extra = sorted(set(found) - set(expected))
-    told = [f"missing {', '.join(missing)}"] if missing else []
-    told += [f"not in the model {', '.join(extra)}"] if extra else []
+    listed = [f"missing {', '.join(missing)}"] if missing else []
+    listed += [f"not in the model {', '.join(extra)}"] if extra else []
     for name in sorted(set(expected) & set(found)):
         a, b = expected[name], found[name]
         if a.shape != b.shape:
-            told.append(f"{name}: expected shape {tuple(a.shape)}, got {tuple(b.shape)}")
+            listed.append(f"{name}: expected shape {tuple(a.shape)}, got {tuple(b.shape)}")
         if a.dtype != b.dtype:
-            told.append(f"{name}: expected {a.dtype}, got {b.dtype}")
-    return told
+            listed.append(f"{name}: expected {a.dtype}, got {b.dtype}")
+    return listed
 
 
 def _prefix_hint(expected: Tensors, found: Tensors) -> str:
@@ -118,3 +128,49 @@ def _prefix_hint(expected: Tensors, found: Tensors) -> str:
                 f"save the state_dict of the module inside it"
             )
     return ""
+
+
+def probe(module: nn.Module, inputs: int) -> dict[str, Any]:
+    """A model's answer to the probe batch: `{"digest": 16 hex digits, "values": 4 numbers}`.
+
+    Args:
+        module: (B, inputs) -> (B, classes) logits, in eval mode, on the CPU.
+        inputs: length of its windows.
+
+    Example:
+        >>> sorted(probe(nn.Identity(), inputs=3))
+        ['digest', 'values']
+    """
+    with torch.inference_mode():
+        logits = module(_batch(inputs)).double()  # (4, C)
+    scale = float(logits.abs().max()) or 1.0
+    rounded = (logits / scale * 10**_DIGITS).round().long()
+    weights = torch.cos(torch.arange(logits.shape[1], dtype=torch.float64))
+    values = [float(f"{float(value):.6g}") for value in logits @ weights]
+    return {"digest": hashlib.sha256(str(rounded.tolist()).encode()).hexdigest()[:16], "values": values}
+
+
+def check_probe(recorded: dict[str, Any], module: nn.Module, inputs: int) -> None:
+    """Refuse a model whose outputs are no longer those recorded at its registration.
+
+    Raises:
+        CheckpointError: PROBE, with both sets of numbers.
+    """
+    now = probe(module, inputs)
+    if now["digest"] == recorded.get("digest"):
+        return
+    before, after = recorded.get("values", []), now["values"]
+    limit = _TOLERANCE * max([1e-6, *map(abs, before)])
+    if len(before) == len(after) and all(abs(a - b) <= limit for a, b in zip(before, after, strict=True)):
+        return
+    raise CheckpointError(
+        "PROBE",
+        f"expected {before} from the probe batch, got {after}: the weights are right, the code computes otherwise",
+    )
+
+
+def _batch(inputs: int) -> Tensor:
+    """(4, inputs) float32 between -2 and 2: a scaled chaotic sequence of integers."""
+    index = torch.arange(_ROWS * inputs, dtype=torch.int64)
+    mixed = (index * 2_654_435_761 + 12_345) % 4_294_967_291 % 65_521
+    return (mixed.double() / 65_521 * 4 - 2).float().reshape(_ROWS, inputs)

@@ -62,7 +62,7 @@ def alias(
         expect: the current target, or "" for a new alias; if the alias points elsewhere, nothing changes.
     """
     from zoo.registry import Registry
-    from zoo.registry.references import RegistryError
+    from zoo.registry.types import RegistryError
 
     home = Registry(registry)
     if back and target is not None:

@@ -147,10 +147,7 @@ def runs(folder: Path = Path(), /) -> Answer:
 
 def require_new_name(home: Registry, name: str) -> None:
     """Refuse a name that the registry could not give to a new version, before hours of work."""
-    from zoo.registry.changes import check_nameable
-    from zoo.registry.document import Document
-
-    check_nameable(home.document() if home.path.exists() else Document(), name)
+    home.check_nameable(name)
 
 
 def save_picture(axes: Any, path: Path) -> None:

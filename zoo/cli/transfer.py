@@ -89,8 +89,8 @@ def merge(base: Path, ours: Path, theirs: Path, /) -> Answer:
         ours: one side; the result is written here.
         theirs: the other side.
     """
-    from zoo.registry.merging import merge_files
-    from zoo.registry.references import RegistryError
+    from zoo.registry.merge import merge_files
+    from zoo.registry.types import RegistryError
 
     try:
         merge_files(base, ours, theirs)

@@ -14,7 +14,7 @@ from zoo.cli.views import version_row
 
 if TYPE_CHECKING:
     from zoo.registry import Registry
-    from zoo.registry.entries import Entry
+    from zoo.registry.types import Entry
 
 
 def verify(
@@ -41,7 +41,7 @@ def verify(
         valid: partition for --metrics.
     """
     from zoo.registry import Registry
-    from zoo.registry.reading import known
+    from zoo.registry.load import known
 
     home = Registry(registry)
     entries = home.entries(names or "*")

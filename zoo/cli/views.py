@@ -10,7 +10,7 @@ from zoo._console import Answer, Table
 from zoo.cli.options import RegistryFile
 
 if TYPE_CHECKING:
-    from zoo.registry.entries import EnsembleEntry, Entry
+    from zoo.registry.types import EnsembleEntry, Entry
 
 
 def list_(*names: str, registry: RegistryFile = None) -> Answer:

@@ -1,9 +1,9 @@
 """`Registry`: models and ensembles by name, in one readable file beside a folder of checkpoints.
 
-The order in which a registration touches the disk is in `protocol`; what may stand in the file in
-`document` and `schema`; what a name may be in `references`. Every refusal is a `RegistryError` (or a
-`CheckpointError`, of what is inside a blob) whose `reason` is one word. For single checks there are
-`check_name(name)`, `check_digest("sha256:...")` and `parse(bytes)`. Torch is imported only with a model.
+What the file holds is in `types`, its text in `text`, what may change in `changes`, the order in which a change reaches
+the disk in `transaction`. Every refusal is a `RegistryError` (or a `CheckpointError`, for what is inside a blob) whose
+`reason` is one word. For single checks there are `check_name(name)`, `check_digest("sha256:...")` and `parse(bytes)`.
+Torch is imported only with a model.
 """
 
 from __future__ import annotations
@@ -16,15 +16,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoo._names import Patterns, matching
-from zoo.registry import changes, entries, notes, upkeep
-from zoo.registry.blobs import Blobs
-from zoo.registry.clock import now
-from zoo.registry.document import Document, parse
-from zoo.registry.entries import EnsembleEntry, Entry
-from zoo.registry.ledger import Ledger
-from zoo.registry.references import RegistryError, check_digest, check_name
-from zoo.registry.upkeep import Problem
+from zoo._names import Patterns
+from zoo.registry import changes
+from zoo.registry.blobs import Blobs, collect_garbage
+from zoo.registry.text import parse
+from zoo.registry.transaction import RegistryFile
+from zoo.registry.types import EnsembleEntry, Entry, Problem, RegistryError, Snapshot, check_digest, check_name, is_id
 
 if TYPE_CHECKING:
     import pandas
@@ -34,7 +31,7 @@ if TYPE_CHECKING:
     from zoo.checkpoint import Checkpoint
     from zoo.data.frames import FrameSet
     from zoo.models.spec import Spec
-    from zoo.registry.intake import Model, Parcel
+    from zoo.registry.register import Model, Prepared
 
 __all__ = [
     "EnsembleEntry",
@@ -42,12 +39,13 @@ __all__ = [
     "Problem",
     "Registry",
     "RegistryError",
+    "Snapshot",
     "check_digest",
     "check_name",
     "parse",
 ]
 
-Names = list[str]  # aliases, since the class has a method of the name `list`
+Names = list[str]  # aliases of types, since the class has a method of the name `list`
 Entries = list[Entry]
 Problems = list[Problem]
 Paths = list[Path]
@@ -57,8 +55,9 @@ Rows = list[dict[str, Any]]
 class Registry:
     """A file of names and a folder of checkpoints; the object itself holds nothing but the path.
 
-    Reading takes no lock and sees the file as it is now. Each change is one atomic step, or one for a whole
-    `transaction`. References are `name` (its newest version), `name@3`, `name@id`, an id, or an alias.
+    Reading takes no lock and sees the file as it is now; `snapshot` reads once and answers many questions. Each change
+    is one atomic step, or one for a whole `transaction`. References are `name` (its newest version), `name@3`,
+    `name@id`, an id, or an alias; where a version's content is wanted, its `Entry` does as well.
 
     Args:
         path: of the file; else $ZOO_REGISTRY, else `registry.json` in the working folder. A missing one is
@@ -79,90 +78,93 @@ class Registry:
         self.path = Path(path or os.environ.get("ZOO_REGISTRY") or "registry.json")
         self.timeout = timeout
         self.blobs = Blobs(self.path)
-        self._ledger = Ledger(self.path)
+        self._file = RegistryFile(self.path, timeout)
 
     def __repr__(self) -> str:
         return f"Registry({str(self.path)!r})"
 
     # ---- reading
 
-    def document(self) -> Document:
-        """The content of the file now, or a RegistryError; within a transaction, as it will be."""
-        return self._ledger.document()
+    def snapshot(self) -> Snapshot:
+        """The content of the file at this moment, read once; within a transaction, as it will be.
+
+        Raises:
+            RegistryError: there is no file, or its text is refused.
+        """
+        return self._file.snapshot()
 
     def list(self, include: Patterns = "*", exclude: Patterns = ()) -> Names:
-        """Sorted names of the models; shell wildcards, one or several, in both."""
-        models = self.document().models
-        return matching(sorted(name for name, model in models.items() if model["versions"]), include, exclude)
+        """As `Snapshot.list`: sorted names of the models; shell wildcards, one or several, in both."""
+        return self.snapshot().list(include, exclude)
 
     def entries(self, include: Patterns = "*", exclude: Patterns = ()) -> Entries:
-        """All versions of the models whose names match, by name and number."""
-        names = set(self.list(include, exclude))
-        return [entry for entry in entries.entries(self.document()) if entry.name in names]
+        """As `Snapshot.entries`: all versions of the models whose names match, by name and number."""
+        return self.snapshot().entries(include, exclude)
 
     def get(self, reference: str) -> Entry:
-        """The version that a reference points to.
+        """As `Snapshot.get`: the version that a reference points to.
 
         Raises:
             RegistryError: UNKNOWN, with the names that come near.
         """
-        return entries.resolve(self.document(), reference)
+        return self.snapshot().get(reference)
 
     def get_ensemble(self, name: str) -> EnsembleEntry:
-        """The ensemble of a name or an alias; RegistryError where there is none."""
-        return entries.resolve_ensemble(self.document(), name)
+        """As `Snapshot.get_ensemble`: the ensemble of a name or an alias; RegistryError where there is none."""
+        return self.snapshot().get_ensemble(name)
 
     def list_ensembles(self, include: Patterns = "*", exclude: Patterns = ()) -> Names:
-        """Sorted names of the ensembles."""
-        return matching(sorted(self.document().ensembles), include, exclude)
+        """As `Snapshot.list_ensembles`: sorted names of the ensembles."""
+        return self.snapshot().list_ensembles(include, exclude)
 
     def aliases(self) -> dict[str, str]:
-        """Alias -> what it points to: `name@number`, or the name of an ensemble."""
-        return {name: entries.pointed(fields) for name, fields in sorted(self.document().aliases.items())}
+        """As `Snapshot.aliases`: alias -> what it points to: `name@number`, or the name of an ensemble."""
+        return self.snapshot().aliases()
 
     def table(self, include: Patterns = "*", exclude: Patterns = ()) -> pandas.DataFrame:
-        """One row per version: name, number, id, architecture, parameters, a column per metric, created."""
-        import pandas
+        """As `Snapshot.table`: one row per version: name, number, id, architecture, parameters, metrics, created."""
+        return self.snapshot().table(include, exclude)
 
-        rows = entries.rows(self.entries(include, exclude))
-        return pandas.DataFrame(rows, columns=None if rows else ["name", "number", "id", "architecture", "parameters"])
-
-    def checkpoint(self, reference: str) -> Checkpoint:
+    def checkpoint(self, version: str | Entry) -> Checkpoint:
         """A version's checkpoint; its file is read once, hashed, and those bytes are used without a copy.
 
         Raises:
             RegistryError: UNKNOWN; a blob that is missing or not what was registered.
             CheckpointError: right bytes that do not fit, such as an architecture changed since.
         """
-        from zoo.registry import reading
+        from zoo.registry.load import checkpoint
 
-        return reading.checkpoint(self.blobs, self.get(reference))
+        return checkpoint(self.blobs, self._entry(version))
 
-    def load(self, reference: str, *, device: torch.device | str = "cpu") -> nn.Module:
+    def load(self, version: str | Entry, *, device: torch.device | str = "cpu") -> nn.Module:
         """A version as a model in eval mode, all of it or the errors of `checkpoint`."""
-        return self.checkpoint(reference).to_module(device)
+        return self.checkpoint(version).to_module(device)
 
-    def stacked(self, references: Sequence[str]) -> dict[str, torch.Tensor]:
+    def stacked(self, versions: Sequence[str | Entry]) -> dict[str, torch.Tensor]:
         """Parameters and buffers of M versions of one spec by name, each (M, ...); the errors of `checkpoint`.
 
         Each blob is read and hashed once, straight into its place.
         """
-        from zoo.registry import stacking
+        from zoo.registry.load import stacked
 
-        document = self.document()
-        return stacking.stacked(self.blobs, [entries.resolve(document, reference) for reference in references])
+        get = self.snapshot().get if any(isinstance(version, str) for version in versions) else self._entry
+        return stacked(self.blobs, [get(version) if isinstance(version, str) else version for version in versions])
 
-    def diff(self, first: str, second: str) -> dict[str, Any]:
+    def diff(self, first: str | Entry, second: str | Entry) -> dict[str, Any]:
         """How two versions differ: about, spec, recipe, classes, metrics, tensors; equal parts are empty."""
-        from zoo.registry.difference import difference
+        from zoo.registry.load import difference
 
-        return difference(self.blobs, self.get(first), self.get(second))
+        return difference(self.blobs, self._entry(first), self._entry(second))
 
-    def measure(self, reference: str, frames: FrameSet) -> Rows:
+    def measure(self, version: str | Entry, frames: FrameSet) -> Rows:
         """Metrics recorded on these very frames, measured again: version, metric, recorded, measured, agrees."""
-        from zoo.registry.measuring import compare
+        from zoo.registry.load import measured_again
 
-        return compare(self.get(reference), self.checkpoint(reference), frames)
+        entry = self._entry(version)
+        return measured_again(entry, self.checkpoint(entry), frames)
+
+    def _entry(self, version: str | Entry) -> Entry:
+        return self.get(version) if isinstance(version, str) else version
 
     # ---- changing
 
@@ -206,27 +208,44 @@ class Registry:
             RegistryError: a name that cannot be or is taken, the disk, the lock.
             CheckpointError: weights that do not fit the spec, NaN, infinity, a negative variance.
         """
-        from zoo.registry import intake
+        from zoo.registry import register
 
         check_name(name)
         if parents is not None:
-            parents = [self.get(parent).id for parent in notes.texts_of("parents", parents)]
-        about = {"metrics": notes.metrics_of(metrics), "recipe": recipe, "parents": parents, "kind": kind}
+            get = self.snapshot().get
+            parents = [get(parent).id for parent in changes.strings_of("parents", parents)]
+        about = {"metrics": changes.metrics_of(metrics), "recipe": recipe, "parents": parents, "kind": kind}
         about |= {"trained_on": trained_on, "note": note}
-        checkpoint = intake.checkpoint_of(model, spec, classes, **about)
-        return self.deposit(name, intake.parcel(name, checkpoint, tags=tags))
+        checkpoint = register.checkpoint_of(model, spec, classes, **about)
+        return self.add(name, register.prepare(name, checkpoint, tags=tags))
 
-    def deposit(self, name: str, parcel: Parcel) -> Entry:
-        """The disk's share of `register`: the blob, then the line; see `protocol`."""
-        self.blobs.put(parcel.data)
-        id, fields, sha256 = parcel.id, parcel.fields, parcel.sha256
-        data = b"" if self._ledger.collecting else parcel.data  # nobody has room for all of them
-        document = self._commit(
-            lambda document: upkeep.deposited(document, self.blobs, name, id, fields),
-            create=True,
-            ensure=lambda new: upkeep.ensure_blob(new, self.blobs, name, id, sha256, data),
-        )
-        return entries.version(document, name, id)
+    def check_nameable(self, name: str) -> None:
+        """Refuse a name under which no model could be registered now, before hours of work rather than after.
+
+        Raises:
+            RegistryError: NAME, also where it could be taken for a version's id; NAME_COLLISION.
+        """
+        changes.check_nameable(self.snapshot() if self.path.exists() else Snapshot(), name)
+
+    def add(self, name: str, prepared: Prepared) -> Entry:
+        """The second half of `register`: write the blob, then the record; see `transaction`."""
+        from zoo.registry.load import problem_of
+
+        self.blobs.put(prepared.data)
+        id, record, sha256 = prepared.id, prepared.record, prepared.sha256
+        data = b"" if self._file.collecting else prepared.data  # a transaction cannot hold all of them in memory
+
+        def change(draft: Snapshot) -> None:
+            if is_id(name):
+                changes.check_nameable(draft, name)
+            if not changes.add_version(draft, name, id, record) and problem_of(self.blobs, draft.entry(name, id)):
+                changes.change_blob(draft, name, id, record)
+
+        def ensure(draft: Snapshot) -> None:
+            if name in draft.models and id in draft.models[name].versions:
+                self.blobs.put_back(sha256, data)
+
+        return self._file.commit(change, create=True, ensure=ensure).entry(name, id)
 
     def register_ensemble(self, name: str, ensemble: Any, *, note: str = "", tags: Iterable[str] = ()) -> EnsembleEntry:
         """Keep an ensemble: its members by id, its rule and numbers.
@@ -241,11 +260,14 @@ class Registry:
         Raises:
             RegistryError: a member is not here, or has other classes, or the name is taken.
         """
-        data = dict(ensemble if isinstance(ensemble, Mapping) else notes.json_of(ensemble))
-        data |= {key: value for key, value in (("note", note), ("tags", notes.tags_of(tags))) if value}
-        fields = entries.ensemble_fields(self.document(), data, now())
-        document = self._commit(lambda document: changes.add_ensemble(document, name, fields))
-        return entries.resolve_ensemble(document, name)
+        if not isinstance(ensemble, Mapping):
+            if not callable(getattr(ensemble, "to_json", None)):
+                msg = f"expected plain data or an object with to_json(), got {str(ensemble)[:80]!r}"
+                raise RegistryError("ARGUMENT", msg)
+            ensemble = ensemble.to_json()
+        more = {key: value for key, value in (("note", note), ("tags", changes.tags_of(tags))) if value}
+        record = changes.ensemble_record(self.snapshot(), {**ensemble, **more})
+        return self._file.commit(lambda draft: changes.add_ensemble(draft, name, record)).get_ensemble(name)
 
     def alias(self, name: str, target: str, *, expect: str | None = None) -> None:
         """Let an alias point to a version or an ensemble; it remembers what it pointed to before.
@@ -258,7 +280,7 @@ class Registry:
         Raises:
             RegistryError: UNKNOWN target, NAME_COLLISION, CONFLICT where it points elsewhere than expected; ARGUMENT.
         """
-        self._commit(changes.move_alias(self.document(), name, target, expect))
+        self._file.commit(changes.move_alias(self.snapshot(), name, target, expect))
 
     def alias_back(self, name: str, *, expect: str | None = None) -> None:
         """Let an alias point again to what it pointed to before.
@@ -270,7 +292,7 @@ class Registry:
         Raises:
             RegistryError: UNKNOWN where it remembers nothing; CONFLICT as `alias`.
         """
-        self._commit(changes.move_alias_back(self.document(), name, expect))
+        self._file.commit(changes.move_alias_back(self.snapshot(), name, expect))
 
     def annotate(
         self,
@@ -296,15 +318,17 @@ class Registry:
             RegistryError: UNKNOWN; ARGUMENT for what are no tags or metrics.
         """
         entry = self.get(reference)
-        said = notes.Notes(
-            note,
-            tags=None if tags is None else notes.tags_of(tags),
-            add=notes.tags_of(add_tags),
-            drop=notes.tags_of(drop_tags),
-            metrics=notes.metrics_of(metrics) or {},
+        change = partial(
+            changes.annotate,
+            name=entry.name,
+            id=entry.id,
+            note=note,
+            tags=None if tags is None else changes.tags_of(tags),
+            add=changes.tags_of(add_tags),
+            drop=changes.tags_of(drop_tags),
+            metrics=changes.metrics_of(metrics) or {},
         )
-        document = self._commit(lambda document: changes.annotate(document, entry, said))
-        return entries.version(document, entry.name, entry.id)
+        return self._file.commit(change).entry(entry.name, entry.id)
 
     def remove(self, reference: str, *, force: bool = False) -> Names:
         """Remove a version, an ensemble or an alias; the blob stays until `collect_garbage`.
@@ -319,14 +343,13 @@ class Registry:
         Raises:
             RegistryError: UNKNOWN; HELD, naming what holds it.
         """
-        gone = entries.all_pinned(self.document(), reference)
+        removed = changes.pinned_all(self.snapshot(), reference)
         held: Names = []
 
-        def change(document: Document) -> Document:
-            held[:] = changes.holders(document, gone)
-            return changes.remove(document, gone, force=force)
+        def change(draft: Snapshot) -> None:
+            held[:] = changes.remove(draft, removed, force=force)
 
-        self._commit(change)
+        self._file.commit(change)
         return held
 
     @contextmanager
@@ -335,7 +358,7 @@ class Registry:
 
         Blobs are written at once; no lock is held meanwhile, so others may commit in between.
         """
-        with self._ledger.transaction(timeout=self.timeout):
+        with self._file.transaction():
             yield
 
     # ---- keeping
@@ -357,7 +380,10 @@ class Registry:
         self, include: Patterns = "*", exclude: Patterns = (), *, fast: bool = False, probe: bool = False
     ) -> Iterator[tuple[Entry, Problem | None]]:
         """As `verify`, one version after another, to show progress."""
-        return upkeep.verified(self.blobs, self.entries(include, exclude), fast=fast, probe=probe)
+        from zoo.registry.load import problem_of
+
+        for entry in self.entries(include, exclude):
+            yield entry, problem_of(self.blobs, entry, fast=fast, probe=probe)
 
     def collect_garbage(self, *, dry_run: bool = False, older_than: float = 86_400.0) -> Paths:
         """Remove temporary files and blobs that no version points to; under the lock.
@@ -372,9 +398,7 @@ class Registry:
         Raises:
             RegistryError: the registry does not parse; then nothing is touched.
         """
-        return upkeep.collect_garbage(
-            self.path, self.blobs, timeout=self.timeout, dry_run=dry_run, older_than=older_than
-        )
+        return collect_garbage(self.path, self.blobs, timeout=self.timeout, dry_run=dry_run, older_than=older_than)
 
     def recover(self) -> Entries:
         """Rebuild a lost registry from what its blobs say of themselves.
@@ -388,12 +412,9 @@ class Registry:
         Raises:
             RegistryError: the file is there and does not parse: move it away first.
         """
-        from zoo.registry import rescue
+        from zoo.registry import register
 
-        found, left_out = rescue.rebuild(self.blobs, partial(self._commit, create=True))
+        found, left_out = register.recover(self.blobs, partial(self._file.commit, create=True))
         if left_out:
             warnings.warn("what these blobs hold was left out:\n" + "\n".join(left_out), stacklevel=2)
         return found
-
-    def _commit(self, change: changes.Change, **how: Any) -> Document:
-        return self._ledger.commit(change, timeout=self.timeout, **how)

@@ -1,7 +1,7 @@
-"""The store of blobs: `checkpoints/sha256/<64 hex digits>.safetensors` beside the registry.
+"""The store of blobs: `checkpoints/sha256/<64 hex digits>.safetensors` beside the registry; and its garbage collection.
 
-A blob's name is the hash of its bytes, so a blob is never changed, only there or not there. It is read
-once, into memory, and the bytes that were hashed are the bytes that are used.
+A blob's name is the hash of its bytes, so a blob is never changed: it is there, or it is not. It is read once, into
+memory, and the bytes that were hashed are the bytes that are used. What a blob holds is read in `load`.
 """
 
 from __future__ import annotations
@@ -10,14 +10,17 @@ import hashlib
 import os
 import re
 import stat
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
 from zoo import _files
-from zoo.registry.entries import Entry
-from zoo.registry.references import RegistryError
+from zoo.registry.transaction import check_there, lock_path, locked, read_snapshot
+from zoo.registry.types import Entry, RegistryError
 
+_FORMAT = re.compile(rb'"format"\s*:\s*"zoo-registry"')
+_START = 64  # bytes in which a registry's text begins, after a byte order mark or empty lines
 _BLOB = re.compile(r"([0-9a-f]{64})\.safetensors", re.ASCII)
 
 
@@ -28,14 +31,14 @@ class Blobs:
         self.folder = registry.parent / "checkpoints" / "sha256"
 
     def path(self, sha256: str) -> Path:
-        """Where the blob of a hash lies, or would."""
+        """Where the blob with this hash is, or would be."""
         return self.folder / f"{sha256}.safetensors"
 
     def put(self, data: bytes) -> str:
-        """Make a blob durable under its hash, and return the hash; one that is there and whole stays.
+        """Make a blob durable under its hash, and return the hash; a whole one that is already there is kept.
 
         Raises:
-            RegistryError: DISK; nothing is left of it.
+            RegistryError: DISK; no part of it is left behind.
         """
         sha256 = hashlib.sha256(data).hexdigest()
         path = self.path(sha256)
@@ -51,10 +54,10 @@ class Blobs:
         return sha256
 
     def put_back(self, sha256: str, data: bytes) -> None:
-        """Make a blob durable again that was put, where it was collected as garbage meanwhile.
+        """Restore a blob that was put and has been collected as garbage since.
 
         Raises:
-            RegistryError: as `put`; MISSING where its bytes were let go, as in a long transaction.
+            RegistryError: as `put`; MISSING where its bytes are no longer at hand, as in a long transaction.
         """
         if os.access(f"{self.folder}/{sha256}.safetensors", os.F_OK):  # a Path costs four times as much, per model
             return
@@ -64,7 +67,7 @@ class Blobs:
         self.put(data)
 
     def read(self, entry: Entry) -> bytearray:
-        """The bytes of a version, of the size and hash that the registry recorded.
+        """The bytes of a version, checked against the size and hash that the registry recorded.
 
         Raises:
             RegistryError: MISSING, NOT_A_FILE, BLOB_SIZE, BLOB_DIGEST or DISK, naming the version and both hashes.
@@ -80,7 +83,7 @@ class Blobs:
         return data
 
     def check_size(self, entry: Entry) -> None:
-        """Refuse a blob that is missing, no plain file, or of another size, without reading it.
+        """Refuse a blob that is missing, not a plain file, or of another size, without reading it.
 
         Raises:
             RegistryError: MISSING, NOT_A_FILE, BLOB_SIZE or DISK.
@@ -89,9 +92,9 @@ class Blobs:
         try:
             status = path.lstat()
         except FileNotFoundError:
-            raise self._refusal("MISSING", entry, f"expected it with sha256 {entry.sha256}, got none") from None
+            raise self._refusal("MISSING", entry, f"expected a file with sha256 {entry.sha256}, got none") from None
         except OSError as error:
-            raise self._refusal("DISK", entry, f"it cannot be looked at: {error}") from error
+            raise self._refusal("DISK", entry, f"its status cannot be read: {error}") from error
         if not stat.S_ISREG(status.st_mode):
             raise self._refusal("NOT_A_FILE", entry, "expected a plain file, got a link, folder, pipe or device")
         if status.st_size != entry.bytes:
@@ -103,13 +106,13 @@ class Blobs:
             )
 
     def files(self) -> Iterator[tuple[Path, str, float]]:
-        """Every file in the store, its hash, "" for a temporary file, and its time; what is neither is left alone."""
+        """Every blob and temporary file of the store: path, hash ("" for a temporary file), time of its last change."""
         if not self.folder.is_dir():
             return
         for path in sorted(self.folder.iterdir()):
             match = _BLOB.fullmatch(path.name)
             if match or path.name.endswith(_files.TEMPORARY):
-                modified = modified_at(path)
+                modified = _modified_at(path)
                 if modified is not None:
                     yield path, match[1] if match else "", modified
 
@@ -119,7 +122,7 @@ class Blobs:
         return False
 
     def _hash_of(self, path: Path, size: int, expected: int) -> str:
-        """The hash of a blob of the wrong size, where reading it costs no more than reading the right one."""
+        """The hash of a blob of the wrong size, unless reading it would cost much more than reading the right one."""
         with suppress(OSError):
             if size <= expected + 2**20:
                 found = hashlib.sha256(_files.read(path, size=size, follow=False)).hexdigest()
@@ -134,10 +137,76 @@ class Blobs:
         )
 
 
-def modified_at(path: Path) -> float | None:
-    """When a file was last changed, in seconds of the clock; None for a folder, and where it has gone meanwhile."""
+def _modified_at(path: Path) -> float | None:
+    """When a file was last changed, in seconds since the epoch; None for a folder or a file that is gone by now."""
     try:
         status = path.lstat()
     except FileNotFoundError:
         return None
     return None if stat.S_ISDIR(status.st_mode) else status.st_mtime
+
+
+def collect_garbage(path: Path, blobs: Blobs, *, timeout: float, dry_run: bool, older_than: float) -> list[Path]:
+    """Remove what no registry in the folder refers to; see `Registry.collect_garbage`."""
+    check_there(path)  # or the lock would make the folder of a mistyped path
+    with locked(path, timeout=timeout):
+        kept = _referred(path)
+        for beside in _registries_beside(path):
+            kept |= _referred(beside)
+        limit = time.time() - older_than
+        found = [file for file, sha256, modified in blobs.files() if sha256 not in kept and modified <= limit]
+        found += [file for file in _temporary(path) if (_modified_at(file) or limit + 1) <= limit]
+        if not dry_run:
+            _remove(found)
+        return found
+
+
+def _referred(path: Path) -> set[str]:
+    """Hashes of the blobs that a registry refers to."""
+    try:
+        return {entry.sha256 for entry in read_snapshot(path).versions()}
+    except RegistryError as error:
+        raise RegistryError(error.reason, f"{path}: {error.message}; nothing was removed") from error
+
+
+def _registries_beside(path: Path) -> list[Path]:
+    """Other registries in the folder: they share the store."""
+    ours = (path.name, lock_path(path).name)
+    others = [file for file in sorted(path.parent.iterdir()) if file.name not in ours]
+    return [file for file in others if not file.name.endswith(_files.TEMPORARY) and _is_registry(file)]
+
+
+def _is_registry(file: Path) -> bool:
+    if not file.is_file():  # a pipe would never end
+        return False
+    try:
+        with file.open("rb") as opened:
+            start = opened.read(_START).lstrip(b"\xef\xbb\xbf \t\r\n")
+            return start.startswith((b"{", b"<<<<<<<")) and _FORMAT.search(start + opened.read()) is not None
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise RegistryError(
+            "DISK", f"cannot read {file}, which may be a registry of the same store: {error}; nothing was removed"
+        ) from error
+
+
+def _temporary(path: Path) -> list[Path]:
+    """Temporary files that a process left beside the registry when it died."""
+    pattern = f".{path.name}.*{_files.TEMPORARY}"
+    return sorted(path.parent.glob(pattern))
+
+
+def _remove(files: Iterable[Path]) -> None:
+    """Remove all that can be removed; then raise for the rest."""
+    failed = []
+    for file in files:
+        try:
+            with suppress(FileNotFoundError):
+                _files.system.remove(file)
+        except OSError as error:
+            failed.append(f"{file}: {error}")
+    if failed:
+        raise RegistryError(
+            "DISK", f"cannot remove {'; '.join(failed)}; everything else that nothing refers to is removed"
+        )

@@ -1,299 +1,438 @@
-"""Changes of a registry's content: from a document to another, no disk.
+"""Changes of a registry's content: each alters a copy that it is given, or raises and leaves it as it was; no disk.
 
-A change that is already made returns the very document it was given.
+A change may be made twice: once when it is asked for within a transaction, and again on what others have committed by
+the end of it. So what it is about is pinned by ids beforehand (`pinned`), not by names that may mean something else
+by then. What people say about models is checked here too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from math import isfinite
 from typing import Any
 
-from zoo.registry.document import Document, extensions
-from zoo.registry.entries import Entry, pinned, place, pointed, resolve
-from zoo.registry.notes import Notes
-from zoo.registry.references import RegistryError, check_name, is_id
+import msgspec
+from msgspec import UNSET, Raw
 
-Change = Callable[[Document], Document]
+from zoo._json import canonical
+from zoo.registry.text import check_ensemble, new_record
+from zoo.registry.types import (
+    AliasRecord,
+    EnsembleRecord,
+    Entry,
+    ModelRecord,
+    RegistryError,
+    Snapshot,
+    Target,
+    VersionRecord,
+    check_name,
+    data_of,
+    is_id,
+    plain,
+)
+
+Change = Callable[[Snapshot], object]
 _MOST_REMEMBERED = 10
-_NOTHING: tuple[Any, ...] = ("", [], {}, None)
+_NOWHERE = Target()
+_METRIC = {"value": float, "unit": str, "n": int, "frames": str}
 
 
-def all_of(document: Document, collected: Iterable[Change]) -> Document:
-    """One change after another."""
-    for change in collected:
-        document = change(document)
-    return document
+def add_version(draft: Snapshot, name: str, id: str, record: VersionRecord) -> bool:
+    """Add a version, numbered next; the same content again changes nothing.
 
-
-def add_version(document: Document, name: str, id: str, fields: Mapping[str, Any]) -> Document:
-    """With a new version, numbered next; the same content again changes nothing.
+    Returns:
+        Whether it is new.
 
     Raises:
         RegistryError: NAME, NAME_COLLISION; CLASSES where the same weights are there with other class names.
     """
-    model = document.models.get(name)
-    if model is None:
-        _check_free(document, name)
-        model = {"versions": {}}
-    there = model["versions"].get(id)
-    if there is not None:
-        if there["classes"] != fields["classes"]:
-            msg = f"{name!r} has these weights already, with the classes {there['classes']}, got {fields['classes']}"
-            raise RegistryError("CLASSES", msg)
-        return document
-    number = 1 + last_number(model)
-    versions = {**model["versions"], id: {"n": number, **fields}}
-    return document.with_model(name, {**extensions(model), "versions": versions})
+    model = draft.models.get(name) or ModelRecord(versions={})
+    if name not in draft.models:
+        _check_free(draft, name)
+    known = model.versions.get(id)
+    if known is None:
+        _set_version(draft, name, id, msgspec.structs.replace(record, n=1 + model.last_number))
+    elif known.classes != record.classes:
+        old, new = data_of(known.classes), data_of(record.classes)
+        raise RegistryError("CLASSES", f"{name!r} has these weights already, with the classes {old}, got {new}")
+    return known is None
 
 
-def point_to_blob(document: Document, name: str, id: str, fields: Mapping[str, Any]) -> Document:
-    """With a version of the same content in another blob, whose fields those are."""
-    blob = {key: fields[key] for key in ("blob", "bytes")}
-    return change_version(document, resolve(document, f"{name}@{id}"), blob)
+def change_blob(draft: Snapshot, name: str, id: str, record: VersionRecord) -> None:
+    """Let a version refer to another blob with the same content, which `record` describes."""
+    known = draft.models[name].versions[id]
+    _set_version(draft, name, id, msgspec.structs.replace(known, blob=record.blob, bytes=record.bytes))
 
 
-def change_version(document: Document, entry: Entry, fields: Mapping[str, Any]) -> Document:
-    """With some fields of a version replaced; empty ones are dropped.
-
-    Raises:
-        RegistryError: UNKNOWN, where it was removed meanwhile.
-    """
-    now = resolve(document, f"{entry.name}@{entry.id}").fields
-    merged = {key: value for key, value in {**now, **fields}.items() if key.startswith("x-") or value not in _NOTHING}
-    if merged == now:
-        return document
-    model = document.models[entry.name]
-    versions = {**model["versions"], entry.id: merged}
-    return document.with_model(entry.name, {**model, "versions": versions})
+def _set_version(draft: Snapshot, name: str, id: str, record: VersionRecord) -> None:
+    model = draft.models.get(name) or ModelRecord(versions={})
+    last = UNSET if model.last is UNSET or record.n > model.last else model.last
+    draft.put(name, msgspec.structs.replace(model, last=last, versions={**model.versions, id: record}))
 
 
-def annotate(document: Document, entry: Entry, said: Notes) -> Document:
-    """With more said of a version than is said now.
-
-    Raises:
-        RegistryError: UNKNOWN, where it was removed meanwhile.
-    """
-    now = resolve(document, f"{entry.name}@{entry.id}")
-    return change_version(document, entry, said.fields(now))
-
-
-def remove(document: Document, gone: Sequence[str], *, force: bool) -> Document:
-    """Without what was pinned: an alias, an ensemble, or versions.
+def remove(draft: Snapshot, removed: Sequence[str], *, force: bool) -> list[str]:
+    """Remove an alias, an ensemble, or versions.
 
     Args:
-        document: what there is.
-        gone: as `entries.all_pinned` gives it.
-        force: also without what holds it.
+        draft: the content.
+        removed: stable references, as `pinned_all` gives them.
+        force: also remove what holds them.
+
+    Returns:
+        The ensembles and aliases that held them.
 
     Raises:
-        RegistryError: UNKNOWN, where it was removed meanwhile; HELD, naming what holds it, unless `force`.
+        RegistryError: UNKNOWN, where all were removed meanwhile; HELD, naming what holds them, unless `force`.
     """
-    gone = _still(document, gone)
-    held = holders(document, gone)
-    if held and not force:
-        what = gone if gone[0] in document.ensembles else [resolve(document, reference).reference for reference in gone]
-        raise RegistryError("HELD", f"{', '.join(what)} is held by {', '.join(held)}; remove these first, or force")
-    if gone[0] in document.aliases:
-        return _without(document, "aliases", gone)
-    if gone[0] in document.ensembles:
-        return _without_lost_aliases(_without(document, "ensembles", gone))
-    return _without_versions(document, [resolve(document, reference) for reference in gone])
-
-
-def holders(document: Document, gone: Sequence[str]) -> list[str]:
-    """The ensembles and aliases that point to what was pinned; nothing holds an alias."""
-    gone = _still(document, gone)
-    if gone[0] in document.aliases:
+    removed = _still_there(draft, removed)
+    first = removed[0]
+    if first in draft.pointers:
+        del draft.pointers[first]
         return []
-    found = [] if gone[0] in document.ensembles else [resolve(document, reference) for reference in gone]
-    ids = {entry.id for entry in found}
-    places: list[dict[str, Any]] = [{"model": entry.name, "version": entry.number} for entry in found]
-    places.append({"ensemble": gone[0]})
-    held = [f"the ensemble {name!r}" for name, fields in document.ensembles.items() if ids & set(fields["members"])]
-    return held + [f"the alias {name!r}" for name, fields in document.aliases.items() if _target(fields) in places]
+    entries = [] if first in draft.ensembles else [draft.get(reference) for reference in removed]
+    held = _holders(draft, first, entries)
+    if held and not force:
+        what = ", ".join([entry.reference for entry in entries] or [first])
+        raise RegistryError("HELD", f"{what} is held by {', '.join(held)}; remove these first, or force")
+    ids = {entry.id for entry in entries}
+    for entry in entries:
+        model = draft.models[entry.name]
+        rest = {id: version for id, version in model.versions.items() if id != entry.id}
+        newest = max((version.n for version in rest.values()), default=0)
+        last = model.last_number if model.last_number > newest else UNSET
+        draft.put(entry.name, msgspec.structs.replace(model, versions=rest, last=last))
+    draft.ensembles = {n: e for n, e in draft.ensembles.items() if n != first and not ids & set(e.members)}
+    _drop_lost_aliases(draft)
+    return held
 
 
-def _still(document: Document, gone: Sequence[str]) -> Sequence[str]:
-    """Of what was pinned, what nobody has removed meanwhile; all of it where nothing is left, to be told."""
-    places = {reference: reference.partition("@") for reference in gone}
-    left = [
-        reference
-        for reference, (name, at, id) in places.items()
-        if not at or id in document.models.get(name, {"versions": ()})["versions"]
-    ]
-    return left or gone
+def _still_there(draft: Snapshot, removed: Sequence[str]) -> Sequence[str]:
+    """The references that nobody has removed meanwhile; all of them where none is left, so that one is refused."""
+    left = []
+    for reference in removed:
+        name, at, id = reference.partition("@")
+        if not at or (name in draft.models and id in draft.models[name].versions):
+            left.append(reference)
+    return left or removed
 
 
-def add_ensemble(document: Document, name: str, fields: Mapping[str, Any]) -> Document:
-    """With an ensemble; the same again changes nothing.
+def _holders(draft: Snapshot, ensemble: str, entries: Collection[Entry]) -> list[str]:
+    """The ensembles that have one of the versions as a member, and the aliases that point to one or to the ensemble."""
+    ids = {entry.id for entry in entries}
+    targets = [Target(model=entry.name, version=entry.number) for entry in entries] or [Target(ensemble=ensemble)]
+    held = [f"the ensemble {name!r}" for name, record in draft.ensembles.items() if ids & set(record.members)]
+    return held + [f"the alias {name!r}" for name, alias in draft.pointers.items() if alias.target in targets]
+
+
+def _drop_lost_aliases(draft: Snapshot) -> None:
+    """Drop aliases that point to what is no longer there, and what the others remember of it."""
+    kept = {name: alias for name, alias in draft.pointers.items() if draft.there(alias.target)}
+    draft.pointers = {name: _remembering(alias, alias.target, _before(alias), draft) for name, alias in kept.items()}
+
+
+def add_ensemble(draft: Snapshot, name: str, record: EnsembleRecord) -> None:
+    """Add an ensemble; the same again changes nothing.
 
     Raises:
         RegistryError: NAME, NAME_COLLISION; EXISTS where another ensemble has the name; CLASSES where a member
             has other class names, or the same in another order.
     """
-    there = document.ensembles.get(name)
-    if there is None:
-        _check_new(document, name)
-    elif {**there, "created": ""} == {**fields, "created": ""}:
-        return document
+    known = draft.ensembles.get(name)
+    if known is None:
+        _check_new(draft, name)
+    elif msgspec.structs.replace(known, created="") == msgspec.structs.replace(record, created=""):
+        return
     else:
-        raise RegistryError(
-            "EXISTS", f"another ensemble has the name {name!r}; remove it first, or choose another name"
-        )
-    for member in fields["members"]:
-        classes = list(resolve(document, member).classes)
-        if classes != list(fields["classes"]):
-            what = (
-                f"the classes {fields['classes']} in this order, got {classes} of {resolve(document, member).reference}"
-            )
+        msg = f"another ensemble has the name {name!r}; remove it first, or choose another name"
+        raise RegistryError("EXISTS", msg)
+    for member in map(draft.get, record.members):
+        if member.classes != record.classes:
+            what = f"the classes {list(record.classes)} in this order, got {list(member.classes)} of {member.reference}"
             raise RegistryError("CLASSES", f"expected members of {name!r} with {what}")
-    return replace(document, ensembles={**document.ensembles, name: fields})
+    draft.ensembles[name] = record
 
 
-def set_alias(document: Document, name: str, target: Mapping[str, Any], expected: Mapping[str, Any] | None) -> Document:
-    """With an alias that points to `target` and remembers where it pointed before.
+def move_alias(known: Snapshot, name: str, target: str, expect: str | None) -> Change:
+    """The change that lets an alias point to a version or an ensemble and remember where it pointed before.
 
     Args:
-        document: what there is.
-        name: of the alias.
-        target: `{"model", "version"}` or `{"ensemble"}`.
-        expected: what it must point to now; an empty mapping where it must not exist yet; None: anything.
+        known: the content now, by which the references are understood.
+        name: the alias's name.
+        target: a reference, or the name of an ensemble.
+        expect: what it must point to; "" where it must not exist yet; None: anything.
 
     Raises:
-        RegistryError: NAME, NAME_COLLISION; CONFLICT where it does not point to what is expected.
-    """
-    there = document.aliases.get(name)
-    if there is None:
-        _check_new(document, name)
-    now = _target(there) if there else {}
-    _check_expected(name, now, expected)
-    if now == target:
-        return document
-    before = [now, *there.get("before", [])][:_MOST_REMEMBERED] if there else []
-    fields = {**extensions(there or {}), **target, "before": before}
-    return replace(document, aliases={**document.aliases, name: fields})
-
-
-def alias_back(document: Document, name: str, expected: Mapping[str, Any] | None = None) -> Document:
-    """With an alias that points again to what it pointed to before.
-
-    Raises:
-        RegistryError: UNKNOWN: no such alias, or nothing before; CONFLICT as `set_alias`.
-    """
-    fields = document.aliases.get(name, {})
-    _check_expected(name, _target(fields), expected)
-    if not fields.get("before"):
-        what = "it remembers nothing" if fields else f"it has {sorted(document.aliases)}"
-        raise RegistryError("UNKNOWN", f"expected an alias {name!r} with something before; {what}")
-    first, *rest = fields["before"]
-    fields = {**extensions(fields), **first, "before": rest}
-    return replace(document, aliases={**document.aliases, name: fields})
-
-
-def move_alias(known: Document, name: str, target: str, expect: str | None) -> Change:
-    """The change that `set_alias` makes, of references as they are known now.
-
-    Raises:
-        RegistryError: ARGUMENT for an empty target; UNKNOWN, NAME.
+        RegistryError: ARGUMENT for an empty target; UNKNOWN, NAME. The change raises NAME, NAME_COLLISION, and
+            CONFLICT where the alias does not point to what is expected.
     """
     if not target:
         raise RegistryError("ARGUMENT", f"expected what the alias {name!r} shall point to, got nothing; see `remove`")
-    to, wanted = pinned(known, target), _pinned(known, expect)
-    return lambda document: set_alias(document, name, place(document, to), _place(document, wanted))
+    to, wanted = pinned(known, target), None if expect is None else pinned(known, expect)
+
+    def change(draft: Snapshot) -> None:
+        alias = draft.pointers.get(name)
+        if alias is None:
+            _check_new(draft, name)
+        _check_expected(draft, name, wanted)
+        new = _target_of(draft, to)
+        now, before = (_NOWHERE, []) if alias is None else (alias.target, _before(alias))
+        if now != new:
+            before = [*([] if alias is None else [_data(now)]), *before][:_MOST_REMEMBERED]
+            draft.pointers[name] = _remembering(alias or AliasRecord(), new, before)
+
+    return change
 
 
-def move_alias_back(known: Document, name: str, expect: str | None) -> Change:
-    """The change that `alias_back` makes, likewise."""
-    wanted = _pinned(known, expect)
-    return lambda document: alias_back(document, name, _place(document, wanted))
+def move_alias_back(known: Snapshot, name: str, expect: str | None) -> Change:
+    """The change that lets an alias point again to what it pointed to before.
+
+    Raises:
+        RegistryError: UNKNOWN, NAME. The change raises UNKNOWN where there is no such alias, or nothing before;
+            CONFLICT as of `move_alias`.
+    """
+    wanted = None if expect is None else pinned(known, expect)
+
+    def change(draft: Snapshot) -> None:
+        alias = draft.pointers.get(name)
+        _check_expected(draft, name, wanted)
+        before = [] if alias is None else _before(alias)
+        if alias is None or not before:
+            what = f"there are {sorted(draft.pointers)}" if alias is None else "it remembers nothing"
+            raise RegistryError("UNKNOWN", f"expected an alias {name!r} with something before; {what}")
+        draft.pointers[name] = _remembering(alias, msgspec.convert(before[0], Target), before[1:])
+
+    return change
 
 
-def _pinned(document: Document, expect: str | None) -> str | None:
-    return None if expect is None else pinned(document, expect)
+def pinned(known: Snapshot, target: str) -> str:
+    """A stable reference to what an alias is to point to: an ensemble's name, `name@id`, or "" for nothing."""
+    if not target or target in known.ensembles:
+        return target
+    entry = known.get(target)
+    return f"{entry.name}@{entry.id}"
 
 
-def _place(document: Document, wanted: str | None) -> dict[str, Any] | None:
-    return None if wanted is None else place(document, wanted)
+def pinned_all(known: Snapshot, reference: str) -> list[str]:
+    """Stable references of everything that `reference` would remove: an alias, an ensemble, or versions.
+
+    Args:
+        known: the content now.
+        reference: a name, or as of `Snapshot.get`, or `name@*` for all versions of a model.
+
+    Raises:
+        RegistryError: UNKNOWN, NAME, ARGUMENT.
+    """
+    if reference in known.pointers or reference in known.ensembles:
+        return [reference]
+    name, _, version = reference.partition("@")
+    if version != "*":
+        return [pinned(known, reference)]
+    name = known.get(name).name
+    return [f"{name}@{id}" for id in known.models[name].versions]
 
 
-def _check_expected(name: str, now: Mapping[str, Any], expected: Mapping[str, Any] | None) -> None:
-    if expected is not None and now != expected:
-        msg = f"expected the alias {name!r} to point to {_told(expected)}, it points to {_told(now)}; it was not moved"
-        raise RegistryError("CONFLICT", msg)
-
-
-def _without_versions(document: Document, gone: Sequence[Entry]) -> Document:
-    """Without versions and what holds them; their numbers are never used again."""
-    models = dict(document.models)
-    for entry in gone:
-        model = models[entry.name]
-        rest = {key: fields for key, fields in model["versions"].items() if key != entry.id}
-        last = last_number(model)
-        keep_last = last > max((fields["n"] for fields in rest.values()), default=0)
-        models[entry.name] = {**extensions(model), "versions": rest, **({"last": last} if keep_last else {})}
-    ids = {entry.id for entry in gone}
-    broken = [name for name, fields in document.ensembles.items() if ids & set(fields["members"])]
-    return _without_lost_aliases(_without(replace(document, models=models), "ensembles", broken))
-
-
-def _without(document: Document, section: str, names: Sequence[str]) -> Document:
-    rest = {name: fields for name, fields in getattr(document, section).items() if name not in names}
-    return replace(document, **{section: rest})
-
-
-def _without_lost_aliases(document: Document) -> Document:
-    """Aliases and their memory, without what is no longer there."""
-
-    def there(place: Mapping[str, Any]) -> bool:
-        if "ensemble" in place:
-            return place["ensemble"] in document.ensembles
-        versions = document.models.get(place["model"], {"versions": {}})["versions"]
-        return any(fields["n"] == place["version"] for fields in versions.values())
-
-    aliases = {
-        name: {**fields, "before": [place for place in fields.get("before", []) if there(place)]}
-        for name, fields in document.aliases.items()
-        if there(fields)
-    }
-    return replace(document, aliases=aliases)
-
-
-def check_nameable(document: Document, name: str) -> None:
+def check_nameable(known: Snapshot, name: str) -> None:
     """Refuse a name under which no version could be registered, as long as nothing is changed.
 
     Raises:
         RegistryError: NAME, also where it could be taken for a version's id; NAME_COLLISION.
     """
-    if name not in document.models:
-        _check_new(document, name)
+    if name not in known.models:
+        _check_new(known, name)
 
 
-def _check_new(document: Document, name: str) -> None:
+def _check_new(known: Snapshot, name: str) -> None:
     if is_id(name):
         msg = f"expected a name, got {name!r}, which has the form of a version's id; choose another"
         raise RegistryError("NAME", msg)
-    _check_free(document, name)
+    _check_free(known, name)
 
 
-def _check_free(document: Document, name: str) -> None:
+def _check_free(known: Snapshot, name: str) -> None:
     """Refuse a name that cannot be or that is taken."""
     check_name(name)
-    other = document.folded.get(name.casefold())
+    other = known.namesake(name)
     if other is not None:
         msg = f"the name {name!r} is taken by {other!r}; models, ensembles and aliases share one name space"
         raise RegistryError("NAME_COLLISION", msg)
 
 
-def last_number(model: Mapping[str, Any]) -> int:
-    """The highest number that a model's versions ever had, those removed among them."""
-    newest = max((fields["n"] for fields in model["versions"].values()), default=0)
-    return int(max(newest, model.get("last", 0)))
+def _target_of(draft: Snapshot, reference: str) -> Target:
+    """The target of a stable reference."""
+    if not reference:
+        return _NOWHERE
+    if reference in draft.ensembles:
+        return Target(ensemble=reference)
+    entry = draft.get(reference)
+    return Target(model=entry.name, version=entry.number)
 
 
-def _target(fields: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: fields[key] for key in ("ensemble", "model", "version") if key in fields}
+def _check_expected(draft: Snapshot, name: str, wanted: str | None) -> None:
+    if wanted is None:
+        return
+    expected, now = _target_of(draft, wanted), draft.pointers[name].target if name in draft.pointers else _NOWHERE
+    if now != expected:
+        words = [repr(str(target)) if target != _NOWHERE else "nothing" for target in (expected, now)]
+        msg = f"expected the alias {name!r} to point to {words[0]}, it points to {words[1]}; it was not moved"
+        raise RegistryError("CONFLICT", msg)
 
 
-def _told(place: Mapping[str, Any]) -> str:
-    return repr(pointed(place)) if place else "nothing"
+def _before(alias: AliasRecord) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = data_of(alias.before, [])
+    return found
+
+
+def _data(target: Target) -> dict[str, Any]:
+    return {"ensemble": target.ensemble} if target.ensemble else {"model": target.model, "version": target.version}
+
+
+def _remembering(
+    alias: AliasRecord, target: Target, before: list[dict[str, Any]], there: Snapshot | None = None
+) -> AliasRecord:
+    """The alias with this target and memory, of which only what is in `there` is kept."""
+    kept = [place for place in before if there is None or there.there(msgspec.convert(place, Target))]
+    return msgspec.structs.replace(
+        alias,
+        ensemble=target.ensemble,
+        model=target.model,
+        version=target.version,
+        before=Raw(canonical(kept).encode()),
+    )
+
+
+def annotate(
+    draft: Snapshot,
+    name: str,
+    id: str,
+    *,
+    note: str | None,
+    tags: Sequence[str] | None,
+    add: Sequence[str],
+    drop: Sequence[str],
+    metrics: Mapping[str, Any],
+) -> None:
+    """Say more about a version than is said now.
+
+    Args:
+        draft: the content.
+        name: the model's name.
+        id: the version's.
+        note: in place of its note; "" removes it, None keeps it.
+        tags: in place of its tags; None keeps them.
+        add: tags to add.
+        drop: tags to remove.
+        metrics: to add, or in place of those of the same name.
+
+    Raises:
+        RegistryError: UNKNOWN, where it was removed meanwhile; what no file can hold.
+    """
+    entry = draft.get(f"{name}@{id}")
+    said: dict[str, Any] = {} if note is None else {"note": note}
+    if tags is not None or add or drop:
+        said["tags"] = sorted({*(entry.tags if tags is None else tags), *add}.difference(drop))
+    if metrics:
+        said["metrics"] = {**entry.metrics, **metrics}
+    if said:
+        fields = {**plain(entry.record), **said}
+        kept = {key: value for key, value in fields.items() if key.startswith("x-") or value not in ("", [], {}, None)}
+        _set_version(draft, name, id, new_record(VersionRecord, f"{name}@{id}", kept))
+
+
+def ensemble_record(known: Snapshot, data: Mapping[str, Any]) -> EnsembleRecord:
+    """The record of a new ensemble: members by id, classes in order.
+
+    Args:
+        known: the content now, by which the members' references are understood.
+        data: as `Registry.register_ensemble` takes it.
+
+    Raises:
+        RegistryError: ARGUMENT: something is missing or cannot be kept; UNKNOWN member.
+    """
+    members = [known.get(member) for member in strings_of("members", data.get("members", ()))]
+    if not members or "rule" not in data:
+        raise RegistryError("ARGUMENT", f"expected an ensemble with 'members' and 'rule', got {sorted(data)}")
+    fields = {key: value for key, value in data.items() if key.startswith("x-")}
+    fields |= {
+        "members": [entry.id for entry in members],
+        "rule": dict(data["rule"]) if isinstance(data["rule"], Mapping) else {"rule": str(data["rule"])},
+        "classes": strings_of("classes", data.get("classes") or members[0].classes),
+        "created": now(),
+    }
+    fields |= {key: _numbers(key, data[key]) for key in ("weights", "temperatures") if data.get(key) is not None}
+    fields |= {key: data[key] for key in ("fitted_on", "note", "tags") if data.get(key)}
+    if unknown := sorted(set(data) - {*fields, "name", "weights", "temperatures", "fitted_on", "note", "tags"}):
+        raise RegistryError("ARGUMENT", f"expected an ensemble's fields, got {unknown} among them")
+    name = str(data.get("name", ""))
+    record = new_record(EnsembleRecord, f"the ensemble {name!r}", fields)
+    check_ensemble(name, record)
+    return record
+
+
+def _numbers(key: str, given: Iterable[Any]) -> list[float]:
+    try:
+        return [float(number) for number in given]
+    except (TypeError, ValueError):
+        raise RegistryError("ARGUMENT", f"expected {key} as numbers, got {str(given)[:80]}") from None
+
+
+def now() -> str:
+    """The present as the registry writes it: UTC, to the second.
+
+    Example:
+        >>> len(now()), now()[-1]
+        (20, 'Z')
+    """
+    return written(datetime.now(UTC))
+
+
+def written(time: datetime) -> str:
+    """A time in UTC as the registry writes it."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+# ---- what people say about models
+
+
+def strings_of(what: str, given: Iterable[str]) -> list[str]:
+    """A list of strings, as tags, classes, parents and members are; a single string would become its letters.
+
+    Raises:
+        RegistryError: ARGUMENT: a single string, or what is no collection of strings.
+    """
+    found = list(given) if isinstance(given, Iterable) and not isinstance(given, str) else [None]
+    if not all(isinstance(text, str) for text in found):
+        raise RegistryError("ARGUMENT", f"expected {what} as a list of strings, got {str(given)[:80]!r}")
+    return [*map(str, found)]
+
+
+def tags_of(given: Iterable[str]) -> list[str]:
+    """Tags as they are kept: sorted, each once; RegistryError as of `strings_of`."""
+    return sorted({*strings_of("tags", given)})
+
+
+def metrics_of(given: Mapping[str, Any] | None) -> dict[str, dict[str, Any]] | None:
+    """Metrics as they are kept: a bare number becomes `{"value": number}`, None stays None.
+
+    Raises:
+        RegistryError: ARGUMENT: no mapping, not a finite number, or an unknown field.
+    """
+    if given is None:
+        return None
+    if not isinstance(given, Mapping):
+        raise RegistryError("ARGUMENT", f"expected metrics as name -> number, got {str(given)[:80]!r}")
+    return {str(key): _metric(str(key), value) for key, value in given.items()}
+
+
+def _metric(key: str, value: Any) -> dict[str, Any]:
+    fields = dict(value) if isinstance(value, Mapping) else {"value": value}
+    try:
+        number = float(fields["value"])
+    except (KeyError, TypeError, ValueError):
+        number = float("nan")
+    fields["value"] = number
+    if not isfinite(number) or any(_METRIC.get(name) is not type(field) for name, field in fields.items()):
+        expected = ", ".join(f"{name} ({kind.__name__})" for name, kind in _METRIC.items())
+        msg = f"expected metric {key!r} as a finite number, or with the fields {expected}, got {str(value)[:80]}"
+        raise RegistryError("ARGUMENT", msg)
+    return fields

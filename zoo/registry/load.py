@@ -1,0 +1,317 @@
+"""From blobs back to models: checkpoints, stacked tensors, and what can be found out about versions from their weights.
+
+Every way in checks the bytes against the recorded size and hash, and what the blob says of itself against the record.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from zoo import _files
+from zoo._json import canonical
+from zoo.checkpoint import Checkpoint, about_of, decode, tensors_of
+from zoo.checkpoint.header import CheckpointError, Header, header_at, header_of, read_header
+from zoo.checkpoint.match import check_fit, check_probe, check_values, template
+from zoo.data.frames import FrameSet, stretch
+from zoo.models.architectures import list_architectures
+from zoo.registry.blobs import Blobs
+from zoo.registry.types import Entry, Problem, RegistryError
+
+_READERS = 4
+_ALIGNED = 64  # bytes
+_BATCH = 8192  # frames
+_TOLERANCE = {"accuracy": 2e-3, "loss": 1e-2}  # frames near a tie and kernels of other machines differ by less
+_ABOUT = ("kind", "trained_on", "parents", "note", "tags", "software")
+
+
+# ---- one version
+
+
+def known(entry: Entry) -> bool:
+    """Whether this program knows the architecture, so that the model can be built."""
+    return entry.architecture in list_architectures()
+
+
+def checkpoint(blobs: Blobs, entry: Entry) -> Checkpoint:
+    """The checkpoint of a version.
+
+    Raises:
+        RegistryError: the blob is not what was registered.
+        CheckpointError: it cannot be used by this program.
+    """
+    return _decoded(entry, blobs.read(entry))
+
+
+def tensors(entry: Entry, data: bytearray) -> Mapping[str, Tensor]:
+    """The weights in the bytes of a version, which `Blobs.read` gave.
+
+    All is checked that `checkpoint` checks; where the architecture is unknown, all but the fit to the model.
+
+    Raises:
+        RegistryError, CheckpointError: as `checkpoint`.
+    """
+    if known(entry):
+        return _decoded(entry, data).tensors
+    with _naming(entry):
+        header = read_header(data)
+        about, found = about_of(header), tensors_of(data, header)
+        check_values(found)
+    _refuse_swapped(entry, about["spec"], entry.spec_data, about["classes"])
+    return found
+
+
+def _decoded(entry: Entry, data: bytearray) -> Checkpoint:
+    with _naming(entry):
+        found = decode(data)
+    _refuse_swapped(entry, found.spec.to_dict(), entry.spec.to_dict(), found.classes)
+    return found
+
+
+def _refuse_swapped(entry: Entry, spec: Any, expected: Any, classes: Sequence[str]) -> None:
+    if canonical(spec) != canonical(expected) or tuple(classes) != entry.classes:
+        msg = f"the blob of {entry.reference} has another spec or other classes than the registry; was it swapped?"
+        raise RegistryError("BLOB", msg)
+
+
+@contextmanager
+def _naming(entry: Entry) -> Iterator[None]:
+    """Let an error of a checkpoint name the version."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise CheckpointError(error.reason, f"{entry.reference}: {error.message}") from error
+
+
+# ---- many versions as one set of stacked tensors
+
+Head = tuple[bytes, Sequence[str]]  # the bytes before the data, and the names in the order of the data
+
+
+def stacked(blobs: Blobs, entries: Sequence[Entry]) -> dict[str, Tensor]:
+    """The tensors of M versions of one spec by name, each (M, ...); each blob is read straight into its place.
+
+    The bytes that are hashed are the bytes that stay: nothing is copied in between. Whatever is not as it was
+    registered is read again in the ordinary way, which says what is wrong.
+
+    Raises:
+        RegistryError: a blob is not what was registered.
+        CheckpointError: one cannot be used by this program, or has another spec.
+    """
+    expected = template(entries[0].spec)
+    state = _room(expected, len(entries))
+    raw = {name: tensor.reshape(len(entries), -1).view(torch.uint8).numpy() for name, tensor in state.items()}
+    heads = [_head(blobs, entry, expected) for entry in entries]  # apart: it would hold Python's lock from the readers
+
+    def fill(row: int) -> None:
+        rows = {name: memoryview(array[row]) for name, array in raw.items()}
+        if not _straight(blobs, entries[row], heads[row], rows):
+            found = checkpoint(blobs, entries[row]).tensors
+            check_fit(expected, found)
+            for name, tensor in found.items():
+                state[name][row].copy_(tensor)
+
+    with ThreadPoolExecutor(min(_READERS, os.cpu_count() or 1)) as pool:
+        list(pool.map(fill, range(len(entries))))
+    try:
+        check_values(state)
+    except CheckpointError:
+        for entry in entries:
+            checkpoint(blobs, entry)  # names the version
+        raise
+    return state
+
+
+def _room(expected: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
+    """Tensors (count, ...) in one piece of memory: NumPy asks for huge pages, which saves a third of the time."""
+    sizes = [-(-count * like.nbytes // _ALIGNED) * _ALIGNED for like in expected.values()]
+    pieces = torch.split(torch.from_numpy(np.empty(sum(sizes), dtype=np.uint8)), sizes)
+    return {
+        name: piece[: count * like.nbytes].view(like.dtype).reshape(count, *like.shape)
+        for (name, like), piece in zip(expected.items(), pieces, strict=True)
+    }
+
+
+def _head(blobs: Blobs, entry: Entry, expected: Mapping[str, Tensor]) -> Head | None:
+    """What comes before a blob's data and where its tensors are; None where anything is not as expected."""
+    try:
+        with _files.opened(blobs.path(entry.sha256), follow=False) as (file, size):
+            head, header = header_of(file, size)
+            if size == entry.bytes and _fits(header, entry, expected):
+                return head, sorted(header.pieces, key=lambda name: header.pieces[name].start)
+    except (OSError, CheckpointError):
+        pass
+    return None
+
+
+def _straight(blobs: Blobs, entry: Entry, head: Head | None, rows: Mapping[str, memoryview]) -> bool:
+    """Read a blob's data into the rows; False where its hash is another, and the rows are meaningless."""
+    if head is None:
+        return False
+    digest = hashlib.sha256(head[0])
+    try:
+        with _files.opened(blobs.path(entry.sha256), follow=False) as (file, _):
+            if _files.read_some(file, len(head[0])) != head[0]:
+                return False
+            data = [rows[name] for name in head[1]]
+            if not _files.read_each(file, data):
+                return False
+    except OSError:
+        return False
+    for row in data:
+        digest.update(row)
+    return digest.hexdigest() == entry.sha256
+
+
+def _fits(header: Header, entry: Entry, expected: Mapping[str, Tensor]) -> bool:
+    """Whether a blob says of itself what the registry says, and its tensors are those of the spec."""
+    about, pieces = about_of(header), header.pieces
+    return (
+        about["spec"] == entry.spec_data
+        and tuple(about["classes"]) == entry.classes
+        and pieces.keys() == expected.keys()
+        and all((pieces[n].shape, pieces[n].dtype) == (t.shape, t.dtype) for n, t in expected.items())
+        and not any(piece.dtype is torch.bool for piece in pieces.values())  # whose bytes only a whole read checks
+    )
+
+
+# ---- whether a version is as it was
+
+
+def problem_of(blobs: Blobs, entry: Entry, *, fast: bool = False, probe: bool = False) -> Problem | None:
+    """What is wrong with a version's blob, or None.
+
+    A model of an architecture that this program does not know is not built: its bytes are checked, not its fit.
+
+    Args:
+        blobs: the store.
+        entry: the version.
+        fast: check only the blob's size and header.
+        probe: also compare the model's answer to the probe batch with the recorded one.
+    """
+    try:
+        if fast:
+            _check_header(blobs, entry)
+        elif not known(entry):
+            tensors(entry, blobs.read(entry))
+        else:
+            found = checkpoint(blobs, entry)
+            if probe and entry.probe:
+                with _naming(entry):
+                    check_probe(entry.probe, found.to_module(), found.spec.inputs)
+    except ValueError as error:
+        return Problem(entry, getattr(error, "reason", "BLOB"), str(error))
+    return None
+
+
+def _check_header(blobs: Blobs, entry: Entry) -> None:
+    """Refuse a blob of another size, or whose header is malformed; its data are not read."""
+    blobs.check_size(entry)
+    try:
+        with _naming(entry):
+            header_at(blobs.path(entry.sha256), follow=False)
+    except OSError as error:
+        raise RegistryError("DISK", f"the blob of {entry.reference} cannot be read: {error}") from error
+
+
+def measured_again(entry: Entry, found: Checkpoint, frames: FrameSet) -> list[dict[str, Any]]:
+    """One row for each accuracy and loss recorded on these very frames: recorded, measured, whether they agree.
+
+    Raises:
+        ValueError: frames without labels, with another number of features, or with other classes.
+    """
+    recorded = {
+        name: float(metric["value"])
+        for name, metric in entry.metrics.items()
+        if metric.get("frames") == frames.fingerprint and name.rpartition("/")[2] in _TOLERANCE
+    }
+    now = _measured(found, frames) if recorded else {}
+    rows = []
+    for name, value in recorded.items():
+        kind = name.rpartition("/")[2]
+        scale = max(1.0, abs(value)) if kind == "loss" else 1.0
+        agrees = abs(now[kind] - value) <= _TOLERANCE[kind] * scale
+        rows.append(
+            {"version": entry.reference, "metric": name, "recorded": value, "measured": now[kind], "agrees": agrees}
+        )
+    return rows
+
+
+def _measured(found: Checkpoint, frames: FrameSet) -> dict[str, float]:
+    """Accuracy (fraction) and loss (mean nats per frame) of a checkpoint on labelled frames."""
+    spec = found.spec
+    if frames.labels is None or frames.classes != found.classes or frames.features.shape[1] != spec.features:
+        msg = f"expected labelled frames of {spec.features} features and the checkpoint's classes, got others"
+        raise ValueError(msg)
+    model, labels = found.to_module(), frames.labels.cpu()
+    right, loss = 0, 0.0
+    with torch.inference_mode():
+        prepared = stretch(frames.to("cpu"), spec.context, spec.normalisation, spec.padding)
+        for start in range(0, len(frames), _BATCH):
+            some = slice(start, start + _BATCH)
+            logits = model(prepared.windows(some))  # (B, C)
+            right += int((logits.argmax(dim=1) == labels[some]).sum())
+            loss += float(functional.cross_entropy(logits.double(), labels[some], reduction="sum"))
+    return {"accuracy": right / len(frames), "loss": loss / len(frames)}
+
+
+# ---- how two versions differ
+
+
+def difference(blobs: Blobs, first: Entry, second: Entry) -> dict[str, Any]:
+    """What differs between two versions; a part that is equal is empty.
+
+    Returns:
+        `about`, `spec`, `recipe`: name -> [first, second], flat; `classes`: likewise, or empty; `metrics`:
+        name -> [first, second, second - first], None where unknown; `tensors`: one row for each that
+        differs, with `name`, both shapes, and where these agree the largest and the relative change,
+        |a - b| / |a| in Euclidean norm.
+    """
+    a, b = (tensors(entry, blobs.read(entry)) for entry in (first, second))
+    whole = [entry.to_json() for entry in (first, second)]
+    specs = [{**spec, **spec["options"], "options": None} for spec in map(_spec, (first, second))]
+    return {
+        "first": first.reference,
+        "second": second.reference,
+        "about": _changed(*({key: fields.get(key) for key in _ABOUT} for fields in whole)),
+        "spec": _changed(*specs),
+        "recipe": _changed(first.recipe or {}, second.recipe or {}),
+        "classes": _changed(*({"classes": list(entry.classes)} for entry in (first, second))),
+        "metrics": _metrics(first, second),
+        "tensors": [row for name in sorted({*a, *b}) for row in _row(name, a.get(name), b.get(name))],
+    }
+
+
+def _spec(entry: Entry) -> dict[str, Any]:
+    """With the options that were added to the architecture since, where this program knows it."""
+    return entry.spec.to_dict() if known(entry) else entry.spec_data
+
+
+def _changed(a: dict[str, Any], b: dict[str, Any]) -> dict[str, list[Any]]:
+    return {key: [a.get(key), b.get(key)] for key in sorted({*a, *b}) if a.get(key) != b.get(key)}
+
+
+def _metrics(first: Entry, second: Entry) -> dict[str, list[float | None]]:
+    values = [{name: float(metric["value"]) for name, metric in entry.metrics.items()} for entry in (first, second)]
+    changed = _changed(values[0], values[1])
+    return {name: [a, b, None if a is None or b is None else b - a] for name, (a, b) in changed.items()}
+
+
+def _row(name: str, a: Tensor | None, b: Tensor | None) -> list[dict[str, Any]]:
+    if a is not None and b is not None and a.shape == b.shape and torch.equal(a, b):
+        return []
+    shapes = {key: None if tensor is None else list(tensor.shape) for key, tensor in (("first", a), ("second", b))}
+    if a is None or b is None or a.shape != b.shape:
+        return [{"name": name, **shapes, "largest": None, "relative": None}]
+    moved, scale = (a.double() - b.double()), float(a.double().norm())
+    relative = float(moved.norm()) / scale if scale else None
+    return [{"name": name, **shapes, "largest": float(moved.abs().max()), "relative": relative}]

@@ -1,0 +1,192 @@
+"""From a model in hand to what is registered: a checked checkpoint, its id, its blob, its record; and the way back.
+
+The blob holds everything that the record says, except the number and the time, so equal content gives an equal blob and
+a lost registry can be rebuilt from its blobs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from functools import lru_cache, partial
+from pathlib import Path
+from platform import python_version
+from typing import Any
+
+import msgspec
+import torch
+from torch import nn
+
+from zoo import _files
+from zoo._names import own_version
+from zoo.checkpoint import Checkpoint, about_of, decode, encode, foreign
+from zoo.checkpoint.header import CheckpointError, read_header
+from zoo.checkpoint.match import probe
+from zoo.models.spec import Spec, count_parameters
+from zoo.registry.blobs import Blobs
+from zoo.registry.changes import Change, add_version, now, strings_of, tags_of, written
+from zoo.registry.text import new_record
+from zoo.registry.types import Entry, RegistryError, Snapshot, VersionRecord, check_name
+
+Model = Checkpoint | nn.Module | str | os.PathLike[str]
+
+
+class Prepared(msgspec.Struct, frozen=True):
+    """A model that is ready to be registered.
+
+    Args:
+        id: 12 hex digits of name, spec and weights.
+        data: the blob.
+        record: the version's record; its number is given when it is added.
+    """
+
+    id: str
+    data: bytes
+    record: VersionRecord
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the blob."""
+        return self.record.blob.removeprefix("sha256:")
+
+
+def checkpoint_of(model: Model, spec: Spec | None, classes: Sequence[str] | None, **about: Any) -> Checkpoint:
+    """A checkpoint from what `register` takes; `about` replaces fields of the checkpoint where not None.
+
+    Raises:
+        RegistryError: ARGUMENT, where spec or classes are missing, or differ from the checkpoint's own.
+        CheckpointError: the file is malformed, or its tensors do not fit.
+    """
+    if spec is not None and not isinstance(spec, Spec):
+        raise RegistryError("ARGUMENT", f"expected a zoo.Spec, such as Spec.from_dict(...) gives, got {str(spec)[:80]}")
+    if classes is not None:
+        classes = strings_of("classes", classes)
+    if not isinstance(about.get("recipe") or {}, Mapping):
+        raise RegistryError("ARGUMENT", f"expected a recipe as name -> value, got {str(about['recipe'])[:80]!r}")
+    given = {key: value for key, value in about.items() if value is not None}
+    if isinstance(model, str | os.PathLike):
+        return _from_file(Path(model), spec, classes, given)
+    if isinstance(model, Checkpoint):
+        return _completed(model, spec, classes, given)
+    if not isinstance(model, nn.Module):
+        msg = f"expected a Checkpoint, a module or the path of a safetensors file, got {type(model).__name__}"
+        raise RegistryError("ARGUMENT", msg)
+    if spec is None or classes is None:
+        raise RegistryError("ARGUMENT", "expected spec=... and classes=... with a module, which does not know them")
+    return Checkpoint.from_module(model, spec, classes, **given)
+
+
+def _from_file(path: Path, spec: Spec | None, classes: Sequence[str] | None, about: Mapping[str, Any]) -> Checkpoint:
+    """Read once; a file of ours knows its spec and classes, any other needs them as arguments."""
+    try:
+        data = _files.read(path)
+    except OSError as error:
+        raise RegistryError("DISK", f"cannot read {path}: {error}") from error
+    try:
+        if "zoo" in read_header(data).metadata:
+            return _completed(decode(data), spec, classes, about)
+        if spec is None or classes is None:
+            raise RegistryError("ARGUMENT", f"expected a spec and class names with {path}, which does not know them")
+        return foreign(data, spec, classes, **about)
+    except CheckpointError as error:
+        raise CheckpointError(error.reason, f"{path}: {error.message}") from error
+
+
+def _completed(
+    checkpoint: Checkpoint, spec: Spec | None, classes: Sequence[str] | None, about: Mapping[str, Any]
+) -> Checkpoint:
+    if spec is not None and spec != checkpoint.spec:
+        raise RegistryError("ARGUMENT", f"expected the checkpoint's own spec {checkpoint.spec}, got {spec}")
+    if classes is not None and tuple(classes) != checkpoint.classes:
+        raise RegistryError("ARGUMENT", f"expected the checkpoint's own classes {checkpoint.classes}, got {classes}")
+    return replace(checkpoint, **about) if about else checkpoint
+
+
+def prepare(name: str, checkpoint: Checkpoint, *, tags: Iterable[str] = (), created: str | None = None) -> Prepared:
+    """What is registered of a checkpoint under a name.
+
+    Args:
+        name: the model's name.
+        checkpoint: the model.
+        tags: short words.
+        created: when, as the registry writes it; None is now.
+
+    Raises:
+        RegistryError: what cannot stand in the registry's file, such as control characters.
+        CheckpointError: what cannot stand in the blob.
+    """
+    data = encode(checkpoint, name=name)
+    content = "\n".join((name, checkpoint.spec.canonical(), checkpoint.digest))
+    fields = {
+        "n": 1,
+        "spec": checkpoint.spec.to_dict(),
+        "classes": list(checkpoint.classes),
+        "blob": f"sha256:{hashlib.sha256(data).hexdigest()}",
+        "bytes": len(data),
+        "parameters": count_parameters(checkpoint.spec),
+        "created": created or now(),
+        **checkpoint.about(),
+        "tags": tags_of(tags),
+        "software": software(),
+        "probe": probe(checkpoint.to_module(), checkpoint.spec.inputs),
+    }
+    kept = {key: value for key, value in fields.items() if value not in ("", [], {}, None)}
+    id = hashlib.sha256(content.encode()).hexdigest()[:12]
+    return Prepared(id, data, new_record(VersionRecord, f"{name}@{id}", kept))
+
+
+@lru_cache(maxsize=1)
+def software() -> dict[str, str]:
+    """Versions of the software that computes."""
+    return {"python": python_version(), "torch": str(torch.__version__), "zoo-ensemble": own_version()}
+
+
+# ---- a lost registry, rebuilt from its blobs
+
+
+def recover(blobs: Blobs, commit: Callable[[Change], Snapshot]) -> tuple[list[Entry], list[str]]:
+    """Register again whatever the blobs say of themselves.
+
+    Returns:
+        The versions, each once, by the age of their blobs; and each blob that was left out, with the reason.
+    """
+    found, left_out = _found(blobs)
+    refused: dict[str, str] = {}
+    content = commit(partial(_add_all, found=found, refused=refused))
+    versions = dict.fromkeys((name, one.id) for blob, (name, one) in found.items() if blob not in refused)
+    reasons = [f"{blob}: {why}" for blob, why in sorted({**left_out, **refused}.items())]
+    return [content.entry(name, id) for name, id in versions], reasons
+
+
+def _found(blobs: Blobs) -> tuple[dict[str, tuple[str, Prepared]], dict[str, str]]:
+    """Blob -> the name and the model that it holds, by age; blob -> reason, where it is damaged or not ours."""
+    found, damaged = {}, {}
+    for path, sha256, modified in sorted(blobs.files(), key=lambda file: (file[2], file[1])):
+        try:
+            if sha256:
+                found[path.name] = _read_back(path, sha256, modified)
+        except (OSError, ValueError) as error:
+            damaged[path.name] = str(error)
+    return found, damaged
+
+
+def _read_back(path: Path, sha256: str, modified: float) -> tuple[str, Prepared]:
+    data = _files.read(path, follow=False)
+    if (got := hashlib.sha256(data).hexdigest()) != sha256:
+        raise RegistryError("BLOB_DIGEST", f"expected the sha256 that its name says, got {got}")
+    name = str(about_of(read_header(data))["name"])
+    check_name(name)
+    return name, prepare(name, decode(data), created=written(datetime.fromtimestamp(modified, UTC)))
+
+
+def _add_all(draft: Snapshot, *, found: Mapping[str, tuple[str, Prepared]], refused: dict[str, str]) -> None:
+    """Add all versions that can be there, numbered in their order; `refused` takes the reasons of the others."""
+    refused.clear()
+    for blob, (name, one) in found.items():
+        try:
+            add_version(draft, name, one.id, one.record)
+        except RegistryError as error:
+            refused[blob] = str(error)

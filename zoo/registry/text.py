@@ -1,0 +1,528 @@
+"""The text of a registry, in and out: read strictly, written canonically.
+
+    {
+    "aliases":{
+    "best":{"before":[],"model":"cylinder-a","version":2}
+    },
+    "ensembles":{
+
+    },
+    "format":"zoo-registry",
+    "models":{
+    "cylinder-a":{"versions":{
+    "1f2e3d4c5b6a":{"blob":"sha256:...","bytes":1234,...},
+    "9a8b7c6d5e4f":{"blob":"sha256:...","bytes":1234,...}
+    }}
+    },
+    "schema":1
+    }
+
+One version is one line, keys are sorted, and models stand in the order of a hash of their names, so that two branches
+of a project that each add a model rarely touch neighbouring lines.
+
+Bytes go in, a `Snapshot` comes out, and the other way round; the whole file is checked at every reading. There are two
+readers. The fast one decodes typed records, encodes them again and compares: equal bytes prove that the text is the
+canonical one, so that no key stands twice and nothing is ambiguous. Where it stops, for whatever reason, the strict one
+decides: it says what is wrong and where, or accepts a text that is only laid out differently, which the next change
+rewrites. The law: the fast reader accepts nothing that the strict one refuses, and both give the same snapshot.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import datetime
+from functools import lru_cache
+from typing import Any, NoReturn, get_args
+
+import msgspec
+from msgspec import UNSET, Raw
+
+from zoo._json import TextError, canonical, depth, parse_strictly
+from zoo.registry.types import (
+    CARRIED,
+    DIGEST,
+    ID,
+    LAST_NUMBER,
+    AliasRecord,
+    EnsembleRecord,
+    Metric,
+    ModelRecord,
+    Probe,
+    R,
+    RegistryError,
+    Snapshot,
+    Target,
+    VersionRecord,
+    check_digest,
+    check_name,
+    data_of,
+    encoded,
+    extension_text,
+    is_id,
+)
+
+_FORMAT, _SCHEMA = "zoo-registry", 1
+_SECTIONS = ("models", "ensembles", "aliases")
+_KEYS = {"format", "schema", *_SECTIONS}
+_DEEPEST = 64
+_TOGETHER = 200  # carried texts that are checked at once
+_TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z", re.ASCII)
+_UGLY = re.compile("[\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")  # terminal controls, reversed text
+_ESCAPE = re.compile(r"(?<!\\)(?:\\\\)*\\u([0-9a-fA-F]{4})")
+_RESCUE = "take it back from version control, or move it away and rebuild it with `zoo recover`"
+
+
+# ---- writing
+
+
+def write(snapshot: Snapshot) -> bytes:
+    """The one text of a snapshot, UTF-8, LF, a newline at the end.
+
+    Raises:
+        RegistryError: ARGUMENT: half of a surrogate pair in a text, or an integer of more than 64 bits.
+    """
+    try:
+        return b"".join(_pieces(snapshot))
+    except (ValueError, OverflowError) as error:
+        raise RegistryError("ARGUMENT", f"expected what a registry can hold: {error}") from error
+
+
+def _pieces(snapshot: Snapshot) -> list[bytes]:
+    """The text in pieces, which are compared with another without a copy."""
+    sections = {
+        "aliases": _lines(snapshot.pointers),
+        "ensembles": _lines(snapshot.ensembles),
+        "format": [canonical(_FORMAT).encode()],
+        "models": _models(snapshot.models),
+        "schema": [canonical(_SCHEMA).encode()],
+        **{key: [bytes(raw)] for key, raw in sorted(snapshot.extensions.items())},
+    }
+    pieces: list[bytes] = []
+    for key, section in sections.items():
+        pieces += (b",\n" if pieces else b"{\n", canonical(key).encode(), b":", *section)
+    return [*pieces, b"\n}\n"]
+
+
+def _models(models: Mapping[str, ModelRecord]) -> list[bytes]:
+    pieces: list[bytes] = []
+    between = b"{\n"
+    for name in sorted(models, key=_spread):
+        model = models[name]
+        last = b"" if model.last is UNSET else b'"last":%d,' % model.last
+        between += b'"%b":{%b"versions":{\n' % (name.encode(), last)
+        for id in sorted(model.versions):
+            pieces += (b'%b"%b":' % (between, id.encode()), encoded(model.versions[id]))
+            between = b",\n"
+        more = b"" if model.extensions is UNSET else extension_text(model.extensions)
+        between = b"%b\n}%b},\n" % (b"" if model.versions else between, more)
+    return [*pieces, between.removesuffix(b",\n"), b"\n}"]
+
+
+def _lines(records: Mapping[str, EnsembleRecord | AliasRecord]) -> list[bytes]:
+    """An object of one record per line."""
+    return [
+        b"{\n",
+        b",\n".join([b'"%b":%b' % (key.encode(), encoded(one)) for key, one in sorted(records.items())]),
+        b"\n}",
+    ]
+
+
+def _spread(name: str) -> bytes:
+    return hashlib.sha256(name.encode()).digest()
+
+
+# ---- reading
+
+
+def parse(raw: bytes) -> Snapshot:
+    """The content of a registry's bytes, all of it checked.
+
+    Raises:
+        RegistryError: the first thing that is wrong, by its `reason`.
+
+    Example:
+        >>> parse(b'{"format":"zoo-registry","schema":1,"models":{},"ensembles":{},"aliases":{}}').models
+        {}
+    """
+    with collector_off():
+        try:
+            return _fast(raw)
+        except (ValueError, KeyError, OverflowError, RecursionError):  # also what msgspec and the checks raise
+            return _strict(raw)
+
+
+@contextmanager
+def collector_off() -> Iterator[None]:
+    """For many new objects, none of them garbage: the collector would walk all of them, and torch, for nothing."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+class _OtherTextError(ValueError):
+    """The text is not the canonical one; the strict reader decides."""
+
+
+_decode_top = msgspec.json.Decoder(dict[str, Raw]).decode
+_decode_models = msgspec.json.Decoder(dict[str, ModelRecord]).decode
+_decode_ensembles = msgspec.json.Decoder(dict[str, EnsembleRecord]).decode
+_decode_aliases = msgspec.json.Decoder(dict[str, AliasRecord]).decode
+
+
+class _ExactMetric(Metric, forbid_unknown_fields=True):
+    """Without further fields, which would be skipped and not checked."""
+
+
+class _ExactProbe(Probe, forbid_unknown_fields=True):
+    """Likewise."""
+
+
+_exact: dict[str, Any] = {**CARRIED, "metrics": dict[str, _ExactMetric], "probe": _ExactProbe}
+_decode_carried: dict[str, Any] = {
+    key: msgspec.json.Decoder(list[kind]).decode  # type: ignore[valid-type]  # made of the table
+    for key, kind in _exact.items()
+}
+_encode_sorted = msgspec.json.Encoder(order="sorted").encode
+
+
+def _fast(raw: bytes) -> Snapshot:
+    """The snapshot of a canonical text; any other raises one error or another."""
+    text = raw.decode("utf-8")
+    if not raw.isascii() or "\\" in text or "\x7f" in text:
+        _check_characters(text)
+    top = _decode_top(raw)
+    aliases, ensembles, models = (top.pop(key) for key in ("aliases", "ensembles", "models"))
+    _check_top({"format": data_of(top.pop("format")), "schema": data_of(top.pop("schema")), **dict.fromkeys(_SECTIONS)})
+    found = Snapshot(_decode_models(models), _decode_ensembles(ensembles), _decode_aliases(aliases), top)
+    for key, value in top.items():
+        if b"\r\n" in bytes(value):
+            raise _OtherTextError
+        _check_top({"format": _FORMAT, "schema": _SCHEMA, **dict.fromkeys(_SECTIONS), key: _strictly(_text(value))})
+    versions = [version for model in found.models.values() for version in model.versions.values()]
+    for key in ("spec", "classes", "recipe", "metrics", "probe", "software"):
+        _check_carried(key, {bytes(part) for one in versions if (part := getattr(one, key)) is not UNSET})
+    for key in ("rule", "weights", "temperatures"):
+        parts = (getattr(one, key) for one in found.ensembles.values())
+        _check_carried(key, {bytes(part) for part in parts if part is not UNSET})
+    _check_carried("before", {bytes(one.before) for one in found.pointers.values() if one.before is not UNSET})
+    _check_names(found.models, found.ensembles, found.pointers)
+    _check(found)
+    place = 0
+    for piece in _pieces(found):
+        if not raw.startswith(piece, place):
+            raise _OtherTextError
+        place += len(piece)
+    if place != len(raw):
+        raise _OtherTextError
+    return found
+
+
+def _check_carried(key: str, texts: set[bytes]) -> None:
+    """Refuse carried parts of another type, or whose text is not the canonical one."""
+    found = list(texts)
+    if any(len(text) > 2 * _DEEPEST and text.count(b"{") + text.count(b"[") > _DEEPEST for text in found):
+        raise _OtherTextError
+    for start in range(0, len(found), _TOGETHER):
+        together = b"[%b]" % b",".join(found[start : start + _TOGETHER])
+        again = _encode_sorted(_decode_carried[key](together))
+        if again == together or again == together.replace(b"e-0", b"e-").replace(
+            b"e+", b"e"
+        ):  # as msgspec writes 1e-08
+            continue
+        if _encode_sorted(_decode_literally(together)) != together:
+            raise _OtherTextError
+
+
+_decode_literally = msgspec.json.Decoder(float_hook=Raw).decode  # every number as it stands
+
+
+def _strict(raw: bytes) -> Snapshot:
+    """The snapshot of any text that has one meaning, read slowly; every refusal names what is refused."""
+    table = _strictly(_decoded(raw))
+    _check_top(table)
+    for section in _SECTIONS:
+        if not isinstance(table[section], dict):
+            _refuse("FIELD_TYPE", f"expected {section!r} as an object, got {str(table[section])[:60]}")
+    models, ensembles, aliases = (table[section] for section in _SECTIONS)
+    _check_names(models, ensembles, aliases)
+    top = _decode_top(raw)  # what other programs keep stays as it stands, line ends apart
+    found = Snapshot(
+        {name: _model_record(name, fields) for name, fields in models.items()},
+        {name: record(EnsembleRecord, f"the ensemble {name!r}", fields) for name, fields in ensembles.items()},
+        {name: record(AliasRecord, f"the alias {name!r}", fields) for name, fields in aliases.items()},
+        {key: Raw(bytes(top[key]).replace(b"\r\n", b"\n")) for key in table if key not in _KEYS},
+    )
+    _check(found)
+    return found
+
+
+def _model_record(name: str, fields: Any) -> ModelRecord:
+    what = f"the model {name!r}"
+    own = {key: value for key, value in fields.items() if key != "versions"} if isinstance(fields, dict) else fields
+    if not isinstance(fields, dict) or not isinstance(fields.get("versions", {}), dict):
+        _refuse("FIELD_TYPE", f"expected {what} as an object that holds an object 'versions', got {str(fields)[:60]}")
+    values = _values(ModelRecord, what, {**own, "versions": {}} if "versions" in fields else own)
+    inner = {id: record(VersionRecord, f"{name}@{id}", line) for id, line in fields["versions"].items()}
+    return ModelRecord(**{**values, "versions": inner})
+
+
+def new_record(kind: type[R], what: str, fields: Mapping[str, Any]) -> R:
+    """The record of plain data, as if it were read from a file: `record`, and the characters are checked.
+
+    Raises:
+        RegistryError: what no file can hold, or what `record` refuses; ARGUMENT where it is not plain data.
+    """
+    try:
+        text = canonical(dict(fields))
+        if (found := _strictly(text)) != fields:
+            raise TypeError("lists, not tuples, and keys that are strings")
+    except (ValueError, TypeError) as error:
+        if isinstance(error, RegistryError):
+            raise
+        raise RegistryError("ARGUMENT", f"expected plain data for {what}: {error}") from error
+    return record(kind, what, found)
+
+
+def record(kind: type[R], what: str, fields: Any) -> R:
+    """The record of parsed JSON.
+
+    Args:
+        kind: which record.
+        what: its name in messages.
+        fields: the parsed value.
+
+    Raises:
+        RegistryError: FIELD_TYPE, MISSING_KEY, UNKNOWN_KEY, REGISTRY_DEPTH.
+    """
+    return kind(**_values(kind, what, fields))
+
+
+def _values(kind: type[Any], what: str, fields: Any) -> dict[str, Any]:
+    """The record's arguments."""
+    if not isinstance(fields, dict):
+        _refuse("FIELD_TYPE", f"expected {what} as an object, got {str(fields)[:60]}")
+    types, needed = _fields(kind)  # type: ignore[arg-type]  # msgspec's metaclass is hashable
+    if missing := [key for key in needed if key not in fields]:
+        _refuse("MISSING_KEY", f"expected {list(needed)} in {what}, {missing} are missing")
+    if unknown := [key for key in fields if key not in types and not key.startswith("x-")]:
+        _refuse("UNKNOWN_KEY", f"expected {list(types)} in {what}, got {unknown[0][:60]!r}")
+    if depth(fields) > _DEEPEST:
+        _refuse("REGISTRY_DEPTH", f"expected at most {_DEEPEST} levels in {what}")
+    extensions = {key: _raw(value) for key, value in fields.items() if key.startswith("x-")}
+    values = {key: _value(what, key, value, types[key]) for key, value in fields.items() if key in types}
+    return {**values, "extensions": extensions or UNSET}
+
+
+@lru_cache(maxsize=8)
+def _fields(kind: Any) -> tuple[dict[str, Any], list[str]]:
+    """Of a record, key -> type, and the keys that it needs."""
+    found = [one for one in msgspec.structs.fields(kind) if one.encode_name != "x-"]
+    return {one.encode_name: one.type for one in found}, [one.encode_name for one in found if one.required]
+
+
+def _value(what: str, key: str, value: Any, kind: Any) -> Any:
+    carried = Raw in (kind, *get_args(kind))
+    try:
+        converted = msgspec.convert(value, CARRIED[key] if carried else kind)
+    except msgspec.ValidationError as error:
+        _refuse("FIELD_TYPE", f"{key!r} of {what} is wrong: {error}; got {str(value)[:60]}")
+    return _raw(value) if carried else converted
+
+
+def _raw(value: Any) -> Raw:
+    return Raw(canonical(value).encode())
+
+
+def _text(raw: Raw) -> str:
+    return bytes(raw).decode()
+
+
+# ---- checks that need more than one field
+
+
+def _check_top(table: Any) -> None:
+    """Refuse what is no registry, or one of another schema, or with other keys."""
+    if not isinstance(table, dict) or table.get("format") != _FORMAT:
+        got = table.get("format") if isinstance(table, dict) else table
+        _refuse("NOT_A_REGISTRY", f"expected a registry with the format {_FORMAT!r}, got {str(got)[:60]!r}")
+    schema = table.get("schema")
+    if type(schema) is not int or schema < 1:
+        _refuse("SCHEMA_TYPE", f"expected the schema as an integer of at least 1, got {schema!r}")
+    if schema > _SCHEMA:
+        msg = f"the registry has schema {schema}, this program knows up to {_SCHEMA}: update the program"
+        _refuse("SCHEMA_TOO_NEW", msg)
+    if unknown := sorted(key for key in table if key not in _KEYS and not key.startswith("x-")):
+        _refuse("UNKNOWN_KEY", f"expected the keys {sorted(_KEYS)} and keys that begin with 'x-', got {unknown}")
+    if missing := sorted(_KEYS - set(table)):
+        _refuse("MISSING_KEY", f"expected the keys {sorted(_KEYS)}, {missing} are missing")
+    if deep := [key for key in table if key.startswith("x-") and depth(table[key]) > _DEEPEST]:
+        _refuse("REGISTRY_DEPTH", f"expected at most {_DEEPEST} levels in {deep[0]!r}")
+
+
+def _check_names(*sections: Mapping[str, Any]) -> None:
+    """Refuse names that cannot be, and names that only capitals tell apart."""
+    names = [name for section in sections for name in section]
+    for name in names:
+        check_name(name)
+    if len({name.casefold() for name in names}) == len(names):
+        return
+    taken: dict[str, tuple[str, str]] = {}
+    for where, section in zip(_SECTIONS, sections, strict=True):
+        for name in section:
+            other, place = taken.setdefault(name.casefold(), (name, where))
+            if (other, place) != (name, where):
+                msg = f"{name!r} in {where} has the name of {other!r} in {place}; capitals do not tell apart"
+                _refuse("NAME_COLLISION", msg)
+
+
+def _check(snapshot: Snapshot) -> None:
+    """Refuse ids, digests, sizes, times and numbers that cannot be, and references to what is not there."""
+    for name, model in snapshot.models.items():
+        numbers = [version.n for version in model.versions.values()]
+        if len(numbers) > 1 and len({*numbers}) < len(numbers):
+            _refuse("VERSION_NUMBER", f"expected different numbers for the versions of {name!r}, got {sorted(numbers)}")
+        if model.last is not UNSET and not max(numbers, default=0) < model.last <= LAST_NUMBER:
+            _refuse("VERSION_NUMBER", f"expected 'last' of {name!r} beyond its versions, got {model.last}")
+        for id, version in model.versions.items():
+            if not (ID.fullmatch(id) and DIGEST.fullmatch(version.blob) and 0 < version.n <= LAST_NUMBER):
+                _check_version(name, id, version)
+            if version.bytes < 1 or version.parameters < 0:
+                _check_version(name, id, version)
+    times = {version.created for model in snapshot.models.values() for version in model.versions.values()}
+    if not all(map(_is_time, times)):
+        for entry in snapshot.versions():
+            _check_time(f"{entry.name}@{entry.id}", entry.created)
+    for name, ensemble in snapshot.ensembles.items():
+        check_ensemble(name, ensemble)
+        if lost := [member for member in ensemble.members if snapshot.model_of(member) is None]:
+            _refuse("DANGLING", f"the ensemble {name!r} holds {lost}, which the registry does not have")
+    for name, alias in snapshot.pointers.items():
+        _check_alias(name, alias, snapshot)
+
+
+def _check_version(name: str, id: str, version: VersionRecord) -> None:
+    if not is_id(id):
+        _refuse("ID", f"expected ids of 12 hex digits in {name!r}, got {id[:40]!r}")
+    if not 1 <= version.n <= LAST_NUMBER:
+        _refuse("VERSION_NUMBER", f"expected the number of {name}@{id} from 1 to {LAST_NUMBER:,}, got {version.n}")
+    check_digest(version.blob)
+    if version.bytes < 1 or version.parameters < 0:
+        sizes = f"{version.bytes} bytes, {version.parameters} parameters"
+        _refuse("FIELD_TYPE", f"expected sizes of {name}@{id}, got {sizes}")
+
+
+def check_ensemble(name: str, ensemble: EnsembleRecord) -> None:
+    """Refuse an ensemble whose time, members or numbers cannot be.
+
+    Raises:
+        RegistryError: FIELD_TYPE.
+    """
+    what, members = f"the ensemble {name!r}", ensemble.members
+    _check_time(what, ensemble.created)
+    if not members or len(set(members)) != len(members) or not all(map(is_id, members)):
+        _refuse("FIELD_TYPE", f"expected different ids as members of {what}, got {str(members)[:80]}")
+    for key, numbers in (("weights", ensemble.weights), ("temperatures", ensemble.temperatures)):
+        if len(data_of(numbers, members)) != len(members):
+            _refuse("FIELD_TYPE", f"expected one number per member as {key} of {what}, got {data_of(numbers)}")
+
+
+def _check_alias(name: str, alias: AliasRecord, snapshot: Snapshot) -> None:
+    what = f"the alias {name!r}"
+    now = {key: getattr(alias, key) for key in Target.__struct_fields__ if getattr(alias, key) is not UNSET}
+    for place in (now, *data_of(alias.before, ())):
+        needed: dict[str, type] = {"ensemble": str} if "ensemble" in place else {"model": str, "version": int}
+        if missing := [key for key in needed if key not in place]:
+            _refuse("MISSING_KEY", f"expected {list(needed)} in {what}, {missing} are missing")
+        if unknown := [key for key in place if key not in needed and not key.startswith("x-")]:
+            _refuse("UNKNOWN_KEY", f"expected {list(needed)} in {what}, got {unknown[0][:60]!r}")
+        if wrong := [key for key, kind in needed.items() if type(place[key]) is not kind]:
+            _refuse("FIELD_TYPE", f"{wrong[0]!r} of {what} is wrong: got {str(place[wrong[0]])[:60]}")
+        if not snapshot.there(msgspec.convert(place, Target)):
+            _refuse("DANGLING", f"{what} points to {place}, which the registry does not have")
+
+
+@lru_cache(maxsize=1024)
+def _is_time(text: str) -> bool:
+    try:
+        return _TIME.fullmatch(text) is not None and datetime.fromisoformat(text) is not None
+    except ValueError:  # a day or an hour that is none
+        return False
+
+
+def _check_time(what: str, text: str) -> None:
+    if not _is_time(text):
+        _refuse("FIELD_TYPE", f"expected the time {what} was made as 2026-01-31T12:00:00Z, got {text[:40]!r}")
+
+
+# ---- strict JSON
+
+
+def _decoded(raw: bytes) -> str:
+    if not raw:
+        _refuse("REGISTRY_JSON", f"expected a registry, got an empty file; {_RESCUE}")
+    if not raw.strip(b"\0"):
+        _refuse("REGISTRY_ENCODING", f"expected a registry, got {len(raw):,} zeros; {_RESCUE}")
+    if raw.startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")) or b"\0" in raw[:4]:
+        _refuse("REGISTRY_ENCODING", "expected UTF-8 without a byte order mark; save the file again in that encoding")
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise RegistryError("REGISTRY_ENCODING", f"expected UTF-8: {error}; {_RESCUE}") from None
+
+
+def _strictly(text: str) -> Any:
+    try:
+        value = parse_strictly(text)
+    except TextError as error:
+        raise _refusal(error, text) from None
+    _check_characters(text)
+    return value
+
+
+def _refusal(error: TextError, text: str) -> RegistryError:
+    if "\n<<<<<<< " in text or text.startswith("<<<<<<< "):
+        msg = f"the registry holds the conflict markers of a merge ({error}); merge it with `zoo merge`"
+        return RegistryError("REGISTRY_JSON", msg)
+    if error.reason == "SYNTAX" and "control character" in str(error):
+        return RegistryError("CONTROL_CHARACTER", f"the registry is {error}")
+    reason = {"SYNTAX": "REGISTRY_JSON", "DEPTH": "REGISTRY_DEPTH"}.get(error.reason, error.reason)
+    return RegistryError(reason, f"the registry is {error}; correct it, or {_RESCUE}")
+
+
+def _check_characters(text: str) -> None:
+    """Refuse what a terminal would obey rather than show, and halves of surrogate pairs."""
+    if not text.isascii() or "\x7f" in text:
+        ugly = _UGLY.search(text)
+        if ugly:
+            _refuse("CONTROL_CHARACTER", f"the registry holds the control character {ugly[0]!r}")
+    if "\\" not in text:
+        return
+    high: re.Match[str] | None = None  # the half that the next escape must complete
+    for match in _ESCAPE.finditer(text):
+        code = int(match[1], 16)
+        if (0xDC00 <= code <= 0xDFFF) != (high is not None and high.end() == match.end() - 6):
+            raise _half(high or match)
+        high = match if 0xD800 <= code <= 0xDBFF else None
+        if (code < 0x20 and code not in (0x09, 0x0A)) or _UGLY.match(chr(code)):
+            _refuse("CONTROL_CHARACTER", f"the registry holds the control character \\u{match[1]}")
+    if high is not None:
+        raise _half(high)
+    backspace = re.search(r"(?<!\\)(?:\\\\)*\\[bfr]", text)
+    if backspace:
+        _refuse("CONTROL_CHARACTER", f"the registry holds the control character {backspace[0][-2:]}")
+
+
+def _half(match: re.Match[str]) -> RegistryError:
+    return RegistryError("REGISTRY_ENCODING", f"the registry holds half a surrogate pair, \\u{match[1]}")
+
+
+def _refuse(reason: str, message: str) -> NoReturn:
+    raise RegistryError(reason, message)

@@ -1,0 +1,639 @@
+"""What a registry holds: names and references, typed records of the file's lines, and a snapshot of all of them.
+
+References are `cylinder-a` (a model's newest version, an ensemble, or an alias), `cylinder-a@3` (version number 3),
+`cylinder-a@1f2e3d4c5b6a` and `1f2e3d4c5b6a` (the version with this content). How records are read and written is in
+`text`; what changes them in `transaction`. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import msgspec
+from msgspec import UNSET, Raw, Struct, UnsetType
+
+from zoo._names import Patterns, matching, unknown
+
+if TYPE_CHECKING:
+    import pandas
+
+    from zoo.models.spec import Spec
+
+MOST_LETTERS = 96
+_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_-]|\.(?!\.)){0,95}(?<![._-])", re.ASCII)
+_RESERVED = re.compile(r"latest|none|null|sha256|v[0-9]+", re.ASCII)
+_DEVICE = re.compile(r"con|prn|aux|nul|(?:com|lpt)[0-9]", re.ASCII)  # files no Windows machine can make
+DIGEST = re.compile(r"sha256:[0-9a-f]{64}", re.ASCII)
+ID = re.compile(r"[0-9a-f]{12}", re.ASCII)
+_NUMBER = re.compile(r"[1-9][0-9]{0,8}", re.ASCII)
+LAST_NUMBER = 999_999_999  # the highest that a reference can name
+
+
+class RegistryError(ValueError):
+    """Something that the registry refuses; `reason` says in one word what is wrong, `message` is the text without it.
+
+    The text of the file: REGISTRY_ENCODING, REGISTRY_JSON, REGISTRY_DEPTH, DUPLICATE_KEY, NUMBER_RANGE,
+    CONTROL_CHARACTER, NOT_A_REGISTRY, SCHEMA_TYPE, SCHEMA_TOO_NEW, UNKNOWN_KEY, MISSING_KEY, FIELD_TYPE, NAME,
+    NAME_COLLISION, ID, DIGEST, VERSION_NUMBER, DANGLING.
+    The request: UNKNOWN, SPEC, EXISTS, HELD, CLASSES, ARGUMENT, CONFLICT, LOCKED, NO_REGISTRY, LINK.
+    The disk: DISK (nothing has changed), NOT_DURABLE (changed, but a power cut may undo it).
+    A blob: MISSING, NOT_A_FILE, BLOB_SIZE, BLOBDIGEST, BLOB, PROBE, METRICS.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(f"{message} [{reason}]")
+        self.reason = reason
+        self.message = message
+
+
+# ---- names and references
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A reference split into its parts: a name, and the number or the id of a version, or neither."""
+
+    name: str
+    number: int | None = None
+    id: str | None = None
+
+
+def check_name(name: object) -> None:
+    """Refuse what cannot name a model, an ensemble or an alias, on this system or on another.
+
+    Raises:
+        RegistryError: NAME.
+
+    Example:
+        >>> check_name("cylinder-a")
+        >>> check_name("../x")
+        Traceback (most recent call last):
+        zoo.registry.types.RegistryError: expected a name of ASCII letters, digits, '.', '_' and '-', at most \
+96, that begins and ends with a letter or digit, got '../x' [NAME]
+    """
+    text = name if isinstance(name, str) else f"{name!r}, which is not a string"
+    if not _NAME.fullmatch(text):
+        raise RegistryError(
+            "NAME",
+            f"expected a name of ASCII letters, digits, '.', '_' and '-', at most {MOST_LETTERS}, that begins and "
+            f"ends with a letter or digit, got {text[:120]!r}",
+        )
+    folded = text.casefold()
+    if _RESERVED.fullmatch(folded) or _DEVICE.fullmatch(folded.partition(".")[0]):
+        raise RegistryError("NAME", f"the name {text!r} is reserved; choose another, such as {'my-' + text!r}")
+
+
+def check_digest(digest: object) -> None:
+    """Refuse what is not `sha256:` and 64 lower-case hex digits.
+
+    Raises:
+        RegistryError: DIGEST.
+    """
+    if not isinstance(digest, str) or not DIGEST.fullmatch(digest):
+        raise RegistryError("DIGEST", f"expected 'sha256:' and 64 hex digits, got {str(digest)[:90]!r}")
+
+
+def is_id(text: str) -> bool:
+    """Whether a text has the form of a version's id."""
+    return ID.fullmatch(text) is not None
+
+
+def parse_reference(text: str) -> Reference:
+    """The parts of a reference.
+
+    Raises:
+        RegistryError: NAME, or ARGUMENT where what follows the @ is neither a number nor an id.
+
+    Example:
+        >>> parse_reference("cylinder-a@3")
+        Reference(name='cylinder-a', number=3, id=None)
+    """
+    name, at, version = str(text).partition("@")
+    check_name(name)
+    if not at:
+        return Reference(name)
+    if is_id(version):
+        return Reference(name, id=version)
+    if _NUMBER.fullmatch(version):
+        return Reference(name, number=int(version))
+    raise RegistryError("ARGUMENT", f"expected NAME, NAME@NUMBER or NAME@ID (12 hex digits), got {str(text)[:120]!r}")
+
+
+# ---- records: the lines of the file
+
+Extensions = dict[str, Raw]
+
+
+class VersionRecord(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, gc=False):
+    """One version of a model, as its line in the file.
+
+    Parts that the registry only carries stay JSON text (`Raw`), so that every number comes back as it was written;
+    `CARRIED` says what they hold. Absent fields are UNSET, and fields stand in the order of the file. `extensions`
+    are the keys that begin with `x-`; their name in JSON is one that the encoded line never has.
+    """
+
+    blob: str
+    bytes: int
+    classes: Raw
+    created: str
+    kind: Literal["trained", "averaged", "imported"] | UnsetType = UNSET
+    metrics: Raw | UnsetType = UNSET
+    n: int
+    note: str | UnsetType = UNSET
+    parameters: int
+    parents: tuple[str, ...] | UnsetType = UNSET
+    probe: Raw | UnsetType = UNSET
+    recipe: Raw | UnsetType = UNSET
+    software: Raw | UnsetType = UNSET
+    spec: Raw
+    tags: tuple[str, ...] | UnsetType = UNSET
+    trained_on: str | UnsetType = UNSET
+    extensions: Extensions | UnsetType = msgspec.field(default=UNSET, name="x-")
+
+
+class ModelRecord(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A model: its versions by id, and the last number used where the versions that had it were removed."""
+
+    last: int | UnsetType = UNSET
+    versions: dict[str, VersionRecord]
+    extensions: Extensions | UnsetType = msgspec.field(default=UNSET, name="x-")
+
+    @property
+    def last_number(self) -> int:
+        """The highest number that the model's versions ever had, removed ones included."""
+        newest = max((version.n for version in self.versions.values()), default=0)
+        return max(newest, self.last or 0)
+
+
+class EnsembleRecord(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """An ensemble: its members' ids and how they are combined."""
+
+    classes: tuple[str, ...]
+    created: str
+    fitted_on: str | UnsetType = UNSET
+    members: tuple[str, ...]
+    note: str | UnsetType = UNSET
+    rule: Raw
+    tags: tuple[str, ...] | UnsetType = UNSET
+    temperatures: Raw | UnsetType = UNSET
+    weights: Raw | UnsetType = UNSET
+    extensions: Extensions | UnsetType = msgspec.field(default=UNSET, name="x-")
+
+
+class Target(Struct, frozen=True, kw_only=True):
+    """What an alias points to: an ensemble, or a version of a model by its number."""
+
+    ensemble: str | UnsetType = UNSET
+    model: str | UnsetType = UNSET
+    version: int | UnsetType = UNSET
+
+    def __str__(self) -> str:
+        return str(self.ensemble) if self.ensemble is not UNSET else f"{self.model}@{self.version}"
+
+
+class AliasRecord(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """An alias: what it points to, and what it pointed to before, latest first."""
+
+    before: Raw | UnsetType = UNSET
+    ensemble: str | UnsetType = UNSET
+    model: str | UnsetType = UNSET
+    version: int | UnsetType = UNSET
+    extensions: Extensions | UnsetType = msgspec.field(default=UNSET, name="x-")
+
+    @property
+    def target(self) -> Target:
+        """What it points to now."""
+        return Target(ensemble=self.ensemble, model=self.model, version=self.version)
+
+
+class Metric(Struct, kw_only=True):
+    """One recorded metric; it may have further fields."""
+
+    frames: str | UnsetType = UNSET
+    n: int | UnsetType = UNSET
+    unit: str | UnsetType = UNSET
+    value: int | float
+
+
+class Probe(Struct):
+    """A model's recorded answer to the probe batch; see `zoo.checkpoint.match`."""
+
+    digest: str
+    values: list[float]
+
+
+CARRIED: dict[str, Any] = {
+    "before": list[dict[str, Any]],
+    "classes": list[str],
+    "metrics": dict[str, Metric],
+    "probe": Probe,
+    "recipe": dict[str, Any],
+    "rule": dict[str, Any],
+    "software": dict[str, Any],
+    "spec": dict[str, Any],
+    "temperatures": list[float],
+    "weights": list[float],
+}
+
+R = TypeVar("R", VersionRecord, EnsembleRecord, AliasRecord)
+_encode = msgspec.json.Encoder().encode
+
+
+def encoded(record: VersionRecord | EnsembleRecord | AliasRecord) -> bytes:
+    """The record's JSON, keys sorted, without spaces; those that begin with `x-` come last in that order anyway."""
+    if record.extensions is UNSET:
+        return _encode(record)
+    line = _encode(msgspec.structs.replace(record, extensions=UNSET))
+    return line[:-1] + extension_text(record.extensions) + b"}"
+
+
+def extension_text(extensions: Extensions) -> bytes:
+    """The last keys of a record's JSON, each after a comma."""
+    return b"".join(b",%b:%b" % (_encode(key), bytes(raw)) for key, raw in sorted(extensions.items()))
+
+
+def plain(record: VersionRecord | EnsembleRecord) -> dict[str, Any]:
+    """The record as plain data."""
+    found: dict[str, Any] = msgspec.json.decode(encoded(record))
+    return found
+
+
+def data_of(raw: Raw | UnsetType, default: Any = None) -> Any:
+    """What a carried part holds, as plain data."""
+    return default if raw is UNSET else msgspec.json.decode(raw)
+
+
+# ---- entries: records with their names
+
+
+class Entry(Struct, frozen=True):
+    """One version of one model. Made by the registry; reading its fields touches no blob.
+
+    Args:
+        name: the model's name.
+        id: 12 hex digits of its content: name, spec and weights.
+        record: the version's line.
+    """
+
+    name: str
+    id: str
+    record: VersionRecord
+
+    def __hash__(self) -> int:
+        return hash((self.name, self.id))
+
+    def __repr__(self) -> str:
+        return f"Entry({self.reference!r}, id={self.id!r})"
+
+    @property
+    def number(self) -> int:
+        """The version's number, from 1; never used again."""
+        return self.record.n
+
+    @property
+    def reference(self) -> str:
+        """`name@number`."""
+        return f"{self.name}@{self.number}"
+
+    @property
+    def spec(self) -> Spec:
+        """What the model computes.
+
+        Raises:
+            RegistryError: SPEC, such as an architecture that is not in this program's table.
+        """
+        from zoo.models.spec import Spec  # torch comes only with a model
+
+        try:
+            return Spec.from_dict(self.spec_data)
+        except (ValueError, TypeError) as error:
+            raise RegistryError("SPEC", f"the spec of {self.reference} cannot be used: {error}") from error
+
+    @property
+    def spec_data(self) -> dict[str, Any]:
+        """The spec as plain data, also where this program does not know its architecture."""
+        found: dict[str, Any] = data_of(self.record.spec)
+        return found
+
+    @property
+    def architecture(self) -> str:
+        """The architecture's name."""
+        return str(self.spec_data.get("architecture", ""))
+
+    @property
+    def parameters(self) -> int:
+        """Number of trainable parameters."""
+        return self.record.parameters
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the blob's bytes, 64 hex digits."""
+        return self.record.blob.removeprefix("sha256:")
+
+    @property
+    def bytes(self) -> int:
+        """Size of the blob."""
+        return self.record.bytes
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of the logits."""
+        return tuple(data_of(self.record.classes))
+
+    @property
+    def metrics(self) -> dict[str, dict[str, Any]]:
+        """Name -> `{"value", "unit", "n", "frames"}`, as far as they are known."""
+        found: dict[str, dict[str, Any]] = data_of(self.record.metrics, {})
+        return found
+
+    @property
+    def recipe(self) -> dict[str, Any] | None:
+        """`Recipe.to_dict()` of the training, or None."""
+        found: dict[str, Any] | None = data_of(self.record.recipe)
+        return found
+
+    @property
+    def probe(self) -> dict[str, Any] | None:
+        """The model's answer to the probe batch at registration, or None."""
+        found: dict[str, Any] | None = data_of(self.record.probe)
+        return found
+
+    @property
+    def software(self) -> dict[str, str]:
+        """Versions of the software that registered it."""
+        found: dict[str, str] = data_of(self.record.software, {})
+        return found
+
+    @property
+    def parents(self) -> tuple[str, ...]:
+        """Ids of the versions it was averaged or distilled from."""
+        return self.record.parents or ()
+
+    @property
+    def kind(self) -> str:
+        """trained, averaged or imported."""
+        return self.record.kind or "trained"
+
+    @property
+    def trained_on(self) -> str:
+        """Fingerprint of the training frames, or ""."""
+        return self.record.trained_on or ""
+
+    @property
+    def created(self) -> str:
+        """When it was registered, UTC."""
+        return self.record.created
+
+    @property
+    def note(self) -> str:
+        """Free text."""
+        return self.record.note or ""
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """Tags, sorted."""
+        return self.record.tags or ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, as plain data."""
+        fields = plain(self.record)
+        return {"name": self.name, "number": fields.pop("n"), "id": self.id, **fields}
+
+
+class EnsembleEntry(Struct, frozen=True):
+    """An ensemble as plain data: which versions, and how they decide together.
+
+    Args:
+        name: its name.
+        record: its line.
+    """
+
+    name: str
+    record: EnsembleRecord
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+    def __repr__(self) -> str:
+        return f"EnsembleEntry({self.name!r}, members={self.members})"
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """Ids of the members, in order; each is a reference."""
+        return self.record.members
+
+    @property
+    def rule(self) -> dict[str, Any]:
+        """The rule as plain data."""
+        found: dict[str, Any] = data_of(self.record.rule)
+        return found
+
+    @property
+    def weights(self) -> tuple[float, ...] | None:
+        """One per member, or None."""
+        found = data_of(self.record.weights)
+        return None if found is None else tuple(found)
+
+    @property
+    def temperatures(self) -> tuple[float, ...] | None:
+        """One per member, or None."""
+        found = data_of(self.record.temperatures)
+        return None if found is None else tuple(found)
+
+    @property
+    def fitted_on(self) -> str:
+        """Fingerprint of the frames that the weights were fitted on, or ""."""
+        return self.record.fitted_on or ""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of the logits."""
+        return self.record.classes
+
+    @property
+    def created(self) -> str:
+        """When it was registered, UTC."""
+        return self.record.created
+
+    @property
+    def note(self) -> str:
+        """Free text."""
+        return self.record.note or ""
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """Tags, sorted."""
+        return self.record.tags or ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, as plain data."""
+        return {"name": self.name, **plain(self.record)}
+
+
+class Problem(Struct, frozen=True):
+    """What is wrong with one version.
+
+    Args:
+        entry: the version.
+        reason: one word, as of the errors.
+        message: what was expected and what is there.
+    """
+
+    entry: Entry
+    reason: str
+    message: str
+
+
+# ---- the content
+
+Names = list[str]  # aliases of types, since Snapshot has a method of the name `list`
+Entries = list[Entry]
+
+
+@dataclass
+class Snapshot:
+    """A registry's content at one moment. It is never changed once handed out; changes are made to a `copy`.
+
+    Args:
+        models: name -> record.
+        ensembles: name -> record.
+        pointers: alias -> record.
+        extensions: keys of the file that begin with `x-` -> the JSON text of the value, kept as it stands.
+    """
+
+    models: dict[str, ModelRecord] = field(default_factory=dict)
+    ensembles: dict[str, EnsembleRecord] = field(default_factory=dict)
+    pointers: dict[str, AliasRecord] = field(default_factory=dict)
+    extensions: Extensions = field(default_factory=dict)
+    _by_id: dict[str, str] | None = field(default=None, compare=False, repr=False)
+    _folded: dict[str, str] | None = field(default=None, compare=False, repr=False)
+
+    def copy(self) -> Snapshot:
+        """Another with the same records, to be changed."""
+        return Snapshot({**self.models}, {**self.ensembles}, {**self.pointers}, {**self.extensions})
+
+    def get(self, reference: str) -> Entry:
+        """The version that a reference points to.
+
+        Raises:
+            RegistryError: UNKNOWN, with the names that come near; NAME or ARGUMENT for what is no reference.
+        """
+        wanted = parse_reference(reference)
+        if is_id(reference) and (name := self.model_of(reference)):  # a name may not stand in the way of an id
+            return self.entry(name, reference)
+        pointer = self.pointers.get(reference)
+        if pointer is not None:
+            if pointer.ensemble is not UNSET:
+                msg = f"{reference!r} is an alias of the ensemble {pointer.ensemble!r}, not of a model"
+                raise RegistryError("UNKNOWN", msg)
+            wanted = parse_reference(str(pointer.target))
+        model = self.models.get(wanted.name)
+        if model is None or not model.versions:
+            raise RegistryError("UNKNOWN", self._unknown_name(wanted.name))
+        for id, version in model.versions.items():
+            if id == wanted.id or version.n == wanted.number:
+                return Entry(wanted.name, id, version)
+        if wanted.id or wanted.number:
+            numbers = ", ".join(str(number) for number in sorted(version.n for version in model.versions.values()))
+            after = reference.partition("@")[2]
+            raise RegistryError("UNKNOWN", f"{wanted.name!r} has no version {after}; it has {numbers}")
+        return self.entry(wanted.name, max(model.versions, key=lambda id: model.versions[id].n))
+
+    def entry(self, name: str, id: str) -> Entry:
+        """A version that is known to be there."""
+        return Entry(name, id, self.models[name].versions[id])
+
+    def get_ensemble(self, name: str) -> EnsembleEntry:
+        """The ensemble of a name or an alias.
+
+        Raises:
+            RegistryError: UNKNOWN, NAME.
+        """
+        check_name(name)
+        pointer = self.pointers.get(name)
+        name = name if pointer is None else pointer.ensemble or name
+        if name not in self.ensembles:
+            have = ", ".join(sorted(self.ensembles)) or "(there are none)"
+            raise RegistryError("UNKNOWN", f"unknown ensemble {name!r}; expected one of {have}")
+        return EnsembleEntry(name, self.ensembles[name])
+
+    def list(self, include: Patterns = "*", exclude: Patterns = ()) -> Names:
+        """Sorted names of the models; shell wildcards, one or several, in both."""
+        return matching(sorted(name for name, model in self.models.items() if model.versions), include, exclude)
+
+    def entries(self, include: Patterns = "*", exclude: Patterns = ()) -> Entries:
+        """All versions of the models whose names match, by name and number."""
+        return [
+            Entry(name, id, version)
+            for name in self.list(include, exclude)
+            for id, version in sorted(self.models[name].versions.items(), key=lambda item: item[1].n)
+        ]
+
+    def list_ensembles(self, include: Patterns = "*", exclude: Patterns = ()) -> Names:
+        """Sorted names of the ensembles."""
+        return matching(sorted(self.ensembles), include, exclude)
+
+    def aliases(self) -> dict[str, str]:
+        """Alias -> what it points to: `name@number`, or the name of an ensemble."""
+        return {name: str(pointer.target) for name, pointer in sorted(self.pointers.items())}
+
+    def table(self, include: Patterns = "*", exclude: Patterns = ()) -> pandas.DataFrame:
+        """One row per version: name, number, id, architecture, parameters, a column per metric, created."""
+        import pandas
+
+        head = ["name", "number", "id", "architecture", "parameters"]
+        found = [(entry, entry.metrics) for entry in self.entries(include, exclude)]
+        names = sorted({name for _, metrics in found for name in metrics})
+        rows = [
+            [*(getattr(entry, key) for key in head), *(metrics.get(m, {}).get("value") for m in names), entry.created]
+            for entry, metrics in found
+        ]
+        return pandas.DataFrame(rows, columns=[*head, *names, *(["created"] if rows else [])])
+
+    def versions(self) -> Iterator[Entry]:
+        """Every version, in no particular order."""
+        for name, model in self.models.items():
+            for id, version in model.versions.items():
+                yield Entry(name, id, version)
+
+    def model_of(self, id: str) -> str | None:
+        """The name of the model that has the version of an id, or None."""
+        if self._by_id is None:
+            self._by_id = {id: name for name, model in reversed(self.models.items()) for id in model.versions}
+        return self._by_id.get(id)
+
+    def there(self, target: Target) -> bool:
+        """Whether what an alias points to is in the registry."""
+        if target.ensemble is not UNSET:
+            return target.ensemble in self.ensembles
+        model = self.models.get(target.model or "")
+        return model is not None and any(version.n == target.version for version in model.versions.values())
+
+    def namesake(self, name: str) -> str | None:
+        """The name that is taken, of whatever kind, and differs from this one by capitals at most; or None."""
+        if self._folded is None:
+            every = (self.models, self.ensembles, self.pointers)
+            self._folded = {name.casefold(): name for section in every for name in section}
+        return self._folded.get(name.casefold())
+
+    def put(self, name: str, model: ModelRecord) -> None:
+        """Add or replace a model of a copy; a batch of a thousand does not count the names a thousand times."""
+        self.models[name] = model
+        self._by_id = None
+        if self._folded is not None:
+            self._folded[name.casefold()] = name
+
+    def _unknown_name(self, name: str) -> str:
+        if name in self.ensembles:
+            return f"{name!r} is an ensemble, expected a model"
+        if is_id(name):
+            return f"no version has the id {name!r}"
+        return unknown("model", name, [*self.pointers, *self.list()])
+
+
+def extensions_of(table: Mapping[str, Any]) -> dict[str, Any]:
+    """What another program keeps there: keys that begin with `x-`."""
+    return {key: value for key, value in table.items() if key.startswith("x-")}
