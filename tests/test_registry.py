@@ -415,6 +415,7 @@ def test_no_code_is_taken_from_data():
             names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
             modules = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
             modules |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+            modules -= {"importlib"} if path.name == "_console.py" else set()  # `--import`, which a person types
             loads = [n for n in ast.walk(tree) if isinstance(n, ast.Attribute) and ast.unparse(n) == "torch.load"]
             assert not names & {"eval", "exec", "__import__"}, path
             assert not modules & {"pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib", "importlib"}, path
