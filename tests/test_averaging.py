@@ -29,7 +29,7 @@ def fresh(seed: int) -> Checkpoint:
 
 
 def test_the_mean_of_1_2_3_4_is_2_and_a_half() -> None:
-    """And integers are the first's, not rounded means."""
+    """Integers are the first's, not rounded means."""
     found = average([checkpoint(value) for value in (1, 2, 3, 4)])
     for name, tensor in found.tensors.items():
         assert (tensor == (1 if name.endswith("tracked") else 2.5)).all()
@@ -51,7 +51,7 @@ def test_identical_checkpoints_average_to_themselves(method: str, frames: FrameS
 
 
 def test_the_order_does_not_matter_to_the_plain_mean() -> None:
-    """But for rounding."""
+    """Except for rounding."""
     some = [fresh(seed) for seed in range(4)]
     forth, back = average(some), average(some[::-1])
     for name, tensor in forth.tensors.items():
@@ -119,7 +119,7 @@ def test_statistics_become_the_mean_over_the_batches() -> None:
 
 
 def test_dropout_stays_off_while_statistics_are_estimated() -> None:
-    """All of a batch arrives."""
+    """The whole batch arrives."""
     module = nn.Sequential(nn.Dropout(0.9), nn.BatchNorm1d(1))
     reestimate(module, [torch.tensor([[1.0], [3.0]])])
     assert module[1].running_mean.item() == 2

@@ -70,7 +70,7 @@ def test_each_member_may_have_its_own_rate_and_decay(optimiser: str, frames: Fra
 
 
 def test_each_member_stops_early_by_itself(frames: FrameSet) -> None:
-    """One member's rate is zero: its best is its first epoch, the others go on."""
+    """One member's rate is almost zero: its best epoch is its first, the other continues."""
     records: list[list[Any]] = []
     recipe = replace(RECIPE, epochs=5, patience=1, monitor="valid/loss")
     found = ensemble.cotrain(
@@ -84,7 +84,7 @@ def test_each_member_stops_early_by_itself(frames: FrameSet) -> None:
         assert one.metrics["valid/loss"]["value"] in losses[m]
 
 
-def test_a_stopped_run_goes_on_and_remembers_how_many_were_together(frames: FrameSet, tmp_path: Path) -> None:
+def test_a_stopped_run_resumes_with_the_same_groups(frames: FrameSet, tmp_path: Path) -> None:
     """Members 0 and 1 together, then 2 alone; stopped in between, the end is the same to the bit."""
     whole = ensemble.cotrain(SPEC, RECIPE, frames, frames, seeds=range(3), together=2)
 
@@ -100,7 +100,7 @@ def test_a_stopped_run_goes_on_and_remembers_how_many_were_together(frames: Fram
 
 
 def test_the_group_is_chosen_by_measurement(frames: FrameSet) -> None:
-    """Sizes that were measured, one among them; a clear gain is needed to go larger."""
+    """The sizes measured include one; a larger one must be clearly faster."""
     found = measure_together(SPEC, [replace(RECIPE, seed=seed, order_seed=0) for seed in range(4)], frames)
     assert {1, 2} <= set(found) <= {1, 2, 4}
     assert all(seconds > 0 for seconds in found.values())
@@ -109,7 +109,7 @@ def test_the_group_is_chosen_by_measurement(frames: FrameSet) -> None:
 
 
 def unmeasured(*args: Any, **settings: Any) -> float:
-    """In place of a measurement that must not be made."""
+    """Stands in for a measurement that must not be made."""
     raise AssertionError("this training is too short to be measured")
 
 
@@ -117,7 +117,7 @@ def unmeasured(*args: Any, **settings: Any) -> float:
 def test_a_short_training_is_not_measured(
     limit: int, sizes: list[int], frames: FrameSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As many together as have few parameters; one has 276."""
+    """As many together as the limit of parameters allows; one has 276."""
     assert zoo.count_parameters(SPEC) == 276
     monkeypatch.setattr("zoo.training.seconds_per_step", unmeasured)
     monkeypatch.setattr("ensemble.run.cotraining._HELD", limit)
@@ -151,7 +151,7 @@ def test_measuring_takes_a_small_share_of_the_training(
 
 
 def test_members_that_cannot_be_together_are_trained_one_after_another(frames: FrameSet) -> None:
-    """A layer without a rule makes nothing fail."""
+    """A layer that cannot be stacked is no error."""
 
     @zoo.architecture
     def with_layernorm(inputs: int, classes: int, *, width: int = 4) -> nn.Module:
@@ -164,7 +164,7 @@ def test_members_that_cannot_be_together_are_trained_one_after_another(frames: F
 
 
 def test_wrong_numbers_are_refused(frames: FrameSet) -> None:
-    """Of seeds, rates and members together; rates for an optimiser that finds its own."""
+    """Of seeds, of rates and of members together; and rates that the optimiser cannot have."""
     cases: list[tuple[dict[str, Any], str]] = [
         ({"seeds": []}, "at least one seed"),
         ({"seeds": [1, 2], "learning_rates": [0.1]}, "learning_rates for 2 seeds, got 1"),
@@ -213,7 +213,7 @@ def test_a_study_trains_equal_specs_together(frames: FrameSet, monkeypatch: pyte
 
 
 def test_a_study_goes_on_without_those_that_diverge(frames: FrameSet) -> None:
-    """At such a rate nobody learns; each gets None instead of an end of the study."""
+    """At such a rate no member learns; each gets None, and the study continues."""
     wild = replace(RECIPE, optimiser="sgd", learning_rate=1e6)
     steep = replace(SPEC, options={**SPEC.options, "batchnorm": False})
     assert ensemble.run.train_alike([steep, steep], wild, frames, frames) == [None, None]

@@ -43,7 +43,7 @@ def test_a_single_run_differs_in_nothing(tmp_path: Path) -> None:
     assert list(read_runs(tmp_path).columns) == ["run", "done", "best", "at", "loss"]
 
 
-def test_a_line_that_a_kill_cut_short_is_left_out(tmp_path: Path) -> None:
+def test_an_incomplete_last_line_is_ignored(tmp_path: Path) -> None:
     """The epochs before it count."""
     write(tmp_path, "run", 0.1, [0.2, 0.5])
     with (tmp_path / "run" / "log.jsonl").open("a") as file:
@@ -51,7 +51,7 @@ def test_a_line_that_a_kill_cut_short_is_left_out(tmp_path: Path) -> None:
     assert read_runs(tmp_path)["done"].tolist() == [2]
 
 
-def test_no_logs_is_an_error_with_the_way_out(tmp_path: Path) -> None:
+def test_a_folder_without_logs_is_refused(tmp_path: Path) -> None:
     """It names the folder and the option."""
     with pytest.raises(ValueError, match="--directory writes them"):
         read_runs(tmp_path)
@@ -92,29 +92,29 @@ def test_wandb_takes_a_whole_run_offline(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 class Recorder:
-    """Remembers the calls."""
+    """A log that remembers its calls."""
 
     def __init__(self) -> None:
         self.calls: list[str] = []
 
     def init(self, run: str, config: object) -> None:
-        """A run begins."""
+        """Note the name of the run."""
         self.calls.append(f"init {run}")
 
     def log(self, metrics: object, step: int) -> None:
-        """An epoch's figures."""
+        """Note the epoch."""
         self.calls.append(f"log {step}")
 
     def finish(self) -> None:
-        """It has ended."""
+        """Note the end."""
         self.calls.append("finish")
 
 
 SPEC = zoo.Spec("cylinder", features=6, context=1, classes=4, options={"width": 8, "depth": 1})
 
 
-def test_training_tells_its_log(frames: zoo.FrameSet) -> None:
-    """Through the three calls, in order, also when it ends by an error."""
+def test_training_calls_its_log(frames: zoo.FrameSet) -> None:
+    """The three calls come in order, also if training ends with an error."""
     log = Recorder()
 
     def stop(record: object) -> None:
@@ -125,8 +125,8 @@ def test_training_tells_its_log(frames: zoo.FrameSet) -> None:
     assert log.calls == ["init cylinder", "log 1", "finish"]
 
 
-def test_a_log_is_told_besides_the_file(frames: zoo.FrameSet, tmp_path: Path) -> None:
-    """So runs with a tracker are compared like those without."""
+def test_a_log_gets_what_the_file_gets(frames: zoo.FrameSet, tmp_path: Path) -> None:
+    """So runs with a tracker can be compared with those without."""
     log = Recorder()
     zoo.train(SPEC, zoo.Recipe(batch_size=32, epochs=2), frames, frames, log=log, directory=tmp_path / "run")
     assert log.calls == ["init run", "log 1", "log 2", "finish"]

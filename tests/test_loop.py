@@ -56,7 +56,7 @@ def interrupted(recipe: Recipe, frames: FrameSet, directory: Path, after: int, s
     ids=str,
 )
 def test_every_field_resumes_to_the_bit(fields: dict[str, Any], frames: FrameSet, tmp_path: Path) -> None:
-    """Whatever has a state has it in the epoch's file; and the field does something."""
+    """Every kind of state is in the epoch's file; and the field has an effect."""
     recipe = Recipe.from_dict(QUICK.to_dict() | fields)
     whole = train(SPEC, recipe, frames, frames)
     interrupted(recipe, frames, tmp_path, 2)
@@ -76,7 +76,7 @@ zoo.train(zoo.Spec.from_dict({spec!r}), zoo.Recipe.from_dict({recipe!r}), frames
 
 
 def test_a_killed_run_ends_with_the_bits_of_an_uninterrupted_one(tmp_path: Path) -> None:
-    """SIGKILL somewhere behind the third epoch; then the same run again."""
+    """SIGKILL some time after the third epoch; then the same run again."""
     frames = zoo.sample_corpus("valid").select(torch.arange(4))
     spec = Spec("cylinder", features=27, context=1, classes=40, options={"width": 16, "depth": 1, "dropout": 0.2})
     recipe = Recipe(epochs=30, batch_size=64, schedule="cosine", ema=0.9)
@@ -158,7 +158,7 @@ def test_clipping_bounds_the_step(frames: FrameSet) -> None:
 
 
 def test_swa_is_the_mean_of_the_epochs(frames: FrameSet, tmp_path: Path) -> None:
-    """From the first epoch on, weight by weight; training itself goes on from the weights as they were."""
+    """From the first epoch on, weight by weight; training itself continues from the weights as they were."""
     train(PLAIN, replace(QUICK, keep=0), frames, frames, directory=tmp_path / "plain")
     epochs = [read(tmp_path / "plain" / f"epoch-{number:04}.safetensors") for number in (1, 2, 3)]
     train(PLAIN, replace(QUICK, keep=0, swa_from=1), frames, frames, directory=tmp_path / "swa")

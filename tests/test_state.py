@@ -1,4 +1,4 @@
-"""The folder of a run: what stays in it, and which runs may go on from it."""
+"""The folder of a run: what is kept in it, and which runs can be resumed from it."""
 
 import errno
 import json
@@ -77,7 +77,7 @@ def test_another_runs_directory_is_refused(frames: FrameSet, tmp_path: Path) -> 
 
 
 def rewritten(directory: Path, recipe: dict[str, Any], members: list[list[Any]]) -> None:
-    """Write a run's identity as it was once: one recipe, and lists of what members had of their own."""
+    """Write a run's identity in its former shape: one recipe, and lists of the values that members had of their own."""
     path = directory / "state.safetensors"
     data = path.read_bytes()
     header = checkpoint.verify_bytes(data)
@@ -88,7 +88,7 @@ def rewritten(directory: Path, recipe: dict[str, Any], members: list[list[Any]])
 
 
 def test_a_folder_of_the_version_before_is_resumed(frames: FrameSet, tmp_path: Path) -> None:
-    """A single model's, and one of members that have seeds, an order, rates and decays of their own."""
+    """That of a single model, and that of members with seeds, orders, rates and decays of their own."""
     whole = train(SPEC, QUICK, frames, frames)
     interrupted(QUICK, frames, tmp_path, 2)
     rewritten(tmp_path, QUICK.to_dict(), [[0], [], [], []])

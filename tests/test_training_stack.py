@@ -58,7 +58,7 @@ def test_an_architecture_of_ones_own_goes_together_where_its_layers_do() -> None
 
 
 class Own(nn.Module):
-    """A layer with a parameter that no rule knows."""
+    """A layer with a parameter that cannot be stacked."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class Own(nn.Module):
 
 
 class Mixing(nn.Module):
-    """Takes its input for (B, features), which in a stack it is not."""
+    """Expects (B, features) as its input, which is not so in a stack."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -88,6 +88,6 @@ class Mixing(nn.Module):
     ],
 )
 def test_what_cannot_be_together_is_refused(members: list[nn.Module], words: str) -> None:
-    """Other structures, layers without a rule, and outputs that differ."""
+    """Other structures, layers that cannot be stacked, and outputs that differ."""
     with pytest.raises(ValueError, match=words):
         TrainingStack(members)
