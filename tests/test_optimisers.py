@@ -128,11 +128,12 @@ def test_members_switch_on_their_own() -> None:
 
 
 MODULE = """
+from functools import partial
 from torch import optim
 from zoo.training import optimiser
 
 
-@optimiser(decoupled=True)
+@partial(optimiser, decoupled=True)
 def shrinking(parameters, *, learning_rate, weight_decay):
     return optim.NAdam(parameters, learning_rate, weight_decay=weight_decay, decoupled_weight_decay=True)
 

@@ -9,11 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar, overload
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, optim
 from torch.optim import Optimizer
+
+from zoo._names import enter
 
 Parameters = Sequence[Tensor]
 Maker = TypeVar("Maker", bound=Callable[..., Optimizer])
@@ -42,34 +45,24 @@ class Optimiser:
 OPTIMISERS: dict[str, Optimiser] = {}
 
 
-@overload
-def optimiser(make: Maker) -> Maker: ...
-@overload
-def optimiser(**special: Any) -> Callable[[Maker], Maker]: ...
-def optimiser(make: Any = None, **special: Any) -> Any:
+def optimiser(make: Maker, **special: Any) -> Maker:
     """Register an optimiser under the function's name, so that recipes may name it.
 
     Args:
         make: the function; its keyword-only arguments are fields of a recipe.
         **special: fields of `Optimiser` that differ from their defaults.
 
+    Raises:
+        ValueError: the name is taken.
+
     Example:
-        >>> @optimiser(decoupled=True)
+        >>> @partial(optimiser, decoupled=True)
         ... def nadamw(parameters, *, learning_rate, weight_decay):
         ...     return optim.NAdam(parameters, learning_rate, weight_decay=weight_decay, decoupled_weight_decay=True)
         >>> OPTIMISERS.pop("nadamw").gradients
         1
-
-    Raises:
-        ValueError: the name is taken.
     """
-    if make is None:
-        return lambda function: optimiser(function, **special)
-    name = make.__name__
-    if name in OPTIMISERS and OPTIMISERS[name].make.__module__ != make.__module__:
-        msg = f"optimiser {name!r} is already registered by {OPTIMISERS[name].make.__module__}; choose another name"
-        raise ValueError(msg)
-    OPTIMISERS[name] = Optimiser(make, **special)
+    enter(OPTIMISERS, "optimiser", make, Optimiser(make, **special))
     return make
 
 
@@ -91,7 +84,7 @@ def nesterov(parameters: Parameters, *, learning_rate: float, momentum: float, w
     return optim.SGD(parameters, learning_rate, momentum, weight_decay=weight_decay, nesterov=True, fused=True)
 
 
-@optimiser(gradients=2)
+@partial(optimiser, gradients=2)
 def sam(parameters: Parameters, *, learning_rate: float, momentum: float, weight_decay: float) -> Optimizer:
     """SGD with momentum along the gradient of the perturbed weights (Foret et al., ICLR 2021)."""
     return optim.SGD(parameters, learning_rate, momentum, weight_decay=weight_decay, fused=True)
@@ -127,7 +120,7 @@ def adam(
     return optim.Adam(parameters, learning_rate, (beta1, beta2), epsilon, weight_decay, fused=True)
 
 
-@optimiser(decoupled=True)
+@partial(optimiser, decoupled=True)
 def adamw(
     parameters: Parameters, *, learning_rate: float, beta1: float, beta2: float, epsilon: float, weight_decay: float
 ) -> Optimizer:
@@ -245,7 +238,7 @@ class AdamSGD(Optimizer):
         return self.shared["mean"] / (1 - beta2 ** self.shared["steps"])
 
 
-@optimiser(proportional=False, begin_epoch=AdamSGD.begin_epoch)
+@partial(optimiser, proportional=False, begin_epoch=AdamSGD.begin_epoch)
 def adam_sgd(
     parameters: Parameters,
     *,

@@ -9,7 +9,9 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from zoo._names import enter
 
 if TYPE_CHECKING:
     from torch import Tensor  # at run time its methods are enough
@@ -53,12 +55,11 @@ class Schedule:
 SCHEDULES: dict[str, Schedule] = {}
 
 
-@overload
-def schedule(function: Function) -> Function: ...
-@overload
-def schedule(*, reactive: bool) -> Callable[[Function], Function]: ...
-def schedule(function: Any = None, *, reactive: bool = False) -> Any:
+def schedule(function: Function, *, reactive: bool = False) -> Function:
     """Register a schedule under the function's name, so that recipes may name it.
+
+    Raises:
+        ValueError: the name is taken.
 
     Example:
         >>> @schedule
@@ -66,17 +67,8 @@ def schedule(function: Any = None, *, reactive: bool = False) -> Any:
         ...     return max(1 - at.share, final_rate) ** 0.5
         >>> SCHEDULES.pop("square_root").function(Position(0, steps=10, epochs=2), final_rate=0.1)
         1.0
-
-    Raises:
-        ValueError: the name is taken.
     """
-    if function is None:
-        return partial(schedule, reactive=reactive)
-    name = function.__name__
-    if name in SCHEDULES and SCHEDULES[name].function.__module__ != function.__module__:
-        msg = f"schedule {name!r} is already registered by {SCHEDULES[name].function.__module__}; choose another name"
-        raise ValueError(msg)
-    SCHEDULES[name] = Schedule(function, reactive)
+    enter(SCHEDULES, "schedule", function, Schedule(function, reactive))
     return function
 
 
@@ -86,7 +78,7 @@ def constant(at: Position) -> float:
     return 1.0
 
 
-@schedule(reactive=True)
+@partial(schedule, reactive=True)
 def plateau(factors: Tensor, waited: Tensor, *, every: int, gamma: float, final_rate: float) -> Tensor:
     """Times `gamma` whenever `monitor` has not improved for `every` epochs, but not below `final_rate`."""
     lowered = (factors * gamma).clamp(min=final_rate)
