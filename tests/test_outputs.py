@@ -1,6 +1,7 @@
 """Members' outputs: what they refuse, and what stays with them."""
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -79,3 +80,51 @@ def test_what_is_known_of_members_stays_with_them() -> None:
         ensemble.MemberOutputs.from_probabilities({"a": p, "b": p}, about={"c": known})
     with pytest.raises(ValueError, match="what is known of 2 members in `about`, got 1"):
         dataclasses.replace(outputs, about=(known,))
+
+
+# Members that abstain, and parts of outputs
+
+ABSTAINING = {"a": [[0.9, 0.1], [0.2, 0.8], [0.5, 0.5]], "b": [[0.7, 0.3], [math.nan, math.nan], [0.6, 0.4]]}
+
+
+def test_abstentions_pass_where_they_are_declared() -> None:
+    """A row of NaN stays one; everything else is as usual."""
+    outputs = ensemble.MemberOutputs.from_probabilities(ABSTAINING, labels=[0, 1, 0], abstain=True)
+    assert outputs.abstain
+    assert outputs.log_probabilities.isnan().all(dim=-1).tolist() == [[False] * 3, [False, True, False]]
+    blocks = list(outputs.blocks(2))
+    assert [(where.start, where.stop) for where, _ in blocks] == [(0, 2), (2, 3)]
+
+
+def test_abstentions_that_are_not_declared_are_refused_by_name() -> None:
+    """The message names the member, the frame and the way out."""
+    with pytest.raises(ValueError, match=r"member 'b', .* at frame 1 .*if it abstains there, declare abstain=True"):
+        ensemble.MemberOutputs.from_probabilities(ABSTAINING)
+
+
+def test_part_of_a_row_is_no_abstention() -> None:
+    """A single NaN, or a wrong sum, is refused also where members may abstain."""
+    for row in ([math.nan, 0.5], [0.5, 0.4]):
+        with pytest.raises(ValueError, match=r"from member 'c', .* at frame 0 .*apply softmax"):
+            ensemble.MemberOutputs.from_probabilities({"c": [row]}, abstain=True)
+
+
+def test_blocks_can_refuse_declared_abstentions() -> None:
+    """For a caller that cannot deal with them."""
+    outputs = ensemble.MemberOutputs.from_probabilities(ABSTAINING, abstain=True)
+    with pytest.raises(ValueError, match="from member 'b', got NaN at frame 1; use frames where no member abstains"):
+        list(outputs.blocks(1, nan="refuse"))
+
+
+@pytest.mark.parametrize("frames", [torch.tensor([2, 0]), torch.tensor([True, False, True])])
+def test_a_part_has_its_own_frames_and_fingerprint(frames: torch.Tensor) -> None:
+    """By index in that order, or by mask; labels, groups and the declaration are kept."""
+    outputs = ensemble.MemberOutputs.from_probabilities(ABSTAINING, labels=[0, 1, 0], groups=[5, 5, 7], abstain=True)
+    part = outputs.at(frames)
+    assert torch.equal(part.log_probabilities, outputs.log_probabilities[:, frames])
+    assert part.groups is not None
+    assert part.groups.tolist() == torch.tensor([5, 5, 7])[frames].tolist()
+    assert part.fingerprint != outputs.fingerprint
+    assert part.abstain
+    assert outputs.subset(["b"]).abstain
+    assert ensemble.MemberOutputs.from_probabilities({"a": ABSTAINING["a"]}).at(frames).labels is None

@@ -32,7 +32,7 @@ def fit_bayes_vote(outputs: MemberOutputs, *, smoothing: float = 1.0) -> BayesVo
     _positive("smoothing", smoothing)
     labels, (members, _, classes) = labelled(outputs), outputs.shape
     counts = np.zeros((members, classes * classes))
-    for block, probabilities in outputs.checked_blocks(max(1, _CELLS // (members * classes))):
+    for block, probabilities in outputs.blocks(max(1, _CELLS // (members * classes)), nan="refuse"):
         cells = probabilities.argmax(dim=-1) * classes + labels[block]  # (M, b), predicted then true
         for member, row in enumerate(cells.numpy()):
             counts[member] += np.bincount(row, minlength=classes * classes)
@@ -123,7 +123,7 @@ def _table(outputs: MemberOutputs, floor: float) -> Tensor:
     """(N, M C) log-probabilities."""
     members, frames, classes = outputs.shape
     table = torch.empty(frames, members * classes)
-    for block, probabilities in outputs.checked_blocks(max(1, _CELLS // (members * classes))):
+    for block, probabilities in outputs.blocks(max(1, _CELLS // (members * classes)), nan="refuse"):
         table[block] = probabilities.clamp(min=floor).log().transpose(0, 1).flatten(1)
     return table
 

@@ -120,7 +120,7 @@ def _from_outputs(outputs: MemberOutputs, rule: Rule | None) -> _Blocks:
     pool = None if rule is None else rule_for(rule, outputs.members)
 
     def blocks() -> Iterable[tuple[Tensor, Tensor]]:
-        for where, probabilities in outputs.checked_blocks(max(1, _CELLS // (members * classes))):
+        for where, probabilities in outputs.blocks(max(1, _CELLS // (members * classes)), nan="refuse"):
             yield _logs(probabilities if pool is None else pool(probabilities)[None]), labels[where]
 
     return blocks

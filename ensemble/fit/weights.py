@@ -354,7 +354,7 @@ def fit_log_linear(outputs: MemberOutputs, *, start: object | None = None, ridge
         msg = f"expected a start of {M} finite, non-negative exponents, got {begin}"
         raise ValueError(msg)
     labelled(outputs)
-    for _ in outputs.checked_blocks(_FRAMES):  # refuses NaN, by name
+    for _ in outputs.blocks(_FRAMES, nan="refuse"):  # refuses NaN, by name
         pass
     found = minimize(
         _loss_and_slope,

@@ -236,7 +236,7 @@ def correct(outputs: MemberOutputs) -> NDArray[np.bool_]:
     """
     labels, (members, frames, classes) = outputs.require_labels(), outputs.shape
     right = np.empty((members, frames), dtype=bool)
-    for block, probabilities in outputs.checked_blocks(max(1, _CELLS // (members * classes)), abstain=True):
+    for block, probabilities in outputs.blocks(max(1, _CELLS // (members * classes)), nan="if declared"):
         top, choice = probabilities.max(dim=-1)  # (M, b); NaN where a member abstains
         right[:, block] = ((choice == labels[block]) & ~top.isnan()).numpy()
     return right

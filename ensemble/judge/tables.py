@@ -103,7 +103,7 @@ def tally(outputs: MemberOutputs, rules: Mapping[str, Rule]) -> Tally:
     uniform = WeightedMean((1.0,) * members, abstain=True) if outputs.abstain else mean
     applied = {name: rule.abstaining if outputs.abstain else rule for name, rule in aligned(outputs, rules).items()}
     sums = Tally(outputs, members + len(rules) + 1)
-    for block, probabilities in outputs.checked_blocks(max(1, _CELLS // (members * classes)), abstain=True):
+    for block, probabilities in outputs.blocks(max(1, _CELLS // (members * classes)), nan="if declared"):
         truth, where = labels[block], sums.group[block]
         right = [sums.add(member, rows, truth, where) for member, rows in enumerate(probabilities)]
         for index, (name, rule) in enumerate(applied.items(), start=members):

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -183,25 +183,23 @@ class MemberOutputs:
             raise ValueError(msg)
         return self.labels
 
-    def blocks(self, frames: int = 65_536) -> Iterable[tuple[slice, Tensor]]:
-        """Iterate over the frames: pairs of a slice and its (M, b, C) float32 probabilities; NaN is not checked."""
-        total = self.shape[1]
-        for start in range(0, total, frames):
-            where = slice(start, min(start + frames, total))
-            yield where, self.log_probabilities[:, where].float().exp()
-
-    def checked_blocks(self, frames: int = 65_536, *, abstain: bool = False) -> Iterable[tuple[slice, Tensor]]:
-        """Iterate as `blocks` does, but refuse NaN.
+    def blocks(
+        self, frames: int = 65_536, *, nan: Literal["accept", "if declared", "refuse"] = "accept"
+    ) -> Iterator[tuple[slice, Tensor]]:
+        """Iterate over the frames: pairs of a slice and its (M, b, C) float32 probabilities.
 
         Args:
             frames: per block.
-            abstain: accept NaN where abstentions are declared.
+            nan: whether members may give NaN: always, only where abstentions are declared, or never.
 
         Raises:
-            ValueError: a member gives NaN; the message names it and a frame.
+            ValueError: a member gives NaN and may not; the message names it and a frame.
         """
-        for where, block in self.blocks(frames):
-            if not (abstain and self.abstain):
+        total = self.shape[1]
+        for start in range(0, total, frames):
+            where = slice(start, min(start + frames, total))
+            block = self.log_probabilities[:, where].float().exp()
+            if nan == "refuse" or (nan == "if declared" and not self.abstain):
                 self._refuse_nan(where, block)
             yield where, block
 
