@@ -5,6 +5,7 @@ import importlib
 import json
 import sys
 from collections.abc import Callable
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import ensemble
 import zoo
 from zoo.models import architectures, fast_count
 from zoo.models.architectures import cylinder, diamond, find_architecture, inverted_pyramid, mlp, pyramid
-from zoo.models.blocks import ACTIVATIONS, Activation
+from zoo.models.blocks import ACTIVATIONS, Activation, Layers
 from zoo.search import searched, widest_spec
 
 EVERY = zoo.list_architectures()
@@ -57,6 +58,15 @@ def test_equal_seeds_give_equal_models_and_leave_the_global_generator_alone(name
     x = torch.randn(5, 15)
     assert torch.equal(one(x), same(x))
     assert not torch.equal(one(x), other(x))
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_weights_are_drawn_in_the_order_of_the_layers(name: str) -> None:
+    """So that a seed gives the same model in every version: the first two Linears, drawn by hand."""
+    linears = [m for m in zoo.build(small(name), seed=3).modules() if isinstance(m, nn.Linear)][:2]
+    torch.manual_seed(3)
+    for linear in linears:
+        assert torch.equal(linear.weight, nn.Linear(linear.in_features, linear.out_features, bias=False).weight)
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -150,6 +160,22 @@ def test_a_builder_of_ones_own_is_one_function() -> None:
         zoo.architecture(other)
 
 
+def test_a_builder_that_asks_for_layers_shares_the_options_of_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Activation, norm, dropout and initialisation are handed in; a count of its own makes the searches draw it."""
+    monkeypatch.setattr(architectures, "ARCHITECTURES", dict(architectures.ARCHITECTURES))
+
+    @partial(zoo.architecture, count=lambda inputs, classes, *, width, **_: inputs * width + (width + 1) * classes)
+    def single(inputs: int, classes: int, layers: Layers, *, width: int = 6) -> nn.Module:
+        return nn.Sequential(layers.dense(inputs, width), nn.Linear(width, classes))
+
+    for law in LAWS:
+        law("single")
+    kinds = [type(m) for m in zoo.build(small("single", activation="tanh", dropout=0.1))[0]]
+    assert kinds == [nn.Linear, nn.BatchNorm1d, nn.Tanh, nn.Dropout]
+    assert "single" in searched()
+    assert fast_count(small("single")) == 15 * 8 + 9 * 4
+
+
 def test_a_builder_of_another_form_is_refused() -> None:
     """Options must be keywords with defaults, or a stored spec could not be completed."""
 
@@ -174,6 +200,7 @@ LAWS = [
     test_logits_have_one_column_per_class_and_finite_gradients,
     test_the_meta_count_is_that_of_the_built_model,
     test_equal_seeds_give_equal_models_and_leave_the_global_generator_alone,
+    test_weights_are_drawn_in_the_order_of_the_layers,
     test_a_spec_survives_json,
     test_a_linear_before_a_norm_has_no_bias,
     test_dropout_acts_while_training_only,

@@ -14,6 +14,7 @@ from zoo.models.blocks import (
     Activation,
     BasicBlock,
     Bottleneck,
+    Layers,
     activation,
     activation_of,
     initialise,
@@ -22,7 +23,7 @@ from zoo.models.blocks import (
 
 def test_a_basic_block_adds_its_input_before_the_last_activation() -> None:
     """With the scale of the second norm at zero, the block is relu(x)."""
-    block = BasicBlock(6, activation="relu", batchnorm=True, dropout=0.0)
+    block = BasicBlock(6, Layers())
     nn.init.zeros_(block.residual[1][1].weight)
     x = torch.randn(10, 6)
     assert torch.equal(block(x), x.relu())
@@ -30,7 +31,7 @@ def test_a_basic_block_adds_its_input_before_the_last_activation() -> None:
 
 def test_a_bottleneck_widens_fourfold_and_the_next_one_keeps_the_width() -> None:
     """N -> n -> n -> 4n beside a projection, then 4n -> n -> n -> 4n beside the identity."""
-    first, second = (Bottleneck(n, 6, activation="relu", batchnorm=True, dropout=0.0) for n in (6, 24))
+    first, second = (Bottleneck(n, 6, Layers()) for n in (6, 24))
     linears = [(m.in_features, m.out_features) for m in first.modules() if isinstance(m, nn.Linear)]
     assert linears == [(6, 6), (6, 6), (6, 24), (6, 24)]
     assert isinstance(second.shortcut, nn.Identity)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import pairwise
 from typing import Any, TypeVar
@@ -24,13 +24,14 @@ from typing import Any, TypeVar
 from torch import nn
 
 from zoo._names import Patterns, enter, matching, unknown
-from zoo.models.blocks import BasicBlock, Bottleneck, dense, initialise
+from zoo.models.blocks import BasicBlock, Bottleneck, Layers, initialise
 
 Builder = Callable[..., nn.Module]
 _Builder = TypeVar("_Builder", bound=Builder)
 _Shape = TypeVar("_Shape", bound=Callable[..., Sequence[int]])
 
 _MOST_LAYERS = 1000
+_SHARED = {**asdict(Layers()), "initialisation": "default"}
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,9 @@ def architecture(builder: _Builder, /, *, count: Callable[..., int] | None = Non
     """Register `builder(inputs, classes, *, option=default, ...)` under its own name.
 
     Args:
-        builder: gives the module, which maps (B, inputs) to (B, classes).
+        builder: gives the module, which maps (B, inputs) to (B, classes). A builder with a third argument `layers`
+            gets a `blocks.Layers` to make hidden layers with; then `activation`, `batchnorm`, `dropout` and
+            `initialisation` are options of the architecture too.
         count: takes the same arguments and gives the number of trainable parameters; with it, the searches draw
             the architecture by default, provided that it has an option `width` or `widths`. In a decorator write
             `@functools.partial(architecture, count=...)`.
@@ -70,10 +73,15 @@ def architecture(builder: _Builder, /, *, count: Callable[..., int] | None = Non
         True
 
     Raises:
-        ValueError: the name is taken by another function, or the signature has another form.
+        ValueError: the name is taken by another function, the signature has another form, or an option has the
+            name of a shared one.
     """
-    options = _options(builder, leading=("inputs", "classes"))
-    enter(ARCHITECTURES, "architecture", builder, Architecture(builder, options, count))
+    if "layers" in inspect.signature(builder).parameters:
+        own = _options(builder, leading=("inputs", "classes", "layers"))
+        entry = Architecture(partial(_layered, builder), _with_shared(builder, own), count)
+    else:
+        entry = Architecture(builder, _options(builder, leading=("inputs", "classes")), count)
+    enter(ARCHITECTURES, "architecture", builder, entry)
     return builder
 
 
@@ -91,24 +99,21 @@ def shape(widths: _Shape) -> _Shape:
         64
 
     Raises:
-        ValueError: as in `architecture`; or an option has the name of one that every shape has.
+        ValueError: as in `architecture`.
     """
     own = _options(widths, leading=())
-    taken = sorted(own.keys() & _LAYER_OPTIONS.keys())
-    if taken:
-        msg = f"expected options of shape {widths.__name__!r} besides {sorted(_LAYER_OPTIONS)}, got {taken} among them"
-        raise ValueError(msg)
 
-    def chosen(options: dict[str, Any]) -> Sequence[int]:
-        return _checked(widths(**{option: options.pop(option) for option in own}))
-
-    def build(inputs: int, classes: int, **options: Any) -> nn.Module:
-        return _layers(inputs, classes, chosen(options), **options)
+    def chain(inputs: int, classes: int, layers: Layers, **options: Any) -> nn.Module:
+        sizes = [inputs, *_checked(widths(**options))]
+        hidden = [layers.dense(before, after) for before, after in pairwise(sizes)]
+        return nn.Sequential(*hidden, nn.Linear(sizes[-1], classes))
 
     def count(inputs: int, classes: int, *, batchnorm: bool, **options: Any) -> int:
-        return _count([inputs, *chosen(options)], classes, batchnorm)
+        chosen = widths(**{name: options[name] for name in own})
+        return _count([inputs, *_checked(chosen)], classes, batchnorm)
 
-    enter(ARCHITECTURES, "architecture", widths, Architecture(build, own | _LAYER_OPTIONS, count))
+    entry = Architecture(partial(_layered, chain), _with_shared(widths, own), count)
+    enter(ARCHITECTURES, "architecture", widths, entry)
     return widths
 
 
@@ -149,28 +154,31 @@ def _options(function: Callable[..., Any], leading: tuple[str, ...]) -> dict[str
     return {p.name: p.default for p in options}
 
 
-# ---- shapes
+def _with_shared(function: Callable[..., Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """A function's own options and those that all layered architectures share."""
+    taken = sorted(own.keys() & _SHARED.keys())
+    if taken:
+        msg = f"expected options of {function.__name__!r} besides {sorted(_SHARED)}, got {taken} among them"
+        raise ValueError(msg)
+    return {**own, **_SHARED}
 
 
-def _layers(
+def _layered(
+    builder: Builder,
     inputs: int,
     classes: int,
-    widths: Sequence[int],
     *,
-    activation: str = "relu",
-    batchnorm: bool = True,
-    dropout: float = 0.0,
-    initialisation: str = "default",
+    activation: str,
+    batchnorm: bool,
+    dropout: float,
+    initialisation: str,
+    **own: Any,
 ) -> nn.Module:
-    """Hidden layers of these widths, and a last Linear."""
-    hidden = [
-        dense(before, after, activation=activation, batchnorm=batchnorm, dropout=dropout)
-        for before, after in pairwise([inputs, *widths])
-    ]
-    return initialise(nn.Sequential(*hidden, nn.Linear(widths[-1], classes)), initialisation)
+    """What `builder(inputs, classes, layers, **own)` builds, with its weights initialised."""
+    return initialise(builder(inputs, classes, Layers(activation, batchnorm, dropout), **own), initialisation)
 
 
-_LAYER_OPTIONS = _options(_layers, leading=("inputs", "classes", "widths"))
+# ---- shapes
 
 
 @shape
@@ -215,22 +223,11 @@ def _count_basic(inputs: int, classes: int, *, width: int, depth: int, batchnorm
 
 
 @partial(architecture, count=_count_basic)
-def basic(
-    inputs: int,
-    classes: int,
-    *,
-    width: int = 512,
-    depth: int = 2,
-    activation: str = "relu",
-    batchnorm: bool = True,
-    dropout: float = 0.0,
-    initialisation: str = "default",
-) -> nn.Module:
+def basic(inputs: int, classes: int, layers: Layers, *, width: int = 512, depth: int = 2) -> nn.Module:
     """A dense layer to `width`, then `depth` residual `BasicBlock`s of two layers each."""
-    widths = _checked(_steps(width, width, depth))
-    stem = dense(inputs, width, activation=activation, batchnorm=batchnorm, dropout=dropout)
-    blocks = [BasicBlock(w, activation=activation, batchnorm=batchnorm, dropout=dropout) for w in widths]
-    return initialise(nn.Sequential(stem, *blocks, nn.Linear(width, classes)), initialisation)
+    stem = layers.dense(inputs, width)  # made first, since weights are drawn in the order of making
+    blocks = [BasicBlock(w, layers) for w in _checked(_steps(width, width, depth))]
+    return nn.Sequential(stem, *blocks, nn.Linear(width, classes))
 
 
 def _count_bottleneck(inputs: int, classes: int, *, width: int, depth: int, batchnorm: bool, **_: Any) -> int:
@@ -242,29 +239,16 @@ def _count_bottleneck(inputs: int, classes: int, *, width: int, depth: int, batc
 
 
 @partial(architecture, count=_count_bottleneck)
-def bottleneck(
-    inputs: int,
-    classes: int,
-    *,
-    width: int = 128,
-    depth: int = 2,
-    activation: str = "relu",
-    batchnorm: bool = True,
-    dropout: float = 0.0,
-    initialisation: str = "default",
-) -> nn.Module:
+def bottleneck(inputs: int, classes: int, layers: Layers, *, width: int = 128, depth: int = 2) -> nn.Module:
     """A dense layer to `width`, then `depth` residual `Bottleneck` blocks, each with `4 width` outputs.
 
     The first block goes `width -> width -> width -> 4 width` beside a projection, as in the lecture;
     the following ones `4 width -> width -> width -> 4 width` beside the identity, as in He et al. (2016).
     """
     wide = Bottleneck.expansion * width
-    entrances = _checked([width, *_steps(wide, wide, depth)[1:]])
-    stem = dense(inputs, width, activation=activation, batchnorm=batchnorm, dropout=dropout)
-    blocks = [
-        Bottleneck(before, width, activation=activation, batchnorm=batchnorm, dropout=dropout) for before in entrances
-    ]
-    return initialise(nn.Sequential(stem, *blocks, nn.Linear(wide, classes)), initialisation)
+    stem = layers.dense(inputs, width)
+    blocks = [Bottleneck(before, width, layers) for before in _checked([width, *_steps(wide, wide, depth)[1:]])]
+    return nn.Sequential(stem, *blocks, nn.Linear(wide, classes))
 
 
 # ---- widths and counts

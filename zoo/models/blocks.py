@@ -1,4 +1,4 @@
-"""The pieces that architectures are made of: activations, a dense layer, two residual blocks, initialisations.
+"""The pieces that architectures are made of: activations, hidden layers, two residual blocks, initialisations.
 
 Every piece maps (B, inputs) to (B, outputs), keeps no state except parameters and the statistics of BatchNorm,
 and runs unchanged under `torch.func.vmap`.
@@ -63,7 +63,7 @@ def activation(function: Function) -> Function:
         >>> @activation
         ... def squared_relu(x):
         ...     return x.relu().square()
-        >>> dense(3, 8, activation="squared_relu", batchnorm=False, dropout=0.0)[1]
+        >>> Layers("squared_relu").nonlinear()
         squared_relu()
         >>> ACTIVATIONS.pop("squared_relu").layer()(torch.tensor([-1.0, 3.0]))
         tensor([0., 9.])
@@ -96,21 +96,46 @@ def activation_of(operation: Any) -> Activation | None:
     return None
 
 
-def linear(inputs: int, outputs: int, *, batchnorm: bool) -> nn.Sequential:
-    """Linear, then BatchNorm if wanted; the Linear then has no bias, since the norm would subtract it again."""
-    layers: list[nn.Module] = [nn.Linear(inputs, outputs, bias=not batchnorm)]
-    if batchnorm:
-        layers.append(nn.BatchNorm1d(outputs))
-    return nn.Sequential(*layers)
+@dataclass(frozen=True)
+class Layers:
+    """How the hidden layers of a model are made; the options that the built-in architectures share.
 
+    Args:
+        activation: a name in `ACTIVATIONS`.
+        batchnorm: BatchNorm after every hidden Linear, which then has no bias, since the norm would subtract it again.
+        dropout: probability of dropping a hidden unit during training; 0 makes no Dropout at all.
 
-def dense(inputs: int, outputs: int, *, activation: str, batchnorm: bool, dropout: float) -> nn.Sequential:
-    """One hidden layer: Linear, BatchNorm if wanted, activation, and Dropout if its probability is not zero."""
-    layers = linear(inputs, outputs, batchnorm=batchnorm)
-    layers.append(find(ACTIVATIONS, "activation", activation).layer())
-    if dropout:
-        layers.append(nn.Dropout(dropout))
-    return layers
+    Example:
+        >>> Layers(dropout=0.1).dense(3, 8)
+        Sequential(
+          (0): Linear(in_features=3, out_features=8, bias=False)
+          (1): BatchNorm1d(8, eps=1e-05, momentum=0.1, affine=True, track_running_stats=True)
+          (2): ReLU()
+          (3): Dropout(p=0.1, inplace=False)
+        )
+    """
+
+    activation: str = "relu"
+    batchnorm: bool = True
+    dropout: float = 0.0
+
+    def nonlinear(self) -> nn.Module:
+        """A new activation.
+
+        Raises:
+            ValueError: its name is not in the table; the message has the nearest names.
+        """
+        return find(ACTIVATIONS, "activation", self.activation).layer()
+
+    def linear(self, inputs: int, outputs: int) -> nn.Sequential:
+        """Linear and BatchNorm."""
+        norm = [nn.BatchNorm1d(outputs)] if self.batchnorm else []
+        return nn.Sequential(nn.Linear(inputs, outputs, bias=not self.batchnorm), *norm)
+
+    def dense(self, inputs: int, outputs: int) -> nn.Sequential:
+        """One hidden layer: Linear, BatchNorm, activation, Dropout."""
+        drop = [nn.Dropout(self.dropout)] if self.dropout else []
+        return nn.Sequential(*self.linear(inputs, outputs), self.nonlinear(), *drop)
 
 
 class BasicBlock(nn.Module):
@@ -121,13 +146,10 @@ class BasicBlock(nn.Module):
         of feature maps.
     """
 
-    def __init__(self, width: int, *, activation: str, batchnorm: bool, dropout: float) -> None:
+    def __init__(self, width: int, layers: Layers) -> None:
         super().__init__()
-        self.residual = nn.Sequential(
-            dense(width, width, activation=activation, batchnorm=batchnorm, dropout=dropout),
-            linear(width, width, batchnorm=batchnorm),
-        )
-        self.activation = find(ACTIVATIONS, "activation", activation).layer()
+        self.residual = nn.Sequential(layers.dense(width, width), layers.linear(width, width))
+        self.activation = layers.nonlinear()
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, width) -> (B, width)."""
@@ -147,17 +169,14 @@ class Bottleneck(nn.Module):
 
     expansion = 4
 
-    def __init__(self, inputs: int, width: int, *, activation: str, batchnorm: bool, dropout: float) -> None:
+    def __init__(self, inputs: int, width: int, layers: Layers) -> None:
         super().__init__()
         outputs = self.expansion * width
         self.residual = nn.Sequential(
-            dense(inputs, width, activation=activation, batchnorm=batchnorm, dropout=dropout),
-            dense(width, width, activation=activation, batchnorm=batchnorm, dropout=dropout),
-            linear(width, outputs, batchnorm=batchnorm),
+            layers.dense(inputs, width), layers.dense(width, width), layers.linear(width, outputs)
         )
-        same = inputs == outputs
-        self.shortcut = nn.Identity() if same else linear(inputs, outputs, batchnorm=batchnorm)
-        self.activation = find(ACTIVATIONS, "activation", activation).layer()
+        self.shortcut = nn.Identity() if inputs == outputs else layers.linear(inputs, outputs)
+        self.activation = layers.nonlinear()
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, inputs) -> (B, 4 * width)."""

@@ -94,7 +94,9 @@ def random_grid(
         ValueError: no architecture of that name.
     """
     names = _named(architectures)
-    for name, x1, x2 in _steps_of(names, points) if points else _uniform(names, seed):
+    rng, steps = np.random.default_rng(seed), ((np.arange(points) + 0.5) / max(points, 1)).tolist()
+    endless = ((name, *rng.uniform(np.nextafter(0, 1), 1, size=2).tolist()) for name in cycle(names))
+    for name, x1, x2 in product(names, steps, steps) if points else endless:
         width, known = max(int(x1 * _MOST_WIDTH), 1), find_architecture(name).options
         wanted = _Wanted(name, features, int(x2 * _MOST_CONTEXT), classes, options)
         sizes: dict[str, Any] = {"widths": (width,)} if "widths" in known else {"width": width}
@@ -285,18 +287,6 @@ def _named(architectures: Patterns | None) -> list[str]:
         msg = f"expected architectures, but no name matches {architectures!r}"
         raise ValueError(msg)
     return names
-
-
-def _steps_of(names: Sequence[str], points: int) -> Iterator[tuple[str, float, float]]:
-    steps = ((np.arange(points) + 0.5) / points).tolist()
-    return product(names, steps, steps)
-
-
-def _uniform(names: Sequence[str], seed: int) -> Iterator[tuple[str, float, float]]:
-    rng = np.random.default_rng(seed)
-    for name in cycle(names):
-        x1, x2 = rng.uniform(np.nextafter(0, 1), 1, size=2).tolist()
-        yield name, x1, x2
 
 
 def _drawn(wanted: _Wanted, rng: np.random.Generator, budget: int) -> Spec:
