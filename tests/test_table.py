@@ -180,7 +180,7 @@ def test_names_of_members_are_written_where_they_are_known() -> None:
     named = ensemble.WeightedMean([1, 3], "f", members=("a", "b"))
     assert ensemble.rules.rule_to_json(named) == {**before, "members": ["a", "b"]}
     assert ensemble.rules.rule_from_json({**before, "members": ["a", "b"]}) == named
-    assert named.by_position == back
+    assert named.restricted((0, 1)) == back
 
 
 @settings(max_examples=50, deadline=None)
@@ -209,7 +209,7 @@ class Favourite(ensemble.rules.FittedRule):
     fingerprint: str = ""
     members: tuple[str, ...] = ()
 
-    def __call__(self, probabilities):
+    def combine(self, probabilities):
         return probabilities[self.position]
 """
 
@@ -228,6 +228,10 @@ def test_a_rule_and_a_fitted_rule_are_one_file_each(tmp_path: Path) -> None:
             rows = ensemble.abstaining(rule)(with_silence(p))
             torch.testing.assert_close(rows.sum(-1), torch.ones(20, dtype=torch.float64))
         assert ensemble.get_rule("last") is space["last"]
+        with pytest.raises(
+            ValueError, match="a rule that can leave members out, got Favourite, which needs all of them"
+        ):
+            fitted.restricted((0, 1))
         torch.testing.assert_close(
             ensemble.rules.rule_for(fitted, ["b", "x", "a", "c"])(said(4, 5, 2)), said(4, 5, 2)[0]
         )

@@ -7,7 +7,7 @@ a report can say when it is judged there, and the names of the members, so that 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, cast
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ensemble.rules.pooling import pooled_logs, weighted_sum
-from ensemble.rules.table import FittedRule, Rule, declared, fitted_rule, members_first, on_arrays, refuse_no_rule
+from ensemble.rules.table import FittedRule, Rule, declared, fitted_rule, take_over, wide
 
 
 @fitted_rule
@@ -44,6 +44,7 @@ class WeightedMean(FittedRule):
     fingerprint: str = ""
     abstain: bool = False
     members: tuple[str, ...] = ()
+    axes: ClassVar = {"weights": 0}
 
     def __post_init__(self) -> None:
         weights = _non_negative(self.weights)
@@ -53,31 +54,17 @@ class WeightedMean(FittedRule):
             raise ValueError(msg)
         if abs(total - 1) > np.finfo(float).eps:  # weights that were normalised before stay as they are
             weights = tuple(weight / total for weight in weights)
-        object.__setattr__(self, "weights", weights)
-        _put_names(self, len(weights))
-
-    def __call__(self, probabilities: Tensor, /) -> Tensor:
-        """Combine (M, N, C) into (N, C)."""
-        return _called(self._renormalised if self.abstain else self._pooled, probabilities, len(self.weights))
-
-    @property
-    def used(self) -> tuple[int, ...]:
-        """Members with a weight."""
-        return _positive(self.weights)
+        self.put(weights=weights)
 
     @property
     def abstaining(self) -> WeightedMean:
         """The same weights, renormalised where members abstain."""
         return replace(self, abstain=True)
 
-    def restricted(self, positions: Sequence[int]) -> WeightedMean:
-        """The weights of these members, renormalised."""
-        return replace(self, weights=_taken(self.weights, positions), members=())
-
-    def _pooled(self, probabilities: Tensor) -> Tensor:
-        return weighted_sum(probabilities, self.weights)
-
-    def _renormalised(self, probabilities: Tensor) -> Tensor:
+    def combine(self, probabilities: Tensor) -> Tensor:
+        """Combine (M, N, C) into (N, C)."""
+        if not self.abstain:
+            return weighted_sum(probabilities, self.weights)
         absent = probabilities.isnan().any(dim=-1, keepdim=True)  # (M, N, 1)
         present = weighted_sum((~absent).to(probabilities.dtype), self.weights)  # (N, 1)
         pooled = weighted_sum(probabilities.masked_fill(absent, 0), self.weights)
@@ -109,6 +96,7 @@ class ClasswiseMean(FittedRule):
     weights: tuple[tuple[float, ...], ...]
     fingerprint: str = ""
     members: tuple[str, ...] = ()
+    axes: ClassVar = {"common": 0, "weights": 1}
 
     def __post_init__(self) -> None:
         common = WeightedMean(self.common).weights
@@ -117,33 +105,18 @@ class ClasswiseMean(FittedRule):
         if sizes != [len(common)]:
             msg = f"expected a row of {len(common)} weights for each class, got rows of {sizes}"
             raise ValueError(msg)
-        object.__setattr__(self, "common", common)
-        object.__setattr__(self, "weights", weights)
-        _put_names(self, len(common))
+        self.put(common=common, weights=weights)
 
-    def __call__(self, probabilities: Tensor, /) -> Tensor:
+    def combine(self, probabilities: Tensor) -> Tensor:
         """Combine (M, N, C) into (N, C)."""
-        return _called(self._combine, probabilities, len(self.common))
-
-    @property
-    def used(self) -> tuple[int, ...]:
-        """Members with a weight in the common pool or for some class."""
-        return _positive([max(column) for column in zip(self.common, *self.weights, strict=True)])
-
-    def restricted(self, positions: Sequence[int]) -> ClasswiseMean:
-        """The weights of these members, renormalised."""
-        rows = tuple(_taken(row, positions) for row in self.weights)
-        return replace(self, common=_taken(self.common, positions), weights=rows, members=())
-
-    def _combine(self, probabilities: Tensor) -> Tensor:
         if probabilities.shape[-1] != len(self.weights):
             came = probabilities.shape[-1]
             msg = f"expected probabilities of {len(self.weights)} classes, as many as the rule has, got {came}"
             raise ValueError(msg)
         predicted = weighted_sum(probabilities, self.common).argmax(dim=-1)
-        wide = torch.promote_types(probabilities.dtype, torch.float32)
-        own = torch.tensor(self.weights, dtype=wide, device=probabilities.device)[predicted]  # (N, M)
-        total = torch.zeros(probabilities.shape[1:], dtype=wide, device=probabilities.device)
+        dtype = wide(probabilities)
+        own = torch.tensor(self.weights, dtype=dtype, device=probabilities.device)[predicted]  # (N, M)
+        total = torch.zeros(probabilities.shape[1:], dtype=dtype, device=probabilities.device)
         for row, weight in zip(probabilities, own.T, strict=True):
             total += torch.where(weight[:, None] > 0, weight[:, None] * row, 0)  # weight 0 never poisons
         return total.to(probabilities.dtype)
@@ -170,26 +143,14 @@ class LogPool(FittedRule):
     weights: tuple[float, ...]
     fingerprint: str = ""
     members: tuple[str, ...] = ()
+    axes: ClassVar = {"weights": 0}
     floor: ClassVar[float] = 1e-30
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "weights", _non_negative(self.weights))
-        _put_names(self, len(self.weights))
+        self.put(weights=_non_negative(self.weights))
 
-    def __call__(self, probabilities: Tensor, /) -> Tensor:
+    def combine(self, probabilities: Tensor) -> Tensor:
         """Combine (M, N, C) into (N, C)."""
-        return _called(self._combine, probabilities, len(self.weights))
-
-    @property
-    def used(self) -> tuple[int, ...]:
-        """Members with a weight."""
-        return _positive(self.weights)
-
-    def restricted(self, positions: Sequence[int]) -> LogPool:
-        """The weights of these members."""
-        return replace(self, weights=_taken(self.weights, positions), members=())
-
-    def _combine(self, probabilities: Tensor) -> Tensor:
         return pooled_logs(probabilities, self.weights, floor=self.floor)
 
 
@@ -213,22 +174,21 @@ class Temperature(FittedRule):
     value: float | tuple[float, ...]
     fingerprint: str = ""
     members: tuple[str, ...] = ()
+    axes: ClassVar = {"value": 0}
 
     def __post_init__(self) -> None:
         values = _numbers(np.atleast_1d(_array(self.value)), "temperatures")
         if min(values) <= 0:
             msg = f"expected positive temperatures, got {list(values)}"
             raise ValueError(msg)
-        single = _array(self.value).ndim == 0
-        object.__setattr__(self, "value", values[0] if single else values)
-        _put_names(self, len(values))
+        self.put(value=values if _array(self.value).ndim else values[0])
 
     def __call__(self, probabilities: Tensor, /) -> Tensor:
         """Rows of the same shape and order, (..., C), or (M, N, C) where there are M values."""
         if isinstance(self.value, tuple):
-            return _called(self._each, probabilities, len(self.value))
+            return super().__call__(probabilities)
         rows = probabilities if isinstance(probabilities, Tensor) else torch.as_tensor(_array(probabilities))
-        result = _tempered(rows, self.value)
+        result = self.combine(rows)
         return cast(Tensor, result.numpy()) if isinstance(probabilities, np.ndarray) else result
 
     @property
@@ -236,19 +196,11 @@ class Temperature(FittedRule):
         """Itself: it passes NaN on to the next step of its chain."""
         return self
 
-    def restricted(self, positions: Sequence[int]) -> Temperature:
-        """The temperatures of these members; one for all stays as it is."""
-        value = _taken(self.value, positions) if isinstance(self.value, tuple) else self.value
-        return replace(self, value=value, members=())
-
-    def _each(self, probabilities: Tensor) -> Tensor:
-        values = cast(tuple[float, ...], self.value)
-        return torch.stack([_tempered(row, value) for row, value in zip(probabilities, values, strict=True)])
-
-
-def _tempered(rows: Tensor, value: float) -> Tensor:
-    wide = rows.to(torch.promote_types(rows.dtype, torch.float32))
-    return (wide.log() / value).softmax(dim=-1).to(rows.dtype)
+    def combine(self, probabilities: Tensor) -> Tensor:
+        """Rows of the same shape and order."""
+        logs = probabilities.to(wide(probabilities)).log()
+        value = torch.tensor(self.value, dtype=logs.dtype, device=logs.device)
+        return (logs / (value[:, None, None] if value.ndim else value)).softmax(dim=-1).to(probabilities.dtype)
 
 
 @fitted_rule
@@ -271,24 +223,20 @@ class BayesVote(FittedRule):
     log_priors: tuple[float, ...]
     fingerprint: str = ""
     members: tuple[str, ...] = ()
+    axes: ClassVar = {"log_likelihoods": 0}
 
     def __post_init__(self) -> None:
         priors = _numbers(self.log_priors, "log priors")
         shape = (-1, len(priors), len(priors))
-        object.__setattr__(self, "log_priors", priors)
-        object.__setattr__(self, "log_likelihoods", _cube(self.log_likelihoods, shape, "log likelihoods"))
-        _put_names(self, len(self.log_likelihoods))
-
-    def __call__(self, probabilities: Tensor, /) -> Tensor:
-        """Combine (M, N, C) into (N, C); only each member's top class matters."""
-        return _called(self._combine, probabilities, len(self.log_likelihoods))
+        self.put(log_priors=priors, log_likelihoods=_cube(self.log_likelihoods, shape, "log likelihoods"))
 
     @property
     def rule(self) -> BayesVote:
         """Itself: every fit has a `rule`."""
         return self
 
-    def _combine(self, probabilities: Tensor) -> Tensor:
+    def combine(self, probabilities: Tensor) -> Tensor:
+        """Combine (M, N, C) into (N, C)."""
         tables = torch.tensor(self.log_likelihoods, dtype=torch.float64, device=probabilities.device)
         logs = torch.tensor(self.log_priors, dtype=torch.float64, device=probabilities.device)
         logs = logs.expand(probabilities.shape[1:]).clone()  # (N, C)
@@ -318,43 +266,35 @@ class Stacked(FittedRule):
     floor: float = 1e-6
     fingerprint: str = ""
     members: tuple[str, ...] = ()
+    axes: ClassVar = {"coefficients": 1}
 
     def __post_init__(self) -> None:
         intercepts = _numbers(self.intercepts, "intercepts")
         shape = (len(intercepts), -1, len(intercepts))
-        object.__setattr__(self, "intercepts", intercepts)
-        object.__setattr__(self, "coefficients", _cube(self.coefficients, shape, "coefficients"))
-        _put_names(self, len(self.coefficients[0]))
-
-    def __call__(self, probabilities: Tensor, /) -> Tensor:
-        """Combine (M, N, C) into (N, C)."""
-        return _called(self._combine, probabilities, len(self.coefficients[0]))
+        self.put(intercepts=intercepts, coefficients=_cube(self.coefficients, shape, "coefficients"))
 
     @property
     def rule(self) -> Stacked:
         """Itself: every fit has a `rule`."""
         return self
 
-    def _combine(self, probabilities: Tensor) -> Tensor:
-        wide = torch.promote_types(probabilities.dtype, torch.float32)
-        slopes = torch.tensor(self.coefficients, dtype=wide, device=probabilities.device)  # (C, M, C)
-        logits = torch.tensor(self.intercepts, dtype=wide, device=probabilities.device)
+    def combine(self, probabilities: Tensor) -> Tensor:
+        """Combine (M, N, C) into (N, C)."""
+        dtype = wide(probabilities)
+        slopes = torch.tensor(self.coefficients, dtype=dtype, device=probabilities.device)  # (C, M, C)
+        logits = torch.tensor(self.intercepts, dtype=dtype, device=probabilities.device)
         for member, row in enumerate(probabilities):
-            logits = logits + row.to(wide).clamp(min=self.floor).log() @ slopes[:, member].T
+            logits = logits + row.to(dtype).clamp(min=self.floor).log() @ slopes[:, member].T
         return logits.softmax(dim=-1).to(probabilities.dtype)
 
 
 @fitted_rule
 @dataclass(frozen=True)
 class Chain(FittedRule):
-    """Steps one after the other, as one rule: temperatures, a rule, a temperature on what it gives.
+    """Steps one after the other, as one rule: temperatures, a rule, a temperature on its result.
 
     Args:
         steps: each takes what the one before returns; exactly one turns (M, N, C) into (N, C).
-
-    Attributes:
-        fingerprint: the first that a step knows.
-        members: the names that its steps know; they must agree.
 
     Example:
         >>> from ensemble import mean
@@ -367,14 +307,7 @@ class Chain(FittedRule):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "steps", tuple(self.steps))
-        for step in self.steps:
-            refuse_no_rule(step)
-        names = list(dict.fromkeys(step.members for step in self._declared if step.members))
-        if len(names) > 1:
-            msg = f"expected steps that were fitted on the same members in one order, got {names[0]} and {names[1]}"
-            raise ValueError(msg)
-        object.__setattr__(self, "members", names[0] if names else ())
-        object.__setattr__(self, "fingerprint", next(filter(None, self.fingerprints), ""))
+        take_over(self, self.steps)
 
     def __call__(self, probabilities: Tensor, /) -> Tensor:
         """Combine (M, N, C) into (N, C)."""
@@ -383,36 +316,21 @@ class Chain(FittedRule):
         return probabilities
 
     @property
-    def _declared(self) -> list[FittedRule]:
-        return [declared(step) for step in self.steps]
-
-    @property
-    def fingerprints(self) -> tuple[str, ...]:
-        """Those of all steps, each once."""
-        return tuple(dict.fromkeys(mark for step in self._declared for mark in step.fingerprints))
-
-    @property
     def used(self) -> tuple[int, ...] | None:
-        """The members that the first step with preferences uses."""
-        return next((step.used for step in self._declared if step.used is not None), None)
+        """The members that every step uses."""
+        known = [set(used) for used in (declared(step).used for step in self.steps) if used is not None]
+        return tuple(sorted(set.intersection(*known))) if known else None
 
     @property
     def abstaining(self) -> Chain:
         """Each step for members that may abstain."""
-        return Chain(tuple(step.abstaining for step in self._declared))
-
-    @property
-    def by_position(self) -> Chain:
-        """Each step by position."""
-        return self._changed(lambda step: step.by_position)
+        return Chain(tuple(declared(step).abstaining for step in self.steps))
 
     def restricted(self, positions: Sequence[int]) -> Chain:
-        """Each step over these members alone."""
-        return self._changed(lambda step: step.restricted(positions))
-
-    def _changed(self, change: Callable[[FittedRule], FittedRule]) -> Chain:
-        """With each step changed, except functions, which know no members."""
-        return Chain(tuple(change(declared(step)) if declared(step).has_numbers else step for step in self.steps))
+        """Each step over these members, except functions, which know no members."""
+        own = [declared(step) for step in self.steps]
+        kept = zip(self.steps, own, strict=True)
+        return Chain(tuple(known.restricted(positions) if known.has_numbers else step for step, known in kept))
 
 
 @fitted_rule
@@ -429,18 +347,12 @@ class Among(FittedRule):
     places: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        refuse_no_rule(self.of)
-        object.__setattr__(self, "places", tuple(self.places))
-        object.__setattr__(self, "fingerprint", declared(self.of).fingerprint)
+        take_over(self, (self.of,))
+        self.put(places=tuple(self.places), members=())
 
     def __call__(self, probabilities: Tensor, /) -> Tensor:
         """Combine those of (M, N, C) into (N, C)."""
         return self.of(probabilities[list(self.places)])
-
-    @property
-    def fingerprints(self) -> tuple[str, ...]:
-        """Those of the rule inside."""
-        return declared(self.of).fingerprints
 
     @property
     def used(self) -> tuple[int, ...]:
@@ -456,8 +368,8 @@ class Among(FittedRule):
     def restricted(self, positions: Sequence[int]) -> FittedRule:
         """The rule inside over those of its members that are left."""
         kept = [k for k, place in enumerate(self.places) if place in positions]
-        inside = self.of if len(kept) == len(self.places) else declared(self.of).restricted(kept)
-        return _placed(declared(inside), [list(positions).index(self.places[k]) for k in kept], len(positions))
+        places = [list(positions).index(self.places[k]) for k in kept]
+        return _placed(declared(self.of).restricted(kept), places, len(positions))
 
 
 def rule_for(rule: Rule, members: Sequence[str]) -> FittedRule:
@@ -487,30 +399,12 @@ def rule_for(rule: Rule, members: Sequence[str]) -> FittedRule:
         msg = f"expected the members that the rule was fitted on, {list(asked.members)}, got none named {missing}"
         raise ValueError(f"{msg} among {names}")
     kept = [position for position, name in enumerate(asked.members) if name in names]
-    own = asked.by_position if len(kept) == len(asked.members) else asked.restricted(kept)
-    return _placed(own, [names.index(asked.members[position]) for position in kept], len(names))
+    return _placed(asked.restricted(kept), [names.index(asked.members[position]) for position in kept], len(names))
 
 
 def _placed(rule: FittedRule, places: Sequence[int], count: int) -> FittedRule:
     """The rule applied to its own among `count` members; itself where these are all of them, in its order."""
     return rule if list(places) == list(range(count)) else Among(rule, tuple(places))
-
-
-def _put_names(rule: FittedRule, count: int) -> None:
-    """Keep the members' names as a tuple, refused unless they are distinct and as many as the rule has members."""
-    names = tuple(rule.members)
-    if names and (len(names) != count or len(set(names)) != count or not all(isinstance(name, str) for name in names)):
-        msg = f"expected {count} distinct names of members, or none, got {list(names)}"
-        raise ValueError(msg)
-    object.__setattr__(rule, "members", names)
-
-
-def _positive(weights: Sequence[float]) -> tuple[int, ...]:
-    return tuple(position for position, weight in enumerate(weights) if weight > 0)
-
-
-def _taken(values: Sequence[float], positions: Sequence[int]) -> tuple[float, ...]:
-    return tuple(values[position] for position in positions)
 
 
 def _array(values: Any) -> np.ndarray[Any, np.dtype[np.float64]]:
@@ -542,11 +436,3 @@ def _cube(values: Any, shape: tuple[int, int, int], what: str) -> tuple[tuple[tu
         msg = f"expected finite {what} of shape {wanted}, got shape {array.shape}"
         raise ValueError(msg)
     return tuple(tuple(tuple(row) for row in table) for table in array.tolist())
-
-
-def _called(combine: Callable[[Tensor], Tensor], given: Any, members: int) -> Tensor:
-    probabilities = members_first(given)
-    if len(probabilities) != members:
-        msg = f"expected probabilities of {members} members, as many as the rule has, got {len(probabilities)}"
-        raise ValueError(msg)
-    return on_arrays(combine)(given)

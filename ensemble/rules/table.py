@@ -13,7 +13,7 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatchcase
-from typing import Any, Protocol, Self, TypeVar, cast
+from typing import Any, ClassVar, Protocol, TypeVar, cast
 
 import numpy as np
 import torch
@@ -85,8 +85,7 @@ def list_rules(include: str | Iterable[str] = "*", exclude: str | Iterable[str] 
         >>> list_rules("m*", exclude="me*")
         ['majority', 'maximum', 'minimum']
     """
-    wanted = [include] if isinstance(include, str) else list(include)
-    unwanted = [exclude] if isinstance(exclude, str) else list(exclude)
+    wanted, unwanted = ([given] if isinstance(given, str) else list(given) for given in (include, exclude))
 
     def matches(name: str, patterns: list[str]) -> bool:
         return any(fnmatchcase(name, pattern) for pattern in patterns)
@@ -126,61 +125,101 @@ def no_such(what: str, name: str, known: Iterable[str]) -> str:
 class FittedRule:
     """The interface of rules with numbers, with the answers that suit most of them.
 
-    A new one is a frozen dataclass under `@fitted_rule` whose fields are its numbers, `fingerprint` and `members`;
-    it defines `__call__`, and of the rest only what differs.
+    A new one is a frozen dataclass under `@fitted_rule` whose fields are its numbers, `fingerprint` and `members`.
+    It defines `combine`, and of the rest only what differs.
 
     Attributes:
         fingerprint: identifies the frames that the numbers were fitted on; "" if unknown.
         members: names of the members it was fitted on, in order; () where members are known by position only.
+        axes: for each field with numbers per member, the axis of the members.
+        parts: the rules that it is made of.
     """
 
     fingerprint: str = ""
     members: tuple[str, ...] = ()
+    axes: ClassVar[Mapping[str, int]] = {}
+    parts: tuple[Rule, ...] = ()
 
     def __call__(self, probabilities: Tensor, /) -> Tensor:
         """Combine (M, N, C) into (N, C)."""
+        return on_arrays(self._checked)(probabilities)
+
+    def combine(self, probabilities: Tensor) -> Tensor:
+        """Combine (M, N, C) into (N, C), after the type and the number of members were checked."""
         raise NotImplementedError
+
+    def _checked(self, probabilities: Tensor) -> Tensor:
+        if self.count not in (None, len(probabilities)):
+            came = len(probabilities)
+            msg = f"expected probabilities of {self.count} members, as many as the rule has, got {came}"
+            raise ValueError(msg)
+        return self.combine(probabilities)
+
+    def put(self, **numbers: Any) -> None:
+        """For `__post_init__`: set fields to their checked values; then check the members' names."""
+        for field, value in numbers.items():
+            object.__setattr__(self, field, value)
+        object.__setattr__(self, "members", tuple(self.members))
+        count = self.count or len(self.members)
+        if self.members and not len(self.members) == len(set(self.members)) == count:
+            msg = f"expected {count} distinct names of members, or none, got {list(self.members)}"
+            raise ValueError(msg)
+
+    @property
+    def count(self) -> int | None:
+        """M, where the numbers determine it."""
+        for field, axis in self.axes.items():
+            value = getattr(self, field)
+            for _ in range(axis):
+                value = value[0]
+            if isinstance(value, tuple):
+                return len(value)
+        return None
 
     @property
     def fingerprints(self) -> tuple[str, ...]:
-        """Of all frames that some of its numbers were fitted on, "" among them where that is unknown."""
-        return (self.fingerprint,)
+        """Those of all frames that some of its numbers were fitted on, with "" where that is unknown."""
+        marks = [mark for part in self.parts for mark in declared(part).fingerprints]
+        return tuple(dict.fromkeys(marks)) if self.parts else (self.fingerprint,)
 
     @property
     def has_numbers(self) -> bool:
-        """False for plain functions, which nothing was fitted for."""
+        """False for plain functions, which were never fitted."""
         return bool(self.fingerprints)
 
     @property
     def used(self) -> tuple[int, ...] | None:
         """Positions of the members that can influence the result; None for all."""
-        return None
+        if self.count is None:
+            return None
+        numbers = [np.moveaxis(np.abs(getattr(self, field)), axis, 0) for field, axis in self.axes.items()]
+        largest = np.max([own.reshape(self.count, -1).max(axis=1) for own in numbers], axis=0)
+        return tuple(np.flatnonzero(largest).tolist()) or None
 
     @property
     def abstaining(self) -> Rule:
         """The same rule for members that may abstain on a frame by a row of NaN; see `ensemble.abstaining`."""
         return Abstaining(self)
 
-    @property
-    def by_position(self) -> Self:
-        """The same rule without the members' names."""
-        return cast(Self, replace(cast(Any, self), members=())) if self.members else self
-
     def restricted(self, positions: Sequence[int]) -> FittedRule:
-        """The same rule over the members at these positions alone, by position; the others must be without influence.
+        """The same rule over the members at these positions, by position; the others must be without influence.
 
         Raises:
-            ValueError: every member matters to this kind of rule.
+            ValueError: members are to be left out of a rule that does not declare `axes`.
         """
-        msg = f"expected a rule that can leave members out, got {type(self).__name__}, which needs all of them"
-        raise ValueError(msg)
+        if self.count is None and not self.members:
+            return self
+        if self.count is None and list(positions) != list(range(len(self.members))):
+            msg = f"expected a rule that can leave members out, got {type(self).__name__}, which needs all of them"
+            raise ValueError(msg)
+        axes = {} if self.count is None else self.axes
+        taken = {field: np.take(getattr(self, field), positions, axis).tolist() for field, axis in axes.items()}
+        return cast(FittedRule, replace(cast(Any, self), members=(), **taken))
 
     def to_json(self) -> dict[str, Any]:
         """The rule as plain data: the name of its class and its fields; `members` only where they are known."""
         held = {field.name: _plain(getattr(self, field.name)) for field in fields(cast(Any, self))}
-        if not held.get("members"):
-            held.pop("members", None)
-        return {"rule": type(self).__name__} | held
+        return {"rule": type(self).__name__} | {key: held[key] for key in held if key != "members" or held[key]}
 
 
 FITTED_RULES: dict[str, type[FittedRule]] = {}
@@ -202,7 +241,7 @@ def fitted_rule(kind: _K) -> _K:
         ...     fingerprint: str = ""
         ...     members: tuple[str, ...] = ()
         ...
-        ...     def __call__(self, probabilities):
+        ...     def combine(self, probabilities):
         ...         return probabilities[self.position]
         >>> rule_from_json({"rule": "Favourite", "position": 1})
         Favourite(position=1, fingerprint='', members=())
@@ -238,17 +277,14 @@ class _Plain(FittedRule):
     function: Rule
 
     def __call__(self, probabilities: Tensor, /) -> Tensor:
-        """Combine (M, N, C) into (N, C)."""
         return self.function(probabilities)
 
     @property
     def fingerprints(self) -> tuple[str, ...]:
-        """None: there is nothing to fit."""
         return ()
 
     @property
     def abstaining(self) -> Rule:
-        """The function over those members that do not abstain."""
         return Abstaining(self.function)
 
     def to_json(self) -> dict[str, Any]:
@@ -293,12 +329,15 @@ def rule_from_json(data: Mapping[str, Any]) -> Rule:
         raise ValueError(msg)  # it comes from a file
     options = {key: _read(value) for key, value in data.items() if key != "rule"}
     name = str(data.get("rule"))
+    fitted = name in FITTED_RULES
+    kind: Any = FITTED_RULES[name] if fitted else get_rule(name)
+    known = list(inspect.signature(kind).parameters)[0 if fitted else 1 :]
     try:
-        return FITTED_RULES[name](**options) if name in FITTED_RULES else _bound(get_rule(name), options)
+        if unknown := set(options).difference(known):
+            raise TypeError(unknown)
+        return cast(Rule, kind(**options) if fitted else functools.partial(kind, **options) if options else kind)
     except TypeError as error:
-        kind: Any = FITTED_RULES.get(name)
-        known = sorted(field.name for field in fields(kind)) if kind else list(_settings(get_rule(name)).parameters)[1:]
-        msg = f"expected the rule {name} with some of {known}, got {str(options)[:80]}"
+        msg = f"expected the rule {name} with some of {known}, got {str({key: data[key] for key in options})[:80]}"
         raise ValueError(msg) from error
 
 
@@ -309,27 +348,10 @@ def _plain(value: Any) -> Any:
 
 
 def _read(value: Any) -> Any:
-    """Values as they are, and the rules among them: those that a rule is made of."""
+    """Lists as tuples, and the rules that a rule is made of."""
     if isinstance(value, list):
-        return [_read(item) for item in value]
+        return tuple(_read(item) for item in value)
     return rule_from_json(value) if isinstance(value, Mapping) else value
-
-
-def _bound(function: Rule, options: Mapping[str, Any]) -> Rule:
-    """A rule of the table with its settings; TypeError where it has no such settings."""
-    _settings(function).bind(None, **options)
-    return functools.partial(function, **options) if options else function
-
-
-def _settings(function: Rule) -> inspect.Signature:
-    return inspect.signature(function)
-
-
-def refuse_no_rule(given: Any) -> None:
-    """Refuse what cannot be called where a rule is made of rules; it may come from a file."""
-    if not callable(given):
-        msg = f"expected a rule, got {str(given)[:60]}"
-        raise ValueError(msg)
 
 
 def abstentions(probabilities: Tensor) -> Tensor:
@@ -372,38 +394,44 @@ class Abstaining(FittedRule):
     of: Rule
 
     def __post_init__(self) -> None:
-        refuse_no_rule(self.of)
-        object.__setattr__(self, "fingerprint", declared(self.of).fingerprint)
-        object.__setattr__(self, "members", declared(self.of).members)
-
-    def __call__(self, probabilities: Tensor, /) -> Tensor:
-        """Combine (M, N, C) into (N, C)."""
-        return on_arrays(self._combine)(probabilities)
-
-    @property
-    def fingerprints(self) -> tuple[str, ...]:
-        """Those of the rule inside."""
-        return declared(self.of).fingerprints
+        take_over(self, (self.of,))
 
     @property
     def abstaining(self) -> Rule:
         """Itself."""
         return self
 
-    @property
-    def by_position(self) -> Abstaining:
-        """The rule inside, by position."""
-        return Abstaining(declared(self.of).by_position) if self.members else self
+    def restricted(self, positions: Sequence[int]) -> FittedRule:
+        """The rule inside over these members."""
+        return Abstaining(declared(self.of).restricted(positions)) if self.has_numbers else self
 
-    def _combine(self, probabilities: Tensor) -> Tensor:
+    def combine(self, probabilities: Tensor) -> Tensor:
+        """Combine (M, N, C) into (N, C)."""
         absent = probabilities.isnan().any(dim=-1)  # (M, N)
         if not absent.any():
             return self.of(probabilities)
-        if declared(self.of).has_numbers:
+        if self.has_numbers:
             rows = self.of(_filled_in(probabilities, absent))
         else:
             rows = _without_absent(self.of, probabilities, absent)
         return rows.masked_fill(absent.all(dim=0)[:, None], 1 / rows.shape[-1])
+
+
+def take_over(rule: FittedRule, parts: tuple[Rule, ...]) -> None:
+    """For `__post_init__` of a rule made of rules: the names of their members, and the first fingerprint they know.
+
+    Raises:
+        ValueError: a part is no rule (it may come from a file), or parts were fitted on different members.
+    """
+    if strange := [part for part in parts if not callable(part)]:
+        msg = f"expected a rule, got {str(strange[0])[:60]}"
+        raise ValueError(msg)
+    names = list(dict.fromkeys(declared(part).members for part in parts if declared(part).members))
+    if len(names) > 1:
+        msg = f"expected rules that were fitted on the same members in one order, got {names[0]} and {names[1]}"
+        raise ValueError(msg)
+    object.__setattr__(rule, "parts", parts)
+    rule.put(members=names[0] if names else (), fingerprint=next(filter(None, rule.fingerprints), ""))
 
 
 def _without_absent(rule: Rule, probabilities: Tensor, absent: Tensor) -> Tensor:
