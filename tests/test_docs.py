@@ -1,5 +1,6 @@
 """The pages in `docs/` are complete and true; `.ci/run` builds the site of them."""
 
+import functools
 import json
 import re
 import tomllib
@@ -24,6 +25,13 @@ PACKAGES = [
     )
 ]
 
+PAGES = [
+    path.relative_to(ROOT).as_posix()
+    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted(DOCS.glob("*.md")))
+    if path.exists()
+]
+FILES = {"zoo.driver"}  # of git's configuration
+
 pytestmark = pytest.mark.skipif(not DOCS.exists(), reason="no docs beside the tests")
 
 
@@ -40,6 +48,31 @@ def test_the_citation_names_the_version_and_the_licence_of_the_project() -> None
     citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
     assert f"\nversion: {project['version']}\n" in citation
     assert f"\nlicense: {project['license']}\n" in citation
+
+
+# ---- names
+
+
+def code_on(page: str) -> str:
+    """A page's inline code and fenced blocks."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return "\n".join(re.findall(r"^```.*?^```|`[^`\n]+`", text, flags=re.MULTILINE | re.DOTALL))
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_names_on_the_pages_exist(page: str) -> None:
+    """What a page calls `zoo.x.y` or `ensemble.x.y` can be reached after a bare import of the package."""
+    names = set(re.findall(r"(?<![\w./-])((?:zoo|ensemble)(?:\.[A-Za-z_]\w*)+)", code_on(page)))
+    for name in names - FILES:
+        first, *rest = name.split(".")
+        functools.reduce(getattr, rest, {"zoo": zoo, "ensemble": ensemble}[first])
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_files_on_the_pages_exist(page: str) -> None:
+    """Files and folders that a page names in `code`, from the root of the repository."""
+    paths = set(re.findall(r"`((?:zoo|ensemble|tests|docs|examples|benchmarks)/[\w./-]*)`", code_on(page)))
+    assert [path for path in paths if not (ROOT / path).exists()] == []
 
 
 # ---- formats
