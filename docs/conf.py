@@ -28,6 +28,7 @@ exclude_patterns = ["_build"]
 myst_heading_anchors = 3
 default_role = "literal"  # docstrings write `name`, as Markdown does
 napoleon_numpy_docstring = False
+napoleon_use_ivar = True  # attributes are explained with their class, and once
 autodoc_member_order = "groupwise"
 autodoc_typehints_format = "short"
 autodoc_default_options = {"members": True}
@@ -41,11 +42,12 @@ def is_shown_above(package: str, name: str, thing: object) -> bool:
     return bool(inner) and getattr(TOPS.get(top), name, None) is thing
 
 
-def skip(app: Sphinx, kind: str, name: str, thing: object, skipped: bool, options: Any) -> bool | None:
-    """Leave a thing out of its package's page where the page above has it; None leaves the choice to Sphinx."""
+def skip(app: Sphinx, kind: str, name: str, thing: Any, skipped: bool, options: Any) -> bool | None:
+    """Leave out what the page above has, and what other libraries explain; None leaves the choice to Sphinx."""
     package = app.env.current_document.docname.removeprefix("api/")
     shown = kind == "module" and is_shown_above(package, name.rpartition(".")[2], thing)
-    return True if shown else None
+    made_elsewhere = getattr(thing, "__code__", None) and "sklearn" in thing.__code__.co_filename
+    return True if shown or made_elsewhere else None
 
 
 def add_other_names(app: Sphinx, kind: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
