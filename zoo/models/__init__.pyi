@@ -1,6 +1,7 @@
 from .architectures import architecture as architecture
 from .architectures import list_architectures as list_architectures
 from .architectures import shape as shape
+from .blocks import Layers as Layers
 from .blocks import activation as activation
 from .spec import Spec as Spec
 from .spec import build as build
