@@ -3,6 +3,7 @@
 import functools
 import json
 import re
+import runpy
 import tomllib
 from pathlib import Path
 from types import ModuleType
@@ -73,6 +74,27 @@ def test_files_on_the_pages_exist(page: str) -> None:
     """Files and folders that a page names in `code`, from the root of the repository."""
     paths = set(re.findall(r"`((?:zoo|ensemble|tests|docs|examples|benchmarks)/[\w./-]*)`", code_on(page)))
     assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
+# ---- design
+
+
+def test_the_front_house_is_about_5000_lines() -> None:
+    """The files that the page on design asks a newcomer to read, in the table of that section."""
+    text = (
+        (DOCS / "design.md").read_text(encoding="utf-8").partition("## What to read")[2].partition("machine rooms")[0]
+    )
+    files = re.findall(r"^\| `([\w/]+\.py)` \|", text, flags=re.MULTILINE)
+    assert f"in {len(files)} files" in text
+    assert 4300 <= sum(len((ROOT / file).read_text(encoding="utf-8").splitlines()) for file in files) <= 5800
+
+
+def test_the_drawing_of_the_house_names_every_package_in_the_order_of_imports() -> None:
+    """Each package and module of the first level, lowest first, as `test_house.py` holds it; private ones apart."""
+    text = (DOCS / "design.md").read_text(encoding="utf-8").partition("## The house")[2].partition("```\n")[2]
+    drawn = re.findall(r"^  (\w+)", text.partition("```")[0], flags=re.MULTILINE)
+    order = runpy.run_path(str(Path(__file__).with_name("test_house.py")))["ORDER"]
+    assert drawn == [name for names in order.values() for name in names.split() if not name.startswith("_")]
 
 
 # ---- formats
