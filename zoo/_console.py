@@ -18,10 +18,6 @@ from types import MappingProxyType
 from typing import Annotated, Any
 
 from cyclopts import App, CycloptsError, Group, Parameter
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table as Drawing
-from rich.text import Text
 
 from zoo._names import own_version
 
@@ -166,13 +162,20 @@ def show(parts: Iterable[Table | str]) -> None:
 
 def print_table(rows: Sequence[Mapping[str, Any]], *, title: str = "", formats: Mapping[str, str] = _NOTHING) -> None:
     """Print rows as a `Table`, numbers to the right."""
+    from rich.console import Console  # not needed where a program reads JSON
+    from rich.table import Table as Drawing
+    from rich.text import Text
+
+    def cell(value: Any, specification: str) -> Text:
+        return Text("" if value is None else format(value, specification))  # what looks like markup is text too
+
     columns = list(rows[0]) if rows else []
     table = Drawing(title=title or None, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for column in columns:
         numeric = any(isinstance(row[column], int | float) for row in rows)
         table.add_column(Text(column), justify="right" if numeric else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(_cell(row[column], formats.get(column, "")) for column in columns))
+        table.add_row(*(cell(row[column], formats.get(column, "")) for column in columns))
     console = Console(width=None if sys.stdout.isatty() else 10_000, highlight=False)  # a pipe has no width to fold to
     with console.capture() as drawn:
         console.print(table)
@@ -186,6 +189,9 @@ def progress(title: str, total: float | None = None) -> Iterator[Callable[..., N
     Yields:
         `advance(steps=1, note="")`, to be called as the work goes on.
     """
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -223,11 +229,6 @@ def _finite(data: Any) -> Any:
     if isinstance(data, list | tuple):
         return [_finite(value) for value in data]
     return None if isinstance(data, float) and not math.isfinite(data) else data
-
-
-def _cell(value: Any, specification: str) -> Text:
-    """The value as it is: what looks like markup is text that somebody wrote."""
-    return Text("" if value is None else format(value, specification))
 
 
 def _fail(message: str, code: int = 2) -> int:

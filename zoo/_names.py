@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -112,6 +111,8 @@ def usable_device(device: torch.device | str) -> torch.device:
 
 def own_version() -> str:
     """Version of the distribution that holds both packages; "source" where it is not installed."""
+    from importlib.metadata import PackageNotFoundError, version
+
     try:
         return version("zoo-ensemble")
     except PackageNotFoundError:
