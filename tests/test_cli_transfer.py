@@ -25,6 +25,6 @@ def test_export_import_and_merge(registry, command, tmp_path):
 
 def test_push_prints_the_address(registry, command, monkeypatch):
     """As text or as JSON."""
-    monkeypatch.setattr("zoo.exchange.push", lambda *given, **how: "hub/me/a")
+    monkeypatch.setattr("zoo.push", lambda *given, **how: "hub/me/a")
     assert command("zoo push a me/a").out == "hub/me/a\n"
     assert command("zoo push a me/a --json").data == {"pushed": "a", "address": "hub/me/a"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import zoo
 from zoo._console import Answer
 from zoo.cli.options import Names, RegistryFile, spec_fields
 from zoo.cli.views import described
@@ -34,11 +35,8 @@ def register(
         note: free text.
         tags: short words.
     """
-    from zoo.models.spec import Spec
-    from zoo.registry import Registry
-
-    parsed = None if spec is None else Spec.from_dict(spec_fields(spec))
-    home = Registry(registry)
+    parsed = None if spec is None else zoo.Spec.from_dict(spec_fields(spec))
+    home = zoo.Registry(registry)
     return described(home.register(name, file, spec=parsed, classes=_class_names(classes), note=note, tags=tags))
 
 
@@ -61,21 +59,20 @@ def alias(
         back: return to the previous target.
         expect: the current target, or "" for a new alias; if the alias points elsewhere, nothing changes.
     """
-    from zoo.registry import Registry
-    from zoo.registry.types import RegistryError
-
-    home = Registry(registry)
+    home = zoo.Registry(registry)
     if back and target is not None:
-        raise RegistryError("ARGUMENT", "expected a target or --back, got both")
+        raise zoo.RegistryError("ARGUMENT", "expected a target or --back, got both")
     if expect is not None and not back and target is None:
-        raise RegistryError("ARGUMENT", "expected a target or --back with --expect, got neither; nothing was changed")
+        raise zoo.RegistryError(
+            "ARGUMENT", "expected a target or --back with --expect, got neither; nothing was changed"
+        )
     if back:
         home.alias_back(name, expect=expect)
     elif target is not None:
         home.alias(name, target, expect=expect)
     aliases = home.aliases()
     if name not in aliases:
-        raise RegistryError("UNKNOWN", f"there is no alias {name!r}; expected one of {sorted(aliases)}")
+        raise zoo.RegistryError("UNKNOWN", f"there is no alias {name!r}; expected one of {sorted(aliases)}")
     return Answer({"alias": name, "target": aliases[name]}, [f"{name} -> {aliases[name]}"])
 
 
@@ -89,9 +86,7 @@ def tag(reference: str, /, *tags: str, drop: bool = False, registry: RegistryFil
         tags: short words.
         drop: take these tags off.
     """
-    from zoo.registry import Registry
-
-    home = Registry(registry)
+    home = zoo.Registry(registry)
     return described(home.annotate(reference, drop_tags=tags) if drop else home.annotate(reference, add_tags=tags))
 
 
@@ -104,9 +99,7 @@ def note(reference: str, text: str, /, *, registry: RegistryFile = None) -> Answ
         reference: a version.
         text: the new note.
     """
-    from zoo.registry import Registry
-
-    return described(Registry(registry).annotate(reference, note=text))
+    return described(zoo.Registry(registry).annotate(reference, note=text))
 
 
 def remove(reference: str, /, *, force: bool = False, registry: RegistryFile = None) -> Answer:
@@ -118,9 +111,7 @@ def remove(reference: str, /, *, force: bool = False, registry: RegistryFile = N
         reference: NAME (its newest version), NAME@NUMBER, NAME@* (all versions), an ensemble, or an alias.
         force: also remove the ensembles and aliases that use it; they are printed.
     """
-    from zoo.registry import Registry
-
-    users = Registry(registry).remove(reference, force=force)
+    users = zoo.Registry(registry).remove(reference, force=force)
     also = f" and {', '.join(users)}" if users else ""
     return Answer({"removed": reference, "held_by": users}, [f"removed {reference}{also}"])
 

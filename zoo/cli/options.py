@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 from cyclopts import Group, Parameter
 
+import zoo
 from zoo._names import usable_device
 from zoo.training.recipe import Recipe
 
 if TYPE_CHECKING:
-    from zoo.data.frames import FrameSet
-
     Fields = Recipe
 else:  # the fields of a recipe, each of which may be left out
     _PRECISION = "float32, bfloat16 or float16; auto is bfloat16 on a GPU that computes in it, otherwise float32."
@@ -61,7 +60,7 @@ class Partitions:
     valid: str = "valid"
     device: str = "auto"
 
-    def load(self) -> tuple[FrameSet, FrameSet]:
+    def load(self) -> tuple[zoo.FrameSet, zoo.FrameSet]:
         """The training frames and the validation frames, on the device."""
         train, valid = (read_partition(self.corpus, name).to(self.device) for name in (self.train, self.valid))
         return train, valid
@@ -70,11 +69,9 @@ class Partitions:
 NO_PARTITIONS = Partitions()
 
 
-def read_partition(corpus: Path | None, name: str) -> FrameSet:
+def read_partition(corpus: Path | None, name: str) -> zoo.FrameSet:
     """A partition of a corpus, or of the bundled one."""
-    from zoo.data.corpus import read_corpus, sample_corpus
-
-    return sample_corpus(name) if corpus is None else read_corpus(corpus, name)
+    return zoo.sample_corpus(name) if corpus is None else zoo.read_corpus(corpus, name)
 
 
 def recipe_from(file: Path | None, flags: Recipe, device: str, base: Recipe | None = None) -> Recipe:

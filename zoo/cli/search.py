@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from cyclopts import Parameter
 
+import zoo
 from zoo._console import Answer, Table, progress
 from zoo.cli.options import (
     NO_FLAGS,
@@ -28,8 +29,6 @@ from zoo.cli.options import (
 from zoo.cli.train import require_new_name, save_picture
 
 if TYPE_CHECKING:
-    from zoo.data.frames import FrameSet
-    from zoo.models.spec import Spec
     from zoo.search.study import Trial
     from zoo.training.recipe import Recipe
 
@@ -57,7 +56,7 @@ class Sampling:
     contexts: Contexts = (20,)
     option: Options = ()
 
-    def specs(self, seed: int) -> list[Spec]:
+    def specs(self, seed: int) -> list[zoo.Spec]:
         """The specs that are drawn with this seed."""
         from zoo.search.sample import random_budget, random_members
 
@@ -160,10 +159,9 @@ def study(
         best: number of models to save.
         save: name to save the best under, followed by -1, -2, ...; nothing is saved if left out.
     """
-    from zoo.registry import Registry
     from zoo.training.loop import train
 
-    home = Registry(registry)
+    home = zoo.Registry(registry)
     if save is not None:
         require_new_name(home, f"{save}-1")
     settings = recipe_from(recipe, flags, partitions.device)
@@ -185,8 +183,8 @@ def study(
 def _trials(
     sampling: Sampling,
     settings: Recipe,
-    frames: FrameSet,
-    valid: FrameSet,
+    frames: zoo.FrameSet,
+    valid: zoo.FrameSet,
     *,
     seed: int,
     optuna: int,

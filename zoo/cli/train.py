@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import zoo
 from zoo._console import Answer, Table, progress
 from zoo.cli.options import (
     NO_FLAGS,
@@ -24,11 +25,7 @@ from zoo.cli.views import described
 from zoo.training.recipe import Recipe
 
 if TYPE_CHECKING:
-    from zoo.checkpoint import Checkpoint
-    from zoo.data.frames import FrameSet
     from zoo.logs import Log
-    from zoo.models.spec import Spec
-    from zoo.registry import Registry
 
 _CONTEXT = 20  # frames on each side where neither a flag nor a spec names another number, as in the lecture
 
@@ -63,13 +60,10 @@ def train(
         wandb: Weights & Biases project to log to.
         tensorboard: folder for TensorBoard logs.
     """
-    from zoo.registry import Registry
-    from zoo.training.loop import train as train_model
-
     if name is None and directory is None:
         msg = "expected a name to save the model under, or --directory for its checkpoints, got neither"
         raise ValueError(msg)
-    home = Registry(registry)
+    home = zoo.Registry(registry)
     if name is not None:
         require_new_name(home, name)
     frames, valid = partitions.load()
@@ -77,7 +71,7 @@ def train(
     wanted = _spec(spec, context, option, frames, known)
     settings, log = recipe_from(recipe, flags, partitions.device, base), _log(wandb, tensorboard)
     try:
-        trained = train_model(wanted, settings, frames, valid, directory=directory, log=log, progress=progress)
+        trained = zoo.train(wanted, settings, frames, valid, directory=directory, log=log, progress=progress)
     except KeyboardInterrupt:
         resumed = f"the same command resumes in {directory}" if directory else "nothing is saved without --directory"
         raise KeyboardInterrupt(f"interrupted; {resumed}") from None
@@ -111,15 +105,13 @@ def average(
         decay: decay of ema.
         picture: file for a plot of the loss along the line from the first source to the last.
     """
-    from zoo.registry import Registry
-    from zoo.training.averaging import average as averaged
     from zoo.training.averaging import losses_along
 
-    home = Registry(registry)
+    home = zoo.Registry(registry)
     checkpoints = _checkpoints(home, sources)
     frames, valid = partitions.load()
     with progress(f"averaging {len(checkpoints)} checkpoints"):
-        mean = averaged(checkpoints, frames=frames, valid=valid, method=method, decay=decay)
+        mean = zoo.average(checkpoints, frames=frames, valid=valid, method=method, decay=decay)
     if picture is not None:
         from zoo.search.pictures import plot_line
 
@@ -135,9 +127,7 @@ def runs(folder: Path = Path(), /) -> Answer:
     Args:
         folder: folder with the directories of runs.
     """
-    from zoo.logs import read_runs
-
-    table = read_runs(folder).astype(object)
+    table = zoo.read_runs(folder).astype(object)
     rows: list[Mapping[str, Any]] = [
         {str(key): None if value != value else value for key, value in row.items()}  # pandas' missing values are NaN
         for row in table.to_dict("records")
@@ -145,7 +135,7 @@ def runs(folder: Path = Path(), /) -> Answer:
     return Answer(rows, [Table(rows, formats={"best": ".4f", "loss": ".4f"})])
 
 
-def require_new_name(home: Registry, name: str) -> None:
+def require_new_name(home: zoo.Registry, name: str) -> None:
     """Refuse a name that the registry could not give to a new version, before hours of work."""
     home.check_nameable(name)
 
@@ -156,30 +146,30 @@ def save_picture(axes: Any, path: Path) -> None:
     axes.figure.savefig(path, dpi=150)
 
 
-def _spec(text: str | None, context: int | None, option: tuple[str, ...], frames: FrameSet, base: Spec | None) -> Spec:
+def _spec(
+    text: str | None, context: int | None, option: tuple[str, ...], frames: zoo.FrameSet, base: zoo.Spec | None
+) -> zoo.Spec:
     """The spec of `text`, or `base`, with the given context and options in place of its own."""
     spec = _named(text, frames, base)
     options = {**spec.options, **options_from(option)}
     return replace(spec, context=spec.context if context is None else context, options=options)
 
 
-def _named(text: str | None, frames: FrameSet, base: Spec | None) -> Spec:
+def _named(text: str | None, frames: zoo.FrameSet, base: zoo.Spec | None) -> zoo.Spec:
     """A written spec; or an architecture for these frames, or in place of that of `base`."""
-    from zoo.models.spec import Spec
-
     if text is None:
         if base is None:
             msg = "expected --spec with an architecture or a spec, or --from with a registered model, got neither"
             raise ValueError(msg)
         return base
     if text.lstrip().startswith("{") or Path(text).suffix in (".json", ".toml"):
-        return Spec.from_dict(spec_fields(text))
+        return zoo.Spec.from_dict(spec_fields(text))
     if base is None:
-        return Spec(text, frames.features.shape[1], _CONTEXT, len(frames.classes))
+        return zoo.Spec(text, frames.features.shape[1], _CONTEXT, len(frames.classes))
     return base if text == base.architecture else replace(base, architecture=text, options={})
 
 
-def _recorded(home: Registry, reference: str) -> tuple[Spec, Recipe]:
+def _recorded(home: zoo.Registry, reference: str) -> tuple[zoo.Spec, Recipe]:
     """Spec and recipe of a registered model."""
     entry = home.get(reference)
     if entry.recipe is None:
@@ -196,7 +186,7 @@ def _log(wandb: str | None, tensorboard: Path | None) -> Log:
     return Several(*project, *([] if tensorboard is None else [TensorBoard(tensorboard)]))
 
 
-def _checkpoints(home: Registry, sources: tuple[str, ...]) -> list[Checkpoint]:
+def _checkpoints(home: zoo.Registry, sources: tuple[str, ...]) -> list[zoo.Checkpoint]:
     """The checkpoints of all sources, those of a run in the order of its epochs.
 
     Raises:
@@ -212,7 +202,7 @@ def _checkpoints(home: Registry, sources: tuple[str, ...]) -> list[Checkpoint]:
     return found
 
 
-def _checkpoints_at(home: Registry, source: str) -> list[Checkpoint]:
+def _checkpoints_at(home: zoo.Registry, source: str) -> list[zoo.Checkpoint]:
     from zoo.checkpoint import read
 
     path = Path(source)

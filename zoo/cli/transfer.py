@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import zoo
 from zoo._console import Answer
 from zoo.cli.options import RegistryFile
 from zoo.cli.views import described
@@ -19,10 +20,7 @@ def export(reference: str, folder: Path, /, *, registry: RegistryFile = None) ->
         reference: a version or an ensemble.
         folder: a new or empty folder.
     """
-    from zoo import exchange
-    from zoo.registry import Registry
-
-    written = exchange.export(Registry(registry), reference, folder)
+    written = zoo.export(zoo.Registry(registry), reference, folder)
     return Answer({"exported": reference, "folder": str(written)}, [f"{reference} written to {written}"])
 
 
@@ -35,10 +33,7 @@ def import_(folder: Path, /, *, save: str | None = None, registry: RegistryFile 
         folder: the folder.
         save: name to register it under; its exported name if left out.
     """
-    from zoo import exchange
-    from zoo.registry import Registry
-
-    return described(exchange.import_folder(Registry(registry), folder, name=save))
+    return described(zoo.import_folder(zoo.Registry(registry), folder, name=save))
 
 
 def push(reference: str, repository: str, /, *, public: bool = False, registry: RegistryFile = None) -> Answer:
@@ -51,10 +46,7 @@ def push(reference: str, repository: str, /, *, public: bool = False, registry: 
         repository: OWNER/NAME.
         public: make a new repository public; it is private otherwise.
     """
-    from zoo import exchange
-    from zoo.registry import Registry
-
-    address = exchange.push(Registry(registry), reference, repository, private=not public)
+    address = zoo.push(zoo.Registry(registry), reference, repository, private=not public)
     return Answer({"pushed": reference, "address": address}, [address])
 
 
@@ -70,10 +62,7 @@ def pull(
         save: name to register it under; its exported name if left out.
         revision: branch, tag or commit.
     """
-    from zoo import exchange
-    from zoo.registry import Registry
-
-    return described(exchange.pull(Registry(registry), repository, name=save, revision=revision))
+    return described(zoo.pull(zoo.Registry(registry), repository, name=save, revision=revision))
 
 
 def merge(base: Path, ours: Path, theirs: Path, /) -> Answer:
@@ -89,12 +78,11 @@ def merge(base: Path, ours: Path, theirs: Path, /) -> Answer:
         ours: one side; the result is written here.
         theirs: the other side.
     """
-    from zoo.registry.merge import merge_files
-    from zoo.registry.types import RegistryError
+    from zoo.registry.merging import merge_files
 
     try:
         merge_files(base, ours, theirs)
-    except RegistryError as error:
+    except zoo.RegistryError as error:
         if error.reason not in ("CONFLICT", "DANGLING", "NAME_COLLISION"):
             raise
         print(f"error: {error}", file=sys.stderr)

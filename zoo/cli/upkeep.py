@@ -6,15 +6,12 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import zoo
 from zoo._console import Answer, Table, progress
 from zoo.cli.options import RegistryFile, read_partition
 from zoo.cli.views import version_row
-
-if TYPE_CHECKING:
-    from zoo.registry import Registry
-    from zoo.registry.types import Entry
 
 
 def verify(
@@ -40,10 +37,9 @@ def verify(
         corpus: folder in the HW1P2 layout for --metrics; the bundled synthesised speech if left out.
         valid: partition for --metrics.
     """
-    from zoo.registry import Registry
-    from zoo.registry.load import known
+    from zoo.registry.reading import known
 
-    home = Registry(registry)
+    home = zoo.Registry(registry)
     entries = home.entries(names or "*")
     if names and not entries:  # a typing error must not pass for a clean result
         raise ValueError(f"nothing matches {' '.join(names)} in {home.path}; it has {', '.join(home.list())}")
@@ -87,9 +83,7 @@ def load(reference: str, /, *, registry: RegistryFile = None) -> Answer:
     Args:
         reference: NAME, NAME@NUMBER, NAME@ID or an alias.
     """
-    from zoo.registry import Registry
-
-    home = Registry(registry)
+    home = zoo.Registry(registry)
     entry, model = home.get(reference), home.load(reference)
     shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
     return Answer(
@@ -109,9 +103,7 @@ def gc(*, dry_run: bool = False, registry: RegistryFile = None) -> Answer:
     Args:
         dry_run: only print what would be removed.
     """
-    from zoo.registry import Registry
-
-    paths = [str(path) for path in Registry(registry).collect_garbage(dry_run=dry_run)]
+    paths = [str(path) for path in zoo.Registry(registry).collect_garbage(dry_run=dry_run)]
     done = "would be removed" if dry_run else "removed"
     return Answer({"would_remove" if dry_run else "removed": paths}, [*paths, f"{len(paths)} files {done}"])
 
@@ -121,11 +113,9 @@ def recover(*, registry: RegistryFile = None) -> Answer:
 
     Example: zoo recover
     """
-    from zoo.registry import Registry
-
     with warnings.catch_warnings(record=True) as left_out:
         warnings.simplefilter("always")
-        entries = Registry(registry).recover()
+        entries = zoo.Registry(registry).recover()
     for warning in left_out:
         print(f"warning: {warning.message}", file=sys.stderr)
     rows = [version_row(entry) for entry in entries]
@@ -135,7 +125,9 @@ def recover(*, registry: RegistryFile = None) -> Answer:
     )
 
 
-def _measured(home: Registry, entries: Sequence[Entry], corpus: Path | None, partition: str) -> list[dict[str, Any]]:
+def _measured(
+    home: zoo.Registry, entries: Sequence[zoo.Entry], corpus: Path | None, partition: str
+) -> list[dict[str, Any]]:
     """One row for each metric recorded on these frames, with its value measured now."""
     frames = read_partition(corpus, partition)
     with progress("evaluating", total=len(entries)) as advance:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import zoo
 from zoo._console import Answer, Table
 from zoo.cli.options import RegistryFile
-
-if TYPE_CHECKING:
-    from zoo.registry.types import EnsembleEntry, Entry
 
 
 def list_(*names: str, registry: RegistryFile = None) -> Answer:
@@ -21,9 +19,7 @@ def list_(*names: str, registry: RegistryFile = None) -> Answer:
     Args:
         names: names or wildcards; everything if left out.
     """
-    from zoo.registry import Registry
-
-    found = Registry(registry)
+    found = zoo.Registry(registry)
     wanted = names or "*"
     entries = found.entries(wanted)
     ensembles = [found.get_ensemble(name) for name in found.list_ensembles(wanted)]
@@ -60,9 +56,7 @@ def show(reference: str, /, *, registry: RegistryFile = None) -> Answer:
     Args:
         reference: NAME, NAME@NUMBER, NAME@ID, an alias, or an ensemble.
     """
-    from zoo.registry import Registry
-
-    found = Registry(registry)
+    found = zoo.Registry(registry)
     ensembles = found.list_ensembles()
     is_ensemble = reference in ensembles or found.aliases().get(reference) in ensembles
     return described(found.get_ensemble(reference) if is_ensemble else found.get(reference))
@@ -77,9 +71,7 @@ def diff(first: str, second: str, /, *, registry: RegistryFile = None) -> Answer
         first: a version.
         second: another version.
     """
-    from zoo.registry import Registry
-
-    found = Registry(registry).diff(first, second)
+    found = zoo.Registry(registry).diff(first, second)
     names = found["first"], found["second"]
     pairs = [
         {"part": part, "field": field, names[0]: as_text(values[0]), names[1]: as_text(values[1])}
@@ -91,7 +83,7 @@ def diff(first: str, second: str, /, *, registry: RegistryFile = None) -> Answer
     return Answer(found, tables or [f"{names[0]} and {names[1]} are equal"], code=1 if tables else 0)
 
 
-def version_row(entry: Entry, metrics: Sequence[str] = (), aliases: dict[str, str] | None = None) -> dict[str, Any]:
+def version_row(entry: zoo.Entry, metrics: Sequence[str] = (), aliases: dict[str, str] | None = None) -> dict[str, Any]:
     """A version as a row of a table, with these of its metrics."""
     return {
         "name": entry.name,
@@ -106,7 +98,7 @@ def version_row(entry: Entry, metrics: Sequence[str] = (), aliases: dict[str, st
     }
 
 
-def described(entry: Entry | EnsembleEntry) -> Answer:
+def described(entry: zoo.Entry | zoo.EnsembleEntry) -> Answer:
     """Everything in an entry, one row for each field, nested fields by dotted names."""
     rows = []
     for key, value in entry.to_json().items():
