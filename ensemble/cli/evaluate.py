@@ -7,13 +7,10 @@ from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+import ensemble
 from ensemble.cli.options import (
     NO_SOURCE,
     Collection,
-    Names,
     Source,
     named_rules,
     require_known,
@@ -22,12 +19,11 @@ from ensemble.cli.options import (
 )
 from zoo import _files
 from zoo._console import Answer, Table
+from zoo.cli.options import Names
 
 if TYPE_CHECKING:
-    from ensemble.judge.report import Report
-    from ensemble.judge.significance import CrossFit
-    from ensemble.outputs import MemberOutputs
-    from ensemble.rules import Rule
+    import numpy as np
+    from numpy.typing import NDArray
 
 _FORMATS = {"accuracy": ".4f", "log_loss": ".4f", "calibration_error": ".4f", "macro_f1": ".4f", "parameters": ",.0f"}
 _RULES = ("majority", "maximum", "mean", "weighted")
@@ -47,16 +43,14 @@ def evaluate(*, source: Source = NO_SOURCE, rules: Names = _RULES, report: Path 
             about as good as the best.
         report: HTML file for the whole report as one page (needs the extra `report`).
     """
-    from ensemble.judge.report import evaluate as judge
-    from ensemble.judge.tables import best_member
-
     if report is not None:
         require_writable(report)
     collection = Collection(source)
     valid, (test, seconds) = collection.outputs(source.valid), collection.timed_outputs(source.test)
     saved = saved_rules(collection.ensembles(source.members), test)
     chosen = named_rules([name for name in rules if name not in saved], valid) | saved
-    result = judge(test, chosen, baseline=best_member(valid), cross_fits=cross_fits(rules, valid))
+    best = ensemble.judge.best_member(valid)
+    result = ensemble.evaluate(test, chosen, baseline=best, cross_fits=cross_fits(rules, valid))
     if report is not None:
         from ensemble.judge.page import page
 
@@ -80,15 +74,14 @@ def compare(first: str, second: str, /, *, source: Source = NO_SOURCE) -> Answer
         first: a member, an ensemble or a rule.
         second: a member, an ensemble or a rule.
     """
-    from ensemble.judge.significance import bootstrap_interval, mcnemar, right_and_wrong
-
     collection = Collection(source)
     valid, test = collection.outputs(source.valid), collection.outputs(source.test)
     saved = saved_rules(collection.ensembles((first, second)), test)
     require_known((first, second), members=(*test.members, *saved))
-    right = [_right(name, saved, valid, test) for name in (first, second)]
-    gain = bootstrap_interval(right[0].astype(float) - right[1], np.asarray(test.groups))
-    table = right_and_wrong(right[0], right[1])
+    rules = saved | named_rules([name for name in (first, second) if name not in (*test.members, *saved)], valid)
+    right = [_right(name, rules, test) for name in (first, second)]
+    gain = ensemble.judge.bootstrap_interval(right[0].astype(float) - right[1], _recordings(test))
+    table = ensemble.judge.right_and_wrong(right[0], right[1])
     data = {
         "first": first,
         "second": second,
@@ -99,7 +92,7 @@ def compare(first: str, second: str, /, *, source: Source = NO_SOURCE) -> Answer
         "gain_high": gain.high,
         "only_first_right": int(table[0, 1]),
         "only_second_right": int(table[1, 0]),
-        "mcnemar_p": mcnemar(table).p_value,
+        "mcnemar_p": ensemble.judge.mcnemar(table).p_value,
     }
     shown: list[Table | str] = [
         Table([{"": key.replace("_", " "), "value": value} for key, value in data.items()]),
@@ -109,21 +102,17 @@ def compare(first: str, second: str, /, *, source: Source = NO_SOURCE) -> Answer
     return Answer(data, shown, code=0 if gain.low > 0 else 1)
 
 
-def cross_fits(rules: Names, valid: MemberOutputs) -> dict[str, CrossFit]:
+def cross_fits(rules: Names, valid: ensemble.MemberOutputs) -> dict[str, ensemble.judge.CrossFit]:
     """For the weighted mean, its results on recordings left out of the fit."""
-    from ensemble.fit.crossfit import cross_fit
-
-    recordings = len(np.unique(np.asarray(valid.groups)))
+    recordings = len(set(_recordings(valid).tolist()))
     if "weighted" not in rules or recordings < 2:
         return {}
-    return {"weighted": cross_fit(valid, folds=min(5, recordings))}
+    return {"weighted": ensemble.fit.cross_fit(valid, folds=min(5, recordings))}
 
 
-def weights_in(rules: Mapping[str, Rule], outputs: MemberOutputs) -> dict[str, float]:
+def weights_in(rules: Mapping[str, ensemble.Rule], outputs: ensemble.MemberOutputs) -> dict[str, float]:
     """Member -> weight in the first weighted mean among the rules; empty where there is none."""
-    from ensemble.rules import WeightedMean
-
-    weights = next((rule.weights for rule in rules.values() if isinstance(rule, WeightedMean)), None)
+    weights = next((rule.weights for rule in rules.values() if isinstance(rule, ensemble.WeightedMean)), None)
     return {} if weights is None else dict(zip(outputs.members, weights, strict=True))
 
 
@@ -137,22 +126,28 @@ def interval(low: float, high: float) -> str:
     return "no interval" if math.isnan(low) else f"{low:+.4f} .. {high:+.4f}"
 
 
-def _right(name: str, saved: Mapping[str, Rule], valid: MemberOutputs, test: MemberOutputs) -> NDArray[np.bool_]:
-    """(N,): where a member, or a rule over all members, is right."""
+def _recordings(outputs: ensemble.MemberOutputs) -> NDArray[np.int64]:
+    """(N,): the recording of each frame."""
+    assert outputs.groups is not None  # filled in when made
+    return outputs.groups.numpy()
+
+
+def _right(name: str, rules: Mapping[str, ensemble.Rule], test: ensemble.MemberOutputs) -> NDArray[np.bool_]:
+    """(N,): where a member, or one of the rules over all members, is right."""
+    import numpy as np
+
     from ensemble.judge.diversity import correct
-    from ensemble.rules import rule_for
 
     if name in test.members:
         right: NDArray[np.bool_] = correct(test.subset([name]))[0]
         return right
-    labels = test.require_labels()
-    rule = rule_for(saved.get(name) or named_rules((name,), valid)[name], test.members)
+    labels, rule = test.require_labels(), ensemble.rules.rule_for(rules[name], test.members)
     applied = rule.abstaining if test.abstain else rule
     pieces = [applied(rows).argmax(dim=1) == labels[where] for where, rows in test.blocks()]
     return np.concatenate([piece.numpy() for piece in pieces])
 
 
-def _table(result: Report) -> Table:
+def _table(result: ensemble.Report) -> Table:
     """Members above, rules below."""
     rows: list[dict[str, Any]] = []
     for row in result.members.to_dict("records"):
@@ -171,7 +166,7 @@ def _row(row: Mapping[Hashable, Any], name: str) -> dict[str, Any]:
     return {"member or = rule": name} | {column: row[column] for column in _FORMATS}
 
 
-def _remarks(result: Report, weights: Mapping[str, float], seconds: float) -> list[str]:
+def _remarks(result: ensemble.Report, weights: Mapping[str, float], seconds: float) -> list[str]:
     """The lines below the table."""
     lines = []
     positive = [f"{name} {weight:.3f}" for name, weight in weights.items() if weight > 0]

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+import ensemble
 from ensemble.cli.evaluate import cross_fits, weights_in
 from ensemble.cli.options import NO_SOURCE, Collection, Source, named_rules, require_savable
 from ensemble.cli.options import save as save_ensemble
 from zoo._console import Answer, Table
-
-if TYPE_CHECKING:
-    from ensemble.fit.weights import WeightFit
-    from ensemble.outputs import MemberOutputs
-    from ensemble.rules import Rule
 
 
 def fit(*, source: Source = NO_SOURCE, rule: str = "weighted", save: str | None = None) -> Answer:
@@ -27,13 +21,11 @@ def fit(*, source: Source = NO_SOURCE, rule: str = "weighted", save: str | None 
         rule: name of a rule, fitted or not, as in `ensemble evaluate --rules`.
         save: register the rule and its members as an ensemble of this name; members without influence are left out.
     """
-    from ensemble.fit.weights import fit_weights
-
     collection = Collection(source)
     if save is not None:
         require_savable(save, collection)
     valid = collection.outputs(source.valid)
-    found = fit_weights(valid) if rule == "weighted" else None
+    found = ensemble.fit_weights(valid) if rule == "weighted" else None
     chosen = named_rules((rule,), valid)[rule] if found is None else found.rule
     answer = _other(rule, chosen, valid) if found is None else _weights(found, valid)
     if save is None:
@@ -42,11 +34,9 @@ def fit(*, source: Source = NO_SOURCE, rule: str = "weighted", save: str | None 
     return Answer(answer.data | {"saved": save}, [*answer.shown, line])
 
 
-def _weights(found: WeightFit, outputs: MemberOutputs) -> Answer:
+def _weights(found: ensemble.fit.WeightFit, outputs: ensemble.MemberOutputs) -> Answer:
     """Weights with their certificate, their spread over resampled recordings, and their loss on left-out ones."""
-    from ensemble.fit.crossfit import bootstrap_weights
-
-    spread, crossed = bootstrap_weights(outputs), cross_fits(("weighted",), outputs).get("weighted")
+    spread, crossed = ensemble.fit.bootstrap_weights(outputs), cross_fits(("weighted",), outputs).get("weighted")
     columns = zip(found.members, found.weights, spread.low, spread.high, spread.inclusion, strict=True)
     rows = [
         {"member": name, "weight": float(weight), "low": float(low), "high": float(high), "included": float(share)}
@@ -72,11 +62,9 @@ def _weights(found: WeightFit, outputs: MemberOutputs) -> Answer:
     return Answer(data, shown)
 
 
-def _other(name: str, rule: Rule, outputs: MemberOutputs) -> Answer:
+def _other(name: str, rule: ensemble.Rule, outputs: ensemble.MemberOutputs) -> Answer:
     """How a rule does on its own fitting frames."""
-    from ensemble.judge.report import evaluate
-
-    row = evaluate(outputs, {name: rule}, replicates=1).rules.iloc[0]
+    row = ensemble.evaluate(outputs, {name: rule}, replicates=1).rules.iloc[0]
     loss, accuracy = float(row["log_loss"]), float(row["accuracy"])
     return Answer(
         {"rule": name, "weights": weights_in({name: rule}, outputs), "loss": loss, "accuracy": accuracy},

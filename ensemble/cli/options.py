@@ -9,46 +9,41 @@ from dataclasses import dataclass
 from fnmatch import filter as matching
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
+import ensemble
 import zoo
 from zoo import _console
+from zoo.cli.options import Corpus, Device, Names, RegistryFile, read_partition
 
-if TYPE_CHECKING:
-    from ensemble.outputs import MemberOutputs
-    from ensemble.rules import Rule
-    from ensemble.run.members import Members
-
-Names = Annotated[tuple[str, ...], Parameter(consume_multiple=True)]
-Precision = Literal["float32", "auto"]
+Precision = Annotated[
+    Literal["float32", "auto"],
+    Parameter(help="float32, which is exact, or auto, which is bfloat16 where it is faster and a probe agrees."),
+]
 
 
 @Parameter(name="*")
 @dataclass(frozen=True)
 class Source:
-    """Members and frames.
+    """ensemble.Members and frames.
 
     Args:
         members: names, wildcards or aliases in the registry; a saved ensemble stands for its members; all models if
             left out.
-        registry: the registry's file; otherwise $ZOO_REGISTRY, otherwise registry.json in the working folder.
-        corpus: folder of partitions in the HW1P2 layout; the bundled synthesised speech if left out.
         valid: partition on which rules are fitted and the best single member is chosen.
         test: partition on which members and rules are judged.
-        device: where the work runs: cpu, cuda, or auto, which is cuda where there is one.
-        precision: float32, which is exact, or auto, which is bfloat16 where it is faster and a probe agrees.
         cache: folder that stores the members' outputs, so that nothing is computed twice.
         outputs: folder written by `ensemble collect`, in place of registry, corpus and models.
     """
 
     members: Names = ("*",)
-    registry: Path | None = None
-    corpus: Path | None = None
+    registry: RegistryFile = None
+    corpus: Corpus = None
     valid: str = "valid"
     test: str = "test"
-    device: str = "auto"
+    device: Device = "auto"
     precision: Precision = "float32"
     cache: Path | None = None
     outputs: Path | None = None
@@ -78,25 +73,23 @@ class Collection:
             return self._versions
         return references_of(self._stored(partition))
 
-    def outputs(self, partition: str) -> MemberOutputs:
+    def outputs(self, partition: str) -> ensemble.MemberOutputs:
         """The members' outputs on a partition, which must have labels."""
         return self.timed_outputs(partition)[0]
 
-    def timed_outputs(self, partition: str, *, cache: Path | None = None) -> tuple[MemberOutputs, float]:
+    def timed_outputs(self, partition: str, *, cache: Path | None = None) -> tuple[ensemble.MemberOutputs, float]:
         """The same, with the seconds that collecting them took; loading models and frames does not count.
 
         Args:
             partition: its name.
             cache: folder that stores them, in place of one in the source's cache.
         """
-        from ensemble.run.collecting import collect
-
         if self.source.outputs is None:
             members, frames = self.members, self.frames(partition)
             if cache is None and self.source.cache is not None:
                 cache = self.source.cache / partition
             began = time.perf_counter()
-            outputs = collect(members, frames, cache=cache, progress=_console.progress)
+            outputs = ensemble.collect(members, frames, cache=cache, progress=_console.progress)
         else:
             began = time.perf_counter()
             outputs = self._stored(partition)
@@ -108,26 +101,23 @@ class Collection:
         return read_partition(self.source.corpus, partition)
 
     @cached_property
-    def members(self) -> Members:
+    def members(self) -> ensemble.Members:
         """The members, hash-checked and ready to run."""
-        from ensemble.run.loading import load
-
         source = self.source
-        return load(self.registry, self._versions.values(), device=source.device, precision=source.precision)
+        return ensemble.load(self.registry, self._versions.values(), device=source.device, precision=source.precision)
 
     @cached_property
     def _versions(self) -> dict[str, str]:
-        from ensemble.run.loading import versions
-
         saved = self.ensembles(self.source.members)
         wanted = [
             reference
             for name in self.source.members
             for reference in (saved[name].members if name in saved else [name])
         ]
-        return {name: f"{entry.name}@{entry.id}" for name, entry in versions(self.registry, wanted).items()}
+        entries = ensemble.run.versions(self.registry, wanted)
+        return {name: f"{entry.name}@{entry.id}" for name, entry in entries.items()}
 
-    def _stored(self, partition: str) -> MemberOutputs:
+    def _stored(self, partition: str) -> ensemble.MemberOutputs:
         """Stored outputs of the members that match; for a saved ensemble, of the versions it was saved with."""
         from ensemble.outputs.store import read_outputs
 
@@ -149,19 +139,14 @@ class Collection:
         return outputs if list(chosen) == list(outputs.members) else outputs.subset(list(chosen))
 
 
-def references_of(outputs: MemberOutputs) -> dict[str, str]:
+def references_of(outputs: ensemble.MemberOutputs) -> dict[str, str]:
     """Member -> its version in the registry, `name@id`; "" where that is unknown."""
     return {name: about.reference for name, about in zip(outputs.members, outputs.about, strict=True)}
 
 
-def by_version(outputs: MemberOutputs) -> dict[str, int]:
+def by_version(outputs: ensemble.MemberOutputs) -> dict[str, int]:
     """Id of a version -> position of the member; members of unknown version share the id ""."""
     return {about.reference.partition("@")[2]: position for position, about in enumerate(outputs.about)}
-
-
-def read_partition(corpus: Path | None, name: str) -> zoo.FrameSet:
-    """A partition of a corpus, or of the bundled one."""
-    return zoo.sample_corpus(name) if corpus is None else zoo.read_corpus(corpus, name)
 
 
 # ---- rules by name
@@ -169,10 +154,7 @@ def read_partition(corpus: Path | None, name: str) -> zoo.FrameSet:
 
 def rule_names() -> list[str]:
     """Every name of a rule."""
-    from ensemble.fit import FITTERS
-    from ensemble.rules import list_rules
-
-    return [*FITTERS, *list_rules()]
+    return [*ensemble.fit.FITTERS, *ensemble.list_rules()]
 
 
 def require_known(names: Iterable[str], *, members: Iterable[str] = ()) -> None:
@@ -181,37 +163,33 @@ def require_known(names: Iterable[str], *, members: Iterable[str] = ()) -> None:
     Raises:
         ValueError: a name is neither that of a rule nor one of `members`; the message lists those that are.
     """
-    from ensemble.rules import no_such
-
     known = [*members, *rule_names()]
     for name in names:
         if name not in known:
-            raise ValueError(no_such("member or rule" if members else "rule", name, known))
+            raise ValueError(ensemble.rules.no_such("member or rule" if members else "rule", name, known))
 
 
-def named_rules(names: Sequence[str], valid: MemberOutputs) -> dict[str, Rule]:
+def named_rules(names: Sequence[str], valid: ensemble.MemberOutputs) -> dict[str, ensemble.Rule]:
     """Name -> rule, fitted on the validation outputs where it has numbers.
 
     Raises:
         ValueError: a name is unknown.
     """
-    from ensemble.fit import FITTERS
-    from ensemble.rules import get_rule
-
     require_known(names)
-    return {name: FITTERS[name](valid) if name in FITTERS else get_rule(name) for name in names}
+    fitters = ensemble.fit.FITTERS
+    return {name: fitters[name](valid) if name in fitters else ensemble.get_rule(name) for name in names}
 
 
-def saved_rules(ensembles: Mapping[str, zoo.EnsembleEntry], outputs: MemberOutputs) -> dict[str, Rule]:
+def saved_rules(
+    ensembles: Mapping[str, zoo.EnsembleEntry], outputs: ensemble.MemberOutputs
+) -> dict[str, ensemble.Rule]:
     """Name -> rule of a saved ensemble, over exactly the versions that it was saved with.
 
     Raises:
         ValueError: there are no outputs of one of them, or the ensemble has its classes in another order.
     """
-    from ensemble.rules import Among, rule_from_json
-
     positions = by_version(outputs)
-    rules: dict[str, Rule] = {}
+    rules: dict[str, ensemble.Rule] = {}
     for name, entry in ensembles.items():
         if missing := [id for id in entry.members if id not in positions]:
             remedy = "collect the outputs again" if "" in positions else "name it with --members"
@@ -220,7 +198,8 @@ def saved_rules(ensembles: Mapping[str, zoo.EnsembleEntry], outputs: MemberOutpu
         if entry.classes != outputs.classes:
             msg = f"expected the classes in the order of the ensemble {name!r}; name it first, or alone, with --members"
             raise ValueError(msg)
-        rules[name] = Among(rule_from_json(entry.rule), tuple(positions[id] for id in entry.members))
+        rule = ensemble.rules.rule_from_json(entry.rule)
+        rules[name] = ensemble.rules.Among(rule, tuple(positions[id] for id in entry.members))
     return rules
 
 
@@ -257,21 +236,17 @@ def require_savable(name: str, collection: Collection) -> None:
         raise ValueError(msg)
 
 
-def save(name: str, rule: Rule, outputs: MemberOutputs, registry: zoo.Registry) -> str:
+def save(name: str, rule: ensemble.Rule, outputs: ensemble.MemberOutputs, registry: zoo.Registry) -> str:
     """Register a rule and the members that influence it, in the versions that gave the outputs, as one ensemble.
 
     Returns:
         A sentence on what is saved.
     """
-    from ensemble.rules import rule_for
-    from ensemble.run.combined import Ensemble
-    from ensemble.run.loading import load
-
-    whole, references = rule_for(rule, outputs.members), [about.reference for about in outputs.about]
+    whole, references = ensemble.rules.rule_for(rule, outputs.members), [about.reference for about in outputs.about]
     if (used := whole.used) is not None:
         whole, references = whole.restricted(used), [references[position] for position in used]
-    members = load(registry, references)
-    registry.register_ensemble(name, Ensemble(members, whole))
+    members = ensemble.load(registry, references)
+    registry.register_ensemble(name, ensemble.Ensemble(members, whole))
     parameters = sum(about.parameters or 0 for about in members.about)
     return f"saved as {name!r}: {len(references)} of {len(outputs.members)} members, {parameters:,} parameters"
 

@@ -6,16 +6,14 @@ import csv
 import io
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
+import ensemble
 import zoo
-from ensemble.cli.options import NO_SOURCE, Collection, Precision, Source, read_partition, require_writable
+from ensemble.cli.options import NO_SOURCE, Collection, Precision, Source, require_writable
 from zoo import _files
 from zoo._console import Answer, Table, progress
-
-if TYPE_CHECKING:
-    from ensemble.outputs import MemberOutputs
-    from ensemble.run.combined import Ensemble
+from zoo.cli.options import Corpus, Device, RegistryFile, read_partition
 
 
 def predict(
@@ -23,11 +21,11 @@ def predict(
     /,
     *,
     output: Path,
-    corpus: Path | None = None,
+    corpus: Corpus = None,
     test: str = "test",
     form: Literal["frames", "submission"] = "frames",
-    registry: Path | None = None,
-    device: str = "auto",
+    registry: RegistryFile = None,
+    device: Device = "auto",
     precision: Precision = "float32",
 ) -> Answer:
     """Write the predicted phoneme of every frame to a CSV file.
@@ -37,12 +35,8 @@ def predict(
     Args:
         name: an ensemble or a model in the registry.
         output: the CSV file; it appears when it is complete, and replaces an existing one.
-        corpus: folder of partitions in the HW1P2 layout; the bundled synthesised speech if left out.
         test: partition to predict; it needs no transcripts.
         form: "frames" writes recording, frame, label, probability; "submission" writes id, label as in HW1P2.
-        registry: the registry's file; otherwise $ZOO_REGISTRY, otherwise registry.json in the working folder.
-        device: where the work runs: cpu, cuda, or auto, which is cuda where there is one.
-        precision: float32, which is exact, or auto, which is bfloat16 where it is faster and a probe agrees.
     """
     require_writable(output)
     frames = read_partition(corpus, test)
@@ -89,19 +83,17 @@ def plan(*, source: Source = NO_SOURCE, frames: int = 65_536) -> Answer:
     Args:
         frames: largest number of frames of the test partition to measure on.
     """
-    from ensemble.run.collecting import predictions
-
     collection = Collection(source)
     members, whole = collection.members, collection.frames(source.test)
     recordings = int((whole.starts[1:] <= max(frames, int(whole.starts[1]))).sum())
     with progress("measuring"):
-        for _ in predictions(members, whole.select(whole.starts.new_tensor(range(recordings)))):
+        for _ in ensemble.run.predictions(members, whole.select(whole.starts.new_tensor(range(recordings)))):
             pass
     rows = [dict(row) for row in members.plan()]
     return Answer(rows, [Table(rows, title="plan", formats={"x loop": ".2f", "moved": ".1e", "changed": ".4f"})])
 
 
-def _stored(collection: Collection, partition: str, folder: Path) -> MemberOutputs:
+def _stored(collection: Collection, partition: str, folder: Path) -> ensemble.MemberOutputs:
     """A partition's outputs in a folder that now holds these and no others."""
     from ensemble.outputs.store import StoreError, remove_outputs, write_outputs
 
@@ -116,18 +108,14 @@ def _stored(collection: Collection, partition: str, folder: Path) -> MemberOutpu
     return outputs
 
 
-def _ensemble(registry: zoo.Registry, name: str, device: str, precision: Precision) -> Ensemble:
+def _ensemble(registry: zoo.Registry, name: str, device: str, precision: Precision) -> ensemble.Ensemble:
     """An ensemble, or a model as an ensemble of one."""
-    from ensemble.rules import mean
-    from ensemble.run.combined import Ensemble, load_ensemble
-    from ensemble.run.loading import load
-
     try:
-        return load_ensemble(registry, name, device=device, precision=precision)
+        return ensemble.load_ensemble(registry, name, device=device, precision=precision)
     except zoo.RegistryError as error:
         if error.reason != "UNKNOWN":
             raise
-    return Ensemble(load(registry, name, device=device, precision=precision), mean)
+    return ensemble.Ensemble(ensemble.load(registry, name, device=device, precision=precision), ensemble.mean)
 
 
 def _located(frames: zoo.FrameSet, labels: list[str], certainty: Iterable[float]) -> Iterator[tuple[object, ...]]:

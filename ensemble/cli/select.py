@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import ensemble
 from ensemble.cli.evaluate import interval
 from ensemble.cli.options import NO_SOURCE, Collection, Source, require_savable
 from ensemble.cli.options import save as save_ensemble
 from zoo._console import Answer, Table
-
-if TYPE_CHECKING:
-    from ensemble.outputs import MemberOutputs
-    from ensemble.selection import Selection
 
 
 def select(
@@ -34,18 +31,15 @@ def select(
         front: also find the best ensemble for every smaller budget.
         save: register the selection as an ensemble of this name.
     """
-    from ensemble.selection.budget import pareto_front
-    from ensemble.selection.budget import select as search
-
     collection = Collection(source)
     if save is not None:
         require_savable(save, collection)
     valid, test = collection.outputs(source.valid), collection.outputs(source.test)
-    sizes = valid.parameters
-    found = search(valid, max_parameters, sizes, max_members=max_members)
-    smaller = pareto_front(valid, sizes, max_parameters=max_parameters, max_members=max_members) if front else []
+    limits: dict[str, Any] = {"max_parameters": max_parameters, "max_members": max_members}
+    found = ensemble.select(valid, **limits)
+    smaller = ensemble.selection.pareto_front(valid, **limits) if front else []
     data = _data(found) | _gain(found, valid, test)
-    shown = [*_shown(data, sizes, source), *_front(smaller)]
+    shown = [*_shown(data, valid.parameters, source), *_front(smaller)]
     data |= {"front": [_data(selection) for selection in smaller]}
     if save is not None:
         shown.append(save_ensemble(save, found.rule, valid, collection.registry))
@@ -59,7 +53,6 @@ def diversity(*, source: Source = NO_SOURCE) -> Answer:
     Example: ensemble diversity --members "cyl*" "diamond*"
     """
     from ensemble.judge import diversity as measures
-    from ensemble.selection.contribution import contributions
 
     outputs = Collection(source).outputs(source.test)
     names, right = outputs.members, measures.correct(outputs)
@@ -73,7 +66,7 @@ def diversity(*, source: Source = NO_SOURCE) -> Answer:
     loss = measures.log_loss_split(outputs)
     whole = {name: measure(crowd) for name, measure in measures.CROWD_MEASURES.items()}
     whole |= {"members' mean log-loss": loss.members, "diversity (nats)": loss.diversity}
-    shares = contributions(outputs)
+    shares = ensemble.selection.contributions(outputs)
     members = [
         {"member": name, "leave_one_out": float(alone), "shapley": float(value)}
         for name, alone, value in zip(names, shares.leave_one_out, shares.shapley, strict=True)
@@ -94,7 +87,7 @@ def diversity(*, source: Source = NO_SOURCE) -> Answer:
     return Answer({"pairs": pairs, "whole": whole, "members": members, "unsolved": unsolved}, shown)
 
 
-def _data(found: Selection) -> dict[str, Any]:
+def _data(found: ensemble.Selection) -> dict[str, Any]:
     return {
         "members": list(found.members),
         "weights": dict(zip(found.members, map(float, found.weights), strict=True)),
@@ -106,12 +99,9 @@ def _data(found: Selection) -> dict[str, Any]:
     }
 
 
-def _gain(found: Selection, valid: MemberOutputs, test: MemberOutputs) -> dict[str, Any]:
+def _gain(found: ensemble.Selection, valid: ensemble.MemberOutputs, test: ensemble.MemberOutputs) -> dict[str, Any]:
     """The selection on the test frames against the best member on the validation frames."""
-    from ensemble.judge.report import evaluate
-    from ensemble.judge.tables import best_member
-
-    report = evaluate(test, {"selected": found.rule}, baseline=best_member(valid))
+    report = ensemble.evaluate(test, {"selected": found.rule}, baseline=ensemble.judge.best_member(valid))
     row = report.rules.iloc[0]
     columns = ("accuracy", "log_loss", "gain", "gain_low", "gain_high")
     return {"baseline": report.baseline, **{name: float(row[name]) for name in columns}}
@@ -130,7 +120,7 @@ def _shown(data: dict[str, Any], sizes: dict[str, int], source: Source) -> list[
     ]
 
 
-def _front(front: list[Selection]) -> list[Table | str]:
+def _front(front: list[ensemble.Selection]) -> list[Table | str]:
     if not front:
         return []
     rows = [{"parameters": one.cost, "log_loss": one.loss, "members": " ".join(one.members)} for one in front]

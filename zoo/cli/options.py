@@ -27,6 +27,11 @@ else:  # the fields of a recipe, each of which may be left out
 
 Names = Annotated[tuple[str, ...], Parameter(consume_multiple=True)]
 Contexts = Annotated[tuple[int, ...], Parameter(consume_multiple=True)]
+Corpus = Annotated[
+    Path | None,
+    Parameter(help="folder of partitions in the HW1P2 layout; the bundled synthesised speech if left out."),
+]
+Device = Annotated[str, Parameter(help="where the work runs: cpu, cuda, or auto, which is cuda where there is one.")]
 RegistryFile = Annotated[
     Path | None,
     Parameter(help="the registry's file; otherwise $ZOO_REGISTRY, otherwise registry.json in the working folder."),
@@ -49,16 +54,14 @@ class Partitions:
     """Frames to train on and frames to choose by.
 
     Args:
-        corpus: folder of partitions in the HW1P2 layout; the bundled synthesised speech if left out.
         train: partition to train on.
         valid: partition on which models are compared and the best epoch is chosen.
-        device: where the work runs: cpu, cuda, or auto, which is cuda where there is one.
     """
 
-    corpus: Path | None = None
+    corpus: Corpus = None
     train: str = "train"
     valid: str = "valid"
-    device: str = "auto"
+    device: Device = "auto"
 
     def load(self) -> tuple[zoo.FrameSet, zoo.FrameSet]:
         """The training frames and the validation frames, on the device."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import zoo
 from zoo._console import Answer, Table, progress
-from zoo.cli.options import RegistryFile, read_partition
+from zoo.cli.options import Corpus, RegistryFile, read_partition
 from zoo.cli.views import version_row
 
 
@@ -19,7 +19,7 @@ def verify(
     fast: bool = False,
     probe: bool = False,
     metrics: bool = False,
-    corpus: Path | None = None,
+    corpus: Corpus = None,
     valid: str = "valid",
     registry: RegistryFile = None,
 ) -> Answer:
@@ -34,7 +34,6 @@ def verify(
         fast: check sizes and headers only; nothing is hashed.
         probe: also run each model on a fixed batch and compare with its outputs at registration.
         metrics: also evaluate each model again and compare with the metrics recorded on the same frames.
-        corpus: folder in the HW1P2 layout for --metrics; the bundled synthesised speech if left out.
         valid: partition for --metrics.
     """
     from zoo.registry.reading import known
