@@ -135,3 +135,15 @@ assert not heavy, heavy
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "cylinder-a" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "line", ["zoo list", "zoo show other", "ensemble evaluate --members cyl* other --corpus corpus --valid dev"]
+)
+def test_the_registry_is_read_once(command, home, monkeypatch, line):
+    """However many models a command needs."""
+    counted: list[Path] = []
+    read = zoo._files.read
+    monkeypatch.setattr("zoo._files.read", lambda path, *more: counted.append(path) or read(path, *more))
+    command(line, code=0)
+    assert len([path for path in counted if Path(path).name == "registry.json"]) == 1

@@ -30,7 +30,7 @@ def fit(*, source: Source = NO_SOURCE, rule: str = "weighted", save: str | None 
     answer = _other(rule, chosen, valid) if found is None else _weights(found, valid)
     if save is None:
         return answer
-    line = save_ensemble(save, chosen, valid, collection.registry)
+    line = save_ensemble(save, chosen, valid, collection)
     return Answer(answer.data | {"saved": save}, [*answer.shown, line])
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from fnmatch import filter as matching
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -17,6 +17,9 @@ import ensemble
 import zoo
 from zoo import _console
 from zoo.cli.options import Corpus, Device, Names, RegistryFile, read_partition
+
+if TYPE_CHECKING:
+    from zoo.registry import Snapshot
 
 Precision = Annotated[
     Literal["float32", "auto"],
@@ -59,19 +62,25 @@ class Collection:
         self.source = source
         self.registry = zoo.Registry(source.registry)
 
+    @cached_property
+    def now(self) -> Snapshot:
+        """The registry's content, read once."""
+        return self.registry.snapshot()
+
     def ensembles(self, names: Iterable[str]) -> dict[str, zoo.EnsembleEntry]:
         """The saved ensembles, or aliases of one, among these names; none where there is no registry."""
         names = [name for name in names if not set(name) & set("*?[") and name not in rule_names()]
         if not names or (self.source.outputs is not None and not self.registry.path.exists()):
             return {}
-        known, aliases = self.registry.list_ensembles(), self.registry.aliases()
-        return {name: self.registry.get_ensemble(name) for name in names if aliases.get(name, name) in known}
+        known, aliases = self.now.list_ensembles(), self.now.aliases()
+        return {name: self.now.get_ensemble(name) for name in names if aliases.get(name, name) in known}
 
     def references(self, partition: str) -> dict[str, str]:
         """Member -> its version, `name@id`; "" where stored outputs do not record it. Nothing is computed."""
         if self.source.outputs is None:
-            return self._versions
-        return references_of(self._stored(partition))
+            return {name: f"{entry.name}@{entry.id}" for name, entry in self._versions.items()}
+        stored = self._stored(partition)
+        return {name: about.reference for name, about in zip(stored.members, stored.about, strict=True)}
 
     def outputs(self, partition: str) -> ensemble.MemberOutputs:
         """The members' outputs on a partition, which must have labels."""
@@ -107,15 +116,10 @@ class Collection:
         return ensemble.load(self.registry, self._versions.values(), device=source.device, precision=source.precision)
 
     @cached_property
-    def _versions(self) -> dict[str, str]:
+    def _versions(self) -> dict[str, zoo.Entry]:
         saved = self.ensembles(self.source.members)
-        wanted = [
-            reference
-            for name in self.source.members
-            for reference in (saved[name].members if name in saved else [name])
-        ]
-        entries = ensemble.run.versions(self.registry, wanted)
-        return {name: f"{entry.name}@{entry.id}" for name, entry in entries.items()}
+        wanted = [id for name in self.source.members for id in (saved[name].members if name in saved else [name])]
+        return ensemble.run.versions(self.now, wanted)
 
     def _stored(self, partition: str) -> ensemble.MemberOutputs:
         """Stored outputs of the members that match; for a saved ensemble, of the versions it was saved with."""
@@ -137,11 +141,6 @@ class Collection:
             )
             raise ValueError(msg)
         return outputs if list(chosen) == list(outputs.members) else outputs.subset(list(chosen))
-
-
-def references_of(outputs: ensemble.MemberOutputs) -> dict[str, str]:
-    """Member -> its version in the registry, `name@id`; "" where that is unknown."""
-    return {name: about.reference for name, about in zip(outputs.members, outputs.about, strict=True)}
 
 
 def by_version(outputs: ensemble.MemberOutputs) -> dict[str, int]:
@@ -213,8 +212,8 @@ def require_savable(name: str, collection: Collection) -> None:
         ValueError: the name is that of a rule, a model or an alias; stored outputs do not record the versions of their
             members; a version is gone; the members have their classes in different orders.
     """
-    home, references = collection.registry, collection.references(collection.source.valid)
-    taken = {other.casefold(): other for other in (*rule_names(), *home.list(), *home.aliases())}.get(name.casefold())
+    now, references = collection.now, collection.references(collection.source.valid)
+    taken = {other.casefold(): other for other in (*rule_names(), *now.list(), *now.aliases())}.get(name.casefold())
     if taken is not None:
         msg = f"expected a name for the ensemble that no rule, model or alias has, got {name!r}, the name of {taken!r}"
         raise ValueError(msg)
@@ -223,9 +222,9 @@ def require_savable(name: str, collection: Collection) -> None:
         msg = f"expected outputs in {folder} that record the versions of their members, got none for {unknown}"
         raise ValueError(f"{msg}; collect again")
     try:
-        classes = {member: home.get(reference).classes for member, reference in references.items()}
+        classes = {member: now.get(reference).classes for member, reference in references.items()}
     except zoo.RegistryError as error:
-        msg = f"expected the versions of these outputs still to be in {home.path}, got: {error}; collect again"
+        msg = f"expected the versions of these outputs in {collection.registry.path}, got: {error}; collect again"
         raise ValueError(msg) from error
     first = next(iter(classes))
     if other := [member for member in classes if classes[member] != classes[first]]:
@@ -236,19 +235,20 @@ def require_savable(name: str, collection: Collection) -> None:
         raise ValueError(msg)
 
 
-def save(name: str, rule: ensemble.Rule, outputs: ensemble.MemberOutputs, registry: zoo.Registry) -> str:
+def save(name: str, rule: ensemble.Rule, outputs: ensemble.MemberOutputs, collection: Collection) -> str:
     """Register a rule and the members that influence it, in the versions that gave the outputs, as one ensemble.
 
     Returns:
         A sentence on what is saved.
     """
-    whole, references = ensemble.rules.rule_for(rule, outputs.members), [about.reference for about in outputs.about]
-    if (used := whole.used) is not None:
-        whole, references = whole.restricted(used), [references[position] for position in used]
-    members = ensemble.load(registry, references)
-    registry.register_ensemble(name, ensemble.Ensemble(members, whole))
-    parameters = sum(about.parameters or 0 for about in members.about)
-    return f"saved as {name!r}: {len(references)} of {len(outputs.members)} members, {parameters:,} parameters"
+    whole, used = ensemble.rules.rule_for(rule, outputs.members), tuple(range(len(outputs.members)))
+    if (positions := whole.used) is not None:
+        whole, used = whole.restricted(positions), positions
+    entries = [collection.now.get(outputs.about[position].reference) for position in used]
+    members = ensemble.load(collection.registry, entries)
+    collection.registry.register_ensemble(name, ensemble.Ensemble(members, whole))
+    parameters = sum(entry.parameters for entry in entries)
+    return f"saved as {name!r}: {len(entries)} of {len(outputs.members)} members, {parameters:,} parameters"
 
 
 def require_writable(path: Path) -> None:

@@ -42,7 +42,7 @@ def select(
     shown = [*_shown(data, valid.parameters, source), *_front(smaller)]
     data |= {"front": [_data(selection) for selection in smaller]}
     if save is not None:
-        shown.append(save_ensemble(save, found.rule, valid, collection.registry))
+        shown.append(save_ensemble(save, found.rule, valid, collection))
         data |= {"saved": save}
     return Answer(data, shown)
 

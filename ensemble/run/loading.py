@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -54,7 +54,7 @@ def from_modules(
 
 def load(
     registry: zoo.Registry,
-    references: str | Iterable[str],
+    references: str | Iterable[str | zoo.Entry],
     *,
     device: torch.device | str = "cpu",
     precision: str = "float32",
@@ -64,7 +64,8 @@ def load(
 
     Args:
         registry: where the models are.
-        references: names, `name@version`, ids, aliases, shell wildcards; each model is taken once, in this order.
+        references: names, `name@version`, ids, aliases, shell wildcards, entries; each model is taken once, in this
+            order. The registry's file is read once, and not at all where all are entries.
         device: where they run.
         precision: see `Members`.
         plan: see `Members`.
@@ -98,13 +99,18 @@ def load(
     return Members(members, device=where, precision=precision, plan=plan, stacks=stacks)
 
 
-def versions(registry: zoo.Registry, references: str | Iterable[str]) -> dict[str, zoo.Entry]:
-    """What `load` would load, by the names that it gives the members; no blob is read.
+def versions(
+    registry: zoo.Registry | zoo.registry.Snapshot, references: str | Iterable[str | zoo.Entry]
+) -> dict[str, zoo.Entry]:
+    """The versions that `load` would load, by the names that it gives the members; no blob is read.
 
     Raises:
         ValueError: a wildcard matches nothing, or a name is unknown.
     """
-    entries = list({entry.id: entry for entry in _expanded(registry, references)}.values())
+    wanted = [references] if isinstance(references, str) else list(references)
+    if isinstance(registry, zoo.Registry) and any(isinstance(reference, str) for reference in wanted):
+        registry = registry.snapshot()
+    entries = {entry.id: entry for reference in wanted for entry in _expanded(registry, reference)}.values()
     bare = Counter(entry.name for entry in entries)
     return {entry.name if bare[entry.name] == 1 else entry.reference: entry for entry in entries}
 
@@ -118,16 +124,15 @@ def _itself(module: nn.Module) -> nn.Module:
     return module  # a lambda could not be sent to another process
 
 
-def _expanded(registry: zoo.Registry, references: str | Iterable[str]) -> Iterator[zoo.Entry]:
-    for reference in [references] if isinstance(references, str) else references:
-        if not set(reference) & set("*?["):
-            yield registry.get(reference)
-            continue
-        found = registry.list(reference)
-        if not found:
-            msg = f"expected models that match {reference!r}, got none; the registry has {registry.list()}"
-            raise ValueError(msg)
-        yield from map(registry.get, found)
+def _expanded(registry: zoo.Registry | zoo.registry.Snapshot, reference: str | zoo.Entry) -> list[zoo.Entry]:
+    if not isinstance(reference, str):
+        return [reference]
+    if not set(reference) & set("*?["):
+        return [registry.get(reference)]
+    if found := registry.list(reference):
+        return [registry.get(name) for name in found]
+    msg = f"expected models that match {reference!r}, got none; the registry has {registry.list()}"
+    raise ValueError(msg)
 
 
 def _kinds(entries: Sequence[zoo.Entry]) -> dict[zoo.Spec, list[int]]:
@@ -140,6 +145,6 @@ def _kinds(entries: Sequence[zoo.Entry]) -> dict[zoo.Spec, list[int]]:
 
 def _read(registry: zoo.Registry, entries: Sequence[zoo.Entry], spec: zoo.Spec, device: torch.device) -> Stack:
     """The stack of some entries of one spec."""
-    references = [entry.reference for entry in entries]
-    state = {name: tensor.to(device) for name, tensor in registry.stacked(references).items()}
-    return Stack.from_state(zoo.build(spec, device="meta").eval(), state, references)
+    state = {name: tensor.to(device) for name, tensor in registry.stacked(entries).items()}
+    names = [entry.reference for entry in entries]
+    return Stack.from_state(zoo.build(spec, device="meta").eval(), state, names)

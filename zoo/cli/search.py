@@ -26,7 +26,7 @@ from zoo.cli.options import (
     options_from,
     recipe_from,
 )
-from zoo.cli.train import require_new_name, save_picture
+from zoo.cli.train import save_picture
 
 if TYPE_CHECKING:
     from zoo.search.study import Trial
@@ -163,7 +163,7 @@ def study(
 
     home = zoo.Registry(registry)
     if save is not None:
-        require_new_name(home, f"{save}-1")
+        home.check_nameable(f"{save}-1")
     settings = recipe_from(recipe, flags, partitions.device)
     frames, valid = partitions.load()
     seed = settings.seed if draw_seed is None else draw_seed

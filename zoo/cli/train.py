@@ -65,7 +65,7 @@ def train(
         raise ValueError(msg)
     home = zoo.Registry(registry)
     if name is not None:
-        require_new_name(home, name)
+        home.check_nameable(name)
     frames, valid = partitions.load()
     known, base = _recorded(home, from_) if from_ else (None, None)
     wanted = _spec(spec, context, option, frames, known)
@@ -133,11 +133,6 @@ def runs(folder: Path = Path(), /) -> Answer:
         for row in table.to_dict("records")
     ]
     return Answer(rows, [Table(rows, formats={"best": ".4f", "loss": ".4f"})])
-
-
-def require_new_name(home: zoo.Registry, name: str) -> None:
-    """Refuse a name that the registry could not give to a new version, before hours of work."""
-    home.check_nameable(name)
 
 
 def save_picture(axes: Any, path: Path) -> None:

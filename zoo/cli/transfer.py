@@ -78,7 +78,7 @@ def merge(base: Path, ours: Path, theirs: Path, /) -> Answer:
         ours: one side; the result is written here.
         theirs: the other side.
     """
-    from zoo.registry.merging import merge_files
+    from zoo.registry.merge import merge_files
 
     try:
         merge_files(base, ours, theirs)

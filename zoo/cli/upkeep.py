@@ -36,7 +36,7 @@ def verify(
         metrics: also evaluate each model again and compare with the metrics recorded on the same frames.
         valid: partition for --metrics.
     """
-    from zoo.registry.reading import known
+    from zoo.registry.load import known
 
     home = zoo.Registry(registry)
     entries = home.entries(names or "*")
@@ -83,7 +83,8 @@ def load(reference: str, /, *, registry: RegistryFile = None) -> Answer:
         reference: NAME, NAME@NUMBER, NAME@ID or an alias.
     """
     home = zoo.Registry(registry)
-    entry, model = home.get(reference), home.load(reference)
+    entry = home.get(reference)
+    model = home.load(entry)
     shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
     return Answer(
         {"version": entry.reference, "sha256": entry.sha256, "tensors": shapes},
@@ -132,6 +133,6 @@ def _measured(
     with progress("evaluating", total=len(entries)) as advance:
         rows = []
         for entry in entries:
-            rows += home.measure(f"{entry.name}@{entry.id}", frames)
+            rows += home.measure(entry, frames)
             advance(note=entry.reference)
     return rows

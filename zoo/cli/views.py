@@ -19,18 +19,17 @@ def list_(*names: str, registry: RegistryFile = None) -> Answer:
     Args:
         names: names or wildcards; everything if left out.
     """
-    found = zoo.Registry(registry)
-    wanted = names or "*"
-    entries = found.entries(wanted)
-    ensembles = [found.get_ensemble(name) for name in found.list_ensembles(wanted)]
-    aliases = found.aliases()
+    home = zoo.Registry(registry)
+    now = home.snapshot()
+    entries, aliases = now.entries(names or "*"), now.aliases()
+    ensembles = [now.get_ensemble(name) for name in now.list_ensembles(names or "*")]
     metrics = sorted({name for entry in entries for name in entry.metrics})
     rows = [version_row(entry, metrics, aliases) for entry in entries]
     combined = [
         {
             "name": entry.name,
             "rule": str(entry.rule.get("rule", "")),
-            "members": " ".join(found.get(member).reference for member in entry.members),
+            "members": " ".join(now.get(member).reference for member in entry.members),
             "created": entry.created,
         }
         for entry in ensembles
@@ -45,7 +44,7 @@ def list_(*names: str, registry: RegistryFile = None) -> Answer:
         "ensembles": [entry.to_json() for entry in ensembles],
         "aliases": aliases,
     }
-    return Answer(data, shown or [f"nothing matches {' '.join(names) or '*'} in {found.path}"])
+    return Answer(data, shown or [f"nothing matches {' '.join(names) or '*'} in {home.path}"])
 
 
 def show(reference: str, /, *, registry: RegistryFile = None) -> Answer:
@@ -56,10 +55,10 @@ def show(reference: str, /, *, registry: RegistryFile = None) -> Answer:
     Args:
         reference: NAME, NAME@NUMBER, NAME@ID, an alias, or an ensemble.
     """
-    found = zoo.Registry(registry)
-    ensembles = found.list_ensembles()
-    is_ensemble = reference in ensembles or found.aliases().get(reference) in ensembles
-    return described(found.get_ensemble(reference) if is_ensemble else found.get(reference))
+    now = zoo.Registry(registry).snapshot()
+    ensembles = now.list_ensembles()
+    is_ensemble = reference in ensembles or now.aliases().get(reference) in ensembles
+    return described(now.get_ensemble(reference) if is_ensemble else now.get(reference))
 
 
 def diff(first: str, second: str, /, *, registry: RegistryFile = None) -> Answer:
