@@ -1,10 +1,15 @@
 """Schedules against torch's own."""
 
+import runpy
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 import torch
 from torch import optim
 
-from zoo import Recipe
+import zoo
+from zoo import FrameSet, Recipe
 from zoo.training import schedule
 from zoo.training.loop import schedule_factor
 from zoo.training.schedules import SCHEDULES, Position, plateau
@@ -74,19 +79,47 @@ def test_plateau_lowers_each_member_after_epochs_without_gain() -> None:
     torch.testing.assert_close(found, torch.tensor([0.8, 0.8, 0.5, 0.8, 0.5]))
 
 
-def test_a_schedule_of_ones_own_is_one_function() -> None:
-    """It takes the fields that it names; another's name is refused."""
+MODULE = """
+from functools import partial
+from zoo.training import schedule
 
-    @schedule
-    def root(at: Position, *, final_rate: float) -> float:
-        return max(1 - at.share, final_rate) ** 0.5
 
-    try:
-        assert factors(Recipe(schedule="root", epochs=2, final_rate=0.25, warmup=1.0), 2, 2) == pytest.approx(
-            [0.5, (2 / 3) ** 0.5, (1 / 3) ** 0.5, 0.5]
-        )
-    finally:
-        del SCHEDULES["root"]
+@schedule
+def root(at, *, final_rate):
+    return max(1 - at.share, final_rate) ** 0.5
+
+
+@partial(schedule, reactive=True)
+def after_each_epoch(factors, waited, *, gamma):
+    return factors * gamma
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Iterator[None]:
+    """Two schedules of a user's module, for the length of a test."""
+    before = dict(SCHEDULES)
+    (tmp_path / "own.py").write_text(MODULE)
+    runpy.run_path(str(tmp_path / "own.py"), run_name="own")
+    yield
+    SCHEDULES.clear()
+    SCHEDULES.update(before)
+
+
+@pytest.mark.usefixtures("own")
+def test_a_schedule_of_ones_own_is_one_function(frames: FrameSet) -> None:
+    """By hand: of the position with warm-up, and one that reacts to what each epoch gave."""
+    found = factors(Recipe(schedule="root", epochs=2, final_rate=0.25, warmup=1.0), 2, 2)
+    assert found == pytest.approx([0.5, (2 / 3) ** 0.5, (1 / 3) ** 0.5, 0.5])
+    spec = zoo.Spec("cylinder", features=6, context=1, classes=4, options={"width": 8})
+    recipe = Recipe(schedule="after_each_epoch", gamma=0.5, learning_rate=0.01, epochs=3, batch_size=32)
+    rates: list[float] = []
+    zoo.train(spec, recipe, frames, frames, on_epoch=lambda record: rates.append(record["learning_rate"]))
+    assert rates == pytest.approx([0.01, 0.005, 0.0025])
+
+
+def test_a_taken_name_is_refused() -> None:
+    """The message says whose it is."""
     with pytest.raises(ValueError, match=r"'cosine' is already registered by zoo\.training\.schedules"):
 
         @schedule

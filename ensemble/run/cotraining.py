@@ -95,20 +95,14 @@ def _recipes(
     if not seeds:
         msg = "expected at least one seed, got none"
         raise ValueError(msg)
-    for name, values in (("learning_rates", learning_rates), ("weight_decays", weight_decays)):
+    own: list[dict[str, Any]]
+    own = [{"seed": seed, "order_seed": seed if own_order else recipe.data_seed} for seed in seeds]
+    for name, values in (("learning_rate", learning_rates), ("weight_decay", weight_decays)):
         if values and len(values) != len(seeds):
-            msg = f"expected {name} for {len(seeds)} seeds, got {len(values)}"
+            msg = f"expected {name}s for {len(seeds)} seeds, got {len(values)}"
             raise ValueError(msg)
-    return [
-        replace(
-            recipe,
-            seed=seed,
-            order_seed=seed if own_order else recipe.data_seed,
-            learning_rate=learning_rates[m] if learning_rates else recipe.learning_rate,
-            weight_decay=weight_decays[m] if weight_decays else recipe.weight_decay,
-        )
-        for m, seed in enumerate(seeds)
-    ]
+        own = [fields | {name: value} for fields, value in zip(own, values, strict=True)] if values else own
+    return [replace(recipe, **fields) for fields in own]
 
 
 def train_alike(
