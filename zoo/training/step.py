@@ -161,9 +161,8 @@ class Stepper:
     def __init__(self, group: Group, device: str) -> None:
         self.group, self.recipe, self.device = group, group.recipe, device
         self.parameters = [p for p in group.module.parameters() if p.requires_grad]
-        self.matrices = [
-            p for name, p in group.module.named_parameters() if p.requires_grad and len(group.shapes[name]) > 1
-        ]
+        matrices = {name for name, shape in group.shapes.items() if len(shape) > 1}
+        self.matrices = [p for name, p in group.module.named_parameters() if name in matrices and p.requires_grad]
         decays = [recipe.weight_decay for recipe in group.recipes]
         self.decays = torch.tensor(decays if len(set(decays)) > 1 else [], dtype=torch.float64)  # else torch's own
         self.kind = OPTIMISERS[self.recipe.optimiser]
