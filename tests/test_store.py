@@ -311,8 +311,11 @@ def test_outputs_are_replaced_whole(tmp_path: Path) -> None:
     (tmp_path / "valid" / "notes.txt").write_text("mine")
     mapped = read_outputs(tmp_path / "valid")
     write_outputs(tmp_path / "valid", mapped.subset(["é"]))
-    assert same(mapped, OUTPUTS)
     assert read_outputs(tmp_path / "valid").about == OUTPUTS.about[1:]
+    for other in (OUTPUTS.at(torch.tensor([1])), dataclasses.replace(OUTPUTS, log_probabilities=torch.zeros(2, 2, 2))):
+        write_outputs(tmp_path / "valid", other)
+        assert same(read_outputs(tmp_path / "valid"), other)
+    assert same(mapped, OUTPUTS)
     remove_outputs(tmp_path / "valid")
     assert [file.name for file in (tmp_path / "valid").iterdir()] == ["notes.txt"]
 
