@@ -61,15 +61,15 @@ def collect(
             msg = "expected a FrameSet or a tensor where a cache is used, got batches, which have no fingerprint"
             raise ValueError(msg)
         return _from_batches(members, x)
-    labels, groups = (_labels(members, x), x.groups) if isinstance(x, zoo.FrameSet) else (None, None)
-    fingerprint = x.fingerprint if isinstance(x, zoo.FrameSet) else _fingerprint(x)
-    shown = progress or silent
-    store = None
-    if cache is None:
-        values = _in_memory(members, x, shown)
+    labels, groups, fingerprint = None, None, ""
+    if isinstance(x, zoo.FrameSet):
+        labels, groups, fingerprint = _labels(members, x), x.groups, x.fingerprint
     else:
-        store = Store(Path(cache), Contents(fingerprint, len(x), members.classes, members.precision, dtype))
-        values = _in_store(members, x, store, shown)
+        fingerprint = _fingerprint(x)
+    contents = Contents(fingerprint, len(x), members.classes, members.precision, dtype)
+    store = None if cache is None else Store(Path(cache), contents)
+    shown = progress or silent
+    values = _in_memory(members, x, shown) if store is None else _in_store(members, x, store, shown)
     outputs = MemberOutputs(values, members.names, members.classes, labels, groups, fingerprint, about=members.about)
     if store is not None:
         store.present(outputs, members.digests)
@@ -84,50 +84,44 @@ def predictions(members: Members, x: zoo.FrameSet | Tensor) -> Iterator[Tensor]:
     Raises:
         ValueError: as `collect`.
     """
-    for _, values in _walk(members, feed_of(members, x), 0, len(x)):
-        _refuse_nan(members, values)
+    for _, values in _checked(members, feed_of(members, x), 0, len(x)):
         yield values
 
 
 def _in_memory(members: Members, x: zoo.FrameSet | Tensor, progress: Progress) -> Tensor:
-    on_gpu = members.device.type == "cuda"
+    feed, on_gpu = feed_of(members, x), members.device.type == "cuda"
     out = torch.empty(len(members), len(x), len(members.classes), pin_memory=on_gpu)
     with progress("frames", total=len(x)) as advance:
-        for start, values in _walk(members, feed_of(members, x), 0, len(x)):
-            out[:, start : start + values.shape[1]].copy_(values, non_blocking=on_gpu)
-            advance(values.shape[1])
+        for frames in _pieces(0, len(x), members.step):
+            out[:, frames].copy_(feed(frames.start, frames.stop), non_blocking=on_gpu)
+            advance(frames.stop - frames.start)
     if on_gpu:
         torch.cuda.synchronize()
-    _refuse_nan(members, out)
+    _refuse_nan(members, out)  # once at the end: a look at each piece would wait for the GPU
     return out
 
 
 def _in_store(members: Members, x: zoo.FrameSet | Tensor, store: Store, progress: Progress) -> Tensor:
-    digests = dict(zip(members.names, members.digests, strict=True))
     store.add(members.digests)
     teams: dict[tuple[str, ...], tuple[Members, Feed]] = {}
     with progress("shards", total=store.shards) as advance, _behind() as disk:
         for shard in range(store.shards):
-            lacking = tuple(name for name, digest in digests.items() if store.lacks(digest, shard))
+            lacking = tuple(member.name for member in members if store.lacks(member.digest, shard))
             if lacking:
                 if lacking not in teams:
                     team = members if lacking == members.names else members.subset(lacking)
                     teams[lacking] = team, feed_of(team, x, DTYPES[store.contents.dtype], Pieces())
-                _one_shard(*teams[lacking], store, shard, disk)
+                team, feed = teams[lacking]
+                for start, values in _checked(team, feed, *store.frames(shard)):
+                    disk(store.put, team.digests, start, values)
+                disk(store.finish, team.digests, shard)
             advance()
     return store.read(members.digests)
 
 
-def _one_shard(team: Members, feed: Feed, store: Store, shard: int, disk: Callable[..., None]) -> None:
-    for start, values in _walk(team, feed, *store.frames(shard)):
-        _refuse_nan(team, values)
-        disk(store.put, team.digests, start, values)
-    disk(store.finish, team.digests, shard)
-
-
 @contextmanager
 def _behind() -> Iterator[Callable[..., None]]:
-    """Calls that run one after another in a thread while the caller goes on; each waits for the one before."""
+    """Run calls one after another in a thread while the caller continues; each waits for the one before."""
     with ThreadPoolExecutor(1) as thread:
         pending: list[Future[None]] = []
 
@@ -141,9 +135,17 @@ def _behind() -> Iterator[Callable[..., None]]:
             pending.pop().result()
 
 
-def _walk(members: Members, feed: Feed, start: int, stop: int) -> Iterator[tuple[int, Tensor]]:
-    for at in range(start, stop, members.step):
-        yield at, feed(at, min(at + members.step, stop))
+def _pieces(start: int, stop: int, step: int) -> Iterator[slice]:
+    for first in range(start, stop, step):
+        yield slice(first, min(first + step, stop))
+
+
+def _checked(members: Members, feed: Feed, start: int, stop: int) -> Iterator[tuple[int, Tensor]]:
+    """Pieces of the members' outputs with their first frames; NaN is refused."""
+    for frames in _pieces(start, stop, members.step):
+        values = feed(frames.start, frames.stop)
+        _refuse_nan(members, values)
+        yield frames.start, values
 
 
 def feed_of(
@@ -156,11 +158,7 @@ def feed_of(
     """
     if isinstance(x, Tensor):
         return lambda start, stop: members.log_probabilities(x[start:stop]).to(dtype)
-    return _from_frames(members, x, dtype, memory)
-
-
-def _from_frames(members: Members, frames: zoo.FrameSet, dtype: torch.dtype, memory: Memory) -> Feed:
-    features = frames.features.shape[1]
+    features, on_cpu = x.features.shape[1], members.device.type == "cpu"
     for member in members:
         if member.spec is None:
             msg = f"expected a spec for member {member.name!r} to prepare frames by, got none: give `specs`, or windows"
@@ -168,13 +166,12 @@ def _from_frames(members: Members, frames: zoo.FrameSet, dtype: torch.dtype, mem
         if member.spec.features != features:
             msg = f"expected frames of {member.spec.features} features for member {member.name!r}, got {features}"
             raise ValueError(msg)
-    resident, widest = frames.to(members.device), members.widest_by_input
+    resident = x.to(members.device)
 
     def feed(start: int, stop: int) -> Tensor:
         shape = len(members), stop - start, len(members.classes)
-        on_cpu = members.device.type == "cpu"
         out = memory(shape, dtype=dtype) if on_cpu else torch.empty(shape, dtype=dtype, device=members.device)
-        for spec in widest:
+        for spec in members.widest_by_input:
             piece = zoo.data.stretch(resident, spec.context, spec.normalisation, spec.padding, start=start, stop=stop)
             members.write(Batch.of(piece), spec, out)
         return out
@@ -183,7 +180,7 @@ def _from_frames(members: Members, frames: zoo.FrameSet, dtype: torch.dtype, mem
 
 
 def _from_batches(members: Members, batches: Iterable[object]) -> MemberOutputs:
-    values, labels = [], []
+    values, labels = [torch.empty(len(members), 0, len(members.classes))], []
     for batch in batches:
         inputs, target = batch if isinstance(batch, tuple | list) else (batch, None)
         if not isinstance(inputs, Tensor):
@@ -191,8 +188,6 @@ def _from_batches(members: Members, batches: Iterable[object]) -> MemberOutputs:
             raise TypeError(msg)
         values.append(members.log_probabilities(inputs).cpu())
         labels.append(target)
-    if not values:
-        values.append(torch.empty(len(members), 0, len(members.classes)))
     out = torch.cat(values, dim=1)
     _refuse_nan(members, out)
     known = [torch.as_tensor(target) for target in labels if target is not None]

@@ -207,5 +207,7 @@ def load_ensemble(registry: zoo.Registry, name: str, **options: Any) -> Ensemble
     Raises:
         ValueError: an unknown name, a blob that is not what was registered, or a rule that is not in the table.
     """
-    entry = registry.get_ensemble(name)
-    return Ensemble(load(registry, entry.members, **options), rule_from_json(entry.rule))
+    known = registry.snapshot()
+    entry = known.get_ensemble(name)
+    members = load(registry, [known.get(member) for member in entry.members], **options)
+    return Ensemble(members, rule_from_json(entry.rule))

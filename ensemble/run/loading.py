@@ -1,4 +1,4 @@
-"""Where members come from: a registry, or modules that exist already."""
+"""Members from a registry, or from modules that exist already."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def from_modules(
     precision: str = "float32",
     plan: str = "auto",
 ) -> Members:
-    """Members from models you have: any modules (B, ...) -> (B, C) logits.
+    """Members from your own models: any modules (B, ...) -> (B, C) logits.
 
     Args:
         modules: name -> module; put in evaluation mode and moved to `device`.
-        classes: names of the C outputs; or name of the model -> its own names, where the orders differ.
-        specs: name -> spec, for models that shall be fed from a `FrameSet`.
+        classes: names of the C outputs; or model -> names of its own outputs, where the orders differ.
+        specs: name -> spec, for models that are to run over a `FrameSet`.
         device: where they run.
         precision: see `Members`.
         plan: see `Members`.
@@ -48,8 +48,21 @@ def from_modules(
     if nameless:
         msg = f"expected names of classes for every model, got none for {nameless}"
         raise ValueError(msg)
-    members = [_member(name, module, named[name], (specs or {}).get(name)) for name, module in modules.items()]
+    members = [
+        Member(
+            name,
+            tuple(named[name]),
+            partial(_itself, module),
+            About(sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)),
+            (specs or {}).get(name),
+        )
+        for name, module in modules.items()
+    ]
     return Members(members, device=device, precision=precision, plan=plan)
+
+
+def _itself(module: nn.Module) -> nn.Module:
+    return module  # a lambda could not be sent to another process
 
 
 def load(
@@ -76,27 +89,22 @@ def load(
     Raises:
         ValueError: a wildcard matches nothing, a name is unknown, a blob is not what was registered.
     """
-    where = _names.usable_device(device)
-    named = versions(registry, references)
-    entries = list(named.values())
-    kinds = _kinds(entries)
-    stacks = [(_read(registry, [entries[p] for p in ps], spec, where), ps) for spec, ps in kinds.items()]
-    specs = {place: spec for spec, places in kinds.items() for place in places}
-    homes = {place: (stack, row) for stack, places in stacks for row, place in enumerate(places)}
-    members = []
-    for place, (name, entry) in enumerate(named.items()):
-        stack, row = homes[place]
-        members.append(
-            Member(
-                name,
-                entry.classes,
-                partial(stack.member, row),
-                About(entry.parameters, entry.trained_on, f"{entry.name}@{entry.id}"),
-                specs[place],
-                entry.sha256,
-            )
-        )
-    return Members(members, device=where, precision=precision, plan=plan, stacks=stacks)
+    where, named = _names.usable_device(device), versions(registry, references)
+    kinds: dict[zoo.Spec, list[str]] = {}
+    for name, entry in named.items():
+        kinds.setdefault(entry.spec, []).append(name)
+    members, stacks = {}, []
+    for spec, names in kinds.items():
+        state = registry.stacked([named[name] for name in names])
+        template = zoo.build(spec, device="meta").eval()
+        stack = Stack.from_state(template, {key: tensor.to(where) for key, tensor in state.items()}, names)
+        stacks.append((stack, [list(named).index(name) for name in names]))
+        for row, name in enumerate(names):
+            entry = named[name]
+            about = About(entry.parameters, entry.trained_on, f"{entry.name}@{entry.id}")
+            members[name] = Member(name, entry.classes, partial(stack.member, row), about, spec, entry.sha256)
+    ordered = [members[name] for name in named]
+    return Members(ordered, device=where, precision=precision, plan=plan, stacks=stacks)
 
 
 def versions(
@@ -110,41 +118,16 @@ def versions(
     wanted = [references] if isinstance(references, str) else list(references)
     if isinstance(registry, zoo.Registry) and any(isinstance(reference, str) for reference in wanted):
         registry = registry.snapshot()
-    entries = {entry.id: entry for reference in wanted for entry in _expanded(registry, reference)}.values()
+    entries = {entry.id: entry for reference in wanted for entry in _matching(registry, reference)}.values()
     bare = Counter(entry.name for entry in entries)
     return {entry.name if bare[entry.name] == 1 else entry.reference: entry for entry in entries}
 
 
-def _member(name: str, module: nn.Module, classes: Sequence[str], spec: zoo.Spec | None) -> Member:
-    size = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
-    return Member(name, tuple(classes), partial(_itself, module), About(size), spec)
-
-
-def _itself(module: nn.Module) -> nn.Module:
-    return module  # a lambda could not be sent to another process
-
-
-def _expanded(registry: zoo.Registry | zoo.registry.Snapshot, reference: str | zoo.Entry) -> list[zoo.Entry]:
+def _matching(registry: zoo.Registry | zoo.registry.Snapshot, reference: str | zoo.Entry) -> list[zoo.Entry]:
     if not isinstance(reference, str):
         return [reference]
-    if not set(reference) & set("*?["):
-        return [registry.get(reference)]
-    if found := registry.list(reference):
-        return [registry.get(name) for name in found]
-    msg = f"expected models that match {reference!r}, got none; the registry has {registry.list()}"
-    raise ValueError(msg)
-
-
-def _kinds(entries: Sequence[zoo.Entry]) -> dict[zoo.Spec, list[int]]:
-    """Spec -> places of the entries that have it."""
-    kinds: dict[zoo.Spec, list[int]] = {}
-    for place, entry in enumerate(entries):
-        kinds.setdefault(entry.spec, []).append(place)
-    return kinds
-
-
-def _read(registry: zoo.Registry, entries: Sequence[zoo.Entry], spec: zoo.Spec, device: torch.device) -> Stack:
-    """The stack of some entries of one spec."""
-    state = {name: tensor.to(device) for name, tensor in registry.stacked(entries).items()}
-    names = [entry.reference for entry in entries]
-    return Stack.from_state(zoo.build(spec, device="meta").eval(), state, names)
+    names = registry.list(reference) if set(reference) & set("*?[") else [reference]
+    if not names:
+        msg = f"expected models that match {reference!r}, got none; the registry has {registry.list()}"
+        raise ValueError(msg)
+    return [registry.get(name) for name in names]

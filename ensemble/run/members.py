@@ -101,8 +101,10 @@ class Members:
     ) -> None:
         self._members = tuple(members)
         _check_names(self._members)
-        _check_choice("precision", precision, PRECISIONS)
-        _check_choice("plan", plan, PLANS)
+        for what, value, known in (("precision", precision, PRECISIONS), ("plan", plan, PLANS)):
+            if value not in known:
+                msg = f"expected {what} {' or '.join(map(repr, known))}, got {value!r}"
+                raise ValueError(msg)
         self.device, self.precision, self.forced = _names.usable_device(device), precision, plan
         self.classes = self._members[0].classes
         self._orders = [_order(member, self._members[0]) for member in self._members]
@@ -334,7 +336,3 @@ def _check_names(members: Sequence[Member]) -> None:
         raise ValueError(msg)
 
 
-def _check_choice(what: str, value: str, known: Sequence[str]) -> None:
-    if value not in known:
-        msg = f"expected {what} {' or '.join(map(repr, known))}, got {value!r}"
-        raise ValueError(msg)

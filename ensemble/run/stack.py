@@ -1,6 +1,6 @@
-"""`Stack`: models that compute the same, with other weights, as one module.
+"""`Stack`: models that compute the same with other weights, as one module.
 
-The only door to torch.func. What may be stacked is decided here; how fast it runs, in `engine`.
+The only door to torch.func. What may be stacked is decided here; how it runs fast, in `_engine`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Stack(nn.Module):
     torch's own check before stacking looks at the class only: it stacks ReLU with GELU, or a deeper
     model with a shallower one, and computes something else. Here models stack when their specs are
     equal, or, where there are none, when all their modules, settings and shapes agree; and then only
-    when the stack says on a probe what the models say one by one.
+    if on a probe the stack's outputs are those of the models one by one.
 
     In train mode BatchNorm keeps statistics per member and dropout draws per member. The stacked
     parameters are ordinary ones: one optimiser over `parameters()` of the *sum* of the members'
@@ -39,7 +39,7 @@ class Stack(nn.Module):
         probe: (b, ...) inputs for the comparison; if None and the first layer is a Linear, random ones.
 
     Raises:
-        ValueError: two models must not be stacked; the message names both and the difference.
+        ValueError: two models cannot be stacked; the message names both and the difference.
 
     Example:
         >>> models = [nn.Linear(3, 2) for _ in range(5)]
@@ -64,18 +64,28 @@ class Stack(nn.Module):
             msg = "expected at least one model to stack, got none"
             raise ValueError(msg)
         names = tuple(names) or tuple(map(str, range(len(modules))))
-        refuse_unequal(modules, names=names, specs=specs)
-        self._set(_hollow(modules[0]), stacked_state(modules), names)
+        for place, module in enumerate(modules):
+            if specs:
+                difference = "" if specs[place] == specs[0] else f"{specs[place]} differs from {specs[0]}"
+            else:
+                difference = unlike(module, modules[0])
+            if difference:
+                way_out = f"group members by {'spec' if specs else 'structure'} first"
+                msg = f"cannot stack {names[place]!r} with {names[0]!r}: {difference}; {way_out}"
+                raise ValueError(msg)
+        states = [dict(chain(module.named_parameters(), module.named_buffers())) for module in modules]
+        stacked = {name: torch.stack([state[name].detach() for state in states]) for name in states[0]}
+        self._set(_hollow(modules[0]), stacked, names)
         probe = _random_inputs(modules[0]) if probe is None else probe[:_PROBED]
         if probe is not None:
             self._refuse_disparity(modules, probe)
 
     @classmethod
     def from_state(cls, template: nn.Module, state: Mapping[str, Tensor], names: Sequence[str]) -> Self:
-        """A stack around tensors that are stacked already, (M, ...) under the names of the template's state.
+        """A stack of tensors that are stacked already, (M, ...) under the names of the template's state.
 
-        Nothing is compared: for states whose specs are known to be equal. The template, on the meta device,
-        becomes the stack's own.
+        For states whose specs are known to be equal: nothing is compared. The template, on the meta device, becomes
+        the stack's own.
         """
         stack = cls.__new__(cls)
         nn.Module.__init__(stack)
@@ -89,7 +99,7 @@ class Stack(nn.Module):
             self.register_parameter(self._keys[name], nn.Parameter(state[name], parameter.requires_grad))
         for name, _ in template.named_buffers():
             self.register_buffer(self._keys[name], state[name])
-        object.__setattr__(self, "template", template)  # not a submodule: its parameters are nobody's
+        object.__setattr__(self, "template", template)  # not a submodule: its parameters must not count
         self.training = template.training
 
     def __len__(self) -> int:
@@ -139,37 +149,11 @@ class Stack(nn.Module):
             raise ValueError(msg)
 
 
-def refuse_unequal(modules: Sequence[nn.Module], *, names: Sequence[str], specs: Sequence[Hashable] = ()) -> None:
-    """Do nothing if all modules may be stacked with the first.
-
-    Raises:
-        ValueError: a spec, or without specs the structure, differs; the message names both models.
-    """
-    if specs and any(spec != specs[0] for spec in specs):
-        other = next(i for i, spec in enumerate(specs) if spec != specs[0])
-        msg = (
-            f"cannot stack {names[other]!r} with {names[0]!r}: {specs[other]} differs from {specs[0]}; "
-            f"group members by spec first"
-        )
-        raise ValueError(msg)
-    for name, module in zip(names, modules, strict=True):
-        difference = "" if specs else unlike(module, modules[0])
-        if difference:
-            msg = f"cannot stack {name!r} with {names[0]!r}: {difference}; group members by structure first"
-            raise ValueError(msg)
-
-
-def stacked_state(modules: Sequence[nn.Module]) -> dict[str, Tensor]:
-    """Parameters and buffers of equal modules by name, each (M, ...), in new memory."""
-    states = [dict(chain(module.named_parameters(), module.named_buffers())) for module in modules]
-    return {name: torch.stack([state[name].detach() for state in states]) for name in states[0]}
-
-
 def unlike(one: nn.Module, other: nn.Module) -> str:
     """The first difference between two models that decides what they compute, other than weights; "" if none.
 
-    Compared are, module by module, the name, the class, what it prints, its plain settings, and the
-    shapes and types of its parameters and buffers.
+    Module by module it compares name, class, printed description, plain settings, and the shapes and types of
+    parameters and buffers.
 
     Example:
         >>> unlike(nn.Sequential(nn.ReLU()), nn.Sequential(nn.GELU()))
@@ -215,14 +199,14 @@ def _random_inputs(module: nn.Module) -> Tensor | None:
 
 
 def _hollow(module: nn.Module) -> nn.Module:
-    """A copy of `module` whose tensors have shapes and no memory."""
+    """A copy of `module` whose tensors have shapes but no memory."""
     meta: dict[int, Tensor] = {id(p): nn.Parameter(p.detach().to("meta"), p.requires_grad) for p in module.parameters()}
     meta |= {id(buffer): buffer.to("meta") for buffer in module.buffers()}
     return copy.deepcopy(module, meta)
 
 
 def _filled(module: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
-    """A copy of a hollow `module` with these tensors for its own; what was tied stays tied."""
+    """A copy of a hollow `module` with these tensors as its own; tied tensors stay tied."""
     given: dict[int, Tensor] = {id(p): nn.Parameter(state[n], p.requires_grad) for n, p in module.named_parameters()}
     given |= {id(buffer): state[name] for name, buffer in module.named_buffers()}
     return copy.deepcopy(module, given)

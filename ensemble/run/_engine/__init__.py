@@ -18,14 +18,13 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from ensemble.run._engine import forms, plan
 from ensemble.run._engine.batch import Batch, hop
-from ensemble.run._engine.dense import Affine, Dense, NotDenseError, dense
+from ensemble.run._engine.dense import Dense, NotDenseError, dense
 from ensemble.run._engine.forms import Form
 from ensemble.run._engine.plan import Agreement, Plan, Trial, first_line
 from ensemble.run.stack import Stack
@@ -102,9 +101,11 @@ class Group:
         """
         key = _bucket(batch.count), batch.overlaps
         if key not in self.plans:
-            self.plans[key] = self._plan(batch)
+            chosen = self.plans[key] = self._plan(batch)
             self._runners.clear()  # let go of the weights and graphs of forms that were only tried
-            self._warn(self.plans[key])
+            failed = [trial.note for trial in chosen.trials if trial.note]
+            if chosen.form.kind == "loop" and self.forced != "loop" and failed:
+                _log.warning("%d members run one by one: %s", len(self), failed[0])
         chosen = self.plans[key]
         while True:
             try:
@@ -132,15 +133,9 @@ class Group:
         if form.kind == "stack" or self.dense is None:
             return forms.stacked(self.stack, self.dtype)
         dtype = forms.DTYPES[form.precision]
-        match form.kind:
-            case "folded":
-                return forms.folded(self.dense, dtype)
-            case "prepacked":
-                return forms.prepacked(self.dense, dtype)
-            case "replay":
-                return forms.replayed(self.dense, dtype)
-            case _:
-                return forms.overlapped(self.dense, dtype, self.features, self.device)
+        if form.kind == "overlap":
+            return forms.overlapped(self.dense, dtype, self.features, self.device)
+        return forms.WINDOWED[form.kind](self.dense, dtype)
 
     def log_probabilities(self, form: Form, batch: Batch) -> Tensor:
         """(M, B, C) float32 in one form, for comparing and timing it."""
@@ -168,7 +163,7 @@ class Group:
             return {"stack": steps, **last}
         found: dict[str, tuple[int, ...]] = {}
         if batch.overlaps and self.features and batch.count > _FEW:
-            block = hop(cast(Affine, self.dense.first).weight.shape[-1], self.features)
+            block = hop(self.dense.first.weight.shape[-1], self.features)
             found["overlap"] = tuple(blocks * block for blocks in ((512, 64) if cuda else (16,)))
         if forms.available(self.device):
             found["prepacked"] = steps
@@ -178,7 +173,7 @@ class Group:
         return found | last
 
     def _plan(self, batch: Batch) -> Plan:
-        """Small work: the likeliest form, untimed. Else the form remembered for this machine, or the fastest tried."""
+        """For little work the likeliest form, untimed; else the form cached for this machine, or the fastest one tried."""
         wanted = self.candidates(batch)
         if len(wanted) == 1:
             return Plan(wanted[0], self.why or "the only form there is")
@@ -196,8 +191,10 @@ class Group:
 
         size = len(self) * sum(parameter.numel() for parameter in self.modules[0].parameters())
         if size * batch.count < _WORTH:
-            return self._first_fit(wanted, run, compare, probe.count)
-        key = self._question(batch)
+            return plan.first_fit(wanted, run, frames=probe.count, compare=compare)
+        asked = {"structure": str(self.modules[0]), "members": len(self), "precision": self.precision}
+        asked |= {"frames": _bucket(batch.count), "overlaps": batch.overlaps, "forced": self.forced}
+        key = plan.question(**asked, device=str(self.device))
         known = plan.recall(key)
         if known in wanted and known is not None:
             near = compare(known, run(known, probe.count))
@@ -207,31 +204,6 @@ class Group:
         plan.remember(key, chosen.form)
         return replace(chosen, why=f"{chosen.why}; {self.why}") if self.why else chosen
 
-    def _first_fit(self, wanted: Sequence[Form], run: plan.Run, compare: plan.Compare, count: int) -> Plan:
-        """The likeliest exact form that agrees."""
-        trials = []
-        for form in [f for f in wanted if f.precision == "float32" and f.kind not in ("overlap", "replay")]:
-            trials.append(plan.attempt(form, run, count, compare))
-            if trials[-1].agreement.near:
-                return Plan(form, "too little work to measure", tuple(trials))
-        return plan.choose(trials)
-
-    def _question(self, batch: Batch) -> str:
-        return plan.question(
-            structure=str(self.modules[0]),
-            members=len(self),
-            frames=_bucket(batch.count),
-            overlaps=batch.overlaps,
-            precision=self.precision,
-            forced=self.forced,
-            device=str(self.device),
-        )
-
-    def _warn(self, chosen: Plan) -> None:
-        """Log one line where a stack was wanted and a loop is what runs."""
-        failed = [trial.note for trial in chosen.trials if trial.note]
-        if chosen.form.kind == "loop" and self.forced != "loop" and failed:
-            _log.warning("%d members run one by one: %s", len(self), failed[0])
 
 
 def _bucket(frames: int) -> int:

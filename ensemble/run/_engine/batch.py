@@ -112,7 +112,7 @@ class Overlap:
         """Number of blocks that cover so many frames."""
         return math.ceil(frames / self.hop)
 
-    def shared(self, rows: Tensor) -> Tensor:
+    def __call__(self, rows: Tensor) -> Tensor:
         """Frames (R, F) -> (M, blocks * hop, width), for every window that begins at one of the blocks' rows.
 
         Behind the last row the frames are zeros, up to a whole block.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, Self, cast
+from typing import Self, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -26,22 +26,6 @@ class NotDenseError(ValueError):
     """The models do not fold; the message says what stands in the way."""
 
 
-class Layer(Protocol):
-    """A Linear layer of every member."""
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """(M, B, inputs) -> (M, B, outputs)."""
-        ...
-
-
-class First(Protocol):
-    """A Linear layer of every member on an input that all share."""
-
-    def shared(self, x: Tensor) -> Tensor:
-        """(B, inputs) -> (M, B, outputs)."""
-        ...
-
-
 @dataclass(frozen=True)
 class Affine:
     """A Linear layer of every member: weight (M, outputs, inputs), bias (M, outputs)."""
@@ -50,11 +34,9 @@ class Affine:
     bias: Tensor
 
     def __call__(self, x: Tensor) -> Tensor:
-        """(M, B, inputs) -> (M, B, outputs)."""
-        return torch.bmm(x, self.weight.mT).add_(self.bias.unsqueeze(1))
-
-    def shared(self, x: Tensor) -> Tensor:
-        """(B, inputs) -> (M, B, outputs)."""
+        """(M, B, inputs), or (B, inputs) that all members share -> (M, B, outputs)."""
+        if x.ndim == 3:
+            return torch.bmm(x, self.weight.mT).add_(self.bias.unsqueeze(1))
         product = torch.addmm(self.bias.flatten(), x, self.weight.flatten(0, 1).t())
         return product.view(len(x), *self.bias.shape).transpose(0, 1)
 
@@ -75,39 +57,35 @@ class Step:
 
 @dataclass(frozen=True)
 class Dense:
-    """M models as a first Linear, steps between, and a last Linear, BatchNorm folded into the Linears.
+    """M models as steps, BatchNorm folded into the Linears.
 
     Args:
-        first: on the shared input.
-        steps: in order, from the value `entry` to the value `exit`.
-        last: gives the logits.
-        entry: name of the first layer's result.
-        exit: name of the last layer's input.
+        steps: in order; the first is a Linear on the shared input, the last a Linear that gives the logits.
     """
 
-    first: First
     steps: tuple[Step, ...]
-    last: Layer
-    entry: str
-    exit: str
 
     def __call__(self, x: Tensor) -> Tensor:
         """Inputs of the first layer, such as (B, inputs) -> logits (M, B, C)."""
-        values = {self.entry: self.first.shared(x)}
+        values = dict.fromkeys(self.steps[0].sources, x)
         for step in self.steps:
             values[step.target] = step.operation(*(values[name] for name in step.sources))
             for name in step.dead:
                 del values[name]
-        return self.last(values[self.exit])
+        return values[self.steps[-1].target]
+
+    @property
+    def first(self) -> Affine:
+        """The first layer, as it was traced."""
+        return cast(Affine, self.steps[0].operation)
 
     def to(self, dtype: torch.dtype) -> Dense:
         """The same with weights of another type."""
 
-        def cast_(operation: Any) -> Any:
-            return operation.to(dtype) if isinstance(operation, Affine) else operation
+        def cast_(step: Step) -> Step:
+            return replace(step, operation=step.operation.to(dtype)) if isinstance(step.operation, Affine) else step
 
-        steps = tuple(replace(step, operation=cast_(step.operation)) for step in self.steps)
-        return replace(self, first=cast_(self.first), steps=steps, last=cast_(self.last))
+        return Dense(tuple(map(cast_, self.steps)))
 
 
 def dense(stack: Stack) -> Dense:
@@ -148,7 +126,7 @@ class _Reader:
                 self.names[node] = self._layer(node, sources[0])
             case "call_function" if plain and len(sources) == 2 and node.target in _SUMS:
                 self.names[node] = self._step(node, torch.add, sources)
-            case "call_function" if plain and len(sources) == 1 and activation_of(node.target):
+            case "call_function" if plain and (known := activation_of(node.target)) and node.target != known.in_place:
                 self.names[node] = self._step(node, cast(Operation, node.target), sources)
             case "output" if plain:
                 self.output = self.names[sources[0]]
@@ -162,11 +140,7 @@ class _Reader:
             raise NotDenseError("it does not begin and end with a Linear")
         if self.steps[0].sources != tuple(self.inputs) or uses.count(self.inputs[0]) != 1:
             raise NotDenseError("its input goes to more than one layer")
-        first, *between, last = self.steps
-        dying = [_dying(step, between[place + 1 :], last.sources) for place, step in enumerate(between)]
-        return Dense(
-            cast(Affine, first.operation), tuple(dying), cast(Affine, last.operation), first.target, last.sources[0]
-        )
+        return Dense(tuple(_dying(step, self.steps[place + 1 :]) for place, step in enumerate(self.steps)))
 
     def _layer(self, node: fx.Node, source: fx.Node) -> str:
         path = str(node.target)
@@ -214,9 +188,9 @@ class _Reader:
         return before.target
 
 
-def _dying(step: Step, later: Sequence[Step], needed: Sequence[str]) -> Step:
+def _dying(step: Step, later: Sequence[Step]) -> Step:
     """The step with the values that nobody reads after it; it overwrites its first source where that is one of them."""
-    alive = {source for after in later for source in after.sources} | set(needed)
+    alive = {source for after in later for source in after.sources}
     dead = tuple(sorted(set(step.sources) - alive))
     operation = step.operation
     if step.sources[0] in dead and step.sources.count(step.sources[0]) == 1:

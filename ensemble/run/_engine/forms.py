@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
-from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -105,13 +104,16 @@ def replayed(dense: Dense, dtype: torch.dtype) -> Runner:
     return lambda batch, tile: _windowed(partial(step, tile=tile), batch, tile)
 
 
+WINDOWED = {"folded": folded, "prepacked": prepacked, "replay": replayed}
+
+
 def overlapped(dense: Dense, dtype: torch.dtype, features: int, device: torch.device) -> Runner:
     """The first layer over rows instead of windows; later layers prepacked where that is possible.
 
     Positions in the gaps between recordings are computed too, and dropped at the end.
     """
-    first = overlap(cast(Affine, dense.first), features, dtype)
-    ready = replace(dense.to(dtype), first=first)
+    first = overlap(dense.first, features, dtype)
+    ready = Dense((replace(dense.steps[0], operation=first), *dense.to(dtype).steps[1:]))
     laid_out = layouts(ready) if available(device) else lambda frames: ready
 
     def run(batch: Batch, tile: int) -> Iterator[Piece]:
@@ -201,11 +203,9 @@ class Prepacked:
     algorithm: str
 
     def __call__(self, x: Tensor) -> Tensor:
-        """(M, B, inputs) -> (M, B, outputs)."""
-        return self.shared(x.transpose(0, 1).flatten(1))  # copies nothing of what such a layer returns
-
-    def shared(self, x: Tensor) -> Tensor:
-        """(B, inputs) -> (M, B, outputs)."""
+        """(M, B, inputs), or (B, inputs) that all members share -> (M, B, outputs)."""
+        if x.ndim == 3:
+            x = x.transpose(0, 1).flatten(1)  # copies nothing of what such a layer returns
         image = x.reshape(1, len(x), 1, -1).permute(0, 3, 1, 2)
         result: Tensor = torch.ops.mkldnn._convolution_pointwise(
             image, self.weight, self.bias, _NO_PADDING, _ONE, _ONE, self.groups, self.activation, [], self.algorithm
@@ -231,26 +231,19 @@ def layouts(dense: Dense) -> Callable[[int], Dense]:
 def prepack(dense: Dense, frames: int) -> Dense:
     """The same models with prepacked layers, for batches of `frames`; a first layer of another kind stays."""
     layers = {step.target for step in dense.steps if isinstance(step.operation, Affine)}
-    layers |= {dense.entry} if isinstance(dense.first, Affine) else set()
     behind = {
         step.sources[0]: step
         for step in dense.steps
         if _name(step) and step.sources[0] in layers and step.sources[0] in step.dead
     }
-
-    def packed(layer: Any, target: str, *, shared: bool = False) -> Any:
-        return _packed(layer, frames, behind.get(target), shared=shared) if isinstance(layer, Affine) else layer
-
-    def result(target: str) -> str:
-        return behind[target].target if target in behind else target
-
-    steps = tuple(
-        replace(step, target=result(step.target), operation=packed(step.operation, step.target))
-        for step in dense.steps
-        if step not in behind.values()
-    )
-    first = packed(dense.first, dense.entry, shared=True)
-    return Dense(first, steps, packed(dense.last, ""), result(dense.entry), dense.exit)
+    steps: list[Step] = []
+    for step in [step for step in dense.steps if step not in behind.values()]:
+        if isinstance(step.operation, Affine):
+            after = behind.get(step.target)
+            packed = _packed(step.operation, frames, after, shared=not steps)
+            step = replace(step, operation=packed, target=after.target if after else step.target)
+        steps.append(step)
+    return Dense(tuple(steps))
 
 
 def _packed(layer: Affine, frames: int, behind: Step | None, *, shared: bool) -> Prepacked:
