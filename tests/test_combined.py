@@ -168,12 +168,17 @@ def test_labels_that_do_not_fit_are_refused(final: ensemble.Ensemble, frames: zo
         final.score(frames, [7] * 138)
 
 
-def test_it_survives_the_registry(final: ensemble.Ensemble, registry: zoo.Registry, frames: zoo.FrameSet) -> None:
-    """Members by id, rule with its numbers and the frames it was fitted on; also through an alias."""
+def test_it_survives_the_registry(
+    final: ensemble.Ensemble, registry: zoo.Registry, frames: zoo.FrameSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Members by id, rule with its numbers and the frames it was fitted on; also by an alias, in one reading."""
     fitted = ensemble.Ensemble(final.members, ensemble.WeightedMean([1, 2, 3], fingerprint="ab" * 32))
     entry = registry.register_ensemble("final", fitted)
     registry.alias("best", "final")
+    snapshot, reads = zoo.Registry.snapshot, []
+    monkeypatch.setattr(zoo.Registry, "snapshot", lambda self: reads.append(1) or snapshot(self))
     again = ensemble.load_ensemble(registry, "best")
+    assert len(reads) == 1
     assert again.rule == fitted.rule
     assert entry.fitted_on == "ab" * 32
     np.testing.assert_array_equal(again.predict_proba(frames), final.predict_proba(frames))

@@ -315,6 +315,17 @@ def test_members_from_a_registry(registry: zoo.Registry, frames: zoo.FrameSet) -
     assert about == ensemble.outputs.About(entry.parameters, "", f"d@{entry.id}")
 
 
+def test_the_registry_is_read_once(registry: zoo.Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many references there are; and not at all for entries that were looked up before."""
+    snapshot, reads = zoo.Registry.snapshot, []
+    monkeypatch.setattr(zoo.Registry, "snapshot", lambda self: reads.append(1) or snapshot(self))
+    members = ensemble.load(registry, ["best", "c-*", "d", "c-1"])
+    assert len(reads) == 1
+    again = ensemble.load(registry, [snapshot(registry).get(about.reference) for about in members.about])
+    assert again.names == members.names
+    assert len(reads) == 1
+
+
 def test_a_loaded_model_is_one_of_the_stack(registry: zoo.Registry) -> None:
     """Its module is in evaluation mode and shares the stack's memory: weights are held once."""
     first, second = list(ensemble.load(registry, "c-*"))

@@ -334,5 +334,3 @@ def _check_names(members: Sequence[Member]) -> None:
     if twice:
         msg = f"expected distinct names of members, got {twice} more than once"
         raise ValueError(msg)
-
-

@@ -173,7 +173,7 @@ class Group:
         return found | last
 
     def _plan(self, batch: Batch) -> Plan:
-        """For little work the likeliest form, untimed; else the form cached for this machine, or the fastest one tried."""
+        """The likeliest form where there is little work, the form cached for this machine, or the fastest one tried."""
         wanted = self.candidates(batch)
         if len(wanted) == 1:
             return Plan(wanted[0], self.why or "the only form there is")
@@ -203,7 +203,6 @@ class Group:
         chosen = plan.choose(plan.try_all(wanted, run, frames=batch.count, compare=compare))
         plan.remember(key, chosen.form)
         return replace(chosen, why=f"{chosen.why}; {self.why}") if self.why else chosen
-
 
 
 def _bucket(frames: int) -> int:
