@@ -95,7 +95,7 @@ def test_nobody_is_left_in_a_folder_that_is_gone(registry, tmp_path, monkeypatch
     assert (tmp_path / "empty" / "config.json").is_file()
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    with pytest.raises(RegistryError, match="other than the one you are in"):
+    with pytest.raises(RegistryError, match="other than the working folder"):
         zoo.export(registry, "a", ".")
     assert zoo.export(registry, "a", "below") == Path("below")
 
@@ -170,7 +170,7 @@ def test_without_the_extra_the_hub_says_what_to_install(registry, monkeypatch):
         zoo.from_pretrained("somebody/something")
 
 
-def test_what_is_neither_a_folder_nor_on_the_hub_is_told(monkeypatch):
+def test_what_is_neither_a_folder_nor_on_the_hub_is_an_error(monkeypatch):
     """A path is never asked of the hub; what the hub's client raises becomes our error, on one line."""
 
     class Away(FakeHub):
@@ -179,9 +179,9 @@ def test_what_is_neither_a_folder_nor_on_the_hub_is_told(monkeypatch):
 
     monkeypatch.setitem(sys.modules, "huggingface_hub", Away(Path()))
     for source in ("/no/folder", "no/such/folder", "../nowhere", "~"):
-        with pytest.raises(RegistryError, match="expected a folder that is there, or OWNER/NAME"):
+        with pytest.raises(RegistryError, match="expected an existing folder, or OWNER/NAME"):
             zoo.from_pretrained(source)
     with pytest.raises(
-        RegistryError, match=r"was not fetched from the hub: no connection and nothing kept \[UNKNOWN\]"
+        RegistryError, match=r"was not downloaded from the hub: no connection and nothing kept \[UNKNOWN\]"
     ):
         zoo.from_pretrained("somebody/something")

@@ -1,8 +1,8 @@
-"""A model or an ensemble as a plain folder, in and out; the hub.
+"""Models and ensembles as plain folders, and on the Hugging Face hub.
 
-A model's folder is what users of Hugging Face know: `config.json`, `model.safetensors` and a model card
-`README.md`. An ensemble's has its own `config.json` and card, and such a folder for every member. Only `push`
-and `pull`, and `from_pretrained` on a name that is no folder, use the network, with the extra `hub`.
+A model's folder has the files that users of the hub know: `config.json`, `model.safetensors` and a model card
+`README.md`. An ensemble's has its own `config.json` and card, and such a folder for every member. Only `push`, `pull`,
+and `from_pretrained` with the name of a repository use the network; they need the extra `hub`.
 """
 
 from __future__ import annotations
@@ -33,25 +33,17 @@ _CONFIG, _WEIGHTS, _CARD, _MEMBERS = "config.json", "model.safetensors", "README
 
 
 def export(registry: Registry, reference: str, folder: str | Path) -> Path:
-    """Write a version or an ensemble as a folder, whole or not at all.
-
-    Args:
-        registry: where it is kept.
-        reference: of a version, or the name of an ensemble.
-        folder: where to; it must not exist, or be empty.
-
-    Returns:
-        The folder.
+    """Write a version or an ensemble as a folder, whole or not at all; the folder must be empty or not exist.
 
     Raises:
-        RegistryError: unknown, damaged, the folder is in use, or the disk refused.
+        RegistryError: the reference is unknown, a blob is damaged, the folder is in use, or it cannot be written.
     """
     place = Path(folder).resolve()
     if place.exists() and (not place.is_dir() or any(place.iterdir())):
         raise RegistryError("ARGUMENT", f"expected a new or empty folder, got {folder}")
-    if place == Path.cwd():  # it is replaced, and whoever stands in it would stand in a folder that is gone
+    if place == Path.cwd():  # it is replaced, so our working folder would no longer exist
         raise RegistryError(
-            "ARGUMENT", f"expected a folder other than the one you are in, got {folder}; name a new one"
+            "ARGUMENT", f"expected a folder other than the working folder, got {folder}; name a new one"
         )
     staging = place.with_name(f".{place.name}.{uuid4().hex}{_files.TEMPORARY}")
     try:
@@ -69,16 +61,16 @@ def export(registry: Registry, reference: str, folder: str | Path) -> Path:
 
 
 def import_folder(registry: Registry, folder: str | Path, *, name: str | None = None) -> Entry | EnsembleEntry:
-    """Register what a folder holds; a model that is there already is not written twice.
+    """Register the model or ensemble in a folder; a model that is registered already is not written again.
 
     Args:
-        registry: where to keep it.
-        folder: made by `export`, or holding the same files.
-        name: under which; the exported name if left out. Members of an ensemble keep theirs.
+        registry: where to register it.
+        folder: written by `export`, or with the same files.
+        name: by default the exported one. Members of an ensemble keep theirs.
 
     Raises:
-        RegistryError: no such folder, or a config that is not ours.
-        CheckpointError: weights that are malformed or do not fit.
+        RegistryError: there is no such folder, or its config is of another kind.
+        CheckpointError: the weights are malformed or do not fit the config.
     """
     folder = Path(folder)
     config = _config(folder)
@@ -86,34 +78,33 @@ def import_folder(registry: Registry, folder: str | Path, *, name: str | None = 
     if "members" not in config:
         return registry.register(name, _model(folder, config))
     with registry.transaction():
-        members = [import_folder(registry, folder / _MEMBERS / place) for place in _places(folder, config["members"])]
+        members = [import_folder(registry, member) for member in _members(folder, config["members"])]
         ids = [member.id for member in members if isinstance(member, Entry)]
         registry.register_ensemble(name, {**config["ensemble"], "members": ids})
     return registry.get_ensemble(name)
 
 
 def from_pretrained(source: str | Path, *, device: str = "cpu") -> nn.Module:
-    """The model of a folder in eval mode; a source that is no folder is fetched from the hub.
+    """The model in a folder, in eval mode; what is not a folder is downloaded from the hub.
 
     Raises:
-        RegistryError: neither a folder nor fetched; or a folder of an ensemble.
-        CheckpointError: weights that are malformed or do not fit.
+        RegistryError: there is neither a folder nor a repository of that name, or it holds an ensemble.
+        CheckpointError: the weights are malformed or do not fit the config.
     """
-    if Path(source).is_dir():
-        folder = Path(source)
-        config = _config(folder)
-        if "members" in config:
-            raise RegistryError("ARGUMENT", f"{folder} holds an ensemble; import it into a registry to use it")
-        return _model(folder, config).to_module(device)
-    with TemporaryDirectory() as temporary:
-        return from_pretrained(_fetched(str(source), temporary), device=device)
+    if not Path(source).is_dir():
+        with TemporaryDirectory() as temporary:
+            return from_pretrained(_downloaded(str(source), temporary), device=device)
+    config = _config(Path(source))
+    if "members" in config:
+        raise RegistryError("ARGUMENT", f"{source} holds an ensemble; import it into a registry to use it")
+    return _model(Path(source), config).to_module(device)
 
 
 def push(registry: Registry, reference: str, repository: str, *, private: bool = True) -> str:
-    """Upload a version or an ensemble to the hub; the address of the commit.
+    """Upload a version or an ensemble to the hub and return the address of the commit.
 
     Raises:
-        ImportError: without the extra `hub`.
+        ImportError: the extra `hub` is not installed.
         RegistryError: as `export`.
     """
     api = _hub().HfApi()
@@ -126,19 +117,19 @@ def push(registry: Registry, reference: str, repository: str, *, private: bool =
 def pull(
     registry: Registry, repository: str, *, name: str | None = None, revision: str | None = None
 ) -> Entry | EnsembleEntry:
-    """Fetch a model or an ensemble from the hub and register it; nothing fetched is ever run.
+    """Download a model or an ensemble from the hub and register it; nothing that is downloaded is run.
 
     Raises:
-        ImportError: without the extra `hub`.
-        RegistryError: UNKNOWN where the hub does not give it.
-        RegistryError, CheckpointError: as `import_folder`.
+        ImportError: the extra `hub` is not installed.
+        RegistryError: UNKNOWN where it cannot be downloaded; otherwise as `import_folder`.
+        CheckpointError: as `import_folder`.
     """
     with TemporaryDirectory() as temporary:
-        return import_folder(registry, _fetched(repository, temporary, revision), name=name)
+        return import_folder(registry, _downloaded(repository, temporary, revision), name=name)
 
 
 def _hub() -> ModuleType:
-    """The hub's client, which only these functions need."""
+    """The hub's client, an optional package."""
     try:
         import huggingface_hub
     except ImportError as error:
@@ -147,28 +138,37 @@ def _hub() -> ModuleType:
     return huggingface_hub  # type: ignore[no-any-return, unused-ignore]  # untyped where it is not installed
 
 
-def _fetched(repository: str, folder: str, revision: str | None = None) -> Path:
+def _downloaded(repository: str, folder: str, revision: str | None = None) -> Path:
     if not _REPOSITORY.fullmatch(repository):
-        raise RegistryError("UNKNOWN", f"expected a folder that is there, or OWNER/NAME on the hub, got {repository!r}")
-    wanted = [f"**{name}" for name in (_CONFIG, _WEIGHTS, _CARD)]
-    hub = _hub()
+        raise RegistryError("UNKNOWN", f"expected an existing folder, or OWNER/NAME on the hub, got {repository!r}")
+    hub, wanted = _hub(), [f"**{name}" for name in (_CONFIG, _WEIGHTS, _CARD)]
     try:
         return Path(hub.snapshot_download(repository, revision=revision, local_dir=folder, allow_patterns=wanted))
-    except (OSError, ValueError) as error:  # what the hub's client raises is one of these
-        message = f"{repository!r} is no folder here, and was not fetched from the hub: {' '.join(str(error).split())}"
+    except (OSError, ValueError) as error:  # every error of the hub's client is one of these
+        reason = " ".join(str(error).split())
+        message = f"{repository!r} is not a folder here, and was not downloaded from the hub: {reason}"
         raise RegistryError("UNKNOWN", message) from error
 
 
 def _export(registry: Registry, reference: str, folder: Path) -> None:
-    if reference in registry.list_ensembles() or registry.aliases().get(reference) in registry.list_ensembles():
-        _export_ensemble(registry, registry.get_ensemble(reference), folder)
-    else:
-        _export_model(registry, registry.get(reference), folder)
+    now = registry.snapshot()
+    if reference not in now.list_ensembles() and now.aliases().get(reference) not in now.list_ensembles():
+        _export_model(registry, now.get(reference), folder)
+        return
+    entry = now.get_ensemble(reference)
+    members = [now.get(member) for member in entry.members]
+    names = [f"{index:03}-{member.name}" for index, member in enumerate(members)]
+    for name, member in zip(names, members, strict=True):
+        _files.make_folders(folder / _MEMBERS / name)
+        _export_model(registry, member, folder / _MEMBERS / name)
+    about = {key: value for key, value in entry.to_json().items() if key not in ("name", "members", "created")}
+    config = {"model_type": "zoo-ensemble", "name": entry.name, "members": names, "ensemble": about}
+    _write(folder, config, _ensemble_card(entry, members))
 
 
 def _export_model(registry: Registry, entry: Entry, folder: Path) -> None:
     data = registry.blobs.read(entry)
-    tensors(entry, data)  # refuses what is not as registered
+    tensors(entry, data)  # refuses a blob that differs from what was registered
     _files.write(folder / _WEIGHTS, data)
     labels = {str(index): name for index, name in enumerate(entry.classes)}
     config = {
@@ -180,21 +180,13 @@ def _export_model(registry: Registry, entry: Entry, folder: Path) -> None:
         "label2id": {name: int(index) for index, name in labels.items()},
         "about": {key: value for key, value in entry.to_json().items() if key not in ("spec", "classes", "blob")},
     }
-    _write_json(folder / _CONFIG, config)
-    _files.write(folder / _CARD, _card(entry).encode())
+    _write(folder, config, _card(entry))
 
 
-def _export_ensemble(registry: Registry, entry: EnsembleEntry, folder: Path) -> None:
-    members = [registry.get(member) for member in entry.members]
-    places = [f"{index:03}-{member.name}" for index, member in enumerate(members)]
-    for place, member in zip(places, members, strict=True):
-        _files.make_folders(folder / _MEMBERS / place)
-        _export_model(registry, member, folder / _MEMBERS / place)
-    about = {key: value for key, value in entry.to_json().items() if key not in ("name", "members", "created")}
-    _write_json(
-        folder / _CONFIG, {"model_type": "zoo-ensemble", "name": entry.name, "members": places, "ensemble": about}
-    )
-    _files.write(folder / _CARD, _ensemble_card(entry, members).encode())
+def _write(folder: Path, config: Mapping[str, Any], card: str) -> None:
+    text = json.dumps(config, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    _files.write(folder / _CONFIG, text.encode())
+    _files.write(folder / _CARD, card.encode())
 
 
 def _config(folder: Path) -> dict[str, Any]:
@@ -205,24 +197,22 @@ def _config(folder: Path) -> dict[str, Any]:
         raise RegistryError("DISK", f"expected a folder with {_CONFIG} and {_WEIGHTS}: {error}") from error
     except (TextError, UnicodeDecodeError) as error:
         raise RegistryError("ARGUMENT", f"{path} is {error}") from error
-    ensemble = isinstance(config, dict) and isinstance(config.get("members"), list)
-    if ensemble and isinstance(config.get("ensemble"), dict):
-        return dict(config)
-    if not isinstance(config, dict) or not isinstance(config.get("spec"), dict) or "members" in config:
-        raise RegistryError("ARGUMENT", f"expected a zoo model's or ensemble's {path}, got another")
+    kinds = {"members": list, "ensemble": dict} if isinstance(config, dict) and "members" in config else {"spec": dict}
+    if not isinstance(config, dict) or not all(isinstance(config.get(key), kind) for key, kind in kinds.items()):
+        raise RegistryError("ARGUMENT", f"expected the config of a zoo model or ensemble in {path}, got another")
     return config
 
 
-def _places(folder: Path, members: list[Any]) -> list[str]:
-    """Names of the members' folders, each directly inside `members`."""
-    for place in members:
-        if not isinstance(place, str) or Path(place).name != place or not (folder / _MEMBERS / place).is_dir():
-            raise RegistryError("ARGUMENT", f"expected folders inside {folder / _MEMBERS}, got {str(place)[:80]!r}")
-    return list(members)
+def _members(folder: Path, names: list[Any]) -> list[Path]:
+    """The members' folders, each directly inside `members`."""
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name or not (folder / _MEMBERS / name).is_dir():
+            raise RegistryError("ARGUMENT", f"expected folders inside {folder / _MEMBERS}, got {str(name)[:80]!r}")
+    return [folder / _MEMBERS / name for name in names]
 
 
 def _model(folder: Path, config: Mapping[str, Any]) -> Checkpoint:
-    """The folder's checkpoint; a file that lost our metadata is checked against the config."""
+    """The checkpoint in a folder; weights without our metadata are checked against the config."""
     path = folder / _WEIGHTS
     try:
         data = _files.read(path)
@@ -230,25 +220,25 @@ def _model(folder: Path, config: Mapping[str, Any]) -> Checkpoint:
         raise RegistryError("DISK", f"expected weights in {path}: {error}") from error
     try:
         spec = Spec.from_dict(config["spec"])
-        labels = config["id2label"]
-        classes = [str(labels[str(index)]) for index in range(spec.classes)]
+        classes = [str(config["id2label"][str(index)]) for index in range(spec.classes)]
     except (ValueError, TypeError, LookupError) as error:
         raise RegistryError("ARGUMENT", f"cannot use the spec and classes of {folder / _CONFIG}: {error}") from error
     if "zoo" not in read_header(data).metadata:
         return foreign(data, spec, classes)
     found = decode(data)
     if found.spec != spec or list(found.classes) != classes:
-        raise CheckpointError("SPEC", f"{path} has another spec or other classes than {_CONFIG} beside it")
+        raise CheckpointError("SPEC", f"the spec or the classes of {path} differ from those of {_CONFIG} beside it")
     return found
-
-
-def _write_json(path: Path, data: Mapping[str, Any]) -> None:
-    _files.write(path, (json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
 
 
 def _card(entry: Entry) -> str:
     spec = entry.spec_data
     options = ", ".join(f"{key} {value}" for key, value in spec["options"].items())
+    metrics = [
+        f"| {name} | {metric['value']:.4g} {metric.get('unit', '')}".rstrip() + " |"
+        for name, metric in entry.metrics.items()
+    ]
+    table = "\n".join(["| metric | value |", "|---|---|", *metrics]) if metrics else "None were recorded."
     return f"""---
 library_name: zoo-ensemble
 tags: [frame-classification, {entry.architecture}]
@@ -265,7 +255,7 @@ ends of each {spec["padding"]}.
 
 **Metrics.**
 
-{_metrics(entry)}
+{table}
 
 **Origin.** {entry.kind}, version {entry.number}, id `{entry.id}`, {entry.created}. {entry.note}
 
@@ -285,7 +275,7 @@ tags: [frame-classification, ensemble]
 ---
 # {entry.name}
 
-{len(members)} models that decide together, {sum(member.parameters for member in members):,} parameters.
+{len(members)} models combined by one rule, {sum(member.parameters for member in members):,} parameters.
 
 | member | architecture | parameters |
 |---|---|---|
@@ -293,13 +283,5 @@ tags: [frame-classification, ensemble]
 
 **Rule.** `{json.dumps(entry.rule)}`. {entry.note}
 
-`zoo import` registers the members and the ensemble; `ensemble.load_ensemble` then makes it ready to run.
+`zoo import` registers the members and the ensemble; `ensemble.load_ensemble` then loads it.
 """
-
-
-def _metrics(entry: Entry) -> str:
-    rows = [
-        f"| {name} | {metric['value']:.4g} {metric.get('unit', '')}".rstrip() + " |"
-        for name, metric in entry.metrics.items()
-    ]
-    return "\n".join(["| metric | value |", "|---|---|", *rows]) if rows else "None were recorded."

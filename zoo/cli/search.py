@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cyclopts import Parameter
 
@@ -27,10 +26,6 @@ from zoo.cli.options import (
     recipe_from,
 )
 from zoo.cli.train import save_picture
-
-if TYPE_CHECKING:
-    from zoo.search.study import Trial
-    from zoo.training.recipe import Recipe
 
 _FEATURES = 27  # per frame of HW1P2, for which specs are drawn
 _SIZES = ("width", "narrow", "widths", "depth")
@@ -84,23 +79,13 @@ def search(*, sampling: Sampling = _NO_SAMPLING, seed: int = 0) -> Answer:
     """
     from zoo.models.spec import fast_count
 
-    specs = sampling.specs(seed)
-    counts = [fast_count(spec) for spec in specs]
-    rows: list[dict[str, Any]] = [
-        {
-            "architecture": spec.architecture,
-            "context": spec.context,
-            "parameters": count,
-            "options": _sizes(spec.options),
-        }
-        for spec, count in zip(specs, counts, strict=True)
-    ]
-    total = {"architecture": "total", "context": None, "parameters": sum(counts), "options": ""}
-    found = [{"spec": spec.to_dict(), "parameters": count} for spec, count in zip(specs, counts, strict=True)]
-    return Answer(
-        {"specs": found, "parameters": sum(counts)},
-        [Table([*rows, total], formats={"parameters": ","})],
-    )
+    counted = [(spec, fast_count(spec)) for spec in sampling.specs(seed)]
+    total = sum(count for _, count in counted)
+    lines = [(spec.architecture, spec.context, count, _sizes(spec.options)) for spec, count in counted]
+    columns = ("architecture", "context", "parameters", "options")
+    rows = [dict(zip(columns, line, strict=True)) for line in (*lines, ("total", None, total, ""))]
+    found = [{"spec": spec.to_dict(), "parameters": count} for spec, count in counted]
+    return Answer({"specs": found, "parameters": total}, [Table(rows, formats={"parameters": ","})])
 
 
 def picture(
@@ -159,7 +144,7 @@ def study(
         best: number of models to save.
         save: name to save the best under, followed by -1, -2, ...; nothing is saved if left out.
     """
-    from zoo.training.loop import train
+    from zoo.search.study import halving, one_by_one, optuna_study, optuna_trials
 
     home = zoo.Registry(registry)
     if save is not None:
@@ -167,10 +152,16 @@ def study(
     settings = recipe_from(recipe, flags, partitions.device)
     frames, valid = partitions.load()
     seed = settings.seed if draw_seed is None else draw_seed
-    trials = _trials(sampling, settings, frames, valid, seed=seed, optuna=optuna, journal=journal)
+    if optuna:
+        limits: dict[str, Any] = {"budget": sampling.max_parameters, "contexts": sampling.contexts, "seed": seed}
+        options = options_from(sampling.option)
+        made = optuna_study(settings, frames, valid, trials=optuna, journal=journal, options=options, **limits)
+        trials = optuna_trials(made)
+    else:
+        trials = halving(sampling.specs(seed), settings, frames, valid, trainer=partial(one_by_one, progress=progress))
     saved = []
     for index, trial in enumerate(trials[:best] if save else (), start=1):
-        checkpoint = trial.checkpoint or train(trial.spec, settings, frames, valid, progress=progress)
+        checkpoint = trial.checkpoint or zoo.train(trial.spec, settings, frames, valid, progress=progress)
         saved.append(home.register(f"{save}-{index}", checkpoint).reference)
     rows = [trial.row() for trial in trials]
     table = Table(
@@ -178,35 +169,6 @@ def study(
         formats={"parameters": ",", "accuracy": ".4f", "loss": ".4f"},
     )
     return Answer({"trials": rows, "saved": saved}, [table, *(f"saved as {reference}" for reference in saved)])
-
-
-def _trials(
-    sampling: Sampling,
-    settings: Recipe,
-    frames: zoo.FrameSet,
-    valid: zoo.FrameSet,
-    *,
-    seed: int,
-    optuna: int,
-    journal: Path | None,
-) -> Sequence[Trial]:
-    """All trials of a study, best first."""
-    from zoo.search.study import halving, one_by_one, optuna_study, optuna_trials
-
-    if not optuna:
-        return halving(sampling.specs(seed), settings, frames, valid, trainer=partial(one_by_one, progress=progress))
-    done = optuna_study(
-        settings,
-        frames,
-        valid,
-        budget=sampling.max_parameters,
-        trials=optuna,
-        journal=journal,
-        contexts=sampling.contexts,
-        options=options_from(sampling.option),
-        seed=seed,
-    )
-    return optuna_trials(done)
 
 
 def _sizes(options: Any) -> str:

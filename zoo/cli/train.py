@@ -145,23 +145,17 @@ def _spec(
     text: str | None, context: int | None, option: tuple[str, ...], frames: zoo.FrameSet, base: zoo.Spec | None
 ) -> zoo.Spec:
     """The spec of `text`, or `base`, with the given context and options in place of its own."""
-    spec = _named(text, frames, base)
+    if text is None and base is None:
+        msg = "expected --spec with an architecture or a spec, or --from with a registered model, got neither"
+        raise ValueError(msg)
+    if text is not None and (text.lstrip().startswith("{") or Path(text).suffix in (".json", ".toml")):
+        spec = zoo.Spec.from_dict(spec_fields(text))
+    elif base is None:
+        spec = zoo.Spec(str(text), frames.features.shape[1], _CONTEXT, len(frames.classes))
+    else:
+        spec = base if text in (None, base.architecture) else replace(base, architecture=text, options={})
     options = {**spec.options, **options_from(option)}
     return replace(spec, context=spec.context if context is None else context, options=options)
-
-
-def _named(text: str | None, frames: zoo.FrameSet, base: zoo.Spec | None) -> zoo.Spec:
-    """A written spec; or an architecture for these frames, or in place of that of `base`."""
-    if text is None:
-        if base is None:
-            msg = "expected --spec with an architecture or a spec, or --from with a registered model, got neither"
-            raise ValueError(msg)
-        return base
-    if text.lstrip().startswith("{") or Path(text).suffix in (".json", ".toml"):
-        return zoo.Spec.from_dict(spec_fields(text))
-    if base is None:
-        return zoo.Spec(text, frames.features.shape[1], _CONTEXT, len(frames.classes))
-    return base if text == base.architecture else replace(base, architecture=text, options={})
 
 
 def _recorded(home: zoo.Registry, reference: str) -> tuple[zoo.Spec, Recipe]:

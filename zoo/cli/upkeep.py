@@ -42,22 +42,20 @@ def verify(
     entries = home.entries(names or "*")
     if names and not entries:  # a typing error must not pass for a clean result
         raise ValueError(f"nothing matches {' '.join(names)} in {home.path}; it has {', '.join(home.list())}")
-    problems = []
+    problems, sound = [], []
     with progress("verifying", total=len(entries)) as advance:
         for entry, problem in home.verified(names or "*", fast=fast, probe=probe):
             advance(note=entry.reference)
-            problems += [problem] if problem else []
-    damaged = [problem.entry for problem in problems]
-    sound = [entry for entry in entries if entry not in damaged]
+            if problem is None:
+                sound.append(entry)
+            else:
+                problems.append({"version": entry.reference, "reason": problem.reason, "message": problem.message})
     foreign = [] if fast else [entry for entry in sound if not known(entry)]
-    measured = []
-    if metrics:
-        measured = _measured(home, [entry for entry in sound if entry not in foreign], corpus, valid)
+    built = [entry for entry in sound if entry not in foreign]
+    measured = _measured(home, built, corpus, valid) if metrics else []
     wrong = [row for row in measured if not row["agrees"]]
-    rows = [{"version": p.entry.reference, "reason": p.reason, "message": p.message} for p in problems]
-    shown: list[Table | str] = [
-        Table(table, formats={"recorded": ".4f", "measured": ".4f"}) for table in (measured, rows) if table
-    ]
+    formats = {"recorded": ".4f", "measured": ".4f"}
+    shown: list[Table | str] = [Table(rows, formats=formats) for rows in (measured, problems) if rows]
     shown.append(f"{len(entries)} versions checked, {len(problems)} damaged, {len(wrong)} metrics differ")
     if foreign:
         unknown = ", ".join(sorted({entry.architecture for entry in foreign}))
@@ -67,7 +65,7 @@ def verify(
         )
     data = {
         "checked": len(entries),
-        "problems": rows,
+        "problems": problems,
         "metrics": measured,
         "not_built": [entry.reference for entry in foreign],
     }

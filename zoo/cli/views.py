@@ -56,9 +56,10 @@ def show(reference: str, /, *, registry: RegistryFile = None) -> Answer:
         reference: NAME, NAME@NUMBER, NAME@ID, an alias, or an ensemble.
     """
     now = zoo.Registry(registry).snapshot()
-    ensembles = now.list_ensembles()
-    is_ensemble = reference in ensembles or now.aliases().get(reference) in ensembles
-    return described(now.get_ensemble(reference) if is_ensemble else now.get(reference))
+    try:
+        return described(now.get_ensemble(reference))
+    except zoo.RegistryError:  # not an ensemble
+        return described(now.get(reference))
 
 
 def diff(first: str, second: str, /, *, registry: RegistryFile = None) -> Answer:
