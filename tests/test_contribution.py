@@ -86,5 +86,5 @@ def test_contributions_are_finite_where_a_member_says_zero(pool: Pool, last: lis
 def test_contributions_need_frames(pool: Pool) -> None:
     """None is an error, not NaN."""
     empty = ensemble.MemberOutputs.from_probabilities({"a": np.ones((0, 2)), "b": np.ones((0, 2))}, labels=[])
-    with pytest.raises(ValueError, match="expected frames to judge contributions on, got none"):
+    with pytest.raises(ValueError, match="expected frames to fit on, got none"):
         contributions(empty, pool=pool)

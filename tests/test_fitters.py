@@ -101,7 +101,7 @@ def test_a_fitter_of_ones_own_enters_the_table_once() -> None:
 
     try:
         assert FITTERS["favourite"] is favourite
-        with pytest.raises(ValueError, match="new name for a fitter, got 'weighted'"):
+        with pytest.raises(ValueError, match="new name for a rule, got 'weighted'"):
             ensemble.fit.fitter(weighted)
     finally:
         del FITTERS["favourite"]

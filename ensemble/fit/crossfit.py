@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from ensemble.fit._solver import settle
@@ -125,23 +125,22 @@ def cross_fit(
         times = np.bincount(train, minlength=len(alive)).astype(float)
         return fit_weights(outputs, objective, alpha=alpha, sample_weights=times, start=full).weights
 
-    weights = np.stack([refitted(train) for train, _ in splits])
-    with np.errstate(divide="ignore"):
-        own_loss, own_right = -(np.log(full @ P) + log_scale), _right(outputs, np.tile(full, (len(alive), 1)))
-    found: dict[str, list[NDArray[Any]]] = {"loss": [], "own_loss": [], "right": [], "own_right": []}
-    rounds = _rounds([test for _, test in splits], len(alive))
-    for fold in rounds:
-        tested = fold >= 0
-        with np.errstate(divide="ignore"):
-            loss = -(np.log(np.einsum("nm,mn->n", weights[fold], P, dtype=np.float64)) + log_scale)
-        found["loss"].append(loss[tested & alive])
-        found["own_loss"].append(own_loss[tested & alive])
-        found["right"].append(_right(outputs, weights[fold])[tested])
-        found["own_right"].append(own_right[tested])
-    means = {name: float(np.concatenate(parts).mean()) for name, parts in found.items()}
-    dropped = int((~alive & np.any([fold >= 0 for fold in rounds], axis=0)).sum())
-    optimism, optimism_accuracy = means["loss"] - means["own_loss"], means["own_right"] - means["right"]
-    return CrossFit(means["loss"], means["right"], optimism, optimism_accuracy, weights, rounds[0], dropped)
+    def judged(pools: Array) -> tuple[float, float]:
+        """Log-loss and accuracy of pools (splits, M), each on the test frames of its split."""
+        nats, right = [], []
+        for own, (_, test) in zip(pools, splits, strict=True):
+            kept = test[alive[test]]
+            with np.errstate(divide="ignore"):
+                nats.append(-(np.log(np.einsum("m,mn->n", own, P[:, kept], dtype=np.float64)) + log_scale[kept]))
+            right.append(_right(outputs, own, test))
+        return float(np.concatenate(nats).mean()), float(np.concatenate(right).mean())
+
+    weights, fold = np.stack([refitted(train) for train, _ in splits]), np.full(len(alive), -1)
+    for k in reversed(range(len(splits))):
+        fold[splits[k][1]] = k
+    (loss, accuracy), (full_loss, full_accuracy) = judged(weights), judged(np.tile(full, (len(splits), 1)))
+    dropped = int((~alive & (fold >= 0)).sum())
+    return CrossFit(loss, accuracy, loss - full_loss, full_accuracy - accuracy, weights, fold, dropped)
 
 
 def _dealt(outputs: MemberOutputs, folds: int, seed: int) -> list[tuple[Indices, Indices]]:
@@ -165,17 +164,6 @@ def _split(outputs: MemberOutputs, splitter: Any) -> list[tuple[Indices, Indices
     return splits
 
 
-def _rounds(tests: Iterable[Indices], frames: int) -> list[Indices]:
-    """Arrays (N,) of the split that tests each frame, -1 where none does; as few as hold all splits."""
-    rounds: list[Indices] = []
-    for k, test in enumerate(tests):
-        home = next((fold for fold in rounds if (fold[test] < 0).all()), None)
-        if home is None:
-            rounds.append(home := np.full(frames, -1))
-        home[test] = k
-    return rounds
-
-
 def _groups(outputs: MemberOutputs) -> Indices:
     """(N,) recording of each frame of labelled outputs."""
     labelled(outputs)
@@ -190,10 +178,11 @@ def _numbered(groups: Indices) -> tuple[Indices, int]:
     return number, len(distinct)
 
 
-def _right(outputs: MemberOutputs, weights: Array) -> NDArray[np.bool_]:
-    """(N,) where the pools with (N, M) weights are right."""
-    labels, right = outputs.require_labels().numpy(), np.empty(outputs.shape[1], dtype=bool)
-    for where, block in outputs.blocks(8192):
-        pooled = np.einsum("nm,mnc->nc", weights[where], block.numpy())
-        right[where] = pooled.argmax(axis=1) == labels[where]
-    return right
+def _right(outputs: MemberOutputs, weights: Array, frames: Indices) -> NDArray[np.bool_]:
+    """(K,) where the pool with (M,) weights is right, of K frames."""
+    right = []
+    for begin in range(0, len(frames), 8192):
+        part = torch.from_numpy(frames[begin : begin + 8192])
+        rows = outputs.log_probabilities[:, part].float().exp().numpy()
+        right.append(np.einsum("m,mnc->nc", weights, rows).argmax(axis=1) == outputs.require_labels()[part].numpy())
+    return np.concatenate(right)

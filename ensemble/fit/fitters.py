@@ -14,7 +14,7 @@ from ensemble.judge.choice import choose
 from ensemble.outputs import MemberOutputs
 from ensemble.rules.fitted import WeightedMean
 from ensemble.rules.pooling import mean
-from ensemble.rules.table import FittedRule, declared
+from ensemble.rules.table import RULES, FittedRule, declared, enter
 
 Fitter = Callable[[MemberOutputs], FittedRule]
 
@@ -29,11 +29,7 @@ def fitter(function: _F) -> _F:
     Raises:
         ValueError: another function has that name already.
     """
-    known = FITTERS.get(function.__name__)
-    if known is not None and known.__module__ != function.__module__:
-        msg = f"expected a new name for a fitter, got {function.__name__!r}, which {known.__module__} has already"
-        raise ValueError(msg)
-    FITTERS[function.__name__] = function
+    enter(function.__name__, function, FITTERS, RULES)
     return function
 
 

@@ -115,7 +115,10 @@ def fit_weights(
         P, log_scale = _true_class_matrix(outputs)
         missing = np.isnan(P.sum(axis=1))
     if missing.any():
-        kept = _without_nan(outputs.members, missing, on_nan)
+        if on_nan == "raise" or missing.all():
+            refuse_nan(outputs, np.where(missing, np.nan, 0.0)[:, None])
+        names, kept = [outputs.members[m] for m in np.flatnonzero(missing)], np.flatnonzero(~missing)
+        warnings.warn(f"{names} have NaN on some frame and get weight 0", stacklevel=2)
         settings = {"alpha": alpha, "tolerance": tolerance, "max_passes": max_passes}
         begin = None if start is None else np.asarray(start, dtype=np.float64)[kept]
         part = outputs.subset([outputs.members[m] for m in kept])
@@ -148,6 +151,19 @@ def labelled(outputs: MemberOutputs) -> Tensor:
     return labels
 
 
+def refuse_nan(outputs: MemberOutputs, numbers: NDArray[np.floating]) -> None:
+    """Refuse numbers (M, N) with NaN.
+
+    Raises:
+        ValueError: there is NaN; the message names the members.
+    """
+    names = [name for name, missing in zip(outputs.members, np.isnan(numbers).any(axis=1), strict=True) if missing]
+    if names:
+        way_out = "leave them out, as fit_weights does with on_nan='drop'"
+        msg = f"expected numbers from every member, got NaN from {names}; {way_out}"
+        raise ValueError(msg)
+
+
 def explained_matrix(outputs: MemberOutputs) -> tuple[NDArray[np.floating], Array, NDArray[np.bool_]]:
     """The matrix that the log-loss needs, and the frames whose true class some member gives a positive probability.
 
@@ -158,7 +174,7 @@ def explained_matrix(outputs: MemberOutputs) -> tuple[NDArray[np.floating], Arra
         ValueError: no labels, no frames, NaN (the message names the member), or no such frame.
     """
     P, log_scale = _true_class_matrix(outputs)
-    _without_nan(outputs.members, np.isnan(P.sum(axis=1)), "raise")
+    refuse_nan(outputs, P)
     alive = np.isfinite(log_scale)
     if not alive.any():
         msg = f"expected a positive probability of the true class somewhere, got {len(alive)} frames of zeros"
@@ -223,18 +239,6 @@ def _fit_brier(outputs: MemberOutputs, R: Array, alpha: float) -> WeightFit:
     slope = 2.0 * (R @ w + alpha * w)
     multipliers, loss = 1.0 - (slope - w @ slope), float(w @ R @ w)
     return WeightFit(w, loss, gap, 1.0, multipliers, outputs.members, "brier", 0, outputs.fingerprint)
-
-
-def _without_nan(members: tuple[str, ...], missing: NDArray[np.bool_], on_nan: str) -> list[int]:
-    """Positions of the members without NaN; a warning or an error names the others."""
-    names = [members[m] for m in np.flatnonzero(missing)]
-    if names and (on_nan == "raise" or missing.all()):
-        way_out = "leave them out, as fit_weights does with on_nan='drop'"
-        msg = f"expected numbers from every member, got NaN from {names}; {way_out}"
-        raise ValueError(msg)
-    if names:
-        warnings.warn(f"{names} have NaN on some frame and get weight 0", stacklevel=3)
-    return np.flatnonzero(~missing).tolist()
 
 
 @dataclass(frozen=True, eq=False)

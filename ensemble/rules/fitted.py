@@ -227,13 +227,8 @@ class BayesVote(FittedRule):
 
     def __post_init__(self) -> None:
         priors = _numbers(self.log_priors, "log priors")
-        shape = (-1, len(priors), len(priors))
-        self.put(log_priors=priors, log_likelihoods=_cube(self.log_likelihoods, shape, "log likelihoods"))
-
-    @property
-    def rule(self) -> BayesVote:
-        """Itself: every fit has a `rule`."""
-        return self
+        shape = ("M", len(priors), len(priors))
+        self.put(log_priors=priors, log_likelihoods=_numbers(self.log_likelihoods, "log likelihoods", shape))
 
     def combine(self, probabilities: Tensor) -> Tensor:
         """Combine (M, N, C) into (N, C)."""
@@ -270,13 +265,8 @@ class Stacked(FittedRule):
 
     def __post_init__(self) -> None:
         intercepts = _numbers(self.intercepts, "intercepts")
-        shape = (len(intercepts), -1, len(intercepts))
-        self.put(intercepts=intercepts, coefficients=_cube(self.coefficients, shape, "coefficients"))
-
-    @property
-    def rule(self) -> Stacked:
-        """Itself: every fit has a `rule`."""
-        return self
+        shape = (len(intercepts), "M", len(intercepts))
+        self.put(intercepts=intercepts, coefficients=_numbers(self.coefficients, "coefficients", shape))
 
     def combine(self, probabilities: Tensor) -> Tensor:
         """Combine (M, N, C) into (N, C)."""
@@ -411,28 +401,26 @@ def _array(values: Any) -> np.ndarray[Any, np.dtype[np.float64]]:
     return np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values, dtype=np.float64)
 
 
-def _numbers(values: Any, what: str) -> tuple[float, ...]:
+def _numbers(values: Any, what: str, shape: tuple[int | str, ...] = ("M",)) -> Any:
+    """Nested tuples of finite numbers; a letter in the shape stands for any size but zero."""
     array = _array(values)
-    if array.ndim != 1 or array.size == 0 or not np.isfinite(array).all():
-        msg = f"expected {what} as a non-empty list of finite numbers, got {array.tolist()}"
+    fits = array.ndim == len(shape) and all(
+        size in (given, "M") for size, given in zip(shape, array.shape, strict=True)
+    )
+    if not fits or array.size == 0 or not np.isfinite(array).all():
+        came = array.tolist() if array.ndim < 2 else f"shape {array.shape}"
+        msg = f"expected finite {what} of shape {shape}, got {came}"
         raise ValueError(msg)
-    return tuple(array.tolist())
+    return _nested(array.tolist())
 
 
 def _non_negative(values: Any) -> tuple[float, ...]:
-    weights = _numbers(values, "weights")
+    weights: tuple[float, ...] = _numbers(values, "weights")
     if min(weights) < 0:
         msg = f"expected non-negative weights, got {list(weights)}"
         raise ValueError(msg)
     return weights
 
 
-def _cube(values: Any, shape: tuple[int, int, int], what: str) -> tuple[tuple[tuple[float, ...], ...], ...]:
-    """Nested tuples of finite numbers; -1 in the shape stands for M."""
-    array = _array(values)
-    fits = array.ndim == 3 and all(size in (-1, given) for size, given in zip(shape, array.shape, strict=True))
-    if not fits or 0 in array.shape or not np.isfinite(array).all():
-        wanted = tuple("M" if size == -1 else size for size in shape)
-        msg = f"expected finite {what} of shape {wanted}, got shape {array.shape}"
-        raise ValueError(msg)
-    return tuple(tuple(tuple(row) for row in table) for table in array.tolist())
+def _nested(values: Any) -> Any:
+    return tuple(map(_nested, values)) if isinstance(values, list) else values

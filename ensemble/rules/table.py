@@ -13,7 +13,7 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatchcase
-from typing import Any, ClassVar, Protocol, TypeVar, cast
+from typing import Any, ClassVar, Protocol, Self, TypeVar, cast
 
 import numpy as np
 import torch
@@ -28,8 +28,10 @@ class Rule(Protocol):
 
 
 RULES: dict[str, Callable[..., Tensor]] = {}
+FITTED_RULES: dict[str, type[FittedRule]] = {}
 
 _F = TypeVar("_F", bound=Callable[..., Tensor])
+_K = TypeVar("_K", bound="type[FittedRule]")
 
 
 def rule(function: _F) -> _F:
@@ -48,9 +50,21 @@ def rule(function: _F) -> _F:
         True
         >>> del RULES["first"]
     """
-    _refuse_taken(function)
-    RULES[function.__name__] = on_arrays(function)
-    return cast(_F, RULES[function.__name__])
+    enter(function.__name__, made := on_arrays(function), RULES, FITTED_RULES)
+    return cast(_F, made)
+
+
+def enter(name: str, made: Any, table: dict[str, Any], *others: Mapping[str, Any]) -> None:
+    """Enter something into a table; a module that is loaded again may enter its own again.
+
+    Raises:
+        ValueError: the table, or one of the others, has that name from another module.
+    """
+    known = next((names[name] for names in (table, *others) if name in names), None)
+    if known is not None and known.__module__ != made.__module__:
+        msg = f"expected a new name for a rule, got {name!r}, which {known.__module__} has already"
+        raise ValueError(msg)
+    table[name] = made
 
 
 def on_arrays(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -166,6 +180,11 @@ class FittedRule:
             raise ValueError(msg)
 
     @property
+    def rule(self) -> Self:
+        """Itself: whatever a fit returns has a `rule`."""
+        return self
+
+    @property
     def count(self) -> int | None:
         """M, where the numbers determine it."""
         for field, axis in self.axes.items():
@@ -222,11 +241,6 @@ class FittedRule:
         return {"rule": type(self).__name__} | {key: held[key] for key in held if key != "members" or held[key]}
 
 
-FITTED_RULES: dict[str, type[FittedRule]] = {}
-
-_K = TypeVar("_K", bound=type[FittedRule])
-
-
 def fitted_rule(kind: _K) -> _K:
     """Enter a class of rules with numbers into the table that `rule_from_json` reads from.
 
@@ -247,17 +261,8 @@ def fitted_rule(kind: _K) -> _K:
         Favourite(position=1, fingerprint='', members=())
         >>> del FITTED_RULES["Favourite"]
     """
-    _refuse_taken(kind)
-    FITTED_RULES[kind.__name__] = kind
+    enter(kind.__name__, kind, FITTED_RULES, RULES)
     return kind
-
-
-def _refuse_taken(made: Any) -> None:
-    """A module that is loaded again may enter its rules again; anything else needs a name of its own."""
-    known: Any = RULES.get(made.__name__) or FITTED_RULES.get(made.__name__)
-    if known is not None and known.__module__ != made.__module__:
-        msg = f"expected a new name for a rule, got {made.__name__!r}, which {known.__module__} has already"
-        raise ValueError(msg)
 
 
 def declared(rule: Rule) -> FittedRule:

@@ -8,7 +8,7 @@ the least bound of the parts that are open or were closed. The tests compare all
 from __future__ import annotations
 
 import heapq
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import count
 
@@ -57,51 +57,6 @@ class Selection:
         return WeightedMean(tuple(self.weights.tolist()), self.fingerprint, members=self.members)
 
 
-@dataclass(frozen=True)
-class _Node:
-    """A part of the search: `chosen` members are paid for, `open` ones may still join."""
-
-    chosen: Mask
-    open: Mask
-
-    @property
-    def allowed(self) -> Mask:
-        return self.chosen | self.open
-
-
-class _Problem:
-    """The frames, the costs and the limits; solves relaxations."""
-
-    def __init__(self, rows: Rows, costs: Array, budget: float, most: int, offset: float) -> None:
-        self.rows, self.costs, self.budget, self.most, self.offset = rows, costs, budget, most, offset
-        self.nodes = 0
-
-    def relaxed(self, allowed: Mask, start: Array) -> tuple[Array, float, float]:
-        """Weights over the allowed members without the limits; their loss, and a bound for all such weights."""
-        self.nodes += 1
-        view = refit(self.rows, start=start, allowed=allowed)
-        loss = view.loss + self.offset
-        return view.weights, loss, loss if np.isinf(loss) else loss - view.gap(allowed)
-
-    def fits(self, members: Mask) -> bool:
-        return bool(self.costs[members].sum() <= self.budget * (1 + 1e-12) and members.sum() <= self.most)
-
-    def narrowed(self, node: _Node) -> _Node:
-        """The part without the open members that the limits leave no room for."""
-        left = self.budget * (1 + 1e-12) - self.costs[node.chosen].sum()
-        room = int(node.chosen.sum()) < self.most
-        return _Node(node.chosen, node.open & (self.costs <= left) & room)
-
-    def rounded(self, node: _Node, weights: Array) -> Mask:
-        """A subset within the limits: members by weight, largest first, as long as they fit."""
-        taken = node.chosen.copy()
-        for m in np.argsort(-weights, kind="stable"):
-            taken[m] |= bool(weights[m] > 0)
-            if not self.fits(taken):
-                taken[m] = False
-        return taken
-
-
 def select(
     outputs: MemberOutputs,
     max_parameters: float = 20_000_000,
@@ -139,8 +94,25 @@ def select(
         Land and Doig, "An automatic method of solving discrete programming problems", Econometrica 28, 1960.
     """
     at_least_zero("tolerance", tolerance)
-    problem = _problem(outputs, max_parameters, parameters, max_members)
-    return _search(problem, outputs, tolerance=tolerance, max_nodes=max_nodes)
+    costs = np.array(_costs(outputs, parameters, needed=np.isfinite(max_parameters)), dtype=np.float64)
+    if max_members is not None and max_members < 1:
+        msg = f"expected at least one member, got max_members={max_members}"
+        raise ValueError(msg)
+    P, log_scale, alive = explained_matrix(outputs)
+    search = _Search(Rows(P), costs, float(max_parameters), max_members or len(costs), -float(log_scale[alive].mean()))
+    search.run(tolerance, max_nodes)
+    kept = np.flatnonzero(search.weights)
+    return Selection(
+        tuple(outputs.members[m] for m in kept),
+        search.weights[kept],
+        search.loss,
+        search.bound,
+        not search.loss > search.bound + tolerance,
+        search.nodes,
+        float(costs[kept].sum()),
+        outputs.fingerprint,
+        search.rows.dropped,
+    )
 
 
 def pareto_front(
@@ -179,107 +151,94 @@ def pareto_front(
     return front
 
 
-def _search(problem: _Problem, outputs: MemberOutputs, *, tolerance: float, max_nodes: int) -> Selection:
-    root = _root(problem)
-    tree = _Tree(problem, root)
-    while tree.promises(tolerance) and problem.nodes < max_nodes:
-        tree.look()
-    if np.isinf(tree.loss):  # every subset gives some frame zero: return the members that cost least
-        cheap = problem.rounded(root, root.open / np.maximum(problem.costs, 1e-300))
-        tree.weights = cheap / cheap.sum()
-    kept = np.flatnonzero(tree.weights)
-    return Selection(
-        tuple(outputs.members[m] for m in kept),
-        tree.weights[kept],
-        tree.loss,
-        tree.bound,
-        not tree.loss > tree.bound + tolerance,
-        problem.nodes,
-        float(problem.costs[kept].sum()),
-        outputs.fingerprint,
-        problem.rows.dropped,
-    )
+class _Search:
+    """The frames, the costs and the limits; the open parts of the search, least bound first; the best subset so far.
 
+    A part is a pair of masks (M,): `chosen` members are paid for, `open` ones may still join.
+    """
 
-def _root(problem: _Problem) -> _Node:
-    """All members, of equal ones only the cheapest, then the first."""
-    M = problem.rows.members
-    distinct = first_equal(problem.rows.values, np.argsort(problem.costs, kind="stable")) == np.arange(M)
-    root = problem.narrowed(_Node(np.zeros(M, dtype=bool), distinct))
-    if not root.open.any():
-        least = problem.costs.min()
-        msg = f"expected a member within {problem.budget:g}, got costs of {least:g} and more; raise the limit"
-        raise ValueError(msg)
-    return root
-
-
-class _Tree:
-    """The open parts of the search, least bound first, and the best subset within the limits so far."""
-
-    def __init__(self, problem: _Problem, root: _Node) -> None:
-        self.problem = problem
-        self.weights, self.loss = np.zeros(problem.rows.members), np.inf
+    def __init__(self, rows: Rows, costs: Array, budget: float, most: int, offset: float) -> None:
+        self.rows, self.costs, self.budget, self.most, self.offset = rows, costs, budget, most, offset
+        self.weights, self.loss, self.nodes = np.zeros(rows.members), np.inf, 0
         self.closed = np.inf  # the least bound of the closed parts
         self.tried: set[bytes] = set()
-        self.queue: list[tuple[float, int, _Node, Array]] = []
+        self.queue: list[tuple[float, int, Mask, Mask, Array]] = []
         self.pushed = count()  # of parts with equal bounds the first comes first
-        self._open([root], np.ones(problem.rows.members) / problem.rows.members, -np.inf)
 
     @property
     def bound(self) -> float:
         """No subset has a loss below this."""
         return min([self.closed, self.loss, *(entry[0] for entry in self.queue)])
 
-    def promises(self, tolerance: float) -> bool:
-        """Whether an open part may hold a better subset."""
-        return bool(self.queue) and self.queue[0][0] < self.loss - tolerance
+    def run(self, tolerance: float, max_nodes: int) -> None:
+        """Search until no open part may hold a better subset, or the nodes are used up.
 
-    def look(self) -> None:
+        Of equal members only the cheapest takes part, then the first.
+        """
+        M = self.rows.members
+        distinct = first_equal(self.rows.values, np.argsort(self.costs, kind="stable")) == np.arange(M)
+        nothing = np.zeros(M, dtype=bool)
+        root = self._narrowed(nothing, distinct)
+        if not root.any():
+            least = self.costs.min()
+            msg = f"expected a member within {self.budget:g}, got costs of {least:g} and more; raise the limit"
+            raise ValueError(msg)
+        self._push(nothing, root, np.ones(M) / M, -np.inf)
+        while self.queue and self.queue[0][0] < self.loss - tolerance and self.nodes < max_nodes:
+            self._step()
+        if np.isinf(self.loss):  # every subset gives some frame zero: return the members that cost least
+            cheap = self._rounded(nothing, root / np.maximum(self.costs, 1e-300))
+            self.weights = cheap / cheap.sum()
+
+    def _step(self) -> None:
         """Close the most promising part, or split it and try the subset that its weights suggest."""
-        bound, _, node, weights = heapq.heappop(self.queue)
-        if self.problem.fits(node.chosen | (weights > 0)):
+        bound, _, chosen, open_, weights = heapq.heappop(self.queue)
+        if self._fits(chosen | (weights > 0)):
             self.closed = min(self.closed, bound)
             return
-        subset = self.problem.rounded(node, weights)
+        subset = self._rounded(chosen, weights)
         if subset.tobytes() not in self.tried:
             self.tried.add(subset.tobytes())
-            found, loss, _ = self.problem.relaxed(subset, weights)
-            self._improve(found, loss)
-        self._open(_split(self.problem, node, weights), weights, bound)
+            self._relaxed(subset, weights)
+        share = weights * np.maximum(self.costs, 1e-12 * self.costs.max() + 1e-300)
+        m = int(np.where(open_ & (weights > 0), share, -1.0).argmax())
+        without, with_m = open_.copy(), chosen.copy()
+        without[m], with_m[m] = False, True
+        parts = [(taken, self._narrowed(taken, without)) for taken in (chosen, with_m)]
+        for taken, left in parts:
+            if (taken | left).any() and self._fits(taken):
+                self._push(taken, left, weights, bound)
 
-    def _open(self, nodes: Sequence[_Node], start: Array, least: float) -> None:
-        for node in nodes:
-            weights, loss, bound = self.problem.relaxed(node.allowed, start)
-            if self.problem.fits(weights > 0):
-                self._improve(weights, loss)
-            heapq.heappush(self.queue, (max(bound, least), next(self.pushed), node, weights))
+    def _push(self, chosen: Mask, open_: Mask, start: Array, least: float) -> None:
+        weights, bound = self._relaxed(chosen | open_, start)
+        heapq.heappush(self.queue, (max(bound, least), next(self.pushed), chosen, open_, weights))
 
-    def _improve(self, weights: Array, loss: float) -> None:
-        if loss < self.loss:
-            self.weights, self.loss = weights, loss
+    def _relaxed(self, allowed: Mask, start: Array) -> tuple[Array, float]:
+        """Weights over the allowed members without the limits, and a bound for the loss of all such weights."""
+        self.nodes += 1
+        view = refit(self.rows, start=start, allowed=allowed)
+        loss = view.loss + self.offset
+        if loss < self.loss and self._fits(view.weights > 0):
+            self.weights, self.loss = view.weights, loss
+        return view.weights, loss if np.isinf(loss) else loss - view.gap(allowed)
 
+    def _fits(self, members: Mask) -> bool:
+        return bool(self.costs[members].sum() <= self.budget * (1 + 1e-12) and members.sum() <= self.most)
 
-def _split(problem: _Problem, node: _Node, weights: Array) -> list[_Node]:
-    """The parts without and with the open member whose weight times cost is largest."""
-    support = node.open & (weights > 0)
-    share = np.where(support, weights * np.maximum(problem.costs, 1e-12 * problem.costs.max() + 1e-300), -1.0)
-    m = int(share.argmax())
-    without, chosen = node.open.copy(), node.chosen.copy()
-    without[m] = False
-    chosen[m] = True
-    children = [problem.narrowed(_Node(node.chosen, without)), problem.narrowed(_Node(chosen, without))]
-    return [child for child in children if child.allowed.any() and problem.fits(child.chosen)]
+    def _narrowed(self, chosen: Mask, open_: Mask) -> Mask:
+        """The open members that the limits leave room for."""
+        left = self.budget * (1 + 1e-12) - self.costs[chosen].sum()
+        narrowed: Mask = open_ & (self.costs <= left) & (int(chosen.sum()) < self.most)
+        return narrowed
 
-
-def _problem(
-    outputs: MemberOutputs, budget: float, parameters: Mapping[str, float] | None, most: int | None
-) -> _Problem:
-    costs = np.array(_costs(outputs, parameters, needed=np.isfinite(budget)), dtype=np.float64)
-    if most is not None and most < 1:
-        msg = f"expected at least one member, got max_members={most}"
-        raise ValueError(msg)
-    P, log_scale, alive = explained_matrix(outputs)
-    return _Problem(Rows(P), costs, float(budget), most or len(costs), -float(log_scale[alive].mean()))
+    def _rounded(self, chosen: Mask, weights: Array) -> Mask:
+        """A subset within the limits: the chosen members, then others by weight as long as they fit."""
+        taken = chosen.copy()
+        for m in np.argsort(-weights, kind="stable"):
+            taken[m] |= bool(weights[m] > 0)
+            if not self._fits(taken):
+                taken[m] = False
+        return taken
 
 
 def _costs(outputs: MemberOutputs, parameters: Mapping[str, float] | None, *, needed: bool = True) -> list[float]:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ensemble.fit._solver import fit_simplex_weights, refit
 from ensemble.fit._solver.rows import Rows
+from ensemble.fit.weights import labelled, refuse_nan
 from ensemble.outputs import LEAST, MemberOutputs
 
 Array = NDArray[np.float64]
@@ -78,14 +79,9 @@ class _Game:
     """Log-loss of the pool of any subset, given as a bit mask; each is computed once."""
 
     def __init__(self, outputs: MemberOutputs, pool: Pool) -> None:
-        if outputs.shape[1] == 0:
-            msg = "expected frames to judge contributions on, got none"
-            raise ValueError(msg)
+        labelled(outputs)
         self.P = np.maximum(outputs.true_class().numpy(), LEAST)  # NaN stays NaN
-        if np.isnan(self.P).any():
-            names = [outputs.members[m] for m in np.flatnonzero(np.isnan(self.P).any(axis=1))]
-            msg = f"expected numbers from every member, got NaN from {names}; leave them out"
-            raise ValueError(msg)
+        refuse_nan(outputs, self.P)
         self.known = {0: float(np.log(len(outputs.classes)))}
         self.start: Array | None = None
         if pool == "weighted":

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ensemble.fit.weights import labelled
+from ensemble.fit.weights import labelled, refuse_nan
 from ensemble.outputs import MemberOutputs
 from ensemble.rules.fitted import WeightedMean
 
@@ -118,10 +118,7 @@ class _State:
         labels = labelled(outputs)
         self.table = _Table(outputs.log_probabilities)
         self.truth, margins = self.table.margins(labels)
-        if np.isnan(margins).any():
-            names = [outputs.members[m] for m in np.flatnonzero(np.isnan(margins).any(axis=1))]
-            msg = f"expected numbers from every member, got NaN from {names}; leave them out"
-            raise ValueError(msg)
+        refuse_nan(outputs, margins)
         _, N, C = outputs.shape
         self.true_sum = np.zeros(N)
         self.slack = _SLACK + _ROUNDED * rounds
