@@ -111,16 +111,10 @@ crowd_measure = _entering(CROWD_MEASURES, crowd_histogram)
 """For a function from a `crowd_histogram` to a number; the measure also takes (M, N) bool."""
 
 
-def _ratio(above: Floats, below: Floats) -> Floats:
-    """The quotient; NaN where the denominator is zero."""
-    quotient: Floats = np.divide(above, below, out=np.full(np.shape(above), np.nan), where=below != 0)
-    return quotient
-
-
 @pair_measure
 def disagreement(joint: Joint) -> Floats:
     """Fraction of the frames where exactly one of the two is right (Skalak, 1996)."""
-    return _ratio(joint.only_first + joint.only_first.T, np.full_like(joint.both, joint.frames))
+    return (joint.only_first + joint.only_first.T) / np.float64(joint.frames)
 
 
 @pair_measure
@@ -130,7 +124,7 @@ def q_statistic(joint: Joint) -> Floats:
     NaN where both products of counts are zero, for instance beside a member that is never wrong.
     """
     same, crossed = joint.both * joint.neither, joint.only_first * joint.only_first.T
-    return _ratio(same - crossed, same + crossed)
+    return (same - crossed) / (same + crossed)
 
 
 @pair_measure
@@ -138,13 +132,13 @@ def correlation(joint: Joint) -> Floats:
     """Correlation of being right; NaN beside a member that is always or never right."""
     same, crossed = joint.both * joint.neither, joint.only_first * joint.only_first.T
     spread = joint.right * (joint.frames - joint.right)  # (M,)
-    return _ratio(same - crossed, np.sqrt(np.outer(spread, spread)))
+    return (same - crossed) / np.sqrt(np.outer(spread, spread))
 
 
 @pair_measure
 def double_fault(joint: Joint) -> Floats:
     """Fraction of the frames where both are wrong (Giacinto and Roli, 2001)."""
-    return _ratio(joint.neither, np.full_like(joint.both, joint.frames))
+    return joint.neither / np.float64(joint.frames)
 
 
 @pair_measure
@@ -152,13 +146,13 @@ def kappa(joint: Joint) -> Floats:
     """Cohen's kappa of being right: agreement beyond chance; NaN where agreement by chance is certain."""
     same, crossed = joint.both * joint.neither, joint.only_first * joint.only_first.T
     right, wrong = joint.right, joint.frames - joint.right
-    return _ratio(2 * (same - crossed), np.outer(right, wrong) + np.outer(wrong, right))
+    return 2 * (same - crossed) / (np.outer(right, wrong) + np.outer(wrong, right))
 
 
 @pair_measure
 def ratio_errors(joint: Joint) -> Floats:
     """Frames where exactly one is wrong, per frame where both are; NaN if both never are (Aksela, 2003)."""
-    return _ratio(joint.only_first + joint.only_first.T, joint.neither)
+    return (joint.only_first + joint.only_first.T) / np.where(joint.neither, joint.neither, np.nan)
 
 
 @crowd_measure
