@@ -101,5 +101,5 @@ def test_a_folder_of_the_version_before_is_resumed(frames: FrameSet, tmp_path: P
         rewritten(folder / "members-000", QUICK.to_dict(), [seeds, seeds if own_order else [0], rates, decays])
         again = ensemble.cotrain(SPEC, QUICK, frames, frames, directory=folder, **some)
         assert [one.digest for one in again] == [one.digest for one in before]
-        with pytest.raises(ValueError, match=r"it differs in recipes \(weight_decay: 0\.1 there, 0\.2 now\)"):
+        with pytest.raises(ValueError, match=r"another run \(weight_decay: 0\.1 there, 0\.2 now\)"):
             ensemble.cotrain(SPEC, QUICK, frames, frames, directory=folder, **some | {"weight_decays": [0.0, 0.2]})

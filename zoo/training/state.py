@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,25 +94,16 @@ class RunFolder:
         mine = json.loads(json.dumps(self.identity))
         if other == mine:
             return
-        differing = [key for key in mine if mine[key] != other.get(key)]
-        details = [line for key in differing for line in _differences(key, other.get(key), mine[key])]
-        msg = (
-            f"{self.path} holds another run: it differs in {', '.join(differing)} "
-            f"({'; '.join(details) or 'other frames'}); choose another directory"
-        )
+        pairs = [(other["spec"], mine["spec"]), *zip(other["recipes"], mine["recipes"], strict=False)]
+        details = [
+            f"{name}: {old.get(name)!r} there, {value!r} now"
+            for old, new in pairs
+            for name, value in new.items()
+            if value != old.get(name)
+        ]
+        reason = "; ".join(details) or "other frames or another number of members"
+        msg = f"{self.path} holds another run ({reason}); choose another directory"
         raise ValueError(msg)
-
-
-def _differences(name: str, there: Any, here: Any) -> Iterator[str]:
-    """One line for each value in which two descriptions differ; digests of frames say nothing to a reader."""
-    if isinstance(there, dict) and isinstance(here, dict):
-        for key, value in here.items():
-            yield from _differences(key, there.get(key), value)
-    elif isinstance(there, list) and isinstance(here, list) and len(there) == len(here):
-        for old, new in zip(there, here, strict=True):
-            yield from _differences(name, old, new)
-    elif there != here and name not in ("train", "valid"):
-        yield f"{name}: {there!r} there, {here!r} now"
 
 
 def _current(identity: Mapping[str, Any]) -> Mapping[str, Any]:

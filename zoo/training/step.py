@@ -86,10 +86,9 @@ def check_recipes(recipes: Sequence[Recipe]) -> None:
         if differing:
             msg = f"members trained together may differ in {', '.join(_OWN)}, not in {', '.join(differing)}"
             raise ValueError(msg)
-    own_rates = any(one.learning_rate != first.learning_rate for one in recipes)
-    own_decays = any(one.weight_decay != first.weight_decay for one in recipes)
-    own_factors = len(recipes) > 1 and SCHEDULES[first.schedule].reactive
-    if (own_rates or own_decays or own_factors) and not OPTIMISERS[first.optimiser].proportional:
+    own_rates = len({(one.learning_rate, one.weight_decay) for one in recipes}) > 1
+    own_rates |= len(recipes) > 1 and SCHEDULES[first.schedule].reactive
+    if own_rates and not OPTIMISERS[first.optimiser].proportional:
         msg = (
             f"{first.optimiser} requires that members trained together share one learning rate: they can have no "
             f"rates or decays of their own, nor a schedule that reacts to results (here {first.schedule!r})"
