@@ -162,7 +162,7 @@ def test_counts_stay_whole_over_many_blocks() -> None:
     right = right_and_wrong(3, 200_001)
     joint = Joint.of(right)
     np.testing.assert_array_equal(joint.both, [[(a & b).sum() for b in right] for a in right])
-    np.testing.assert_array_equal(joint.both + joint.only_first + joint.only_first.T + joint.neither, 200_001)
+    np.testing.assert_array_equal(joint.both + joint.only_first + joint.only_second + joint.neither, 200_001)
 
 
 def test_undefined_pair_figures_are_nan_not_errors() -> None:

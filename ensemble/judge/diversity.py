@@ -63,9 +63,14 @@ class Joint:
         return self.right[:, None] - self.both
 
     @property
+    def only_second(self) -> Floats:
+        """(M, M) frames where the column's member is right and the row's is wrong."""
+        return self.only_first.T
+
+    @property
     def neither(self) -> Floats:
         """(M, M) frames where both are wrong."""
-        return self.frames - self.both - self.only_first - self.only_first.T
+        return self.frames - self.both - self.only_first - self.only_second
 
 
 def crowd_histogram(given: ArrayLike) -> Floats:
@@ -114,7 +119,7 @@ crowd_measure = _entering(CROWD_MEASURES, crowd_histogram)
 @pair_measure
 def disagreement(joint: Joint) -> Floats:
     """Fraction of the frames where exactly one of the two is right (Skalak, 1996)."""
-    return (joint.only_first + joint.only_first.T) / np.float64(joint.frames)
+    return (joint.only_first + joint.only_second) / np.float64(joint.frames)
 
 
 @pair_measure
@@ -123,14 +128,14 @@ def q_statistic(joint: Joint) -> Floats:
 
     NaN where both products of counts are zero, for instance beside a member that is never wrong.
     """
-    same, crossed = joint.both * joint.neither, joint.only_first * joint.only_first.T
+    same, crossed = joint.both * joint.neither, joint.only_first * joint.only_second
     return (same - crossed) / (same + crossed)
 
 
 @pair_measure
 def correlation(joint: Joint) -> Floats:
     """Correlation of being right; NaN beside a member that is always or never right."""
-    same, crossed = joint.both * joint.neither, joint.only_first * joint.only_first.T
+    same, crossed = joint.both * joint.neither, joint.only_first * joint.only_second
     spread = joint.right * (joint.frames - joint.right)  # (M,)
     return (same - crossed) / np.sqrt(np.outer(spread, spread))
 
@@ -144,7 +149,7 @@ def double_fault(joint: Joint) -> Floats:
 @pair_measure
 def kappa(joint: Joint) -> Floats:
     """Cohen's kappa of being right: agreement beyond chance; NaN where agreement by chance is certain."""
-    same, crossed = joint.both * joint.neither, joint.only_first * joint.only_first.T
+    same, crossed = joint.both * joint.neither, joint.only_first * joint.only_second
     right, wrong = joint.right, joint.frames - joint.right
     return 2 * (same - crossed) / (np.outer(right, wrong) + np.outer(wrong, right))
 
@@ -152,7 +157,7 @@ def kappa(joint: Joint) -> Floats:
 @pair_measure
 def ratio_errors(joint: Joint) -> Floats:
     """Frames where exactly one is wrong, per frame where both are; NaN if both never are (Aksela, 2003)."""
-    return (joint.only_first + joint.only_first.T) / np.where(joint.neither, joint.neither, np.nan)
+    return (joint.only_first + joint.only_second) / np.where(joint.neither, joint.neither, np.nan)
 
 
 @crowd_measure
