@@ -27,9 +27,9 @@ from .run.collecting import collect as collect
 from .run.combined import Ensemble as Ensemble
 from .run.combined import load_ensemble as load_ensemble
 from .run.cotraining import cotrain as cotrain
-from .run.loading import from_modules as from_modules
-from .run.loading import load as load
 from .run.members import Members as Members
+from .run.members import from_modules as from_modules
+from .run.members import load as load
 from .run.stack import Stack as Stack
 from .selection import Selection as Selection
 from .selection import greedy as greedy

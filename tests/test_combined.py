@@ -72,7 +72,7 @@ def test_it_is_a_classifier_of_scikit_learn(estimator: ensemble.Ensemble, check:
 
 
 def test_inputs_are_checked_as_scikit_learn_checks_them() -> None:
-    """Another length, NaN, one row without its axis."""
+    """Another length, NaN, one row without its axis; arrays of more axes are the models' own business."""
     final = linear()
     assert final.n_features_in_ == 2
     with pytest.raises(ValueError, match="X has 3 features, but Ensemble is expecting 2 features as input"):
@@ -84,6 +84,9 @@ def test_inputs_are_checked_as_scikit_learn_checks_them() -> None:
     with pytest.raises(ValueError, match="Reshape your data"):
         final.predict(np.zeros(2))
     assert not hasattr(any_length(), "n_features_in_")
+    images = {name: nn.Sequential(nn.Flatten(), nn.Linear(6, 2)) for name in "ab"}
+    members = ensemble.from_modules(images, classes=["no", "yes"])
+    assert ensemble.Ensemble(members, ensemble.mean).predict(np.zeros((4, 3, 2))).shape == (4,)
 
 
 def test_fitting_changes_nothing() -> None:

@@ -4,9 +4,9 @@ from .combined import Ensemble as Ensemble
 from .combined import load_ensemble as load_ensemble
 from .cotraining import cotrain as cotrain
 from .cotraining import train_alike as train_alike
-from .loading import from_modules as from_modules
-from .loading import load as load
-from .loading import versions as versions
 from .members import Member as Member
 from .members import Members as Members
+from .members import from_modules as from_modules
+from .members import load as load
+from .members import versions as versions
 from .stack import Stack as Stack

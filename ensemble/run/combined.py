@@ -10,15 +10,14 @@ import torch
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import column_or_1d, validate_data
+from sklearn.utils.validation import check_array, column_or_1d, validate_data
 from torch import Tensor
 
 import zoo
 from ensemble.rules.fitted import rule_for
 from ensemble.rules.table import FittedRule, Rule, rule_from_json
 from ensemble.run.collecting import predictions
-from ensemble.run.loading import load
-from ensemble.run.members import Members
+from ensemble.run.members import Members, load
 
 Inputs = zoo.FrameSet | Tensor | NDArray[Any]
 Labels = Sequence[Any] | NDArray[Any] | Tensor
@@ -164,7 +163,9 @@ class Ensemble(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
         """Frames and tensors as they are; any other array checked as scikit-learn does, with at least so many rows."""
         if isinstance(x, zoo.FrameSet | Tensor):
             return x
-        array = validate_data(self, x, reset=False, dtype="numeric", allow_nd=True, ensure_min_samples=least)
+        wanted = {"dtype": "numeric", "allow_nd": True, "ensure_min_samples": least}
+        flat = np.ndim(x) <= 2  # else its second axis is not that of features
+        array = validate_data(self, x, reset=False, **wanted) if flat else check_array(x, **wanted)
         inputs = torch.from_numpy(np.require(array, requirements=["C", "W"]))
         return inputs if inputs.is_floating_point() or self.members.inputs is None else inputs.float()
 

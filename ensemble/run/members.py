@@ -1,10 +1,11 @@
-"""`Members`: a set of models that runs as one."""
+"""`Members`: a set of models that runs as one, from a registry or from modules that exist already."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import chain
@@ -100,7 +101,13 @@ class Members:
         stacks: Iterable[tuple[Stack, list[int]]] | None = None,
     ) -> None:
         self._members = tuple(members)
-        _check_names(self._members)
+        if not self._members:
+            msg = "expected at least one member, got none"
+            raise ValueError(msg)
+        twice = sorted(name for name, count in Counter(self.names).items() if count > 1)
+        if twice:
+            msg = f"expected distinct names of members, got {twice} more than once"
+            raise ValueError(msg)
         for what, value, known in (("precision", precision, PRECISIONS), ("plan", plan, PLANS)):
             if value not in known:
                 msg = f"expected {what} {' or '.join(map(repr, known))}, got {value!r}"
@@ -204,7 +211,7 @@ class Members:
         """
         for group, places in self._groups:
             spec = self._members[places[0]].spec
-            if spec is not None and widest is not None and prepared(spec) != prepared(widest):
+            if spec is not None and widest is not None and _preparation(spec) != _preparation(widest):
                 continue
             cut = 0 if spec is None or widest is None else widest.context - spec.context
             group.run(batch.middle(cut, spec.features if spec else 0), self._writer(places, out))
@@ -222,11 +229,8 @@ class Members:
     @cached_property
     def widest_by_input(self) -> list[zoo.Spec]:
         """For every way of preparing frames, the spec with the largest context."""
-        widest: dict[tuple[int, str, str], zoo.Spec] = {}
-        for spec in [member.spec for member in self if member.spec is not None]:
-            known = widest.setdefault(prepared(spec), spec)
-            widest[prepared(spec)] = max(known, spec, key=lambda spec: spec.context)
-        return list(widest.values())
+        specs = sorted((member.spec for member in self if member.spec), key=lambda spec: spec.context)
+        return list({_preparation(spec): spec for spec in specs}.values())
 
     def _writer(self, places: list[int], out: Tensor) -> Callable[[slice, slice, Tensor], None]:
         whole = places == list(range(places[0], places[0] + len(places)))
@@ -246,7 +250,7 @@ class Members:
     def _check_inputs(self, x: Tensor) -> None:
         if self.widest is None:
             return
-        other = next((m for m in self if m.spec is None or prepared(m.spec) != prepared(self.widest)), None)
+        other = next((m for m in self if m.spec is None or _preparation(m.spec) != _preparation(self.widest)), None)
         if other is not None:
             wide = next(member for member in self if member.spec == self.widest)
             msg = (
@@ -290,7 +294,7 @@ class Members:
         )
 
 
-def prepared(spec: zoo.Spec) -> tuple[int, str, str]:
+def _preparation(spec: zoo.Spec) -> tuple[int, str, str]:
     """What decides how frames are prepared, except the context: a smaller one is the middle of a larger one."""
     return spec.features, spec.normalisation, spec.padding
 
@@ -302,12 +306,10 @@ def _alike(members: Sequence[Member]) -> list[list[int]]:
     for place, member in enumerate(members):
         if member.spec is not None:
             by_spec.setdefault(member.spec, []).append(place)
-            continue
-        home = next((kind for kind in kinds if not unlike(member.module, members[kind[0]].module)), None)
-        if home is None:
-            kinds.append([place])
-        else:
+        elif home := next((kind for kind in kinds if not unlike(member.module, members[kind[0]].module)), None):
             home.append(place)
+        else:
+            kinds.append([place])
     return sorted([*by_spec.values(), *kinds])
 
 
@@ -325,12 +327,118 @@ def _order(member: Member, first: Member) -> Tensor | None:
     return torch.tensor([member.classes.index(name) for name in first.classes])
 
 
-def _check_names(members: Sequence[Member]) -> None:
-    names = [member.name for member in members]
+def from_modules(
+    modules: Mapping[str, nn.Module],
+    *,
+    classes: Sequence[str] | Mapping[str, Sequence[str]],
+    specs: Mapping[str, zoo.Spec] | None = None,
+    device: torch.device | str = "cpu",
+    precision: str = "float32",
+    plan: str = "auto",
+) -> Members:
+    """Members from your own models: any modules (B, ...) -> (B, C) logits.
+
+    Args:
+        modules: name -> module; put in evaluation mode and moved to `device`.
+        classes: names of the C outputs; or model -> names of its own outputs, where the orders differ.
+        specs: name -> spec, for models that are to run over a `FrameSet`.
+        device: where they run.
+        precision: see `Members`.
+        plan: see `Members`.
+
+    Raises:
+        ValueError: as in `Members`, or a model has no class names.
+
+    Example:
+        >>> members = from_modules({"a": nn.Linear(3, 2), "b": nn.Linear(3, 2)}, classes=["no", "yes"])
+        >>> members.log_probabilities(torch.zeros(5, 3)).shape
+        torch.Size([2, 5, 2])
+    """
+    named = classes if isinstance(classes, Mapping) else dict.fromkeys(modules, classes)
+    nameless = sorted(set(modules) - set(named))
+    if nameless:
+        msg = f"expected names of classes for every model, got none for {nameless}"
+        raise ValueError(msg)
+    members = [
+        Member(
+            name,
+            tuple(named[name]),
+            partial(_itself, module),
+            About(sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)),
+            (specs or {}).get(name),
+        )
+        for name, module in modules.items()
+    ]
+    return Members(members, device=device, precision=precision, plan=plan)
+
+
+def _itself(module: nn.Module) -> nn.Module:
+    return module  # a lambda could not be sent to another process
+
+
+def load(
+    registry: zoo.Registry,
+    references: str | Iterable[str | zoo.Entry],
+    *,
+    device: torch.device | str = "cpu",
+    precision: str = "float32",
+    plan: str = "auto",
+) -> Members:
+    """Members from a registry; each blob is read and hashed once, straight into its place in a stack.
+
+    Args:
+        registry: where the models are.
+        references: names, `name@version`, ids, aliases, shell wildcards, entries; each model is taken once, in this
+            order. The registry's file is read once, and not at all where all are entries.
+        device: where they run.
+        precision: see `Members`.
+        plan: see `Members`.
+
+    Returns:
+        Members named as in the registry; with their version where two versions of one name take part.
+
+    Raises:
+        ValueError: a wildcard matches nothing, a name is unknown, a blob is not what was registered.
+    """
+    where, named = _names.usable_device(device), versions(registry, references)
+    kinds: dict[zoo.Spec, list[str]] = {}
+    for name, entry in named.items():
+        kinds.setdefault(entry.spec, []).append(name)
+    members, stacks = {}, []
+    for spec, names in kinds.items():
+        state = registry.stacked([named[name] for name in names])
+        template = zoo.build(spec, device="meta").eval()
+        stack = Stack.from_state(template, {key: tensor.to(where) for key, tensor in state.items()}, names)
+        stacks.append((stack, [list(named).index(name) for name in names]))
+        for row, name in enumerate(names):
+            entry = named[name]
+            about = About(entry.parameters, entry.trained_on, f"{entry.name}@{entry.id}")
+            members[name] = Member(name, entry.classes, partial(stack.member, row), about, spec, entry.sha256)
+    ordered = [members[name] for name in named]
+    return Members(ordered, device=where, precision=precision, plan=plan, stacks=stacks)
+
+
+def versions(
+    registry: zoo.Registry | zoo.registry.Snapshot, references: str | Iterable[str | zoo.Entry]
+) -> dict[str, zoo.Entry]:
+    """The versions that `load` would load, by the names that it gives the members; no blob is read.
+
+    Raises:
+        ValueError: a wildcard matches nothing, or a name is unknown.
+    """
+    wanted = [references] if isinstance(references, str) else list(references)
+    if isinstance(registry, zoo.Registry) and any(isinstance(reference, str) for reference in wanted):
+        registry = registry.snapshot()
+    entries = {entry.id: entry for reference in wanted for entry in _matching(registry, reference)}.values()
+    bare = Counter(entry.name for entry in entries)
+    return {entry.name if bare[entry.name] == 1 else entry.reference: entry for entry in entries}
+
+
+def _matching(registry: zoo.Registry | zoo.registry.Snapshot, reference: str | zoo.Entry) -> list[zoo.Entry]:
+    if not isinstance(reference, str):
+        return [reference]
+    names = registry.list(reference) if set(reference) & set("*?[") else [reference]
     if not names:
-        msg = "expected at least one member, got none"
+        msg = f"expected models that match {reference!r}, got none; the registry has {registry.list()}"
         raise ValueError(msg)
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        msg = f"expected distinct names of members, got {twice} more than once"
-        raise ValueError(msg)
+    return [registry.get(name) for name in names]

@@ -73,10 +73,6 @@ class Batch:
         rows = None if self.rows is None else self.rows[cut : len(self.rows) - cut]
         return Batch(self.count, lambda: self.windows[:, edge : self.windows.shape[1] - edge], rows, self.firsts)
 
-    def typed(self, dtype: torch.dtype) -> Batch:
-        """The same with inputs of the type of a model's weights; integers stay integers."""
-        return Batch(self.count, lambda: self.windows.to(dtype) if self.windows.is_floating_point() else self.windows)
-
     def head(self, count: int) -> Batch:
         """The first `count` frames; no copy."""
         if count >= self.count or self.rows is None or self.firsts is None:

@@ -56,9 +56,8 @@ def loop(modules: Sequence[nn.Module], dtype: torch.dtype) -> Runner:
     """The modules one by one, as everybody writes it, in the type of their weights."""
 
     def run(batch: Batch, tile: int) -> Iterator[Piece]:
-        batch = batch.typed(dtype)
         for frames in _tiles(batch.count, tile):
-            x = batch.windows[frames]
+            x = _typed(batch.windows[frames], dtype)
             for index, module in enumerate(modules):
                 yield slice(index, index + 1), frames, module(x).unsqueeze(0)
 
@@ -67,7 +66,7 @@ def loop(modules: Sequence[nn.Module], dtype: torch.dtype) -> Runner:
 
 def stacked(stack: Stack, dtype: torch.dtype) -> Runner:
     """All members at once by vmap, in the type of their weights."""
-    return lambda batch, tile: _windowed(stack, batch.typed(dtype), tile)
+    return lambda batch, tile: _windowed(lambda x: stack(_typed(x, dtype)), batch, tile)
 
 
 def folded(dense: Dense, dtype: torch.dtype) -> Runner:
@@ -139,6 +138,11 @@ def _windowed(step: Callable[[Tensor], Tensor], batch: Batch, tile: int) -> Iter
     for frames in _tiles(batch.count, tile):
         logits = step(batch.windows[frames])
         yield slice(0, len(logits)), frames, logits
+
+
+def _typed(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Inputs in the type of a model's weights; integers stay integers."""
+    return x.to(dtype) if x.is_floating_point() else x
 
 
 def _tiles(count: int, tile: int) -> Iterator[slice]:
