@@ -219,14 +219,17 @@ def test_other_frames_are_refused_by_collect(tmp_path: Path, frames: zoo.FrameSe
 
 
 def test_damage_is_refused(tmp_path: Path) -> None:
-    """Cut-off data, and a description that is not JSON or lacks a field."""
+    """Cut-off data, and a description that is not JSON, lacks a field, or has a number out of range or a row twice."""
     store = filled(tmp_path, "x", "y")
     data, description = tmp_path / "outputs.bin", tmp_path / "outputs.json"
     data.write_bytes(data.read_bytes()[:-1])
     with pytest.raises(StoreError, match=r"expected 8,192 bytes in .*outputs.bin, got 8,191; remove"):
         Store(tmp_path, contents())
     filled(tmp_path / "second", "x")
-    for text in ("{", '{"contents": {}}', "[]"):
+    whole = json.loads(description.read_text())
+    wrong = [whole | {"shard": 0}, whole | {"members": whole["members"][:1] * 2}]
+    wrong.append(whole | {"contents": whole["contents"] | {"frames": -1}})
+    for text in ("{", '{"contents": {}}', "[]", *map(json.dumps, wrong)):
         description.write_text(text)
         with pytest.raises(StoreError, match=r"outputs.json is damaged .* remove"):
             Store(tmp_path, contents())

@@ -22,7 +22,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import msgspec
 import numpy as np
@@ -66,7 +66,7 @@ class Contents:
     """
 
     fingerprint: str
-    frames: int
+    frames: Annotated[int, msgspec.Meta(ge=0)]
     classes: tuple[str, ...]
     precision: str
     dtype: str
@@ -100,7 +100,7 @@ class _Description(msgspec.Struct):
 
     format: int
     contents: Contents
-    shard: int
+    shard: Annotated[int, msgspec.Meta(ge=1)]
     members: list[_Row]
     collected: _Collected | None = None
 
@@ -266,9 +266,11 @@ class Store:
             raise StoreError(f"{self.folder} {difference}; use another folder")
         self.shard, self._collected = found.shard, found.collected
         self._done = {row.digest: row.shards for row in found.members}
+        if len(self._done) < len(found.members):
+            raise StoreError(f"{self.folder / _DESCRIPTION} is damaged (a digest twice); remove {self.folder}")
+        expected = len(self._done) * self._row
         size = self._data.stat().st_size if self._data.exists() else 0
-        if self.shard < 1 or size < len(self._done) * self._row:
-            expected = len(self._done) * self._row
+        if size < expected:
             raise StoreError(f"expected {expected:,} bytes in {self._data}, got {size:,}; remove {self.folder}")
 
     def _save(self) -> None:
