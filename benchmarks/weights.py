@@ -1,9 +1,9 @@
-"""Fitted weights and selection beside what others do: `python -m benchmarks.weights [--quick]`.
+"""Fitted weights and selection compared with other methods: `python -m benchmarks.weights [--quick]`.
 
-Everything runs in one process on one BLAS thread, ours and the peer in turn; medians of CPU seconds. Peers get P in
-float64, as float32 gradients stall above the wanted gap; ours gets the float32 that members write.
-The members are synthetic: frames of shared difficulty, members of different sharpness and different classes they
-are good at, an exact duplicate, a useless one, one that is perfect but on rare frames only, and exact zeros.
+Everything runs in one process on one BLAS thread, our method and the peer in turn; medians of CPU seconds. Peers get P
+in float64, since float32 gradients stall above the target gap; our method gets the float32 that members write.
+The members are synthetic: frames of shared difficulty, members of different sharpness that are good at different
+classes, an exact duplicate, a useless member, one that is perfect on rare frames only, and exact zeros.
 """
 
 from __future__ import annotations
@@ -107,14 +107,14 @@ def exponentiated_gradient(P: Array, passes: int) -> tuple[Array, int]:
 
 
 def seconds(work: Callable[[], T]) -> tuple[float, T]:
-    """CPU seconds, and what came of it."""
+    """CPU seconds of the work, and its result."""
     start = time.process_time()
     result = work()
     return time.process_time() - start, result
 
 
 def beyond(work: Callable[[], object]) -> float:
-    """Peak MB that the work allocates."""
+    """Peak memory in MB that the work allocates."""
     tracemalloc.start()
     work()
     peak = tracemalloc.get_traced_memory()[1]
@@ -123,12 +123,12 @@ def beyond(work: Callable[[], object]) -> float:
 
 
 def mark(holds: bool) -> str:
-    """Yes or no, to stand beside a bar."""
+    """Yes or no, to print beside a bar."""
     return "yes" if holds else "NO"
 
 
 def compare_fits(table: Table, M: int, N: int, *, repeats: int) -> None:
-    """One shape: ours and the peers in turn."""
+    """One shape: our method and the peers in turn."""
     P = members(M, N)
     exact = P.astype(np.float64)
     ensemble.fit_simplex_weights(P)
@@ -170,7 +170,7 @@ def outputs_of(M: int, N: int, C: int, *, seed: int = 0) -> ensemble.MemberOutpu
 
 
 def plain_greedy(outputs: ensemble.MemberOutputs, rounds: int) -> tuple[str, ...]:
-    """What greedy selection says, written as it is said."""
+    """Greedy selection as a plain loop over members and frames."""
     p, y = outputs.probabilities.double().numpy(), outputs.require_labels().numpy()
     rows, total, picks = np.arange(len(y)), np.zeros(p.shape[1:]), []
     for k in range(rounds):
@@ -224,12 +224,12 @@ def main(quick: bool) -> None:
     """Print both tables."""
     console = Console(width=130)
     fits = Table(
-        title="log-loss weights: CPU seconds to a certified gap of 1e-6, asked of ours and of SLSQP (ftol 1e-11) alike"
+        title="log-loss weights: CPU seconds to a certified gap of 1e-6, the same target for ours and SLSQP (ftol 1e-11)"
     )
     for column in ("(N, M)", "method", "CPU s", "times ours", "passes", "gap", "MB beyond P", "bar: holds"):
         fits.add_column(column, no_wrap=True)
     rest = Table(title="selection and resampling, (N, M) = (2e4, 32), 40 classes")
-    for column in ("what", "CPU s", "beside", "times ours", "bar: holds"):
+    for column in ("task", "CPU s", "compared with", "times ours", "bar: holds"):
         rest.add_column(column, no_wrap=True)
     with threadpool_limits(1):
         torch.set_num_threads(1)

@@ -1,5 +1,8 @@
 """`FITTERS`, what every fit gives, and what every fit refuses in the same words."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -157,3 +160,9 @@ def test_settings_out_of_range_are_named(fit, words):
     """Before anything is fitted."""
     with pytest.raises(ValueError, match=words):
         fit(outputs_of_two())
+
+
+def test_naming_the_fitters_loads_no_tables():
+    """Commands that only list rules wait neither for pandas nor for scikit-learn."""
+    code = "import sys, ensemble; ensemble.fit.FITTERS; print({'pandas', 'sklearn'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"

@@ -10,7 +10,6 @@ import numpy as np
 from ensemble.fit.fusion import fit_bayes_vote, fit_stacked
 from ensemble.fit.temperature import fit_temperature
 from ensemble.fit.weights import fit_log_linear, fit_weights
-from ensemble.judge.choice import choose
 from ensemble.outputs import MemberOutputs
 from ensemble.rules.fitted import WeightedMean
 from ensemble.rules.pooling import mean
@@ -67,12 +66,14 @@ def stacked(outputs: MemberOutputs) -> FittedRule:
 def auto(outputs: MemberOutputs) -> FittedRule:
     """The simplest of single member, mean and weighted mean within one standard error of the best.
 
-    Weights are fitted on half of the recordings and the choice is made on the other half; what was
-    chosen is then fitted on all.
+    Weights are fitted on half of the recordings and the choice is made on the other half; the chosen rule
+    is then fitted on all recordings.
 
     Raises:
         ValueError: no labels, or fewer than two recordings.
     """
+    from ensemble.judge.choice import choose  # it needs pandas, which commands that name rules do not wait for
+
     fitting, choosing = _halves(outputs)
     choice = choose(choosing, {"mean": mean, "weighted": weighted(fitting)})
     if choice.name == "weighted":

@@ -84,7 +84,7 @@ def choose(
     resampled = cluster_bootstrap(goods, sums.sizes, replicates=replicates, seed=seed)
     error = (resampled[:, [first]] - resampled).std(axis=0)
     behind = totals[first] - totals
-    chosen = int(np.argmax(~(behind > error)))  # nobody is behind by more than NaN
+    chosen = int(np.argmax(~(behind > error)))  # no distance exceeds NaN
     one = tuple(float(index == best_single) for index in range(members))
     alone = WeightedMean(one, outputs.fingerprint, members=outputs.members)
     made: dict[str, Rule] = {outputs.members[best_single]: alone, **rules}

@@ -87,8 +87,8 @@ class ClasswiseMean(FittedRule):
         ValueError: a row is not M weights, or there are not as many rows as classes.
 
     Example:
-        >>> rule = ClasswiseMean([1, 1], [[1, 0], [0, 1]])  # of two members, each is trusted with one class
-        >>> rule(torch.tensor([[[0.9, 0.1]], [[0.2, 0.8]]]))  # their mean says the first
+        >>> rule = ClasswiseMean([1, 1], [[1, 0], [0, 1]])  # of two members, each decides one class
+        >>> rule(torch.tensor([[[0.9, 0.1]], [[0.2, 0.8]]]))  # their mean predicts the first class
         tensor([[0.9000, 0.1000]])
     """
 

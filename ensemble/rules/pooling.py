@@ -10,12 +10,12 @@ from torch import Tensor
 
 from ensemble.rules.table import members_first, rule, wide
 
-_BLOCK = 256  # frames ranked at once: what is compared stays in the cache
+_BLOCK = 256  # frames ranked at once: the numbers compared stay in the cache
 
 
 @rule
 def majority(probabilities: Tensor) -> Tensor:
-    """One member, one vote; ties in votes fall to the higher mean probability.
+    """One member, one vote; ties go to the class with the higher mean probability.
 
     Args:
         probabilities: (M, N, C), each row summing to one.
@@ -23,8 +23,8 @@ def majority(probabilities: Tensor) -> Tensor:
     Returns:
         (N, C), `(votes + mean) / (M + 1)`: the mean is less than a whole vote, so it only decides ties
         (see `tie_rate`). Where a member's own top classes are equal, its vote goes to the first of them.
-        Half precision is computed in float32, but answered in kind, with room for little of the mean beside
-        the votes: give float32 where ties matter.
+        Half precision is computed in float32 but returned as half precision, which holds little of the mean beside
+        the votes: use float32 where ties matter.
     """
     dtype = wide(probabilities)
     votes = _votes(probabilities).to(dtype)
@@ -35,8 +35,8 @@ def _votes(probabilities: Tensor) -> Tensor:
     """(N, C) int64: how many members put each class first."""
     votes = torch.zeros(probabilities.shape[1:], dtype=torch.int64, device=probabilities.device)
     choices = probabilities.argmax(dim=-1, keepdim=True)  # (M, N, 1)
-    speaks = ~probabilities.gather(-1, choices).isnan()  # who abstains has no vote
-    for choice, vote in zip(choices, speaks.long(), strict=True):
+    present = ~probabilities.gather(-1, choices).isnan()  # a member that abstains has no vote
+    for choice, vote in zip(choices, present.long(), strict=True):
         votes.scatter_add_(1, choice, vote)
     return votes
 
@@ -57,11 +57,11 @@ def tie_rate(probabilities: Tensor) -> float:
 
 @rule
 def borda(probabilities: Tensor) -> Tensor:
-    """Each member ranks the classes; a class's points are how many it beats, equal ones half.
+    """Each member ranks the classes; a class earns a point for each class below it, half a point for equal ones.
 
     Returns:
-        (N, C), points plus half the mean probability, normalised: the mean only decides ties. Give
-        float32 where ties matter, as to `majority`.
+        (N, C), points plus half the mean probability, normalised: the mean only decides ties. Use
+        float32 where ties matter, as with `majority`.
 
     References:
         Ho, Hull, Srihari, "Decision combination in multiple classifier systems", IEEE TPAMI 16(1), 1994.
@@ -74,7 +74,7 @@ def borda(probabilities: Tensor) -> Tensor:
 
 
 def _leads(probabilities: Tensor) -> Tensor:
-    """(N, C): pairs of member and class that each class beats, less those that beat it; sorting takes longer."""
+    """(N, C): pairs of member and class that each class beats, minus those that beat it; sorting takes longer."""
     rows = probabilities.permute(2, 0, 1).contiguous()  # (C, M, N)
     leads = torch.zeros_like(rows[:, 0], dtype=wide(rows))  # (C, N)
     for index in range(len(rows) - 1):
@@ -86,13 +86,13 @@ def _leads(probabilities: Tensor) -> Tensor:
 
 @rule
 def maximum(probabilities: Tensor) -> Tensor:
-    """Follow, frame by frame, the member that is most sure of itself.
+    """The row of the member with the highest probability, frame by frame.
 
     Args:
         probabilities: (M, N, C), each row summing to one.
 
     Returns:
-        (N, C), the row of the surest member; on a tie, of the first.
+        (N, C), the row of the most confident member; on a tie, of the first.
 
     References:
         Kittler et al., "On combining classifiers", IEEE TPAMI 20(3), 1998.
@@ -103,11 +103,10 @@ def maximum(probabilities: Tensor) -> Tensor:
 
 @rule
 def minimum(probabilities: Tensor) -> Tensor:
-    """Believe in a class as much as its greatest doubter does.
+    """Each class's lowest probability over the members, normalised.
 
     Returns:
-        (N, C), each class's lowest probability, normalised; the mean where every class has a doubter that
-        gives it zero.
+        (N, C); the members' mean where every class has a member that gives it zero.
     """
     return _normalised(probabilities.amin(dim=0), probabilities)
 
@@ -125,7 +124,7 @@ def mean(probabilities: Tensor) -> Tensor:
 
 @rule
 def median(probabilities: Tensor) -> Tensor:
-    """Each class's median over the members, normalised: one wild member moves nothing.
+    """Each class's median over the members, normalised: a single outlier changes little.
 
     Returns:
         (N, C); for even M the mean of the middle two; the members' mean where all medians are zero.
@@ -138,11 +137,11 @@ def median(probabilities: Tensor) -> Tensor:
 
 @rule
 def trimmed_mean(probabilities: Tensor, *, trim: float = 0.2) -> Tensor:
-    """The mean of what is left when each class's most extreme members are set aside.
+    """The mean of each class's probabilities without the most extreme members, normalised.
 
     Args:
         probabilities: (M, N, C), each row summing to one.
-        trim: fraction of the members set aside at each end, rounded down; in [0, 0.5).
+        trim: fraction of the members left out at each end, rounded down; in [0, 0.5).
 
     Raises:
         ValueError: `trim` is outside its range.
@@ -158,10 +157,10 @@ def trimmed_mean(probabilities: Tensor, *, trim: float = 0.2) -> Tensor:
 
 @rule
 def product(probabilities: Tensor) -> Tensor:
-    """The normalised product: what independent members with equal priors would conclude.
+    """The normalised product: the posterior if members were independent and classes equally frequent.
 
-    Computed from sums of logarithms, so many members do not underflow. Overconfident when members agree
-    for a common reason, as they do; see `log_mean`.
+    Computed from sums of logarithms, so that many members do not underflow. Overconfident where members agree
+    for a common reason, as they do in practice; see `log_mean`.
 
     Returns:
         (N, C); the members' mean where every class has a member that gives it zero.
@@ -206,8 +205,8 @@ def _power_mean(shares: Tensor, power: float) -> Tensor:
     """(N, C) of (M, N, C) from 0 to 1."""
     if power > 0.1:
         return shares.pow(power).mean(dim=0).pow(1 / power)
-    power = max(power, 1e-30)  # below, there is nothing left to tell from the geometric mean
-    # x^p is 1 + p log x and a little: what one swallows is what counts, so it is kept apart
+    power = max(power, 1e-30)  # below, the result is the geometric mean to the last bit
+    # x^p is close to 1 + p log x: the difference from 1 is what matters, so it is computed by itself
     return ((shares.log() * power).expm1().mean(dim=0).log1p() / power).exp()
 
 
@@ -218,7 +217,7 @@ def _normalised(scores: Tensor, probabilities: Tensor) -> Tensor:
 
 
 def weighted_sum(rows: Tensor, weights: Sequence[float]) -> Tensor:
-    """(N, K) sum of weights times rows, (M, N, K); members of weight 0 stay out, whatever they say."""
+    """(N, K) sum of weights times rows, (M, N, K); members of weight 0 stay out, even with NaN."""
     total = torch.zeros(rows.shape[1:], dtype=wide(rows), device=rows.device)
     for row, weight in zip(rows, weights, strict=True):
         if weight:
@@ -229,7 +228,7 @@ def weighted_sum(rows: Tensor, weights: Sequence[float]) -> Tensor:
 def pooled_logs(probabilities: Tensor, weights: Sequence[float], *, floor: float = 0.0) -> Tensor:
     """(N, C) rows proportional to the product of the members' powers; members of weight 0 stay out.
 
-    Probabilities below the floor count as it. Where every class is ruled out by somebody, the weighted mean.
+    Probabilities below the floor count as it. Where every class is ruled out by some member, the weighted mean.
     """
     logs = torch.zeros(probabilities.shape[1:], dtype=wide(probabilities), device=probabilities.device)
     for row, weight in zip(probabilities, weights, strict=True):

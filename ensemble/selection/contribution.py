@@ -66,8 +66,8 @@ def contributions(
         raise ValueError(msg)
     game = _Game(outputs, pool)
     M = len(outputs.members)
-    everybody = (1 << M) - 1
-    alone = np.array([game.loss(everybody & ~(1 << m)) for m in range(M)]) - game.loss(everybody)
+    every = (1 << M) - 1
+    alone = np.array([game.loss(every & ~(1 << m)) for m in range(M)]) - game.loss(every)
     if M <= _EXACT:
         shapley, error = _exact(game, M), np.zeros(M)
     else:

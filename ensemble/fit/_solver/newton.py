@@ -1,7 +1,7 @@
 """One pass over the frames (`look`), one step of the second-order model made from it (`step`), small quadratics.
 
 With u = w P and Z = P / u, the loss F(x) = -mean log(x P) + sum(x) over x >= 0 has gradient 1 - d, d = mean Z,
-and Hessian mean Z Z'. Its minimum lies on the simplex without a constraint that says so.
+and Hessian mean Z Z'. Its minimum lies on the simplex without a constraint.
 
 References:
     Kim, Carbonetto, Stephens and Anitescu, "A fast algorithm for maximum likelihood estimation of mixture
