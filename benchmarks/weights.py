@@ -224,7 +224,7 @@ def main(quick: bool) -> None:
     """Print both tables."""
     console = Console(width=130)
     fits = Table(
-        title="log-loss weights: CPU seconds to a certified gap of 1e-6, the same target for ours and SLSQP (ftol 1e-11)"
+        title="log-loss weights: CPU seconds to a certified gap of 1e-6, also the target of SLSQP (ftol 1e-11)"
     )
     for column in ("(N, M)", "method", "CPU s", "times ours", "passes", "gap", "MB beyond P", "bar: holds"):
         fits.add_column(column, no_wrap=True)
