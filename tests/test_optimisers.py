@@ -13,7 +13,7 @@ import ensemble
 import zoo
 from zoo import FrameSet, Recipe
 from zoo.training import optimiser
-from zoo.training.optimisers import OPTIMISERS, AdamSGD, norms, perturbed
+from zoo.training.optimisers import OPTIMISERS, AdamSGD, norms, perturb
 from zoo.training.step import make_optimiser
 
 SPEC = zoo.Spec("cylinder", features=6, context=1, classes=4, options={"width": 8, "depth": 2, "dropout": 0.2})
@@ -85,14 +85,12 @@ def test_every_optimiser_learns_and_resumes_to_the_bit(name: str, frames: FrameS
     check_laws(name, frames, tmp_path)
 
 
-def test_perturbed_weights_are_rho_along_the_gradient_and_come_back() -> None:
-    """Gradient (3, 4), rho 0.5: up by (0.3, 0.4); afterwards the same bits as before."""
+def test_perturbed_weights_are_rho_along_the_gradient() -> None:
+    """Gradient (3, 4), rho 0.5: up by (0.3, 0.4)."""
     p = torch.tensor([1.0, 1.0], requires_grad=True)
     p.grad = torch.tensor([3.0, 4.0])
-    before = p.detach().clone()
-    with perturbed([p], 0.5, members=1):
-        torch.testing.assert_close(p.detach(), torch.tensor([1.3, 1.4]))
-    assert torch.equal(p.detach(), before)
+    perturb([p], 0.5, members=1)
+    torch.testing.assert_close(p.detach(), torch.tensor([1.3, 1.4]))
 
 
 def test_norms_are_taken_member_by_member() -> None:

@@ -237,12 +237,11 @@ class RunningAverage:
         if not self.count:
             yield
             return
-        kept = copies(self.live)
-        fill(self.live, self.tensors)
-        if self.swa_from:
-            reestimate(module, batches)
-        yield
-        fill(self.live, kept)
+        with restored(self.live.values()):
+            fill(self.live, self.tensors)
+            if self.swa_from:
+                reestimate(module, batches)
+            yield
 
     @torch.no_grad()
     def _move(self, share: float) -> None:
@@ -266,7 +265,7 @@ def reestimate(module: nn.Module, batches: Iterable[Tensor]) -> None:
     References:
         Izmailov et al., "Averaging weights leads to wider optima and better generalization", UAI 2018.
     """
-    layers = batchnorms(module)
+    layers = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     module.eval()
     if not layers:
         return
@@ -291,14 +290,19 @@ def spread_batches(prepared: Stretch, frames: Tensor, most: int, size: int) -> I
             yield prepared.windows(batch.to(prepared.firsts.device))
 
 
-def batchnorms(module: nn.Module) -> list[_BatchNorm]:
-    """The layers of a module that keep running statistics."""
-    return [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-
-
 def copies(tensors: Tensors) -> dict[str, Tensor]:
     """Copies that share no memory with the tensors."""
     return {name: tensor.detach().clone() for name, tensor in tensors.items()}
+
+
+@contextmanager
+def restored(tensors: Iterable[Tensor]) -> Iterator[None]:
+    """Give the tensors back the values, to the bit, that they had before the block."""
+    before = [(tensor, tensor.detach().clone()) for tensor in tensors]
+    yield
+    with torch.no_grad():
+        for tensor, old in before:
+            tensor.copy_(old)
 
 
 @torch.no_grad()

@@ -116,7 +116,23 @@ def train_group(
     cuda = [train.features.device] if train.features.device.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda):
         run = _Run(group, train, valid, progress or silent)
-        return run.finish(on_epoch, None if directory is None else Path(directory), log)
+        folder = None if directory is None else RunFolder(Path(directory), run.identity(), group.recipe.keep)
+        if folder is not None and (state := folder.read()) is not None:
+            run.restore(state)
+        logs = _logs(None if folder is None else folder.path, log)
+        name = group.spec.architecture if folder is None else folder.path.name
+        try:
+            logs.init(name, {"recipe": group.recipe.to_dict(), "spec": group.spec.to_dict()})
+            for number, records in enumerate(run.history, start=1):
+                logs.log(_flat(records), number)
+            while len(run.history) < group.recipe.epochs and not run.standing.stopped.all():
+                records = run.epoch(len(run.history) + 1, folder)
+                logs.log(_flat(records), len(run.history))
+                if on_epoch is not None:
+                    on_epoch(records)
+        finally:
+            logs.finish()
+        return run.best_checkpoints()
 
 
 def seconds_per_step(group: Group, train: FrameSet, *, patience: float = 0.5) -> float:
@@ -199,31 +215,6 @@ class _Run:
         self.standing = _Standing.initial(group.members)
         self.history: list[list[Record]] = []
 
-    def finish(
-        self, on_epoch: Callable[[list[Record]], object] | None, directory: Path | None, log: Log | None
-    ) -> list[Checkpoint]:
-        """Do the epochs that are left; return each member's best."""
-        folder = None if directory is None else RunFolder(directory, self.identity(), self.recipe.keep)
-        state = None if folder is None else folder.read()
-        if state is not None:
-            self.restore(state)
-        logs = _logs(directory, log)
-        name = self.group.spec.architecture if directory is None else directory.name
-        try:
-            logs.init(name, {"recipe": self.recipe.to_dict(), "spec": self.group.spec.to_dict()})
-            for number, records in enumerate(self.history, start=1):
-                logs.log(_flat(records), number)
-            for number in range(len(self.history) + 1, self.recipe.epochs + 1):
-                if self.standing.stopped.all():
-                    break
-                records = self.epoch(number, folder)
-                logs.log(_flat(records), number)
-                if on_epoch is not None:
-                    on_epoch(records)
-        finally:
-            logs.finish()
-        return self.best_checkpoints()
-
     def epoch(self, number: int, folder: RunFolder | None) -> list[Record]:
         """Train, evaluate and write one epoch; one record a member."""
         begin = time.perf_counter()
@@ -241,7 +232,7 @@ class _Run:
         figures = train_scores | {"valid/loss": loss, "valid/accuracy": accuracy, "learning_rate": rate}
         speed = {"frames_per_second": round(self.batches.count / seconds), "seconds": round(seconds, 3)}
         records: list[Record] = [
-            {"epoch": number} | {name: _finite(values[m]) for name, values in figures.items()} | speed
+            {"epoch": number} | {name: float(v[m]) if v[m].isfinite() else None for name, v in figures.items()} | speed
             for m in range(self.group.members)
         ]
         self.history.append(records)
@@ -340,13 +331,14 @@ class _Run:
         """Everything that the coming epochs depend on."""
         optimiser, scaler = self.stepper.state()
         tensors = {name: tensor.detach().cpu() for name, tensor in (self.tensors() | optimiser).items()}
-        return State(tensors, {"scaler": scaler, "averaged": self.average.count, "history": self.history})
+        return tensors, {"scaler": scaler, "averaged": self.average.count, "history": self.history}
 
     def restore(self, state: State) -> None:
         """Return to where `state` was taken."""
-        fill(self.tensors(), state.tensors)
-        self.stepper.restore(state.tensors, state.plain["scaler"])
-        self.average.count, self.history = state.plain["averaged"], state.plain["history"]
+        tensors, plain = state
+        fill(self.tensors(), tensors)
+        self.stepper.restore(tensors, plain["scaler"])
+        self.average.count, self.history = plain["averaged"], plain["history"]
 
 
 def _check_frames(group: Group, train: FrameSet, valid: FrameSet) -> None:
@@ -377,16 +369,13 @@ def _check_frames(group: Group, train: FrameSet, valid: FrameSet) -> None:
 
 
 def _logs(directory: Path | None, given: Log | None) -> Several:
-    """The given log, and the JSON lines in the directory unless they are the given log.
-
-    The file is begun after the given log, so that it stays as it was where that cannot begin.
-    """
+    """The given log, then the JSON lines in the directory, which stay as they were if the given log cannot begin."""
     logs = [] if given is None else [given]
     if directory is not None:
         directory.mkdir(parents=True, exist_ok=True)
-        file = JsonLines(directory / "log.jsonl")
-        if not (isinstance(given, JsonLines) and given.path.resolve() == file.path.resolve()):
-            logs.append(file)
+        path = (directory / "log.jsonl").resolve()
+        if not (isinstance(given, JsonLines) and given.path.resolve() == path):
+            logs.append(JsonLines(path))
     return Several(*logs)
 
 
@@ -394,11 +383,6 @@ def _largest(tensors: Mapping[str, Tensor], members: int) -> Tensor:
     """(M,) largest magnitude of each member's weights and statistics, to see whether they are finite."""
     floating = [t for t in tensors.values() if t.is_floating_point()]
     return torch.stack([rows(t, members).abs().amax(dim=1) for t in floating]).sum(dim=0).cpu()
-
-
-def _finite(value: Tensor) -> float | None:
-    """A float for JSON, None for what is not finite."""
-    return float(value) if value.isfinite() else None
 
 
 def _flat(records: Sequence[Record]) -> dict[str, Any]:

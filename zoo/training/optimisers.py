@@ -6,8 +6,7 @@ members in one tensor step as M models would; what looks at a whole model looks 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -30,7 +29,7 @@ class Optimiser:
         make: (parameters, *, fields of a recipe by name) -> optimiser. It may also take `members`, M. One that
             does not take `weight_decay` refuses recipes that ask for it.
         decoupled: weight decay shrinks the weights themselves, and is not added to the gradient.
-        gradients: gradients per step, 1 or 2; the second is that of weights moved by `perturbed`.
+        gradients: gradients per step, 1 or 2; the second is that of weights moved by `perturb`.
         proportional: a step is proportional to the learning rate; if not, all members must share one rate.
         begin_epoch: called with the optimiser and the epoch, from 1, before the epoch's first step.
     """
@@ -54,13 +53,6 @@ def optimiser(make: Maker, **special: Any) -> Maker:
 
     Raises:
         ValueError: the name is taken.
-
-    Example:
-        >>> @partial(optimiser, decoupled=True)
-        ... def nadamw(parameters, *, learning_rate, weight_decay):
-        ...     return optim.NAdam(parameters, learning_rate, weight_decay=weight_decay, decoupled_weight_decay=True)
-        >>> OPTIMISERS.pop("nadamw").gradients
-        1
     """
     enter(OPTIMISERS, "optimiser", make, Optimiser(make, **special))
     return make
@@ -179,47 +171,34 @@ class AdamSGD(Optimizer):
     def step(self, closure: Any = None) -> None:  # type: ignore[override]  # no closure is used
         """One step of each member's current half."""
         group, shared, M = self.param_groups[0], self.shared, self.members
-        beta1, beta2 = group["betas"]
         shared["steps"] += 1
         moved = [p for p in group["params"] if p.grad is not None]
-        adam = [self._adam(p, group) for p in moved]
-        momentum = [self._momentum(p, beta1, shared["switched"]) for p in moved]
-        settled = self._project(moved, adam, beta2, group["lr"])
-        rate = shared["rate"]
-        for p, direction, velocity in zip(moved, adam, momentum, strict=True):
-            chosen = torch.where(
-                spread(shared["switched"], p) > 0,
-                rows(velocity, M) * spread(rate * (1 - beta1), p),
-                rows(direction, M),
-            )
+        directions = [self._directions(p, group) for p in moved]
+        settled = self._project(moved, [adam for adam, _ in directions], group)
+        for p, (adam, velocity) in zip(moved, directions, strict=True):
+            sgd = rows(velocity, M) * spread(shared["rate"] * (1 - group["betas"][0]), p)
+            chosen = torch.where(spread(shared["switched"], p) > 0, sgd, rows(adam, M))
             rows(p, M).sub_(chosen, alpha=group["lr"])
         shared["switched"][settled] = 1
 
-    def _adam(self, p: Tensor, group: dict[str, Any]) -> Tensor:
-        """Adam's direction, to be multiplied by the learning rate."""
+    def _directions(self, p: Tensor, group: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Adam's direction, to be multiplied by the learning rate, and SGD's velocity, zero until the switch."""
         state: dict[str, Tensor] = self.state[p]
-        gradient = _gradient(p)
         for name in ("exp_avg", "exp_avg_sq", "velocity"):
             if name not in state:
                 state[name] = torch.zeros_like(p, memory_format=torch.contiguous_format)
-        beta1, beta2 = group["betas"]
+        gradient, (beta1, beta2), steps = _gradient(p), group["betas"], float(self.shared["steps"])
         state["exp_avg"].lerp_(gradient, 1 - beta1)
         state["exp_avg_sq"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-        steps = float(self.shared["steps"])
         root = (state["exp_avg_sq"] / (1 - beta2**steps)).sqrt_().add_(group["eps"])
-        mean: Tensor = state["exp_avg"] / (1 - beta1**steps)
-        return mean.div_(root)
+        adam: Tensor = state["exp_avg"] / (1 - beta1**steps)
+        own = rows(gradient, self.members) * spread(self.shared["switched"], p)
+        rows(state["velocity"], self.members).mul_(beta1).add_(own)
+        return adam.div_(root), state["velocity"]
 
-    def _momentum(self, p: Tensor, beta1: float, switched: Tensor) -> Tensor:
-        """SGD's velocity, which starts from zero at the switch."""
-        velocity: Tensor = self.state[p]["velocity"]
-        flat = rows(velocity, self.members)
-        flat.mul_(beta1).add_(rows(_gradient(p), self.members) * spread(switched, p))
-        return velocity
-
-    def _project(self, moved: Sequence[Tensor], adam: Sequence[Tensor], beta2: float, lr: float) -> Tensor:
+    def _project(self, moved: Sequence[Tensor], adam: Sequence[Tensor], group: dict[str, Any]) -> Tensor:
         """Update the rate at which SGD would have gone as far as Adam; (M,) whose mean has now settled."""
-        shared, M = self.shared, self.members
+        shared, M, lr, (_, beta2) = self.shared, self.members, group["lr"], group["betas"]
         pairs = list(zip(moved, adam, strict=True))
         length = sum((rows(d, M).double().square().sum(1) for _, d in pairs), torch.zeros(()))
         along = sum((rows(d, M).double().mul(rows(_gradient(p), M)).sum(1) for p, d in pairs), torch.zeros(()))
@@ -227,7 +206,7 @@ class AdamSGD(Optimizer):
         current = torch.where(uses_adam, length.cpu() / along.cpu(), shared["mean"])
         shared["mean"] = torch.where(uses_adam, beta2 * shared["mean"] + (1 - beta2) * current, shared["mean"])
         corrected = self._corrected()
-        settled = uses_adam & (shared["steps"] > 1) & (lr * (corrected - current).abs() < self.tolerance)
+        settled: Tensor = uses_adam & (shared["steps"] > 1) & (lr * (corrected - current).abs() < self.tolerance)
         settled &= corrected > 0
         shared["rate"] = torch.where(settled, corrected, shared["rate"])
         return settled
@@ -255,25 +234,17 @@ def adam_sgd(
     )
 
 
-@contextmanager
-def perturbed(parameters: Sequence[Tensor], rho: float, members: int) -> Iterator[None]:
-    """Move each member, for the length of the block, by `rho` in the direction of its gradient.
-
-    Afterwards the parameters are as they were, to the bit.
+@torch.no_grad()
+def perturb(parameters: Sequence[Tensor], rho: float, members: int) -> None:
+    """Move each member by `rho` in the direction of its gradient.
 
     References:
         Foret et al., "Sharpness-aware minimization", ICLR 2021, equation 2.
     """
     moved = [p for p in parameters if p.grad is not None]
-    before = [p.detach().clone() for p in moved]
     scale = rho / (norms([_gradient(p) for p in moved], members) + 1e-12)
-    with torch.no_grad():
-        for p in moved:
-            rows(p, members).addcmul_(rows(_gradient(p), members), spread(scale, p))
-    yield
-    with torch.no_grad():
-        for p, old in zip(moved, before, strict=True):
-            p.copy_(old)
+    for p in moved:
+        rows(p, members).addcmul_(rows(_gradient(p), members), spread(scale, p))
 
 
 def rows(tensor: Tensor, members: int) -> Tensor:

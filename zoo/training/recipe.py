@@ -218,16 +218,13 @@ class Recipe:
             ValueError: another suffix, a text not of that format, or as in `from_dict`; the message names the file.
         """
         path = Path(path)
-        text = path.read_text(encoding="utf-8")
         try:
-            data = {".json": json.loads, ".toml": tomllib.loads}[path.suffix](text)
+            parse = {".json": json.loads, ".toml": tomllib.loads}[_format(path)]
+            data = parse(path.read_text(encoding="utf-8"))
             if not isinstance(data, dict):
                 msg = f"expected a table of fields, got {type(data).__name__}"
                 raise ValueError(msg)
             return cls.from_dict(data)
-        except KeyError:
-            msg = f"{path}: expected a recipe in a file ending in .json or .toml"
-            raise ValueError(msg) from None
         except (ValueError, TypeError) as error:
             msg = f"{path}: {error}"
             raise ValueError(msg) from error
@@ -238,13 +235,18 @@ class Recipe:
         Raises:
             ValueError: another suffix.
         """
-        data, suffix = self.to_dict(), Path(path).suffix
-        if suffix not in (".json", ".toml"):
-            msg = f"{path}: expected a name ending in .json or .toml"
-            raise ValueError(msg)
+        data = self.to_dict()
         lines = [f"{name} = {json.dumps(value)}" for name, value in data.items() if value is not None]
-        text = json.dumps(data, indent=1) if suffix == ".json" else "\n".join(lines)
+        text = json.dumps(data, indent=1) if _format(Path(path)) == ".json" else "\n".join(lines)
         _files.write(Path(path), f"{text}\n".encode())
+
+
+def _format(path: Path) -> str:
+    """The suffix of a file, which says its format."""
+    if path.suffix not in (".json", ".toml"):
+        msg = f"expected a recipe in a file ending in .json or .toml, got {path.name}"
+        raise ValueError(msg)
+    return path.suffix
 
 
 @cache

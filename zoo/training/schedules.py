@@ -60,13 +60,6 @@ def schedule(function: Function, *, reactive: bool = False) -> Function:
 
     Raises:
         ValueError: the name is taken.
-
-    Example:
-        >>> @schedule
-        ... def square_root(at, *, final_rate):
-        ...     return max(1 - at.share, final_rate) ** 0.5
-        >>> SCHEDULES.pop("square_root").function(Position(0, steps=10, epochs=2), final_rate=0.1)
-        1.0
     """
     enter(SCHEDULES, "schedule", function, Schedule(function, reactive))
     return function

@@ -16,19 +16,7 @@ from zoo.checkpoint.header import CheckpointError
 
 _STATE = "state.safetensors"
 _KEY = "run"
-
-
-@dataclass(frozen=True)
-class State:
-    """Everything that the coming epochs depend on.
-
-    Args:
-        tensors: on the CPU, by name.
-        plain: the rest, as JSON stores it.
-    """
-
-    tensors: Mapping[str, Tensor]
-    plain: Mapping[str, Any]
+State = tuple[Mapping[str, Tensor], Mapping[str, Any]]  # all that the coming epochs depend on: tensors, and plain data
 
 
 @dataclass(frozen=True)
@@ -46,7 +34,7 @@ class RunFolder:
     keep: int
 
     def read(self) -> State | None:
-        """The state after the last whole epoch; None where there is none.
+        """The state after the last whole epoch; None if there is none.
 
         Raises:
             ValueError: the folder holds another run, or its state is damaged.
@@ -63,7 +51,7 @@ class RunFolder:
             msg = f"cannot resume from {path}: {error}; remove it to start anew"
             raise ValueError(msg) from error
         self._refuse_other(_current(about["identity"]))
-        return State({name: tensor.clone() for name, tensor in tensors.items()}, about["plain"])
+        return {name: tensor.clone() for name, tensor in tensors.items()}, about["plain"]
 
     def write(self, epoch: int, checkpoints: Mapping[str, Checkpoint], state: State) -> None:
         """Write the epoch's checkpoints and, last, the state.
@@ -76,12 +64,13 @@ class RunFolder:
         Raises:
             OSError: the disk refused; the state of the epoch before is still there.
         """
-        text = json.dumps({"identity": self.identity, "plain": state.plain}, allow_nan=False)
+        tensors, plain = state
+        text = json.dumps({"identity": self.identity, "plain": plain}, allow_nan=False)
         try:
             _files.make_folders(self.path)
             for suffix, one in checkpoints.items():
                 _files.write(self.path / f"epoch-{epoch:04}{suffix}.safetensors", checkpoint.encode(one))
-            _files.write(self.path / _STATE, checkpoint.pack(state.tensors, {_KEY: text}))
+            _files.write(self.path / _STATE, checkpoint.pack(tensors, {_KEY: text}))
         except OSError as error:
             last = f"the run can be resumed from epoch {epoch - 1}" if epoch > 1 else "no epoch has been written yet"
             msg = f"cannot write epoch {epoch} to {self.path}: {error.strerror}; {last}"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -20,8 +20,8 @@ from torch.optim import Optimizer
 from zoo.data.audio import mask
 from zoo.data.frames import FrameSet, stretch
 from zoo.models.spec import Spec, build
-from zoo.training.averaging import batchnorms, spread_batches
-from zoo.training.optimisers import OPTIMISERS, norms, perturbed, rows, spread
+from zoo.training.averaging import restored, spread_batches
+from zoo.training.optimisers import OPTIMISERS, norms, perturb, rows, spread
 from zoo.training.recipe import Recipe
 from zoo.training.schedules import SCHEDULES
 from zoo.training.scores import labels_of, losses
@@ -181,10 +181,8 @@ class Stepper:
         """
         sums = self.gradient(batches)
         if self.kind.gradients > 1:
-            with (
-                perturbed(self.parameters, self.recipe.rho, self.group.members),
-                unchanged_statistics(self.group.module),
-            ):
+            with restored([*self.parameters, *self.group.module.buffers()]):
+                perturb(self.parameters, self.recipe.rho, self.group.members)
                 self.gradient(batches)
         self.clip()
         self.move(rates)
@@ -279,19 +277,6 @@ def make_optimiser(parameters: Sequence[Tensor], recipe: Recipe, members: int = 
     """The recipe's optimiser over leaf parameters, each of whose memory is that of `members` equal parts."""
     make = OPTIMISERS[recipe.optimiser].make
     return make(parameters, **recipe.arguments(make, members=members))
-
-
-@contextmanager
-def unchanged_statistics(module: nn.Module) -> Iterator[None]:
-    """Let batches pass in train mode without changing BatchNorm's running statistics."""
-    layers = batchnorms(module)
-    kept = [(layer, layer.momentum, layer.num_batches_tracked) for layer in layers]
-    for layer, _, count in kept:
-        layer.momentum = 0.0
-        layer.num_batches_tracked = count.clone()  # type: ignore[union-attr]  # with statistics, there is a count
-    yield
-    for layer, momentum, count in kept:
-        layer.momentum, layer.num_batches_tracked = momentum, count
 
 
 def epoch_seed(seed: int, epoch: int, what: str) -> int:
