@@ -12,8 +12,8 @@ from torch import Tensor, nn
 import zoo
 from ensemble import Stack
 from ensemble.run import _engine
-from ensemble.run._engine import Batch, Form, Group, forms, plan
-from ensemble.run._engine.batch import overlap
+from ensemble.run._engine import Batch, Form, Group, Plan, forms, plan
+from ensemble.run._engine.batch import Overlap
 from ensemble.run._engine.dense import Affine, NotDenseError, dense
 from ensemble.run._engine.plan import Agreement, Trial, agreement, candidates, choose
 from zoo.models import blocks
@@ -80,7 +80,7 @@ def test_the_overlap_form_is_the_product_of_windows(context: int, features: int,
     span = 2 * context + 1
     rows = torch.randn(count + span - 1, features)
     weight = torch.randn(1, outputs, span * features) / (span * features) ** 0.5
-    form = overlap(Affine(weight, torch.zeros(1, outputs)), features)
+    form = Overlap(Affine(weight, torch.zeros(1, outputs)), features)
     expected = rows.unfold(0, span, 1).transpose(1, 2).reshape(count, -1) @ weight[0].T
     torch.testing.assert_close(form(rows)[0, :count], expected, rtol=0, atol=2e-5)
 
@@ -88,7 +88,7 @@ def test_the_overlap_form_is_the_product_of_windows(context: int, features: int,
 def test_the_overlap_form_wants_whole_frames() -> None:
     """Ten inputs are no windows of three features."""
     with pytest.raises(ValueError, match="whole frames of 3 features, got 10 inputs"):
-        overlap(Affine(torch.zeros(1, 2, 10), torch.zeros(1, 2)), 3)
+        Overlap(Affine(torch.zeros(1, 2, 10), torch.zeros(1, 2)), 3)
 
 
 @pytest.mark.skipif(not forms.available(torch.device("cpu")), reason="needs oneDNN")
@@ -313,6 +313,12 @@ def test_the_fastest_that_agrees_is_chosen() -> None:
     assert chosen.rows()[1]["x loop"] == 2.0
     with pytest.raises(ValueError, match=r"agrees with the loop, got none: folded bfloat16 moved 0\.5"):
         choose([Trial(wrong, 0.1, far)])
+
+
+def test_a_plan_without_trials_has_a_row() -> None:
+    """What was forced, or followed from a lack of memory, was chosen although it was not tried."""
+    (row,) = Plan(Form("loop", 8), "plan='loop'").rows()
+    assert (row["form"], row["chosen"], row["why"], row["moved"]) == ("loop", "yes", "plan='loop'", None)
 
 
 @pytest.mark.parametrize(

@@ -162,6 +162,9 @@ def test_foreign_modules_of_any_kind(caplog: pytest.LogCaptureFixture) -> None:
     expected = torch.stack([module(x) for module in convolutions.values()]).softmax(-1)
     torch.testing.assert_close(members.log_probabilities(x).exp(), expected, rtol=0, atol=1e-5)
     assert members.plan()[0]["form"] == "stack"
+    head, first = repr(members.plan()).splitlines()[:2]
+    assert head.split()[:2] == ["group", "frames"]
+    assert first.split()[:4] == ["c0", "and", "1", "more"]
 
     recurrent = {"r0": Recurrent(), "r1": Recurrent()}
     x = torch.randn(6, 5, 3)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -104,7 +103,8 @@ def _in_memory(members: Members, x: zoo.FrameSet | Tensor, progress: Progress) -
 def _in_store(members: Members, x: zoo.FrameSet | Tensor, store: Store, progress: Progress) -> Tensor:
     store.add(members.digests)
     teams: dict[tuple[str, ...], tuple[Members, Feed]] = {}
-    with progress("shards", total=store.shards) as advance, _behind() as disk:
+    with progress("shards", total=store.shards) as advance, ThreadPoolExecutor(1) as disk:
+        pending: Future[None] = disk.submit(lambda: None)
         for shard in range(store.shards):
             lacking = tuple(member.name for member in members if store.lacks(member.digest, shard))
             if lacking:
@@ -113,26 +113,13 @@ def _in_store(members: Members, x: zoo.FrameSet | Tensor, store: Store, progress
                     teams[lacking] = team, feed_of(team, x, DTYPES[store.contents.dtype], Pieces())
                 team, feed = teams[lacking]
                 for start, values in _checked(team, feed, *store.frames(shard)):
-                    disk(store.put, team.digests, start, values)
-                disk(store.finish, team.digests, shard)
+                    pending.result()  # a piece is written while the next is computed, in the memory of the one before
+                    pending = disk.submit(store.put, team.digests, start, values)
+                pending.result()
+                pending = disk.submit(store.finish, team.digests, shard)
             advance()
+        pending.result()
     return store.read(members.digests)
-
-
-@contextmanager
-def _behind() -> Iterator[Callable[..., None]]:
-    """Run calls one after another in a thread while the caller continues; each waits for the one before."""
-    with ThreadPoolExecutor(1) as thread:
-        pending: list[Future[None]] = []
-
-        def call(work: Callable[..., None], *arguments: object) -> None:
-            while pending:
-                pending.pop().result()
-            pending.append(thread.submit(work, *arguments))
-
-        yield call
-        while pending:
-            pending.pop().result()
 
 
 def _pieces(start: int, stop: int, step: int) -> Iterator[slice]:

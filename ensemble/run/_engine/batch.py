@@ -81,28 +81,33 @@ class Batch:
         return Batch(count, lambda: self.windows[:count], rows, self.firsts[:count])
 
 
-@dataclass(frozen=True)
 class Overlap:
-    """The first layer of M members in the frequency domain, for Q frequencies.
+    """The first layer of M members in the frequency domain.
 
     Args:
-        weight: (Q, 2F, M * width), real and imaginary parts of the kernels' conjugate spectra.
-        bias: (M, width).
-        forward: (2Q, L) cosines, then negative sines.
-        inverse: (hop, 2Q) back to time, real and imaginary part of each frequency; only the frames that are kept.
-        span: S, frames of a window.
+        layer: weight (M, width, S * features), float32.
+        features: F per frame.
+        dtype: of the products over features and of the transform back.
+
+    Raises:
+        ValueError: the inputs are not whole frames.
     """
 
-    weight: Tensor
-    bias: Tensor
-    forward: Tensor
-    inverse: Tensor
-    span: int
-
-    @property
-    def hop(self) -> int:
-        """Frames kept of each block."""
-        return self.inverse.shape[0]
+    def __init__(self, layer: Affine, features: int, dtype: torch.dtype = torch.float32) -> None:
+        inputs = layer.weight.shape[-1]
+        self.span, rest = divmod(inputs, features)  # S
+        if rest:
+            msg = f"expected windows of whole frames of {features} features, got {inputs} inputs"
+            raise ValueError(msg)
+        self.hop = hop(inputs, features)
+        cosine, sine, back = _waves(_length(self.span), layer.weight.device)  # of Q frequencies
+        kernels = layer.weight.reshape(-1, self.span, features)  # (O, S, F)
+        waves = [wave[:, : self.span].float() for wave in (cosine, sine)]
+        parts = [torch.einsum("osf,qs->qfo", kernels, wave).to(dtype) for wave in waves]
+        self.weight = torch.cat(parts, dim=1)  # (Q, 2F, O), real and imaginary parts of the conjugate spectra
+        self.bias = layer.bias.to(dtype)  # (M, width)
+        self.forward = torch.cat([cosine, -sine]).float()  # (2Q, L)
+        self.inverse = back[: self.hop].to(dtype)  # (hop, 2Q), only the frames that are kept
 
     def blocks(self, frames: int) -> int:
         """Number of blocks that cover so many frames."""
@@ -133,35 +138,6 @@ class Overlap:
         real, imaginary = (self.forward @ pieces.reshape(length, -1)).view(2, -1, blocks, features)
         halves = torch.cat([real, -imaginary], dim=2), torch.cat([imaginary, real], dim=2)
         return torch.cat(halves, dim=1).to(self.weight.dtype)
-
-
-def overlap(layer: Affine, features: int, dtype: torch.dtype = torch.float32) -> Overlap:
-    """The overlap form of a first layer.
-
-    Args:
-        layer: weight (M, width, S * features), float32.
-        features: F per frame.
-        dtype: of the products over features and of the transform back.
-
-    Raises:
-        ValueError: the inputs are not whole frames.
-    """
-    inputs = layer.weight.shape[-1]
-    span, rest = divmod(inputs, features)
-    if rest:
-        msg = f"expected windows of whole frames of {features} features, got {inputs} inputs"
-        raise ValueError(msg)
-    length = _length(span)
-    cosine, sine, back = _waves(length, layer.weight.device)
-    kernels = layer.weight.reshape(-1, span, features)  # (O, S, F)
-    parts = [torch.einsum("osf,qs->qfo", kernels, wave[:, :span].float()).to(dtype) for wave in (cosine, sine)]
-    return Overlap(
-        torch.cat(parts, dim=1),
-        layer.bias.to(dtype),
-        torch.cat([cosine, -sine]).float(),
-        back[: length - span + 1].to(dtype),
-        span,
-    )
 
 
 def hop(inputs: int, features: int) -> int:

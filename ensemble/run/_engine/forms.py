@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from ensemble.run._engine.batch import Batch, overlap
-from ensemble.run._engine.dense import Affine, Dense, Step
+from ensemble.run._engine.batch import Batch, Overlap
+from ensemble.run._engine.dense import Affine, Dense, Operation, Step
 from ensemble.run.stack import Stack
 from zoo.models.blocks import activation_of
 
@@ -111,7 +111,7 @@ def overlapped(dense: Dense, dtype: torch.dtype, features: int, device: torch.de
 
     Positions in the gaps between recordings are computed too, and dropped at the end.
     """
-    first = overlap(dense.first, features, dtype)
+    first = Overlap(dense.first, features, dtype)
     ready = Dense((replace(dense.steps[0], operation=first), *dense.to(dtype).steps[1:]))
     laid_out = layouts(ready) if available(device) else lambda frames: ready
 
@@ -186,37 +186,6 @@ def matmul_precision(precision: str) -> Iterator[None]:
         torch.backends.cuda.matmul.allow_tf32 = before
 
 
-@dataclass(frozen=True)
-class Prepacked:
-    """A Linear layer of every member and the activation after it.
-
-    Args:
-        weight: (M * outputs, inputs) in oneDNN's own layout.
-        bias: (M * outputs,).
-        members: M.
-        groups: M, or 1 where all members read the same input.
-        activation: "none" or one of oneDNN's names.
-        algorithm: of GELU, "none" or "tanh".
-    """
-
-    weight: Tensor
-    bias: Tensor
-    members: int
-    groups: int
-    activation: str
-    algorithm: str
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """(M, B, inputs), or (B, inputs) that all members share -> (M, B, outputs)."""
-        if x.ndim == 3:
-            x = x.transpose(0, 1).flatten(1)  # copies nothing of what such a layer returns
-        image = x.reshape(1, len(x), 1, -1).permute(0, 3, 1, 2)
-        result: Tensor = torch.ops.mkldnn._convolution_pointwise(
-            image, self.weight, self.bias, _NO_PADDING, _ONE, _ONE, self.groups, self.activation, [], self.algorithm
-        )
-        return result.permute(0, 2, 3, 1).reshape(len(x), self.members, -1).transpose(0, 1)
-
-
 def available(device: torch.device) -> bool:
     """Whether this build of torch has oneDNN's operators for that device."""
     wanted = ("_convolution_pointwise", "_reorder_convolution_weight")
@@ -250,9 +219,17 @@ def prepack(dense: Dense, frames: int) -> Dense:
     return Dense(tuple(steps))
 
 
-def _packed(layer: Affine, frames: int, behind: Step | None, *, shared: bool) -> Prepacked:
+def _packed(layer: Affine, frames: int, behind: Step | None, *, shared: bool) -> Operation:
+    """The layer and the activation after it, with weights laid out for batches of `frames`.
+
+    Args:
+        layer: of M members.
+        frames: B.
+        behind: the step of the activation; None where there is none.
+        shared: whether all members read the same input.
+    """
     members, outputs, inputs = layer.weight.shape
-    groups = 1 if shared else members
+    groups, bias = 1 if shared else members, layer.bias.flatten()
     name = _name(behind) if behind else "none"
     algorithm = getattr(behind.operation, "approximate", "none") if behind and name == "gelu" else ""
     weight = torch.ops.mkldnn._reorder_convolution_weight(
@@ -263,10 +240,21 @@ def _packed(layer: Affine, frames: int, behind: Step | None, *, shared: bool) ->
         groups,
         [1, groups * inputs, frames, 1],
     )
-    return Prepacked(weight, layer.bias.flatten(), members, groups, name, algorithm)
+
+    def product(x: Tensor) -> Tensor:
+        """(M, B, inputs), or (B, inputs) that all members share -> (M, B, outputs)."""
+        if x.ndim == 3:
+            x = x.transpose(0, 1).flatten(1)  # copies nothing of what such a layer returns
+        image = x.reshape(1, len(x), 1, -1).permute(0, 3, 1, 2)
+        result: Tensor = torch.ops.mkldnn._convolution_pointwise(
+            image, weight, bias, _NO_PADDING, _ONE, _ONE, groups, name, [], algorithm
+        )
+        return result.permute(0, 2, 3, 1).reshape(len(x), members, -1).transpose(0, 1)
+
+    return product
 
 
 def _name(step: Step) -> str:
-    """What oneDNN calls a step's operation; empty for what it cannot fuse with a product."""
+    """OneDNN's name of a step's operation; empty for what it cannot fuse with a product."""
     activation = activation_of(step.operation)
     return (activation and activation.onednn) or ""
