@@ -49,17 +49,29 @@ def mfcc(waveform: Tensor | NDArray[np.floating], sample_rate: int = SAMPLE_RATE
         Davis and Mermelstein, "Comparison of parametric representations for monosyllabic word recognition in
         continuously spoken sentences", IEEE TASSP 28(4), 1980.
     """
-    samples = resample(_mono(torch.as_tensor(waveform)), sample_rate)
-    if len(samples) < WINDOW:
-        msg = (
-            f"expected {WINDOW} samples (25 ms at {SAMPLE_RATE} Hz) or more, got {len(samples)}; is time the last axis?"
-        )
+    samples = torch.as_tensor(waveform)
+    if not samples.is_floating_point():
+        msg = f"expected floating-point samples with full scale at 1, got {samples.dtype}; divide 16 bits by 32768"
+        raise TypeError(msg)
+    if samples.dim() not in (1, 2) or samples.numel() == 0:
+        msg = f"expected a waveform (S,) or (channels, S) with samples in it, got shape {tuple(samples.shape)}"
         raise ValueError(msg)
-    if not samples.isfinite().all():
-        msg = f"expected finite samples, got {int((~samples.isfinite()).sum())} NaN or infinite of {len(samples)}"
+    mono = samples.float() if samples.dim() == 1 else samples.float().mean(dim=0)
+    mono = resample(mono, sample_rate)
+    if len(mono) < WINDOW:
+        msg = f"expected {WINDOW} samples (25 ms at {SAMPLE_RATE} Hz) or more, got {len(mono)}; is time the last axis?"
         raise ValueError(msg)
-    frames: Tensor = _transform(samples.device)(samples)
+    if not mono.isfinite().all():
+        msg = f"expected finite samples, got {int((~mono.isfinite()).sum())} NaN or infinite of {len(mono)}"
+        raise ValueError(msg)
+    frames: Tensor = _front_end(mono.device)(mono)
     return frames.T.contiguous()
+
+
+@cache
+def _front_end(device: torch.device) -> torchaudio.transforms.MFCC:
+    spectrum = {"n_fft": WINDOW, "win_length": WINDOW, "hop_length": HOP, "n_mels": MEL_BANDS, "center": True}
+    return torchaudio.transforms.MFCC(SAMPLE_RATE, COEFFICIENTS, melkwargs=spectrum).to(device)
 
 
 def mfcc_file(path: str | Path) -> Tensor:
@@ -155,40 +167,19 @@ def mask(windows: Tensor, *, max_time: int, max_features: int, generator: torch.
     if windows.dim() != 3:
         msg = f"expected windows (B, W, F), got shape {tuple(windows.shape)}; pass one recording as features[None]"
         raise ValueError(msg)
-    batch, frames, features = windows.shape
     seed = int(torch.randint(2**62, (), generator=generator))
+    masked = windows.clone()
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would also reseed the accelerators
-        time = _runs(batch, frames, max_time, "max_time")
-        feature = _runs(batch, features, max_features, "max_features")
-    blank = time[:, :, None].to(windows.device) | feature[:, None, :].to(windows.device)  # (B, W, F)
-    return windows.masked_fill(blank, 0.0)
-
-
-def _runs(batch: int, length: int, longest: int, name: str) -> Tensor:
-    """(B, length) bool: in each row one run of 0 to `longest` true values, drawn by torchaudio."""
-    if not 0 <= longest <= length:
-        msg = f"expected {name} between 0 and {length}, the length of its axis, got {longest}"
-        raise ValueError(msg)
-    kept = torch.ones(batch, 1, length)
-    if longest:  # torchaudio truncates a draw from [0, mask_param), so that longest + 1 makes `longest` possible
-        kept = torchaudio.functional.mask_along_axis_iid(kept, longest + 1, 0.0, axis=2)
-    return kept[:, 0] == 0
-
-
-def _mono(waveform: Tensor) -> Tensor:
-    """(S,) float32 from (S,) or (channels, S)."""
-    if not waveform.is_floating_point():
-        msg = f"expected floating-point samples with full scale at 1, got {waveform.dtype}; divide 16 bits by 32768"
-        raise TypeError(msg)
-    if waveform.dim() not in (1, 2) or waveform.numel() == 0:
-        msg = f"expected a waveform (S,) or (channels, S) with samples in it, got shape {tuple(waveform.shape)}"
-        raise ValueError(msg)
-    return waveform.float() if waveform.dim() == 1 else waveform.float().mean(dim=0)
-
-
-@cache
-def _transform(device: torch.device) -> torchaudio.transforms.MFCC:
-    """The front end, built once per device."""
-    spectrum = {"n_fft": WINDOW, "win_length": WINDOW, "hop_length": HOP, "n_mels": MEL_BANDS, "center": True}
-    return torchaudio.transforms.MFCC(SAMPLE_RATE, COEFFICIENTS, melkwargs=spectrum).to(device)
+        for axis, (name, longest) in enumerate({"max_time": max_time, "max_features": max_features}.items(), start=1):
+            length = windows.shape[axis]
+            if not 0 <= longest <= length:
+                msg = f"expected {name} between 0 and {length}, the length of its axis, got {longest}"
+                raise ValueError(msg)
+            if (
+                longest
+            ):  # torchaudio truncates a draw from [0, mask_param), so that longest + 1 makes `longest` possible
+                every = torch.ones(len(windows), length, 1)
+                kept = torchaudio.functional.mask_along_axis_iid(every, longest + 1, 0.0, axis=1)
+                masked.masked_fill_((kept == 0).movedim(1, axis).to(windows.device), 0.0)
+    return masked

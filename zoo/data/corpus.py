@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Mapping, Sequence
 from importlib.resources import as_file, files
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -55,20 +56,18 @@ def read_corpus(
         CorpusError: a folder or a recording's partner is missing, an array has another shape or type than
             expected, a feature is not finite, or a phoneme is unknown.
     """
-    folder = _partition(Path(root), partition)
-    paths = _ordered(folder)
-    transcripts = _partners(paths, folder / "transcript")
+    paths, transcripts = _files(Path(root), partition)
     shapes = [_shape(path) for path in paths]
     width = features or shapes[0][1]
     starts = torch.tensor([0] + [length for length, _ in shapes]).cumsum(0)
     values = torch.empty(int(starts[-1]), width)
-    labels = None if transcripts is None else torch.empty(len(values), dtype=torch.int64)
+    labels = torch.empty(len(values), dtype=torch.int64) if transcripts else None
     indices = {name: index for index, name in enumerate(classes)}
     indices |= {other: indices[name] for other, name in _OTHER_SPELLINGS.items() if name in indices} | indices
     for index, path in enumerate(paths):
         span = slice(int(starts[index]), int(starts[index + 1]))
         values[span] = _features(path, width)
-        if labels is not None and transcripts is not None:
+        if labels is not None:
             labels[span] = _labels(transcripts[index], shapes[index][0], indices)
     return FrameSet(values, labels, starts, tuple(classes), tuple(path.stem for path in paths))
 
@@ -86,12 +85,11 @@ def write_corpus(frames: FrameSet, root: str | Path, partition: str) -> None:
     (folder / "mfcc").mkdir(parents=True)
     if frames.labels is not None:
         (folder / "transcript").mkdir()
-    names = np.array(frames.classes)
-    for index, name in enumerate(frames.names):
-        span = slice(int(frames.starts[index]), int(frames.starts[index + 1]))
-        np.save(folder / "mfcc" / f"{name}.npy", frames.features[span].cpu().numpy(), allow_pickle=False)
+    classes = np.array(frames.classes)
+    for name, (start, stop) in zip(frames.names, pairwise(frames.starts.tolist()), strict=True):
+        np.save(folder / "mfcc" / f"{name}.npy", frames.features[start:stop].cpu().numpy(), allow_pickle=False)
         if frames.labels is not None:
-            transcript = np.concatenate((["[SOS]"], names[frames.labels[span].numpy()], ["[EOS]"]))
+            transcript = np.concatenate((["[SOS]"], classes[frames.labels[start:stop].numpy()], ["[EOS]"]))
             np.save(folder / "transcript" / f"{name}.npy", transcript, allow_pickle=False)
 
 
@@ -115,6 +113,73 @@ def sample_corpus(partition: str) -> FrameSet:
         )
 
 
+def _files(root: Path, partition: str) -> tuple[list[Path], list[Path]]:
+    """The recordings of a partition in their order, and their transcripts; no transcripts if there is no folder."""
+    folder, order, transcripts = (root / partition / name for name in ("mfcc", "test_order.csv", "transcript"))
+    if not folder.is_dir():
+        others = sorted(path.parent.name for path in root.glob("*/mfcc"))
+        msg = f"expected a folder {folder}; partitions under {root}: {', '.join(others) or 'none'}"
+        raise CorpusError(msg)
+    paths = sorted(folder.glob("*.npy"))
+    if order.is_file():
+        with order.open(newline="") as lines:
+            paths = [folder / f"{Path(row[0]).stem}.npy" for row in list(csv.reader(lines))[1:] if row]
+        if missing := [path.name for path in paths if not path.is_file()]:
+            msg = f"{order}: expected only files of {folder}, but there is no {', '.join(missing[:5])}"
+            raise CorpusError(msg)
+    if not paths:
+        msg = f"expected recordings *.npy in {folder}, got none"
+        raise CorpusError(msg)
+    if not transcripts.is_dir():
+        return paths, []
+    recordings = {path.name for path in paths}
+    if alone := sorted(recordings ^ {path.name for path in transcripts.glob("*.npy")}):
+        present, lacking = (folder, transcripts) if alone[0] in recordings else (transcripts, folder)
+        msg = (
+            f"{present / alone[0]}: expected a partner of the same name in {lacking}, "
+            f"got none ({len(alone)} such files)"
+        )
+        raise CorpusError(msg)
+    return paths, [transcripts / path.name for path in paths]
+
+
+def _load(path: Path, *, header_only: bool = False) -> np.ndarray:
+    """The array of one file: no archives, no Python objects; mapped into memory if only its header is needed."""
+    try:
+        if header_only:
+            return np.lib.format.open_memmap(path, mode="r")
+        with path.open("rb") as file:
+            return np.lib.format.read_array(file, allow_pickle=False)
+    except Exception as error:  # a malformed header makes NumPy raise anything from SyntaxError to MemoryError
+        objects = "Python objects" in str(error) or "Object arrays" in str(error)
+        hint = "; Python objects are never unpickled: save plain arrays" if objects else ""
+        msg = f"{path}: expected an array written by numpy.save, got: {str(error)[:200]}{hint}"
+        raise CorpusError(msg) from error
+
+
+def _shape(path: Path) -> tuple[int, int]:
+    """Number of frames and of features of one recording, from the header of its file."""
+    array = _load(path, header_only=True)
+    if array.ndim != 2 or array.dtype.kind != "f" or not array.size:
+        came = f"{array.shape} {array.dtype}"
+        msg = f"{path}: expected features (T, F) of a floating type, at least one frame, got {came}"
+        raise CorpusError(msg)
+    return array.shape
+
+
+def _features(path: Path, width: int) -> Tensor:
+    """(T, width) float32."""
+    array = _load(path).astype(np.float32, copy=False)
+    if array.shape[1] != width:
+        msg = f"{path}: expected {width} features per frame, got {array.shape[1]}"
+        raise CorpusError(msg)
+    finite = np.isfinite(array).all(axis=1)
+    if not finite.all():
+        msg = f"{path}: expected finite features, got NaN or infinity at frame {int(finite.argmin())}"
+        raise CorpusError(msg)
+    return torch.from_numpy(array)
+
+
 def _labels(path: Path, frames: int, indices: Mapping[str, int]) -> Tensor:
     """(frames,) int64 from a transcript of frames + 2 strings."""
     transcript = _load(path)
@@ -133,82 +198,3 @@ def _labels(path: Path, frames: int, indices: Mapping[str, int]) -> Tensor:
         msg = f"{path}: frame {frame}: " + unknown("phoneme", str(transcript[frame + 1]), indices)
         raise CorpusError(msg)
     return torch.from_numpy(found)
-
-
-def _partition(root: Path, partition: str) -> Path:
-    folder = root / partition
-    if not (folder / "mfcc").is_dir():
-        there = sorted(path.parent.name for path in root.glob("*/mfcc"))
-        msg = f"expected a folder {folder / 'mfcc'}; partitions under {root}: {', '.join(there) or 'none'}"
-        raise CorpusError(msg)
-    return folder
-
-
-def _ordered(folder: Path) -> list[Path]:
-    order = folder / "test_order.csv"
-    if order.is_file():
-        with order.open(newline="") as lines:
-            names = [row[0] for row in list(csv.reader(lines))[1:] if row]
-        paths = [folder / "mfcc" / f"{Path(name).stem}.npy" for name in names]
-        missing = [path.name for path in paths if not path.is_file()]
-        if missing:
-            msg = f"{order}: expected only files of {folder / 'mfcc'}, but there is no {', '.join(missing[:5])}"
-            raise CorpusError(msg)
-    else:
-        paths = sorted((folder / "mfcc").glob("*.npy"))
-    if not paths:
-        msg = f"expected recordings *.npy in {folder / 'mfcc'}, got none"
-        raise CorpusError(msg)
-    return paths
-
-
-def _partners(paths: list[Path], folder: Path) -> list[Path] | None:
-    if not folder.is_dir():
-        return None
-    here, there = {path.name for path in paths}, {path.name for path in folder.glob("*.npy")}
-    alone = sorted(here ^ there)
-    if alone:
-        lacking, present = ("transcript", "mfcc") if alone[0] in here else ("mfcc", "transcript")
-        msg = (
-            f"{folder.parent / present / alone[0]}: expected a partner of the same name in "
-            f"{folder.parent / lacking}, got none ({len(alone)} such files)"
-        )
-        raise CorpusError(msg)
-    return [folder / path.name for path in paths]
-
-
-def _load(path: Path, *, header_only: bool = False) -> np.ndarray:
-    """The array of one file: no archives, no Python objects; mapped into memory if only its header is needed."""
-    try:
-        if header_only:
-            return np.lib.format.open_memmap(path, mode="r")
-        with path.open("rb") as file:
-            return np.lib.format.read_array(file, allow_pickle=False)
-    except Exception as error:  # a malformed header makes NumPy raise anything from SyntaxError to MemoryError
-        objects = "Python objects" in str(error) or "Object arrays" in str(error)
-        hint = "; Python objects are never unpickled: save plain arrays" if objects else ""
-        msg = f"{path}: expected an array written by numpy.save, got: {str(error)[:200]}{hint}"
-        raise CorpusError(msg) from error
-
-
-def _shape(path: Path) -> tuple[int, int]:
-    array = _load(path, header_only=True)
-    if array.ndim != 2 or array.dtype.kind != "f" or 0 in array.shape:
-        msg = (
-            f"{path}: expected features (T, F) of a floating type, at least one frame, got {array.shape} {array.dtype}"
-        )
-        raise CorpusError(msg)
-    frames, features = array.shape
-    return frames, features
-
-
-def _features(path: Path, width: int) -> Tensor:
-    array = _load(path).astype(np.float32, copy=False)
-    if array.shape[1] != width:
-        msg = f"{path}: expected {width} features per frame, got {array.shape[1]}"
-        raise CorpusError(msg)
-    if not np.isfinite(array).all():
-        frame = int((~np.isfinite(array)).any(axis=1).argmax())
-        msg = f"{path}: expected finite features, got NaN or infinity at frame {frame}"
-        raise CorpusError(msg)
-    return torch.from_numpy(array)

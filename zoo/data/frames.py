@@ -7,12 +7,13 @@ normalisations and contexts share one copy of the frames in memory.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Self
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from zoo._names import find, unknown, usable_device
 from zoo.data.normalisation import NORMALISATIONS, Affine, Normalisation
@@ -44,12 +45,30 @@ class FrameSet:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "classes", tuple(self.classes))
-        names = tuple(self.names) or tuple(map(str, range(len(self.starts) - 1)))
-        object.__setattr__(self, "names", names)
-        _check_features(self.features)
-        _check_starts(self.starts, len(self.features), len(names))
-        if self.labels is not None:
-            _check_labels(self.labels, len(self.features), len(self.classes))
+        object.__setattr__(self, "names", tuple(self.names) or tuple(map(str, range(self.recordings))))
+        if misfit := self._misfit():
+            msg = f"expected {misfit}"
+            raise ValueError(msg)
+
+    def _misfit(self) -> str:
+        """What was expected of the first part that does not fit, and what came; empty if all fit."""
+        features, labels, starts, frames = self.features, self.labels, self.starts, len(self.features)
+        if features.ndim != 2 or features.dtype != torch.float32 or not frames:
+            return f"features (T, F) float32 with at least one frame, got {tuple(features.shape)} {features.dtype}"
+        finite = features.isfinite()
+        if not finite.all():
+            return f"finite features, got NaN or infinity at frame {int((~finite).any(dim=1).nonzero()[0])}"
+        steps = starts.diff() if starts.ndim == 1 and starts.dtype == torch.int64 and len(starts) > 1 else None
+        if steps is None or int(starts[0]) != 0 or int(starts[-1]) != frames or int(steps.min()) < 1:
+            return f"starts (U + 1,) int64 rising from 0 to {frames} frames, got {starts}"
+        if len(self.names) != self.recordings:
+            return f"{self.recordings} recording names, got {len(self.names)}"
+        if labels is not None and (labels.shape != (frames,) or labels.dtype != torch.int64):
+            return f"labels ({frames},) int64, got {tuple(labels.shape)} {labels.dtype}"
+        low, high = (0, 0) if labels is None else map(int, labels.aminmax())
+        if not 0 <= low <= high < len(self.classes):
+            return f"labels from 0 to {len(self.classes) - 1}, got {low} to {high}"
+        return ""
 
     def __len__(self) -> int:
         """Number of frames, T."""
@@ -80,21 +99,17 @@ class FrameSet:
             ValueError: this machine has no such device.
         """
         wanted = usable_device(device)
-        if self.features.device == wanted:
-            return self
-        return type(self)(self.features.to(wanted), self.labels, self.starts, self.classes, self.names)
+        return self if self.features.device == wanted else replace(self, features=self.features.to(wanted))
 
     def select(self, recordings: Tensor) -> Self:
         """The frames of these recordings alone, in this order; recordings: (n,) int64 indices."""
-        pieces = [torch.arange(int(self.starts[u]), int(self.starts[u + 1])) for u in recordings.tolist()]
-        frames = torch.cat(pieces) if pieces else torch.arange(0)
-        lengths = torch.tensor([0] + [len(piece) for piece in pieces])
-        return type(self)(
-            self.features[frames],
-            None if self.labels is None else self.labels[frames],
-            lengths.cumsum(0),
-            self.classes,
-            tuple(self.names[u] for u in recordings.tolist()),
+        frames = torch.cat([torch.arange(int(self.starts[u]), int(self.starts[u + 1])) for u in recordings.tolist()])
+        return replace(
+            self,
+            features=self.features[frames],
+            labels=None if self.labels is None else self.labels[frames],
+            starts=pad(self.starts.diff()[recordings].cumsum(0), (1, 0)),
+            names=tuple(self.names[u] for u in recordings.tolist()),
         )
 
     def affine(self, normalisation: str) -> Affine | None:
@@ -137,19 +152,24 @@ def windows(
         IndexError: a centre is outside the frames.
     """
     _check_window(context, padding)
-    _check_centres(centres, len(frames))
-    device, centres = frames.features.device, centres.cpu()
-    around = centres[:, None] + torch.arange(-context, context + 1)  # (B, 2K+1)
-    if padding == "recording":
-        starts, groups = frames.starts.cpu(), frames.groups[centres][:, None]  # (B, 1)
-        inside = torch.clamp(around, starts[groups], starts[groups + 1] - 1)
-    else:
-        inside = around.clamp(0, len(frames) - 1)
-        groups = frames.groups[inside]
-    rows = frames.features.index_select(0, inside.flatten().to(device))
-    rows = rows.view(*inside.shape, frames.features.shape[1])  # (B, 2K+1, F)
-    rows = _normalise(rows, frames.affine(normalisation), groups.to(device))
-    return rows.masked_fill_((around != inside).to(device).unsqueeze(-1), 0).flatten(1)
+    low, high = map(int, centres.aminmax()) if len(centres) else (0, 0)
+    if not 0 <= low <= high < len(frames):
+        msg = f"expected centres from 0 to {len(frames) - 1}, got {low} to {high}"
+        raise IndexError(msg)
+    device, affine, starts = frames.features.device, frames.affine(normalisation), frames.starts.cpu()
+    around = centres.cpu()[:, None] + torch.arange(-context, context + 1)  # (B, 2K+1)
+    groups = frames.groups[centres.cpu()][:, None]  # (B, 1)
+    inside = around.clamp(starts[groups], starts[groups + 1] - 1)
+    rows = frames.features.index_select(0, inside.flatten().to(device))  # (B * (2K+1), F)
+    _normalise(rows.view(*inside.shape, rows.shape[1]), affine, groups)
+    beyond = (around != inside).flatten().nonzero().squeeze(1)  # the few rows outside the recording of their centre
+    rows.index_fill_(0, beyond.to(device), 0)
+    if padding == "corpus":
+        others = around.flatten()[beyond]
+        beyond, others = (x[(others >= 0) & (others < len(frames))] for x in (beyond, others))
+        raw = frames.features.index_select(0, others.to(device))
+        rows.index_copy_(0, beyond.to(device), _normalise(raw, affine, frames.groups[others]))
+    return rows.view(len(centres), (2 * context + 1) * rows.shape[1])
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,7 +222,7 @@ def stretch(
     if not 0 <= start <= stop <= len(frames):
         msg = f"expected a stretch within 0 to {len(frames)} frames, got {start} to {stop}"
         raise ValueError(msg)
-    device = frames.features.device
+    device, affine = frames.features.device, frames.affine(normalisation)
     if start == stop:
         return Stretch(frames.features[:0], torch.arange(0, device=device), context)
     first, last = int(frames.groups[start]), int(frames.groups[stop - 1])
@@ -213,48 +233,20 @@ def stretch(
     rows = frames.features.new_zeros(stop - start + 2 * context + int(gaps[stop - low - 1]), frames.features.shape[1])
     for at in range(low, high, _BLOCK):
         some = slice(at, min(at + _BLOCK, high))
-        normal = _normalise(frames.features[some], frames.affine(normalisation), frames.groups[some].to(device))
+        normal = _normalise(frames.features[some].clone(), affine, frames.groups[some])
         rows.index_copy_(0, places[at - low : some.stop - low], normal)
     return Stretch(rows, places[start - low : stop - low] - context, context)
 
 
 def _normalise(rows: Tensor, affine: Affine | None, groups: Tensor) -> Tensor:
-    """Apply the scale and shift of each row's recording; rows (..., F), groups (...)."""
+    """Apply the scale and shift of each row's recording in place; rows (..., F), groups (...)."""
     if affine is None:
         return rows
     scale, shift = affine
     if len(scale) == 1:
-        return rows * scale[0] + shift[0]
-    return torch.addcmul(shift[groups], rows, scale[groups])
-
-
-def _check_features(features: Tensor) -> None:
-    if features.ndim != 2 or features.dtype != torch.float32 or not len(features):
-        msg = f"expected features (T, F) float32 with at least one frame, got {tuple(features.shape)} {features.dtype}"
-        raise ValueError(msg)
-    if not torch.isfinite(features).all():
-        frame = int((~torch.isfinite(features)).any(dim=1).nonzero()[0])
-        msg = f"expected finite features, got NaN or infinity at frame {frame}"
-        raise ValueError(msg)
-
-
-def _check_starts(starts: Tensor, frames: int, names: int) -> None:
-    steps = starts.diff() if starts.ndim == 1 and starts.dtype == torch.int64 and len(starts) > 1 else None
-    if steps is None or int(starts[0]) != 0 or int(starts[-1]) != frames or int(steps.min()) < 1:
-        msg = f"expected starts (U + 1,) int64 rising from 0 to {frames} frames, got {starts}"
-        raise ValueError(msg)
-    if names != len(starts) - 1:
-        msg = f"expected {len(starts) - 1} recording names, got {names}"
-        raise ValueError(msg)
-
-
-def _check_labels(labels: Tensor, frames: int, classes: int) -> None:
-    if labels.shape != (frames,) or labels.dtype != torch.int64:
-        msg = f"expected labels ({frames},) int64, got {tuple(labels.shape)} {labels.dtype}"
-        raise ValueError(msg)
-    if not 0 <= int(labels.min()) <= int(labels.max()) < classes:
-        msg = f"expected labels from 0 to {classes - 1}, got {int(labels.min())} to {int(labels.max())}"
-        raise ValueError(msg)
+        return rows.mul_(scale[0]).add_(shift[0])
+    groups = groups.to(rows.device)
+    return torch.addcmul(shift[groups], rows, scale[groups], out=rows)
 
 
 def _check_window(context: int, padding: str) -> None:
@@ -263,9 +255,3 @@ def _check_window(context: int, padding: str) -> None:
         raise ValueError(msg)
     if padding not in PADDINGS:
         raise ValueError(unknown("padding", padding, PADDINGS))
-
-
-def _check_centres(centres: Tensor, frames: int) -> None:
-    if len(centres) and not 0 <= int(centres.min()) <= int(centres.max()) < frames:
-        msg = f"expected centres from 0 to {frames - 1}, got {int(centres.min())} to {int(centres.max())}"
-        raise IndexError(msg)

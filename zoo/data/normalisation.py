@@ -6,7 +6,7 @@ is what `Spec.normalisation` holds.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -49,20 +49,21 @@ def none(features: Tensor, starts: Tensor) -> None:
 @normalisation
 def mean(features: Tensor, starts: Tensor) -> Affine:
     """Subtract each recording's mean over time (cepstral mean subtraction)."""
-    means = torch.stack([recording.double().mean(dim=0) for recording in _recordings(features, starts)])
+    recordings = torch.split(features, starts.diff().tolist())
+    means = torch.stack([recording.double().mean(dim=0) for recording in recordings])
     return torch.ones_like(means).float(), -means.float()
 
 
 @normalisation
 def mean_std(features: Tensor, starts: Tensor) -> Affine:
     """Subtract each recording's mean over time, and divide by its standard deviation (of the population)."""
-    return _standardise([_statistics(recording) for recording in _recordings(features, starts)])
+    return _standardise(torch.split(features, starts.diff().tolist()))
 
 
 @normalisation
 def z_score(features: Tensor, starts: Tensor) -> Affine:
     """The same as `mean_std` with one mean and one standard deviation over all frames of this frame set."""
-    return _standardise([_statistics(features)])
+    return _standardise([features])
 
 
 @normalisation
@@ -73,17 +74,9 @@ def min_max(features: Tensor, starts: Tensor) -> Affine:
     return scale.float()[None], (-low * scale).float()[None]
 
 
-def _recordings(features: Tensor, starts: Tensor) -> tuple[Tensor, ...]:
-    return torch.split(features, starts.diff().tolist())
-
-
-def _statistics(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Standard deviation and mean over time, in float64."""
-    return torch.std_mean(features.double(), dim=0, correction=0)
-
-
-def _standardise(statistics: list[tuple[Tensor, Tensor]]) -> Affine:
-    """Scale and shift from standard deviations and means; a constant feature becomes zero."""
+def _standardise(recordings: Sequence[Tensor]) -> Affine:
+    """Subtract the mean of each and divide by its standard deviation, in float64; a constant feature becomes zero."""
+    statistics = [torch.std_mean(recording.double(), dim=0, correction=0) for recording in recordings]
     deviation, mean = (torch.stack(column) for column in zip(*statistics, strict=True))
     noise = torch.finfo(torch.float32).eps * mean.abs()
     scale = torch.where(deviation > noise, 1 / deviation, 0.0)
