@@ -100,6 +100,32 @@ def test_commands_on_the_pages_run(block: str, home: Path) -> None:
     run(["bash", "-euc", block], home)
 
 
+ADDED = ["midrange", "gated", "hourglass", "squared_relu", "nadamw", "square_root", "peak", "jaccard_distance"]
+WITH_ORACLE = ["test_each_optimiser_walks_as_torchs", "test_each_schedule_is_torchs", "pair_equals_the_loop"]
+
+
+def test_the_shared_laws_hold_for_what_contributing_adds(home: Path) -> None:
+    """One module with one of each thing, through the public decorators; what needs an oracle of its own is left out."""
+    module = "\n\n".join(block.values[0] for block in blocks("python", pages=[ROOT / "CONTRIBUTING.md"]))
+    (home / "additions.py").write_text(module, encoding="utf-8")
+    kinds = [
+        "architectures",
+        "pooling",
+        "table",
+        "optimisers",
+        "schedules",
+        "normalisation",
+        "diversity",
+        "frames",
+        "loop",
+        "training_stack",
+    ]
+    files = [str(ROOT / "tests" / f"test_{kind}.py") for kind in kinds]
+    wanted = f"({' or '.join(ADDED)}) and not ({' or '.join(WITH_ORACLE)})"
+    report = run([sys.executable, "-m", "pytest", "-v", "-n0", "-padditions", "-k", wanted, *files], home)
+    assert [name for name in ADDED if name not in report] == []
+
+
 def options_by_command() -> dict[str, set[str]]:
     """Command, such as "zoo train" -> the options that the pages give it anywhere."""
     found: dict[str, set[str]] = {}
