@@ -152,11 +152,11 @@ def print_json(data: Any) -> None:
 
 
 def show(parts: Iterable[Table | str]) -> None:
-    """Tables and lines on stdout."""
+    """Tables and lines on stdout; a table without rows is left out."""
     for part in parts:
         if isinstance(part, str):
             print(part)
-        else:
+        elif part.rows:
             print_table(part.rows, title=part.title, formats=part.formats)
 
 
@@ -220,7 +220,9 @@ def _check_renamed(arguments: Sequence[str], renamed: Mapping[str, str]) -> None
 
 def _shown(default: Any) -> str | None:
     """The default in a help text, if it says something."""
-    return None if default in ((), False, None) else str(default)
+    if default is None or default is False or default == ():
+        return None
+    return " ".join(map(str, default)) if isinstance(default, tuple) else str(default)
 
 
 def _finite(data: Any) -> Any:
