@@ -8,28 +8,40 @@ import sys
 from importlib.metadata import version
 
 import pytest
-from cyclopts import App
 
-from zoo._console import print_json, print_table, progress, run_app
+from zoo._console import Answer, Table, command_line, print_json, print_table, progress
 
 
-def command(error: BaseException | None = None, answer: int | None = None) -> App:
-    """An app with one command, `act`, that raises or returns something."""
-    app = App(name="demo")
+def act(*arguments: str, error: BaseException | None = None, code: int = 0) -> int:
+    """Exit code of a program with one command, `act`, that raises or answers something."""
 
-    @app.command
-    def act(*, times: int = 1) -> int | None:
+    def act(*, times: int = 1) -> Answer:
         if error is not None:
             raise error
-        return answer
+        return Answer({"times": times}, [Table([]), "done", Table([{"times": times}])], code)
 
-    return app
+    return command_line("demo", "A demo.", [act], {"act --often": "--times"})(arguments or ["act"])
 
 
-@pytest.mark.parametrize(("answer", "code"), [(None, 0), (0, 0), (1, 1)])
-def test_a_command_answers_by_its_exit_code(answer: int | None, code: int) -> None:
-    """Nothing and 0 are fine, 1 is "no"."""
-    assert run_app(command(answer=answer), ["act"]) == code
+@pytest.mark.parametrize("code", [0, 1])
+def test_a_command_answers_by_its_exit_code(code: int) -> None:
+    """0 is fine, 1 is "no"."""
+    assert act(code=code) == code
+
+
+def test_an_answer_is_shown_to_people_or_given_to_programs(capsys: pytest.CaptureFixture[str]) -> None:
+    """Lines and tables, of which an empty one is left out; or one JSON document."""
+    act("act", "--times", "3")
+    assert capsys.readouterr().out.split() == ["done", "times", "3"]
+    act("--json", "act", "--times", "3")
+    assert json.loads(capsys.readouterr().out) == {"times": 3}
+
+
+def test_a_former_spelling_is_answered_with_the_new_one(capsys: pytest.CaptureFixture[str]) -> None:
+    """With the value behind it or after an equals sign."""
+    for arguments in (["act", "--often", "3"], ["act", "--often=3"]):
+        assert act(*arguments) == 2
+        assert capsys.readouterr().err == "error: --often has a new name: use --times\n"
 
 
 @pytest.mark.parametrize(
@@ -46,26 +58,26 @@ def test_an_error_is_one_line_and_exit_code_two(
     capsys: pytest.CaptureFixture[str], error: Exception, line: str
 ) -> None:
     """On stderr, without a traceback, line breaks folded."""
-    assert run_app(command(error), ["act"]) == 2
+    assert act(error=error) == 2
     assert capsys.readouterr() == ("", line)
 
 
 @pytest.mark.parametrize("arguments", [["at"], ["act", "--tims", "3"], ["act", "--times", "three"]])
 def test_wrong_usage_is_one_line_and_exit_code_two(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
     """An unknown command, an unknown option, a value of another type."""
-    assert run_app(command(), arguments) == 2
+    assert act(*arguments) == 2
     assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_a_mistake_of_ours_is_not_hidden() -> None:
     """What is no error of use keeps its traceback."""
     with pytest.raises(AttributeError, match="ours"):
-        run_app(command(AttributeError("ours")), ["act"])
+        act(error=AttributeError("ours"))
 
 
 def test_an_interrupt_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     """Exit code 130, one line."""
-    assert run_app(command(KeyboardInterrupt()), ["act"]) == 130
+    assert act(error=KeyboardInterrupt()) == 130
     assert capsys.readouterr().err.startswith("error: interrupted")
 
 
@@ -73,14 +85,10 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
     """As in `zoo list | head -1`: no traceback, nothing on stderr."""
     code = """
 import sys
-from cyclopts import App
-from zoo._console import run_app
-app = App()
-@app.default
+from zoo._console import Answer, command_line
 def act():
-    for _ in range(100_000):
-        print("line")
-sys.exit(run_app(app, []))
+    return Answer(None, ["line"] * 100_000)
+sys.exit(command_line("demo", "", [act])(["act"]))
 """
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None
@@ -125,5 +133,5 @@ def test_a_table_shows_text_as_somebody_wrote_it(capsys: pytest.CaptureFixture[s
 @pytest.mark.parametrize("module", ["zoo.cli", "ensemble.cli"])
 def test_the_commands_know_their_version(capsys: pytest.CaptureFixture[str], module: str) -> None:
     """That of the distribution, which both belong to."""
-    run_app(importlib.import_module(module).app, ["--version"])
+    importlib.import_module(module).run(["--version"])
     assert capsys.readouterr().out.strip() == version("zoo-ensemble")

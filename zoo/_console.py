@@ -54,9 +54,45 @@ class Answer:
     code: int = 0
 
 
-def make_app(name: str, help: str, commands: Iterable[Callable[..., Answer]]) -> App:
-    """An app whose commands are these functions by their names, each of them with `--json` and `--import`."""
-    app = App(name=name, help=help, version=own_version, default_parameter=Parameter(negative=(), show_default=_shown))
+def command_line(
+    name: str, help: str, commands: Iterable[Callable[..., Answer]], renamed: Mapping[str, str] = _NOTHING
+) -> Callable[..., int]:
+    """A function that runs a command line (by default this process's) to its end and returns its exit code.
+
+    0: success. 1: the command's answer is no. 2: wrong usage, or an error, on one line of stderr.
+    130: interrupted. 141: the reader of the output has gone.
+
+    Args:
+        name: of the program.
+        help: one line on what it does.
+        commands: functions; each becomes a command of its name, with `--json` and `--import`.
+        renamed: former spelling ("search", or "search --budget") -> what to write now.
+    """
+    outer = _app(name, help, commands).meta
+
+    def run(arguments: Sequence[str] | None = None) -> int:
+        arguments = sys.argv[1:] if arguments is None else list(arguments)
+        try:
+            _check_renamed(arguments, renamed)
+            code = outer(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+            sys.stdout.flush()
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter fails to flush its end
+            return 141
+        except (CycloptsError, ValueError, TypeError, LookupError, OSError, ImportError, MemoryError) as error:
+            return _fail(str(error) or type(error).__name__)
+        except RecursionError:
+            return _fail("expected plain data, got something nested too deep")
+        except KeyboardInterrupt as interrupt:
+            return _fail(str(interrupt) or "interrupted; what was finished before is saved", code=130)
+        return code if isinstance(code, int) else 0
+
+    return run
+
+
+def _app(name: str, help: str, commands: Iterable[Callable[..., Answer]]) -> App:
+    parameter = Parameter(negative=(), show_default=_shown)
+    app = App(name=name, help=help, version=own_version, default_parameter=parameter)
     for command in commands:
         app.command(command, name=command.__name__.rstrip("_"))
 
@@ -85,39 +121,8 @@ def make_app(name: str, help: str, commands: Iterable[Callable[..., Answer]]) ->
         return answer.code
 
     app.meta.group_parameters = Group("All commands", sort_key=99)
+    app.suppress_keyboard_interrupt = app.meta.suppress_keyboard_interrupt = False  # cyclopts would exit silently
     return app
-
-
-def run_app(app: App, arguments: Sequence[str] | None = None, *, renamed: Mapping[str, str] = _NOTHING) -> int:
-    """Run a command line to its end and return its exit code.
-
-    0: success. 1: the command's answer is no. 2: wrong usage, or an error, on one line of stderr.
-    130: interrupted. 141: the reader of the output has gone.
-
-    Args:
-        app: made by `make_app`, or any other.
-        arguments: those of this process if None.
-        renamed: former spelling ("search", or "search --budget") -> what to write now.
-    """
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
-    try:
-        _check_renamed(arguments, renamed)
-        outer = app.meta if app.meta.default_command else app
-        outer.suppress_keyboard_interrupt = app.suppress_keyboard_interrupt = False  # cyclopts would exit silently
-        result = outer(arguments, exit_on_error=False, print_error=False, result_action="return_value")
-        sys.stdout.flush()
-    except CycloptsError as error:
-        return _fail(str(error) or type(error).__name__)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter fails to flush at its end
-        return 141
-    except (ValueError, TypeError, LookupError, OSError, ImportError, TimeoutError, MemoryError) as error:
-        return _fail(str(error) or type(error).__name__)
-    except RecursionError:
-        return _fail("expected plain data, got something nested too deep")
-    except KeyboardInterrupt as interrupt:
-        return _fail(str(interrupt) or "interrupted; what was finished before is saved", code=130)
-    return result if isinstance(result, int) else 0
 
 
 def import_own(target: str) -> None:
@@ -157,7 +162,7 @@ def show(parts: Iterable[Table | str]) -> None:
         if isinstance(part, str):
             print(part)
         elif part.rows:
-            print_table(part.rows, title=part.title, formats=part.formats)
+            print_table(**vars(part))
 
 
 def print_table(rows: Sequence[Mapping[str, Any]], *, title: str = "", formats: Mapping[str, str] = _NOTHING) -> None:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 
 from ensemble.cli import evaluate, fit, predict, select
-from zoo._console import make_app, run_app
+from zoo._console import command_line
 
 COMMANDS = (
     *(evaluate.evaluate, evaluate.compare),
@@ -16,12 +15,9 @@ COMMANDS = (
 )
 RENAMED = {"predict --partition": "--test"}  # former spelling -> what to write now
 
-app = make_app("ensemble", "Run trained models as one, combine them, and judge whether it is really better.", COMMANDS)
-
-
-def run(arguments: Sequence[str] | None = None) -> int:
-    """Run a command line, by default that of this process, and return its exit code."""
-    return run_app(app, arguments, renamed=RENAMED)
+run = command_line(
+    "ensemble", "Run trained models as one, combine them, and judge whether it is really better.", COMMANDS, RENAMED
+)
 
 
 def main() -> None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 
-from zoo._console import make_app, run_app
+from zoo._console import command_line
 from zoo.cli import entries, search, train, transfer, upkeep, views
 
 COMMANDS = (
@@ -30,12 +29,9 @@ RENAMED = {  # former spelling -> what to write now
     "verify --partition": "--valid",
 }
 
-app = make_app("zoo", "Make and keep trained frame classifiers: train, search, register, verify.", COMMANDS)
-
-
-def run(arguments: Sequence[str] | None = None) -> int:
-    """Run a command line, by default that of this process, and return its exit code."""
-    return run_app(app, arguments, renamed=RENAMED)
+run = command_line(
+    "zoo", "Make and keep trained frame classifiers: train, search, register, verify.", COMMANDS, RENAMED
+)
 
 
 def main() -> None:
