@@ -9,13 +9,11 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator
 from typing import Any, NoReturn
 
 _LEAST, _MOST = -(2**63), 2**63 - 1
 _SURE = 19  # letters of a number below which it fits 64 bits
 _DEEPEST = 64
-_VISIBLE = re.compile(r"[^\s,:]")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
@@ -75,37 +73,6 @@ def parse_integers(text: str) -> Any:
         TextError: also NOT_INTEGER, a number with a point or an exponent, or -0, which some readers take for a float.
     """
     return _decoded(_INTEGER_DECODER, text)
-
-
-def parse_printed(text: str) -> Any:
-    """As `parse_strictly`, for what `canonical` has printed: no key stands twice in it and no float is too large.
-
-    Raises:
-        TextError: nested beyond the stack, an integer that 64 bits do not hold.
-    """
-    return _decoded(_PRINTED_DECODER, text)
-
-
-def values_of(text: str) -> Iterator[tuple[str, str]]:
-    """Keys of the object that a valid JSON text is, each with the text of its value, line ends as in Unix.
-
-    Example:
-        >>> list(values_of('{"a": 1.50, "b": [1,  2]}'))
-        [('a', '1.50'), ('b', '[1,  2]')]
-    """
-    start = _past_space(text, text.index("{") + 1)
-    while text[start] == '"':
-        key, end = _DECODER.raw_decode(text, start)
-        start = _past_space(text, end)
-        _, end = _DECODER.raw_decode(text, start)
-        yield key, text[start:end].replace("\r\n", "\n")
-        start = _past_space(text, end)
-
-
-def _past_space(text: str, start: int) -> int:
-    """Where the next value, key or bracket begins."""
-    found = _VISIBLE.search(text, start)
-    return len(text) if found is None else found.start()
 
 
 def _decoded(decoder: json.JSONDecoder, text: str) -> Any:
@@ -183,4 +150,3 @@ _DECODER, _INTEGER_DECODER = (
     json.JSONDecoder(object_pairs_hook=_unique, parse_int=whole, parse_float=real, parse_constant=_no_constant)
     for whole, real in ((_integer, _float), (_whole, _no_float))
 )
-_PRINTED_DECODER = json.JSONDecoder(parse_int=_integer)
