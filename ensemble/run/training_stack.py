@@ -10,8 +10,7 @@ entry by entry and stay. What cannot be replaced is refused, and the whole is co
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -68,9 +67,13 @@ class TrainingStack(nn.Module):
             msg = "expected models that begin with a Linear"
             raise ValueError(msg)
         x = torch.randn(_PROBED, first.in_features, generator=torch.Generator().manual_seed(0))
-        with _evaluating(self, *models), torch.no_grad():
-            alone = torch.stack([model(x.to(first.weight.device)) for model in models])
-            together = self(x.to(first.weight.device))
+        x = x.to(first.weight.device)
+        for model in (self, *models):
+            model.eval()
+        with torch.no_grad():
+            alone, together = torch.stack([model(x) for model in models]), self(x)
+        for model in (self, *models):
+            model.train()
         if alone.shape != together.shape or not torch.allclose(alone, together, rtol=1e-4, atol=1e-4):
             msg = "the stacked members do not compute what each computes alone; train them one after another"
             raise ValueError(msg)
@@ -177,13 +180,3 @@ def _stacked(layers: list[Any], generators: list[torch.Generator], name: str) ->
         part: _stacked([layer._modules[part] for layer in layers], generators, f"{name}.{part}") for part in children
     }
     return hollow  # type: ignore[no-any-return]  # as above
-
-
-@contextmanager
-def _evaluating(*modules: nn.Module) -> Iterator[None]:
-    modes = [module.training for module in modules]
-    for module in modules:
-        module.eval()
-    yield
-    for module, mode in zip(modules, modes, strict=True):
-        module.train(mode)

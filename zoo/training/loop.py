@@ -25,7 +25,7 @@ from zoo.training.averaging import RunningAverage, copies, fill
 from zoo.training.optimisers import rows
 from zoo.training.recipe import Recipe
 from zoo.training.schedules import SCHEDULES, Position
-from zoo.training.scores import Scorer, labels_of
+from zoo.training.scores import Scorer
 from zoo.training.state import RunFolder, State
 from zoo.training.step import Batches, Group, Stepper, epoch_seed
 
@@ -219,7 +219,7 @@ class _Run:
         """Train, evaluate and write one epoch; one record a member."""
         begin = time.perf_counter()
         self.group.reseed([epoch_seed(recipe.seed, number, "dropout") for recipe in self.group.recipes])
-        self.stepper.begin_epoch(number)
+        self.stepper.kind.begin_epoch(self.stepper.optimiser, number)
         train_accuracy, train_loss, rate = self.learn(number)
         seconds = time.perf_counter() - begin
         self.average.add_epoch(number)
@@ -345,7 +345,6 @@ def _check_frames(group: Group, train: FrameSet, valid: FrameSet) -> None:
     """Raise ValueError where frames, spec and recipe do not fit each other."""
     spec, recipe = group.spec, group.recipe
     for what, frames in (("train", train), ("valid", valid)):
-        labels_of(frames, what)
         width = frames.features.shape[1]
         if (width, len(frames.classes)) != (spec.features, spec.classes):
             msg = (

@@ -148,10 +148,9 @@ class Recipe:
         for what, table in tables:
             if getattr(self, what) not in table:
                 raise ValueError(unknown(what, getattr(self, what), table))
-        self._check_combinations()
-        self._check_optimiser(OPTIMISERS[self.optimiser])
+        self._check_combinations(OPTIMISERS[self.optimiser])
 
-    def _check_combinations(self) -> None:
+    def _check_combinations(self, optimiser: Optimiser) -> None:
         if not 0 < self.fraction <= 1:
             msg = f"expected a fraction above 0 and at most 1, got {self.fraction}"
             raise ValueError(msg)
@@ -161,8 +160,6 @@ class Recipe:
         if self.ema and self.swa_from:
             msg = f"expected one average of weights, got ema={self.ema} and swa_from={self.swa_from}; set one to 0"
             raise ValueError(msg)
-
-    def _check_optimiser(self, optimiser: Optimiser) -> None:
         if self.weight_decay and "weight_decay" not in keywords(optimiser.make):
             msg = f"{self.optimiser} takes no weight_decay, got {self.weight_decay}; use l2, which is part of the loss"
             raise ValueError(msg)

@@ -169,10 +169,6 @@ class Stepper:
         self.optimiser = make_optimiser(self.parameters, shared, group.members)
         self.scaler = GradScaler(device, enabled=self.recipe.precision == "float16")
 
-    def begin_epoch(self, number: int) -> None:
-        """Let the optimiser do what it does between epochs."""
-        self.kind.begin_epoch(self.optimiser, number)
-
     def step(self, batches: Sequence[Batch], rates: Tensor) -> Tensor:
         """One step of the optimiser at each member's learning rate (M,).
 
