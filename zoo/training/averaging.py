@@ -170,34 +170,32 @@ class _Trials:
     """A model that takes on averaged weights in turn, with the frames to estimate statistics on and to evaluate on."""
 
     def __init__(self, checkpoint: Checkpoint, frames: FrameSet | None, valid: FrameSet | None) -> None:
-        self._spec, self._frames, self._valid = checkpoint.spec, frames, valid
-        self._model = checkpoint.to_module()
-        self._scorer = None if valid is None else Scorer(valid, checkpoint.spec)
+        spec, self._model = checkpoint.spec, checkpoint.to_module()
+        self._prepared = None if frames is None else stretch(frames, spec.context, spec.normalisation, spec.padding)
+        self._scorer = None if valid is None else Scorer(valid, spec)
 
     def completed(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """The same weights with BatchNorm's statistics estimated on the frames, if there are any."""
-        if self._frames is None:
+        if self._prepared is None:
             return tensors
-        spec, model = self._spec, self._with(tensors, self._frames)
-        prepared = stretch(self._frames, spec.context, spec.normalisation, spec.padding)
-        reestimate(model, spread_batches(prepared, torch.arange(len(self._frames)), _STATISTICS, _BATCH))
+        model, every = self._with(tensors, self._prepared.rows.device), torch.arange(len(self._prepared.firsts))
+        reestimate(model, spread_batches(self._prepared, every, _STATISTICS, _BATCH))
         found = {name: tensor.detach().to("cpu", copy=True) for name, tensor in model.state_dict().items()}
         return {name: found[name] if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
 
     def scores(self, tensors: Tensors) -> tuple[Tensor, Tensor]:
         """Accuracy (1,) as a fraction and loss (1,) in nats."""
-        assert self._valid is not None
         assert self._scorer is not None
-        model = self._with(tensors, self._valid).eval()
+        model = self._with(tensors, self._scorer.frames.features.device).eval()
         return self._scorer(lambda x: model(x)[None])
 
     def metrics(self, tensors: Tensors) -> dict[str, dict[str, Any]]:
         """The scores as a checkpoint stores them; none without frames to evaluate on."""
         return {} if self._scorer is None else self._scorer.metrics(*self.scores(tensors))
 
-    def _with(self, tensors: Tensors, frames: FrameSet) -> nn.Module:
+    def _with(self, tensors: Tensors, device: torch.device) -> nn.Module:
         self._model.load_state_dict(tensors)
-        return self._model.to(frames.features.device)
+        return self._model.to(device)
 
 
 class RunningAverage:
