@@ -228,7 +228,7 @@ def test_numbers_that_are_no_probabilities_are_refused_by_place(bad):
     [
         ({"P": [0.5, 0.5]}, "shape"),
         ({"P": [[0.5]], "sample_weights": [-1.0]}, "sample weights"),
-        ({"P": [[0.5]], "start": [1.0, 1.0]}, "start of 1 weights"),
+        ({"P": [[0.5]], "start": [1.0, 1.0]}, "1 weights to start from"),
         ({"P": [[0.5]], "alpha": -1.0}, "alpha"),
         ({"P": [[0.5, 0.2], [0.1, 0.3]], "tolerance": -1}, "tolerance of at least 0, got -1"),
     ],

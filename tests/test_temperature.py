@@ -77,7 +77,7 @@ def test_members_are_fitted_each_for_itself() -> None:
     for row, value in zip(o.probabilities, fit.value, strict=True):
         assert ensemble.fit.fit_temperature(row, o.labels).value == pytest.approx(value, rel=1e-8)
     assert ensemble.fit.fit_temperature(o.probabilities, o.labels).value == pytest.approx(fit.value, rel=1e-8)
-    assert fit.fingerprint == o.fingerprint
+    assert fit.rule.fingerprint == o.fingerprint
 
 
 def test_a_rule_gets_one_temperature() -> None:

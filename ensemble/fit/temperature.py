@@ -34,23 +34,14 @@ class TemperatureFit:
         value: one number, or M for members.
         before: log-loss in nats of the probabilities as given, one number or M.
         after: log-loss at `value` on the same frames.
-        fingerprint: of the frames it was fitted on.
-        members: names of the members, where each has its own temperature.
-        pool: the rule whose result the temperature was fitted for, if there was one.
+        rule: the rule whose result the temperature was fitted for, at that temperature; without one, the temperature
+            as a step for a `Chain`.
     """
 
     value: float | tuple[float, ...]
     before: float | tuple[float, ...]
     after: float | tuple[float, ...]
-    fingerprint: str = ""
-    members: tuple[str, ...] = ()
-    pool: Rule | None = None
-
-    @property
-    def rule(self) -> Temperature | Chain:
-        """The pool at its temperature; without a pool, the temperature as a step for a `Chain`."""
-        step = Temperature(self.value, self.fingerprint, self.members)
-        return step if self.pool is None else Chain((self.pool, step))
+    rule: Temperature | Chain
 
 
 def fit_temperature(
@@ -87,7 +78,8 @@ def fit_temperature(
     found = [tuple(numbers.tolist()) for numbers in (1 / inverse, before, after)]
     value, old, new = found if members else [numbers[0] for numbers in found]
     names = given.members if isinstance(given, MemberOutputs) and rule is None else ()
-    return TemperatureFit(value, old, new, fingerprint, names, rule)
+    step = Temperature(value, fingerprint, names)
+    return TemperatureFit(value, old, new, step if rule is None else Chain((rule, step)))
 
 
 def _source(given: Any, labels: Any | None, rule: Rule | None) -> tuple[_Blocks, int, int, str]:
@@ -170,27 +162,16 @@ class PoolTemperatures:
     Args:
         each: M temperatures, one for each member, before the pool.
         pool: one temperature, after it.
-        weights: M weights of the pool.
         before: log-loss in nats of the pool without temperatures.
         after: log-loss with them.
-        members: M names.
-        fingerprint: of the frames they were fitted on.
+        rule: the members at their temperatures, their weighted mean, and that at its temperature.
     """
 
     each: tuple[float, ...]
     pool: float
-    weights: tuple[float, ...]
     before: float
     after: float
-    members: tuple[str, ...]
-    fingerprint: str = ""
-
-    @property
-    def rule(self) -> Chain:
-        """The members at their temperatures, their weighted mean, and that at its temperature."""
-        each = Temperature(self.each, self.fingerprint, self.members)
-        mean = WeightedMean(self.weights, self.fingerprint, members=self.members)
-        return Chain((each, mean, Temperature(self.pool, self.fingerprint)))
+    rule: Chain
 
 
 def fit_pool_temperatures(outputs: MemberOutputs, weights: Sequence[float] | None = None) -> PoolTemperatures:
@@ -215,8 +196,12 @@ def fit_pool_temperatures(outputs: MemberOutputs, weights: Sequence[float] | Non
     if frames == 0:
         msg = "expected frames to fit temperatures on, got none"
         raise ValueError(msg)
-    own_weights = _shares(weights, members)
-    shares = torch.tensor(own_weights, dtype=torch.float64)
+    given = (1.0,) * members if weights is None else tuple(weights)
+    pool = WeightedMean(given, outputs.fingerprint)
+    if pool.count != members:
+        msg = f"expected {members} weights, one for each member, got {pool.count}"
+        raise ValueError(msg)
+    shares = torch.tensor(pool.weights, dtype=torch.float64)
 
     def objective(logarithms: Floats) -> tuple[float, Floats]:
         x = torch.tensor(logarithms, requires_grad=True)
@@ -238,18 +223,9 @@ def fit_pool_temperatures(outputs: MemberOutputs, weights: Sequence[float] | Non
 
     found = min(searched(none), searched(own), key=lambda result: float(result.fun))
     values = np.exp(found.x).tolist()
-    losses = objective(none)[0], float(found.fun)
-    each = tuple(values[:-1])
-    return PoolTemperatures(each, values[-1], own_weights, *losses, outputs.members, outputs.fingerprint)
-
-
-def _shares(weights: Sequence[float] | None, members: int) -> tuple[float, ...]:
-    """M weights that sum to one."""
-    shares = WeightedMean((1.0,) * members if weights is None else tuple(weights)).weights
-    if len(shares) != members:
-        msg = f"expected {members} weights, one for each member, got {len(shares)}"
-        raise ValueError(msg)
-    return shares
+    mark, each = outputs.fingerprint, tuple(values[:-1])
+    rule = Chain((Temperature(each, mark, outputs.members), pool, Temperature(values[-1], mark)))
+    return PoolTemperatures(each, values[-1], objective(none)[0], float(found.fun), rule)
 
 
 def _pool_loss(z: Tensor, labels: Tensor, x: Tensor, shares: Tensor) -> Tensor:

@@ -99,9 +99,9 @@ def fit_simplex_weights(
     weights = None if sample_weights is None else checked_weights(sample_weights, values.shape[1])
     at_least_zero("alpha", alpha)
     at_least_zero("tolerance", tolerance)
-    aim = np.ones(len(values)) if towards is None else _start(towards, len(values))
+    aim = np.ones(len(values)) if towards is None else checked_weights(towards, len(values), "weights to pull towards")
     pull = alpha * aim / aim.sum()
-    begin = None if start is None else _start(start, len(values))
+    begin = None if start is None else checked_weights(start, len(values), "weights to start from")
     with _controller().limit(limits=1, user_api="blas"):
         # with shrinkage, equal members have different optimal weights, so all of them stay
         first = np.arange(len(values)) if pull.any() else first_equal(values)
@@ -276,19 +276,11 @@ def at_least_zero(name: str, value: float) -> None:
         raise ValueError(msg)
 
 
-def checked_weights(weights: object, frames: int) -> Array:
-    """(N,) float64 sample weights, refused unless finite, non-negative and not all zero."""
-    array = np.asarray(weights, dtype=np.float64)
-    if array.shape != (frames,) or not np.isfinite(array).all() or (array < 0).any() or not array.any():
-        msg = f"expected {frames} sample weights, finite, non-negative, not all zero; got shape {array.shape}"
-        raise ValueError(msg)
-    return array
-
-
-def _start(start: object, members: int) -> Array:
-    array = np.asarray(start, dtype=np.float64)
-    if array.shape != (members,) or not np.isfinite(array).all() or (array < 0).any() or not array.any():
-        msg = f"expected a start of {members} weights, finite, non-negative, not all zero; got {array}"
+def checked_weights(values: object, count: int, what: str = "sample weights") -> Array:
+    """(count,) float64 weights, refused unless finite, non-negative and not all zero."""
+    array = np.asarray(values, dtype=np.float64)
+    if array.shape != (count,) or not np.isfinite(array).all() or (array < 0).any() or not array.any():
+        msg = f"expected {count} {what}, finite, non-negative, not all zero; got {array}"
         raise ValueError(msg)
     return array
 
