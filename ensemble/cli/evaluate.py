@@ -18,7 +18,7 @@ from ensemble.cli.options import (
     saved_rules,
 )
 from zoo import _files
-from zoo._console import Answer, Table
+from zoo._console import Answer, Table, progress
 from zoo.cli.options import Names
 
 if TYPE_CHECKING:
@@ -48,9 +48,10 @@ def evaluate(*, source: Source = NO_SOURCE, rules: Names = _RULES, report: Path 
     collection = Collection(source)
     valid, (test, seconds) = collection.outputs(source.valid), collection.timed_outputs(source.test)
     saved = saved_rules(collection.ensembles(source.members), test)
-    chosen = named_rules([name for name in rules if name not in saved], valid) | saved
-    best = ensemble.judge.best_member(valid)
-    result = ensemble.evaluate(test, chosen, baseline=best, cross_fits=cross_fits(rules, valid))
+    with progress("fitting and judging rules"):
+        chosen = named_rules([name for name in rules if name not in saved], valid) | saved
+        best = ensemble.judge.best_member(valid)
+        result = ensemble.evaluate(test, chosen, baseline=best, cross_fits=cross_fits(rules, valid))
     if report is not None:
         from ensemble.judge.page import page
 

@@ -6,7 +6,7 @@ import ensemble
 from ensemble.cli.evaluate import cross_fits, weights_in
 from ensemble.cli.options import NO_SOURCE, Collection, Source, named_rules, require_savable
 from ensemble.cli.options import save as save_ensemble
-from zoo._console import Answer, Table
+from zoo._console import Answer, Table, progress
 
 
 def fit(*, source: Source = NO_SOURCE, rule: str = "weighted", save: str | None = None) -> Answer:
@@ -25,9 +25,10 @@ def fit(*, source: Source = NO_SOURCE, rule: str = "weighted", save: str | None 
     if save is not None:
         require_savable(save, collection)
     valid = collection.outputs(source.valid)
-    found = ensemble.fit_weights(valid) if rule == "weighted" else None
-    chosen = named_rules((rule,), valid)[rule] if found is None else found.rule
-    answer = _other(rule, chosen, valid) if found is None else _weights(found, valid)
+    with progress(f"fitting {rule}"):
+        found = ensemble.fit_weights(valid) if rule == "weighted" else None
+        chosen = named_rules((rule,), valid)[rule] if found is None else found.rule
+        answer = _other(rule, chosen, valid) if found is None else _weights(found, valid)
     if save is None:
         return answer
     line = save_ensemble(save, chosen, valid, collection)

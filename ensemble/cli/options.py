@@ -30,7 +30,7 @@ Precision = Annotated[
 @Parameter(name="*")
 @dataclass(frozen=True)
 class Source:
-    """ensemble.Members and frames.
+    """Members and frames.
 
     Args:
         members: names, wildcards or aliases in the registry; a saved ensemble stands for its members; all models if

@@ -8,7 +8,7 @@ import ensemble
 from ensemble.cli.evaluate import interval
 from ensemble.cli.options import NO_SOURCE, Collection, Source, require_savable
 from ensemble.cli.options import save as save_ensemble
-from zoo._console import Answer, Table
+from zoo._console import Answer, Table, progress
 
 
 def select(
@@ -36,10 +36,16 @@ def select(
         require_savable(save, collection)
     valid, test = collection.outputs(source.valid), collection.outputs(source.test)
     limits: dict[str, Any] = {"max_parameters": max_parameters, "max_members": max_members}
-    found = ensemble.select(valid, **limits)
-    smaller = ensemble.selection.pareto_front(valid, **limits) if front else []
+    with progress("searching"):
+        found = ensemble.select(valid, **limits)
+        smaller = ensemble.selection.pareto_front(valid, **limits) if front else []
     data = _data(found) | _gain(found, valid, test)
-    shown = [*_shown(data, valid.parameters, source), *_front(smaller)]
+    front_rows = [{"parameters": one.cost, "log_loss": one.loss, "members": " ".join(one.members)} for one in smaller]
+    formats = {"parameters": ",.0f", "log_loss": ".5f"}
+    shown = [
+        *_shown(data, valid.parameters, source),
+        Table(front_rows, title="\nthe best ensemble of each size", formats=formats),
+    ]
     data |= {"front": [_data(selection) for selection in smaller]}
     if save is not None:
         shown.append(save_ensemble(save, found.rule, valid, collection))
@@ -66,7 +72,8 @@ def diversity(*, source: Source = NO_SOURCE) -> Answer:
     loss = measures.log_loss_split(outputs)
     whole = {name: measure(crowd) for name, measure in measures.CROWD_MEASURES.items()}
     whole |= {"members' mean log-loss": loss.members, "diversity (nats)": loss.diversity}
-    shares = ensemble.selection.contributions(outputs)
+    with progress("measuring contributions"):
+        shares = ensemble.selection.contributions(outputs)
     members = [
         {"member": name, "leave_one_out": float(alone), "shapley": float(value)}
         for name, alone, value in zip(names, shares.leave_one_out, shares.shapley, strict=True)
@@ -117,13 +124,4 @@ def _shown(data: dict[str, Any], sizes: dict[str, int], source: Source) -> list[
         f"{proof}: no ensemble within the limits is better by more than {excess:.1e} nats "
         f"({data['nodes']} problems solved)",
         f"on {source.test!r}: accuracy {data['accuracy']:.4f}, gain over {data['baseline']} {gain}",
-    ]
-
-
-def _front(front: list[ensemble.Selection]) -> list[Table | str]:
-    if not front:
-        return []
-    rows = [{"parameters": one.cost, "log_loss": one.loss, "members": " ".join(one.members)} for one in front]
-    return [
-        Table(rows, title="\nthe best ensemble of each size", formats={"parameters": ",.0f", "log_loss": ".5f"}),
     ]

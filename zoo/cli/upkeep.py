@@ -55,7 +55,7 @@ def verify(
     measured = _measured(home, built, corpus, valid) if metrics else []
     wrong = [row for row in measured if not row["agrees"]]
     formats = {"recorded": ".4f", "measured": ".4f"}
-    shown: list[Table | str] = [Table(rows, formats=formats) for rows in (measured, problems) if rows]
+    shown: list[Table | str] = [Table(rows, formats=formats) for rows in (measured, problems)]
     shown.append(f"{len(entries)} versions checked, {len(problems)} damaged, {len(wrong)} metrics differ")
     if foreign:
         unknown = ", ".join(sorted({entry.architecture for entry in foreign}))

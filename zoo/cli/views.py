@@ -34,17 +34,18 @@ def list_(*names: str, registry: RegistryFile = None) -> Answer:
         }
         for entry in ensembles
     ]
-    shown: list[Table | str] = []
-    if rows:
-        shown.append(Table(rows, formats={"parameters": ",", **dict.fromkeys(metrics, ".4f")}))
-    if combined:
-        shown.append(Table(combined, title="\nensembles" if rows else "ensembles"))
+    shown: list[Table | str] = [
+        Table(rows, formats={"parameters": ",", **dict.fromkeys(metrics, ".4f")}),
+        Table(combined, title="\nensembles" if rows else "ensembles"),
+    ]
+    if not rows and not combined:
+        shown = [f"nothing matches {' '.join(names) or '*'} in {home.path}"]
     data = {
         "models": [entry.to_json() for entry in entries],
         "ensembles": [entry.to_json() for entry in ensembles],
         "aliases": aliases,
     }
-    return Answer(data, shown or [f"nothing matches {' '.join(names) or '*'} in {home.path}"])
+    return Answer(data, shown)
 
 
 def show(reference: str, /, *, registry: RegistryFile = None) -> Answer:
@@ -79,8 +80,9 @@ def diff(first: str, second: str, /, *, registry: RegistryFile = None) -> Answer
         for field, values in found[part].items()
     ]
     tensors = [{**row, "first": as_text(row["first"]), "second": as_text(row["second"])} for row in found["tensors"]]
-    tables = [Table(rows) for rows in (pairs, tensors) if rows]
-    return Answer(found, tables or [f"{names[0]} and {names[1]} are equal"], code=1 if tables else 0)
+    if not pairs and not tensors:
+        return Answer(found, [f"{names[0]} and {names[1]} are equal"])
+    return Answer(found, [Table(pairs), Table(tensors)], code=1)
 
 
 def version_row(entry: zoo.Entry, metrics: Sequence[str] = (), aliases: dict[str, str] | None = None) -> dict[str, Any]:
