@@ -6,6 +6,7 @@ import ast
 import json
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,45 @@ def test_only_sound_versions_of_one_spec_are_stacked(registry):
     registry.path.write_text(registry.path.read_text().replace(entry.sha256, sha256))
     with pytest.raises(CheckpointError, match=r"b@1.*NOT_FINITE"):
         registry.stacked(["a", "b"])
+
+
+class Counting(_files.System):
+    """Counts how often each file is opened."""
+
+    def __init__(self) -> None:
+        self.opened: Counter[str] = Counter()
+
+    def open(self, path: Path, flags: int, mode: int = 0o666) -> int:
+        """As ever."""
+        self.opened[path.name] += 1
+        return super().open(path, flags, mode)
+
+
+def test_a_snapshot_reads_the_file_once_and_stays_as_it_is(registry, monkeypatch):
+    """However much is asked of it, and whatever is changed meanwhile; an entry of it needs no second reading."""
+    registry.register_ensemble("both", {"members": ["a", "b"], "rule": "mean"})
+    registry.alias("best", "a@1")
+    counting = Counting()
+    monkeypatch.setattr(_files, "system", counting)
+    found = registry.snapshot()
+    entries = [found.get(reference) for reference in ("a", "a@1", "best", "b")]
+    assert [entry.reference for entry in entries] == ["a@2", "a@1", "a@1", "b@1"]
+    assert (found.list(), found.list_ensembles(), found.aliases()) == (["a", "b"], ["both"], {"best": "a@1"})
+    assert [found.get(member) for member in found.get_ensemble("both").members] == [entries[0], entries[3]]
+    assert len(found.entries()) == len(found.table()) == 3
+    assert torch.equal(registry.stacked(entries)["1.bias"][1], registry.load(entries[1]).state_dict()["1.bias"])
+    assert counting.opened["registry.json"] == 1
+    zoo.Registry(registry.path).remove("a@2", force=True)
+    assert found.get("a").number == 2
+    assert registry.get("a").number == 1
+
+
+def test_references_are_stacked_by_one_reading(registry, monkeypatch):
+    """All of them are understood by one snapshot."""
+    counting = Counting()
+    monkeypatch.setattr(_files, "system", counting)
+    registry.stacked(["a@1", "a@2", "b"])
+    assert counting.opened["registry.json"] == 1
 
 
 def test_references_point_to_versions(registry):

@@ -24,7 +24,7 @@ Bytes go in, a `Snapshot` comes out, and the other way round; the whole file is 
 readers. The fast one decodes typed records, encodes them again and compares: equal bytes prove that the text is the
 canonical one, so that no key stands twice and nothing is ambiguous. Where it stops, for whatever reason, the strict one
 decides: it says what is wrong and where, or accepts a text that is only laid out differently, which the next change
-rewrites. The law: the fast reader accepts nothing that the strict one refuses, and both give the same snapshot.
+rewrites. The law: the fast reader accepts nothing that the strict one refuses, and both give the same content.
 """
 
 from __future__ import annotations
@@ -32,10 +32,11 @@ from __future__ import annotations
 import gc
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from functools import lru_cache
+from operator import attrgetter
 from typing import Any, NoReturn, get_args
 
 import msgspec
@@ -44,8 +45,6 @@ from msgspec import UNSET, Raw
 from zoo._json import TextError, canonical, depth, parse_strictly
 from zoo.registry.types import (
     CARRIED,
-    DIGEST,
-    ID,
     LAST_NUMBER,
     AliasRecord,
     EnsembleRecord,
@@ -65,6 +64,7 @@ from zoo.registry.types import (
     is_id,
 )
 
+Bytes = bytes | bytearray
 _FORMAT, _SCHEMA = "zoo-registry", 1
 _SECTIONS = ("models", "ensembles", "aliases")
 _KEYS = {"format", "schema", *_SECTIONS}
@@ -109,17 +109,17 @@ def _pieces(snapshot: Snapshot) -> list[bytes]:
 
 def _models(models: Mapping[str, ModelRecord]) -> list[bytes]:
     pieces: list[bytes] = []
-    between = b"{\n"
+    between = "{\n"
     for name in sorted(models, key=_spread):
         model = models[name]
-        last = b"" if model.last is UNSET else b'"last":%d,' % model.last
-        between += b'"%b":{%b"versions":{\n' % (name.encode(), last)
+        last = "" if model.last is UNSET else f'"last":{model.last},'
+        between += f'"{name}":{{{last}"versions":{{\n'
         for id in sorted(model.versions):
-            pieces += (b'%b"%b":' % (between, id.encode()), encoded(model.versions[id]))
-            between = b",\n"
-        more = b"" if model.extensions is UNSET else extension_text(model.extensions)
-        between = b"%b\n}%b},\n" % (b"" if model.versions else between, more)
-    return [*pieces, between.removesuffix(b",\n"), b"\n}"]
+            pieces += (f'{between}"{id}":'.encode(), encoded(model.versions[id]))
+            between = ",\n"
+        more = "" if model.extensions is UNSET else extension_text(model.extensions).decode()
+        between = f"{'' if model.versions else between}\n}}{more}}},\n"
+    return [*pieces, between.removesuffix(",\n").encode(), b"\n}"]
 
 
 def _lines(records: Mapping[str, EnsembleRecord | AliasRecord]) -> list[bytes]:
@@ -138,7 +138,7 @@ def _spread(name: str) -> bytes:
 # ---- reading
 
 
-def parse(raw: bytes) -> Snapshot:
+def parse(raw: Bytes) -> Snapshot:
     """The content of a registry's bytes, all of it checked.
 
     Raises:
@@ -190,14 +190,15 @@ _decode_carried: dict[str, Any] = {
     key: msgspec.json.Decoder(list[kind]).decode  # type: ignore[valid-type]  # made of the table
     for key, kind in _exact.items()
 }
+_LONG = re.compile(rb"[\[:,]-?[0-9]{19,}[],}]")  # an integer that may need more than 64 bits
+_DIGITS, _ZEROS = bytes.maketrans(b"123456789", b"0" * 9), b"0" * 19
 _encode_sorted = msgspec.json.Encoder(order="sorted").encode
 
 
-def _fast(raw: bytes) -> Snapshot:
+def _fast(raw: Bytes) -> Snapshot:
     """The snapshot of a canonical text; any other raises one error or another."""
-    text = raw.decode("utf-8")
-    if not raw.isascii() or "\\" in text or "\x7f" in text:
-        _check_characters(text)
+    if not raw.isascii() or b"\\" in raw or b"\x7f" in raw:
+        _check_characters(raw.decode("utf-8"))
     top = _decode_top(raw)
     aliases, ensembles, models = (top.pop(key) for key in ("aliases", "ensembles", "models"))
     _check_top({"format": data_of(top.pop("format")), "schema": data_of(top.pop("schema")), **dict.fromkeys(_SECTIONS)})
@@ -208,11 +209,10 @@ def _fast(raw: bytes) -> Snapshot:
         _check_top({"format": _FORMAT, "schema": _SCHEMA, **dict.fromkeys(_SECTIONS), key: _strictly(_text(value))})
     versions = [version for model in found.models.values() for version in model.versions.values()]
     for key in ("spec", "classes", "recipe", "metrics", "probe", "software"):
-        _check_carried(key, {bytes(part) for one in versions if (part := getattr(one, key)) is not UNSET})
+        _check_carried(key, versions)
     for key in ("rule", "weights", "temperatures"):
-        parts = (getattr(one, key) for one in found.ensembles.values())
-        _check_carried(key, {bytes(part) for part in parts if part is not UNSET})
-    _check_carried("before", {bytes(one.before) for one in found.pointers.values() if one.before is not UNSET})
+        _check_carried(key, found.ensembles.values())
+    _check_carried("before", found.pointers.values())
     _check_names(found.models, found.ensembles, found.pointers)
     _check(found)
     place = 0
@@ -225,13 +225,15 @@ def _fast(raw: bytes) -> Snapshot:
     return found
 
 
-def _check_carried(key: str, texts: set[bytes]) -> None:
-    """Refuse carried parts of another type, or whose text is not the canonical one."""
-    found = list(texts)
+def _check_carried(key: str, records: Iterable[Any]) -> None:
+    """Refuse carried parts of another type, or whose text is not the canonical one; equal ones are checked once."""
+    found = [*{*map(bytes, filter(None, map(attrgetter(key), records)))}]  # without those that are UNSET
     if any(len(text) > 2 * _DEEPEST and text.count(b"{") + text.count(b"[") > _DEEPEST for text in found):
         raise _OtherTextError
     for start in range(0, len(found), _TOGETHER):
         together = b"[%b]" % b",".join(found[start : start + _TOGETHER])
+        if _ZEROS in together.translate(_DIGITS) and _LONG.search(together):
+            raise _OtherTextError
         again = _encode_sorted(_decode_carried[key](together))
         if again == together or again == together.replace(b"e-0", b"e-").replace(
             b"e+", b"e"
@@ -244,7 +246,7 @@ def _check_carried(key: str, texts: set[bytes]) -> None:
 _decode_literally = msgspec.json.Decoder(float_hook=Raw).decode  # every number as it stands
 
 
-def _strict(raw: bytes) -> Snapshot:
+def _strict(raw: Bytes) -> Snapshot:
     """The snapshot of any text that has one meaning, read slowly; every refusal names what is refused."""
     table = _strictly(_decoded(raw))
     _check_top(table)
@@ -270,6 +272,7 @@ def _model_record(name: str, fields: Any) -> ModelRecord:
     if not isinstance(fields, dict) or not isinstance(fields.get("versions", {}), dict):
         _refuse("FIELD_TYPE", f"expected {what} as an object that holds an object 'versions', got {str(fields)[:60]}")
     values = _values(ModelRecord, what, {**own, "versions": {}} if "versions" in fields else own)
+    _check_ids(name, fields["versions"])
     inner = {id: record(VersionRecord, f"{name}@{id}", line) for id, line in fields["versions"].items()}
     return ModelRecord(**{**values, "versions": inner})
 
@@ -314,10 +317,10 @@ def _values(kind: type[Any], what: str, fields: Any) -> dict[str, Any]:
         _refuse("MISSING_KEY", f"expected {list(needed)} in {what}, {missing} are missing")
     if unknown := [key for key in fields if key not in types and not key.startswith("x-")]:
         _refuse("UNKNOWN_KEY", f"expected {list(types)} in {what}, got {unknown[0][:60]!r}")
-    if depth(fields) > _DEEPEST:
-        _refuse("REGISTRY_DEPTH", f"expected at most {_DEEPEST} levels in {what}")
     extensions = {key: _raw(value) for key, value in fields.items() if key.startswith("x-")}
     values = {key: _value(what, key, value, types[key]) for key, value in fields.items() if key in types}
+    if depth(fields) > _DEEPEST:
+        _refuse("REGISTRY_DEPTH", f"expected at most {_DEEPEST} levels in {what}")
     return {**values, "extensions": extensions or UNSET}
 
 
@@ -391,11 +394,16 @@ def _check(snapshot: Snapshot) -> None:
             _refuse("VERSION_NUMBER", f"expected different numbers for the versions of {name!r}, got {sorted(numbers)}")
         if model.last is not UNSET and not max(numbers, default=0) < model.last <= LAST_NUMBER:
             _refuse("VERSION_NUMBER", f"expected 'last' of {name!r} beyond its versions, got {model.last}")
+        _check_ids(name, model.versions)
         for id, version in model.versions.items():
-            if not (ID.fullmatch(id) and DIGEST.fullmatch(version.blob) and 0 < version.n <= LAST_NUMBER):
-                _check_version(name, id, version)
+            check_digest(version.blob)
+            if not 1 <= version.n <= LAST_NUMBER:
+                _refuse(
+                    "VERSION_NUMBER", f"expected the number of {name}@{id} from 1 to {LAST_NUMBER:,}, got {version.n}"
+                )
             if version.bytes < 1 or version.parameters < 0:
-                _check_version(name, id, version)
+                sizes = f"{version.bytes} bytes, {version.parameters} parameters"
+                _refuse("FIELD_TYPE", f"expected sizes of {name}@{id}, got {sizes}")
     times = {version.created for model in snapshot.models.values() for version in model.versions.values()}
     if not all(map(_is_time, times)):
         for entry in snapshot.versions():
@@ -408,15 +416,10 @@ def _check(snapshot: Snapshot) -> None:
         _check_alias(name, alias, snapshot)
 
 
-def _check_version(name: str, id: str, version: VersionRecord) -> None:
-    if not is_id(id):
-        _refuse("ID", f"expected ids of 12 hex digits in {name!r}, got {id[:40]!r}")
-    if not 1 <= version.n <= LAST_NUMBER:
-        _refuse("VERSION_NUMBER", f"expected the number of {name}@{id} from 1 to {LAST_NUMBER:,}, got {version.n}")
-    check_digest(version.blob)
-    if version.bytes < 1 or version.parameters < 0:
-        sizes = f"{version.bytes} bytes, {version.parameters} parameters"
-        _refuse("FIELD_TYPE", f"expected sizes of {name}@{id}, got {sizes}")
+def _check_ids(name: str, ids: Iterable[str]) -> None:
+    for id in ids:
+        if not is_id(id):
+            _refuse("ID", f"expected ids of 12 hex digits in {name!r}, got {id[:40]!r}")
 
 
 def check_ensemble(name: str, ensemble: EnsembleRecord) -> None:
@@ -465,7 +468,7 @@ def _check_time(what: str, text: str) -> None:
 # ---- strict JSON
 
 
-def _decoded(raw: bytes) -> str:
+def _decoded(raw: Bytes) -> str:
     if not raw:
         _refuse("REGISTRY_JSON", f"expected a registry, got an empty file; {_RESCUE}")
     if not raw.strip(b"\0"):

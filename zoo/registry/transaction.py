@@ -34,7 +34,7 @@ from filelock import FileLock, Timeout
 
 from zoo import _files
 from zoo.registry.changes import Change
-from zoo.registry.text import collector_off, parse, write
+from zoo.registry.text import Bytes, collector_off, parse, write
 from zoo.registry.types import RegistryError, Snapshot
 
 _ATTEMPTS = 3
@@ -52,7 +52,7 @@ class RegistryFile:
     def __init__(self, path: Path, timeout: float) -> None:
         self.path = path
         self.timeout = timeout
-        self._seen = (b"", Snapshot())  # compared with the disk, never trusted
+        self._seen: tuple[Bytes, Snapshot] = (b"", Snapshot())  # compared with the disk, never trusted
         self._pending: tuple[Snapshot, list[tuple[Change, Change]]] | None = None
 
     @property
@@ -141,7 +141,7 @@ class RegistryFile:
         if collected:
             self.commit(change, create=True, ensure=ensure)
 
-    def _parsed(self, raw: bytes) -> Snapshot:
+    def _parsed(self, raw: Bytes) -> Snapshot:
         """The content of the file's bytes; the same bytes as before are not parsed again."""
         if not raw or raw != self._seen[0]:
             self._seen = (raw, parse(raw))
@@ -167,14 +167,14 @@ def check_there(path: Path) -> None:
         read_bytes(path)
 
 
-def read_bytes(path: Path, *, missing: bool = False) -> bytes | None:
+def read_bytes(path: Path, *, missing: bool = False) -> Bytes | None:
     """The bytes of a registry; None where it is missing and may be.
 
     Raises:
         RegistryError: NO_REGISTRY, which says how to make one; DISK.
     """
     try:
-        return bytes(_files.read(path))
+        return _files.read(path)
     except FileNotFoundError:
         if missing:
             return None
@@ -225,7 +225,7 @@ def _holder(path: Path) -> str:
     return "another process"
 
 
-def _replace(path: Path, raw: bytes | None, text: bytes) -> bool:
+def _replace(path: Path, raw: Bytes | None, text: bytes) -> bool:
     """Steps 8 to 10; False where the file is no longer what was read."""
     with _disk_errors(path):
         if path.is_symlink():

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
@@ -23,11 +23,12 @@ if TYPE_CHECKING:
     from zoo.models.spec import Spec
 
 MOST_LETTERS = 96
-_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_-]|\.(?!\.)){0,95}(?<![._-])", re.ASCII)
-_RESERVED = re.compile(r"latest|none|null|sha256|v[0-9]+", re.ASCII)
-_DEVICE = re.compile(r"con|prn|aux|nul|(?:com|lpt)[0-9]", re.ASCII)  # files no Windows machine can make
-DIGEST = re.compile(r"sha256:[0-9a-f]{64}", re.ASCII)
-ID = re.compile(r"[0-9a-f]{12}", re.ASCII)
+_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9])?", re.ASCII)
+_RESERVED = re.compile(  # by references, and by Windows, which can make no file of a device's name
+    r"(?:latest|none|null|sha256|v[0-9]+)\Z|(?:con|prn|aux|nul|(?:com|lpt)[0-9])(?:\.|\Z)", re.ASCII
+)
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}", re.ASCII)
+_ID = re.compile(r"[0-9a-f]{12}", re.ASCII)
 _NUMBER = re.compile(r"[1-9][0-9]{0,8}", re.ASCII)
 LAST_NUMBER = 999_999_999  # the highest that a reference can name
 
@@ -75,14 +76,13 @@ def check_name(name: object) -> None:
 96, that begins and ends with a letter or digit, got '../x' [NAME]
     """
     text = name if isinstance(name, str) else f"{name!r}, which is not a string"
-    if not _NAME.fullmatch(text):
+    if not _NAME.fullmatch(text) or ".." in text:
         raise RegistryError(
             "NAME",
             f"expected a name of ASCII letters, digits, '.', '_' and '-', at most {MOST_LETTERS}, that begins and "
             f"ends with a letter or digit, got {text[:120]!r}",
         )
-    folded = text.casefold()
-    if _RESERVED.fullmatch(folded) or _DEVICE.fullmatch(folded.partition(".")[0]):
+    if _RESERVED.match(text.casefold()):
         raise RegistryError("NAME", f"the name {text!r} is reserved; choose another, such as {'my-' + text!r}")
 
 
@@ -92,13 +92,13 @@ def check_digest(digest: object) -> None:
     Raises:
         RegistryError: DIGEST.
     """
-    if not isinstance(digest, str) or not DIGEST.fullmatch(digest):
+    if not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
         raise RegistryError("DIGEST", f"expected 'sha256:' and 64 hex digits, got {str(digest)[:90]!r}")
 
 
 def is_id(text: str) -> bool:
     """Whether a text has the form of a version's id."""
-    return ID.fullmatch(text) is not None
+    return _ID.fullmatch(text) is not None
 
 
 def parse_reference(text: str) -> Reference:
@@ -125,6 +125,7 @@ def parse_reference(text: str) -> Reference:
 # ---- records: the lines of the file
 
 Extensions = dict[str, Raw]
+Integer = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 
 
 class VersionRecord(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, gc=False):
@@ -136,14 +137,14 @@ class VersionRecord(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """
 
     blob: str
-    bytes: int
+    bytes: Integer
     classes: Raw
     created: str
     kind: Literal["trained", "averaged", "imported"] | UnsetType = UNSET
     metrics: Raw | UnsetType = UNSET
-    n: int
+    n: Integer
     note: str | UnsetType = UNSET
-    parameters: int
+    parameters: Integer
     parents: tuple[str, ...] | UnsetType = UNSET
     probe: Raw | UnsetType = UNSET
     recipe: Raw | UnsetType = UNSET
@@ -157,7 +158,7 @@ class VersionRecord(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 class ModelRecord(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A model: its versions by id, and the last number used where the versions that had it were removed."""
 
-    last: int | UnsetType = UNSET
+    last: Integer | UnsetType = UNSET
     versions: dict[str, VersionRecord]
     extensions: Extensions | UnsetType = msgspec.field(default=UNSET, name="x-")
 
@@ -188,7 +189,7 @@ class Target(Struct, frozen=True, kw_only=True):
 
     ensemble: str | UnsetType = UNSET
     model: str | UnsetType = UNSET
-    version: int | UnsetType = UNSET
+    version: Integer | UnsetType = UNSET
 
     def __str__(self) -> str:
         return str(self.ensemble) if self.ensemble is not UNSET else f"{self.model}@{self.version}"
@@ -200,7 +201,7 @@ class AliasRecord(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     before: Raw | UnsetType = UNSET
     ensemble: str | UnsetType = UNSET
     model: str | UnsetType = UNSET
-    version: int | UnsetType = UNSET
+    version: Integer | UnsetType = UNSET
     extensions: Extensions | UnsetType = msgspec.field(default=UNSET, name="x-")
 
     @property
@@ -213,7 +214,7 @@ class Metric(Struct, kw_only=True):
     """One recorded metric; it may have further fields."""
 
     frames: str | UnsetType = UNSET
-    n: int | UnsetType = UNSET
+    n: Integer | UnsetType = UNSET
     unit: str | UnsetType = UNSET
     value: int | float
 

@@ -1,0 +1,76 @@
+"""What is registered of a model, and a lost registry rebuilt from its blobs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import zoo
+from zoo.registry import Registry, RegistryError
+from zoo.registry.register import Prepared, prepare
+
+SPEC = zoo.Spec("cylinder", features=2, context=1, classes=2, options={"width": 4, "depth": 1})
+
+
+def checkpoint(seed: int) -> zoo.Checkpoint:
+    """A small model."""
+    return zoo.Checkpoint.from_module(zoo.build(SPEC, seed=seed), SPEC, ["no", "yes"])
+
+
+@pytest.fixture(scope="module")
+def parcels() -> list[Prepared]:
+    """What the registrations of six models put on the disk."""
+    return [prepare(f"model-{seed}", checkpoint(seed)) for seed in range(6)]
+
+
+@pytest.fixture
+def registry(tmp_path: Path, parcels: list[Prepared]) -> Registry:
+    """A registry of two models."""
+    registry = Registry(tmp_path / "registry.json")
+    for index in (0, 1):
+        registry.add(f"model-{index}", parcels[index])
+    return registry
+
+
+def test_a_lost_registry_is_rebuilt_from_its_blobs(registry):
+    """Names, ids, weights and metrics come back; a damaged blob and a foreign file do not."""
+    registry.register("model-0", checkpoint(7), metrics={"valid/accuracy": 0.5}, note="second")
+    before = [(entry.reference, entry.id, entry.sha256, entry.metrics, entry.note) for entry in registry.entries()]
+    registry.path.unlink()
+    (registry.blobs.folder / f"{'0' * 64}.safetensors").write_bytes(b"no checkpoint")
+    with pytest.warns(UserWarning, match=r"was left out:\n0{64}\.safetensors.*BLOB_DIGEST"):
+        registry.recover()
+    assert [(e.reference, e.id, e.sha256, e.metrics, e.note) for e in registry.entries()] == before
+    assert registry.verify(probe=True) == []
+
+
+def test_all_that_can_be_is_recovered_and_the_rest_is_told(registry):
+    """The same weights with other classes, a name that is taken: their blobs are named, all others come back."""
+    first = checkpoint(0)
+    others = [
+        prepare("model-0", zoo.Checkpoint(SPEC, first.tensors, ("yes", "no"))),
+        prepare("MODEL-1", checkpoint(1)),
+        prepare("model-0", zoo.Checkpoint(SPEC, first.tensors, ("no", "yes"), note="again")),
+    ]
+    for blob in others:
+        registry.blobs.put(blob.data)
+    registry.path.unlink()
+    with pytest.warns(UserWarning, match="was left out") as told:
+        found = registry.recover()
+    assert sorted(entry.reference for entry in found) == ["model-0@1", "model-1@1"]
+    message = str(told[0].message)
+    assert message.count(".safetensors: ") == 2
+    assert f"{others[0].sha256}.safetensors" in message
+    assert "[CLASSES]" in message
+    assert f"{others[1].sha256}.safetensors" in message
+    assert "[NAME_COLLISION]" in message
+
+
+def test_a_damaged_registry_is_to_be_moved_away_before_it_is_rebuilt(registry):
+    """The way out that the refusal names is one that works."""
+    registry.path.write_bytes(registry.path.read_bytes()[:-9])
+    with pytest.raises(RegistryError, match="move it away and rebuild it with `zoo recover`"):
+        registry.recover()
+    registry.path.rename(registry.path.with_name("damaged"))
+    assert len(registry.recover()) == 2
