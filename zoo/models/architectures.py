@@ -76,12 +76,11 @@ def architecture(builder: _Builder, /, *, count: Callable[..., int] | None = Non
         ValueError: the name is taken by another function, the signature has another form, or an option has the
             name of a shared one.
     """
-    if "layers" in inspect.signature(builder).parameters:
-        own = _options(builder, leading=("inputs", "classes", "layers"))
-        entry = Architecture(partial(_layered, builder), _with_shared(builder, own), count)
-    else:
-        entry = Architecture(builder, _options(builder, leading=("inputs", "classes")), count)
-    enter(ARCHITECTURES, "architecture", builder, entry)
+    layered = "layers" in inspect.signature(builder).parameters
+    leading = ["inputs", "classes", "layers"] if layered else ["inputs", "classes"]
+    options = _options("builder", builder, leading) | (_SHARED if layered else {})
+    build = partial(_layered, builder) if layered else builder
+    enter(ARCHITECTURES, "architecture", builder, Architecture(build, options, count))
     return builder
 
 
@@ -101,7 +100,7 @@ def shape(widths: _Shape) -> _Shape:
     Raises:
         ValueError: as in `architecture`.
     """
-    own = _options(widths, leading=())
+    own = _options("shape", widths, [])
 
     def chain(inputs: int, classes: int, layers: Layers, **options: Any) -> nn.Module:
         sizes = [inputs, *_checked(widths(**options))]
@@ -112,7 +111,7 @@ def shape(widths: _Shape) -> _Shape:
         chosen = widths(**{name: options[name] for name in own})
         return _count([inputs, *_checked(chosen)], classes, batchnorm)
 
-    entry = Architecture(partial(_layered, chain), _with_shared(widths, own), count)
+    entry = Architecture(partial(_layered, chain), own | _SHARED, count)
     enter(ARCHITECTURES, "architecture", widths, entry)
     return widths
 
@@ -139,28 +138,21 @@ def find_architecture(name: str) -> Architecture:
     return ARCHITECTURES[name]
 
 
-def _options(function: Callable[..., Any], leading: tuple[str, ...]) -> dict[str, Any]:
-    """A function's options and their defaults: its keywords after the leading arguments."""
-    parameters = list(inspect.signature(function).parameters.values())
-    sizes, options = parameters[: len(leading)], parameters[len(leading) :]
-    fits = [p.name for p in sizes] == list(leading) and all(
-        p.kind is p.KEYWORD_ONLY and p.default is not p.empty for p in options
-    )
-    if not fits:
-        kind, name = "builder" if leading else "shape", function.__name__
+def _options(kind: str, function: Callable[..., Any], leading: list[str]) -> dict[str, Any]:
+    """A function's own options and their defaults: its keywords after the leading arguments."""
+    name, parameters = function.__name__, list(inspect.signature(function).parameters.values())
+    own = parameters[len(leading) :]
+    fits = [p.name for p in parameters[: len(leading)]] == leading
+    if not fits or any(p.kind is not p.KEYWORD_ONLY or p.default is p.empty for p in own):
         wanted = f"{name}({', '.join([*leading, '*', 'option=default', '...'])})"
         msg = f"expected a {kind} {wanted}, got {name}{inspect.signature(function)}"
         raise ValueError(msg)
-    return {p.name: p.default for p in options}
-
-
-def _with_shared(function: Callable[..., Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """A function's own options and those that all layered architectures share."""
-    taken = sorted(own.keys() & _SHARED.keys())
-    if taken:
-        msg = f"expected options of {function.__name__!r} besides {sorted(_SHARED)}, got {taken} among them"
+    options = {p.name: p.default for p in own}
+    taken = sorted(options.keys() & _SHARED.keys())
+    if taken and leading != ["inputs", "classes"]:
+        msg = f"expected options of {name!r} besides {sorted(_SHARED)}, got {taken} among them"
         raise ValueError(msg)
-    return {**own, **_SHARED}
+    return options
 
 
 def _layered(

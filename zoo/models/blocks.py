@@ -39,21 +39,19 @@ class Activation:
     onednn: str | None = None
 
 
-ACTIVATIONS: dict[str, Activation] = {
-    entry.name: entry
-    for entry in (
-        Activation("relu", nn.ReLU, (torch.relu, functional.relu), in_place=torch.relu_, onednn="relu"),
-        Activation("gelu", nn.GELU, (functional.gelu,), onednn="gelu"),
-        Activation("sigmoid", nn.Sigmoid, (torch.sigmoid,), onednn="sigmoid"),
-        Activation("softplus", nn.Softplus),
-        Activation("tanh", nn.Tanh, (torch.tanh,), onednn="tanh"),
-        Activation("silu", nn.SiLU, (functional.silu,), onednn="swish"),
-        Activation("elu", nn.ELU),
-        Activation("leaky_relu", nn.LeakyReLU),
-        Activation("mish", nn.Mish),
-        Activation("hardswish", nn.Hardswish),
-    )
-}
+_BUILT_IN = (
+    Activation("relu", nn.ReLU, (torch.relu, functional.relu), in_place=torch.relu_, onednn="relu"),
+    Activation("gelu", nn.GELU, (functional.gelu,), onednn="gelu"),
+    Activation("sigmoid", nn.Sigmoid, (torch.sigmoid,), onednn="sigmoid"),
+    Activation("softplus", nn.Softplus),
+    Activation("tanh", nn.Tanh, (torch.tanh,), onednn="tanh"),
+    Activation("silu", nn.SiLU, (functional.silu,), onednn="swish"),
+    Activation("elu", nn.ELU),
+    Activation("leaky_relu", nn.LeakyReLU),
+    Activation("mish", nn.Mish),
+    Activation("hardswish", nn.Hardswish),
+)
+ACTIVATIONS: dict[str, Activation] = {entry.name: entry for entry in _BUILT_IN}
 
 
 def activation(function: Function) -> Function:
@@ -81,10 +79,7 @@ def activation(function: Function) -> Function:
 
 
 def activation_of(operation: Any) -> Activation | None:
-    """The entry whose layer, function or in-place function `operation` is; None for anything else.
-
-    Args:
-        operation: a module or a function. A module must be of the class itself; one of a subclass is something else.
+    """The entry whose layer, function or in-place function `operation` is; None for anything else, also a subclass.
 
     Example:
         >>> activation_of(nn.ReLU()) is activation_of(torch.relu) is ACTIVATIONS["relu"]
@@ -172,9 +167,8 @@ class Bottleneck(nn.Module):
     def __init__(self, inputs: int, width: int, layers: Layers) -> None:
         super().__init__()
         outputs = self.expansion * width
-        self.residual = nn.Sequential(
-            layers.dense(inputs, width), layers.dense(width, width), layers.linear(width, outputs)
-        )
+        hidden = [layers.dense(inputs, width), layers.dense(width, width)]
+        self.residual = nn.Sequential(*hidden, layers.linear(width, outputs))
         self.shortcut = nn.Identity() if inputs == outputs else layers.linear(inputs, outputs)
         self.activation = layers.nonlinear()
 
@@ -183,21 +177,12 @@ class Bottleneck(nn.Module):
         return self.activation(self.shortcut(x) + self.residual(x))  # type: ignore[no-any-return]  # likewise
 
 
-def _uniform(weight: Tensor) -> Tensor:
-    bound = (3 / weight.shape[1]) ** 0.5
-    return nn.init.uniform_(weight, -bound, bound)
-
-
-def _gaussian(weight: Tensor) -> Tensor:
-    return nn.init.normal_(weight, std=weight.shape[1] ** -0.5)
-
-
 INITIALISATIONS: dict[str, Function | None] = {
     "default": None,  # torch's own: uniform weights and biases within fan_in ** -0.5
     "xavier": nn.init.xavier_uniform_,
     "kaiming": partial(nn.init.kaiming_normal_, nonlinearity="relu"),
-    "uniform": _uniform,
-    "gaussian": _gaussian,
+    "uniform": lambda weight: nn.init.uniform_(weight, -((3 / weight.shape[1]) ** 0.5), (3 / weight.shape[1]) ** 0.5),
+    "gaussian": lambda weight: nn.init.normal_(weight, std=weight.shape[1] ** -0.5),
 }
 
 

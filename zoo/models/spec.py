@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from types import MappingProxyType
 from typing import Any, Self
 
@@ -56,7 +57,13 @@ class Spec:
 
     def __post_init__(self) -> None:
         for name, least in (("features", 1), ("context", 0), ("classes", 2)):
-            _check_size(name, getattr(self, name), least)
+            size = getattr(self, name)
+            if type(size) is not int:
+                msg = f"expected {name} as an integer, got {size!r}"
+                raise TypeError(msg)
+            if size < least:
+                msg = f"expected {name} of at least {least}, got {size}"
+                raise ValueError(msg)
         for name, kind in (("architecture", str), ("normalisation", str), ("padding", str), ("options", Mapping)):
             if not isinstance(getattr(self, name), kind):
                 msg = f"expected {name} as {'text' if kind is str else 'names and values'}, got {getattr(self, name)!r}"
@@ -64,8 +71,29 @@ class Spec:
         for what, table in (("normalisation", NORMALISATIONS), ("padding", PADDINGS)):
             if getattr(self, what) not in table:
                 raise ValueError(unknown(what, getattr(self, what), table))
-        options = _complete(self.architecture, self.options)
-        object.__setattr__(self, "options", MappingProxyType(options))
+        defaults = find_architecture(self.architecture).options
+        for name in self.options:
+            if name not in defaults:
+                raise ValueError(unknown(f"option of {self.architecture!r}", name, defaults))
+        complete = {**defaults, **self.options}
+        typed = {name: self._typed(name, complete[name], defaults[name]) for name in sorted(complete)}
+        object.__setattr__(self, "options", MappingProxyType(typed))
+
+    def _typed(self, name: str, value: Any, default: Any) -> Any:
+        """An option's value in the type of its default: an integer may stand for a float, a list for a tuple."""
+        if isinstance(value, list | tuple):
+            value = tuple(value)
+        if isinstance(default, float) and type(value) is int:
+            value = float(value)
+        several = isinstance(default, list | tuple)
+        fits = default is None or type(value) is (tuple if several else type(default))
+        if fits and several and default:
+            fits = all(type(item) is type(default[0]) for item in value)
+        if not fits:
+            wanted = f"option {name!r} of {self.architecture!r} of the type of its default {default!r}"
+            msg = f"expected {wanted}, got {value!r}"
+            raise TypeError(msg)
+        return value
 
     @property
     def inputs(self) -> int:
@@ -113,19 +141,30 @@ def build(spec: Spec, *, seed: int | None = None, device: torch.device | str = "
     Raises:
         ValueError: the builder refuses an option, or the model has more parameters than any frame classifier.
     """
-    shapes = _shapes(spec)
+    make = partial(find_architecture(spec.architecture).build, spec.inputs, spec.classes, **spec.options)
+    try:
+        with torch.device("meta"):
+            shapes = make()
+    except (RuntimeError, TypeError) as error:  # torch: sizes beyond 64 bits
+        msg = f"cannot build {spec.architecture!r} with {dict(spec.options)}: {error}"
+        raise ValueError(msg) from error
+    if (parameters := _trainable(shapes)) > _MOST_PARAMETERS:
+        came = f"{parameters:,} from {spec.architecture!r} with {dict(spec.options)}"
+        msg = f"expected at most {_MOST_PARAMETERS:,} parameters, got {came}; check the widths"
+        raise ValueError(msg)
     if torch.device(device).type == "meta":
         return shapes
     if seed is None:
-        return _built(spec, device)
-    with torch.random.fork_rng(devices=[]):
+        with torch.device(device):
+            return make()
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.manual_seed(seed)
-        return _built(spec, "cpu").to(device)
+        return make().to(device)
 
 
 def count_parameters(spec: Spec) -> int:
     """Trainable parameters, counted on the meta device without allocating any memory; raises as `build` does."""
-    return _trainable(_shapes(spec))
+    return _trainable(build(spec, device="meta"))
 
 
 def fast_count(spec: Spec) -> int:
@@ -139,60 +178,3 @@ def fast_count(spec: Spec) -> int:
 
 def _trainable(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters() if p.requires_grad)
-
-
-def _built(spec: Spec, device: torch.device | str) -> nn.Module:
-    with torch.device(device):
-        return find_architecture(spec.architecture).build(spec.inputs, spec.classes, **spec.options)
-
-
-def _shapes(spec: Spec) -> nn.Module:
-    """The model on the meta device; ValueError if its sizes are absurd."""
-    try:
-        module = _built(spec, "meta")
-    except (RuntimeError, TypeError) as error:  # torch: sizes beyond 64 bits
-        msg = f"cannot build {spec.architecture!r} with {dict(spec.options)}: {error}"
-        raise ValueError(msg) from error
-    parameters = _trainable(module)
-    if parameters > _MOST_PARAMETERS:
-        msg = (
-            f"expected at most {_MOST_PARAMETERS:,} parameters, got {parameters:,} from "
-            f"{spec.architecture!r} with {dict(spec.options)}; check the widths"
-        )
-        raise ValueError(msg)
-    return module
-
-
-def _check_size(name: str, value: Any, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        msg = f"expected {name} as an integer, got {value!r}"
-        raise TypeError(msg)
-    if value < least:
-        msg = f"expected {name} of at least {least}, got {value}"
-        raise ValueError(msg)
-
-
-def _complete(architecture: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """All options of the architecture, sorted: the given ones, checked, and the defaults of the others."""
-    defaults = find_architecture(architecture).options
-    for name in options:
-        if name not in defaults:
-            raise ValueError(unknown(f"option of {architecture!r}", name, defaults))
-    merged = {**defaults, **options}
-    return {name: _typed(architecture, name, merged[name], defaults[name]) for name in sorted(merged)}
-
-
-def _typed(architecture: str, name: str, value: Any, default: Any) -> Any:
-    """The value in the type of the default: an integer may stand for a float, a list for a tuple."""
-    if isinstance(value, list | tuple):
-        value = tuple(value)
-    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    wanted = tuple if isinstance(default, list | tuple) else type(default)
-    fits = default is None or type(value) is wanted
-    if fits and isinstance(default, list | tuple) and default:
-        fits = all(type(item) is type(default[0]) for item in value)
-    if not fits:
-        msg = f"expected option {name!r} of {architecture!r} of the type of its default {default!r}, got {value!r}"
-        raise TypeError(msg)
-    return value
