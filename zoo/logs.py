@@ -199,14 +199,14 @@ def read_runs(folder: str | Path) -> pd.DataFrame:
 
 
 def _row(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Figures and settings of one log."""
+    """Figures of one log, and its settings one level deep: those of the recipe and the spec by their own names."""
     lines = []
     for text in path.read_text(encoding="utf-8").splitlines():
         try:
             lines.append(json.loads(text))
         except json.JSONDecodeError:
             break
-    head, epochs = (lines[0], lines[1:]) if lines else ({"run": path.parent.name, "config": {}}, [])
+    head, *epochs = lines or [{"run": path.parent.name, "config": {}}]
     best: dict[str, Any] = max(epochs, key=lambda line: line.get("valid/accuracy", float("-inf")), default={})
     figures = {
         "run": head["run"],
@@ -215,12 +215,7 @@ def _row(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         "at": best.get("step"),
         "loss": epochs[-1].get("valid/loss") if epochs else None,
     }
-    return figures, {key: str(value) if isinstance(value, dict | list) else value for key, value in _flat(head)}
-
-
-def _flat(head: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """Settings one level deep: those of the recipe and the spec by their own names."""
-    flat: list[tuple[str, Any]] = []
+    settings: dict[str, Any] = {}
     for key, value in head["config"].items():
-        flat += value.items() if isinstance(value, dict) else [(key, value)]
-    return flat
+        settings |= value if isinstance(value, dict) else {key: value}
+    return figures, {key: str(value) if isinstance(value, dict | list) else value for key, value in settings.items()}

@@ -2,14 +2,20 @@
 
 Every spec respects its budget as a built model does: biases and norms are counted. The lecture's draw of layer
 widths makes a million samples in seconds, for pictures of what a budget allows.
+
+The functions share some arguments: `architectures` are names or shell wildcards, None for all that `searched` lists;
+`features` are F, `classes` C, and `contexts` the frames on each side to choose from; `options` are fixed options, such
+as {"activation": "gelu"}, and those that an architecture lacks are left out there; `seed` is that of the draw.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import cycle, product
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -49,12 +55,7 @@ def grid(
 ) -> Iterator[Spec]:
     """Every combination, in a fixed order: by architecture, then by context, then by the options as given.
 
-    Args:
-        architectures: names or shell wildcards.
-        features: features per frame.
-        classes: C.
-        contexts: frames on each side.
-        options: the values to try for each option; an option that an architecture lacks is left out there.
+    Here `options` are the values to try for each option; for the other arguments see `zoo.search.sample`.
 
     Example:
         >>> specs = list(grid("cyl*", contexts=[5], options={"width": [64, 128], "narrow": [8, 16]}))
@@ -80,15 +81,11 @@ def random_grid(
 ) -> Iterator[Spec]:
     """Specs with hidden width `int(x1 * 8000)` and context `int(x2 * 64)`, over the architectures in turn.
 
-    Args:
-        architectures: names or shell wildcards, None for all that `searched` lists; an architecture with an
-            option `widths` instead of `width` (mlp) gets one hidden layer.
-        seed: of the draw.
-        features: features per frame.
-        classes: C.
+    An architecture with an option `widths` instead of `width` (mlp) gets one hidden layer.
+
+    Args, besides those that `zoo.search.sample` explains:
         points: x1 and x2 each run over this many steps of (0, 1) for every architecture, and the iterator
             ends; 0 draws both uniformly from (0, 1), without end.
-        options: fixed options, such as {"activation": "gelu"}; those that an architecture lacks are left out.
 
     Raises:
         ValueError: no architecture of that name.
@@ -98,9 +95,8 @@ def random_grid(
     endless = ((name, *rng.uniform(np.nextafter(0, 1), 1, size=2).tolist()) for name in cycle(names))
     for name, x1, x2 in product(names, steps, steps) if points else endless:
         width, known = max(int(x1 * _MOST_WIDTH), 1), find_architecture(name).options
-        wanted = _Wanted(name, features, int(x2 * _MOST_CONTEXT), classes, options)
-        sizes: dict[str, Any] = {"widths": (width,)} if "widths" in known else {"width": width}
-        yield wanted.spec(**sizes, narrow=min(known.get("narrow", width), width))
+        sizes = {"width": width, "widths": (width,), "narrow": min(known.get("narrow", width), width)}
+        yield _sized(name, features, int(x2 * _MOST_CONTEXT), classes, options, **sizes)
 
 
 def random_budget(
@@ -115,18 +111,9 @@ def random_budget(
 ) -> Iterator[Spec]:
     """Random specs whose built models have at most `max_parameters` trainable parameters; without end.
 
-    `mlp` draws layer after layer, as `draw_many` does. The other shapes draw a depth from 1 to 6 and a width
-    uniformly up to the widest that the budget allows (and `narrow` up to that width).
-
-    Args:
-        max_parameters: the limit of each model.
-        seed: of the draw.
-        features: features per frame.
-        classes: C.
-        contexts: drawn uniformly.
-        architectures: names or shell wildcards, drawn uniformly; None for all that `searched` lists. One of your
-            own needs an option `width` or `widths`.
-        options: fixed options, such as {"activation": "gelu", "dropout": 0.2}.
+    Architectures and contexts are drawn uniformly. `mlp` draws layer after layer, as `draw_many` does. The others draw
+    a depth from 1 to 6 and a width uniformly up to the widest that the budget allows (and `narrow` up to that width);
+    one of your own needs an option `width` or `widths`.
 
     Raises:
         ValueError: a budget in which no model of a drawn architecture fits.
@@ -140,19 +127,23 @@ def random_budget(
     rng, names = np.random.default_rng(seed), _named(architectures)
     while True:
         name, context = names[int(rng.integers(len(names)))], contexts[int(rng.integers(len(contexts)))]
-        yield _drawn(_Wanted(name, features, context, classes, options), rng, max_parameters)
+        sized, known = partial(_sized, name, features, context, classes, options), find_architecture(name).options
+        if "widths" in known:
+            yield _layer_by_layer(sized, rng, max_parameters)
+        elif "width" in known:
+            most, depth = _widest(sized, int(rng.integers(1, _MOST_DEPTH + 1)), max_parameters)
+            width = int(rng.integers(1, most + 1))
+            yield sized(depth=depth, width=width, narrow=int(rng.integers(1, width + 1)))
+        else:
+            msg = f"cannot draw sizes for {name!r}: it has no option 'width' or 'widths'"
+            raise ValueError(msg)
 
 
 def random_members(budget: int, members: int, *, seed: int = 0, **settings: Any) -> list[Spec]:
     """Specs for an ensemble whose members together have at most `budget` parameters.
 
-    Each member is drawn under an equal share of what is left, so what one leaves the next may use.
-
-    Args:
-        budget: the limit of all members together.
-        members: at least 1.
-        seed: of the draw.
-        settings: passed to `random_budget`.
+    Each member is drawn by `random_budget` with these `settings` under an equal share of what is left, so what one
+    leaves the next may use.
 
     Raises:
         ValueError: a share in which no model fits.
@@ -182,13 +173,10 @@ def widest_spec(
     Raises:
         ValueError: a budget in which not even one layer of one unit fits.
     """
-    wanted = _Wanted(architecture, features, context, classes, options)
-
-    def of_width(width: int, layers: int) -> Spec:
-        return wanted.spec(depth=layers, width=width, narrow=max(width // 2, 1))
-
-    most, layers = _widest(wanted, of_width, depth, budget)
-    return of_width(max(int(share * most), 1), layers)
+    sized = partial(_sized, architecture, features, context, classes, options)
+    most, layers = _widest(sized, depth, budget, narrowing=2)
+    width = max(int(share * most), 1)
+    return sized(depth=layers, width=width, narrow=max(width // 2, 1))
 
 
 # ---- the lecture's draw of widths
@@ -254,31 +242,16 @@ def draw_many(
     return Samples(table, (table > 0).sum(axis=1), budget - unused + size * classes)
 
 
-# ---- the rest
+# ---- sizes under a budget
 
 
-class _Wanted(NamedTuple):
-    """What a search has settled before it chooses sizes."""
-
-    architecture: str
-    features: int
-    context: int
-    classes: int
-    options: Mapping[str, Any] | None
-
-    def spec(self, **sizes: Any) -> Spec:
-        """The spec with those of the sizes and fixed options that the architecture has; sizes win."""
-        known, chosen = find_architecture(self.architecture).options, {**(self.options or {}), **sizes}
-        options = {key: value for key, value in chosen.items() if key in known}
-        return Spec(self.architecture, self.features, self.context, self.classes, options=options)
-
-    def too_small(self, budget: int) -> ValueError:
-        """The error for a budget that no size fits into."""
-        inputs = (2 * self.context + 1) * self.features
-        return ValueError(
-            f"no {self.architecture!r} fits into {budget:,} parameters with {inputs:,} inputs; "
-            "raise the budget or lower the context"
-        )
+def _sized(
+    architecture: str, features: int, context: int, classes: int, options: Mapping[str, Any] | None, **sizes: Any
+) -> Spec:
+    """The spec with those of the fixed options and sizes that the architecture has; sizes win."""
+    known, chosen = find_architecture(architecture).options, {**(options or {}), **sizes}
+    fitting = {key: value for key, value in chosen.items() if key in known}
+    return Spec(architecture, features, context, classes, options=fitting)
 
 
 def _named(architectures: Patterns | None) -> list[str]:
@@ -289,57 +262,44 @@ def _named(architectures: Patterns | None) -> list[str]:
     return names
 
 
-def _drawn(wanted: _Wanted, rng: np.random.Generator, budget: int) -> Spec:
-    known = find_architecture(wanted.architecture).options
-    if "widths" in known:
-        return _layer_by_layer(wanted, rng, budget)
-    if "width" not in known:
-        msg = f"cannot draw sizes for {wanted.architecture!r}: it has no option 'width' or 'widths'"
-        raise ValueError(msg)
-    drawn = int(rng.integers(1, _MOST_DEPTH + 1))
-    most, depth = _widest(
-        wanted, lambda width, depth: wanted.spec(depth=depth, width=width, narrow=width), drawn, budget
-    )
-    width = int(rng.integers(1, most + 1))
-    return wanted.spec(depth=depth, width=width, narrow=int(rng.integers(1, width + 1)))
-
-
-def _layer_by_layer(wanted: _Wanted, rng: np.random.Generator, budget: int) -> Spec:
-    """As the lecture draws; an architecture that makes more of its widths than an mlp has them halved until it fits."""
-    default = wanted.spec()
-    per_unit = 2 if default.options.get("batchnorm", True) else 1
-    drawn = draw_many(1, budget, inputs=default.inputs, classes=wanted.classes, per_unit=per_unit, seed=rng)
-    widths = drawn.widths[0, : drawn.depths[0]].tolist()
+def _layer_by_layer(sized: Callable[..., Spec], rng: np.random.Generator, budget: int) -> Spec:
+    """As `draw_many` draws; an architecture that makes more of its widths than an mlp has them halved until it fits."""
+    default, widths = sized(), list[int]()
+    size, classes, per_unit = default.inputs, default.classes, 2 if default.options.get("batchnorm", True) else 1
+    unused = budget - classes
+    while (widest := unused // (size + per_unit + classes)) > classes:
+        widths.append(int(rng.integers(classes, widest)))
+        unused -= (size + per_unit) * widths[-1]
+        size = widths[-1]
     while widths:
-        spec = wanted.spec(widths=tuple(widths))
+        spec = sized(widths=tuple(widths))
         if fast_count(spec) <= budget:
             return spec
         widths = [width // 2 for width in widths if width > 1]
-    raise wanted.too_small(budget)
+    raise _too_small(default, budget)
 
 
-def _widest(wanted: _Wanted, spec: Callable[[int, int], Spec], depth: int, budget: int) -> tuple[int, int]:
-    """The greatest width within the budget, and its depth: the wanted one, or 1 where not even one unit fits."""
-
-    def most(layers: int) -> int:
-        return _greatest(lambda width: fast_count(spec(width, layers)), budget)
-
-    for layers in (depth, 1):
-        if width := most(layers):
-            return width, layers
-    raise wanted.too_small(budget)
-
-
-def _greatest(count: Callable[[int], int], budget: int) -> int:
-    """The greatest width whose rising count is within the budget; 0 if not even 1 is.
+def _widest(sized: Callable[..., Spec], depth: int, budget: int, *, narrowing: int = 1) -> tuple[int, int]:
+    """The greatest width within the budget, and its depth: the wanted one, or 1 where not even one unit fits.
 
     Widths grow from below, since a built model of an absurd width is refused. A unit has at least one parameter,
-    so no width beyond the budget is tried.
+    so no width beyond the budget is tried. `narrow` is the width divided by `narrowing`.
     """
-    low, high = 0, 1
-    while high <= budget and count(high) <= budget:
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if count(middle) <= budget else (low, middle)
-    return low
+
+    def count(layers: int, width: int) -> int:
+        return fast_count(sized(depth=layers, width=width, narrow=max(width // narrowing, 1)))
+
+    for layers in (depth, 1):
+        low, high = 0, 1
+        while high <= budget and count(layers, high) <= budget:
+            low, high = high, 2 * high
+        if low:
+            return low + bisect_right(range(low + 1, high), budget, key=partial(count, layers)), layers
+    raise _too_small(sized(), budget)
+
+
+def _too_small(spec: Spec, budget: int) -> ValueError:
+    return ValueError(
+        f"no {spec.architecture!r} fits into {budget:,} parameters with {spec.inputs:,} inputs; "
+        "raise the budget or lower the context"
+    )

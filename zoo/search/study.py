@@ -29,7 +29,7 @@ class Trial:
     """A spec that was tried, and the result of its longest training.
 
     Args:
-        spec: the spec.
+        spec: what was trained.
         epochs: length of its longest training.
         checkpoint: None where the loss diverged, and in optuna's trials, which only have figures.
         score: validation accuracy, a fraction; None where there is none.
@@ -54,9 +54,13 @@ class Trial:
             "parameters": fast_count(self.spec),
             "epochs": self.epochs,
             "accuracy": self.score,
-            "loss": None if self.checkpoint is None else self.checkpoint.metrics["valid/loss"]["value"],
+            "loss": _figure(self.checkpoint, "valid/loss"),
             "options": {key: options[key] for key in ("width", "narrow", "widths", "depth") if key in options},
         }
+
+
+def _figure(checkpoint: Checkpoint | None, name: str) -> float | None:
+    return None if checkpoint is None else float(checkpoint.metrics[name]["value"])
 
 
 def one_by_one(
@@ -117,8 +121,8 @@ def halving(
         raise ValueError(msg)
     epochs, out = min(first_epochs, recipe.epochs), list[Trial]()
     while True:
-        trained = trainer(going, replace(recipe, epochs=epochs), train_frames, valid)
-        trials = [Trial(spec, epochs, one, _score(one)) for spec, one in zip(going, trained, strict=True)]
+        trained = zip(going, trainer(going, replace(recipe, epochs=epochs), train_frames, valid), strict=True)
+        trials = [Trial(spec, epochs, one, _figure(one, "valid/accuracy")) for spec, one in trained]
         trials.sort(key=lambda trial: -trial.accuracy)
         if epochs == recipe.epochs or len(going) == 1:
             return trials + out
@@ -153,9 +157,7 @@ def optuna_study(
         trials: number of trials that this process runs.
         journal: the study's file; None keeps the study in memory.
         name: the study's name in the journal.
-        contexts: the contexts to choose from.
-        options: fixed options of the architectures.
-        seed: seed of the sampler.
+        contexts: the contexts to choose from; `options` are fixed, and `seed` is that of the sampler.
 
     Raises:
         ImportError: optuna is not installed.
@@ -177,8 +179,17 @@ def optuna_study(
     free_dead(study)
 
     def objective(trial: optuna.Trial) -> float:
-        trial.set_user_attr("worker", _worker())
-        spec = _suggested(trial, train_frames, budget, contexts, options)
+        trial.set_user_attr("worker", f"{socket.gethostname()}:{os.getpid()}")
+        spec = widest_spec(
+            trial.suggest_categorical("architecture", searched("width")),
+            budget,
+            features=train_frames.features.shape[1],
+            classes=len(train_frames.classes),
+            context=trial.suggest_categorical("context", list(contexts)),
+            depth=trial.suggest_int("depth", 1, 6),
+            share=trial.suggest_float("share", 0.05, 1.0),
+            options=options,
+        )
         trial.set_user_attr("spec", spec.canonical())
 
         def report(record: Mapping[str, Any]) -> None:
@@ -207,26 +218,6 @@ def optuna_trials(study: optuna.Study) -> list[Trial]:
     return sorted(found, key=lambda trial: -trial.accuracy)
 
 
-def _suggested(
-    trial: optuna.Trial,
-    frames: FrameSet,
-    budget: int,
-    contexts: Sequence[int],
-    options: Mapping[str, Any] | None,
-) -> Spec:
-    """The spec that a trial suggests: architecture, context, depth, and a share of the greatest width that fits."""
-    return widest_spec(
-        trial.suggest_categorical("architecture", searched("width")),
-        budget,
-        features=frames.features.shape[1],
-        classes=len(frames.classes),
-        context=trial.suggest_categorical("context", list(contexts)),
-        depth=trial.suggest_int("depth", 1, 6),
-        share=trial.suggest_float("share", 0.05, 1.0),
-        options=options,
-    )
-
-
 def free_dead(study: optuna.Study) -> int:
     """Mark running trials whose process has died as failed and queue their settings again; return their number."""
     import optuna
@@ -242,19 +233,11 @@ def free_dead(study: optuna.Study) -> int:
     return freed
 
 
-def _score(checkpoint: Checkpoint | None) -> float | None:
-    return None if checkpoint is None else float(checkpoint.metrics["valid/accuracy"]["value"])
-
-
-def _worker() -> str:
-    return f"{socket.gethostname()}:{os.getpid()}"
-
-
 def _alive(process: int) -> bool:
     try:
         os.kill(process, 0)
+    except PermissionError:  # it belongs to another user
+        return True
     except ProcessLookupError:
         return False
-    except PermissionError:  # it belongs to another user
-        pass
     return True
