@@ -57,7 +57,7 @@ def main() -> None:
     valid = ensemble.collect(members, zoo.sample_corpus("valid"))
     test = ensemble.collect(members, zoo.sample_corpus("test"))
     weighted = ensemble.fit_weights(valid)
-    best_single = ensemble.evaluate(valid, {}).baseline
+    best_single = ensemble.judge.best_member(valid)
     report = ensemble.evaluate(
         test,
         {"majority": ensemble.majority, "mean": ensemble.mean, "weighted": weighted.rule},

@@ -58,7 +58,7 @@ def main() -> None:
     report = ensemble.evaluate(
         test,
         {"mean of all": ensemble.mean, "selection": selection.rule},
-        baseline=ensemble.evaluate(valid, {}).baseline,
+        baseline=ensemble.judge.best_member(valid),
     )
     print(report.rules[["name", "accuracy", "log_loss", "gain", "gain_low", "gain_high"]].to_string(index=False))
     print(f"Some member is right on {report.oracle:.2%} of the frames; votes tie on {report.tie_rate:.2%}.")
