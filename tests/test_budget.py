@@ -92,7 +92,7 @@ def test_giving_up_early_leaves_an_honest_bound():
     assert not short.proven
 
 
-def test_selection_drops_and_counts_frames_that_nobody_explains():
+def test_selection_drops_and_counts_frames_without_a_positive_probability():
     """They are infinite whatever is chosen; where there are no others, that is an error."""
     rows = {"a": [[0.6, 0.4], [0.3, 0.7], [1, 0]], "b": [[0.7, 0.3], [0.4, 0.6], [1, 0]]}
     outputs = ensemble.MemberOutputs.from_probabilities(rows, labels=[0, 1, 1])
@@ -144,6 +144,6 @@ def test_the_front_falls_in_cost_and_rises_in_loss_and_each_point_is_optimal():
 
 
 def test_a_front_with_no_member_within_the_limit_is_refused():
-    """As a selection is; an empty list would say nothing."""
+    """As in a selection: an empty list would hide it."""
     with pytest.raises(ValueError, match="expected a member within 5, got costs of 10 and more"):
         pareto_front(some_outputs(2), {"m0": 10, "m1": 20}, max_parameters=5)

@@ -68,7 +68,7 @@ def test_sampled_shapley_values_still_add_up_and_state_their_error():
 @pytest.mark.parametrize("pool", ["mean", "weighted"])
 @pytest.mark.parametrize("last", [[0.0, 1.0], [1.0, 0.0]])
 def test_contributions_are_finite_where_a_member_says_zero(pool: Pool, last: list[float]) -> None:
-    """Zero counts as 2^-52, as `evaluate` has it, also where everybody says it; the values still add up."""
+    """Zero counts as 2^-52, as in `evaluate`, also where all members give it; the values still add up."""
     p = {"a": [[1.0, 0.0], [1.0, 0.0], last], "b": [[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]}
     outputs = ensemble.MemberOutputs.from_probabilities(p, labels=[0, 1, 1])
     found = contributions(outputs, pool=pool)

@@ -55,7 +55,7 @@ def test_bootstrap_intervals_of_members_that_are_alike_are_those_of_exact_refits
     np.testing.assert_allclose(found.inclusion, (exact > 1e-3).mean(axis=0), atol=0.03)
 
 
-def test_bootstrap_does_not_draw_recordings_that_nobody_explains():
+def test_bootstrap_does_not_draw_recordings_without_a_positive_probability():
     """A draw of nothing else would have no weights at all."""
     rows = {"a": [[0.6, 0.4], [0.3, 0.7], [1.0, 0.0]], "b": [[0.7, 0.3], [0.4, 0.6], [1.0, 0.0]]}
     outputs = ensemble.MemberOutputs.from_probabilities(rows, labels=[0, 1, 1])
@@ -85,7 +85,7 @@ def test_cross_fitting_judges_recordings_by_weights_that_never_saw_them():
         ensemble.fit.cross_fit(outputs, 31)
 
 
-def test_cross_fitting_drops_and_counts_frames_that_nobody_explains():
+def test_cross_fitting_drops_and_counts_frames_without_a_positive_probability():
     """As the fit does: they are infinite whatever the weights."""
     rows = {"a": [[0.6, 0.4], [0.3, 0.7], [0.8, 0.2], [1, 0]], "b": [[0.7, 0.3], [0.4, 0.6], [0.5, 0.5], [1, 0]]}
     outputs = ensemble.MemberOutputs.from_probabilities(rows, labels=[0, 1, 0, 1])
@@ -97,7 +97,7 @@ def test_cross_fitting_drops_and_counts_frames_that_nobody_explains():
 
 
 @pytest.mark.parametrize("judge", [ensemble.fit.bootstrap_weights, ensemble.fit.cross_fit])
-def test_members_that_say_nan_are_named(judge):
+def test_members_with_nan_are_named(judge):
     """And the way out is one that exists."""
     outputs = some_outputs(M=2, N=200)
     outputs.log_probabilities[1, 7] = torch.nan

@@ -13,7 +13,7 @@ import ensemble
 from ensemble.rules.fitted import BayesVote, Chain, ClasswiseMean, LogPool, Stacked, Temperature
 
 
-def said(members: int, frames: int, classes: int, *, seed: int = 0, scale: float = 2.0) -> Tensor:
+def random_rows(members: int, frames: int, classes: int, *, seed: int = 0, scale: float = 2.0) -> Tensor:
     """(M, N, C) random distributions in float64."""
     generator = torch.Generator().manual_seed(seed)
     return (torch.randn(members, frames, classes, generator=generator, dtype=torch.float64) * scale).softmax(-1)
@@ -23,7 +23,7 @@ def said(members: int, frames: int, classes: int, *, seed: int = 0, scale: float
 @given(weights=st.lists(st.floats(0, 1e6), min_size=1, max_size=6).filter(lambda w: sum(w) > 1e-3))
 def test_weighted_mean_is_the_sum_it_says(weights: list[float]) -> None:
     """Any scale of weights gives the normalised sum; lists, arrays and tensors alike."""
-    p = said(len(weights), 7, 3)
+    p = random_rows(len(weights), 7, 3)
     expected = np.tensordot(np.array(weights) / sum(weights), p.numpy(), 1)
     for given_as in (weights, np.array(weights), torch.tensor(weights, dtype=torch.float64)):
         np.testing.assert_allclose(ensemble.WeightedMean(given_as)(p).numpy(), expected, rtol=1e-9, atol=1e-15)
@@ -31,7 +31,7 @@ def test_weighted_mean_is_the_sum_it_says(weights: list[float]) -> None:
 
 def test_weighted_mean_obeys_the_identities() -> None:
     """Equal weights are the mean; a copy is a doubled weight; weight 0 is absence."""
-    p = said(3, 20, 4)
+    p = random_rows(3, 20, 4)
     same = functools.partial(torch.testing.assert_close, rtol=1e-9, atol=1e-12)
     same(ensemble.WeightedMean([2, 2, 2])(p), ensemble.mean(p))
     same(ensemble.WeightedMean([2, 1, 1])(p), ensemble.WeightedMean([1, 1, 1, 1])(p[[0, 0, 1, 2]]))
@@ -49,14 +49,14 @@ def test_a_zero_is_no_veto_in_a_log_linear_pool() -> None:
 @pytest.mark.parametrize("kind", [ensemble.WeightedMean, LogPool])
 def test_a_member_of_weight_zero_never_poisons(kind: type[ensemble.WeightedMean] | type[LogPool]) -> None:
     """NaN from a member without weight has no effect, not even where the others contradict each other."""
-    p = said(3, 20, 4)
+    p = random_rows(3, 20, 4)
     p[0, 0], p[2, 0] = torch.eye(4)[0], torch.eye(4)[1]
     p[1] = torch.nan
     torch.testing.assert_close(kind([1, 0, 2])(p), kind([1, 2])(p[[0, 2]]), rtol=1e-9, atol=0)
 
 
 def test_abstaining_members_are_left_out_frame_by_frame() -> None:
-    """The rest is renormalised; where nobody speaks, all classes are equal."""
+    """The rest is renormalised; where all members abstain, all classes are equal."""
     p = torch.tensor([[[0.8, 0.2]] * 3, [[0.2, 0.8]] * 3])
     p[0, 1] = p[:, 2] = torch.nan
     rows = ensemble.WeightedMean([3, 1], abstain=True)(p)
@@ -75,12 +75,12 @@ def test_weights_that_are_none_are_refused(weights: object) -> None:
 def test_the_number_of_members_must_fit() -> None:
     """Two weights cannot pool three members."""
     with pytest.raises(ValueError, match="probabilities of 2 members, as many as the rule has, got 3"):
-        ensemble.WeightedMean([1, 1])(said(3, 4, 2))
+        ensemble.WeightedMean([1, 1])(random_rows(3, 4, 2))
 
 
 def test_log_pool_with_equal_weights_is_the_table_rule() -> None:
     """Weights 1/M are `log_mean`, weights 1 are `product`."""
-    p = said(4, 20, 3)
+    p = random_rows(4, 20, 3)
     torch.testing.assert_close(LogPool([0.25] * 4)(p), ensemble.log_mean(p), rtol=1e-9, atol=0)
     torch.testing.assert_close(LogPool([1] * 4)(p), ensemble.product(p), rtol=1e-9, atol=0)
 
@@ -97,8 +97,8 @@ def test_temperature_divides_logits() -> None:
 
 
 def test_a_chain_is_a_rule() -> None:
-    """Steps run in order, and the first fitted one says where it was fitted."""
-    p = said(2, 9, 4)
+    """Steps run in order, and the fingerprint is that of the first fitted one."""
+    p = random_rows(2, 9, 4)
     chain = Chain((Temperature((0.5, 2.0), fingerprint="x"), ensemble.mean, Temperature(0.8)))
     by_hand = Temperature(0.8)(ensemble.mean(Temperature((0.5, 2.0))(p)))
     torch.testing.assert_close(chain(p), by_hand)
@@ -106,7 +106,7 @@ def test_a_chain_is_a_rule() -> None:
 
 
 def test_bayes_vote_by_hand() -> None:
-    """Says 0 with likelihoods .9 and .2, says 1 with .3 and .6, priors equal: .27 to .12."""
+    """Predictions 0 with likelihoods .9 and .2, and 1 with .3 and .6, equal priors: .27 to .12."""
     tables = np.log([[[0.9, 0.2], [0.1, 0.8]], [[0.7, 0.4], [0.3, 0.6]]])
     rule = BayesVote(tables, np.log([0.5, 0.5]))  # type: ignore[arg-type]
     p = torch.tensor([[[0.6, 0.4]], [[0.1, 0.9]]], dtype=torch.float64)
@@ -114,7 +114,7 @@ def test_bayes_vote_by_hand() -> None:
 
 
 def test_classwise_mean_by_hand() -> None:
-    """The common pool says 0, 1, 1; class 0 listens to the first member, class 1 three times more to the second."""
+    """The common pool predicts 0, 1, 1; class 0 takes the first member, class 1 the second threefold."""
     p = torch.tensor([[[0.9, 0.1], [0.2, 0.8], [0.4, 0.6]], [[0.4, 0.6], [0.4, 0.6], [0.0, 1.0]]])
     expected = torch.tensor([[0.9, 0.1], [0.35, 0.65], [0.1, 0.9]])
     torch.testing.assert_close(ClasswiseMean([1, 1], [[5, 0], [1, 3]])(p), expected)
@@ -124,7 +124,7 @@ def test_classwise_mean_by_hand() -> None:
 
 def test_classwise_mean_with_equal_rows_is_the_weighted_mean() -> None:
     """The same weights for every class leave nothing that depends on the class."""
-    p = said(3, 20, 4)
+    p = random_rows(3, 20, 4)
     rule = ClasswiseMean([1, 1, 1], [[1, 2, 5]] * 4)
     torch.testing.assert_close(rule(p), ensemble.WeightedMean([1, 2, 5])(p), rtol=1e-12, atol=0)
 
@@ -134,14 +134,14 @@ def test_classwise_weights_must_fit() -> None:
     with pytest.raises(ValueError, match=r"row of 2 weights for each class, got rows of \[2, 3\]"):
         ClasswiseMean([1, 1], [[1, 1], [1, 1, 1]])
     with pytest.raises(ValueError, match="probabilities of 2 classes, as many as the rule has, got 3"):
-        ClasswiseMean([1, 1], [[1, 1]] * 2)(said(2, 4, 3))
+        ClasswiseMean([1, 1], [[1, 1]] * 2)(random_rows(2, 4, 3))
 
 
 def test_stacked_by_hand() -> None:
     """Identity coefficients on one of two members return that member."""
     eye = np.zeros((3, 2, 3))
     eye[:, 1] = np.eye(3)
-    p = said(2, 9, 3)
+    p = random_rows(2, 9, 3)
     torch.testing.assert_close(Stacked(eye, [0, 0, 0])(p), p[1], rtol=1e-6, atol=1e-9)  # type: ignore[arg-type]
 
 
@@ -164,14 +164,14 @@ FITTED = [
 
 @pytest.mark.parametrize("rule", FITTED, ids=lambda rule: type(rule).__name__)
 def test_members_without_influence_can_be_left_out(rule: ensemble.rules.FittedRule) -> None:
-    """`used` tells who matters, and the rule restricted to these gives the same rows."""
-    p, used = said(2, 20, 3), list(rule.used or range(2))
+    """`used` lists the members that matter; the rule restricted to these gives the same rows."""
+    p, used = random_rows(2, 20, 3), list(rule.used or range(2))
     torch.testing.assert_close(rule.restricted(used)(p[used]), rule(p))
 
 
 def test_an_idle_member_is_left_out_of_every_kind_of_weights() -> None:
     """Weight 0 is absence, also inside a chain and among others."""
-    p = said(4, 20, 3)
+    p = random_rows(4, 20, 3)
     kinds = [
         ensemble.WeightedMean([1, 0, 3]),
         LogPool([1, 0, 3]),
@@ -188,7 +188,7 @@ def test_an_idle_member_is_left_out_of_every_kind_of_weights() -> None:
 
 def test_a_rule_finds_its_members_by_name() -> None:
     """In another order, among others, or with an idle one missing; a member that it needs is missed by name."""
-    p = said(4, 10, 3)
+    p = random_rows(4, 10, 3)
     rule = Chain((Temperature((2.0, 1.0, 0.5)), ensemble.WeightedMean([1, 0, 3], members=("a", "b", "c"))))
     for names, places in (("cab", [1, 2, 0]), ("dcab", [2, 3, 1])):
         found = ensemble.rules.rule_for(rule, list(names))

@@ -10,7 +10,9 @@ from torch import Tensor
 import ensemble
 
 
-def told(members: int = 3, frames: int = 600, classes: int = 4, *, seed: int = 0) -> ensemble.MemberOutputs:
+def overconfident_outputs(
+    members: int = 3, frames: int = 600, classes: int = 4, *, seed: int = 0
+) -> ensemble.MemberOutputs:
     """Members that know something and are too sure of it."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(classes, (frames,), generator=generator)
@@ -25,18 +27,18 @@ def nats(rows: Tensor, labels: Tensor) -> float:
 
 
 def test_bayes_vote_counts_by_hand() -> None:
-    """One member says 0, 0, 1 where the truth is 0, 1, 1: with half a count added everywhere."""
+    """One member predicts 0, 0, 1 where the truth is 0, 1, 1: with half a count added everywhere."""
     rows = [[0.9, 0.1], [0.8, 0.2], [0.3, 0.7]]
     o = ensemble.MemberOutputs.from_probabilities({"a": rows}, labels=[0, 1, 1])
     rule = ensemble.fit.fit_bayes_vote(o)
-    expected = [[1.5 / 2, 1.5 / 3], [0.5 / 2, 1.5 / 3]]  # said, then true
+    expected = [[1.5 / 2, 1.5 / 3], [0.5 / 2, 1.5 / 3]]  # predicted, then true
     np.testing.assert_allclose(np.exp(rule.log_likelihoods[0]), expected, rtol=1e-12)
     np.testing.assert_allclose(np.exp(rule.log_priors), [1.5 / 4, 2.5 / 4], rtol=1e-12)
 
 
 def test_bayes_vote_learns_whom_to_believe() -> None:
     """A member that swaps two classes is as good as one that does not."""
-    o = told(1, 500, 3)
+    o = overconfident_outputs(1, 500, 3)
     swapped = o.probabilities[0][:, [1, 0, 2]]
     wrong = ensemble.MemberOutputs.from_probabilities({"a": swapped}, labels=o.labels)
     straight, turned = ensemble.fit.fit_bayes_vote(o), ensemble.fit.fit_bayes_vote(wrong)
@@ -46,9 +48,9 @@ def test_bayes_vote_learns_whom_to_believe() -> None:
 @pytest.mark.parametrize("classes", [2, 4])
 def test_stacking_finds_the_least_that_autograd_finds(classes: int) -> None:
     """The objective written out, in doubles: log-loss plus half the strength times the distance from `log_mean`."""
-    o = told(2, 300, classes)
+    o = overconfident_outputs(2, 300, classes)
     labels, logs = o.require_labels(), o.probabilities.double().log()
-    centre = torch.eye(classes, dtype=torch.float64).expand(2, -1, -1) / 2  # (M, C said, C)
+    centre = torch.eye(classes, dtype=torch.float64).expand(2, -1, -1) / 2  # (M, C given, C)
     slopes, intercepts = centre.clone().requires_grad_(), torch.zeros(classes, dtype=torch.float64, requires_grad=True)
     optimiser = torch.optim.LBFGS([slopes, intercepts], max_iter=200, line_search_fn="strong_wolfe")
 
@@ -68,7 +70,7 @@ def test_stacking_finds_the_least_that_autograd_finds(classes: int) -> None:
 
 def test_stacking_on_few_frames_is_no_worse_than_the_members_together() -> None:
     """Fewer frames than coefficients; a ridge a thousand times weaker fails here."""
-    fitted, fresh = told(8, 400, 10, seed=1), told(8, 4000, 10, seed=2)
+    fitted, fresh = overconfident_outputs(8, 400, 10, seed=1), overconfident_outputs(8, 4000, 10, seed=2)
     labels = fresh.require_labels()
     loss = nats(ensemble.fit.fit_stacked(fitted)(fresh.probabilities), labels)
     assert loss < nats(ensemble.mean(fresh.probabilities), labels)
@@ -77,7 +79,7 @@ def test_stacking_on_few_frames_is_no_worse_than_the_members_together() -> None:
 
 def test_the_strength_of_stacking_does_not_depend_on_the_number_of_frames() -> None:
     """Every frame twice gives the same rule; without end, it gives the geometric mean of balanced classes."""
-    o = told(2, 300)
+    o = overconfident_outputs(2, 300)
     twice = o.at(torch.arange(300).repeat(2))
     p = o.probabilities
     torch.testing.assert_close(ensemble.fit.fit_stacked(twice)(p), ensemble.fit.fit_stacked(o)(p), rtol=0, atol=1e-3)
@@ -89,7 +91,7 @@ def test_the_strength_of_stacking_does_not_depend_on_the_number_of_frames() -> N
 
 def test_stacking_says_when_it_stopped_early() -> None:
     """A note that names the way out, instead of another library's; none where the iterations suffice."""
-    o = told(2, 100)
+    o = overconfident_outputs(2, 100)
     with pytest.warns(RuntimeWarning, match="on 100 frames stopped after 2 iterations: raise max_iterations or stren"):
         ensemble.fit.fit_stacked(o, max_iterations=2)
     with warnings.catch_warnings():
@@ -99,7 +101,7 @@ def test_stacking_says_when_it_stopped_early() -> None:
 
 def test_stacking_rules_out_classes_never_seen() -> None:
     """Labels 0 and 2 of three: class 1 gets nothing."""
-    o = told(2, 200, 3)
+    o = overconfident_outputs(2, 200, 3)
     labels = torch.where(o.require_labels() == 1, 2, o.require_labels())
     seen = ensemble.MemberOutputs.from_probabilities(dict(zip("ab", o.probabilities, strict=True)), labels=labels)
     rows = ensemble.fit.fit_stacked(seen)(o.probabilities)
@@ -116,7 +118,7 @@ def test_fits_need_frames(fit: object) -> None:
 
 
 def test_stacking_needs_two_classes() -> None:
-    """One class leaves nothing to tell apart."""
+    """With one class there is nothing to decide."""
     o = ensemble.MemberOutputs.from_probabilities({"a": [[0.5, 0.5]]}, labels=[1], classes=["x", "y"])
     with pytest.raises(ValueError, match="two classes or more to stack on, got only 'y'"):
         ensemble.fit.fit_stacked(o)

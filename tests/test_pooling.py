@@ -22,7 +22,7 @@ GROWS_SURER = {"product"}  # a second copy is a second witness
 KUNCHEVA = torch.tensor([[0.1, 0.5, 0.4], [0.0, 0.0, 1.0], [0.4, 0.3, 0.4], [0.2, 0.7, 0.1], [0.1, 0.8, 0.2]])[:, None]
 
 
-def said(members: int, frames: int, classes: int, *, seed: int = 0, scale: float = 2.0) -> Tensor:
+def random_rows(members: int, frames: int, classes: int, *, seed: int = 0, scale: float = 2.0) -> Tensor:
     """(M, N, C) random distributions in float64."""
     generator = torch.Generator().manual_seed(seed)
     return (torch.randn(members, frames, classes, generator=generator, dtype=torch.float64) * scale).softmax(-1)
@@ -36,7 +36,7 @@ shapes = st.tuples(st.integers(1, 6), st.integers(0, 5), st.integers(1, 5))
 @given(shape=shapes, seed=st.integers(0, 1000), hard=st.booleans())
 def test_rows_sum_to_one(name: str, shape: tuple[int, int, int], seed: int, hard: bool) -> None:
     """Every rule returns distributions, also from members that rule classes out entirely."""
-    p = said(*shape, seed=seed)
+    p = random_rows(*shape, seed=seed)
     if hard:
         p = torch.nn.functional.one_hot(p.argmax(-1), shape[2]).double()
     rows = RULES[name](p)
@@ -48,21 +48,21 @@ def test_rows_sum_to_one(name: str, shape: tuple[int, int, int], seed: int, hard
 @pytest.mark.parametrize("name", NAMES)
 def test_order_of_members_does_not_matter(name: str) -> None:
     """A permutation of the members changes nothing but rounding."""
-    p = said(5, 40, 4)
+    p = random_rows(5, 40, 4)
     torch.testing.assert_close(RULES[name](p[[3, 0, 4, 1, 2]]), RULES[name](p), rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_order_of_classes_is_carried_along(name: str) -> None:
     """A permutation of the classes permutes the columns."""
-    p, order = said(5, 40, 4), [2, 0, 3, 1]
+    p, order = random_rows(5, 40, 4), [2, 0, 3, 1]
     torch.testing.assert_close(RULES[name](p[..., order]), RULES[name](p)[:, order], rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_one_member_is_itself(name: str) -> None:
     """A single member's row comes back, or at least its order of classes."""
-    p = said(1, 40, 4)
+    p = random_rows(1, 40, 4)
     rows = RULES[name](p)
     torch.testing.assert_close(rows.argmax(-1), p[0].argmax(-1))
     if name not in KEEPS_THE_ORDER_ONLY:
@@ -72,7 +72,7 @@ def test_one_member_is_itself(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_copies_of_all_members_change_no_decision(name: str) -> None:
     """Every member twice decides as every member once; means even give the same rows."""
-    p = said(5, 60, 4)
+    p = random_rows(5, 60, 4)
     once, twice = RULES[name](p), RULES[name](torch.cat([p, p]))
     torch.testing.assert_close(once.argmax(-1), twice.argmax(-1))
     if name not in KEEPS_THE_ORDER_ONLY | GROWS_SURER:
@@ -82,7 +82,7 @@ def test_copies_of_all_members_change_no_decision(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_agreement_is_kept(name: str) -> None:
     """Where all members put one class first with the same row, the rule does too."""
-    p = said(1, 40, 4).expand(5, -1, -1)
+    p = random_rows(1, 40, 4).expand(5, -1, -1)
     torch.testing.assert_close(RULES[name](p).argmax(-1), p[0].argmax(-1))
 
 
@@ -90,7 +90,7 @@ def test_agreement_is_kept(name: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_dtype_follows_the_input(name: str, dtype: torch.dtype) -> None:
     """Rules compute in the precision they are given and lose no row to it."""
-    rows = RULES[name](said(4, 10, 5).to(dtype))
+    rows = RULES[name](random_rows(4, 10, 5).to(dtype))
     assert rows.dtype == dtype
     torch.testing.assert_close(rows.double().sum(-1), torch.ones(10, dtype=torch.float64), rtol=0, atol=2e-2)
 
@@ -98,7 +98,7 @@ def test_dtype_follows_the_input(name: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_numpy_in_numpy_out(name: str) -> None:
     """Arrays are answered with arrays of the same numbers."""
-    p = said(3, 10, 4)
+    p = random_rows(3, 10, 4)
     rows = RULES[name](p.numpy())
     assert isinstance(rows, np.ndarray)
     np.testing.assert_array_equal(rows, RULES[name](p).numpy())
@@ -113,7 +113,7 @@ def test_the_shape_is_checked_at_the_door(name: str) -> None:
 
 def test_frames_stand_alone_in_every_rule() -> None:
     """A frame's answer does not depend on the frames beside it, so blocks give what the whole gives."""
-    p = said(4, 30, 5)
+    p = random_rows(4, 30, 5)
     for name in NAMES:
         halves = torch.cat([RULES[name](p[:, :11]), RULES[name](p[:, 11:])])
         torch.testing.assert_close(halves, RULES[name](p), rtol=0, atol=0)
@@ -172,7 +172,7 @@ def test_who_abstains_has_no_vote() -> None:
 
 def test_majority_equals_the_loop() -> None:
     """The slow obvious vote, frame by frame."""
-    p = said(7, 200, 4)
+    p = random_rows(7, 200, 4)
     for frame in range(200):
         votes = torch.bincount(p[:, frame].argmax(-1), minlength=4)
         expected = (votes + p[:, frame].mean(0)) / 8
@@ -215,7 +215,7 @@ def test_where_every_class_is_ruled_out_the_mean_decides(name: str) -> None:
 
 def test_power_mean_runs_from_geometric_to_maximum() -> None:
     """Power 1 is the mean, a tiny power the geometric mean, a large one the largest probability."""
-    p = said(4, 50, 3)
+    p = random_rows(4, 50, 3)
     torch.testing.assert_close(ensemble.rules.power_mean(p, power=1), ensemble.mean(p), rtol=1e-9, atol=0)
     torch.testing.assert_close(ensemble.rules.power_mean(p, power=1e-6), ensemble.log_mean(p), rtol=1e-4, atol=0)
     highest = p.amax(0) / p.amax(0).sum(-1, keepdim=True)

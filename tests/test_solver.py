@@ -145,7 +145,7 @@ def test_negative_zeros_are_zeros():
 
 @pytest.mark.parametrize("spread", [20, 300])
 def test_scaling_frames_does_not_move_the_weights(spread):
-    """Even frames scaled by 1e-300 count as much as before, and the loss says so."""
+    """Even frames scaled by 1e-300 count as much as before, and the loss shows it."""
     generator = np.random.default_rng(4)
     P, power = generator.random((6, 200)) + 0.1, generator.uniform(-spread, 0, 200)
     plain = fit_simplex_weights(P, tolerance=1e-11)
@@ -204,7 +204,7 @@ def test_stopping_early_still_certifies_in_float64():
     assert fit.loss == pytest.approx(-np.log(fit.weights @ exact).mean(), abs=1e-11)
 
 
-def test_frames_that_nobody_explains_are_dropped_and_counted():
+def test_frames_without_a_positive_probability_are_dropped_and_counted():
     """All zeros is infinite for every weight; the rest is fitted."""
     P = np.array([[0.5, 0.0, 0.2], [0.1, 0.0, 0.9]])
     fit = fit_simplex_weights(P)

@@ -22,7 +22,7 @@ NAMES = ensemble.list_rules()
 KUNCHEVA = torch.tensor([[0.1, 0.5, 0.4], [0.0, 0.0, 1.0], [0.4, 0.3, 0.4], [0.2, 0.7, 0.1], [0.1, 0.8, 0.2]])[:, None]
 
 
-def said(members: int, frames: int, classes: int, *, seed: int = 0, scale: float = 2.0) -> Tensor:
+def random_rows(members: int, frames: int, classes: int, *, seed: int = 0, scale: float = 2.0) -> Tensor:
     """(M, N, C) random distributions in float64."""
     generator = torch.Generator().manual_seed(seed)
     return (torch.randn(members, frames, classes, generator=generator, dtype=torch.float64) * scale).softmax(-1)
@@ -53,36 +53,36 @@ def test_a_rule_of_ones_own_enters_the_table_once() -> None:
         del RULES["first"]
 
 
-def with_silence(p: Tensor, *, seed: int = 0) -> Tensor:
-    """About a third of the rows replaced by NaN; frame 0 whole, on frame 1 nobody speaks."""
+def with_abstentions(p: Tensor, *, seed: int = 0) -> Tensor:
+    """About a third of the rows replaced by NaN; frame 0 whole, on frame 1 all members abstain."""
     generator = torch.Generator().manual_seed(seed)
-    silent = torch.rand(p.shape[:2], generator=generator) < 0.35
-    silent[:, 0], silent[:, 1] = False, True
-    return p.masked_fill(silent[..., None], torch.nan)
+    absent = torch.rand(p.shape[:2], generator=generator) < 0.35
+    absent[:, 0], absent[:, 1] = False, True
+    return p.masked_fill(absent[..., None], torch.nan)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_rule_combines_those_who_speak(name: str) -> None:
-    """Frame by frame the rule on the members that speak; equal classes where none does."""
-    p = with_silence(said(5, 40, 4))
+def test_every_rule_combines_the_members_that_do_not_abstain(name: str) -> None:
+    """Frame by frame the rule over the members that do not abstain; equal classes where all do."""
+    p = with_abstentions(random_rows(5, 40, 4))
     rows = ensemble.abstaining(RULES[name])(p)
     torch.testing.assert_close(rows[1], torch.full((4,), 0.25, dtype=torch.float64))
     for frame in (0, *range(2, 40)):
-        speakers = ~p[:, frame].isnan().any(dim=-1)
-        alone = RULES[name](p[speakers, frame][:, None])[0] if speakers.any() else rows[1]
+        present = ~p[:, frame].isnan().any(dim=-1)
+        alone = RULES[name](p[present, frame][:, None])[0] if present.any() else rows[1]
         torch.testing.assert_close(rows[frame], alone, rtol=1e-12, atol=0)
 
 
-def test_where_all_speak_the_declaration_changes_nothing() -> None:
+def test_where_no_member_abstains_nothing_changes() -> None:
     """Rules of the table and rules with numbers, bit by bit."""
-    p = said(2, 20, 3)
+    p = random_rows(2, 20, 3)
     for rule in (*RULES.values(), *(rule for rule in FITTED if not isinstance(rule, Temperature))):
         torch.testing.assert_close(ensemble.abstaining(rule)(p), rule(p), rtol=1e-12, atol=0)
 
 
-def test_rules_with_numbers_hear_the_mean_in_a_silent_members_place() -> None:
+def test_rules_with_numbers_take_the_mean_for_a_member_that_abstains() -> None:
     """All but the weighted mean, which has weights to renormalise; a chain prepares each of its steps."""
-    p, filled = said(2, 20, 3), said(2, 20, 3)
+    p, filled = random_rows(2, 20, 3), random_rows(2, 20, 3)
     p[1, 4:] = torch.nan
     filled[1, 4:] = filled[0, 4:]
     for rule in FITTED:
@@ -93,15 +93,15 @@ def test_rules_with_numbers_hear_the_mean_in_a_silent_members_place() -> None:
     torch.testing.assert_close(ensemble.abstaining(chain)(p)[4:], expected)
 
 
-def test_a_rule_that_hears_abstentions_is_kept_like_any_other() -> None:
-    """Through JSON and back; it says where it was fitted; preparing it twice is preparing it once."""
+def test_a_rule_prepared_for_abstentions_is_written_like_any_other() -> None:
+    """Through JSON and back; it knows where it was fitted; preparing it twice is preparing it once."""
     for rule in (ensemble.median, functools.partial(ensemble.rules.power_mean, power=2.0), *FITTED):
-        heard = ensemble.abstaining(rule)
-        back = ensemble.rules.rule_from_json(json.loads(json.dumps(ensemble.rules.rule_to_json(heard))))
-        p = said(2, 5, 3)
-        torch.testing.assert_close(back(p), heard(p))
-        assert getattr(heard, "fingerprint", "") == getattr(rule, "fingerprint", "")
-        assert ensemble.abstaining(heard) == heard
+        prepared = ensemble.abstaining(rule)
+        back = ensemble.rules.rule_from_json(json.loads(json.dumps(ensemble.rules.rule_to_json(prepared))))
+        p = random_rows(2, 5, 3)
+        torch.testing.assert_close(back(p), prepared(p))
+        assert ensemble.rules.declared(prepared).fingerprint == ensemble.rules.declared(rule).fingerprint
+        assert ensemble.abstaining(prepared) == prepared
 
 
 FITTED = [
@@ -215,17 +215,17 @@ class Favourite(ensemble.rules.FittedRule):
 
 
 def test_a_rule_and_a_fitted_rule_are_one_file_each(tmp_path: Path) -> None:
-    """Through the public decorators they are found by name, read back, judged, told apart, and may abstain."""
+    """Through the public decorators they are found by name, read back and applied, also where members abstain."""
     (tmp_path / "mine.py").write_text(MODULE)
     space = runpy.run_path(str(tmp_path / "mine.py"))
     try:
-        p = said(3, 20, 4)
+        p = random_rows(3, 20, 4)
         fitted = space["Favourite"](1, "f", ("a", "b", "c"))
         for rule in (space["last"], fitted):
             torch.testing.assert_close(rule(p).sum(-1), torch.ones(20, dtype=torch.float64))
             back = ensemble.rules.rule_from_json(json.loads(json.dumps(ensemble.rules.rule_to_json(rule))))
             torch.testing.assert_close(back(p), rule(p))
-            rows = ensemble.abstaining(rule)(with_silence(p))
+            rows = ensemble.abstaining(rule)(with_abstentions(p))
             torch.testing.assert_close(rows.sum(-1), torch.ones(20, dtype=torch.float64))
         assert ensemble.get_rule("last") is space["last"]
         with pytest.raises(
@@ -233,7 +233,7 @@ def test_a_rule_and_a_fitted_rule_are_one_file_each(tmp_path: Path) -> None:
         ):
             fitted.restricted((0, 1))
         torch.testing.assert_close(
-            ensemble.rules.rule_for(fitted, ["b", "x", "a", "c"])(said(4, 5, 2)), said(4, 5, 2)[0]
+            ensemble.rules.rule_for(fitted, ["b", "x", "a", "c"])(random_rows(4, 5, 2)), random_rows(4, 5, 2)[0]
         )
     finally:
         RULES.pop("last", None)

@@ -14,7 +14,9 @@ import ensemble
 from ensemble.rules.fitted import Chain, Temperature
 
 
-def told(members: int = 3, frames: int = 600, classes: int = 4, *, seed: int = 0) -> ensemble.MemberOutputs:
+def overconfident_outputs(
+    members: int = 3, frames: int = 600, classes: int = 4, *, seed: int = 0
+) -> ensemble.MemberOutputs:
     """Members that know something and are too sure of it."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(classes, (frames,), generator=generator)
@@ -60,7 +62,7 @@ def test_temperature_equals_a_general_minimiser(seed: int, scale: float) -> None
 
 def test_temperature_is_stationary() -> None:
     """At the fit, the mean logarithm expected equals the mean logarithm of the truth, to 1e-9."""
-    o = told(1)
+    o = overconfident_outputs(1)
     value = ensemble.fit.fit_temperature(o).value
     assert isinstance(value, tuple)
     logs = o.log_probabilities[0].double()
@@ -71,7 +73,7 @@ def test_temperature_is_stationary() -> None:
 
 def test_members_are_fitted_each_for_itself() -> None:
     """All members in one walk give what one at a time gives, from outputs and from arrays."""
-    o = told()
+    o = overconfident_outputs()
     fit = ensemble.fit.fit_temperature(o)
     assert isinstance(fit.value, tuple)
     for row, value in zip(o.probabilities, fit.value, strict=True):
@@ -82,7 +84,7 @@ def test_members_are_fitted_each_for_itself() -> None:
 
 def test_a_rule_gets_one_temperature() -> None:
     """After pooling: the fit of what the rule returns."""
-    o = told()
+    o = overconfident_outputs()
     fit = ensemble.fit.fit_temperature(o, rule=ensemble.mean)
     alone = ensemble.fit.fit_temperature(ensemble.mean(o.probabilities), o.labels)
     assert fit.value == pytest.approx(alone.value, rel=1e-6)
@@ -107,7 +109,7 @@ def test_zeros_do_not_stop_the_fit() -> None:
 def test_what_cannot_be_fitted_is_refused() -> None:
     """No frames, no labels, or an argument that would count for nothing."""
     with pytest.raises(ValueError, match="no labels beside outputs, which have labels of their own"):
-        ensemble.fit.fit_temperature(told(), [0] * 600)
+        ensemble.fit.fit_temperature(overconfident_outputs(), [0] * 600)
     with pytest.raises(ValueError, match=r"for an array fit on rule\(array\)"):
         ensemble.fit.fit_temperature(torch.ones(2, 3, 4) / 4, [0, 1, 2], rule=ensemble.mean)
     with pytest.raises(ValueError, match="expected frames to fit a temperature on, got none"):
@@ -118,7 +120,7 @@ def test_what_cannot_be_fitted_is_refused() -> None:
 
 def test_pool_temperatures_are_what_their_chain_gives() -> None:
     """The reported losses are the rule's own; together beats either alone."""
-    o = told()
+    o = overconfident_outputs()
     labels, p = o.require_labels(), o.probabilities.double()
     fit = ensemble.fit.fit_pool_temperatures(o, [0.5, 0.3, 0.2])
     pool = ensemble.WeightedMean([0.5, 0.3, 0.2])
@@ -141,7 +143,7 @@ def test_pool_temperatures_are_found_where_sure_members_hide_the_slope() -> None
 
 def test_pool_temperatures_are_a_minimum_to_a_billionth() -> None:
     """No single temperature can be moved for the better."""
-    o = told(4, 400, seed=3)
+    o = overconfident_outputs(4, 400, seed=3)
     fit, p = ensemble.fit.fit_pool_temperatures(o), o.probabilities.double()
     for k in range(5):
         for factor in (0.9, 0.99, 1.01, 1.1):
@@ -162,4 +164,4 @@ def test_members_that_are_no_distributions_are_refused_by_number() -> None:
 def test_weights_of_a_pool_that_are_none_are_refused(weights: list[float]) -> None:
     """Before anything is fitted."""
     with pytest.raises(ValueError, match="weights"):
-        ensemble.fit.fit_pool_temperatures(told(2), weights)
+        ensemble.fit.fit_pool_temperatures(overconfident_outputs(2), weights)

@@ -53,7 +53,7 @@ def test_logarithms_too_small_for_any_float_still_count():
 
 
 @pytest.mark.parametrize("objective", ["nll", "brier"])
-def test_members_that_say_nan_are_refused_or_get_weight_zero(objective):
+def test_members_with_nan_are_refused_or_get_weight_zero(objective):
     """The message names the member; dropped, it changes nothing for the others."""
     outputs = some_outputs()
     logs = outputs.log_probabilities.clone()
@@ -111,7 +111,7 @@ def test_log_linear_fit_is_a_minimum_and_matches_its_rule():
 
 
 def test_log_linear_fit_and_rule_agree_where_a_member_gives_zero():
-    """A member of zeros and ones, right on nine frames of ten: neither vetoes with it, and both say so alike."""
+    """A member of zeros and ones, right on nine frames of ten: neither lets it veto; the losses agree."""
     generator = np.random.default_rng(0)
     labels, logits = generator.integers(0, 4, 2000), generator.normal(size=(2000, 4))
     logits[np.arange(2000), labels] += 1.5
