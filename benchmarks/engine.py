@@ -195,7 +195,7 @@ def storing(setting: Setting) -> Iterator[Row]:
     """Streaming to a store against computing alone."""
     _, members = models_of(SHAPES[2], setting, "auto")
     frames = random_frames(100_000 if setting.quick else 1_000_000)
-    feed_of = ensemble.run.collecting.feed_of
+    feed_of = ensemble.run.collection.feed_of
     feed = feed_of(members, frames, torch.float16)
 
     def alone() -> None:

@@ -23,7 +23,7 @@ from .rules import median as median
 from .rules import minimum as minimum
 from .rules import product as product
 from .rules import rule as rule
-from .run.collecting import collect as collect
+from .run.collection import collect as collect
 from .run.combined import Ensemble as Ensemble
 from .run.combined import load_ensemble as load_ensemble
 from .run.cotraining import cotrain as cotrain

@@ -3,7 +3,9 @@
 from collections.abc import Callable
 
 import pytest
+import torch
 
+import zoo
 from zoo._names import enter, find, matching, unknown, usable_device
 
 
@@ -32,6 +34,36 @@ def test_auto_is_cuda_where_there_is_one(monkeypatch: pytest.MonkeyPatch, there:
     """Otherwise cpu."""
     monkeypatch.setattr("torch.cuda.is_available", lambda: there)
     assert usable_device("auto").type == device
+
+
+def with_cuda(monkeypatch: pytest.MonkeyPatch, devices: int) -> None:
+    """Let torch find so many CUDA devices."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: devices > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: devices)
+
+
+def test_a_device_of_this_machine_is_returned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torch's device."""
+    with_cuda(monkeypatch, 2)
+    assert usable_device("cpu") == torch.device("cpu")
+    assert usable_device("cuda:1") == torch.device("cuda:1")
+
+
+@pytest.mark.parametrize(
+    ("device", "devices", "message"),
+    [
+        ("moon", 0, "expected a device such as 'cpu'"),
+        ("cuda", 0, "got 'cuda' where torch finds no CUDA; use device='cpu'"),
+        ("cuda:2", 2, "got 'cuda:2' of 2; use 'cuda'"),
+    ],
+)
+def test_a_device_that_is_not_there_is_refused(
+    device: str, devices: int, message: str, frames: zoo.FrameSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the way out; before frames are moved there."""
+    with_cuda(monkeypatch, devices)
+    with pytest.raises(ValueError, match=message):
+        frames.to(device)
 
 
 def test_a_name_in_a_table_belongs_to_one_function() -> None:

@@ -45,7 +45,7 @@ class Applied(nn.Module):
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("frames", [1, 7])
-def test_a_stack_says_what_its_members_say(architecture: str, frames: int) -> None:
+def test_a_stack_gives_what_its_members_give(architecture: str, frames: int) -> None:
     """Stacked equals looped, for every architecture."""
     several, x = models(spec(architecture, width=16)), torch.randn(frames, 18)
     torch.testing.assert_close(Stack(several)(x), looped(several, x), rtol=1e-5, atol=1e-6)

@@ -1,5 +1,5 @@
-from .collecting import collect as collect
-from .collecting import predictions as predictions
+from .collection import collect as collect
+from .collection import predictions as predictions
 from .combined import Ensemble as Ensemble
 from .combined import load_ensemble as load_ensemble
 from .cotraining import cotrain as cotrain

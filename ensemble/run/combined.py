@@ -16,7 +16,7 @@ from torch import Tensor
 import zoo
 from ensemble.rules.fitted import rule_for
 from ensemble.rules.table import FittedRule, Rule, rule_from_json
-from ensemble.run.collecting import predictions
+from ensemble.run.collection import predictions
 from ensemble.run.members import Members, load
 
 Inputs = zoo.FrameSet | Tensor | NDArray[Any]
