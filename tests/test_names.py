@@ -53,8 +53,8 @@ def test_a_device_of_this_machine_is_returned(monkeypatch: pytest.MonkeyPatch) -
     ("device", "devices", "message"),
     [
         ("moon", 0, "expected a device such as 'cpu'"),
-        ("cuda", 0, "got 'cuda' where torch finds no CUDA; use device='cpu'"),
-        ("cuda:2", 2, "got 'cuda:2' of 2; use 'cuda'"),
+        ("cuda", 0, "got 'cuda', but torch finds no CUDA device; use 'cpu'"),
+        ("cuda:2", 2, "2 CUDA devices, got 'cuda:2'; use 'cuda'"),
     ],
 )
 def test_a_device_that_is_not_there_is_refused(
