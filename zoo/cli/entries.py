@@ -60,12 +60,10 @@ def alias(
         expect: the current target, or "" for a new alias; if the alias points elsewhere, nothing changes.
     """
     home = zoo.Registry(registry)
-    if back and target is not None:
-        raise zoo.RegistryError("ARGUMENT", "expected a target or --back, got both")
-    if expect is not None and not back and target is None:
-        raise zoo.RegistryError(
-            "ARGUMENT", "expected a target or --back with --expect, got neither; nothing was changed"
-        )
+    moves = int(back) + (target is not None)
+    if moves > 1 or (expect is not None and not moves):
+        got = "both" if moves else "neither"
+        raise zoo.RegistryError("ARGUMENT", f"expected a target or --back, got {got}; nothing was changed")
     if back:
         home.alias_back(name, expect=expect)
     elif target is not None:
