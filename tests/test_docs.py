@@ -72,7 +72,7 @@ def test_names_on_the_pages_exist(page: str) -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_files_on_the_pages_exist(page: str) -> None:
     """Files and folders that a page names in `code`, from the root of the repository."""
-    paths = set(re.findall(r"`((?:zoo|ensemble|tests|docs|examples|benchmarks)/[\w./-]*)`", code_on(page)))
+    paths = set(re.findall(r"(?<![\w/-])((?:zoo|ensemble|tests|docs|examples|benchmarks)/[\w./-]*\w)", code_on(page)))
     assert [path for path in paths if not (ROOT / path).exists()] == []
 
 
