@@ -226,14 +226,15 @@ class FittedRule:
         Raises:
             ValueError: members are to be left out of a rule that does not declare `axes`.
         """
-        if self.count is None and not self.members:
-            return self
-        if self.count is None and list(positions) != list(range(len(self.members))):
+        if self.count is not None:
+            taken = {
+                field: np.take(getattr(self, field), positions, axis).tolist() for field, axis in self.axes.items()
+            }
+            return cast(FittedRule, replace(cast(Any, self), members=(), **taken))
+        if self.members and list(positions) != list(range(len(self.members))):
             msg = f"expected a rule that can leave members out, got {type(self).__name__}, which needs all of them"
             raise ValueError(msg)
-        axes = {} if self.count is None else self.axes
-        taken = {field: np.take(getattr(self, field), positions, axis).tolist() for field, axis in axes.items()}
-        return cast(FittedRule, replace(cast(Any, self), members=(), **taken))
+        return cast(FittedRule, replace(cast(Any, self), members=())) if self.members else self
 
     def to_json(self) -> dict[str, Any]:
         """The rule as plain data: the name of its class and its fields; `members` only where they are known."""

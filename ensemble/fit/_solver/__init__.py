@@ -119,7 +119,7 @@ def fit_simplex_weights(
     return SimplexFit(view.weights, view.loss, task.gap(view), passes, view.d, support, rows.dropped)
 
 
-def refit(rows: Rows, *, start: Array, allowed: NDArray[np.bool_] | None = None) -> View:
+def refit(rows: Rows, *, start: Array, allowed: NDArray[np.bool_]) -> View:
     """Weights over the `allowed` members, from a warm start.
 
     Where every allowed member gives a frame zero, the loss and d are infinite.
@@ -127,13 +127,12 @@ def refit(rows: Rows, *, start: Array, allowed: NDArray[np.bool_] | None = None)
     Args:
         rows: the frames.
         start: (M,) weights; those of members that are not allowed are ignored.
-        allowed: (M,), all members if None.
+        allowed: (M,) members that may have a weight.
     """
-    usable = np.ones(rows.members, dtype=bool) if allowed is None else allowed
-    begin = np.where(usable, start, 0.0)
-    begin = begin if begin.any() else usable.astype(np.float64)
+    begin = np.where(allowed, start, 0.0)
+    begin = begin if begin.any() else allowed.astype(np.float64)
     with _controller().limit(limits=1, user_api="blas"):
-        return _solve(_Task(rows, usable, np.zeros(rows.members), 1e-6, 100), begin, 0)[0]
+        return _solve(_Task(rows, allowed, np.zeros(rows.members), 1e-6, 100), begin, 0)[0]
 
 
 def settle(rows: Rows, *, start: Array, within: float) -> Array:
