@@ -222,3 +222,18 @@ def test_any_module_and_numpy_inputs_will_do() -> None:
     assert final.predict_proba(x).shape == (7, 2)
     assert final.predict_proba(x[:0]).shape == (0, 2)
     assert set(final.predict(x)) <= {"no", "yes"}
+
+
+def test_a_fitted_rule_finds_its_members_by_name() -> None:
+    """In another order each weight still meets its member; a member that the rule needs is missed by name."""
+    torch.manual_seed(1)
+    modules, x = {name: nn.Linear(2, 2) for name in "abc"}, torch.randn(5, 2)
+    rule = ensemble.WeightedMean([3, 0, 1], members=("a", "b", "c"))
+    straight, turned, fewer = (
+        ensemble.Ensemble(ensemble.from_modules({n: modules[n] for n in names}, classes=["no", "yes"]), rule)
+        for names in ("abc", "cba", "ca")
+    )
+    np.testing.assert_allclose(turned.predict_proba(x), straight.predict_proba(x), rtol=1e-6)
+    np.testing.assert_allclose(fewer.predict_proba(x), straight.predict_proba(x), rtol=1e-6)
+    with pytest.raises(ValueError, match=r"got none named \['c'\] among \['a', 'b'\]"):
+        ensemble.Ensemble(ensemble.from_modules({n: modules[n] for n in "ab"}, classes=["no", "yes"]), rule)
