@@ -35,29 +35,22 @@ def bin_sums(confidence: ArrayLike, right: ArrayLike, *, bins: int = BINS) -> Fl
     sure = np.asarray(confidence, dtype=np.float64)
     scale = bins * (1 - 2.0**-51)  # rounding may put an end above itself: 7 / 25 x 25 > 7
     where = np.clip(np.ceil(sure * scale).astype(np.int64) - 1, 0, bins - 1)
-    sums = np.empty((3, bins))
-    for row, amounts in enumerate((np.ones_like(sure), sure, np.asarray(right, dtype=np.float64))):
-        sums[row] = np.bincount(where, amounts, minlength=bins)
-    return sums
+    return np.stack([np.bincount(where, amounts, minlength=bins) for amounts in (np.ones_like(sure), sure, right)])
 
 
 def calibration_error(sums: Floats) -> float:
     """Mean distance of confidence from accuracy over `bin_sums`, weighted by frames; NaN for no frames."""
     frames, confidence, right = sums
-    total = float(frames.sum())
-    return float(np.abs(confidence - right).sum()) / total if total else math.nan
+    return float(np.abs(confidence - right).sum()) / (float(frames.sum()) or math.nan)
 
 
 def expected_calibration_error(probabilities: Any, labels: Any, *, bins: int = BINS) -> float:
-    """The expected calibration error of the top class.
+    """Expected calibration error of the top class: 0 where confidence equals accuracy in every bin, to 1.
 
     Args:
-        probabilities: (N, C).
+        probabilities: (N, C); N = 0 gives NaN.
         labels: (N,) class indices.
         bins: see `bin_sums`.
-
-    Returns:
-        From 0, where confidence equals accuracy in every bin, to 1; NaN for no frames.
 
     Raises:
         ValueError: rows that are not distributions, or labels that are not among the C classes.
@@ -117,12 +110,11 @@ def murphy(probabilities: Any, labels: Any, *, bins: int = BINS) -> Murphy:
     """
     confidence, right = _top(probabilities, labels)
     frames, sure, hits = bin_sums(confidence, right, bins=bins)
-    full = frames > 0
-    share, sure, hits = frames[full] / len(right), sure[full] / frames[full], hits[full] / frames[full]
-    accuracy = float(right.mean()) if len(right) else math.nan
+    full, total = frames > 0, len(right) or math.nan
+    share, sure, hits = frames[full] / total, sure[full] / frames[full], hits[full] / frames[full]
+    accuracy, score = float(right.sum() / total), float(np.square(confidence - right).sum() / total)
     reliability, resolution = float(share @ (sure - hits) ** 2), float(share @ (hits - accuracy) ** 2)
     uncertainty = accuracy * (1 - accuracy)
-    score = float(np.square(confidence - right).mean()) if len(right) else math.nan
     return Murphy(reliability, resolution, uncertainty, score - (reliability - resolution + uncertainty))
 
 

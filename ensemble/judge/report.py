@@ -133,61 +133,45 @@ def evaluate(
     if baseline is not None and baseline not in names:
         msg = f"expected the baseline among the members {names}, got {baseline!r}"
         raise ValueError(msg)
-    applied = tables.aligned(outputs, rules)
-    began = time.perf_counter()
-    sums = tables.tally(outputs, applied)
+    began, M = time.perf_counter(), len(names)
+    sums = tables.tally(outputs, rules)
     seconds = time.perf_counter() - began
-    single = tables.best(sums, range(len(names))) if baseline is None else names.index(baseline)
-    best = tables.best(sums, range(len(names), len(names) + len(rules))) if rules else None
-    judged = single if best is None else best
-    members, combined = _scored(outputs, applied, sums, outputs.parameters | dict(parameters or {}))
-    gains = tables.gains(sums, members=len(names), baseline=single, replicates=replicates, seed=seed)
+    single = tables.best(sums, range(M)) if baseline is None else names.index(baseline)
+    best = tables.best(sums, range(M, M + len(rules))) if rules else None
+    scores = tables.scores(outputs, sums, outputs.parameters | dict(parameters or {}))
+    gains = tables.gains(sums, members=M, baseline=single, replicates=replicates, seed=seed)
+    own = scores[M:].drop(columns="abstained").reset_index(drop=True)
+    classes, confusions = tables.by_class(outputs, sums, baseline=single, judged=single if best is None else best)
     return Report(
-        members=members,
-        rules=pd.concat([combined, gains, _fitting(outputs, applied, cross_fits or {})], axis=1),
+        members=scores[:M],
+        rules=pd.concat([own, gains, _fitting(outputs, sums.rules, cross_fits or {})], axis=1),
         pairs=tables.pairs(names, sums.joint),
-        classes=tables.classes(outputs, sums, baseline=single, judged=judged),
-        confusions=tables.confusions(outputs, sums, baseline=single, judged=judged),
+        classes=classes,
+        confusions=confusions,
         reliability=tables.reliability([*names, *rules], sums),
         baseline=names[single],
-        best=None if best is None else list(rules)[best - len(names)],
+        best=None if best is None else list(rules)[best - M],
         frames=sums.frames,
         recordings=sums.recordings,
-        oracle=tables.share(sums.some_right.sum(), sums.frames),
-        tie_rate=tables.share(sums.ties, sums.frames),
+        oracle=float(sums.some_right.sum() / sums.whole),
+        tie_rate=sums.ties / sums.whole,
         seconds=seconds,
-        notes=(
-            *_on_origins(outputs, applied, chosen=names[single] if baseline is None else ""),
-            *_on_figures([*names, *rules], sums, members=len(names)),
-        ),
+        notes=tuple(_notes(outputs, sums, chosen=names[single] if baseline is None else "")),
         fingerprint=outputs.fingerprint,
     )
-
-
-def _scored(
-    outputs: MemberOutputs, rules: Mapping[str, FittedRule], sums: Tally, parameters: Mapping[str, int]
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    own = [parameters.get(name) for name in outputs.members]
-    members = tables.scores(outputs.members, sums, own, start=0)
-    members["abstained"] = sums.abstained[: len(own)]
-    used = [tables.used_parameters(rule, own) for rule in rules.values()]
-    return members, tables.scores(list(rules), sums, used, start=len(own))
 
 
 def _fitting(
     outputs: MemberOutputs, rules: Mapping[str, FittedRule], cross_fits: Mapping[str, CrossFit]
 ) -> pd.DataFrame:
     marks = [rule.fingerprints for rule in rules.values()]
-    return pd.DataFrame(
-        {
-            "fitted_here": np.array([outputs.fingerprint in mark for mark in marks], dtype=bool),
-            "fitted_on_training": np.array([bool(_trained_on(mark, outputs)) for mark in marks], dtype=bool),
-            **{
-                column: [getattr(cross_fits[name], column) if name in cross_fits else math.nan for name in rules]
-                for column in ("optimism", "optimism_accuracy")
-            },
-        }
-    )
+    columns: dict[str, Any] = {
+        "fitted_here": np.array([outputs.fingerprint in mark for mark in marks], dtype=bool),
+        "fitted_on_training": np.array([bool(_trained_on(mark, outputs)) for mark in marks], dtype=bool),
+    }
+    for column in ("optimism", "optimism_accuracy"):
+        columns[column] = [getattr(cross_fits[name], column) if name in cross_fits else math.nan for name in rules]
+    return pd.DataFrame(columns)
 
 
 def _trained_on(fingerprints: Iterable[str], outputs: MemberOutputs) -> str:
@@ -197,17 +181,17 @@ def _trained_on(fingerprints: Iterable[str], outputs: MemberOutputs) -> str:
     return ", ".join(name for name, about in pairs if about.trained_on in known)
 
 
-def _on_origins(outputs: MemberOutputs, rules: Mapping[str, FittedRule], *, chosen: str) -> Iterator[str]:
-    """Figures that are too good or too bad because of where members, numbers and the baseline come from.
+def _notes(outputs: MemberOutputs, sums: Tally, *, chosen: str) -> Iterator[str]:
+    """What makes figures too good or too bad, what they rest on, and whether intervals can be trusted.
 
     Args:
         outputs: judged.
-        rules: judged.
+        sums: of its members and the rules.
         chosen: the baseline that was chosen on these frames; "" where it was given.
     """
     if chosen:
         yield f"the best single member, {chosen}, was chosen on these frames: gains are understated"
-    for name, rule in rules.items():
+    for name, rule in sums.rules.items():
         if outputs.fingerprint in rule.fingerprints:
             yield f"rule {name} was fitted on these frames: its figures are optimistic"
         if members := _trained_on(rule.fingerprints, outputs):
@@ -216,14 +200,10 @@ def _on_origins(outputs: MemberOutputs, rules: Mapping[str, FittedRule], *, chos
             yield f"rule {name} has numbers of unknown origin: if they were fitted here, its figures are optimistic"
     if members := _trained_on([outputs.fingerprint], outputs):
         yield f"these frames are training frames of {members}: their figures and those of all rules are optimistic"
-
-
-def _on_figures(names: list[str], sums: Tally, *, members: int) -> Iterator[str]:
-    """Figures that rest on a convention, and intervals that rest on too little."""
-    for name, clipped in zip(names, sums.clipped, strict=False):
+    for name, clipped in zip([*outputs.members, *sums.rules], sums.clipped, strict=False):
         if clipped:
             yield f"{name} gives the true class less than 2^-52 on {clipped} frames, which count as 2^-52 in log_loss"
-    for name, abstained in zip(names[:members], sums.abstained, strict=False):
+    for name, abstained in zip(outputs.members, sums.abstained, strict=False):
         if abstained:
             yield f"{name} abstains on {abstained} frames: counted as wrong, with the loss of equal probabilities"
     if sums.recordings < 2:

@@ -41,7 +41,7 @@ class Test:
 class CrossFit:
     """What fitted weights are worth on recordings that they were not fitted on.
 
-    Attributes:
+    Args:
         loss: mean log-loss in nats over the frames that some split tests, at the weights fitted without them; infinite
             where these give a frame's true class zero.
         accuracy: fraction of these frames whose true class has the highest pooled probability.
@@ -62,14 +62,11 @@ class CrossFit:
 
 
 def sums_by_group(values: ArrayLike, groups: ArrayLike) -> tuple[Floats, Floats]:
-    """Per-recording sums of values, and how many frames each recording has.
+    """(G, K) sums of values over each recording, and (G,) numbers of frames; recordings in sorted order.
 
     Args:
         values: (N,) or (N, K) numbers per frame.
         groups: (N,) recording of each frame.
-
-    Returns:
-        (G, K) sums and (G,) sizes, recordings in sorted order.
 
     Raises:
         ValueError: values and groups are not of one length.
@@ -79,12 +76,9 @@ def sums_by_group(values: ArrayLike, groups: ArrayLike) -> tuple[Floats, Floats]
         came = f"{table.shape} and {recordings.shape}"
         msg = f"expected values of shape (N,) or (N, K) and a group for each frame, (N,), got {came}"
         raise ValueError(msg)
-    table = table[:, None] if table.ndim == 1 else table
     _, where, sizes = np.unique(recordings, return_inverse=True, return_counts=True)
-    sums = np.empty((len(sizes), table.shape[1]))
-    for column, numbers in enumerate(table.T):
-        sums[:, column] = np.bincount(where, numbers, minlength=len(sizes))
-    return sums, sizes.astype(np.float64)
+    columns = [np.bincount(where, column, minlength=len(sizes)) for column in np.atleast_2d(table.T)]
+    return np.stack(columns, axis=1), sizes.astype(np.float64)
 
 
 def cluster_bootstrap(sums: ArrayLike, sizes: ArrayLike, *, replicates: int = 2000, seed: int = 0) -> Floats:
@@ -115,19 +109,14 @@ def cluster_bootstrap(sums: ArrayLike, sizes: ArrayLike, *, replicates: int = 20
         raise ValueError(msg)
     if len(sizes) < 2:
         return np.full((replicates, sums.shape[1]), np.nan)
-    generator = np.random.default_rng(seed)
+    generator, groups = np.random.default_rng(seed), len(sizes)
     means = np.empty((replicates, sums.shape[1]))
     for start in range(0, replicates, _CHUNK):
         rows = min(_CHUNK, replicates - start)
-        counts = _multinomial(generator, rows, len(sizes))  # (rows, G)
+        drawn = generator.integers(groups, size=(rows, groups)) + np.arange(rows)[:, None] * groups
+        counts = np.bincount(drawn.ravel(), minlength=rows * groups).reshape(rows, groups).astype(np.float64)
         means[start : start + rows] = (counts @ sums) / (counts @ sizes)[:, None]
     return means
-
-
-def _multinomial(generator: np.random.Generator, rows: int, groups: int) -> Floats:
-    """(rows, groups): how often each recording is drawn in `groups` draws with replacement."""
-    drawn = generator.integers(groups, size=(rows, groups)) + np.arange(rows)[:, None] * groups
-    return np.bincount(drawn.ravel(), minlength=rows * groups).reshape(rows, groups).astype(np.float64)
 
 
 def bootstrap_interval(
@@ -157,23 +146,15 @@ def bootstrap_interval(
         >>> bootstrap_interval([1, 1, 0, 0], groups=[0, 0, 1, 1])
         Interval(estimate=0.5, low=0.0, high=1.0)
     """
-    sums, sizes = sums_by_group(values, groups)
+    sums, sizes, mean = _mean(values, groups, level)
     means = cluster_bootstrap(sums, sizes, replicates=replicates, seed=seed)[:, 0]
     low, high = percentile_ends(means, level=level)
-    return Interval(_mean(sums[:, 0], sizes), float(low), float(high))
+    return Interval(mean, float(low), float(high))
 
 
 def percentile_ends(means: Floats, *, level: float = 0.95) -> Floats:
     """The ends, (2,) or (2, K), of the interval that holds the middle `level` of the replicates."""
-    return np.asarray(np.quantile(means, [(1 - level) / 2, _upper(level)], axis=0))
-
-
-def _upper(level: float) -> float:
-    """The quantile at the upper end of an interval that holds `level`."""
-    if not 0 < level < 1:
-        msg = f"expected a level between 0 and 1, for instance 0.95, got {level}"
-        raise ValueError(msg)
-    return (1 + level) / 2
+    return np.asarray(np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0))
 
 
 def t_interval(values: ArrayLike, groups: ArrayLike, *, level: float = 0.95) -> Interval:
@@ -190,19 +171,23 @@ def t_interval(values: ArrayLike, groups: ArrayLike, *, level: float = 0.95) -> 
     References:
         Cochran, "Sampling techniques", 1977, section 6.4 (the mean as a ratio of sums).
     """
-    quantile = _upper(level)
-    sums, sizes = sums_by_group(values, groups)
-    mean, count = _mean(sums[:, 0], sizes), len(sizes)
+    sums, sizes, mean = _mean(values, groups, level)
+    count = len(sizes)
     if count < 2:
         return Interval(mean, math.nan, math.nan)
     spread = float(np.square(sums[:, 0] - mean * sizes).sum())
     error = math.sqrt(spread * count / (count - 1)) / float(sizes.sum())
-    half = error * float(special.stdtrit(count - 1, quantile))
+    half = error * float(special.stdtrit(count - 1, (1 + level) / 2))
     return Interval(mean, mean - half, mean + half)
 
 
-def _mean(sums: Floats, sizes: Floats) -> float:
-    return float(sums.sum() / sizes.sum()) if len(sizes) else math.nan
+def _mean(values: ArrayLike, groups: ArrayLike, level: float) -> tuple[Floats, Floats, float]:
+    """`sums_by_group` of (N,) values, and their mean over frames, NaN for none; the level of an interval is checked."""
+    if not 0 < level < 1:
+        msg = f"expected a level between 0 and 1, for instance 0.95, got {level}"
+        raise ValueError(msg)
+    sums, sizes = sums_by_group(values, groups)
+    return sums, sizes, float(sums.sum() / sizes.sum()) if len(sizes) else math.nan
 
 
 def right_and_wrong(first: ArrayLike, second: ArrayLike) -> NDArray[np.int64]:
@@ -219,7 +204,7 @@ def right_and_wrong(first: ArrayLike, second: ArrayLike) -> NDArray[np.int64]:
     if a.ndim != 1 or a.shape != b.shape:
         msg = f"expected right and wrong of both over the same frames, (N,), got {a.shape} and {b.shape}"
         raise ValueError(msg)
-    return np.array([[(a & b).sum(), (a & ~b).sum()], [(~a & b).sum(), (~a & ~b).sum()]], dtype=np.int64)
+    return np.bincount(2 * ~a + ~b, minlength=4).reshape(2, 2)
 
 
 def mcnemar(table: ArrayLike) -> Test:
@@ -241,9 +226,7 @@ def mcnemar(table: ArrayLike) -> Test:
         McNemar, Psychometrika 12, 1947; Edwards, Psychometrika 13, 1948.
     """
     b, c = _discordant(table)
-    if b + c == 0:
-        return Test(0.0, 1.0)
-    statistic = max(abs(b - c) - 1, 0) ** 2 / (b + c)
+    statistic = max(abs(b - c) - 1, 0) ** 2 / max(b + c, 1)
     return Test(statistic, float(special.chdtrc(1, statistic)))
 
 
@@ -258,8 +241,6 @@ def mcnemar_exact(table: ArrayLike) -> Test:
         Test(statistic=1.0, p_value=0.125)
     """
     b, c = _discordant(table)
-    if b + c == 0:
-        return Test(0.0, 1.0)
     return Test(float(min(b, c)), min(1.0, 2 * float(special.bdtr(min(b, c), b + c, 0.5))))
 
 
@@ -292,11 +273,10 @@ def cochran_q(correct: ArrayLike) -> Test:
         raise ValueError(msg)
     members, per_member, per_frame = len(right), right.sum(axis=1), right.sum(axis=0)
     total = int(per_frame.sum())
-    below = members * total - int(np.square(per_frame, dtype=np.int64).sum())
-    if below == 0:
-        return Test(0.0, 1.0)
     above = (members - 1) * (members * int(np.square(per_member, dtype=np.int64).sum()) - total**2)
-    return Test(above / below, float(special.chdtrc(members - 1, above / below)))
+    below = members * total - int(np.square(per_frame, dtype=np.int64).sum())  # zero only where the other is
+    statistic = above / max(below, 1)
+    return Test(statistic, float(special.chdtrc(members - 1, statistic)))
 
 
 def holm(p_values: ArrayLike) -> Floats:
@@ -312,9 +292,7 @@ def holm(p_values: ArrayLike) -> Floats:
     p = np.asarray(p_values, dtype=np.float64)
     order = np.argsort(p, kind="stable")
     stepped = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
-    adjusted = np.empty_like(p)
-    adjusted[order] = np.minimum(stepped, 1)
-    return adjusted
+    return np.minimum(stepped, 1)[np.argsort(order)]
 
 
 def bonferroni(p_values: ArrayLike) -> Floats:

@@ -38,13 +38,15 @@ class Tally:
     loss of equal probabilities, and is left out of `confusion` and `bins`.
     """
 
-    def __init__(self, outputs: MemberOutputs, answers: int) -> None:
+    def __init__(self, outputs: MemberOutputs, rules: Mapping[str, FittedRule]) -> None:
         members, self.frames, classes = outputs.shape
         assert outputs.groups is not None  # MemberOutputs fills them in
         distinct, where = np.unique(outputs.groups.numpy(), return_inverse=True)
         if len(distinct) > _PILES:
             where = (np.random.default_rng(0).permutation(len(distinct)) % _PILES)[where]
-        self.answers, self.recordings, groups = answers, len(distinct), min(len(distinct), _PILES)
+        self.rules, answers, groups = rules, members + len(rules) + 1, min(len(distinct), _PILES)
+        self.recordings = len(distinct)
+        self.whole = self.frames or math.nan  # what fractions are of: NaN without frames
         self.group: Counts = where.astype(np.int64)  # (N,) recording of each frame, or its pile, from 0
         self.sizes: Floats = np.bincount(where, minlength=groups).astype(np.float64)  # (G,)
         self.confusion: Counts = np.zeros((answers, classes, classes), dtype=np.int64)  # true class, predicted class
@@ -76,33 +78,23 @@ class Tally:
         return correct
 
 
-def aligned(outputs: MemberOutputs, rules: Mapping[str, Rule]) -> dict[str, FittedRule]:
-    """The rules over the members of these outputs, in their order.
-
-    Raises:
-        ValueError: a rule needs a member that is not there; the message names the rule and the member.
-    """
-    found = {}
-    for name, rule in rules.items():
-        try:
-            found[name] = rule_for(rule, outputs.members)
-        except ValueError as error:
-            msg = f"rule {name!r}: {error}"
-            raise ValueError(msg) from error
-    return found
-
-
 def tally(outputs: MemberOutputs, rules: Mapping[str, Rule]) -> Tally:
-    """Add up the sums; the uniform mean is always judged, as the last answer.
+    """Add up the sums, of rules over the members that they name; the uniform mean is always the last answer.
 
     Raises:
         ValueError: no labels; NaN that is not declared; a rule that needs a missing member, or whose rows are not
             distributions.
     """
     labels, (members, _, classes) = outputs.require_labels(), outputs.shape
-    uniform = WeightedMean((1.0,) * members, abstain=True) if outputs.abstain else mean
-    applied = {name: rule.abstaining if outputs.abstain else rule for name, rule in aligned(outputs, rules).items()}
-    sums = Tally(outputs, members + len(rules) + 1)
+    uniform, aligned = WeightedMean((1.0,) * members, abstain=True) if outputs.abstain else mean, {}
+    for name, rule in rules.items():
+        try:
+            aligned[name] = rule_for(rule, outputs.members)
+        except ValueError as error:
+            msg = f"rule {name!r}: {error}"
+            raise ValueError(msg) from error
+    applied = {name: rule.abstaining if outputs.abstain else rule for name, rule in aligned.items()}
+    sums = Tally(outputs, aligned)
     for block, probabilities in outputs.blocks(max(1, _CELLS // (members * classes)), nan="if declared"):
         truth, where = labels[block], sums.group[block]
         right = [sums.add(member, rows, truth, where) for member, rows in enumerate(probabilities)]
@@ -123,18 +115,16 @@ def _distribution(name: str, rule: Rule, probabilities: Tensor) -> Tensor:
         raise ValueError(msg)
     off = ~((rows.sum(dim=1) - 1).abs() <= _TOLERANCE)
     if off.any():
-        total = float(rows[off][0].sum())
-        msg = f"expected rows that sum to one from rule {name!r}, got a sum of {total:.6g}"
+        msg = f"expected rows that sum to one from rule {name!r}, got a sum of {float(rows[off][0].sum()):.6g}"
         raise ValueError(msg)
     return rows
 
 
 def best(sums: Tally, answers: Iterable[int], *, by: Literal["accuracy", "log_loss"] = "accuracy") -> int:
     """Index of the best of some answers; the other measure decides where they are equal, then their order."""
-    right, cost = sums.right.sum(axis=1), sums.loss.sum(axis=1)
-    if by == "accuracy":
-        return max(answers, key=lambda index: (right[index], -cost[index]))
-    return max(answers, key=lambda index: (-cost[index], right[index]))
+    right, gain = sums.right.sum(axis=1), -sums.loss.sum(axis=1)
+    first, second = (right, gain) if by == "accuracy" else (gain, right)
+    return max(answers, key=lambda index: (first[index], second[index]))
 
 
 def best_member(outputs: MemberOutputs) -> str:
@@ -146,39 +136,31 @@ def best_member(outputs: MemberOutputs) -> str:
     return outputs.members[best(tally(outputs, {}), range(len(outputs.members)))]
 
 
-def share(part: float, whole: float) -> float:
-    """A fraction; NaN where the whole is zero."""
-    return float(part) / whole if whole else math.nan
+def scores(outputs: MemberOutputs, sums: Tally, parameters: Mapping[str, int]) -> pd.DataFrame:
+    """One row per member, then one per rule.
 
-
-def scores(names: Sequence[str], sums: Tally, sizes: Sequence[int | None], *, start: int) -> pd.DataFrame:
-    """One row per name; the answers of the names begin at `start`, and `sizes` are their numbers of parameters."""
-    rows = [
-        {
-            "name": name,
-            "accuracy": share(sums.right[index].sum(), sums.frames),
-            "log_loss": share(sums.loss[index].sum(), sums.frames),
-            "calibration_error": calibration_error(sums.bins[index]),
-            "macro_f1": _macro_f1(sums.confusion[index]),
-            "parameters": size,
-        }
-        for index, (name, size) in enumerate(zip(names, sizes, strict=True), start=start)
-    ]
-    columns = ["name", "accuracy", "log_loss", "calibration_error", "macro_f1", "parameters"]
-    return pd.DataFrame(rows, columns=columns).astype({"parameters": "Int64"})
-
-
-def used_parameters(rule: FittedRule, sizes: Sequence[int | None]) -> int | None:
-    """Parameters of the members that can influence a rule, `sizes` being those of all; None where one is unknown."""
-    counted = list(sizes) if rule.used is None else [sizes[position] for position in rule.used]
-    return None if None in counted else sum(size for size in counted if size is not None)
-
-
-def _macro_f1(confusion: Counts) -> float:
-    """Mean F1 of the classes that occur, as a label or as a prediction."""
-    hits, occurrences = np.diagonal(confusion), confusion.sum(axis=0) + confusion.sum(axis=1)
-    seen = occurrences > 0
-    return float((2 * hits[seen] / occurrences[seen]).mean()) if seen.any() else math.nan
+    Args:
+        outputs: for the members' names.
+        sums: of them and of the rules.
+        parameters: of the members, as far as known; a rule counts those of the members that can influence it.
+    """
+    own = pd.Series([parameters.get(name) for name in outputs.members], dtype="Int64")
+    used = [own if rule.used is None else own.iloc[list(rule.used)] for rule in sums.rules.values()]
+    hits = np.diagonal(sums.confusion, axis1=1, axis2=2)  # (A, C)
+    occurrences = sums.confusion.sum(axis=1) + sums.confusion.sum(axis=2)  # as a prediction or as a label
+    with np.errstate(invalid="ignore"):
+        f1 = (2 * hits / np.maximum(occurrences, 1)).sum(axis=1) / (occurrences > 0).sum(axis=1)
+    table = {
+        "accuracy": sums.right.sum(axis=1) / sums.whole,
+        "log_loss": sums.loss.sum(axis=1) / sums.whole,
+        "calibration_error": np.array([calibration_error(bins) for bins in sums.bins]),
+        "macro_f1": f1,
+        "abstained": sums.abstained,
+    }
+    judged = pd.DataFrame(table)[:-1]  # without the uniform mean
+    judged.insert(0, "name", [*outputs.members, *sums.rules])
+    judged.insert(5, "parameters", pd.Series([*own, *(some.sum(skipna=False) for some in used)], dtype="Int64"))
+    return judged
 
 
 def gains(sums: Tally, *, members: int, baseline: int, replicates: int, seed: int) -> pd.DataFrame:
@@ -191,15 +173,16 @@ def gains(sums: Tally, *, members: int, baseline: int, replicates: int, seed: in
         replicates: see `cluster_bootstrap`.
         seed: see `cluster_bootstrap`.
     """
-    answers, ours = sums.answers, np.arange(members, sums.answers - 1)
+    answers = len(sums.right)
+    rules = np.arange(members, answers - 1)
     goods = np.concatenate([sums.right, -sums.loss]).T  # (G, 2A)
     resampled = cluster_bootstrap(goods, sums.sizes, replicates=replicates, seed=seed)
-    whole = goods.sum(axis=0) / sums.frames if sums.frames else np.full(2 * answers, np.nan)
     columns: dict[str, Floats] = {}
+    whole = goods.sum(axis=0) / sums.whole
     for name, mine, other in (
-        ("gain", ours, baseline),
-        ("mean_gain", ours, answers - 1),
-        ("loss_gain", ours + answers, baseline + answers),
+        ("gain", rules, baseline),
+        ("mean_gain", rules, answers - 1),
+        ("loss_gain", rules + answers, baseline + answers),
     ):
         columns[name] = whole[mine] - whole[other]
         ends = percentile_ends(resampled[:, mine] - resampled[:, [other]])
@@ -215,56 +198,46 @@ def pairs(members: Sequence[str], joint: Joint) -> pd.DataFrame:
     return pd.DataFrame({"first": names[first], "second": names[second]} | measured)
 
 
-def classes(outputs: MemberOutputs, sums: Tally, *, baseline: int, judged: int) -> pd.DataFrame:
-    """One row per class; accuracies are fractions of the class's own frames, NaN for a class without any.
+def by_class(
+    outputs: MemberOutputs, sums: Tally, *, baseline: int, judged: int, most: int = 3
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """One row per class, and for each class the classes that it is most often taken for.
+
+    Accuracies and shares are fractions of the class's own frames, NaN for a class without any.
 
     Args:
-        outputs: for the names.
+        outputs: for labels and names.
         sums: of members and rules.
         baseline: index of the best single member.
-        judged: index of the answer whose confusions are counted.
+        judged: index of the answer whose mistakes are counted.
+        most: mistakes per class, at most.
     """
-    frames = np.bincount(outputs.require_labels().numpy(), minlength=len(outputs.classes))
-    confusion = sums.confusion[judged]
+    names, confusion, before = outputs.classes, sums.confusion[judged], sums.confusion[baseline]
+    frames = np.bincount(outputs.require_labels().numpy(), minlength=len(names))
     wrong = confusion - np.diag(np.diagonal(confusion))
-    f1 = _f1(sums.confusion[: len(outputs.members)], frames)  # (M, C)
+    members = sums.confusion[: len(outputs.members)]
+    hits = np.diagonal(members, axis1=1, axis2=2)  # (M, C)
+    f1 = 2 * hits / np.maximum(members.sum(axis=1) + frames, 1)  # predicting a class everywhere does not pay
     with np.errstate(invalid="ignore"):
         table = pd.DataFrame(
             {
-                "name": list(outputs.classes),
+                "name": list(names),
                 "frames": frames,
-                "baseline_accuracy": np.diagonal(sums.confusion[baseline]) / frames,
+                "baseline_accuracy": np.diagonal(before) / frames,
                 "rule_accuracy": np.diagonal(confusion) / frames,
                 "oracle": sums.some_right / frames,
-                "confused_with": [outputs.classes[index] for index in wrong.argmax(axis=1)],
+                "confused_with": [names[index] for index in wrong.argmax(axis=1)],
                 "confused_share": wrong.max(axis=1) / frames,
                 "trust": [outputs.members[index] for index in f1.argmax(axis=0)],
-                "trust_f1": f1.max(axis=0),
+                "trust_f1": np.where(frames, f1.max(axis=0), np.nan),
             }
         ).astype({"confused_with": object, "trust": object})
     table.loc[wrong.sum(axis=1) == 0, "confused_with"] = None
     table.loc[frames == 0, "trust"] = None
-    table.loc[frames == 0, "trust_f1"] = math.nan
-    return table
-
-
-def confusions(outputs: MemberOutputs, sums: Tally, *, baseline: int, judged: int, most: int = 3) -> pd.DataFrame:
-    """For each class, the classes that it is most often taken for, and how often.
-
-    Args:
-        outputs: for the names.
-        sums: of members and rules.
-        baseline: index of the member whose share of the same mistake is given beside it.
-        judged: index of the answer whose mistakes are counted.
-        most: rows per class, at most.
-    """
-    confusion, before = sums.confusion[judged], sums.confusion[baseline]
-    frames = np.bincount(outputs.require_labels().numpy(), minlength=len(outputs.classes))
-    wrong = confusion - np.diag(np.diagonal(confusion))
     rows = [
         {
-            "name": outputs.classes[true],
-            "taken_for": outputs.classes[predicted],
+            "name": names[true],
+            "taken_for": names[predicted],
             "frames": int(wrong[true, predicted]),
             "share": wrong[true, predicted] / frames[true],
             "baseline_share": before[true, predicted] / frames[true],
@@ -273,13 +246,7 @@ def confusions(outputs: MemberOutputs, sums: Tally, *, baseline: int, judged: in
         for predicted in order
         if wrong[true, predicted]
     ]
-    return pd.DataFrame(rows, columns=["name", "taken_for", "frames", "share", "baseline_share"])
-
-
-def _f1(confusion: Counts, frames: Counts) -> Floats:
-    """(M, C): F1 of each member on each class, so that predicting a class everywhere does not pay."""
-    hits = np.diagonal(confusion, axis1=1, axis2=2)
-    return np.asarray(2 * hits / np.maximum(confusion.sum(axis=1) + frames, 1))
+    return table, pd.DataFrame(rows, columns=["name", "taken_for", "frames", "share", "baseline_share"])
 
 
 def reliability(names: Sequence[str], sums: Tally) -> pd.DataFrame:

@@ -66,21 +66,31 @@ class MemberOutputs:
     about: tuple[About, ...] = ()
 
     def __post_init__(self) -> None:
-        put = object.__setattr__
+        put, M, C, shape = object.__setattr__, len(self.members), len(self.classes), tuple(self.log_probabilities.shape)
         put(self, "members", tuple(self.members))
         put(self, "classes", tuple(self.classes))
-        put(self, "about", tuple(self.about) or (About(),) * len(self.members))
-        _check_shapes(self.log_probabilities, self.members, self.classes)
-        if len(self.about) != len(self.members):
-            msg = f"expected what is known of {len(self.members)} members in `about`, got {len(self.about)} items"
+        put(self, "about", tuple(self.about) or (About(),) * M)
+        if len(shape) != 3 or (shape[0], shape[2]) != (M, C):
+            wanted = f"(M, N, C) = ({M}, N, {C}) for {M} members and {C} classes"
+            msg = f"expected log-probabilities of shape {wanted}, got {shape}"
             raise ValueError(msg)
-        frames = self.log_probabilities.shape[1]
+        for what, names in (("member", self.members), ("class", self.classes)):
+            if twice := sorted({name for name in names if names.count(name) > 1}):
+                msg = f"expected distinct {what} names, got {twice} more than once"
+                raise ValueError(msg)
+        if len(self.about) != M:
+            msg = f"expected what is known of {M} members in `about`, got {len(self.about)} items"
+            raise ValueError(msg)
+        frames = shape[1]
         if self.labels is not None:
             put(self, "labels", indices(self.labels, "labels", frames, below=len(self.classes)))
         groups = torch.arange(frames) if self.groups is None else self.groups
         put(self, "groups", indices(groups, "groups", frames))
         if not self.fingerprint:
-            put(self, "fingerprint", _fingerprint(frames, self.labels, self.groups))
+            digest = hashlib.sha256(str(frames).encode())
+            for tensor in (self.labels, self.groups):
+                digest.update(b"none" if tensor is None else tensor.numpy().tobytes())
+            put(self, "fingerprint", digest.hexdigest())
 
     @classmethod
     def from_probabilities(
@@ -128,17 +138,22 @@ class MemberOutputs:
             name: distributions(value, f"from member {name!r}", abstain=abstain)
             for name, value in probabilities.items()
         }
+        first, shape = next((name, rows.shape) for name, rows in arrays.items())
+        for name, rows in arrays.items():
+            if rows.shape != shape:
+                came = f"{tuple(shape)} from {first!r} and {tuple(rows.shape)} from {name!r}"
+                msg = f"expected one shape from all members, got {came}"
+                raise ValueError(msg)
         known = dict(about or {})
         if unknown := sorted(set(known) - set(arrays)):
             msg = f"expected only members {list(arrays)} in `about`, got {unknown}"
             raise ValueError(msg)
-        stacked = _stack(arrays)
-        names = tuple(classes) if classes is not None else tuple(map(str, range(stacked.shape[-1])))
+        names = tuple(classes) if classes is not None else tuple(map(str, range(shape[-1])))
         return cls(
-            stacked.log_(),
+            torch.stack(list(arrays.values())).log_(),
             tuple(arrays),
             names,
-            labels=_label_indices(labels, names),
+            labels=None if labels is None else _class_indices(labels, names),
             groups=None if groups is None else _group_indices(groups),
             fingerprint=fingerprint,
             abstain=abstain,
@@ -243,53 +258,19 @@ class MemberOutputs:
         )
 
 
-def _check_shapes(values: Tensor, members: tuple[str, ...], classes: tuple[str, ...]) -> None:
-    if values.ndim != 3 or values.shape[0] != len(members) or values.shape[2] != len(classes):
-        msg = (
-            f"expected log-probabilities of shape (M, N, C) = ({len(members)}, N, {len(classes)}) "
-            f"for {len(members)} members and {len(classes)} classes, got {tuple(values.shape)}"
-        )
-        raise ValueError(msg)
-    for what, names in (("member", members), ("class", classes)):
-        if len(set(names)) != len(names):
-            twice = sorted({name for name in names if names.count(name) > 1})
-            msg = f"expected distinct {what} names, got {twice} more than once"
-            raise ValueError(msg)
-
-
-def _stack(arrays: Mapping[str, Tensor]) -> Tensor:
-    first, shape = next((name, rows.shape) for name, rows in arrays.items())
-    for name, rows in arrays.items():
-        if rows.shape != shape:
-            came = f"{tuple(shape)} from {first!r} and {tuple(rows.shape)} from {name!r}"
-            msg = f"expected one shape from all members, got {came}"
-            raise ValueError(msg)
-    return torch.stack(list(arrays.values()))
-
-
-def _label_indices(labels: Any | None, classes: tuple[str, ...]) -> Tensor | None:
-    if labels is None:
-        return None
+def _class_indices(labels: Any, classes: tuple[str, ...]) -> Tensor:
+    """(N,) from indices, or from names of classes."""
     array = np.asarray(labels)
     if array.dtype.kind not in "UO":
         return torch.as_tensor(array)
-    table = {name: index for index, name in enumerate(classes)}
-    unknown = sorted({str(name) for name in array.tolist()} - set(table))
-    if unknown:
+    table, names = {name: index for index, name in enumerate(classes)}, list(map(str, array.tolist()))
+    if unknown := sorted(set(names) - set(table)):
         msg = f"expected labels among the classes {list(classes)}, got {unknown}"
         raise ValueError(msg)
-    return torch.tensor([table[str(name)] for name in array.tolist()])
+    return torch.tensor([table[name] for name in names])
 
 
 def _group_indices(groups: Any) -> Tensor:
+    """(N,) from integers, which stay as they are, or from any sortable names."""
     array = np.asarray(groups)
-    if array.dtype.kind in "iu":
-        return torch.as_tensor(array)
-    return torch.as_tensor(np.unique(array, return_inverse=True)[1])
-
-
-def _fingerprint(frames: int, labels: Tensor | None, groups: Tensor | None) -> str:
-    digest = hashlib.sha256(str(frames).encode())
-    for tensor in (labels, groups):
-        digest.update(b"none" if tensor is None else tensor.numpy().tobytes())
-    return digest.hexdigest()
+    return torch.as_tensor(array if array.dtype.kind in "iu" else np.unique(array, return_inverse=True)[1])

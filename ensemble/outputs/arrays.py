@@ -27,8 +27,9 @@ def distributions(values: Any, whose: str = "", *, dtype: torch.dtype = torch.fl
     """
     given = values.detach().cpu() if isinstance(values, Tensor) else torch.as_tensor(np.asarray(values))
     rows = given.to(dtype)
+    whose = f" {whose}" if whose else ""
     if rows.ndim != 2:
-        msg = f"expected probabilities of shape (N, C){whose and ' '}{whose}, got {tuple(rows.shape)}"
+        msg = f"expected probabilities of shape (N, C){whose}, got {tuple(rows.shape)}"
         raise ValueError(msg)
     sums, half = rows.sum(dim=1), given.dtype in (torch.float16, torch.bfloat16)
     tolerance = max(_TOLERANCE, torch.finfo(given.dtype).eps) if half else _TOLERANCE
@@ -36,20 +37,16 @@ def distributions(values: Any, whose: str = "", *, dtype: torch.dtype = torch.fl
     if abstain:
         bad &= ~rows.isnan().all(dim=1)
     if bad.any():
-        raise ValueError(_complaint(rows, bad, whose))
+        frame = int(bad.nonzero()[0])
+        row, way_out = rows[frame], "apply softmax to logits first"
+        if row.isnan().all():
+            way_out = "if it abstains there, declare abstain=True to MemberOutputs, or leave those frames out"
+        came = f"a row with sum {float(row.sum()):.6g} and minimum {float(row.min()):.6g} at frame {frame}"
+        msg = (
+            f"expected rows of probabilities that sum to one{whose}, got {came} ({int(bad.sum())} such rows); {way_out}"
+        )
+        raise ValueError(msg)
     return rows / sums[:, None] if half else rows
-
-
-def _complaint(rows: Tensor, bad: Tensor, whose: str) -> str:
-    frame = int(bad.nonzero()[0])
-    row, way_out = rows[frame], "apply softmax to logits first"
-    if row.isnan().all():
-        way_out = "if it abstains there, declare abstain=True to MemberOutputs, or leave those frames out"
-    return (
-        f"expected rows of probabilities that sum to one{whose and ' '}{whose}, got a row with sum "
-        f"{float(row.sum()):.6g} and minimum {float(row.min()):.6g} at frame {frame} "
-        f"({int(bad.sum())} such rows); {way_out}"
-    )
 
 
 def indices(values: Any, what: str, frames: int, *, below: int | None = None) -> Tensor:

@@ -18,29 +18,23 @@ import json
 import math
 import mmap
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Self
 
 import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.torch import load
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ensemble.outputs import About, MemberOutputs
 
 PAGE = 4096  # bytes; what begins at a multiple of it, in memory and in the file, can bypass the page cache
-DTYPES = {
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-    "float32": torch.float32,
-    "float64": torch.float64,
-}
+DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in ("bfloat16", "float16", "float32", "float64")}
 Bytes = NDArray[np.uint8]
 
 _FORMAT = 2
@@ -110,7 +104,7 @@ class Store:
 
     Args:
         folder: made if need be.
-        contents: what it shall be about.
+        contents: what the folder has to be about.
         shard: frames per shard, for a new store.
 
     Raises:
@@ -124,17 +118,37 @@ class Store:
             msg = f"expected outputs of type {', '.join(DTYPES)}, got {contents.dtype!r}"
             raise ValueError(msg)
         self.folder, self.contents, self.shard = folder, contents, shard
+        self._data, self._dtype = folder / _DATA, DTYPES[contents.dtype]
+        size = contents.frames * len(contents.classes) * self._dtype.itemsize
+        self._row = -(-size // PAGE) * PAGE  # bytes from one row to the next
         self._done: dict[str, int] = {}  # digest of a member, in the order of the rows -> complete shards
         self._collected: _Collected | None = None
         if (folder / _DESCRIPTION).exists():
-            self._open()
+            self._continue(_described(folder))
         else:
             folder.mkdir(parents=True, exist_ok=True)
             self._save()
 
+    def _continue(self, found: _Description) -> None:
+        if found.format != _FORMAT or found.contents != self.contents:
+            difference, wanted = "was written by another version of this program", asdict(self.contents)
+            for name, value in asdict(found.contents).items():
+                if value != wanted[name]:
+                    difference = f"holds outputs with {name} {value}, and {wanted[name]} was asked for"
+                    break
+            raise StoreError(f"{self.folder} {difference}; use another folder")
+        self.shard, self._collected = found.shard, found.collected
+        self._done = {row.digest: row.shards for row in found.members}
+        if len(self._done) < len(found.members):
+            raise StoreError(f"{self.folder / _DESCRIPTION} is damaged (a digest twice); remove {self.folder}")
+        expected = len(self._done) * self._row
+        size = self._data.stat().st_size if self._data.exists() else 0
+        if size < expected:
+            raise StoreError(f"expected {expected:,} bytes in {self._data}, got {size:,}; remove {self.folder}")
+
     @classmethod
     def open(cls, folder: Path) -> Self:
-        """The store that is in a folder, whatever it is about.
+        """The store in a folder, whatever it is about.
 
         Raises:
             StoreError: there is none, or it is damaged.
@@ -156,19 +170,18 @@ class Store:
 
     def add(self, digests: Sequence[str]) -> None:
         """Make room for the members that are not there yet, in this order."""
-        new = [digest for digest in digests if digest not in self._done]
-        if not new:
-            return
-        self._done |= dict.fromkeys(new, 0)
-        with self._data.open("ab") as file:
-            file.truncate(len(self._done) * self._row)
-        self._save()
+        if new := [digest for digest in digests if digest not in self._done]:
+            self._done |= dict.fromkeys(new, 0)
+            with self._data.open("ab") as file:
+                file.truncate(len(self._done) * self._row)
+            self._save()
 
     def put(self, digests: Sequence[str], start: int, log_probabilities: Tensor) -> None:
         """Write (m, b, C) of these members from frame `start` on; it counts once `finish` is called."""
         values = log_probabilities.to("cpu", self._dtype).contiguous().view(torch.uint8).numpy()
         first = start * len(self.contents.classes) * self._dtype.itemsize
-        places = [self._place(digest) * self._row + first for digest in digests]
+        rows = list(self._done)
+        places = [rows.index(digest) * self._row + first for digest in digests]
         write_rows(self._data, zip(places, values.reshape(len(values), -1), strict=True))
 
     def finish(self, digests: Sequence[str], shard: int) -> None:
@@ -179,25 +192,22 @@ class Store:
         self._save()
 
     def read(self, digests: Sequence[str]) -> Tensor:
-        """(M, N, C) of these members; mapped, not read, where they follow each other in the store.
-
-        In another order they are copied into memory.
+        """(M, N, C) of these members: mapped where they are neighbours in the store, otherwise copied into memory.
 
         Raises:
             StoreError: a member is not there, or not complete.
         """
-        unfinished = [digest for digest in digests if self._done.get(digest, 0) < self.shards]
-        if unfinished:
+        if unfinished := [digest for digest in digests if self._done.get(digest, 0) < self.shards]:
             raise StoreError(f"{self.folder} holds no complete outputs of {unfinished}")
-        rows, (frames, classes) = len(self._done), (self.contents.frames, len(self.contents.classes))
+        rows, frames, classes = list(self._done), self.contents.frames, len(self.contents.classes)
         if not frames:
             return torch.empty(len(digests), 0, classes, dtype=self._dtype)
-        row = self._row // self._dtype.itemsize
-        whole = torch.from_file(str(self._data), shared=False, size=rows * row, dtype=self._dtype)
-        places = [self._place(digest) for digest in digests]
-        whole = whole.as_strided((rows, frames, classes), (row, classes, 1))
-        follow = places == list(range(places[0], places[0] + len(places)))
-        return whole[places[0] : places[0] + len(places)] if follow else whole[places]
+        step = self._row // self._dtype.itemsize
+        data = torch.from_file(str(self._data), shared=False, size=len(rows) * step, dtype=self._dtype)
+        whole = data.as_strided((len(rows), frames, classes), (step, classes, 1))
+        places = [rows.index(digest) for digest in digests]
+        neighbours = slice(places[0], places[0] + len(places))
+        return whole[neighbours] if places == [*range(len(rows))[neighbours]] else whole[places]
 
     def present(self, outputs: MemberOutputs, digests: Sequence[str]) -> None:
         """Make these the outputs that `read_outputs` gives: names, labels, groups and what is known of the members.
@@ -235,43 +245,12 @@ class Store:
             about=tuple(member.about for member in members),
         )
 
-    @property
-    def _data(self) -> Path:
-        return self.folder / _DATA
-
-    @property
-    def _dtype(self) -> torch.dtype:
-        return DTYPES[self.contents.dtype]
-
-    @property
-    def _row(self) -> int:
-        """Bytes from one row to the next."""
-        size = self.contents.frames * len(self.contents.classes) * self._dtype.itemsize
-        return -(-size // PAGE) * PAGE
-
-    def _place(self, digest: str) -> int:
-        return list(self._done).index(digest)
-
     def _array(self, name: str) -> Tensor:
         path = self.folder / f"{name}.npy"
         try:
             return torch.from_numpy(np.load(path, allow_pickle=False))
         except (OSError, ValueError, EOFError) as error:
             raise StoreError(f"{path} is damaged ({error}); collect again into another folder") from error
-
-    def _open(self) -> None:
-        found = _described(self.folder)
-        if found.format != _FORMAT or found.contents != self.contents:
-            difference = _difference(asdict(found.contents), asdict(self.contents))
-            raise StoreError(f"{self.folder} {difference}; use another folder")
-        self.shard, self._collected = found.shard, found.collected
-        self._done = {row.digest: row.shards for row in found.members}
-        if len(self._done) < len(found.members):
-            raise StoreError(f"{self.folder / _DESCRIPTION} is damaged (a digest twice); remove {self.folder}")
-        expected = len(self._done) * self._row
-        size = self._data.stat().st_size if self._data.exists() else 0
-        if size < expected:
-            raise StoreError(f"expected {expected:,} bytes in {self._data}, got {size:,}; remove {self.folder}")
 
     def _save(self) -> None:
         rows = [_Row(*row) for row in self._done.items()]
@@ -330,13 +309,6 @@ def _described(folder: Path) -> _Description:
         raise StoreError(f"{folder / _DESCRIPTION} is damaged ({error}); remove {folder}") from error
 
 
-def _difference(kept: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    for name, value in kept.items():
-        if value != wanted[name]:
-            return f"holds outputs with {name} {value}, and {wanted[name]} was asked for"
-    return "was written by another version of this program"
-
-
 def _replace(path: Path, data: bytes) -> None:
     """Write a file beside its place, and put it there once its bytes are on the disk."""
     part = path.with_name(f"{path.name}.part")
@@ -351,10 +323,11 @@ def _replace(path: Path, data: bytes) -> None:
 
 
 def _unpacked(path: Path) -> MemberOutputs:
-    data = path.read_bytes()
     try:
-        tensors, length = load(data), int.from_bytes(data[:8], "little")
-        head = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["member-outputs"])
+        with safe_open(path, "pt") as file:
+            head = json.loads(file.metadata()["member-outputs"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no mapping
+        beside, references = path.with_name("members.json"), head.get("references", {})
         return MemberOutputs(
             tensors["log_probabilities"],
             head["members"],
@@ -363,9 +336,9 @@ def _unpacked(path: Path) -> MemberOutputs:
             groups=tensors["groups"],
             fingerprint=head["fingerprint"],
             abstain=head.get("abstain", False),
-            about=_known(path.with_name("members.json"), head["members"], head.get("references", {})),
+            about=_known(beside, head["members"], references),
         )
-    except (SafetensorError, KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
         msg = f"expected members' outputs as `ensemble collect` writes them in {path}, got something else ({error})"
         raise ValueError(msg) from error
 
@@ -411,32 +384,18 @@ def write_rows(path: Path, rows: Iterable[tuple[int, Bytes]]) -> None:
     Raises:
         OSError: the system's error.
     """
-    with path.open("r+b", buffering=0) as file, _past_the_cache(path) as direct:
+    with ExitStack() as stack:
+        file = stack.enter_context(path.open("r+b", buffering=0)).fileno()
+        direct = None
+        with suppress(AttributeError, OSError):  # not in this system, or not on this disk
+            direct = os.open(path, os.O_RDWR | os.O_DIRECT)
+            stack.callback(os.close, direct)
         for place, row in rows:
             done = 0
             if direct is not None and place % PAGE == 0 and row.ctypes.data % PAGE == 0:
+                pages = len(row) // PAGE * PAGE
                 with suppress(OSError):  # what is not done is written the ordinary way, or fails there
-                    done = _write(direct, place, row[: len(row) // PAGE * PAGE])
-            _write(file.fileno(), place + done, row[done:])
-
-
-def _write(file: int, place: int, row: Bytes) -> int:
-    """How many bytes were written: all of them."""
-    done = 0
-    while done < len(row):
-        done += os.pwrite(file, row[done:].data, place + done)
-    return done
-
-
-@contextmanager
-def _past_the_cache(path: Path) -> Iterator[int | None]:
-    """A descriptor whose writes bypass the page cache; None where there is no such thing."""
-    try:
-        file = os.open(path, os.O_RDWR | os.O_DIRECT)
-    except (AttributeError, OSError):
-        yield None
-        return
-    try:
-        yield file
-    finally:
-        os.close(file)
+                    while done < pages:
+                        done += os.pwrite(direct, row[done:pages].data, place + done)
+            while done < len(row):
+                done += os.pwrite(file, row[done:].data, place + done)
