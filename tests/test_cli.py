@@ -106,7 +106,7 @@ def test_json_is_all_of_stdout(command, home, monkeypatch, line):
 @pytest.mark.parametrize("line", OLD)
 def test_a_former_spelling_is_answered_with_the_new_one(command, line):
     """One line, exit code 2."""
-    found = command(line, "x", code=2)
+    found = command(line.replace(" ", " --import own.py ", 1), "x", code=2)
     assert found.err.startswith(f"error: {line.split()[-1]} has a new name: use ")
     assert found.err.count("\n") == 1
 
@@ -122,14 +122,17 @@ def test_a_former_spelling_is_answered_with_the_new_one(command, line):
         ("zoo list --import", "--import"),
         ("zoo list --import nowhere.py", "nowhere.py"),
         ("zoo list --import no_such_module", "no_such_module"),
-        ("zoo list --import json.py", "json.py"),
+        ("zoo list --import json.py", "rename it"),
+        ("zoo list --import sys.py", "rename it"),
+        ("zoo list --import broken.py", "broken.py, line 2"),
         ("zoo list --import broken.py", "NameError: name 'wrong' is not defined"),
     ],
 )
 def test_wrong_usage_is_one_line_and_exit_code_two(command, home, line, words):
     """No traceback, and nothing on stdout."""
-    Path("broken.py").write_text("wrong")
-    Path("json.py").write_text("")
+    Path("broken.py").write_text("\nwrong")
+    for name in ("json.py", "sys.py"):
+        Path(name).touch()
     found = command(line, code=2)
     assert words in found.err
     assert (found.err.count("\n"), found.out) == (1, "")

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -144,9 +145,10 @@ def import_own(target: str) -> None:
     try:
         module = importlib.import_module(path.stem if is_file else target)
     except Exception as error:
-        msg = f"cannot import {target!r} as --import asks: {type(error).__name__}: {error}"
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        msg = f"cannot import {target!r}: {type(error).__name__}: {error} ({last.filename}, line {last.lineno})"
         raise ImportError(msg) from error
-    if is_file and not path.samefile(module.__file__ or os.devnull):
+    if is_file and not path.samefile(getattr(module, "__file__", None) or os.devnull):  # a built-in one has none
         msg = f"expected a file whose name no other module has, got {target!r}: {path.stem} is {module}; rename it"
         raise ImportError(msg)
 
@@ -211,7 +213,7 @@ def progress(title: str, total: float | None = None) -> Iterator[Callable[..., N
 
 def _check_renamed(arguments: Sequence[str], renamed: Mapping[str, str]) -> None:
     """Refuse a former spelling of a command or of one of its options."""
-    command = next((word for word in arguments if not word.startswith("-")), "")
+    command = next((word for word in arguments if word in {spelling.split()[0] for spelling in renamed}), "")
     for spelling in (command, *(f"{command} {word.partition('=')[0]}" for word in arguments if word.startswith("--"))):
         if spelling in renamed:
             msg = f"{spelling.rpartition(' ')[2]} has a new name: use {renamed[spelling]}"
