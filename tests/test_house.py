@@ -11,7 +11,7 @@ import ensemble
 import zoo
 
 ORDER = {
-    "zoo": "_files _json _names _console data models checkpoint logs training registry search exchange cli",
+    "zoo": "_files _json _names data models checkpoint logs training registry search exchange _console cli",
     "ensemble": "outputs rules judge fit selection run cli",
 }
 DOORS = {
@@ -22,6 +22,9 @@ DOORS = {
     "matplotlib": {"ensemble.judge.plots", "zoo.search.pictures"},
     "wandb": {"zoo.logs"},
     "soundfile": {"zoo.data.audio"},
+    "huggingface_hub": {"zoo.exchange"},
+    "cyclopts": {"zoo._console", "zoo.cli.options", "ensemble.cli.options"},
+    "rich": {"zoo._console"},
 }
 BORDER = {"run", "cli"}  # of ensemble: what may import zoo
 SHARED = {"_console", "_files", "_names"}  # of zoo: machinery that both packages use

@@ -16,7 +16,7 @@ from cyclopts import Parameter
 import ensemble
 import zoo
 from zoo import _console
-from zoo.cli.options import Corpus, Device, Names, RegistryFile, read_partition
+from zoo.cli.options import Corpus, Device, Names, RegistryFile, flag_fields, read_partition
 
 if TYPE_CHECKING:
     from zoo.registry import Snapshot
@@ -27,7 +27,7 @@ Precision = Annotated[
 ]
 
 
-@Parameter(name="*")
+@flag_fields
 @dataclass(frozen=True)
 class Source:
     """Members and frames.

@@ -43,9 +43,10 @@ Options = Annotated[
 RecipeFile = Annotated[Path | None, Parameter(help="a .toml or .json file; the flags below replace single fields.")]
 RecipeFlags = Annotated[Fields, Parameter(name="*", group=Group("Recipe", sort_key=1))]
 NO_FLAGS = Fields()
+flag_fields = Parameter(name="*")  # above a dataclass whose fields are flags
 
 
-@Parameter(name="*")
+@flag_fields
 @dataclass(frozen=True)
 class Partitions:
     """Frames to train on and frames to choose by.

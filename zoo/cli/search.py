@@ -8,8 +8,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from cyclopts import Parameter
-
 import zoo
 from zoo._console import Answer, Table, progress
 from zoo.cli.options import (
@@ -22,6 +20,7 @@ from zoo.cli.options import (
     RecipeFile,
     RecipeFlags,
     RegistryFile,
+    flag_fields,
     options_from,
     recipe_from,
 )
@@ -31,7 +30,7 @@ _FEATURES = 27  # per frame of HW1P2, for which specs are drawn
 _SIZES = ("width", "narrow", "widths", "depth")
 
 
-@Parameter(name="*")
+@flag_fields
 @dataclass(frozen=True)
 class Sampling:
     """Specs to draw at random.
