@@ -87,9 +87,9 @@ def rights(change: dict[str, Any], recipe: zoo.Recipe, seed: int, train: zoo.Fra
     model = zoo.train(spec, replace(recipe, seed=seed, **fields), train, valid).to_module()
     windows = zoo.data.stretch(valid, spec.context, spec.normalisation, spec.padding)
     with torch.no_grad():
-        said = [model(windows.windows(slice(at, at + 4096))).argmax(dim=1) for at in range(0, len(valid), 4096)]
+        predicted = [model(windows.windows(slice(at, at + 4096))).argmax(dim=1) for at in range(0, len(valid), 4096)]
     assert valid.labels is not None
-    return torch.cat(said).eq(valid.labels).double()
+    return torch.cat(predicted).eq(valid.labels).double()
 
 
 def points(gain: ensemble.judge.Interval) -> dict[str, float]:

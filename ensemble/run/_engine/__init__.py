@@ -148,7 +148,7 @@ class Group:
         return out
 
     def candidates(self, batch: Batch) -> list[Form]:
-        """The forms that this group, this batch and the caller's wishes allow."""
+        """The forms that this group, this batch and the caller's settings allow."""
         precisions = ["float32"] + fast_types(self.device) * (self.precision == "auto")
         return plan.candidates(tiles=self._tiles(batch), frames=_bucket(batch.count), precisions=precisions)
 

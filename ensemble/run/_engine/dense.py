@@ -23,7 +23,7 @@ _SUMS = {operator.add, torch.add}
 
 
 class NotDenseError(ValueError):
-    """The models do not fold; the message says what stands in the way."""
+    """The models do not fold; the message names the part that does not."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Affine:
 
 @dataclass(frozen=True)
 class Step:
-    """`values[target] = operation(*values[sources])`; nobody reads the values `dead` afterwards."""
+    """`values[target] = operation(*values[sources])`; the values `dead` are not read again."""
 
     target: str
     operation: Operation
@@ -189,7 +189,7 @@ class _Reader:
 
 
 def _dying(step: Step, later: Sequence[Step]) -> Step:
-    """The step with the values that nobody reads after it; it overwrites its first source where that is one of them."""
+    """The step with the values that are not read after it; it overwrites its first source where that is one."""
     alive = {source for after in later for source in after.sources}
     dead = tuple(sorted(set(step.sources) - alive))
     operation = step.operation
