@@ -177,3 +177,18 @@ def test_a_blob_that_is_collected_before_its_line_is_written_is_put_back(registr
     monkeypatch.setattr(registry.blobs, "put", put_and_lose)
     keep(registry, "t", 50)
     assert registry.verify() == []
+
+
+def test_names_are_taken_and_free_within_a_transaction_as_outside(registry):
+    """What was made in it is taken, whatever its kind; what was removed in it is free."""
+    registry.alias("old", "a@1")
+    with registry.transaction():
+        keep(registry, "c", 30)
+        registry.alias("best", "c")
+        registry.register_ensemble("both", {"members": ["a", "b"], "rule": "mean"})
+        for taken in ("Best", "BOTH", "C"):
+            with pytest.raises(RegistryError, match="is taken by"):
+                keep(registry, taken, 31)
+        registry.remove("old")
+        keep(registry, "Old", 32)
+    assert registry.list() == ["Old", "a", "b", "c"]

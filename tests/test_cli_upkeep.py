@@ -54,5 +54,5 @@ def test_a_lost_registry_is_recovered(registry, command):
     (registry.blobs.folder / f"{'0' * 64}.safetensors").touch()
     found = command("zoo recover")
     assert (found.code, "2 versions recovered" in found.out) == (0, True)
-    assert found.err.startswith("warning: what these blobs hold was left out")
+    assert found.err.startswith("warning: these blobs could not be recovered")
     assert len(registry.entries()) == 2

@@ -39,7 +39,7 @@ def test_a_lost_registry_is_rebuilt_from_its_blobs(registry):
     before = [(entry.reference, entry.id, entry.sha256, entry.metrics, entry.note) for entry in registry.entries()]
     registry.path.unlink()
     (registry.blobs.folder / f"{'0' * 64}.safetensors").write_bytes(b"no checkpoint")
-    with pytest.warns(UserWarning, match=r"was left out:\n0{64}\.safetensors.*BLOB_DIGEST"):
+    with pytest.warns(UserWarning, match=r"could not be recovered:\n0{64}\.safetensors.*BLOB_DIGEST"):
         registry.recover()
     assert [(e.reference, e.id, e.sha256, e.metrics, e.note) for e in registry.entries()] == before
     assert registry.verify(probe=True) == []
@@ -56,7 +56,7 @@ def test_all_that_can_be_is_recovered_and_the_rest_is_told(registry):
     for blob in others:
         registry.blobs.put(blob.data)
     registry.path.unlink()
-    with pytest.warns(UserWarning, match="was left out") as told:
+    with pytest.warns(UserWarning, match="could not be recovered") as told:
         found = registry.recover()
     assert sorted(entry.reference for entry in found) == ["model-0@1", "model-1@1"]
     message = str(told[0].message)

@@ -324,7 +324,7 @@ def test_the_whole_file_is_checked_at_every_reading(tmp_path, bad):
     damaged = write(document).replace(b'"000000000007":{"blob"', twice)
     registry.path.write_bytes(damaged)
     for act in (registry.list, lambda: registry.get("m-3"), lambda: registry.alias("best", "m-3")):
-        with pytest.raises(RegistryError, match=f"the key '{bad}' stands twice"):
+        with pytest.raises(RegistryError, match=f"the key '{bad}' appears twice"):
             act()
     with pytest.raises(RegistryError, match="nothing was removed"):
         registry.collect_garbage()

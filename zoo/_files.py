@@ -1,11 +1,10 @@
 """Files that appear whole or not at all, also when the power goes.
 
-Every call that changes or reads the disk goes through `system`, one object of thin functions: what can
-fail there is all that can fail, and a test can put another object in its place.
+Every call that changes or reads the disk goes through `system`, one object of thin functions, so that whatever can
+fail is in one place, and a test can put another object there.
 
-The order that holds: write a new file beside the old one, flush it, rename it over the old one, flush
-the folder. Without the first flush the new name can point to an empty file, without the second the
-rename itself can be lost.
+The order that is safe: write a new file beside the old one, flush it, rename it over the old one, flush the folder.
+Without the first flush the new name can point to an empty file; without the second the rename itself can be lost.
 """
 
 from __future__ import annotations
@@ -33,15 +32,15 @@ class System:
     """The system calls, one method each."""
 
     def open(self, path: Path, flags: int, mode: int = 0o666) -> int:
-        """Open without inheriting to child processes."""
+        """Open a file that child processes do not inherit."""
         return os.open(path, flags | os.O_CLOEXEC, mode)
 
     def write(self, file: int, data: memoryview) -> int:
-        """Write some of the bytes, return how many."""
+        """Write some of the bytes; returns how many."""
         return os.write(file, data)
 
     def read_into(self, file: int, *targets: memoryview) -> int:
-        """Read some bytes into the targets, one after another, return how many; 0 at the end."""
+        """Read some bytes into the targets, one after another; returns how many, 0 at the end of the file."""
         return os.readv(file, targets)
 
     def chmod(self, file: int, mode: int) -> None:
@@ -57,7 +56,7 @@ class System:
         os.close(file)
 
     def rename(self, source: Path, target: Path) -> None:
-        """Give the file the target's name, replacing what had it."""
+        """Rename a file; one that has the target's name is replaced."""
         source.replace(target)
 
     def remove(self, path: Path) -> None:
@@ -65,7 +64,7 @@ class System:
         path.unlink()
 
     def touch(self, path: Path) -> None:
-        """Make the file's time the present."""
+        """Set the time of a file's last change to now."""
         os.utime(path)
 
     def lock(self, lock: BaseFileLock) -> None:
@@ -73,7 +72,7 @@ class System:
         lock.acquire()
 
     def make_folder(self, path: Path) -> None:
-        """Make one folder."""
+        """Create one folder."""
         path.mkdir()
 
 
@@ -85,16 +84,16 @@ class NotRegularError(OSError):
 
 
 def write(path: Path, data: Buffer, *, mode: int | None = None) -> None:
-    """Put `data` at `path`: afterwards it is there and durable, or on any error nothing has changed.
+    """Write a file durably and as a whole: on any error nothing has changed.
 
     Args:
-        path: where; a file of that name is replaced.
-        data: what.
-        mode: permissions; None takes what the umask leaves.
+        path: the file; one that is there is replaced.
+        data: its content.
+        mode: its permissions; None leaves them to the umask.
 
     Raises:
-        OSError: disk full, read-only, ...; after the rename it can only come from the last flush, when
-            the new content is visible but may not survive a power cut.
+        OSError: disk full, read-only, ...; after the rename only the last flush can raise it, and the new content
+            is then visible but may not survive a power cut.
     """
     with staged(path, data, mode=mode) as temporary:
         system.rename(temporary, path)
@@ -103,7 +102,7 @@ def write(path: Path, data: Buffer, *, mode: int | None = None) -> None:
 
 @contextmanager
 def staged(path: Path, data: Buffer, *, mode: int | None = None) -> Iterator[Path]:
-    """A flushed temporary file beside `path` that holds `data`; what the block leaves of it is removed."""
+    """A flushed temporary file beside `path` that holds `data`; removed at the end unless it was renamed."""
     temporary = path.with_name(f".{path.name}.{uuid4().hex}{TEMPORARY}")
     try:
         file = _created(temporary, path)
@@ -121,12 +120,12 @@ def staged(path: Path, data: Buffer, *, mode: int | None = None) -> Iterator[Pat
 
 
 def renew(path: Path) -> None:
-    """Make a file count as new."""
+    """Make a file count as new for whoever looks at its age."""
     system.touch(path)
 
 
 def make_folders(path: Path) -> None:
-    """Make a folder and those above it, each durable."""
+    """Create a folder and those above it durably."""
     missing = takewhile(lambda folder: not folder.exists(), (path, *path.parents))
     for folder in reversed([*missing]):
         with suppress(FileExistsError):  # another process may have been quicker
@@ -135,7 +134,7 @@ def make_folders(path: Path) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Make the names in a folder durable."""
+    """Flush the names in a folder to the disk."""
     file = system.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         system.sync(file)
@@ -144,11 +143,11 @@ def sync_folder(path: Path) -> None:
 
 
 def read(path: Path, *, size: int | None = None, follow: bool = True) -> bytearray:
-    """The bytes of a plain file, read once into memory that nobody else can change.
+    """The bytes of a plain file, read once into memory of our own.
 
     Args:
-        path: the file. A pipe or device is refused without reading, so nothing hangs.
-        size: the expected number of bytes; another size is refused without reading.
+        path: the file. A pipe or a device is refused without reading it, so nothing hangs.
+        size: the expected number of bytes; a file of another size is refused without reading it.
         follow: whether the path may be a symbolic link.
 
     Raises:
@@ -190,13 +189,13 @@ def opened(path: Path, *, follow: bool = True) -> Iterator[tuple[int, int]]:
 
 
 def read_some(file: int, count: int) -> bytes:
-    """Up to `count` bytes of an opened file, fewer at its end."""
+    """The next `count` bytes of an opened file, or fewer at its end."""
     data = bytearray(count)
     return bytes(data[: read_all(file, memoryview(data))])
 
 
 def read_all(file: int, target: memoryview) -> int:
-    """Read an opened file on into `target`; returns how many bytes, fewer at the file's end."""
+    """Read the next bytes of an opened file into `target`; returns how many, fewer at the end of the file."""
     count = 0
     while count < len(target):
         step = system.read_into(file, target[count : count + _STEP])
@@ -207,11 +206,11 @@ def read_all(file: int, target: memoryview) -> int:
 
 
 def read_each(file: int, targets: Sequence[memoryview]) -> bool:
-    """Read an opened file on into several places; False where it ends before the last is full."""
+    """Read the next bytes of an opened file into several targets; False where it ends before the last is full."""
     for first in range(0, len(targets), _MOST_TARGETS):
         some = targets[first : first + _MOST_TARGETS]
         done = system.read_into(file, *some)
-        for target in some:  # as a rule all is done; a call need not read to the end
+        for target in some:  # usually nothing is left; but one call may read less than it was asked for
             rest = target[min(done, len(target)) :]
             done -= len(target) - len(rest)
             if rest and read_all(file, rest) != len(rest):
@@ -220,7 +219,7 @@ def read_each(file: int, targets: Sequence[memoryview]) -> bool:
 
 
 def _created(temporary: Path, path: Path) -> int:
-    """A new file opened for writing; an error names the path that somebody asked for."""
+    """A new file opened for writing; an error names the path that the caller asked for."""
     try:
         return system.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
     except OSError as error:

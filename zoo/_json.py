@@ -1,7 +1,7 @@
 """Canonical JSON: one text per value, and a reader that accepts nothing ambiguous.
 
-Python's own reader takes NaN, 1e400, repeated keys and lone surrogates; what it takes, another reader
-refuses or reads otherwise, and two readers who disagree about a file are how a file lies.
+Python's own reader takes NaN, 1e400, repeated keys and lone surrogates, which other readers refuse or read in another
+way; where two readers disagree about a file, the file can deceive one of them.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import re
 from typing import Any, NoReturn
 
 _LEAST, _MOST = -(2**63), 2**63 - 1
-_SURE = 19  # letters of a number below which it fits 64 bits
+_SURE = 19  # a number of fewer characters fits 64 bits
 _DEEPEST = 64
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
 class TextError(ValueError):
-    """A text that is not strict JSON; `reason` is one word of what is wrong.
+    """A text that is not strict JSON; `reason` says in one word why.
 
     The reasons: SYNTAX, DEPTH, DUPLICATE_KEY, NUMBER_RANGE, NOT_INTEGER, SURROGATE.
     """
@@ -28,12 +28,8 @@ class TextError(ValueError):
         self.reason = reason
 
 
-def canonical(value: Any, *, ordered: bool = True) -> str:
-    """The one text of a value: no spaces, no line breaks; NaN and infinity have none.
-
-    Args:
-        value: plain data.
-        ordered: whether keys are sorted, or stay as they stand.
+def canonical(value: Any) -> str:
+    """The one text of plain data: keys sorted, no spaces, no line breaks; NaN and infinity have none.
 
     Raises:
         ValueError: a number is not finite; half of a surrogate pair, which no file can hold.
@@ -43,7 +39,7 @@ def canonical(value: Any, *, ordered: bool = True) -> str:
         >>> canonical({"b": [1, 2.5], "a": "é"})
         '{"a":"é","b":[1,2.5]}'
     """
-    text = (_SORTED if ordered else _UNSORTED).encode(value)
+    text = _ENCODER.encode(value)
     half = None if text.isascii() else _SURROGATE.search(text)
     if half:
         near = text[max(half.start() - 20, 0) : half.end() + 20]
@@ -61,16 +57,16 @@ def parse_strictly(text: str) -> Any:
     Example:
         >>> parse_strictly('{"a": 1, "a": 2}')
         Traceback (most recent call last):
-        zoo._json.TextError: the key 'a' stands twice in one object
+        zoo._json.TextError: the key 'a' appears twice in one object
     """
     return _decoded(_DECODER, text)
 
 
 def parse_integers(text: str) -> Any:
-    """As `parse_strictly`, for texts in which no float may stand.
+    """As `parse_strictly`, for texts that may hold no floats.
 
     Raises:
-        TextError: also NOT_INTEGER, a number with a point or an exponent, or -0, which some readers take for a float.
+        TextError: also NOT_INTEGER: a number with a point or an exponent, or -0, which some readers take for a float.
     """
     return _decoded(_INTEGER_DECODER, text)
 
@@ -85,7 +81,7 @@ def _decoded(decoder: json.JSONDecoder, text: str) -> Any:
 
 
 def depth(value: Any, most: int = _DEEPEST) -> int:
-    """How many containers lie inside each other, counted up to `most` + 1.
+    """How many levels of lists and objects a value has, counted up to `most` + 1.
 
     Example:
         >>> depth([{"a": []}]), depth(1)
@@ -111,7 +107,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) != len(pairs):
         seen: set[str] = set()
         key = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise TextError("DUPLICATE_KEY", f"the key {key!r} stands twice in one object")
+        raise TextError("DUPLICATE_KEY", f"the key {key!r} appears twice in one object")
     return found
 
 
@@ -144,8 +140,7 @@ def _no_constant(name: str) -> NoReturn:
     raise TextError("NUMBER_RANGE", f"expected finite numbers, got {name}")
 
 
-_SORTED = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-_UNSORTED = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 _DECODER, _INTEGER_DECODER = (
     json.JSONDecoder(object_pairs_hook=_unique, parse_int=whole, parse_float=real, parse_constant=_no_constant)
     for whole, real in ((_integer, _float), (_whole, _no_float))

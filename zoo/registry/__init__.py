@@ -60,9 +60,9 @@ class Registry:
     `name@id`, an id, or an alias; where a version's content is wanted, its `Entry` does as well.
 
     Args:
-        path: of the file; else $ZOO_REGISTRY, else `registry.json` in the working folder. A missing one is
-            made by the first registration.
-        timeout: seconds that a change waits while another process changes the file.
+        path: the file; by default $ZOO_REGISTRY, else `registry.json` in the working folder. The first
+            registration creates it.
+        timeout: seconds to wait while another process changes the file.
 
     Example:
         >>> import tempfile, zoo
@@ -137,7 +137,7 @@ class Registry:
         return checkpoint(self.blobs, self._entry(version))
 
     def load(self, version: str | Entry, *, device: torch.device | str = "cpu") -> nn.Module:
-        """A version as a model in eval mode, all of it or the errors of `checkpoint`."""
+        """A version as a model in eval mode, whole and checked; the errors of `checkpoint`."""
         return self.checkpoint(version).to_module(device)
 
     def stacked(self, versions: Sequence[str | Entry]) -> dict[str, torch.Tensor]:
@@ -183,29 +183,29 @@ class Registry:
         note: str | None = None,
         tags: Iterable[str] = (),
     ) -> Entry:
-        """Keep a model under a name, as its next version; the same weights again are the same version.
+        """Register a model under a name, as its next version; the same weights again are the same version.
 
         Args:
-            name: of the model.
+            name: the model's name.
             model: a `Checkpoint`, a live module, or the path of a safetensors file, which is checked and
                 written anew.
-            spec: needed with a module or a foreign file.
-            classes: names of the classes; needed as `spec`.
+            spec: the model's spec; needed with a module or a foreign file.
+            classes: names of the classes; likewise.
             metrics: name -> number, or `{"value", "unit", "n", "frames"}`.
-            recipe: plain data.
-            parents: references of what it was averaged or distilled from.
+            recipe: how it was trained, as plain data.
+            parents: references to the versions it was averaged or distilled from.
             kind: trained, averaged or imported.
             trained_on: fingerprint of the training frames.
             note: free text.
             tags: short words.
 
-        A version whose blob is damaged or missing is mended by registering the same weights again.
+        Registering the same weights again repairs a version whose blob is damaged or missing.
 
         Returns:
             The entry. Within a transaction its number may still move if others register the same name.
 
         Raises:
-            RegistryError: a name that cannot be or is taken, the disk, the lock.
+            RegistryError: a name that is invalid or taken, the disk, the lock.
             CheckpointError: weights that do not fit the spec, NaN, infinity, a negative variance.
         """
         from zoo.registry import register
@@ -248,17 +248,17 @@ class Registry:
         return self._file.commit(change, create=True, ensure=ensure).entry(name, id)
 
     def register_ensemble(self, name: str, ensemble: Any, *, note: str = "", tags: Iterable[str] = ()) -> EnsembleEntry:
-        """Keep an ensemble: its members by id, its rule and numbers.
+        """Register an ensemble: its members by id, its rule and numbers.
 
         Args:
-            name: of the ensemble.
+            name: the ensemble's name.
             ensemble: plain data with `members` (references) and `rule`, and where known `classes`, `weights`,
                 `temperatures`, `fitted_on`; or an object whose `to_json()` gives it.
             note: free text.
             tags: short words.
 
         Raises:
-            RegistryError: a member is not here, or has other classes, or the name is taken.
+            RegistryError: a member is not registered, or has other classes, or the name is taken.
         """
         if not isinstance(ensemble, Mapping):
             if not callable(getattr(ensemble, "to_json", None)):
@@ -270,12 +270,12 @@ class Registry:
         return self._file.commit(lambda draft: changes.add_ensemble(draft, name, record)).get_ensemble(name)
 
     def alias(self, name: str, target: str, *, expect: str | None = None) -> None:
-        """Let an alias point to a version or an ensemble; it remembers what it pointed to before.
+        """Make an alias point to a version or an ensemble; it remembers what it pointed to before.
 
         Args:
-            name: of the alias.
+            name: the alias's name.
             target: a reference, or the name of an ensemble.
-            expect: what it must point to now, else nothing is changed; "" where it must not exist yet.
+            expect: what it must point to now, else nothing is changed; "" if it must not exist yet.
 
         Raises:
             RegistryError: UNKNOWN target, NAME_COLLISION, CONFLICT where it points elsewhere than expected; ARGUMENT.
@@ -283,14 +283,14 @@ class Registry:
         self._file.commit(changes.move_alias(self.snapshot(), name, target, expect))
 
     def alias_back(self, name: str, *, expect: str | None = None) -> None:
-        """Let an alias point again to what it pointed to before.
+        """Make an alias point again to what it pointed to before.
 
         Args:
-            name: of the alias.
-            expect: as of `alias`.
+            name: the alias's name.
+            expect: as for `alias`.
 
         Raises:
-            RegistryError: UNKNOWN where it remembers nothing; CONFLICT as `alias`.
+            RegistryError: UNKNOWN where it remembers nothing; CONFLICT as for `alias`.
         """
         self._file.commit(changes.move_alias_back(self.snapshot(), name, expect))
 
@@ -304,18 +304,18 @@ class Registry:
         drop_tags: Iterable[str] = (),
         metrics: Mapping[str, Any] | None = None,
     ) -> Entry:
-        """Say more of a version; what is left out stays, and so does what others say meanwhile.
+        """Change what is said about a version; what is left out stays, and so does what others have said meanwhile.
 
         Args:
-            reference: of the version.
-            note: in place of its note; "" takes it off.
-            tags: in place of all its tags.
-            add_tags: to put on.
-            drop_tags: to take off.
-            metrics: to add to its own, or in place of those of the same name.
+            reference: the version.
+            note: replaces its note; "" removes it.
+            tags: replace all its tags.
+            add_tags: tags to add.
+            drop_tags: tags to remove.
+            metrics: metrics to add; one of the same name is replaced.
 
         Raises:
-            RegistryError: UNKNOWN; ARGUMENT for what are no tags or metrics.
+            RegistryError: UNKNOWN; ARGUMENT for malformed tags or metrics.
         """
         entry = self.get(reference)
         change = partial(
@@ -354,67 +354,67 @@ class Registry:
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """Collect changes and commit them once at the end; after an exception, none of them.
+        """Collect changes and commit them together at the end, or none of them after an exception.
 
         Blobs are written at once; no lock is held meanwhile, so others may commit in between.
         """
         with self._file.transaction():
             yield
 
-    # ---- keeping
+    # ---- upkeep
 
     def verify(
         self, include: Patterns = "*", exclude: Patterns = (), *, fast: bool = False, probe: bool = False
     ) -> Problems:
-        """What is wrong with the blobs; an empty list where nothing is.
+        """Check the blobs of versions; the list of what is wrong with them is empty if nothing is.
 
         Args:
             include: names of models, shell wildcards.
-            exclude: names to leave out.
-            fast: look at sizes and headers only, hash nothing.
-            probe: also run each model on the probe batch and compare with what it said at registration.
+            exclude: names to leave out, likewise.
+            fast: check only sizes and headers, hash nothing.
+            probe: also run each model on the probe batch and compare its outputs with those at registration.
         """
         return [problem for _, problem in self.verified(include, exclude, fast=fast, probe=probe) if problem]
 
     def verified(
         self, include: Patterns = "*", exclude: Patterns = (), *, fast: bool = False, probe: bool = False
     ) -> Iterator[tuple[Entry, Problem | None]]:
-        """As `verify`, one version after another, to show progress."""
+        """As `verify`, one version after another, with its problem or None; for showing progress."""
         from zoo.registry.load import problem_of
 
         for entry in self.entries(include, exclude):
             yield entry, problem_of(self.blobs, entry, fast=fast, probe=probe)
 
     def collect_garbage(self, *, dry_run: bool = False, older_than: float = 86_400.0) -> Paths:
-        """Remove temporary files and blobs that no version points to; under the lock.
+        """Remove temporary files and blobs that no version refers to; under the lock.
 
         Args:
-            dry_run: only tell.
-            older_than: seconds; what is younger may belong to a registration under way, and stays.
+            dry_run: remove nothing.
+            older_than: seconds; younger files may belong to a registration in progress, and stay.
 
         Returns:
-            The files removed, or that would be.
+            The files that were removed, or would be.
 
         Raises:
-            RegistryError: the registry does not parse; then nothing is touched.
+            RegistryError: the registry cannot be read; nothing is removed then.
         """
         return collect_garbage(self.path, self.blobs, timeout=self.timeout, dry_run=dry_run, older_than=older_than)
 
     def recover(self) -> Entries:
-        """Rebuild a lost registry from what its blobs say of themselves.
+        """Rebuild a lost registry from the metadata in its blobs.
 
         Numbers follow the age of the blobs; aliases, ensembles and tags are not in blobs and stay lost. Versions
-        that the registry has already stay as they are. What cannot be recovered is told in one warning.
+        that are still registered stay as they are. One warning lists what cannot be recovered.
 
         Returns:
-            The versions that the blobs hold, each once, by the age of their blobs.
+            The versions in the blobs, each once, by the age of their blobs.
 
         Raises:
-            RegistryError: the file is there and does not parse: move it away first.
+            RegistryError: there is a file that cannot be read: move it away first.
         """
         from zoo.registry import register
 
         found, left_out = register.recover(self.blobs, partial(self._file.commit, create=True))
         if left_out:
-            warnings.warn("what these blobs hold was left out:\n" + "\n".join(left_out), stacklevel=2)
+            warnings.warn("these blobs could not be recovered:\n" + "\n".join(left_out), stacklevel=2)
         return found

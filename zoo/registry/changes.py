@@ -13,9 +13,8 @@ from math import isfinite
 from typing import Any
 
 import msgspec
-from msgspec import UNSET, Raw
+from msgspec import UNSET
 
-from zoo._json import canonical
 from zoo.registry.text import check_ensemble, new_record
 from zoo.registry.types import (
     AliasRecord,
@@ -88,7 +87,7 @@ def remove(draft: Snapshot, removed: Sequence[str], *, force: bool) -> list[str]
     removed = _still_there(draft, removed)
     first = removed[0]
     if first in draft.pointers:
-        del draft.pointers[first]
+        draft.set(pointers={name: alias for name, alias in draft.pointers.items() if name != first})
         return []
     entries = [] if first in draft.ensembles else [draft.get(reference) for reference in removed]
     held = _holders(draft, first, entries)
@@ -102,7 +101,8 @@ def remove(draft: Snapshot, removed: Sequence[str], *, force: bool) -> list[str]
         newest = max((version.n for version in rest.values()), default=0)
         last = model.last_number if model.last_number > newest else UNSET
         draft.put(entry.name, msgspec.structs.replace(model, versions=rest, last=last))
-    draft.ensembles = {n: e for n, e in draft.ensembles.items() if n != first and not ids & set(e.members)}
+    kept = {name: e for name, e in draft.ensembles.items() if name != first and not ids & set(e.members)}
+    draft.set(ensembles=kept)
     _drop_lost_aliases(draft)
     return held
 
@@ -128,7 +128,8 @@ def _holders(draft: Snapshot, ensemble: str, entries: Collection[Entry]) -> list
 def _drop_lost_aliases(draft: Snapshot) -> None:
     """Drop aliases that point to what is no longer there, and what the others remember of it."""
     kept = {name: alias for name, alias in draft.pointers.items() if draft.there(alias.target)}
-    draft.pointers = {name: _remembering(alias, alias.target, _before(alias), draft) for name, alias in kept.items()}
+    left = {name: alias.moved(alias.target, filter(draft.there, alias.before or ())) for name, alias in kept.items()}
+    draft.set(pointers=left)
 
 
 def add_ensemble(draft: Snapshot, name: str, record: EnsembleRecord) -> None:
@@ -150,7 +151,7 @@ def add_ensemble(draft: Snapshot, name: str, record: EnsembleRecord) -> None:
         if member.classes != record.classes:
             what = f"the classes {list(record.classes)} in this order, got {list(member.classes)} of {member.reference}"
             raise RegistryError("CLASSES", f"expected members of {name!r} with {what}")
-    draft.ensembles[name] = record
+    draft.set(ensembles={**draft.ensembles, name: record})
 
 
 def move_alias(known: Snapshot, name: str, target: str, expect: str | None) -> Change:
@@ -175,11 +176,10 @@ def move_alias(known: Snapshot, name: str, target: str, expect: str | None) -> C
         if alias is None:
             _check_new(draft, name)
         _check_expected(draft, name, wanted)
-        new = _target_of(draft, to)
-        now, before = (_NOWHERE, []) if alias is None else (alias.target, _before(alias))
-        if now != new:
-            before = [*([] if alias is None else [_data(now)]), *before][:_MOST_REMEMBERED]
-            draft.pointers[name] = _remembering(alias or AliasRecord(), new, before)
+        new, before = _target_of(draft, to), [] if alias is None else [alias.target, *(alias.before or ())]
+        if not before or before[0] != new:
+            moved = (alias or AliasRecord()).moved(new, before[:_MOST_REMEMBERED])
+            draft.set(pointers={**draft.pointers, name: moved})
 
     return change
 
@@ -196,11 +196,10 @@ def move_alias_back(known: Snapshot, name: str, expect: str | None) -> Change:
     def change(draft: Snapshot) -> None:
         alias = draft.pointers.get(name)
         _check_expected(draft, name, wanted)
-        before = [] if alias is None else _before(alias)
-        if alias is None or not before:
+        if alias is None or not alias.before:
             what = f"there are {sorted(draft.pointers)}" if alias is None else "it remembers nothing"
             raise RegistryError("UNKNOWN", f"expected an alias {name!r} with something before; {what}")
-        draft.pointers[name] = _remembering(alias, msgspec.convert(before[0], Target), before[1:])
+        draft.set(pointers={**draft.pointers, name: alias.moved(alias.before[0], alias.before[1:])})
 
     return change
 
@@ -276,29 +275,6 @@ def _check_expected(draft: Snapshot, name: str, wanted: str | None) -> None:
         words = [repr(str(target)) if target != _NOWHERE else "nothing" for target in (expected, now)]
         msg = f"expected the alias {name!r} to point to {words[0]}, it points to {words[1]}; it was not moved"
         raise RegistryError("CONFLICT", msg)
-
-
-def _before(alias: AliasRecord) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = data_of(alias.before, [])
-    return found
-
-
-def _data(target: Target) -> dict[str, Any]:
-    return {"ensemble": target.ensemble} if target.ensemble else {"model": target.model, "version": target.version}
-
-
-def _remembering(
-    alias: AliasRecord, target: Target, before: list[dict[str, Any]], there: Snapshot | None = None
-) -> AliasRecord:
-    """The alias with this target and memory, of which only what is in `there` is kept."""
-    kept = [place for place in before if there is None or there.there(msgspec.convert(place, Target))]
-    return msgspec.structs.replace(
-        alias,
-        ensemble=target.ensemble,
-        model=target.model,
-        version=target.version,
-        before=Raw(canonical(kept).encode()),
-    )
 
 
 def annotate(

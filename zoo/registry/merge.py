@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from msgspec import UNSET, Raw, UnsetType
+from msgspec import UNSET
 
 from zoo import _files
-from zoo._json import canonical
 from zoo.registry.text import parse, write
 from zoo.registry.transaction import read_bytes, read_snapshot
 from zoo.registry.types import (
@@ -26,6 +25,7 @@ from zoo.registry.types import (
     R,
     RegistryError,
     Snapshot,
+    Target,
     VersionRecord,
     data_of,
     extensions_of,
@@ -151,16 +151,13 @@ def _without(fields: Fields, *keys: str) -> dict[str, Any]:
 def _renumbered(alias: AliasRecord, moved: Mapping[str, Mapping[int, int]]) -> AliasRecord:
     """Their alias, with the numbers that their versions have now."""
 
-    def number(model: Any, version: Any) -> Any:
-        return moved.get(model, {}).get(version, version)
+    def renumbered(target: Target) -> Target:
+        if target.model is UNSET or target.version is UNSET:
+            return target
+        return msgspec.structs.replace(target, version=moved.get(target.model, {}).get(target.version, target.version))
 
-    before: Raw | UnsetType = UNSET
-    if alias.before is not UNSET:
-        places = data_of(alias.before)
-        renumbered = [p if "ensemble" in p else {**p, "version": number(p["model"], p["version"])} for p in places]
-        before = Raw(canonical(renumbered).encode())
-    version = alias.version if alias.model is UNSET else number(alias.model, alias.version)
-    return msgspec.structs.replace(alias, version=version, before=before)
+    changed = alias.moved(renumbered(alias.target), map(renumbered, alias.before or ()))
+    return alias if (alias.target, alias.before or ()) == (changed.target, changed.before) else changed
 
 
 def merge_files(base: Path, ours: Path, theirs: Path) -> None:

@@ -129,7 +129,7 @@ class RegistryFile:
 
         def change(draft: Snapshot) -> None:
             if draft == known:
-                draft.models, draft.ensembles, draft.pointers = pending.models, pending.ensembles, pending.pointers
+                draft.set(models=pending.models, ensembles=pending.ensembles, pointers=pending.pointers)
                 return
             for one, _ in collected:  # others have committed meanwhile
                 one(draft)

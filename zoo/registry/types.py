@@ -8,7 +8,7 @@ References are `cylinder-a` (a model's newest version, an ensemble, or an alias)
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
@@ -184,7 +184,7 @@ class EnsembleRecord(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     extensions: Extensions | UnsetType = msgspec.field(default=UNSET, name="x-")
 
 
-class Target(Struct, frozen=True, kw_only=True):
+class Target(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What an alias points to: an ensemble, or a version of a model by its number."""
 
     ensemble: str | UnsetType = UNSET
@@ -198,7 +198,7 @@ class Target(Struct, frozen=True, kw_only=True):
 class AliasRecord(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """An alias: what it points to, and what it pointed to before, latest first."""
 
-    before: Raw | UnsetType = UNSET
+    before: tuple[Target, ...] | UnsetType = UNSET
     ensemble: str | UnsetType = UNSET
     model: str | UnsetType = UNSET
     version: Integer | UnsetType = UNSET
@@ -208,6 +208,11 @@ class AliasRecord(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     def target(self) -> Target:
         """What it points to now."""
         return Target(ensemble=self.ensemble, model=self.model, version=self.version)
+
+    def moved(self, target: Target, before: Iterable[Target]) -> AliasRecord:
+        """The same alias with another target and memory."""
+        place = {key: getattr(target, key) for key in Target.__struct_fields__}
+        return msgspec.structs.replace(self, **place, before=tuple(before))
 
 
 class Metric(Struct, kw_only=True):
@@ -227,7 +232,6 @@ class Probe(Struct):
 
 
 CARRIED: dict[str, Any] = {
-    "before": list[dict[str, Any]],
     "classes": list[str],
     "metrics": dict[str, Metric],
     "probe": Probe,
@@ -626,6 +630,12 @@ class Snapshot:
         self._by_id = None
         if self._folded is not None:
             self._folded[name.casefold()] = name
+
+    def set(self, **sections: dict[str, Any]) -> None:
+        """Replace whole sections of a copy."""
+        for section, records in sections.items():
+            setattr(self, section, records)
+        self._folded = self._by_id = None
 
     def _unknown_name(self, name: str) -> str:
         if name in self.ensembles:
