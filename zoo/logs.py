@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Metrics = Mapping[str, Any]
+_FIGURES = ("run", "done", "best", "at", "loss")
 
 
 class Advance(Protocol):
@@ -189,17 +190,17 @@ def read_runs(folder: str | Path) -> pd.DataFrame:
     """
     import pandas as pd  # takes half a second, which training itself does not need
 
-    rows = [_row(path) for path in sorted(Path(folder).rglob("log.jsonl"))]
-    if not rows:
+    paths = sorted(Path(folder).rglob("log.jsonl"))
+    if not paths:
         msg = f"expected logs (log.jsonl) under {folder}, found none; zoo train --directory writes them"
         raise ValueError(msg)
-    table = pd.DataFrame([{**figures, **config} for figures, config in rows])
-    same = [key for key in rows[0][1] if table[key].astype(str).nunique(dropna=False) == 1]
+    table = pd.DataFrame([_row(path) for path in paths])
+    same = [key for key in table.columns[len(_FIGURES) :] if table[key].astype(str).nunique() == 1]
     return table.drop(columns=same).sort_values("best", ascending=False, ignore_index=True)
 
 
-def _row(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Figures of one log, and its settings one level deep: those of the recipe and the spec by their own names."""
+def _row(path: Path) -> dict[str, Any]:
+    """The figures of one log, then its settings; those of the recipe and the spec have their own names."""
     lines = []
     for text in path.read_text(encoding="utf-8").splitlines():
         try:
@@ -208,14 +209,10 @@ def _row(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             break
     head, *epochs = lines or [{"run": path.parent.name, "config": {}}]
     best: dict[str, Any] = max(epochs, key=lambda line: line.get("valid/accuracy", float("-inf")), default={})
-    figures = {
-        "run": head["run"],
-        "done": len(epochs),
-        "best": best.get("valid/accuracy"),
-        "at": best.get("step"),
-        "loss": epochs[-1].get("valid/loss") if epochs else None,
-    }
+    loss = epochs[-1].get("valid/loss") if epochs else None
+    figures = (head["run"], len(epochs), best.get("valid/accuracy"), best.get("step"), loss)
     settings: dict[str, Any] = {}
     for key, value in head["config"].items():
         settings |= value if isinstance(value, dict) else {key: value}
-    return figures, {key: str(value) if isinstance(value, dict | list) else value for key, value in settings.items()}
+    plain = {key: str(value) if isinstance(value, dict | list) else value for key, value in settings.items()}
+    return dict(zip(_FIGURES, figures, strict=True)) | plain

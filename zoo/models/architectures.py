@@ -108,8 +108,8 @@ def shape(widths: _Shape) -> _Shape:
         return nn.Sequential(*hidden, nn.Linear(sizes[-1], classes))
 
     def count(inputs: int, classes: int, *, batchnorm: bool, **options: Any) -> int:
-        chosen = widths(**{name: options[name] for name in own})
-        return _count([inputs, *_checked(chosen)], classes, batchnorm)
+        hidden = _checked(widths(**{name: options[name] for name in own}))
+        return _dense([inputs, *hidden], batchnorm) + (hidden[-1] + 1) * classes
 
     entry = Architecture(partial(_layered, chain), own | _SHARED, count)
     enter(ARCHITECTURES, "architecture", widths, entry)
@@ -127,11 +127,7 @@ def list_architectures(include: Patterns = "*", exclude: Patterns = ()) -> list[
 
 
 def find_architecture(name: str) -> Architecture:
-    """The entry of this name.
-
-    Raises:
-        ValueError: unknown name; the message has the nearest ones.
-    """
+    """The entry of this name, or a ValueError with the nearest names."""
     if name not in ARCHITECTURES:
         hint = "; register a builder of your own with @zoo.architecture"
         raise ValueError(unknown("architecture", name, ARCHITECTURES) + hint)
@@ -155,19 +151,10 @@ def _options(kind: str, function: Callable[..., Any], leading: list[str]) -> dic
     return options
 
 
-def _layered(
-    builder: Builder,
-    inputs: int,
-    classes: int,
-    *,
-    activation: str,
-    batchnorm: bool,
-    dropout: float,
-    initialisation: str,
-    **own: Any,
-) -> nn.Module:
-    """What `builder(inputs, classes, layers, **own)` builds, with its weights initialised."""
-    return initialise(builder(inputs, classes, Layers(activation, batchnorm, dropout), **own), initialisation)
+def _layered(builder: Builder, inputs: int, classes: int, *, initialisation: str, **options: Any) -> nn.Module:
+    """What `builder(inputs, classes, layers, **own options)` builds, with its weights initialised."""
+    layers = Layers(**{name: options.pop(name) for name in asdict(Layers())})
+    return initialise(builder(inputs, classes, layers, **options), initialisation)
 
 
 # ---- shapes
@@ -211,7 +198,7 @@ def diamond(*, width: int = 512, narrow: int = 128, depth: int = 5) -> Sequence[
 
 
 def _count_basic(inputs: int, classes: int, *, width: int, depth: int, batchnorm: bool, **_: Any) -> int:
-    return _count([inputs, *[width] * (1 + 2 * depth)], classes, batchnorm)
+    return _dense([inputs, *[width] * (1 + 2 * depth)], batchnorm) + (width + 1) * classes
 
 
 @partial(architecture, count=_count_basic)
@@ -224,9 +211,8 @@ def basic(inputs: int, classes: int, layers: Layers, *, width: int = 512, depth:
 
 def _count_bottleneck(inputs: int, classes: int, *, width: int, depth: int, batchnorm: bool, **_: Any) -> int:
     wide = Bottleneck.expansion * width
-    projection = _chain([width, wide], batchnorm)
-    first = _chain([inputs, width, width, width, wide], batchnorm) + projection
-    later = (depth - 1) * _chain([wide, width, width, wide], batchnorm)
+    first = _dense([inputs, width, width, width, wide], batchnorm) + _dense([width, wide], batchnorm)
+    later = (depth - 1) * _dense([wide, width, width, wide], batchnorm)
     return first + later + (wide + 1) * classes
 
 
@@ -263,12 +249,7 @@ def _checked(widths: Sequence[int]) -> Sequence[int]:
     return widths
 
 
-def _chain(sizes: Sequence[int], batchnorm: bool) -> int:
+def _dense(sizes: Sequence[int], batchnorm: bool) -> int:
     """Parameters of the dense layers between these sizes; a unit has two numbers for its norm, or one bias."""
     per_unit = 2 if batchnorm else 1
     return sum((before + per_unit) * after for before, after in pairwise(sizes))
-
-
-def _count(sizes: Sequence[int], classes: int, batchnorm: bool) -> int:
-    """Parameters of dense layers between these sizes and a last Linear with bias."""
-    return _chain(sizes, batchnorm) + (sizes[-1] + 1) * classes

@@ -115,11 +115,7 @@ class Layers:
     dropout: float = 0.0
 
     def nonlinear(self) -> nn.Module:
-        """A new activation.
-
-        Raises:
-            ValueError: its name is not in the table; the message has the nearest names.
-        """
+        """A new activation, or a ValueError with the nearest names in the table."""
         return find(ACTIVATIONS, "activation", self.activation).layer()
 
     def linear(self, inputs: int, outputs: int) -> nn.Sequential:

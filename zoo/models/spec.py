@@ -113,8 +113,7 @@ class Spec:
             ValueError: a field is missing or unknown; and the errors of the class itself.
         """
         names = set(cls.__dataclass_fields__)
-        required = names - {"normalisation", "padding", "options"}
-        if not required <= set(data) <= names:
+        if not names - {"normalisation", "padding", "options"} <= set(data) <= names:
             msg = f"expected a spec with the fields {sorted(names)}, got {sorted(data)}"
             raise ValueError(msg)
         return cls(**data)
