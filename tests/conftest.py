@@ -3,7 +3,8 @@
 import json
 import os
 import shutil
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, MutableMapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +29,22 @@ def frames() -> FrameSet:
     labels = torch.randint(0, 4, (138,), generator=generator)
     features = torch.randn(138, 6, generator=generator) + torch.nn.functional.one_hot(labels, 6) * 2
     return FrameSet(features, labels, lengths.cumsum(0), ("a", "b", "c", "d"))
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[MutableMapping[str, Any], str, str], str]:
+    """Import a module of the user's that enters `name` into a table; the table is as before after the test."""
+
+    def enter(table: MutableMapping[str, Any], name: str, source: str) -> str:
+        monkeypatch.setitem(table, name, None)
+        monkeypatch.delitem(table, name)
+        monkeypatch.syspath_prepend(tmp_path)
+        (tmp_path / f"users_{name}.py").write_text(f"import zoo\n\n\n{source}")
+        sys.modules.pop(f"users_{name}", None)
+        import_module(f"users_{name}")
+        return name
+
+    return enter
 
 
 class Outcome(NamedTuple):

@@ -1,13 +1,10 @@
 """Laws over every architecture in the table, shapes worked out by hand, and the user's own."""
 
 import copy
-import importlib
 import json
-import sys
 from collections.abc import Callable
 from functools import partial
 from itertools import islice
-from pathlib import Path
 
 import pytest
 import torch
@@ -209,16 +206,10 @@ LAWS = [
 
 
 @pytest.fixture
-def hourglass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def hourglass(own: Callable[..., str]) -> str:
     """A shape in a module of the user's own."""
-    monkeypatch.setattr(architectures, "ARCHITECTURES", dict(architectures.ARCHITECTURES))
-    monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "users_shapes.py").write_text(
-        "import zoo\n\n\n@zoo.shape\ndef hourglass(*, width=512, narrow=64):\n    return [width, narrow, width]\n"
-    )
-    sys.modules.pop("users_shapes", None)
-    importlib.import_module("users_shapes")
-    return "hourglass"
+    source = "@zoo.shape\ndef hourglass(*, width=512, narrow=64):\n    return [width, narrow, width]\n"
+    return own(architectures.ARCHITECTURES, "hourglass", source)
 
 
 @pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
@@ -239,5 +230,15 @@ def test_a_shape_of_ones_own_is_counted_searched_and_stacked(hourglass: str, bat
     assert next(zoo.grid(hourglass, options={"narrow": [3]})).options["narrow"] == 3
     assert widest_spec(hourglass, 20_000, features=5, classes=4, context=1, depth=3).options["narrow"] > 1
     models = [zoo.build(small(hourglass, batchnorm=batchnorm), seed=seed).eval() for seed in range(3)]
+    x = torch.randn(6, 15)
+    torch.testing.assert_close(ensemble.Stack(models).eval()(x), torch.stack([model(x) for model in models]))
+
+
+@pytest.mark.parametrize("name", LAYERED)
+def test_an_activation_of_ones_own_replaces_every_other(own: Callable[..., str], name: str) -> None:
+    """As those of the table do, from a module of the user's own; the spec survives JSON, and members run as one."""
+    softsign = own(ACTIVATIONS, "softsign", "@zoo.models.activation\ndef softsign(x):\n    return x / (1 + x.abs())\n")
+    test_every_activation_replaces_every_other(name, ACTIVATIONS[softsign])
+    models = [zoo.build(small(name, activation=softsign), seed=seed).eval() for seed in range(3)]
     x = torch.randn(6, 15)
     torch.testing.assert_close(ensemble.Stack(models).eval()(x), torch.stack([model(x) for model in models]))

@@ -1,6 +1,7 @@
 """Activations in all their forms, the two residual blocks, and initialisations."""
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -99,3 +100,12 @@ def test_the_forms_of_an_activation_agree(entry: Activation) -> None:
         again = x.clone()
         assert torch.equal(entry.in_place(again), expected)
         assert torch.equal(again, expected)
+
+
+def test_an_activation_of_a_users_module_obeys_the_laws_of_the_others(own: Callable[..., str]) -> None:
+    """Its layer computes its function, and is recognised in both forms."""
+    source = "@zoo.models.activation\ndef softsign(x):\n    return x / (1 + x.abs())\n"
+    entry = ACTIVATIONS[own(ACTIVATIONS, "softsign", source)]
+    test_the_forms_of_an_activation_agree(entry)
+    assert [activation_of(form) for form in (entry.layer(), *entry.functions)] == [entry, entry]
+    assert entry.layer()(torch.tensor([-3.0, 1.0])).tolist() == [-0.75, 0.5]

@@ -1,5 +1,7 @@
 """Every normalisation against NumPy in float64, the laws of the table, and one of the user's own."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -75,3 +77,38 @@ def test_a_normalisation_of_ones_own_is_one_function(monkeypatch: pytest.MonkeyP
         zoo.data.stretch(frames, 1, spec.normalisation).windows(),
     ):
         torch.testing.assert_close(rows[:, 6:12], expected)
+
+
+@pytest.mark.parametrize("name", NORMALISATIONS)
+def test_windows_and_stretches_apply_a_normalisation_to_every_frame(frames: FrameSet, name: str) -> None:
+    """`features * scale + shift` of the frame's recording, or of all."""
+    affine = NORMALISATIONS[name](frames.features, frames.starts) or (torch.ones(1, 6), torch.zeros(1, 6))
+    scale, shift = (part.expand(frames.recordings, 6)[frames.groups] for part in affine)
+    centres = torch.arange(len(frames))
+    for rows in (windows(frames, centres, 0, name), zoo.data.stretch(frames, 0, name).windows()):
+        torch.testing.assert_close(rows, frames.features * scale + shift, rtol=0, atol=1e-5)
+
+
+def test_a_normalisation_of_a_users_module_obeys_the_laws_of_the_others(
+    frames: FrameSet, own: Callable[..., str]
+) -> None:
+    """One row for each recording: finite, in float32, and applied to the frames of that recording."""
+    source = (
+        "from zoo.data.normalisation import normalisation\n\n\n@normalisation\n"
+        "def first_frame(features, starts):\n"
+        "    first = features[starts[:-1]]\n    return first * 0 + 1, -first\n"
+    )
+    name = own(NORMALISATIONS, "first_frame", source)
+    test_a_normalisation_gives_a_finite_scale_and_shift_in_float32(frames, name)
+    test_windows_and_stretches_apply_a_normalisation_to_every_frame(frames, name)
+    assert not windows(frames, frames.starts[:-1], 0, name).any()
+    assert zoo.Spec.from_dict(zoo.Spec("mlp", 6, 1, 4, normalisation=name).to_dict()).normalisation == name
+
+
+def test_windows_leave_the_raw_features_as_they_were(frames: FrameSet) -> None:
+    """Frames are normalised in a copy, whatever the normalisation."""
+    before = frames.features.clone()
+    for name in NORMALISATIONS:
+        windows(frames, torch.arange(len(frames)), 2, name, "corpus")
+        zoo.data.stretch(frames, 2, name)
+    assert torch.equal(frames.features, before)
