@@ -83,7 +83,7 @@ class Ensemble(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
         inputs = self._inputs(x, least=1)
         if y is not None:
             check_classification_targets(np.asarray(y))
-        _check_lengths(self._truth(inputs, y), inputs)
+        self._truth(inputs, y)
         return self
 
     def predict_proba(self, x: Inputs) -> NDArray[np.float32]:
@@ -116,10 +116,9 @@ class Ensemble(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
         Raises:
             ValueError: no labels, not one label per frame, or a label that is no class.
         """
-        truth = self._truth(x, y)
-        predicted = self.predict(x)
-        _check_lengths(truth, predicted)
-        return float(np.average(predicted == truth, weights=sample_weight))
+        inputs = self._inputs(x)
+        truth = self._truth(inputs, y)
+        return float(np.average(self.predict(inputs) == truth, weights=sample_weight))
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for a registry: the members' references, the rule with its numbers, the order of the classes.
@@ -169,7 +168,8 @@ class Ensemble(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
         inputs = torch.from_numpy(np.require(array, requirements=["C", "W"]))
         return inputs if inputs.is_floating_point() or self.members.inputs is None else inputs.float()
 
-    def _truth(self, x: Inputs, y: Labels | None) -> NDArray[Any]:
+    def _truth(self, x: zoo.FrameSet | Tensor, y: Labels | None) -> NDArray[Any]:
+        """(N,) class names from names or indices, one per frame."""
         if y is None:
             if not isinstance(x, zoo.FrameSet) or x.labels is None:
                 why = "Ensemble requires y to be passed, but the target y is None"  # scikit-learn's words
@@ -178,6 +178,9 @@ class Ensemble(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
             y = np.array(x.classes)[x.labels.numpy()]
         given: NDArray[Any] = column_or_1d(np.asarray(y), warn=True)
         classes = self.classes_
+        if len(given) != len(x):
+            msg = f"expected {len(x)} labels, one per frame, got {len(given)}"
+            raise ValueError(msg)
         if given.dtype.kind in "iu":
             if given.size and not 0 <= given.min() <= given.max() < len(classes):
                 msg = f"expected labels from 0 to {len(classes) - 1}, got {given.min()} to {given.max()}"
@@ -189,12 +192,6 @@ class Ensemble(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
             msg = f"expected labels among {classes.tolist()}, got {unknown}"
             raise ValueError(msg)
         return given
-
-
-def _check_lengths(labels: NDArray[Any], frames: zoo.FrameSet | Tensor | NDArray[Any]) -> None:
-    if len(labels) != len(frames):
-        msg = f"expected {len(frames)} labels, one per frame, got {len(labels)}"
-        raise ValueError(msg)
 
 
 def load_ensemble(registry: zoo.Registry, name: str, **options: Any) -> Ensemble:

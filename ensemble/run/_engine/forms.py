@@ -220,14 +220,7 @@ def prepack(dense: Dense, frames: int) -> Dense:
 
 
 def _packed(layer: Affine, frames: int, behind: Step | None, *, shared: bool) -> Operation:
-    """The layer and the activation after it, with weights laid out for batches of `frames`.
-
-    Args:
-        layer: of M members.
-        frames: B.
-        behind: the step of the activation; None where there is none.
-        shared: whether all members read the same input.
-    """
+    """A layer, and the activation step behind it, laid out for batches of `frames`; `shared`: all read one input."""
     members, outputs, inputs = layer.weight.shape
     groups, bias = 1 if shared else members, layer.bias.flatten()
     name = _name(behind) if behind else "none"
