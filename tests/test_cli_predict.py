@@ -44,6 +44,8 @@ def test_stored_outputs_are_judged_as_the_models_are(command, home):
     live, stored = (command(f"ensemble evaluate {where} --json", code=0).data for where in (CORPUS, STORED))
     assert live["rules"] == stored["rules"]
     assert live["members"] == stored["members"]
+    assert live["collect_seconds"] > 0
+    assert stored["collect_seconds"] is None
     chosen = command(f"ensemble evaluate {STORED} --members cyl* --json", code=0).data
     assert [row["name"] for row in chosen["members"]] == ["cylinder-a", "cylinder-b"]
     missing = command("ensemble evaluate --outputs outputs --valid nope --test test", code=2)

@@ -167,7 +167,7 @@ def _row(row: Mapping[Hashable, Any], name: str) -> dict[str, Any]:
     return {"member or = rule": name} | {column: row[column] for column in _FORMATS}
 
 
-def _remarks(result: ensemble.Report, weights: Mapping[str, float], seconds: float) -> list[str]:
+def _remarks(result: ensemble.Report, weights: Mapping[str, float], seconds: float | None) -> list[str]:
     """The lines below the table."""
     lines = []
     positive = [f"{name} {weight:.3f}" for name, weight in weights.items() if weight > 0]
@@ -178,9 +178,9 @@ def _remarks(result: ensemble.Report, weights: Mapping[str, float], seconds: flo
         f"{100 * row['optimism_accuracy']:.2f} points of accuracy"
         for row in result.rules.dropna(subset="optimism").to_dict("records")
     ]
+    speed = "" if seconds is None else f" in {seconds:.2f} s ({result.frames / seconds:,.0f} frames/s)"
     lines.append(
-        f"{result.frames:,} frames of {result.recordings:,} recordings in {seconds:.2f} s "
-        f"({result.frames / seconds:,.0f} frames/s); votes tie on {result.tie_rate:.2%} of them; "
-        f"some member is right on {result.oracle:.2%}"
+        f"{result.frames:,} frames of {result.recordings:,} recordings{speed}; votes tie on {result.tie_rate:.2%} of "
+        f"them; some member is right on {result.oracle:.2%}"
     )
     return lines + [f"note: {note}" for note in result.notes]

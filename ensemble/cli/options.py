@@ -86,24 +86,26 @@ class Collection:
         """The members' outputs on a partition, which must have labels."""
         return self.timed_outputs(partition)[0]
 
-    def timed_outputs(self, partition: str, *, cache: Path | None = None) -> tuple[ensemble.MemberOutputs, float]:
-        """The same, with the seconds that collecting them took; loading models and frames does not count.
+    def timed_outputs(
+        self, partition: str, *, cache: Path | None = None
+    ) -> tuple[ensemble.MemberOutputs, float | None]:
+        """The same, with the seconds that the members ran, without loading; None for stored outputs.
 
         Args:
             partition: its name.
             cache: folder that stores them, in place of one in the source's cache.
         """
-        if self.source.outputs is None:
+        if self.source.outputs is not None:
+            outputs, seconds = self._stored(partition), None
+        else:
             members, frames = self.members, self.frames(partition)
             if cache is None and self.source.cache is not None:
                 cache = self.source.cache / partition
             began = time.perf_counter()
             outputs = ensemble.collect(members, frames, cache=cache, progress=_console.progress)
-        else:
-            began = time.perf_counter()
-            outputs = self._stored(partition)
+            seconds = time.perf_counter() - began
         outputs.require_labels()
-        return outputs, time.perf_counter() - began
+        return outputs, seconds
 
     def frames(self, partition: str) -> zoo.FrameSet:
         """A partition of the corpus."""
