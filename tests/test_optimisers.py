@@ -116,12 +116,12 @@ def test_adam_becomes_sgd_with_the_rate_that_adam_showed() -> None:
 def test_members_switch_on_their_own() -> None:
     """One member's gradient is constant, the other's changes its size: only the first becomes SGD."""
     p = torch.tensor([0.0, 0.0], requires_grad=True)
-    optimiser = AdamSGD([p], lr=0.01, betas=(0.9, 0.999), eps=1e-8, members=2)
+    optimiser = AdamSGD([p], lr=0.01, betas=(0.9, 0.999), eps=1e-8, members=2, switch_epoch=1)
     for step in range(1, 4):
         p.grad = torch.tensor([4.0, float(step**3)])
         optimiser.step()
     assert optimiser.shared["switched"].tolist() == [1, 0]
-    optimiser.switch()
+    optimiser.begin_epoch(2)
     assert optimiser.shared["switched"].tolist() == [1, 1]
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -62,17 +61,28 @@ def average(
     References:
         Izmailov et al., UAI 2018 (stochastic weight averaging); Wortsman et al., "Model soups", ICML 2022.
     """
-    _check(checkpoints, method, valid)
-    trials = _Trials(checkpoints[0], frames, valid)
+    if method not in METHODS:
+        msg = f"expected one of the methods {', '.join(METHODS)}, got {method!r}"
+        raise ValueError(msg)
+    if method == "greedy" and valid is None:
+        msg = "a greedy soup is chosen on validation frames; pass valid="
+        raise ValueError(msg)
+    if method == "ema" and not 0 <= decay < 1:
+        msg = f"expected a decay from 0 to below 1, got {decay}"
+        raise ValueError(msg)
+    trials, used = _Trials(checkpoints, frames, valid), checkpoints
     if method == "greedy":
         tensors, used = _greedy(checkpoints, trials)
+    elif method == "ema":
+        count = len(checkpoints)
+        shares = [decay ** (count - 1)] + [(1 - decay) * decay ** (count - 1 - i) for i in range(1, count)]
+        tensors = trials.mixed(checkpoints, shares)
     else:
-        tensors, used = _mixed(checkpoints, _shares(len(checkpoints), method, decay)), list(checkpoints)
-        tensors = trials.completed(tensors)
+        tensors = trials.mixed(checkpoints)
     return replace(
         checkpoints[0],
         tensors=tensors,
-        metrics=trials.metrics(tensors),
+        metrics={} if trials.scorer is None else trials.scorer.metrics(*trials.scores(tensors)),
         recipe=None,
         kind="averaged",
         parents=tuple(dict.fromkeys(one.digest for one in used)),
@@ -97,105 +107,79 @@ def losses_along(first: Checkpoint, last: Checkpoint, frames: FrameSet, points: 
     References:
         Goodfellow et al., "Qualitatively characterizing neural network optimization problems", ICLR 2015.
     """
-    _check([first, last], "uniform", None)
     if points < 2:
         msg = f"expected at least 2 points, got {points}"
         raise ValueError(msg)
-    trials = _Trials(first, frames, frames)
-    positions = torch.linspace(0, 1, points)
-    mixtures = (_mixed([first, last], [1 - float(at), float(at)]) for at in positions)
-    found = [trials.scores(trials.completed(mixture))[1] for mixture in mixtures]
+    ends, positions = [first, last], torch.linspace(0, 1, points)
+    trials = _Trials(ends, frames, frames)
+    found = [trials.scores(trials.mixed(ends, [1 - at, at]))[1] for at in positions.tolist()]
     return positions, torch.cat(found)
 
 
-def _check(checkpoints: Sequence[Checkpoint], method: str, valid: FrameSet | None) -> None:
-    if not checkpoints:
-        msg = "expected at least one checkpoint to average, got none"
-        raise ValueError(msg)
-    if method not in METHODS:
-        msg = f"expected one of the methods {', '.join(METHODS)}, got {method!r}"
-        raise ValueError(msg)
-    if method == "greedy" and valid is None:
-        msg = "a greedy soup is chosen on validation frames; pass valid="
-        raise ValueError(msg)
-    first = checkpoints[0]
-    for index, other in enumerate(checkpoints):
-        for what in ("spec", "classes"):
-            if getattr(other, what) != getattr(first, what):
+class _Trials:
+    """A model that takes on averaged weights in turn.
+
+    Args:
+        checkpoints: at least one, of equal specs and classes.
+        frames: on which BatchNorm's statistics are estimated, if given.
+        valid: on which the model is evaluated.
+    """
+
+    def __init__(self, checkpoints: Sequence[Checkpoint], frames: FrameSet | None, valid: FrameSet | None) -> None:
+        if not checkpoints:
+            msg = "expected at least one checkpoint to average, got none"
+            raise ValueError(msg)
+        first, spec = checkpoints[0], checkpoints[0].spec
+        for index, other in enumerate(checkpoints):
+            if (other.spec, other.classes) != (spec, first.classes):
+                what = "spec" if other.spec != spec else "classes"
                 msg = (
                     f"cannot average checkpoint {index} with checkpoint 0: {what} {getattr(other, what)} "
                     f"differs from {getattr(first, what)}; the weights would not mean the same"
                 )
                 raise ValueError(msg)
+        self.model = first.to_module()
+        self.prepared = None if frames is None else stretch(frames, spec.context, spec.normalisation, spec.padding)
+        self.scorer = None if valid is None else Scorer(valid, spec)
 
+    def mixed(self, checkpoints: Sequence[Checkpoint], shares: Sequence[float] | None = None) -> dict[str, Tensor]:
+        """The weighted mean, taken in float64, with statistics estimated anew; the plain mean without shares."""
+        shares = shares or [1 / len(checkpoints)] * len(checkpoints)
+        mixture = {name: tensor.clone() for name, tensor in checkpoints[0].tensors.items()}
+        floating = [name for name, tensor in mixture.items() if tensor.is_floating_point()]
+        for name in floating:
+            total = torch.zeros_like(mixture[name], dtype=torch.float64)
+            for one, share in zip(checkpoints, shares, strict=True):
+                total.add_(one.tensors[name].double(), alpha=share)
+            mixture[name] = total.to(mixture[name].dtype)
+        if self.prepared is None:
+            return mixture
+        self.model.load_state_dict(mixture)
+        model, every = self.model.to(self.prepared.rows.device), torch.arange(len(self.prepared.firsts))
+        reestimate(model, spread_batches(self.prepared, every, _STATISTICS, _BATCH))
+        estimated = model.state_dict()
+        return mixture | {name: estimated[name].detach().to("cpu", copy=True) for name in floating}
 
-def _shares(count: int, method: str, decay: float) -> list[float]:
-    """The share of each checkpoint in the average; they sum to one."""
-    if method == "uniform":
-        return [1 / count] * count
-    if not 0 <= decay < 1:
-        msg = f"expected a decay from 0 to below 1, got {decay}"
-        raise ValueError(msg)
-    return [decay ** (count - 1)] + [(1 - decay) * decay ** (count - 1 - i) for i in range(1, count)]
-
-
-def _mixed(checkpoints: Sequence[Checkpoint], shares: Sequence[float]) -> dict[str, Tensor]:
-    """Weighted mean in float64; tensors that are not floating are the first's."""
-    mixed = {}
-    for name, first in checkpoints[0].tensors.items():
-        if not first.is_floating_point():
-            mixed[name] = first.clone()
-            continue
-        total = torch.zeros_like(first, dtype=torch.float64)
-        for one, share in zip(checkpoints, shares, strict=True):
-            total.add_(one.tensors[name].double(), alpha=share)
-        mixed[name] = total.to(first.dtype)
-    return mixed
+    def scores(self, tensors: Tensors) -> tuple[Tensor, Tensor]:
+        """Accuracy (1,) as a fraction and loss (1,) in nats, on the frames to evaluate on."""
+        assert self.scorer is not None
+        self.model.load_state_dict(tensors)
+        model = self.model.to(self.scorer.frames.features.device).eval()
+        return self.scorer(lambda x: model(x)[None])
 
 
 def _greedy(checkpoints: Sequence[Checkpoint], trials: _Trials) -> tuple[dict[str, Tensor], list[Checkpoint]]:
     """The soup's tensors and its ingredients; the best checkpoint alone if no other helps."""
-    ranked = sorted(checkpoints, key=lambda one: -float(trials.scores(one.tensors)[0]))  # stable: ties keep their order
-    used, tensors = ranked[:1], dict(ranked[0].tensors)
-    best = trials.scores(tensors)[0]
-    for candidate in ranked[1:]:
-        trial = trials.completed(_mixed([*used, candidate], [1 / (len(used) + 1)] * (len(used) + 1)))
-        accuracy = trials.scores(trial)[0]
+    alone = [float(trials.scores(one.tensors)[0]) for one in checkpoints]
+    ranked = sorted(range(len(checkpoints)), key=lambda index: -alone[index])  # stable: ties keep their order
+    used, best = [checkpoints[ranked[0]]], alone[ranked[0]]
+    tensors = dict(used[0].tensors)
+    for index in ranked[1:]:
+        trial = trials.mixed([*used, checkpoints[index]])
+        accuracy = float(trials.scores(trial)[0])
         if accuracy >= best:
-            used, tensors, best = [*used, candidate], trial, accuracy
+            used, tensors, best = [*used, checkpoints[index]], trial, accuracy
     return tensors, used
-
-
-class _Trials:
-    """A model that takes on averaged weights in turn, with the frames to estimate statistics on and to evaluate on."""
-
-    def __init__(self, checkpoint: Checkpoint, frames: FrameSet | None, valid: FrameSet | None) -> None:
-        spec, self._model = checkpoint.spec, checkpoint.to_module()
-        self._prepared = None if frames is None else stretch(frames, spec.context, spec.normalisation, spec.padding)
-        self._scorer = None if valid is None else Scorer(valid, spec)
-
-    def completed(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The same weights with BatchNorm's statistics estimated on the frames, if there are any."""
-        if self._prepared is None:
-            return tensors
-        model, every = self._with(tensors, self._prepared.rows.device), torch.arange(len(self._prepared.firsts))
-        reestimate(model, spread_batches(self._prepared, every, _STATISTICS, _BATCH))
-        found = {name: tensor.detach().to("cpu", copy=True) for name, tensor in model.state_dict().items()}
-        return {name: found[name] if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
-
-    def scores(self, tensors: Tensors) -> tuple[Tensor, Tensor]:
-        """Accuracy (1,) as a fraction and loss (1,) in nats."""
-        assert self._scorer is not None
-        model = self._with(tensors, self._scorer.frames.features.device).eval()
-        return self._scorer(lambda x: model(x)[None])
-
-    def metrics(self, tensors: Tensors) -> dict[str, dict[str, Any]]:
-        """The scores as a checkpoint stores them; none without frames to evaluate on."""
-        return {} if self._scorer is None else self._scorer.metrics(*self.scores(tensors))
-
-    def _with(self, tensors: Tensors, device: torch.device) -> nn.Module:
-        self._model.load_state_dict(tensors)
-        return self._model.to(device)
 
 
 class RunningAverage:

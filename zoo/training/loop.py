@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
 from itertools import count
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -113,31 +112,37 @@ def train_group(
         TrainingError: a member's loss is not finite before its first whole epoch, or all have diverged.
     """
     _check_frames(group, train, valid)
+    recipe, logs = group.recipes[0], [] if log is None else [log]
     cuda = [train.features.device] if train.features.device.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda):
         run = _Run(group, train, valid, progress or silent)
-        folder = None if directory is None else RunFolder(Path(directory), run.identity(), group.recipe.keep)
-        if folder is not None and (state := folder.read()) is not None:
-            run.restore(state)
-        logs = _logs(None if folder is None else folder.path, log)
-        name = group.spec.architecture if folder is None else folder.path.name
+        name, folder = group.spec.architecture, None
+        if directory is not None:
+            folder = RunFolder(Path(directory), run.identity(), recipe.keep)
+            if (state := folder.read()) is not None:
+                run.restore(state)
+            folder.path.mkdir(parents=True, exist_ok=True)
+            name, lines = folder.path.name, (folder.path / "log.jsonl").resolve()
+            if not (isinstance(log, JsonLines) and log.path.resolve() == lines):
+                logs.append(JsonLines(lines))  # the last, to stay as it was if the given log cannot begin
+        several = Several(*logs)
         try:
-            logs.init(name, {"recipe": group.recipe.to_dict(), "spec": group.spec.to_dict()})
+            several.init(name, {"recipe": recipe.to_dict(), "spec": group.spec.to_dict()})
             for number, records in enumerate(run.history, start=1):
-                logs.log(_flat(records), number)
-            while len(run.history) < group.recipe.epochs and not run.standing.stopped.all():
+                several.log(_flat(records), number)
+            while len(run.history) < recipe.epochs and not run.standing.stopped.all():
                 records = run.epoch(len(run.history) + 1, folder)
-                logs.log(_flat(records), len(run.history))
+                several.log(_flat(records), len(run.history))
                 if on_epoch is not None:
                     on_epoch(records)
         finally:
-            logs.finish()
+            several.finish()
         return run.best_checkpoints()
 
 
 def seconds_per_step(group: Group, train: FrameSet, *, patience: float = 0.5) -> float:
     """The least time that a step of this group took, over about `patience` seconds; the steps train the group."""
-    recipe = group.recipe
+    recipe = group.recipes[0]
     enough = torch.arange(int((train.starts[:-1] < 4 * recipe.batch_size * recipe.accumulate).sum()))
     batches = Batches(train.select(enough), group.spec, group.recipes)
     stepper = Stepper(group, train.features.device.type)
@@ -163,25 +168,18 @@ def schedule_factor(at: Position, recipe: Recipe) -> float:
     return rise if schedule.reactive else rise * schedule.function(at, **recipe.arguments(schedule.function))
 
 
-@dataclass
 class _Standing:
-    """Where each member stands after an epoch, (M,) float64 each."""
+    """Where each of M members stands after an epoch, (M,) float64 each."""
 
-    best: Tensor  # the monitored value at the best epoch, higher is better
-    best_epoch: Tensor  # 0 before there is one
-    accuracy: Tensor  # on the validation frames, at the best epoch
-    loss: Tensor  # likewise
-    waited: Tensor  # epochs since the best one
-    factor: Tensor  # of the learning rate, by a reactive schedule
-    stopped: Tensor  # 1 for a member that is not changed any more
-
-    @classmethod
-    def initial(cls, members: int) -> Self:
-        """Before the first epoch."""
-        made = {field.name: torch.zeros(members, dtype=torch.float64) for field in fields(cls)}
-        made["best"] -= torch.inf
-        made["factor"] += 1
-        return cls(**made)
+    def __init__(self, members: int) -> None:
+        zeros = torch.zeros(members, dtype=torch.float64)
+        self.best = zeros - torch.inf  # the monitored value at the best epoch, higher is better
+        self.best_epoch = zeros.clone()  # 0 before there is one
+        self.accuracy = zeros.clone()  # on the validation frames, at the best epoch
+        self.loss = zeros.clone()  # likewise
+        self.waited = zeros.clone()  # epochs since the best one
+        self.factor = zeros + 1  # of the learning rate, by a reactive schedule
+        self.stopped = zeros.clone()  # 1 for a member that is not changed any more
 
     def update(self, number: int, accuracy: Tensor, loss: Tensor, recipe: Recipe) -> Tensor:
         """Take in the scores (M,) of an epoch; (M,) True for members for which it is the best so far."""
@@ -195,8 +193,7 @@ class _Standing:
             self.stopped[self.waited >= recipe.patience] = 1
         schedule = SCHEDULES[recipe.schedule]
         if schedule.reactive:
-            arguments = recipe.arguments(schedule.function)
-            self.factor = schedule.function(self.factor, self.waited, **arguments)
+            self.factor = schedule.function(self.factor, self.waited, **recipe.arguments(schedule.function))
         return better
 
 
@@ -204,7 +201,7 @@ class _Run:
     """A training run: weights, their average and their best, the optimiser, and where each member stands."""
 
     def __init__(self, group: Group, train: FrameSet, valid: FrameSet, progress: Progress) -> None:
-        self.group, self.recipe, self.train, self.progress = group, group.recipe, train, progress
+        self.group, self.recipe, self.train, self.progress = group, group.recipes[0], train, progress
         self.batches = Batches(train, group.spec, group.recipes)
         self.scorer = Scorer(valid, group.spec)
         self.stepper = Stepper(group, train.features.device.type)
@@ -212,12 +209,12 @@ class _Run:
         self.live = group.module.state_dict()  # shares memory with the module
         self.best = copies(self.live)
         self.average = RunningAverage(self.live, self.recipe.ema, self.recipe.swa_from)
-        self.standing = _Standing.initial(group.members)
+        self.standing = _Standing(group.members)
         self.history: list[list[Record]] = []
 
     def epoch(self, number: int, folder: RunFolder | None) -> list[Record]:
         """Train, evaluate and write one epoch; one record a member."""
-        begin = time.perf_counter()
+        begin, M = time.perf_counter(), self.group.members
         self.group.reseed([epoch_seed(recipe.seed, number, "dropout") for recipe in self.group.recipes])
         self.stepper.kind.begin_epoch(self.stepper.optimiser, number)
         train_accuracy, train_loss, rate = self.learn(number)
@@ -226,18 +223,23 @@ class _Run:
         with self.average.in_place(self.group.module, self.batches.unmasked(_STATISTICS)):
             self.group.module.eval()
             accuracy, loss = self.scorer(self.group.forward, self.group.members)
-            self.copy_best(self.standing.update(number, accuracy, loss, self.recipe))
-            checkpoints = {} if folder is None else self.checkpoints(accuracy, loss)
+            better = self.standing.update(number, accuracy, loss, self.recipe)
+            for name, tensor in self.live.items():
+                which = better.to(tensor.device)
+                rows(self.best[name], M)[which] = rows(tensor, M)[which]
+            finite = (loss.isfinite() & _largest(self.live, M).isfinite()).nonzero().flatten().tolist()
+            some = [] if folder is None else finite
+            written = {"" if M == 1 else f"-{m:03}": self.checkpoint(m, self.live, accuracy, loss) for m in some}
         train_scores = {"train/loss": train_loss, "train/accuracy": train_accuracy}
         figures = train_scores | {"valid/loss": loss, "valid/accuracy": accuracy, "learning_rate": rate}
         speed = {"frames_per_second": round(self.batches.count / seconds), "seconds": round(seconds, 3)}
         records: list[Record] = [
             {"epoch": number} | {name: float(v[m]) if v[m].isfinite() else None for name, v in figures.items()} | speed
-            for m in range(self.group.members)
+            for m in range(M)
         ]
         self.history.append(records)
         if folder is not None:
-            folder.write(number, checkpoints, self.state())
+            folder.write(number, written, self.state())
         return records
 
     def learn(self, number: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -281,33 +283,20 @@ class _Run:
         best = self.best_checkpoints()
         raise TrainingError(msg, [one if at else None for one, at in zip(best, standing.best_epoch, strict=True)])
 
-    def copy_best(self, better: Tensor) -> None:
-        """Copy the current weights of the members (M,) for which this epoch is the best."""
-        M = self.group.members
-        for name, tensor in self.live.items():
-            which = better.to(tensor.device)
-            rows(self.best[name], M)[which] = rows(tensor, M)[which]
-
     def best_checkpoints(self) -> list[Checkpoint]:
         """Each member after its best epoch."""
-        scores = zip(self.standing.accuracy, self.standing.loss, strict=True)
-        return [self.checkpoint(m, self.best, accuracy, loss) for m, (accuracy, loss) in enumerate(scores)]
-
-    def checkpoints(self, accuracy: Tensor, loss: Tensor) -> dict[str, Checkpoint]:
-        """Each finite member as it is evaluated now, by the suffix of its file."""
-        M = self.group.members
-        finite = (loss.isfinite() & _largest(self.live, M).isfinite()).nonzero().flatten().tolist()
-        return {"" if M == 1 else f"-{m:03}": self.checkpoint(m, self.live, accuracy[m], loss[m]) for m in finite}
+        accuracy, loss = self.standing.accuracy, self.standing.loss
+        return [self.checkpoint(m, self.best, accuracy, loss) for m in range(self.group.members)]
 
     def checkpoint(self, m: int, tensors: Mapping[str, Tensor], accuracy: Tensor, loss: Tensor) -> Checkpoint:
-        """Member m of these tensors and scores."""
+        """Member m of these tensors and scores (M,)."""
         M, group = self.group.members, self.group
         own = {name: rows(tensors[name], M)[m].view(shape) for name, shape in group.shapes.items()}
         return Checkpoint(
             group.spec,
             {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in own.items()},
             self.train.classes,
-            metrics=self.scorer.metrics(accuracy, loss),
+            metrics=self.scorer.metrics(accuracy[m], loss[m]),
             recipe=group.recipes[m].to_dict(),
             trained_on=self.train.fingerprint,
         )
@@ -343,14 +332,12 @@ class _Run:
 
 def _check_frames(group: Group, train: FrameSet, valid: FrameSet) -> None:
     """Raise ValueError where frames, spec and recipe do not fit each other."""
-    spec, recipe = group.spec, group.recipe
+    spec, recipe, span = group.spec, group.recipes[0], 2 * group.spec.context + 1
     for what, frames in (("train", train), ("valid", valid)):
-        width = frames.features.shape[1]
-        if (width, len(frames.classes)) != (spec.features, spec.classes):
-            msg = (
-                f"expected {what} frames of {spec.features} features and {spec.classes} classes as in the spec, "
-                f"got {width} and {len(frames.classes)}"
-            )
+        found = (frames.features.shape[1], len(frames.classes))
+        if found != (spec.features, spec.classes):
+            sizes = f"{spec.features} features and {spec.classes} classes"
+            msg = f"expected {what} frames of {sizes} as in the spec, got {found[0]} and {found[1]}"
             raise ValueError(msg)
     if train.classes != valid.classes:
         msg = "expected the same classes in the same order in the train and the valid frames"
@@ -358,24 +345,10 @@ def _check_frames(group: Group, train: FrameSet, valid: FrameSet) -> None:
     if train.features.device != valid.features.device:
         msg = f"expected all frames on {train.features.device}, got valid on {valid.features.device}; use .to()"
         raise ValueError(msg)
-    span = 2 * spec.context + 1
     if recipe.mask_time > span or recipe.mask_features > spec.features:
-        msg = (
-            f"expected masks within a window of {span} frames and {spec.features} features, "
-            f"got mask_time={recipe.mask_time} and mask_features={recipe.mask_features}"
-        )
+        masks = f"mask_time={recipe.mask_time} and mask_features={recipe.mask_features}"
+        msg = f"expected masks within a window of {span} frames and {spec.features} features, got {masks}"
         raise ValueError(msg)
-
-
-def _logs(directory: Path | None, given: Log | None) -> Several:
-    """The given log, then the JSON lines in the directory, which stay as they were if the given log cannot begin."""
-    logs = [] if given is None else [given]
-    if directory is not None:
-        directory.mkdir(parents=True, exist_ok=True)
-        path = (directory / "log.jsonl").resolve()
-        if not (isinstance(given, JsonLines) and given.path.resolve() == path):
-            logs.append(JsonLines(path))
-    return Several(*logs)
 
 
 def _largest(tensors: Mapping[str, Tensor], members: int) -> Tensor:

@@ -123,9 +123,15 @@ def adamw(
 class AdamSGD(Optimizer):
     """Adam until a member's step, projected on its gradient, says at which rate SGD would have made it.
 
-    Each member switches by itself when the bias-corrected mean of that rate comes within 1e-9 of the
-    current one, or all at `switch()`. SGD then continues at that rate with momentum `beta1`. Rates are
-    stored in units of the learning rate, so that a schedule acts on both halves.
+    Each member switches by itself when the bias-corrected mean of that rate comes within `tolerance` of the
+    current one, or all when `switch_epoch` epochs are over. SGD then continues at that rate with momentum `beta1`.
+    Rates are stored in units of the learning rate, so that a schedule acts on both halves.
+
+    Args:
+        parameters: of M members each.
+        members: M.
+        switch_epoch: epochs after which all switch; 0 for never.
+        **settings: `lr`, `betas` and `eps`, as torch's Adam takes them.
 
     References:
         Keskar and Socher, "Improving generalization performance by switching from Adam to SGD",
@@ -134,82 +140,60 @@ class AdamSGD(Optimizer):
 
     tolerance = 1e-9
 
-    def __init__(
-        self,
-        parameters: Sequence[Tensor],
-        *,
-        lr: float,
-        betas: tuple[float, float],
-        eps: float,
-        members: int,
-        switch_epoch: int = 0,
-    ) -> None:
-        super().__init__(parameters, {"lr": lr, "betas": betas, "eps": eps})
+    def __init__(self, parameters: Parameters, *, members: int, switch_epoch: int = 0, **settings: Any) -> None:
+        super().__init__(parameters, settings)
         self.members, self.switch_epoch = members, switch_epoch
-        shared = self.shared
-        shared |= {name: torch.zeros(members, dtype=torch.float64) for name in ("mean", "rate", "switched")}
-        shared["steps"] = torch.zeros((), dtype=torch.float64)
-
-    @property
-    def shared(self) -> dict[str, Tensor]:
-        """`mean`, `rate`, `switched` (M,) and `steps` (), on the CPU: stored with the first parameter's state."""
-        return self.state[self.param_groups[0]["params"][0]]  # type: ignore[no-any-return]
+        # (M,) and () on the CPU, stored with the first parameter's state
+        self.shared: dict[str, Tensor] = self.state[self.param_groups[0]["params"][0]]
+        self.shared |= {name: torch.zeros(members, dtype=torch.float64) for name in ("mean", "rate", "switched")}
+        self.shared["steps"] = torch.zeros((), dtype=torch.float64)
 
     def begin_epoch(self, epoch: int) -> None:
-        """Switch where `switch_epoch` epochs are over."""
+        """Where `switch_epoch` epochs are over, let all members continue with SGD at the rate estimated so far."""
         if 0 < self.switch_epoch < epoch:
-            self.switch()
-
-    def switch(self) -> None:
-        """Continue with SGD, for every member that still uses Adam, at the rate estimated so far."""
-        shared = self.shared
-        waiting = (shared["switched"] == 0) & (shared["steps"] > 0)
-        shared["rate"][waiting] = self._corrected()[waiting]
-        shared["switched"][waiting] = 1
+            waiting = (self.shared["switched"] == 0) & (self.shared["steps"] > 0)
+            self.shared["rate"][waiting] = self._corrected()[waiting]
+            self.shared["switched"][waiting] = 1
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]  # no closure is used
         """One step of each member's current half."""
-        group, shared, M = self.param_groups[0], self.shared, self.members
+        settings, shared, M = self.param_groups[0], self.shared, self.members
+        lr, (beta1, beta2) = settings["lr"], settings["betas"]
         shared["steps"] += 1
-        moved = [p for p in group["params"] if p.grad is not None]
-        directions = [self._directions(p, group) for p in moved]
-        settled = self._project(moved, [adam for adam, _ in directions], group)
+        moved = [p for p in settings["params"] if p.grad is not None]
+        directions = [self._directions(p) for p in moved]
+
+        # the rate at which SGD would go as far as Adam, (M,), its mean, and whether the mean has settled
+        sums = torch.zeros(2, M, dtype=torch.float64, device=moved[0].device)
+        for p, (adam, _) in zip(moved, directions, strict=True):
+            sums += torch.stack([adam.double().square().sum(1), adam.double().mul(_gradient(p, M)).sum(1)])
+        length, along = sums.cpu()
+        uses_adam = (shared["switched"] == 0) & (along != 0)
+        current = torch.where(uses_adam, length / along, shared["mean"])
+        shared["mean"] = torch.where(uses_adam, beta2 * shared["mean"] + (1 - beta2) * current, shared["mean"])
+        mean = self._corrected()
+        settled = uses_adam & (shared["steps"] > 1) & (mean > 0) & (lr * (mean - current).abs() < self.tolerance)
+        shared["rate"] = torch.where(settled, mean, shared["rate"])
+
         for p, (adam, velocity) in zip(moved, directions, strict=True):
-            sgd = rows(velocity, M) * spread(shared["rate"] * (1 - group["betas"][0]), p)
-            chosen = torch.where(spread(shared["switched"], p) > 0, sgd, rows(adam, M))
-            rows(p, M).sub_(chosen, alpha=group["lr"])
+            sgd = velocity * spread(shared["rate"] * (1 - beta1), p)
+            rows(p, M).sub_(torch.where(spread(shared["switched"], p) > 0, sgd, adam), alpha=lr)
         shared["switched"][settled] = 1
 
-    def _directions(self, p: Tensor, group: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """Adam's direction, to be multiplied by the learning rate, and SGD's velocity, zero until the switch."""
-        state: dict[str, Tensor] = self.state[p]
-        for name in ("exp_avg", "exp_avg_sq", "velocity"):
-            if name not in state:
+    def _directions(self, p: Tensor) -> tuple[Tensor, Tensor]:
+        """(M, n) Adam's direction, to be multiplied by the rate, and SGD's velocity, zero until the switch."""
+        state, settings, steps = self.state[p], self.param_groups[0], float(self.shared["steps"])
+        if "velocity" not in state:
+            for name in ("exp_avg", "exp_avg_sq", "velocity"):
                 state[name] = torch.zeros_like(p, memory_format=torch.contiguous_format)
-        gradient, (beta1, beta2), steps = _gradient(p), group["betas"], float(self.shared["steps"])
-        state["exp_avg"].lerp_(gradient, 1 - beta1)
-        state["exp_avg_sq"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-        root = (state["exp_avg_sq"] / (1 - beta2**steps)).sqrt_().add_(group["eps"])
-        adam: Tensor = state["exp_avg"] / (1 - beta1**steps)
-        own = rows(gradient, self.members) * spread(self.shared["switched"], p)
-        rows(state["velocity"], self.members).mul_(beta1).add_(own)
-        return adam.div_(root), state["velocity"]
-
-    def _project(self, moved: Sequence[Tensor], adam: Sequence[Tensor], group: dict[str, Any]) -> Tensor:
-        """Update the rate at which SGD would have gone as far as Adam; (M,) whose mean has now settled."""
-        shared, M, lr, (_, beta2) = self.shared, self.members, group["lr"], group["betas"]
-        pairs = list(zip(moved, adam, strict=True))
-        length = sum((rows(d, M).double().square().sum(1) for _, d in pairs), torch.zeros(()))
-        along = sum((rows(d, M).double().mul(rows(_gradient(p), M)).sum(1) for p, d in pairs), torch.zeros(()))
-        uses_adam = (shared["switched"] == 0) & (along.cpu() != 0)
-        current = torch.where(uses_adam, length.cpu() / along.cpu(), shared["mean"])
-        shared["mean"] = torch.where(uses_adam, beta2 * shared["mean"] + (1 - beta2) * current, shared["mean"])
-        corrected = self._corrected()
-        settled: Tensor = uses_adam & (shared["steps"] > 1) & (lr * (corrected - current).abs() < self.tolerance)
-        settled &= corrected > 0
-        shared["rate"] = torch.where(settled, corrected, shared["rate"])
-        return settled
+        mean, square, velocity = (rows(state[name], self.members) for name in ("exp_avg", "exp_avg_sq", "velocity"))
+        gradient, (beta1, beta2) = _gradient(p, self.members), settings["betas"]
+        mean.lerp_(gradient, 1 - beta1)
+        square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+        velocity.mul_(beta1).add_(gradient * spread(self.shared["switched"], p))
+        root = (square / (1 - beta2**steps)).sqrt_().add_(settings["eps"])
+        return (mean / (1 - beta1**steps)).div_(root), velocity
 
     def _corrected(self) -> Tensor:
         """(M,) the mean rate without its bias towards zero."""
@@ -242,9 +226,10 @@ def perturb(parameters: Sequence[Tensor], rho: float, members: int) -> None:
         Foret et al., "Sharpness-aware minimization", ICLR 2021, equation 2.
     """
     moved = [p for p in parameters if p.grad is not None]
-    scale = rho / (norms([_gradient(p) for p in moved], members) + 1e-12)
-    for p in moved:
-        rows(p, members).addcmul_(rows(_gradient(p), members), spread(scale, p))
+    gradients = [_gradient(p, members) for p in moved]
+    scale = rho / (norms(gradients, members) + 1e-12)
+    for p, gradient in zip(moved, gradients, strict=True):
+        rows(p, members).addcmul_(gradient, spread(scale, p))
 
 
 def rows(tensor: Tensor, members: int) -> Tensor:
@@ -263,6 +248,6 @@ def norms(tensors: Sequence[Tensor], members: int) -> Tensor:
     return torch.stack(parts).square().sum(dim=0).sqrt()
 
 
-def _gradient(p: Tensor) -> Tensor:
+def _gradient(p: Tensor, members: int) -> Tensor:
     assert p.grad is not None
-    return p.grad
+    return rows(p.grad, members)

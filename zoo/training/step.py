@@ -60,11 +60,6 @@ class Group:
         """M."""
         return len(self.recipes)
 
-    @property
-    def recipe(self) -> Recipe:
-        """The first member's recipe, for the fields that all members share."""
-        return self.recipes[0]
-
     @cached_property
     def shapes(self) -> dict[str, torch.Size]:
         """Shapes of a single model's tensors by their names in the `state_dict`."""
@@ -111,16 +106,19 @@ class Batches:
     def __init__(self, frames: FrameSet, spec: Spec, recipes: Sequence[Recipe]) -> None:
         self._stretch = stretch(frames, spec.context, spec.normalisation, spec.padding)
         self._labels = labels_of(frames, "train").to(frames.features.device)
-        self._spec, self._recipe = spec, recipes[0]
+        self._features, self._recipe = spec.features, recipes[0]
         seeds = [recipe.data_seed for recipe in recipes]
         self._seeds = seeds[:1] if len(set(seeds)) == 1 else seeds
-        count = max(round(len(frames) * self._recipe.fraction), 1)
-        self._frames = torch.stack([_drawn(len(frames), count, seed) for seed in self._seeds])  # (1 or M, count)
-        self.count = count
+        self.count = max(round(len(frames) * self._recipe.fraction), 1)
+        drawn = [torch.arange(len(frames)) for _ in self._seeds]
+        if self.count < len(frames):
+            orders = [torch.randperm(len(frames), generator=_generator(seed, 0, "fraction")) for seed in self._seeds]
+            drawn = [order[: self.count].sort().values for order in orders]
+        self._frames = torch.stack(drawn)  # (1 or M, count)
         size = self._recipe.batch_size
-        batches = count // size + (count % size > 1)  # BatchNorm cannot take one frame
+        batches = self.count // size + (self.count % size > 1)  # BatchNorm cannot take one frame
         if not batches:
-            msg = f"expected at least two frames to train on, got {count}"
+            msg = f"expected at least two frames to train on, got {self.count}"
             raise ValueError(msg)
         self.steps = -(-batches // self._recipe.accumulate)
         self._starts = range(0, batches * size, size)
@@ -129,7 +127,7 @@ class Batches:
         """For each step its batches: windows (B, inputs) with labels (B,), or (M, B, ...) of both."""
         generators = [_generator(seed, number, "order") for seed in self._seeds]
         order = torch.stack([torch.randperm(self.count, generator=g) for g in generators])  # (1 or M, N)
-        order = self._frames.expand_as(order).gather(1, order)
+        order = self._frames.gather(1, order)
         for first in range(0, len(self._starts), self._recipe.accumulate):
             starts = self._starts[first : first + self._recipe.accumulate]
             yield [self._batch(order[:, at : at + self._recipe.batch_size], generators) for at in starts]
@@ -139,26 +137,22 @@ class Batches:
         return spread_batches(self._stretch, self._frames[0], most, self._recipe.batch_size)
 
     def _batch(self, index: Tensor, generators: Sequence[torch.Generator]) -> Batch:
-        index = index.to(self._labels.device)
-        windows = [self._masked(self._stretch.windows(row), g) for row, g in zip(index, generators, strict=True)]
+        index, recipe = index.to(self._labels.device), self._recipe
+        windows = [self._stretch.windows(row) for row in index]
+        if recipe.mask_time or recipe.mask_features:
+            longest = {"max_time": recipe.mask_time, "max_features": recipe.mask_features}
+            shaped = [x.view(len(x), -1, self._features) for x in windows]
+            windows = [mask(x, **longest, generator=g).flatten(1) for x, g in zip(shaped, generators, strict=True)]
         if len(windows) == 1:
             return windows[0], self._labels[index[0]]
         return torch.stack(windows), self._labels[index]
-
-    def _masked(self, windows: Tensor, generator: torch.Generator) -> Tensor:
-        recipe = self._recipe
-        if not recipe.mask_time and not recipe.mask_features:
-            return windows
-        shaped = windows.view(len(windows), -1, self._spec.features)
-        masked = mask(shaped, max_time=recipe.mask_time, max_features=recipe.mask_features, generator=generator)
-        return masked.flatten(1)
 
 
 class Stepper:
     """A group's parameters with their optimiser and, for float16, the scaling of their gradients."""
 
     def __init__(self, group: Group, device: str) -> None:
-        self.group, self.recipe, self.device = group, group.recipe, device
+        self.group, self.recipe, self.device = group, group.recipes[0], device
         self.parameters = [p for p in group.module.parameters() if p.requires_grad]
         matrices = {name for name, shape in group.shapes.items() if len(shape) > 1}
         self.matrices = [p for name, p in group.module.named_parameters() if name in matrices and p.requires_grad]
@@ -175,12 +169,19 @@ class Stepper:
         Returns:
             (2, M), correct frames and summed losses (nats) of the batches.
         """
+        recipe, M = self.recipe, self.group.members
         sums = self.gradient(batches)
         if self.kind.gradients > 1:
             with restored([*self.parameters, *self.group.module.buffers()]):
-                perturb(self.parameters, self.recipe.rho, self.group.members)
+                perturb(self.parameters, recipe.rho, M)
                 self.gradient(batches)
-        self.clip()
+        if recipe.clip_value:
+            nn.utils.clip_grad_value_(self.parameters, recipe.clip_value)
+        if recipe.clip_norm:
+            gradients = [p.grad for p in self.parameters if p.grad is not None]
+            factor = (recipe.clip_norm / (norms(gradients, M) + 1e-6)).clamp(max=1.0)
+            for gradient in gradients:
+                rows(gradient, M).mul_(spread(factor, gradient))
         self.move(rates)
         return sums
 
@@ -206,21 +207,8 @@ class Stepper:
         return sums
 
     @torch.no_grad()
-    def clip(self) -> None:
-        """Bound each gradient's entries, then the norm of each member's whole gradient."""
-        gradients = [p.grad for p in self.parameters if p.grad is not None]
-        if self.recipe.clip_value:
-            for gradient in gradients:
-                gradient.clamp_(-self.recipe.clip_value, self.recipe.clip_value)
-        if self.recipe.clip_norm:
-            M = self.group.members
-            factor = (self.recipe.clip_norm / (norms(gradients, M) + 1e-6)).clamp(max=1.0)
-            for gradient in gradients:
-                rows(gradient, M).mul_(spread(factor, gradient))
-
-    @torch.no_grad()
     def move(self, rates: Tensor) -> None:
-        """Take the optimiser's step at each member's own rate (M,).
+        """Take the optimiser's step at each member's own rate (M,), after weight decays of their own.
 
         Where the rates differ, steps are proportional to them (`check_recipes`): the step is taken at the highest
         rate, and the other members are moved part of the way back.
@@ -228,8 +216,12 @@ class Stepper:
         M, top = self.group.members, float(rates.max())
         for settings in self.optimiser.param_groups:
             settings["lr"] = top
-        if len(self.decays):
-            self.decay(rates)
+        for p in self.parameters if len(self.decays) else ():
+            assert p.grad is not None
+            if self.kind.decoupled:
+                rows(p, M).mul_(1 - spread(rates * self.decays, p))
+            else:
+                rows(p.grad, M).add_(rows(p, M) * spread(self.decays, p))
         alike = bool((rates == top).all())
         before = [] if alike else [p.clone() for p in self.parameters]
         self.scaler.step(self.optimiser)
@@ -237,16 +229,6 @@ class Stepper:
         for p, old in zip(self.parameters, before, strict=False):
             share = spread(rates / top if top else rates, p)
             rows(p, M).sub_(rows(old, M)).mul_(share).add_(rows(old, M))
-
-    def decay(self, rates: Tensor) -> None:
-        """Apply each member's own weight decay: to the weights where it is decoupled, else to the gradient."""
-        for p in self.parameters:
-            assert p.grad is not None
-            flat = rows(p, self.group.members)
-            if self.kind.decoupled:
-                flat.mul_(1 - spread(rates * self.decays, p))
-            else:
-                rows(p.grad, self.group.members).add_(flat * spread(self.decays, p))
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and plain data from which `restore` lets the optimiser continue as if nothing had happened."""
@@ -282,10 +264,3 @@ def epoch_seed(seed: int, epoch: int, what: str) -> int:
 
 def _generator(seed: int, epoch: int, what: str) -> torch.Generator:
     return torch.Generator().manual_seed(epoch_seed(seed, epoch, what))
-
-
-def _drawn(frames: int, count: int, seed: int) -> Tensor:
-    """(count,) indices of randomly drawn frames in their order; of all frames if that is the count."""
-    if count == frames:
-        return torch.arange(frames)
-    return torch.randperm(frames, generator=_generator(seed, 0, "fraction"))[:count].sort().values
