@@ -1,6 +1,8 @@
 """`Ensemble`: one classifier, in scikit-learn's conventions, kept in a registry."""
 
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +120,14 @@ def test_what_scikit_learn_does_with_classifiers() -> None:
     assert found.best_params_ == {"rule": first}
     display = CalibrationDisplay.from_estimator(final, x, y, n_bins=3)
     assert len(display.y_prob) == 60
+
+
+def test_only_an_ensemble_waits_for_scikit_learn() -> None:
+    """It takes a second to import; members, outputs, rules and fits do without."""
+    names = "collect, ensemble.load, ensemble.evaluate, ensemble.fit_weights, ensemble.select"
+    code = f"import sys, ensemble; ensemble.{names}; print('sklearn' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout == "False\n"
 
 
 def test_it_can_be_sent_to_another_process(final: ensemble.Ensemble, frames: zoo.FrameSet) -> None:
