@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from torch import Tensor
 
-from ensemble.outputs import MemberOutputs
-from ensemble.outputs.arrays import distributions, indices
+from ensemble.outputs import MemberOutputs, distributions, indices
 from ensemble.rules.fitted import Chain, Temperature, WeightedMean, rule_for
 from ensemble.rules.table import Rule
 

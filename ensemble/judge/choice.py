@@ -85,13 +85,11 @@ def choose(
     error = (resampled[:, [first]] - resampled).std(axis=0)
     behind = totals[first] - totals
     chosen = int(np.argmax(~(behind > error)))  # no distance exceeds NaN
-    one = tuple(float(index == best_single) for index in range(members))
-    alone = WeightedMean(one, outputs.fingerprint, members=outputs.members)
-    made: dict[str, Rule] = {outputs.members[best_single]: alone, **rules}
-    names = list(made)
+    alone = WeightedMean(np.eye(members)[best_single], outputs.fingerprint, members=outputs.members)
+    names = [outputs.members[best_single], *rules]
     return Choice(
         names[chosen],
-        made[names[chosen]],
+        [alone, *rules.values()][chosen],
         dict(zip(names, behind.tolist(), strict=True)),
         dict(zip(names, error.tolist(), strict=True)),
     )

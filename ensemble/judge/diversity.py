@@ -1,9 +1,8 @@
 """How members differ: pair by pair, as a crowd, and how much the difference helps.
 
-Pairwise and crowd measures depend only on which answers are right, (M, N) bool: the pairs come from one matrix product,
-the crowd from the histogram of how many members are right. The decompositions of uncertainty and of loss use the
-probabilities. A new measure is one function under `@pair_measure` or `@crowd_measure`; reports, pages and commands then
-show it.
+Measures of pairs and of the crowd depend only on which answers are right, (M, N) bool: the pairs come from one matrix
+product, the crowd from the histogram of how many members are right. A new measure is one function under `@pair_measure`
+or `@crowd_measure`; reports, pages and commands then show it. The splits of uncertainty and loss use the probabilities.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from scipy import special
 from torch import Tensor
 
 from ensemble.outputs import MemberOutputs
@@ -91,7 +91,7 @@ CROWD_MEASURES: dict[str, Callable[[ArrayLike], float]] = {}
 
 
 def _entering(table: dict[str, Callable[..., Any]], prepare: Callable[..., Any]) -> Callable[[Any], Any]:
-    """The decorator that enters a measure into a table under its own name, after preparing its argument."""
+    """A decorator that enters a measure into a table under its own name, and prepares its argument."""
 
     def enter(function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
@@ -163,7 +163,7 @@ def ratio_errors(joint: Joint) -> Floats:
 @crowd_measure
 def kohavi_wolpert(shares: Floats) -> float:
     """Variance over members of being right, averaged over frames: (M-1)/(2M) times the mean disagreement."""
-    right = _right(shares)
+    right = np.linspace(0, 1, len(shares))  # fraction of the members
     return float(shares @ (right * (1 - right)))
 
 
@@ -174,31 +174,29 @@ def entropy(shares: Floats) -> float:
     The non-logarithmic entropy E of Kuncheva and Whitaker, "Measures of diversity in classifier ensembles",
     Machine Learning 51, 2003.
     """
-    members = len(shares) - 1
-    right = np.arange(members + 1)
-    return float(shares @ np.minimum(right, members - right)) / np.float64(members - (members + 1) // 2)
+    right = np.arange(len(shares))
+    return float(shares @ np.minimum(right, right[::-1])) / np.float64((len(shares) - 1) // 2)
 
 
 @crowd_measure
 def cunningham_entropy(shares: Floats) -> float:
     """Entropy over members of being right, in bits, averaged over frames (Cunningham and Carney, 2000)."""
-    right = _right(shares)
-    inside = np.clip([right, 1 - right], 1e-300, None)
-    return float(shares @ -(inside * np.log2(inside)).sum(axis=0))
+    right = np.linspace(0, 1, len(shares))
+    return float(shares @ (special.entr(right) + special.entr(1 - right)) / math.log(2))
 
 
 @crowd_measure
 def interrater_agreement(shares: Floats) -> float:
     """Fleiss' kappa of being right: 1 if all are right together, 0 as by chance (Fleiss, 1981)."""
     members = len(shares) - 1
-    mean = shares @ _right(shares)
+    mean = shares @ np.linspace(0, 1, members + 1)
     return float(1 - kohavi_wolpert(shares) * members / (np.float64(members - 1) * mean * (1 - mean)))
 
 
 @crowd_measure
 def difficulty(shares: Floats) -> float:
     """Variance over frames of the fraction of members that are right (Hansen and Salamon, 1990)."""
-    right = _right(shares)
+    right = np.linspace(0, 1, len(shares))
     return float(shares @ np.square(right - shares @ right))
 
 
@@ -214,17 +212,10 @@ def generalised_diversity(shares: Floats) -> float:
 @crowd_measure
 def coincident_failure_diversity(shares: Floats) -> float:
     """1 if at most one member fails at a time, 0 if all fail together or none ever does."""
-    members, wrong = len(shares) - 1, np.arange(len(shares))[::-1]
-    if shares[members] == 1:
+    if shares[-1] == 1:
         return 0.0
-    failing = wrong > 0
-    apart = (members - wrong[failing]) / np.float64(members - 1)
-    return float(shares[failing] @ apart / (1 - shares[members]))
-
-
-def _right(shares: Floats) -> Floats:
-    """(M + 1,) the fraction of members that are right, from 0 to 1."""
-    return np.linspace(0, 1, len(shares))
+    members = len(shares) - 1
+    return float(shares[:-1] @ np.arange(members) / np.float64(members - 1) / (1 - shares[-1]))
 
 
 def correct(outputs: MemberOutputs) -> NDArray[np.bool_]:
@@ -346,9 +337,8 @@ def brier_split(outputs: MemberOutputs) -> Split:
 def _split(outputs: MemberOutputs, sums: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> Split:
     """From sums over a block of (M, b, C) float64 logarithms and (b,) labels: the members' mean loss, and diversity."""
     labels, (members, frames, classes) = outputs.require_labels(), outputs.shape
-    step, loss, apart = max(1, _CELLS // (members * classes)), 0.0, 0.0
+    total, step = torch.zeros(2, dtype=torch.float64), max(1, _CELLS // (members * classes))
     for start in range(0, frames, step):
         block = slice(start, start + step)
-        parts = sums(outputs.log_probabilities[:, block].double(), labels[block])
-        loss, apart = loss + float(parts[0]), apart + float(parts[1])
-    return Split(loss / frames, apart / frames) if frames else Split(math.nan, math.nan)
+        total += torch.stack(sums(outputs.log_probabilities[:, block].double(), labels[block]))
+    return Split(*(total / frames).tolist())  # without frames 0 / 0, NaN

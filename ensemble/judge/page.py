@@ -5,7 +5,6 @@ Needs jinja2 and matplotlib, which come with the extra `report`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,6 @@ except ImportError as error:
 
 _TEMPLATE = Path(__file__).with_name("page.html.jinja")
 _MOST_PAIRS = 100
-
 
 _Style = tuple[float, str]  # a number is multiplied by the first, and formatted by the second
 _TEXT, _PERCENT, _POINTS, _NUMBER, _WHOLE = (0, ""), (100, ".2f"), (100, "+.2f"), (1, ".4f"), (1, ",.0f")
@@ -64,16 +62,13 @@ _HIDDEN = {"abstained", "loss_gain", "loss_gain_low", "loss_gain_high"}
 
 
 def page(report: Report, *, title: str = "Is the ensemble better?") -> str:
-    """The report as HTML text, one file that needs nothing else.
-
-    Args:
-        report: from `evaluate`.
-        title: of the page.
-    """
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
+    """The report of `evaluate` as HTML text, one file that needs nothing else."""
+    figures = [plots.reliability, plots.classes] if report.frames else []
+    figures += [plots.gains] if report.frames and len(report.rules) else []
+    figures += [plots.disagreement] if report.frames and len(report.pairs) else []
     closest = report.pairs.sort_values("disagreement", ascending=False).head(_MOST_PAIRS)
-    text = template.render(
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    text = environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
         title=title,
         report=report,
         conclusion=conclusion(report),
@@ -85,7 +80,7 @@ def page(report: Report, *, title: str = "Is the ensemble better?") -> str:
             "pairs": _table(closest),
         },
         pairs_left_out=len(report.pairs) - len(closest),
-        figures={name: plots.svg(draw(report)) for name, draw in _figures(report).items()},
+        figures={draw.__name__: plots.svg(draw(report)) for draw in figures},
     )
     return text.lstrip()
 
@@ -94,8 +89,8 @@ def conclusion(report: Report) -> str:
     """One sentence: whether these frames show that the best rule is better than the best single member."""
     if report.best is None or not report.frames:
         return "No rule was judged, or there were no frames to judge it on."
-    row = next(row for row in report.rules.to_dict("records") if row["name"] == report.best)
-    gain, low, high = (_cell(row[column], _POINTS) for column in ("gain", "gain_low", "gain_high"))
+    row = report.rules.set_index("name").loc[report.best]
+    gain, low, high = (f"{100 * row[column]:+.2f}" for column in ("gain", "gain_low", "gain_high"))
     interval = f"95 % interval from {low} to {high}"
     if report.recordings < 2:
         interval = "no interval, because there is only one recording"
@@ -106,27 +101,16 @@ def conclusion(report: Report) -> str:
     return f"Worse. {comparison}." if row["gain_high"] < 0 else f"Not shown to be better. {comparison}."
 
 
-def _figures(report: Report) -> dict[str, Callable[[Report], Any]]:
-    """Name -> function, of the figures for which there is something to draw."""
-    wanted: dict[str, Callable[[Report], Any]] = {}
-    if report.frames:
-        wanted = {"reliability": plots.reliability, "classes": plots.classes}
-        wanted |= {"gains": plots.gains} if len(report.rules) else {}
-        wanted |= {"disagreement": plots.disagreement} if len(report.pairs) else {}
-    return wanted
-
-
 def _table(table: pd.DataFrame, *, first: str = "name") -> dict[str, Any]:
     """Headings and rows of text, each with whether it is a number. `first` is the heading of the column `name`."""
+    columns = _COLUMNS | {"name": (first, _TEXT)}
     shown = [str(name) for name in table.columns if name not in _HIDDEN]
-    columns = {name: _COLUMNS.get(name, (name.replace("_", " "), _NUMBER)) for name in shown} | {"name": (first, _TEXT)}
-    heads = [(head, style is not _TEXT) for head, style in (columns[name] for name in shown)]
-    styles = [columns[name][1] for name in shown]
+    styled = [columns.get(name, (name.replace("_", " "), _NUMBER)) for name in shown]
     rows = [
-        [(_cell(value, style), style is not _TEXT) for value, style in zip(row, styles, strict=True)]
+        [(_cell(value, style), style is not _TEXT) for value, (_, style) in zip(row, styled, strict=True)]
         for row in table[shown].to_numpy(object)
     ]
-    return {"heads": heads, "rows": rows}
+    return {"heads": [(head, style is not _TEXT) for head, style in styled], "rows": rows}
 
 
 def _cell(value: Any, style: _Style) -> str:

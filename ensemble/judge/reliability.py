@@ -11,7 +11,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from ensemble.outputs.arrays import distributions, indices
+from ensemble.outputs import distributions, indices
 
 Floats = NDArray[np.float64]
 

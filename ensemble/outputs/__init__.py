@@ -1,6 +1,7 @@
 """`MemberOutputs`: every member's probabilities for every frame, and what is known of the members.
 
-Models come before it; after it there is array arithmetic only, without any model or accelerator.
+Models come before it; after it there is array arithmetic only, without any model or accelerator. The one check of
+arrays that come from outside stands here too: rows that are distributions, and indices that are in range.
 """
 
 from __future__ import annotations
@@ -15,9 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ensemble.outputs.arrays import distributions, indices
-
 LEAST = 2.0**-52  # the least probability of the true class that a log-loss counts with, as in scikit-learn
+_TOLERANCE = 1e-3  # rows whose sum is further from one than this are refused
 
 
 @dataclass(frozen=True)
@@ -128,8 +128,7 @@ class MemberOutputs:
         """
         if not isinstance(probabilities, Mapping):
             came = f"{type(probabilities).__name__} of shape {np.shape(probabilities)}"
-            way_out = "give {name: rows for name, rows in zip(names, array)}"
-            msg = f"expected a mapping of member name to (N, C) probabilities, got {came}; {way_out}"
+            msg = f"expected a mapping of member name to (N, C) probabilities, got {came}; give dict(zip(names, array))"
             raise TypeError(msg)
         if not probabilities:
             msg = "expected at least one member, got an empty mapping of probabilities"
@@ -174,25 +173,17 @@ class MemberOutputs:
 
     @property
     def probabilities(self) -> Tensor:
-        """(M, N, C) float32, computed at each call; for large N go through `blocks` instead."""
+        """(M, N, C) float32, computed at each call; for large N use `blocks` instead."""
         return self.log_probabilities.float().exp()
 
     def true_class(self) -> Tensor:
-        """(M, N) float64: each member's probability of the true class, which is all that fitting weights needs.
-
-        Raises:
-            ValueError: there are no labels.
-        """
+        """(M, N) float64: each member's probability of the true class; a `ValueError` where there are no labels."""
         labels = self.require_labels()
-        index = labels.expand(len(self.members), -1).unsqueeze(-1)  # (M, N, 1)
+        index = labels.expand(len(self.members), -1)[..., None]  # (M, N, 1)
         return self.log_probabilities.gather(-1, index).squeeze(-1).double().exp()
 
     def require_labels(self) -> Tensor:
-        """(N,) labels.
-
-        Raises:
-            ValueError: there are none.
-        """
+        """(N,) labels; a `ValueError` where there are none."""
         if self.labels is None:
             msg = "expected outputs with labels, got none: collect over a corpus with transcripts"
             raise ValueError(msg)
@@ -210,21 +201,20 @@ class MemberOutputs:
         Raises:
             ValueError: a member gives NaN and may not; the message names it and a frame.
         """
-        total = self.shape[1]
-        for start in range(0, total, frames):
-            where = slice(start, min(start + frames, total))
+        for start in range(0, self.shape[1], frames):
+            where = slice(start, min(start + frames, self.shape[1]))
             block = self.log_probabilities[:, where].float().exp()
             if nan == "refuse" or (nan == "if declared" and not self.abstain):
-                self._refuse_nan(where, block)
+                self._refuse_nan(start, block)
             yield where, block
 
-    def _refuse_nan(self, where: slice, block: Tensor) -> None:
+    def _refuse_nan(self, start: int, block: Tensor) -> None:
+        way_out = (
+            "use frames where no member abstains" if self.abstain else "if it abstains there, declare abstain=True"
+        )
         for name, rows, total in zip(self.members, block, block.sum(dim=(1, 2)).tolist(), strict=True):
             if math.isnan(total):
-                frame = where.start + int(rows.isnan().any(dim=1).nonzero()[0])
-                way_out = "if it abstains there, declare abstain=True"
-                if self.abstain:
-                    way_out = "use frames where no member abstains"
+                frame = start + int(rows.isnan().any(dim=1).nonzero()[0])
                 msg = f"expected probabilities from member {name!r}, got NaN at frame {frame}; {way_out}"
                 raise ValueError(msg)
 
@@ -245,8 +235,7 @@ class MemberOutputs:
         Raises:
             ValueError: a name is not among the members.
         """
-        missing = [name for name in members if name not in self.members]
-        if missing:
+        if missing := [name for name in members if name not in self.members]:
             msg = f"no member named {missing}; there are {list(self.members)}"
             raise ValueError(msg)
         rows = [self.members.index(name) for name in members]
@@ -274,3 +263,66 @@ def _group_indices(groups: Any) -> Tensor:
     """(N,) from integers, which stay as they are, or from any sortable names."""
     array = np.asarray(groups)
     return torch.as_tensor(array if array.dtype.kind in "iu" else np.unique(array, return_inverse=True)[1])
+
+
+def distributions(values: Any, whose: str = "", *, dtype: torch.dtype = torch.float32, abstain: bool = False) -> Tensor:
+    """(N, C) rows on the CPU, checked; not to be written to.
+
+    Args:
+        values: array or tensor of any number type. The sums of float16 and bfloat16 rows may be off by the machine
+            epsilon of their type; these rows are divided by their sum.
+        whose: for the message, such as "from member 'a'".
+        dtype: of the rows returned.
+        abstain: accept rows that are all NaN.
+
+    Raises:
+        ValueError: another shape, or a row that is no distribution: its sum is further from one than 1e-3 (logits,
+            scores), or it holds a negative number or NaN.
+    """
+    given = values.detach().cpu() if isinstance(values, Tensor) else torch.as_tensor(np.asarray(values))
+    rows = given.to(dtype)
+    whose = f" {whose}" if whose else ""
+    if rows.ndim != 2:
+        msg = f"expected probabilities of shape (N, C){whose}, got {tuple(rows.shape)}"
+        raise ValueError(msg)
+    sums, half = rows.sum(dim=1), given.dtype in (torch.float16, torch.bfloat16)
+    tolerance = max(_TOLERANCE, torch.finfo(given.dtype).eps) if half else _TOLERANCE
+    bad = ~((sums - 1).abs() <= tolerance) | (rows < 0).any(dim=1)
+    if abstain:
+        bad &= ~rows.isnan().all(dim=1)
+    if bad.any():
+        frame = int(bad.nonzero()[0])
+        row, way_out = rows[frame], "apply softmax to logits first"
+        if row.isnan().all():
+            way_out = "if it abstains there, declare abstain=True to MemberOutputs, or leave those frames out"
+        came = f"a row with sum {float(row.sum()):.6g} and minimum {float(row.min()):.6g} at frame {frame}"
+        msg = (
+            f"expected rows of probabilities that sum to one{whose}, got {came} ({int(bad.sum())} such rows); {way_out}"
+        )
+        raise ValueError(msg)
+    return rows / sums[:, None] if half else rows
+
+
+def indices(values: Any, what: str, frames: int, *, below: int | None = None) -> Tensor:
+    """(N,) int64 on the CPU: labels or groups.
+
+    Args:
+        values: array or tensor of any integer type.
+        what: for the message.
+        frames: N.
+        below: one more than the largest value allowed; None for any integers.
+
+    Raises:
+        ValueError: another shape or type, or a value out of range.
+    """
+    tensor = torch.as_tensor(values).detach().cpu()
+    whole = not (tensor.is_floating_point() or tensor.is_complex())
+    if tensor.shape != (frames,) or (frames and not whole):
+        came = f"{tuple(tensor.shape)} {tensor.dtype}"
+        msg = f"expected {what} of shape ({frames},) and an integer type, got {came}"
+        raise ValueError(msg)
+    tensor = tensor.long()  # first, because torch has no minimum of small unsigned types
+    if below is not None and frames and not 0 <= int(tensor.min()) <= int(tensor.max()) < below:
+        msg = f"expected {what} from 0 to {below - 1}, got {int(tensor.min())} to {int(tensor.max())}"
+        raise ValueError(msg)
+    return tensor
