@@ -6,7 +6,7 @@ Each registry is a file with full lines (40 classes, recipe, metrics) and one bl
 Each row works in a new `Registry`, as a program that has just begun: `open` reads the file and resolves
 one name; `register` adds one version; `transaction` adds 1,000 at once, to cost at most two registrations,
 beside twice what one more takes in the file as it is then (`twice one`; from 10 versions on, a thousand new
-lines are all the work there is). Both are told without the time that the store takes for their blobs.
+lines are all the work there is). Both leave out the time that the store takes for their blobs.
 `plain json` is what most programs do instead of `register`: load the file, add an entry, dump it with an indent,
 nothing checked, locked or flushed.
 `verify` reads, hashes and checks the blobs of at most 1,000 versions. Best of several, in milliseconds.

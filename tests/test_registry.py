@@ -184,7 +184,7 @@ def test_an_alias_needs_a_target(registry):
     """An empty one would make nothing, or a text that is refused."""
     registry.alias("best", "a@1")
     for name in ("best", "new"):
-        with pytest.raises(RegistryError, match=f"what the alias '{name}' shall point to, got nothing"):
+        with pytest.raises(RegistryError, match=f"expected a target for the alias '{name}', got nothing"):
             registry.alias(name, "")
     registry.alias("best", "b", expect="a@1")
     with pytest.raises(RegistryError, match="CONFLICT"):
@@ -295,7 +295,9 @@ def test_what_others_keep_in_the_file_stays(registry):
     registry.register_ensemble("both", {"members": ["a", "b"], "rule": "mean"})
     table = json.loads(registry.path.read_text())
     holders = (table, table["models"]["a"], *table["models"]["a"]["versions"].values())
-    for holder in (*holders, table["ensembles"]["both"], table["aliases"]["best"]):
+    table["aliases"]["best"]["before"] = [{"ensemble": "both"}]
+    remembered = table["aliases"]["best"]["before"][0]
+    for holder in (*holders, table["ensembles"]["both"], table["aliases"]["best"], remembered):
         holder["x-theirs"] = {"kept": [1]}
         holder["x-empty"] = []
     registry.path.write_text(json.dumps(table))
@@ -304,9 +306,9 @@ def test_what_others_keep_in_the_file_stays(registry):
     registry.alias("best", "a@2")
     registry.alias_back("best")
     registry.remove("a@3")
-    assert registry.path.read_text().count('"x-theirs":{"kept":[1]}') == 5
+    assert registry.path.read_text().count('"x-theirs":{"kept":[1]}') == 6
     assert registry.path.read_text().count('"x-theirs":{"kept": [1]}') == 1  # at the top as it stands
-    assert registry.path.read_text().count('"x-empty":[]') == 6
+    assert registry.path.read_text().count('"x-empty":[]') == 7
     assert registry.aliases()["best"] == "a@1"
     with pytest.raises(RegistryError, match="the alias 'best'"):
         registry.remove("a@1")

@@ -385,3 +385,35 @@ def test_the_fast_reader_lets_nothing_pass_that_the_strict_one_refuses(old, new,
     assert verdict(registry_text._strict, raw) == verdict(parse, raw) == wanted
     if wanted == "OK":
         assert parse(raw).entry("m", ID).recipe == {"a": 1e-08, "b": [1]}
+
+
+WRITTEN = write(parse(json.dumps({**FULL, "x-lab": [1.5, {"a": 1e-08}]}).encode()))
+TOKENS = [
+    b'"',
+    b"\\",
+    b"{",
+    b"}",
+    b",",
+    b"NaN",
+    b"1e999",
+    b"0",
+    b"-0",
+    b"9" * 19,
+    b"\\u0000",
+    b"\\ud800",
+    b"\xff",
+    b'"n":1,',
+    b" ",
+]
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.integers(0, len(WRITTEN)), st.integers(0, 3), st.sampled_from(TOKENS))
+def test_both_readers_agree_on_every_text(start, cut, token):
+    """Whatever the fast reader accepts, the strict one accepts too, with the same content."""
+    raw = WRITTEN[:start] + token + WRITTEN[start + cut :]
+    try:
+        found = registry_text._fast(raw)
+    except (ValueError, KeyError, OverflowError, RecursionError):
+        return
+    assert json.loads(write(found)) == json.loads(write(registry_text._strict(raw)))

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, also when the power goes.
+"""Files that appear whole or not at all, even if the power fails.
 
 Every call that changes or reads the disk goes through `system`, one object of thin functions, so that whatever can
 fail is in one place, and a test can put another object there.

@@ -101,7 +101,7 @@ class Checkpoint:
         """A copy of a live model's weights.
 
         Args:
-            module: of the architecture that `spec` says.
+            module: a model of the spec's architecture.
             spec: its spec.
             classes: names of its classes.
             **fields: the other fields of the class.

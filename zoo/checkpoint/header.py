@@ -73,7 +73,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Header:
-    """What a well-formed file says of itself: its tensors by name, and its metadata."""
+    """The header of a well-formed file: its tensors by name, and its metadata."""
 
     pieces: Mapping[str, Piece]
     metadata: Mapping[str, str]
@@ -111,7 +111,7 @@ def header_at(path: Path, *, follow: bool = True) -> Header:
 
 
 def header_of(file: int, size: int) -> tuple[bytes, Header]:
-    """The bytes before the data of an opened file, and what they say; as `header_at`."""
+    """The bytes before the data of an opened file, and the header in them; as `header_at`."""
     first = read_some(file, 8)
     length = int.from_bytes(first, "little") if len(first) == 8 else 0
     head = first + read_some(file, min(length, MOST_HEADER + 1, size))

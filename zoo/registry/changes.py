@@ -2,7 +2,7 @@
 
 A change may be made twice: once when it is asked for within a transaction, and again on what others have committed by
 the end of it. So what it is about is pinned by ids beforehand (`pinned`), not by names that may mean something else
-by then. What people say about models is checked here too.
+by then. Metrics, tags and other arguments that describe models are checked here too.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def add_version(draft: Snapshot, name: str, id: str, record: VersionRecord) -> b
 
 
 def change_blob(draft: Snapshot, name: str, id: str, record: VersionRecord) -> None:
-    """Let a version refer to another blob with the same content, which `record` describes."""
+    """Make a version refer to another blob with the same content, which `record` describes."""
     known = draft.models[name].versions[id]
     _set_version(draft, name, id, msgspec.structs.replace(known, blob=record.blob, bytes=record.bytes))
 
@@ -108,7 +108,7 @@ def remove(draft: Snapshot, removed: Sequence[str], *, force: bool) -> list[str]
 
 
 def _still_there(draft: Snapshot, removed: Sequence[str]) -> Sequence[str]:
-    """The references that nobody has removed meanwhile; all of them where none is left, so that one is refused."""
+    """The references that are still valid; all of them if none is, so that the first is refused as unknown."""
     left = []
     for reference in removed:
         name, at, id = reference.partition("@")
@@ -155,20 +155,20 @@ def add_ensemble(draft: Snapshot, name: str, record: EnsembleRecord) -> None:
 
 
 def move_alias(known: Snapshot, name: str, target: str, expect: str | None) -> Change:
-    """The change that lets an alias point to a version or an ensemble and remember where it pointed before.
+    """The change that makes an alias point to a version or an ensemble and remember what it pointed to before.
 
     Args:
         known: the content now, by which the references are understood.
         name: the alias's name.
         target: a reference, or the name of an ensemble.
-        expect: what it must point to; "" where it must not exist yet; None: anything.
+        expect: what it must point to now; "" if it must not exist yet; None for anything.
 
     Raises:
         RegistryError: ARGUMENT for an empty target; UNKNOWN, NAME. The change raises NAME, NAME_COLLISION, and
             CONFLICT where the alias does not point to what is expected.
     """
     if not target:
-        raise RegistryError("ARGUMENT", f"expected what the alias {name!r} shall point to, got nothing; see `remove`")
+        raise RegistryError("ARGUMENT", f"expected a target for the alias {name!r}, got nothing; see `remove`")
     to, wanted = pinned(known, target), None if expect is None else pinned(known, expect)
 
     def change(draft: Snapshot) -> None:
@@ -185,7 +185,7 @@ def move_alias(known: Snapshot, name: str, target: str, expect: str | None) -> C
 
 
 def move_alias_back(known: Snapshot, name: str, expect: str | None) -> Change:
-    """The change that lets an alias point again to what it pointed to before.
+    """The change that makes an alias point again to what it pointed to before.
 
     Raises:
         RegistryError: UNKNOWN, NAME. The change raises UNKNOWN where there is no such alias, or nothing before;
@@ -249,7 +249,7 @@ def _check_new(known: Snapshot, name: str) -> None:
 
 
 def _check_free(known: Snapshot, name: str) -> None:
-    """Refuse a name that cannot be or that is taken."""
+    """Refuse a name that is invalid or taken."""
     check_name(name)
     other = known.namesake(name)
     if other is not None:
@@ -288,29 +288,29 @@ def annotate(
     drop: Sequence[str],
     metrics: Mapping[str, Any],
 ) -> None:
-    """Say more about a version than is said now.
+    """Change the note, tags and metrics of a version.
 
     Args:
         draft: the content.
         name: the model's name.
         id: the version's.
-        note: in place of its note; "" removes it, None keeps it.
-        tags: in place of its tags; None keeps them.
+        note: replaces its note; "" removes it, None keeps it.
+        tags: replace its tags; None keeps them.
         add: tags to add.
         drop: tags to remove.
-        metrics: to add, or in place of those of the same name.
+        metrics: metrics to add; one of the same name is replaced.
 
     Raises:
         RegistryError: UNKNOWN, where it was removed meanwhile; what no file can hold.
     """
     entry = draft.get(f"{name}@{id}")
-    said: dict[str, Any] = {} if note is None else {"note": note}
+    new: dict[str, Any] = {} if note is None else {"note": note}
     if tags is not None or add or drop:
-        said["tags"] = sorted({*(entry.tags if tags is None else tags), *add}.difference(drop))
+        new["tags"] = sorted({*(entry.tags if tags is None else tags), *add}.difference(drop))
     if metrics:
-        said["metrics"] = {**entry.metrics, **metrics}
-    if said:
-        fields = {**plain(entry.record), **said}
+        new["metrics"] = {**entry.metrics, **metrics}
+    if new:
+        fields = {**plain(entry.record), **new}
         kept = {key: value for key, value in fields.items() if key.startswith("x-") or value not in ("", [], {}, None)}
         _set_version(draft, name, id, new_record(VersionRecord, f"{name}@{id}", kept))
 
@@ -367,7 +367,7 @@ def written(time: datetime) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-# ---- what people say about models
+# ---- arguments that describe models
 
 
 def strings_of(what: str, given: Iterable[str]) -> list[str]:
@@ -383,12 +383,12 @@ def strings_of(what: str, given: Iterable[str]) -> list[str]:
 
 
 def tags_of(given: Iterable[str]) -> list[str]:
-    """Tags as they are kept: sorted, each once; RegistryError as of `strings_of`."""
+    """Tags as they are recorded: sorted, each once; RegistryError as for `strings_of`."""
     return sorted({*strings_of("tags", given)})
 
 
 def metrics_of(given: Mapping[str, Any] | None) -> dict[str, dict[str, Any]] | None:
-    """Metrics as they are kept: a bare number becomes `{"value": number}`, None stays None.
+    """Metrics as they are recorded: a bare number becomes `{"value": number}`, None stays None.
 
     Raises:
         RegistryError: ARGUMENT: no mapping, not a finite number, or an unknown field.

@@ -1,6 +1,6 @@
 """From blobs back to models: checkpoints, stacked tensors, and what can be found out about versions from their weights.
 
-Every way in checks the bytes against the recorded size and hash, and what the blob says of itself against the record.
+Every function checks the bytes against the recorded size and hash, and the blob's own metadata against the record.
 """
 
 from __future__ import annotations
@@ -100,8 +100,8 @@ Head = tuple[bytes, Sequence[str]]  # the bytes before the data, and the names i
 def stacked(blobs: Blobs, entries: Sequence[Entry]) -> dict[str, Tensor]:
     """The tensors of M versions of one spec by name, each (M, ...); each blob is read straight into its place.
 
-    The bytes that are hashed are the bytes that stay: nothing is copied in between. Whatever is not as it was
-    registered is read again in the ordinary way, which says what is wrong.
+    The bytes that are hashed are the bytes that are used: nothing is copied in between. A blob that is not as it was
+    registered is read again by `checkpoint`, whose error names what is wrong.
 
     Raises:
         RegistryError: a blob is not what was registered.
@@ -173,7 +173,7 @@ def _straight(blobs: Blobs, entry: Entry, head: Head | None, rows: Mapping[str, 
 
 
 def _fits(header: Header, entry: Entry, expected: Mapping[str, Tensor]) -> bool:
-    """Whether a blob says of itself what the registry says, and its tensors are those of the spec."""
+    """Whether a blob's metadata agree with the registry, and its tensors with the spec."""
     about, pieces = about_of(header), header.pieces
     return (
         about["spec"] == entry.spec_data

@@ -3,7 +3,7 @@
 A version, an ensemble, an alias that only one side changed is taken from that side; both sides' changes of
 one thing are taken together where they touch different fields, and are a conflict where they do not. The parts of an
 ensemble that were made for one another, its members, rule and numbers, count as one field. Where both sides gave one
-number to different versions, theirs are renumbered in the order in which they were made; ids stay.
+number to different versions, theirs are renumbered in the order in which they were made; ids do not change.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ def _without(fields: Fields, *keys: str) -> dict[str, Any]:
 
 
 def _renumbered(alias: AliasRecord, moved: Mapping[str, Mapping[int, int]]) -> AliasRecord:
-    """Their alias, with the numbers that their versions have now."""
+    """Their alias, with the numbers that their versions now have."""
 
     def renumbered(target: Target) -> Target:
         if target.model is UNSET or target.version is UNSET:

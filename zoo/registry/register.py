@@ -1,6 +1,6 @@
 """From a model in hand to what is registered: a checked checkpoint, its id, its blob, its record; and the way back.
 
-The blob holds everything that the record says, except the number and the time, so equal content gives an equal blob and
+The blob holds everything in the record except the number and the time, so equal content gives an equal blob and
 a lost registry can be rebuilt from its blobs.
 """
 
@@ -148,7 +148,7 @@ def software() -> dict[str, str]:
 
 
 def recover(blobs: Blobs, commit: Callable[[Change], Snapshot]) -> tuple[list[Entry], list[str]]:
-    """Register again whatever the blobs say of themselves.
+    """Register again what the blobs' own metadata describe.
 
     Returns:
         The versions, each once, by the age of their blobs; and each blob that was left out, with the reason.
@@ -176,7 +176,7 @@ def _found(blobs: Blobs) -> tuple[dict[str, tuple[str, Prepared]], dict[str, str
 def _read_back(path: Path, sha256: str, modified: float) -> tuple[str, Prepared]:
     data = _files.read(path, follow=False)
     if (got := hashlib.sha256(data).hexdigest()) != sha256:
-        raise RegistryError("BLOB_DIGEST", f"expected the sha256 that its name says, got {got}")
+        raise RegistryError("BLOB_DIGEST", f"expected the sha256 in its name, got {got}")
     name = str(about_of(read_header(data))["name"])
     check_name(name)
     return name, prepare(name, decode(data), created=written(datetime.fromtimestamp(modified, UTC)))

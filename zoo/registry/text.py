@@ -54,6 +54,7 @@ from zoo.registry.types import (
     R,
     RegistryError,
     Snapshot,
+    Target,
     VersionRecord,
     check_digest,
     check_name,
@@ -205,7 +206,9 @@ def _fast(raw: Bytes) -> Snapshot:
     for key, value in top.items():
         if b"\r\n" in bytes(value):
             raise _OtherTextError
-        _check_top({"format": _FORMAT, "schema": _SCHEMA, **dict.fromkeys(_SECTIONS), key: _strictly(_text(value))})
+        _check_top(
+            {"format": _FORMAT, "schema": _SCHEMA, **dict.fromkeys(_SECTIONS), key: _strictly(bytes(value).decode())}
+        )
     versions = [version for model in found.models.values() for version in model.versions.values()]
     for key in ("spec", "classes", "recipe", "metrics", "probe", "software"):
         _check_carried(key, versions)
@@ -241,7 +244,7 @@ def _check_carried(key: str, records: Iterable[Any]) -> None:
             raise _OtherTextError
 
 
-_decode_literally = msgspec.json.Decoder(float_hook=Raw).decode  # every number as it stands
+_decode_literally = msgspec.json.Decoder(float_hook=Raw).decode  # every number as it is written
 
 
 def _strict(raw: Bytes) -> Snapshot:
@@ -253,7 +256,7 @@ def _strict(raw: Bytes) -> Snapshot:
             _refuse("FIELD_TYPE", f"expected {section!r} as an object, got {str(table[section])[:60]}")
     models, ensembles, aliases = (table[section] for section in _SECTIONS)
     _check_names(models, ensembles, aliases)
-    top = _decode_top(raw)  # what other programs keep stays as it stands, line ends apart
+    top = _decode_top(raw)  # keys of other programs keep their text, line ends apart
     found = Snapshot(
         {name: _model_record(name, fields) for name, fields in models.items()},
         {name: record(EnsembleRecord, f"the ensemble {name!r}", fields) for name, fields in ensembles.items()},
@@ -266,13 +269,12 @@ def _strict(raw: Bytes) -> Snapshot:
 
 def _model_record(name: str, fields: Any) -> ModelRecord:
     what = f"the model {name!r}"
-    own = {key: value for key, value in fields.items() if key != "versions"} if isinstance(fields, dict) else fields
-    if not isinstance(fields, dict) or not isinstance(fields.get("versions", {}), dict):
-        _refuse("FIELD_TYPE", f"expected {what} as an object that holds an object 'versions', got {str(fields)[:60]}")
-    values = _values(ModelRecord, what, {**own, "versions": {}} if "versions" in fields else own)
-    _check_ids(name, fields["versions"])
-    inner = {id: record(VersionRecord, f"{name}@{id}", line) for id, line in fields["versions"].items()}
-    return ModelRecord(**{**values, "versions": inner})
+    versions = fields.get("versions") if isinstance(fields, dict) else None
+    if not isinstance(versions, dict):  # before its lines are read one by one, which name the version
+        return record(ModelRecord, what, fields)
+    _check_ids(name, versions)
+    lines = {id: record(VersionRecord, f"{name}@{id}", line) for id, line in versions.items()}
+    return msgspec.structs.replace(record(ModelRecord, what, {**fields, "versions": {}}), versions=lines)
 
 
 def new_record(kind: type[R], what: str, fields: Mapping[str, Any]) -> R:
@@ -303,14 +305,9 @@ def record(kind: type[R], what: str, fields: Any) -> R:
     Raises:
         RegistryError: FIELD_TYPE, MISSING_KEY, UNKNOWN_KEY, REGISTRY_DEPTH.
     """
-    return kind(**_values(kind, what, fields))
-
-
-def _values(kind: type[Any], what: str, fields: Any) -> dict[str, Any]:
-    """The record's arguments."""
     if not isinstance(fields, dict):
         _refuse("FIELD_TYPE", f"expected {what} as an object, got {str(fields)[:60]}")
-    types, needed = _fields(kind)  # type: ignore[arg-type]  # msgspec's metaclass is hashable
+    types, needed = _fields(kind)
     if missing := [key for key in needed if key not in fields]:
         _refuse("MISSING_KEY", f"expected {list(needed)} in {what}, {missing} are missing")
     if unknown := [key for key in fields if key not in types and not key.startswith("x-")]:
@@ -319,7 +316,7 @@ def _values(kind: type[Any], what: str, fields: Any) -> dict[str, Any]:
     values = {key: _value(what, key, value, types[key]) for key, value in fields.items() if key in types}
     if depth(fields) > _DEEPEST:
         _refuse("REGISTRY_DEPTH", f"expected at most {_DEEPEST} levels in {what}")
-    return {**values, "extensions": extensions or UNSET}
+    return kind(**values, extensions=extensions or UNSET)
 
 
 @lru_cache(maxsize=8)
@@ -330,6 +327,8 @@ def _fields(kind: Any) -> tuple[dict[str, Any], list[str]]:
 
 
 def _value(what: str, key: str, value: Any, kind: Any) -> Any:
+    if key == "before" and isinstance(value, list):  # of an alias; each may have keys that begin with `x-`
+        return tuple(record(Target, what, target) for target in value)
     carried = Raw in (kind, *get_args(kind))
     try:
         converted = msgspec.convert(value, CARRIED[key] if carried else kind)
@@ -340,10 +339,6 @@ def _value(what: str, key: str, value: Any, kind: Any) -> Any:
 
 def _raw(value: Any) -> Raw:
     return Raw(canonical(value).encode())
-
-
-def _text(raw: Raw) -> str:
-    return bytes(raw).decode()
 
 
 # ---- checks that need more than one field
@@ -369,7 +364,7 @@ def _check_top(table: Any) -> None:
 
 
 def _check_names(*sections: Mapping[str, Any]) -> None:
-    """Refuse names that cannot be, and names that only capitals tell apart."""
+    """Refuse invalid names, and names that differ only in capitals."""
     names = [name for section in sections for name in section]
     for name in names:
         check_name(name)
@@ -380,12 +375,14 @@ def _check_names(*sections: Mapping[str, Any]) -> None:
         for name in section:
             other, place = taken.setdefault(name.casefold(), (name, where))
             if (other, place) != (name, where):
-                msg = f"{name!r} in {where} has the name of {other!r} in {place}; capitals do not tell apart"
+                msg = (
+                    f"{name!r} in {where} has the name of {other!r} in {place}; names must differ in more than capitals"
+                )
                 _refuse("NAME_COLLISION", msg)
 
 
 def _check(snapshot: Snapshot) -> None:
-    """Refuse ids, digests, sizes, times and numbers that cannot be, and references to what is not there."""
+    """Refuse invalid ids, digests, sizes, times and numbers, and references to what is not in the registry."""
     for name, model in snapshot.models.items():
         numbers = [version.n for version in model.versions.values()]
         if len(numbers) > 1 and len({*numbers}) < len(numbers):
@@ -421,7 +418,7 @@ def _check_ids(name: str, ids: Iterable[str]) -> None:
 
 
 def check_ensemble(name: str, ensemble: EnsembleRecord) -> None:
-    """Refuse an ensemble whose time, members or numbers cannot be.
+    """Refuse an ensemble with an invalid time, members or numbers.
 
     Raises:
         RegistryError: FIELD_TYPE.

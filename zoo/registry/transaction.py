@@ -189,7 +189,7 @@ def read_bytes(path: Path, *, missing: bool = False) -> Bytes | None:
 
 @contextmanager
 def locked(path: Path, *, timeout: float) -> Iterator[None]:
-    """Hold the registry's lock; the lock file stays, since removing it would split those who wait.
+    """Hold the registry's lock; the lock file is never removed, since that would split the processes that wait.
 
     The system releases the lock of a process that dies; one that is stopped keeps it.
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, cast
 
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
@@ -34,7 +34,7 @@ LAST_NUMBER = 999_999_999  # the highest that a reference can name
 
 
 class RegistryError(ValueError):
-    """Something that the registry refuses; `reason` says in one word what is wrong, `message` is the text without it.
+    """A refusal of the registry; `reason` says in one word what is wrong, `message` is the text without it.
 
     The text of the file: REGISTRY_ENCODING, REGISTRY_JSON, REGISTRY_DEPTH, DUPLICATE_KEY, NUMBER_RANGE,
     CONTROL_CHARACTER, NOT_A_REGISTRY, SCHEMA_TYPE, SCHEMA_TOO_NEW, UNKNOWN_KEY, MISSING_KEY, FIELD_TYPE, NAME,
@@ -63,7 +63,7 @@ class Reference:
 
 
 def check_name(name: object) -> None:
-    """Refuse what cannot name a model, an ensemble or an alias, on this system or on another.
+    """Refuse what cannot be the name of a model, an ensemble or an alias, on this system or another.
 
     Raises:
         RegistryError: NAME.
@@ -131,9 +131,9 @@ Integer = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 class VersionRecord(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, gc=False):
     """One version of a model, as its line in the file.
 
-    Parts that the registry only carries stay JSON text (`Raw`), so that every number comes back as it was written;
-    `CARRIED` says what they hold. Absent fields are UNSET, and fields stand in the order of the file. `extensions`
-    are the keys that begin with `x-`; their name in JSON is one that the encoded line never has.
+    Parts that the registry only carries remain JSON text (`Raw`), so that every number comes back as it was written;
+    `CARRIED` lists their types. Absent fields are UNSET, and the fields are in the order of the file. `extensions` are
+    the keys that begin with `x-`; the name of this field in JSON is one that the encoded line never has.
     """
 
     blob: str
@@ -190,6 +190,7 @@ class Target(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ensemble: str | UnsetType = UNSET
     model: str | UnsetType = UNSET
     version: Integer | UnsetType = UNSET
+    extensions: Extensions | UnsetType = msgspec.field(default=UNSET, name="x-")
 
     def __str__(self) -> str:
         return str(self.ensemble) if self.ensemble is not UNSET else f"{self.model}@{self.version}"
@@ -211,8 +212,8 @@ class AliasRecord(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
     def moved(self, target: Target, before: Iterable[Target]) -> AliasRecord:
         """The same alias with another target and memory."""
-        place = {key: getattr(target, key) for key in Target.__struct_fields__}
-        return msgspec.structs.replace(self, **place, before=tuple(before))
+        fields = {"ensemble": target.ensemble, "model": target.model, "version": target.version}
+        return msgspec.structs.replace(self, **fields, before=tuple(before))
 
 
 class Metric(Struct, kw_only=True):
@@ -243,12 +244,16 @@ CARRIED: dict[str, Any] = {
     "weights": list[float],
 }
 
-R = TypeVar("R", VersionRecord, EnsembleRecord, AliasRecord)
+T = TypeVar("T")
+R = TypeVar("R", VersionRecord, ModelRecord, EnsembleRecord, AliasRecord, Target)
 _encode = msgspec.json.Encoder().encode
 
 
-def encoded(record: VersionRecord | EnsembleRecord | AliasRecord) -> bytes:
+def encoded(record: VersionRecord | EnsembleRecord | AliasRecord | Target) -> bytes:
     """The record's JSON, keys sorted, without spaces; those that begin with `x-` come last in that order anyway."""
+    if isinstance(record, AliasRecord) and any(target.extensions for target in record.before or ()):
+        before = b",".join(map(encoded, record.before or ()))
+        return b'{"before":[%b],%b' % (before, encoded(msgspec.structs.replace(record, before=UNSET))[1:])
     if record.extensions is UNSET:
         return _encode(record)
     line = _encode(msgspec.structs.replace(record, extensions=UNSET))
@@ -274,6 +279,22 @@ def data_of(raw: Raw | UnsetType, default: Any = None) -> Any:
 # ---- entries: records with their names
 
 
+def _of_record(key: str, default: T) -> T:
+    """A property: a field of `record` as plain data, or the default where it is absent."""
+
+    def read(self: Entry | EnsembleEntry) -> Any:
+        value = getattr(self.record, key)
+        found = msgspec.json.decode(value) if isinstance(value, Raw) else value
+        return default if found is UNSET else tuple(found) if isinstance(found, list) else found
+
+    return cast("T", property(read))
+
+
+_STRINGS: tuple[str, ...] = ()
+_NUMBERS: tuple[float, ...] | None = None
+_MAPPING: dict[str, Any] | None = None
+
+
 class Entry(Struct, frozen=True):
     """One version of one model. Made by the registry; reading its fields touches no blob.
 
@@ -281,11 +302,38 @@ class Entry(Struct, frozen=True):
         name: the model's name.
         id: 12 hex digits of its content: name, spec and weights.
         record: the version's line.
+
+    Attributes:
+        number: the version's number, from 1; never used again.
+        bytes: size of the blob.
+        classes: names of the classes, in the order of the logits.
+        created: when it was registered, UTC.
+        kind: trained, averaged or imported.
+        note: free text.
+        parameters: number of trainable parameters.
+        parents: ids of the versions it was averaged or distilled from.
+        probe: the model's answer to the probe batch at registration, or None.
+        recipe: `Recipe.to_dict()` of the training, or None.
+        tags: sorted.
+        trained_on: fingerprint of the training frames, or "".
     """
 
     name: str
     id: str
     record: VersionRecord
+
+    number = _of_record("n", 0)
+    bytes = _of_record("bytes", 0)
+    classes = _of_record("classes", _STRINGS)
+    created = _of_record("created", "")
+    kind = _of_record("kind", "trained")
+    note = _of_record("note", "")
+    parameters = _of_record("parameters", 0)
+    parents = _of_record("parents", _STRINGS)
+    probe = _of_record("probe", _MAPPING)
+    recipe = _of_record("recipe", _MAPPING)
+    tags = _of_record("tags", _STRINGS)
+    trained_on = _of_record("trained_on", "")
 
     def __hash__(self) -> int:
         return hash((self.name, self.id))
@@ -294,14 +342,32 @@ class Entry(Struct, frozen=True):
         return f"Entry({self.reference!r}, id={self.id!r})"
 
     @property
-    def number(self) -> int:
-        """The version's number, from 1; never used again."""
-        return self.record.n
-
-    @property
     def reference(self) -> str:
         """`name@number`."""
         return f"{self.name}@{self.number}"
+
+    @property
+    def metrics(self) -> dict[str, dict[str, Any]]:
+        """Name -> `{"value", "unit", "n", "frames"}`, as far as they are known."""
+        found: dict[str, dict[str, Any]] = data_of(self.record.metrics, {})
+        return found
+
+    @property
+    def software(self) -> dict[str, str]:
+        """Versions of the software that registered it."""
+        found: dict[str, str] = data_of(self.record.software, {})
+        return found
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the blob's bytes, 64 hex digits."""
+        return self.record.blob.removeprefix("sha256:")
+
+    @property
+    def spec_data(self) -> dict[str, Any]:
+        """The spec as plain data, also where this program does not know its architecture."""
+        found: dict[str, Any] = data_of(self.record.spec)
+        return found
 
     @property
     def spec(self) -> Spec:
@@ -318,89 +384,9 @@ class Entry(Struct, frozen=True):
             raise RegistryError("SPEC", f"the spec of {self.reference} cannot be used: {error}") from error
 
     @property
-    def spec_data(self) -> dict[str, Any]:
-        """The spec as plain data, also where this program does not know its architecture."""
-        found: dict[str, Any] = data_of(self.record.spec)
-        return found
-
-    @property
     def architecture(self) -> str:
         """The architecture's name."""
         return str(self.spec_data.get("architecture", ""))
-
-    @property
-    def parameters(self) -> int:
-        """Number of trainable parameters."""
-        return self.record.parameters
-
-    @property
-    def sha256(self) -> str:
-        """Hash of the blob's bytes, 64 hex digits."""
-        return self.record.blob.removeprefix("sha256:")
-
-    @property
-    def bytes(self) -> int:
-        """Size of the blob."""
-        return self.record.bytes
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Names of the classes, in the order of the logits."""
-        return tuple(data_of(self.record.classes))
-
-    @property
-    def metrics(self) -> dict[str, dict[str, Any]]:
-        """Name -> `{"value", "unit", "n", "frames"}`, as far as they are known."""
-        found: dict[str, dict[str, Any]] = data_of(self.record.metrics, {})
-        return found
-
-    @property
-    def recipe(self) -> dict[str, Any] | None:
-        """`Recipe.to_dict()` of the training, or None."""
-        found: dict[str, Any] | None = data_of(self.record.recipe)
-        return found
-
-    @property
-    def probe(self) -> dict[str, Any] | None:
-        """The model's answer to the probe batch at registration, or None."""
-        found: dict[str, Any] | None = data_of(self.record.probe)
-        return found
-
-    @property
-    def software(self) -> dict[str, str]:
-        """Versions of the software that registered it."""
-        found: dict[str, str] = data_of(self.record.software, {})
-        return found
-
-    @property
-    def parents(self) -> tuple[str, ...]:
-        """Ids of the versions it was averaged or distilled from."""
-        return self.record.parents or ()
-
-    @property
-    def kind(self) -> str:
-        """trained, averaged or imported."""
-        return self.record.kind or "trained"
-
-    @property
-    def trained_on(self) -> str:
-        """Fingerprint of the training frames, or ""."""
-        return self.record.trained_on or ""
-
-    @property
-    def created(self) -> str:
-        """When it was registered, UTC."""
-        return self.record.created
-
-    @property
-    def note(self) -> str:
-        """Free text."""
-        return self.record.note or ""
-
-    @property
-    def tags(self) -> tuple[str, ...]:
-        """Tags, sorted."""
-        return self.record.tags or ()
 
     def to_json(self) -> dict[str, Any]:
         """Everything, as plain data."""
@@ -414,10 +400,29 @@ class EnsembleEntry(Struct, frozen=True):
     Args:
         name: its name.
         record: its line.
+
+    Attributes:
+        members: ids of the members, in order; each is a reference.
+        weights: one per member, or None.
+        temperatures: one per member, or None.
+        fitted_on: fingerprint of the frames that the weights were fitted on, or "".
+        classes: names of the classes, in the order of the logits.
+        created: when it was registered, UTC.
+        note: free text.
+        tags: sorted.
     """
 
     name: str
     record: EnsembleRecord
+
+    members = _of_record("members", _STRINGS)
+    weights = _of_record("weights", _NUMBERS)
+    temperatures = _of_record("temperatures", _NUMBERS)
+    fitted_on = _of_record("fitted_on", "")
+    classes = _of_record("classes", _STRINGS)
+    created = _of_record("created", "")
+    note = _of_record("note", "")
+    tags = _of_record("tags", _STRINGS)
 
     def __hash__(self) -> int:
         return hash(self.name)
@@ -426,52 +431,10 @@ class EnsembleEntry(Struct, frozen=True):
         return f"EnsembleEntry({self.name!r}, members={self.members})"
 
     @property
-    def members(self) -> tuple[str, ...]:
-        """Ids of the members, in order; each is a reference."""
-        return self.record.members
-
-    @property
     def rule(self) -> dict[str, Any]:
         """The rule as plain data."""
         found: dict[str, Any] = data_of(self.record.rule)
         return found
-
-    @property
-    def weights(self) -> tuple[float, ...] | None:
-        """One per member, or None."""
-        found = data_of(self.record.weights)
-        return None if found is None else tuple(found)
-
-    @property
-    def temperatures(self) -> tuple[float, ...] | None:
-        """One per member, or None."""
-        found = data_of(self.record.temperatures)
-        return None if found is None else tuple(found)
-
-    @property
-    def fitted_on(self) -> str:
-        """Fingerprint of the frames that the weights were fitted on, or ""."""
-        return self.record.fitted_on or ""
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Names of the classes, in the order of the logits."""
-        return self.record.classes
-
-    @property
-    def created(self) -> str:
-        """When it was registered, UTC."""
-        return self.record.created
-
-    @property
-    def note(self) -> str:
-        """Free text."""
-        return self.record.note or ""
-
-    @property
-    def tags(self) -> tuple[str, ...]:
-        """Tags, sorted."""
-        return self.record.tags or ()
 
     def to_json(self) -> dict[str, Any]:
         """Everything, as plain data."""
@@ -506,7 +469,7 @@ class Snapshot:
         models: name -> record.
         ensembles: name -> record.
         pointers: alias -> record.
-        extensions: keys of the file that begin with `x-` -> the JSON text of the value, kept as it stands.
+        extensions: keys of the file that begin with `x-` -> the JSON text of the value, kept as it is written.
     """
 
     models: dict[str, ModelRecord] = field(default_factory=dict)
@@ -527,7 +490,7 @@ class Snapshot:
             RegistryError: UNKNOWN, with the names that come near; NAME or ARGUMENT for what is no reference.
         """
         wanted = parse_reference(reference)
-        if is_id(reference) and (name := self.model_of(reference)):  # a name may not stand in the way of an id
+        if is_id(reference) and (name := self.model_of(reference)):  # a name must not hide an id
             return self.entry(name, reference)
         pointer = self.pointers.get(reference)
         if pointer is not None:
@@ -646,5 +609,5 @@ class Snapshot:
 
 
 def extensions_of(table: Mapping[str, Any]) -> dict[str, Any]:
-    """What another program keeps there: keys that begin with `x-`."""
+    """The keys of other programs, which begin with `x-`."""
     return {key: value for key, value in table.items() if key.startswith("x-")}
