@@ -59,9 +59,6 @@ class Log(Protocol):
 class JsonLines:
     """One line of JSON with the settings, then one for each epoch; the file is whole after every line.
 
-    Args:
-        path: the file; the run is named after the file's folder.
-
     Example:
         >>> import tempfile
         >>> folder = Path(tempfile.mkdtemp())
@@ -112,11 +109,9 @@ class Several:
 
 
 class Wandb:
-    """A log to Weights & Biases; set WANDB_MODE=offline to keep everything on this machine.
+    """A log to a project of Weights & Biases; set WANDB_MODE=offline to keep everything on this machine.
 
-    Args:
-        project: the project of the run.
-        **settings: further keywords of `wandb.init`, such as `entity` or `dir`.
+    Further settings are keywords of `wandb.init`, such as `entity` or `dir`.
 
     Raises:
         ImportError: wandb is not installed.
@@ -144,10 +139,7 @@ class Wandb:
 
 
 class TensorBoard:
-    """A log to event files for TensorBoard.
-
-    Args:
-        folder: the folder in which each run has its own.
+    """A log to event files for TensorBoard, in a folder of its own for each run under `folder`.
 
     Raises:
         ImportError: tensorboard is not installed.

@@ -49,8 +49,7 @@ def read_corpus(
         features: expected number of features per frame; None takes that of the first recording.
 
     Returns:
-        Raw features (T, F) float32, and labels (T,) without the two ends, or None if there is no
-        `transcript` folder.
+        Raw features (T, F) float32; labels (T,) without the two ends, or None if there is no `transcript` folder.
 
     Raises:
         CorpusError: a folder or a recording's partner is missing, an array has another shape or type than

@@ -93,11 +93,7 @@ class FrameSet:
         return digest.hexdigest()
 
     def to(self, device: torch.device | str) -> Self:
-        """The same frames with features on `device`; labels and starts stay where they are.
-
-        Raises:
-            ValueError: this machine has no such device.
-        """
+        """The same frames with features on `device`, if this machine has it; labels and starts stay where they are."""
         wanted = usable_device(device)
         return self if self.features.device == wanted else replace(self, features=self.features.to(wanted))
 
@@ -116,9 +112,6 @@ class FrameSet:
         """Scale and shift of a normalisation, `features * scale + shift`: each (U, F), or (1, F) for all recordings.
 
         Computed once per normalisation and kept; None leaves the features as they are.
-
-        Raises:
-            ValueError: unknown normalisation.
         """
         function = find(NORMALISATIONS, "normalisation", normalisation)
         cache: dict[Normalisation, Affine | None] = self.__dict__.setdefault("_affine", {})

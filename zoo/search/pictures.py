@@ -22,11 +22,8 @@ def plot_samples(samples: Samples, axes: Sequence[Axes] | None = None, *, layers
 
     Args:
         samples: the result of `draw_many`.
-        axes: the three axes to draw on; None puts them in a row of a new figure.
-        layers: the first hidden layers, each with its own histogram of widths.
-
-    Returns:
-        The first of the three; its `figure` holds them all.
+        axes: the three axes to draw on; None puts them in a row of a new figure, of which the first is returned.
+        layers: number of hidden layers whose widths have a histogram, from the first.
 
     Raises:
         ImportError: matplotlib is not installed.

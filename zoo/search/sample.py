@@ -35,10 +35,9 @@ _MOST_DEPTH = 6
 
 
 def searched(*sizes: str) -> list[str]:
-    """Sorted names of the architectures that searches draw by default: those that declare a count of their parameters.
+    """Sorted names of the architectures that searches draw by default.
 
-    Args:
-        sizes: options of which an architecture must have one; `width` and `widths` if none is given.
+    These declare a count of their parameters, and have an option among `sizes`, by default `width` or `widths`.
     """
     wanted = set(sizes or ("width", "widths"))
     entries = {name: find_architecture(name) for name in list_architectures()}
@@ -81,11 +80,8 @@ def random_grid(
 ) -> Iterator[Spec]:
     """Specs with hidden width `int(x1 * 8000)` and context `int(x2 * 64)`, over the architectures in turn.
 
-    An architecture with an option `widths` instead of `width` (mlp) gets one hidden layer.
-
-    Args, besides those that `zoo.search.sample` explains:
-        points: x1 and x2 each run over this many steps of (0, 1) for every architecture, and the iterator
-            ends; 0 draws both uniformly from (0, 1), without end.
+    With 0 `points`, x1 and x2 are drawn uniformly from (0, 1), without end; otherwise each runs over that many steps
+    of (0, 1) for every architecture. One with an option `widths` instead of `width` (mlp) gets one hidden layer.
 
     Raises:
         ValueError: no architecture of that name.
@@ -184,12 +180,9 @@ def widest_spec(
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """Many draws at once.
+    """Many draws at once: (n, D) widths of hidden layers, 0 after the last, and (n,) depths and parameters, int64.
 
-    Args:
-        widths: (n, D) int64, hidden widths, 0 after the last layer.
-        depths: (n,) int64, number of hidden layers.
-        parameters: (n,) int64, of the whole model, with biases and norms where the draw counted them.
+    The parameters are those of the whole model, with biases and norms where the draw counted them.
     """
 
     widths: Array
@@ -212,12 +205,11 @@ def draw_many(
     drawn uniformly from [classes, widest). All models are drawn together, one layer at a time.
 
     Args:
-        count: n.
+        count: number of models.
         budget: the most parameters that a model may have.
         inputs: size of the input.
         classes: C, also the least width.
-        per_unit: numbers that each hidden unit has besides its weights: 2 with norms, 1 with biases; 0 counts
-            as the lecture does, without any biases.
+        per_unit: numbers of a hidden unit besides its weights: 2 with norms, 1 with biases, 0 as in the lecture.
         seed: seed of the draw, or the generator to draw from.
 
     Example:
@@ -235,9 +227,8 @@ def draw_many(
         widths = rng.integers(classes, widest)
         unused[going] -= (size[going] + per_unit) * widths
         size[going] = widths
-        column = np.zeros(count, dtype=np.int64)
-        column[going] = widths
-        columns.append(column)
+        columns.append(np.zeros(count, dtype=np.int64))
+        columns[-1][going] = widths
     table = np.stack(columns[:-1] or columns, axis=1)
     return Samples(table, (table > 0).sum(axis=1), budget - unused + size * classes)
 

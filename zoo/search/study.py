@@ -26,13 +26,10 @@ Trainer = Callable[[Sequence[Spec], Recipe, FrameSet, FrameSet], Sequence[Checkp
 
 @dataclass(frozen=True, eq=False)
 class Trial:
-    """A spec that was tried, and the result of its longest training.
+    """A spec that was tried, with the epochs and the result of its longest training.
 
-    Args:
-        spec: what was trained.
-        epochs: length of its longest training.
-        checkpoint: None where the loss diverged, and in optuna's trials, which only have figures.
-        score: validation accuracy, a fraction; None where there is none.
+    The checkpoint is None where the loss diverged, and in optuna's trials, which only have figures; the score is the
+    validation accuracy, a fraction.
     """
 
     spec: Spec
@@ -96,12 +93,10 @@ def halving(
     """Successive halving: train all specs for few epochs, the best of them anew for more epochs, and so on.
 
     Args:
-        specs: a finite number.
+        specs: a finite number; they learn from `train_frames` and are scored on `valid`.
         recipe: the recipe of every trial; its epochs are those of the last round, its `fraction` shortens all rounds.
-        train_frames: frames to learn from.
-        valid: frames to judge by.
         factor: each round keeps one spec in `factor` and trains it `factor` times as long.
-        first_epochs: epochs of the first round.
+        first_epochs: length of the first round.
         trainer: trains many specs by one recipe; one that trains equal specs together saves time. For a progress
             bar pass `functools.partial(one_by_one, progress=...)`.
 
@@ -150,13 +145,10 @@ def optuna_study(
     process has died on this machine is marked as failed, and its settings are tried again.
 
     Args:
-        recipe: the recipe of every trial.
-        train_frames: frames to learn from.
-        valid: frames to judge by.
+        recipe: the recipe of every trial, which learns from `train_frames` and is scored on `valid`.
         budget: the most parameters that a model may have.
         trials: number of trials that this process runs.
-        journal: the study's file; None keeps the study in memory.
-        name: the study's name in the journal.
+        journal: the study's file, in which it has its `name`; None keeps the study in memory.
         contexts: the contexts to choose from; `options` are fixed, and `seed` is that of the sampler.
 
     Raises:
