@@ -29,7 +29,6 @@ from zoo.models.blocks import BasicBlock, Bottleneck, Layers, initialise
 Builder = Callable[..., nn.Module]
 _Builder = TypeVar("_Builder", bound=Builder)
 _Shape = TypeVar("_Shape", bound=Callable[..., Sequence[int]])
-
 _MOST_LAYERS = 1000
 _SHARED = {**asdict(Layers()), "initialisation": "default"}
 
@@ -157,9 +156,6 @@ def _layered(builder: Builder, inputs: int, classes: int, *, initialisation: str
     return initialise(builder(inputs, classes, layers, **options), initialisation)
 
 
-# ---- shapes
-
-
 @shape
 def mlp(*, widths: Sequence[int] = (512, 512)) -> Sequence[int]:
     """Hidden layers of the given widths; the other shapes are special cases of it."""
@@ -194,9 +190,6 @@ def diamond(*, width: int = 512, narrow: int = 128, depth: int = 5) -> Sequence[
     return rising + rising[::-1][depth % 2 :]
 
 
-# ---- residual architectures
-
-
 def _count_basic(inputs: int, classes: int, *, width: int, depth: int, batchnorm: bool, **_: Any) -> int:
     return _dense([inputs, *[width] * (1 + 2 * depth)], batchnorm) + (width + 1) * classes
 
@@ -227,9 +220,6 @@ def bottleneck(inputs: int, classes: int, layers: Layers, *, width: int = 128, d
     stem = layers.dense(inputs, width)
     blocks = [Bottleneck(before, width, layers) for before in _checked([width, *_steps(wide, wide, depth)[1:]])]
     return nn.Sequential(stem, *blocks, nn.Linear(wide, classes))
-
-
-# ---- widths and counts
 
 
 def _steps(first: int, last: int, depth: int) -> list[int]:

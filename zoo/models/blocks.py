@@ -133,8 +133,7 @@ class BasicBlock(nn.Module):
     """Two Linear + BatchNorm layers beside the identity; the sum goes through the last activation.
 
     References:
-        He et al., "Deep residual learning for image recognition", CVPR 2016, figure 5 left, with vectors in place
-        of feature maps.
+        He et al., "Deep residual learning for image recognition", CVPR 2016, figure 5 left, for vectors.
     """
 
     def __init__(self, width: int, layers: Layers) -> None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor
 
 from zoo.search.sample import Samples
 
-if TYPE_CHECKING:
+try:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+except ImportError as error:
+    msg = "pictures need matplotlib: pip install 'zoo-ensemble[report]'"
+    raise ImportError(msg) from error
 
 _SHOWN = 20_000  # points of the scatter plot; more would blur into one patch
 
@@ -24,11 +26,8 @@ def plot_samples(samples: Samples, axes: Sequence[Axes] | None = None, *, layers
         samples: the result of `draw_many`.
         axes: the three axes to draw on; None puts them in a row of a new figure, of which the first is returned.
         layers: number of hidden layers whose widths have a histogram, from the first.
-
-    Raises:
-        ImportError: matplotlib is not installed.
     """
-    depths, sizes, widths = _new_figure((12, 4)).subplots(1, 3) if axes is None else axes
+    depths, sizes, widths = Figure((12, 4), layout="constrained").subplots(1, 3) if axes is None else axes
     counts = np.bincount(samples.depths)
     depths.bar(np.arange(len(counts)), counts)
     depths.set(xlabel="hidden layers", ylabel="samples")
@@ -44,21 +43,8 @@ def plot_samples(samples: Samples, axes: Sequence[Axes] | None = None, *, layers
 
 
 def plot_line(positions: Tensor, losses: Tensor, *, ax: Axes | None = None, ends: Sequence[str] = ("", "")) -> Axes:
-    """The loss along the line between two checkpoints, as `losses_along` gives it.
-
-    Raises:
-        ImportError: matplotlib is not installed.
-    """
-    ax = _new_figure((5, 4)).subplots() if ax is None else ax
+    """The loss along the line between two checkpoints, as `losses_along` gives it."""
+    ax = ax or Figure((5, 4), layout="constrained").subplots()
     ax.plot(positions.numpy(), losses.numpy(), marker="o")
     ax.set(xlabel=f"{ends[0]} (0) to {ends[1]} (1)" if any(ends) else "share of the last", ylabel="loss (nats)")
     return ax
-
-
-def _new_figure(size: tuple[float, float]) -> Figure:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        msg = "pictures need matplotlib: pip install 'zoo-ensemble[report]'"
-        raise ImportError(msg) from error
-    return Figure(size, layout="constrained")

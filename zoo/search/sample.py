@@ -31,9 +31,6 @@ _MOST_WIDTH, _MOST_CONTEXT = 8000, 64  # of the lecture's random grid
 _MOST_DEPTH = 6
 
 
-# ---- iterators of specs
-
-
 def searched(*sizes: str) -> list[str]:
     """Sorted names of the architectures that searches draw by default.
 
@@ -175,9 +172,6 @@ def widest_spec(
     return sized(depth=layers, width=width, narrow=max(width // 2, 1))
 
 
-# ---- the lecture's draw of widths
-
-
 @dataclass(frozen=True, eq=False)
 class Samples:
     """Many draws at once: (n, D) widths of hidden layers, 0 after the last, and (n,) depths and parameters, int64.
@@ -231,9 +225,6 @@ def draw_many(
         columns[-1][going] = widths
     table = np.stack(columns[:-1] or columns, axis=1)
     return Samples(table, (table > 0).sum(axis=1), budget - unused + size * classes)
-
-
-# ---- sizes under a budget
 
 
 def _sized(
