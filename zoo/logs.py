@@ -111,10 +111,7 @@ class Several:
 class Wandb:
     """A log to a project of Weights & Biases; set WANDB_MODE=offline to keep everything on this machine.
 
-    Further settings are keywords of `wandb.init`, such as `entity` or `dir`.
-
-    Raises:
-        ImportError: wandb is not installed.
+    Further settings are keywords of `wandb.init`, such as `entity` or `dir`. Raises ImportError without wandb.
     """
 
     def __init__(self, project: str, **settings: Any) -> None:
@@ -139,11 +136,7 @@ class Wandb:
 
 
 class TensorBoard:
-    """A log to event files for TensorBoard, in a folder of its own for each run under `folder`.
-
-    Raises:
-        ImportError: tensorboard is not installed.
-    """
+    """A log to event files, one folder for each run under `folder`; raises ImportError without tensorboard."""
 
     def __init__(self, folder: str | Path) -> None:
         try:
@@ -175,10 +168,8 @@ def read_runs(folder: str | Path) -> pd.DataFrame:
     """One row per run with a `log.jsonl` under `folder`, best validation accuracy first.
 
     Columns: run, done (epochs), best, at (its epoch) and the last loss; then every setting in which the runs
-    differ, so none for a single run. An incomplete last line, left by a killed run, is ignored.
-
-    Raises:
-        ValueError: no log under the folder.
+    differ, so none for a single run. An incomplete last line, left by a killed run, is ignored. A folder without logs
+    raises ValueError.
     """
     import pandas as pd  # takes half a second, which training itself does not need
 

@@ -31,11 +31,7 @@ class CorpusError(ValueError):
 
 
 def read_corpus(
-    root: str | Path,
-    partition: str,
-    *,
-    classes: Sequence[str] = PHONEMES,
-    features: int | None = None,
+    root: str | Path, partition: str, *, classes: Sequence[str] = PHONEMES, features: int | None = None
 ) -> FrameSet:
     """All recordings of one partition, in the order of their file names.
 
@@ -72,10 +68,9 @@ def read_corpus(
 
 
 def write_corpus(frames: FrameSet, root: str | Path, partition: str) -> None:
-    """Write recordings in the layout of `read_corpus`: float32 features, and transcripts if there are labels.
+    """Write recordings in the layout of `read_corpus`, with transcripts if there are labels, as a new partition.
 
-    Raises:
-        CorpusError: the partition exists.
+    A partition that exists raises CorpusError.
     """
     folder = Path(root) / partition
     if folder.exists():
@@ -95,10 +90,8 @@ def write_corpus(frames: FrameSet, root: str | Path, partition: str) -> None:
 def sample_corpus(partition: str) -> FrameSet:
     """The bundled corpus: sentences synthesised in voices that differ between "train", "valid" and "test".
 
-    It is free of rights and small, so that everything can be tried at once; it is not real speech.
-
-    Raises:
-        ValueError: the partition is none of the three.
+    It is free of rights and small, so that everything can be tried at once; it is not real speech. Another name raises
+    ValueError.
     """
     if partition not in ("train", "valid", "test"):
         raise ValueError(unknown("partition of the sample corpus", partition, ("train", "valid", "test")))

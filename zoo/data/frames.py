@@ -71,8 +71,7 @@ class FrameSet:
         return ""
 
     def __len__(self) -> int:
-        """Number of frames, T."""
-        return len(self.features)
+        return len(self.features)  # T
 
     @property
     def recordings(self) -> int:

@@ -87,7 +87,8 @@ def shape(widths: _Shape) -> _Shape:
     """Register the architecture whose hidden layers have the widths `widths(*, option=default, ...)`, in order.
 
     Its options are those of the function together with `activation`, `batchnorm`, `dropout` and `initialisation`.
-    Parameters are counted by arithmetic, and the searches draw it if it has an option `width` or `widths`.
+    Parameters are counted by arithmetic, and the searches draw it if it has an option `width` or `widths`. It is
+    refused as `architecture` refuses a builder.
 
     Example:
         >>> @shape
@@ -95,9 +96,6 @@ def shape(widths: _Shape) -> _Shape:
         ...     return [width, narrow, width]
         >>> ARCHITECTURES.pop("hourglass").options["narrow"]
         64
-
-    Raises:
-        ValueError: as in `architecture`.
     """
     own = _options("shape", widths, [])
 

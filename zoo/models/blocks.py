@@ -68,9 +68,6 @@ def activation(function: Function) -> Function:
 
     Raises:
         ValueError: the name is taken.
-
-    References:
-        So et al., "Primer: searching for efficient transformers for language modeling", NeurIPS 2021.
     """
     name = function.__name__
     body = {"forward": lambda self, x: function(x), "__doc__": function.__doc__, "__module__": function.__module__}
@@ -185,10 +182,8 @@ def initialise(model: nn.Module, name: str) -> nn.Module:
     """Draw the weights of every Linear of `model` anew and set its bias to zero; return `model`.
 
     `xavier`: uniform, variance 2 / (fan_in + fan_out). `kaiming`: normal, variance 2 / fan_in.
-    `uniform`, `gaussian`: variance 1 / fan_in. `default` keeps torch's own draw, biases included.
-
-    Raises:
-        ValueError: the name is not in `INITIALISATIONS`.
+    `uniform`, `gaussian`: variance 1 / fan_in. `default` keeps torch's own draw, biases included. Another name raises
+    ValueError.
 
     References:
         LeCun et al., "Efficient BackProp", 1998; Glorot and Bengio, AISTATS 2010; He et al., ICCV 2015.

@@ -107,11 +107,7 @@ class Spec:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """The spec that `to_dict` wrote.
-
-        Raises:
-            ValueError: a field is missing or unknown; and the errors of the class itself.
-        """
+        """The spec that `to_dict` wrote; a missing or unknown field raises ValueError."""
         names = set(cls.__dataclass_fields__)
         if not names - {"normalisation", "padding", "options"} <= set(data) <= names:
             msg = f"expected a spec with the fields {sorted(names)}, got {sorted(data)}"

@@ -78,10 +78,8 @@ def random_grid(
     """Specs with hidden width `int(x1 * 8000)` and context `int(x2 * 64)`, over the architectures in turn.
 
     With 0 `points`, x1 and x2 are drawn uniformly from (0, 1), without end; otherwise each runs over that many steps
-    of (0, 1) for every architecture. One with an option `widths` instead of `width` (mlp) gets one hidden layer.
-
-    Raises:
-        ValueError: no architecture of that name.
+    of (0, 1) for every architecture. One with an option `widths` instead of `width` (mlp) gets one hidden layer. No
+    architecture of that name raises ValueError; for the other arguments see `zoo.search.sample`.
     """
     names = _named(architectures)
     rng, steps = np.random.default_rng(seed), ((np.arange(points) + 0.5) / max(points, 1)).tolist()
@@ -106,10 +104,8 @@ def random_budget(
 
     Architectures and contexts are drawn uniformly. `mlp` draws layer after layer, as `draw_many` does. The others draw
     a depth from 1 to 6 and a width uniformly up to the widest that the budget allows (and `narrow` up to that width);
-    one of your own needs an option `width` or `widths`.
-
-    Raises:
-        ValueError: a budget in which no model of a drawn architecture fits.
+    one of your own needs an option `width` or `widths`. For the arguments see `zoo.search.sample`. A budget in which no
+    model of a drawn architecture fits raises ValueError.
 
     Example:
         >>> from zoo.models.spec import count_parameters
@@ -136,10 +132,7 @@ def random_members(budget: int, members: int, *, seed: int = 0, **settings: Any)
     """Specs for an ensemble whose members together have at most `budget` parameters.
 
     Each member is drawn by `random_budget` with these `settings` under an equal share of what is left, so what one
-    leaves the next may use.
-
-    Raises:
-        ValueError: a share in which no model fits.
+    leaves the next may use. A share in which no model fits raises ValueError.
     """
     specs: list[Spec] = []
     for index in range(members):
@@ -161,10 +154,8 @@ def widest_spec(
 ) -> Spec:
     """The spec of this depth with `share` of the greatest width whose model stays within the budget.
 
-    `narrow`, where there is one, is half the width. A depth that the budget cannot pay for is lowered to 1.
-
-    Raises:
-        ValueError: a budget in which not even one layer of one unit fits.
+    `narrow`, where there is one, is half the width. A depth that the budget cannot pay for is lowered to 1; a budget
+    in which not even one layer of one unit fits raises ValueError.
     """
     sized = partial(_sized, architecture, features, context, classes, options)
     most, layers = _widest(sized, depth, budget, narrowing=2)

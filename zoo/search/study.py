@@ -61,12 +61,7 @@ def _figure(checkpoint: Checkpoint | None, name: str) -> float | None:
 
 
 def one_by_one(
-    specs: Sequence[Spec],
-    recipe: Recipe,
-    train_frames: FrameSet,
-    valid: FrameSet,
-    *,
-    progress: Progress | None = None,
+    specs: Sequence[Spec], recipe: Recipe, train_frames: FrameSet, valid: FrameSet, *, progress: Progress | None = None
 ) -> list[Checkpoint | None]:
     """The plain trainer: each spec by `zoo.train`; None for one whose loss diverges."""
     trained: list[Checkpoint | None] = []
@@ -139,10 +134,11 @@ def optuna_study(
     options: Mapping[str, Any] | None = None,
     seed: int = 0,
 ) -> optuna.Study:
-    """Search with optuna's sampler (TPE) and pruner (median), under a parameter budget for each model.
+    """Search with optuna's TPE sampler and median pruner, under a parameter budget for each model.
 
     Several processes may share one study through its journal file; each runs `trials` trials. A trial whose
-    process has died on this machine is marked as failed, and its settings are tried again.
+    process has died on this machine is marked as failed, and its settings are tried again. Without optuna it raises
+    ImportError.
 
     Args:
         recipe: the recipe of every trial, which learns from `train_frames` and is scored on `valid`.
@@ -150,9 +146,6 @@ def optuna_study(
         trials: number of trials that this process runs.
         journal: the study's file, in which it has its `name`; None keeps the study in memory.
         contexts: the contexts to choose from; `options` are fixed, and `seed` is that of the sampler.
-
-    Raises:
-        ImportError: optuna is not installed.
     """
     try:
         import optuna
