@@ -156,3 +156,8 @@ def test_no_centres_give_no_windows(frames: FrameSet) -> None:
     none: Tensor = torch.arange(0)
     assert windows(frames, none, 2).shape == (0, 30)
     assert stretch(frames, 2, start=4, stop=4).windows().shape == (0, 30)
+
+
+def test_frames_without_labels_need_no_classes() -> None:
+    """Features alone are a frame set; an index of a class is only checked where there are labels."""
+    assert FrameSet(torch.zeros(3, 2), None, torch.tensor([0, 3]), ()).labels is None

@@ -75,11 +75,7 @@ def _front_end(device: torch.device) -> torchaudio.transforms.MFCC:
 
 
 def mfcc_file(path: str | Path) -> Tensor:
-    """MFCC frames of an audio file: `read_audio`, then `mfcc`.
-
-    Raises:
-        ValueError: the file is not audio, or `mfcc` refuses its waveform; the message names the file.
-    """
+    """MFCC frames of an audio file: `read_audio`, then `mfcc`; what either raises names the file."""
     waveform, sample_rate = read_audio(path)
     try:
         return mfcc(waveform, sample_rate)

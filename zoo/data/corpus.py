@@ -22,7 +22,6 @@ from zoo.data.frames import FrameSet
 
 _PHONEMES = "[SIL] AA AE AH AO AW AY B CH D DH EH ER EY F G HH IH IY JH K L M N NG OW OY P R S SH T TH UH UW V W Y Z ZH"
 PHONEMES: tuple[str, ...] = tuple(_PHONEMES.split())
-_OTHER_SPELLINGS = {"SIL": "[SIL]"}
 _SENTENCE_ENDS = (("[SOS]", "<sos>"), ("[EOS]", "<eos>"))
 
 
@@ -58,7 +57,8 @@ def read_corpus(
     values = torch.empty(int(starts[-1]), width)
     labels = torch.empty(len(values), dtype=torch.int64) if transcripts else None
     indices = {name: index for index, name in enumerate(classes)}
-    indices |= {other: indices[name] for other, name in _OTHER_SPELLINGS.items() if name in indices} | indices
+    if "[SIL]" in indices:
+        indices.setdefault("SIL", indices["[SIL]"])
     for index, path in enumerate(paths):
         span = slice(int(starts[index]), int(starts[index + 1]))
         values[span] = _features(path, width)

@@ -63,12 +63,13 @@ class FrameSet:
             return f"starts (U + 1,) int64 rising from 0 to {frames} frames, got {starts}"
         if len(self.names) != self.recordings:
             return f"{self.recordings} recording names, got {len(self.names)}"
-        if labels is not None and (labels.shape != (frames,) or labels.dtype != torch.int64):
+        if labels is None:
+            return ""
+        if labels.shape != (frames,) or labels.dtype != torch.int64:
             return f"labels ({frames},) int64, got {tuple(labels.shape)} {labels.dtype}"
-        low, high = (0, 0) if labels is None else map(int, labels.aminmax())
-        if not 0 <= low <= high < len(self.classes):
-            return f"labels from 0 to {len(self.classes) - 1}, got {low} to {high}"
-        return ""
+        low, high = map(int, labels.aminmax())
+        inside = 0 <= low <= high < len(self.classes)
+        return "" if inside else f"labels from 0 to {len(self.classes) - 1}, got {low} to {high}"
 
     def __len__(self) -> int:
         return len(self.features)  # T
@@ -120,11 +121,7 @@ class FrameSet:
 
 
 def windows(
-    frames: FrameSet,
-    centres: Tensor,
-    context: int,
-    normalisation: str = "mean_std",
-    padding: str = "recording",
+    frames: FrameSet, centres: Tensor, context: int, normalisation: str = "mean_std", padding: str = "recording"
 ) -> Tensor:
     """Normalised context windows: row b has the frames centres[b]-K .. centres[b]+K, concatenated.
 

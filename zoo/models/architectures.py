@@ -6,10 +6,8 @@ model maps (B, inputs) to (B, classes) logits, and the built-in ones share one v
     width           units of a hidden layer, of the widest one where the widths differ
     narrow          units of the narrowest hidden layer
     depth           number of hidden layers, or of residual blocks
-    activation      a name in `blocks.ACTIVATIONS`, such as relu, gelu or silu
-    batchnorm       BatchNorm after every hidden Linear, which then has no bias
-    dropout         probability of dropping a hidden unit during training
-    initialisation  default, xavier, kaiming, uniform, gaussian
+    initialisation  a name in `blocks.INITIALISATIONS`
+    activation, batchnorm, dropout: those of `blocks.Layers`
 """
 
 from __future__ import annotations
@@ -35,13 +33,10 @@ _SHARED = {**asdict(Layers()), "initialisation": "default"}
 
 @dataclass(frozen=True)
 class Architecture:
-    """An entry of the table.
+    """An entry of the table: options with their defaults, and functions `(inputs, classes, **options)` of them all.
 
-    Args:
-        build: `(inputs, classes, **options)` -> the module, given every option.
-        options: the options and their defaults.
-        count: `(inputs, classes, **options)` -> trainable parameters by arithmetic; None where only a built
-            model can be counted.
+    `build` gives the module; `count` its trainable parameters by arithmetic, or is None if only a built model can be
+    counted.
     """
 
     build: Builder

@@ -102,8 +102,7 @@ def halving(
         ValueError: no specs, or a factor below 2.
 
     References:
-        Jamieson and Talwalkar, "Non-stochastic best arm identification and hyperparameter optimization",
-        AISTATS 2016.
+        Jamieson and Talwalkar, "Non-stochastic best arm identification and hyperparameter optimization", AISTATS 2016.
     """
     going = list(specs)
     if not going or factor < 2:
