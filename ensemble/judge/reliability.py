@@ -71,9 +71,8 @@ def brier_score(probabilities: Any, labels: Any) -> float:
     References:
         Brier, "Verification of forecasts expressed in terms of probability", Monthly Weather Review 78, 1950.
     """
-    rows, truth = _rows(probabilities, labels)
-    off = rows - torch.nn.functional.one_hot(truth, rows.shape[1])
-    return float(off.square().sum(dim=1).mean())
+    rows, truth = _checked(probabilities, labels)
+    return float((rows - torch.nn.functional.one_hot(truth, rows.shape[1])).square().sum(dim=1).mean())
 
 
 @dataclass(frozen=True)
@@ -120,12 +119,12 @@ def murphy(probabilities: Any, labels: Any, *, bins: int = BINS) -> Murphy:
 
 def _top(probabilities: Any, labels: Any) -> tuple[Floats, Floats]:
     """(N,) confidence of the top class, and 1 where it is right."""
-    rows, truth = _rows(probabilities, labels)
+    rows, truth = _checked(probabilities, labels)
     confidence, top = rows.max(dim=1)
     return confidence.numpy(), (top == truth).double().numpy()
 
 
-def _rows(probabilities: Any, labels: Any) -> tuple[Tensor, Tensor]:
-    """(N, C) float64 and (N,) int64 on the CPU, checked."""
+def _checked(probabilities: Any, labels: Any) -> tuple[Tensor, Tensor]:
+    """(N, C) float64 and (N,) int64 on the CPU."""
     rows = distributions(probabilities, dtype=torch.float64)
     return rows, indices(labels, "labels", len(rows), below=rows.shape[1])

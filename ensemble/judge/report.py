@@ -15,7 +15,7 @@ from ensemble.judge import tables
 from ensemble.judge.significance import CrossFit
 from ensemble.judge.tables import Tally
 from ensemble.outputs import MemberOutputs
-from ensemble.rules.table import FittedRule, Rule
+from ensemble.rules.table import Rule
 
 _FEW = 20  # recordings
 
@@ -133,18 +133,23 @@ def evaluate(
     if baseline is not None and baseline not in names:
         msg = f"expected the baseline among the members {names}, got {baseline!r}"
         raise ValueError(msg)
-    began, M = time.perf_counter(), len(names)
+    began, M, known = time.perf_counter(), len(names), cross_fits or {}
     sums = tables.tally(outputs, rules)
     seconds = time.perf_counter() - began
     single = tables.best(sums, range(M)) if baseline is None else names.index(baseline)
     best = tables.best(sums, range(M, M + len(rules))) if rules else None
     scores = tables.scores(outputs, sums, outputs.parameters | dict(parameters or {}))
     gains = tables.gains(sums, members=M, baseline=single, replicates=replicates, seed=seed)
-    own = scores[M:].drop(columns="abstained").reset_index(drop=True)
+    own, fitted = scores[M:].drop(columns="abstained").reset_index(drop=True), sums.rules.values()
     classes, confusions = tables.by_class(outputs, sums, baseline=single, judged=single if best is None else best)
     return Report(
         members=scores[:M],
-        rules=pd.concat([own, gains, _fitting(outputs, sums.rules, cross_fits or {})], axis=1),
+        rules=pd.concat([own, gains], axis=1).assign(
+            fitted_here=[outputs.fingerprint in rule.fingerprints for rule in fitted],
+            fitted_on_training=[bool(_trained_on(rule.fingerprints, outputs)) for rule in fitted],
+            optimism=[known[name].optimism if name in known else math.nan for name in rules],
+            optimism_accuracy=[known[name].optimism_accuracy if name in known else math.nan for name in rules],
+        ),
         pairs=tables.pairs(names, sums.joint),
         classes=classes,
         confusions=confusions,
@@ -161,19 +166,6 @@ def evaluate(
     )
 
 
-def _fitting(
-    outputs: MemberOutputs, rules: Mapping[str, FittedRule], cross_fits: Mapping[str, CrossFit]
-) -> pd.DataFrame:
-    marks = [rule.fingerprints for rule in rules.values()]
-    columns: dict[str, Any] = {
-        "fitted_here": np.array([outputs.fingerprint in mark for mark in marks], dtype=bool),
-        "fitted_on_training": np.array([bool(_trained_on(mark, outputs)) for mark in marks], dtype=bool),
-    }
-    for column in ("optimism", "optimism_accuracy"):
-        columns[column] = [getattr(cross_fits[name], column) if name in cross_fits else math.nan for name in rules]
-    return pd.DataFrame(columns)
-
-
 def _trained_on(fingerprints: Iterable[str], outputs: MemberOutputs) -> str:
     """The members that were trained on some of these frames."""
     known = {fingerprint for fingerprint in fingerprints if fingerprint}
@@ -184,10 +176,7 @@ def _trained_on(fingerprints: Iterable[str], outputs: MemberOutputs) -> str:
 def _notes(outputs: MemberOutputs, sums: Tally, *, chosen: str) -> Iterator[str]:
     """What makes figures too good or too bad, what they rest on, and whether intervals can be trusted.
 
-    Args:
-        outputs: judged.
-        sums: of its members and the rules.
-        chosen: the baseline that was chosen on these frames; "" where it was given.
+    `chosen` is the baseline that was chosen on these frames, "" where it was given.
     """
     if chosen:
         yield f"the best single member, {chosen}, was chosen on these frames: gains are understated"

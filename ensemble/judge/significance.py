@@ -82,17 +82,14 @@ def sums_by_group(values: ArrayLike, groups: ArrayLike) -> tuple[Floats, Floats]
 
 
 def cluster_bootstrap(sums: ArrayLike, sizes: ArrayLike, *, replicates: int = 2000, seed: int = 0) -> Floats:
-    """Means over frames of resampled recordings, as one product of multinomial counts and sums.
+    """(replicates, K) means over frames of resampled recordings, as one product of multinomial counts and sums.
 
     Args:
         sums: (G, K) sums per recording of K quantities, for instance the right answers of K rules; all K
             are resampled together, so differences between columns are paired.
-        sizes: (G,) frames per recording.
-        replicates: how many resamples.
+        sizes: (G,) frames per recording; for G below two all means are NaN, because their spread is unknown.
+        replicates: number of resamples.
         seed: of the generator; equal seeds, equal numbers.
-
-    Returns:
-        (replicates, K) means; NaN for fewer than two recordings, whose spread is unknown.
 
     Raises:
         ValueError: sums and sizes do not fit together, or fewer than one replicate.
@@ -120,12 +117,7 @@ def cluster_bootstrap(sums: ArrayLike, sizes: ArrayLike, *, replicates: int = 20
 
 
 def bootstrap_interval(
-    values: ArrayLike,
-    groups: ArrayLike,
-    *,
-    level: float = 0.95,
-    replicates: int = 2000,
-    seed: int = 0,
+    values: ArrayLike, groups: ArrayLike, *, level: float = 0.95, replicates: int = 2000, seed: int = 0
 ) -> Interval:
     """The mean over frames and its percentile interval over resampled recordings.
 
@@ -133,11 +125,7 @@ def bootstrap_interval(
         values: (N,) per frame; for a gain, the difference of two rules' right answers.
         groups: (N,) recording of each frame.
         level: nominal coverage, between 0 and 1.
-        replicates: see `cluster_bootstrap`.
-        seed: see `cluster_bootstrap`.
-
-    Returns:
-        An interval; its ends are NaN for fewer than two recordings.
+        replicates: as for `cluster_bootstrap`, and so is `seed`.
 
     Raises:
         ValueError: values and groups differ in length, no replicate, or a level outside (0, 1).
@@ -158,12 +146,9 @@ def percentile_ends(means: Floats, *, level: float = 0.95) -> Floats:
 
 
 def t_interval(values: ArrayLike, groups: ArrayLike, *, level: float = 0.95) -> Interval:
-    """The mean over frames and its interval from the spread between recordings, by Student's t.
+    """The mean over frames and its interval from the spread between G recordings, by Student's t of G - 1 degrees.
 
     It needs no resampling, and is the better choice below some twenty recordings, where the bootstrap is too narrow.
-
-    Returns:
-        An interval with G - 1 degrees of freedom; its ends are NaN for fewer than two recordings.
 
     Raises:
         ValueError: values and groups differ in length, or a level outside (0, 1).
@@ -191,11 +176,7 @@ def _mean(values: ArrayLike, groups: ArrayLike, level: float) -> tuple[Floats, F
 
 
 def right_and_wrong(first: ArrayLike, second: ArrayLike) -> NDArray[np.int64]:
-    """(2, 2) counts of frames: [[both right, only first], [only second, both wrong]].
-
-    Args:
-        first: (N,) bool, where the first is right.
-        second: (N,) bool, where the second is right.
+    """(2, 2) counts of frames, [[both right, only first], [only second, both wrong]], from where each is right, (N,).
 
     Raises:
         ValueError: they are not of one length.
@@ -210,13 +191,11 @@ def right_and_wrong(first: ArrayLike, second: ArrayLike) -> NDArray[np.int64]:
 def mcnemar(table: ArrayLike) -> Test:
     """McNemar's test that two classifiers err equally often, with Edwards' continuity correction.
 
-    It assumes independent frames; where recordings have many frames, trust `bootstrap_interval` instead.
+    The statistic is chi-squared with one degree of freedom; it is 0, and p is 1, where nothing is discordant. The test
+    assumes independent frames; where recordings have many frames, trust `bootstrap_interval` instead.
 
     Args:
         table: (2, 2) from `right_and_wrong`; only the frames where exactly one is right matter.
-
-    Returns:
-        Chi-squared with one degree of freedom; statistic 0 and p 1 where nothing is discordant.
 
     Example:
         >>> round(mcnemar([[101, 121], [59, 33]]).statistic, 3)
@@ -233,8 +212,7 @@ def mcnemar(table: ArrayLike) -> Test:
 def mcnemar_exact(table: ArrayLike) -> Test:
     """McNemar's test by the binomial distribution, for few discordant frames, such as fewer than 25.
 
-    Returns:
-        The smaller discordant count and the two-sided p-value.
+    The statistic is the smaller discordant count; the p-value is two-sided.
 
     Example:
         >>> mcnemar_exact([[10, 6], [1, 10]])
@@ -253,13 +231,10 @@ def _discordant(table: ArrayLike) -> tuple[int, int]:
 
 
 def cochran_q(correct: ArrayLike) -> Test:
-    """Cochran's Q test that M classifiers are equally often right: McNemar's question for more than two.
+    """Cochran's Q test that M classifiers are equally often right, from where each is, (M, N) bool.
 
-    Args:
-        correct: (M, N) bool, where each member is right.
-
-    Returns:
-        Chi-squared with M - 1 degrees of freedom; statistic 0 and p 1 where all are right on the same frames.
+    It is McNemar's question for more than two. The statistic is chi-squared with M - 1 degrees of freedom; it is 0, and
+    p is 1, where all are right on the same frames.
 
     Raises:
         ValueError: fewer than two members.

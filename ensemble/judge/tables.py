@@ -29,6 +29,7 @@ Counts = NDArray[np.int64]
 _CELLS = 2**24  # probabilities processed at once: 64 MiB
 _PILES = 10_000  # beyond so many recordings, they are dealt at random into piles, and piles are resampled
 _TOLERANCE = 1e-3
+_MISTAKES = 3  # per class
 
 
 class Tally:
@@ -137,13 +138,7 @@ def best_member(outputs: MemberOutputs) -> str:
 
 
 def scores(outputs: MemberOutputs, sums: Tally, parameters: Mapping[str, int]) -> pd.DataFrame:
-    """One row per member, then one per rule.
-
-    Args:
-        outputs: for the members' names.
-        sums: of them and of the rules.
-        parameters: of the members, as far as known; a rule counts those of the members that can influence it.
-    """
+    """One row per member, then one per rule, which counts the parameters of the members that can influence it."""
     own = pd.Series([parameters.get(name) for name in outputs.members], dtype="Int64")
     used = [own if rule.used is None else own.iloc[list(rule.used)] for rule in sums.rules.values()]
     hits = np.diagonal(sums.confusion, axis1=1, axis2=2)  # (A, C)
@@ -166,19 +161,13 @@ def scores(outputs: MemberOutputs, sums: Tally, parameters: Mapping[str, int]) -
 def gains(sums: Tally, *, members: int, baseline: int, replicates: int, seed: int) -> pd.DataFrame:
     """Each rule's gains with the ends of their intervals, all from one resampling of recordings.
 
-    Args:
-        sums: of members, rules, and the uniform mean.
-        members: M; the rules follow.
-        baseline: index of the member that gains are measured against.
-        replicates: see `cluster_bootstrap`.
-        seed: see `cluster_bootstrap`.
+    The rules follow the `members`; `baseline` is the index of the member that gains are measured against.
     """
-    answers = len(sums.right)
-    rules = np.arange(members, answers - 1)
+    answers, rules = len(sums.right), np.arange(members, len(sums.right) - 1)
     goods = np.concatenate([sums.right, -sums.loss]).T  # (G, 2A)
     resampled = cluster_bootstrap(goods, sums.sizes, replicates=replicates, seed=seed)
-    columns: dict[str, Floats] = {}
     whole = goods.sum(axis=0) / sums.whole
+    columns: dict[str, Floats] = {}
     for name, mine, other in (
         ("gain", rules, baseline),
         ("mean_gain", rules, answers - 1),
@@ -198,55 +187,43 @@ def pairs(members: Sequence[str], joint: Joint) -> pd.DataFrame:
     return pd.DataFrame({"first": names[first], "second": names[second]} | measured)
 
 
-def by_class(
-    outputs: MemberOutputs, sums: Tally, *, baseline: int, judged: int, most: int = 3
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """One row per class, and for each class the classes that it is most often taken for.
+def by_class(outputs: MemberOutputs, sums: Tally, *, baseline: int, judged: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """One row per class, and for each class up to three rows of what it is most often taken for.
 
-    Accuracies and shares are fractions of the class's own frames, NaN for a class without any.
-
-    Args:
-        outputs: for labels and names.
-        sums: of members and rules.
-        baseline: index of the best single member.
-        judged: index of the answer whose mistakes are counted.
-        most: mistakes per class, at most.
+    Accuracies and shares are fractions of the class's own frames, NaN for a class without any. `baseline` is the index
+    of the best single member, `judged` that of the answer whose mistakes are counted.
     """
-    names, confusion, before = outputs.classes, sums.confusion[judged], sums.confusion[baseline]
+    names, members = (np.array(each, dtype=object) for each in (outputs.classes, outputs.members))
     frames = np.bincount(outputs.require_labels().numpy(), minlength=len(names))
+    confusion, before, own = sums.confusion[judged], sums.confusion[baseline], sums.confusion[: len(members)]
     wrong = confusion - np.diag(np.diagonal(confusion))
-    members = sums.confusion[: len(outputs.members)]
-    hits = np.diagonal(members, axis1=1, axis2=2)  # (M, C)
-    f1 = 2 * hits / np.maximum(members.sum(axis=1) + frames, 1)  # predicting a class everywhere does not pay
+    # over all frames of the class, so that neither predicting a class everywhere nor abstaining pays
+    f1 = 2 * np.diagonal(own, axis1=1, axis2=2) / np.maximum(own.sum(axis=1) + frames, 1)  # (M, C)
+    confused = np.where(wrong.any(axis=1), names[wrong.argmax(axis=1)], None)
+    trust = np.where(frames > 0, members[f1.argmax(axis=0)], None)
     with np.errstate(invalid="ignore"):
-        table = pd.DataFrame(
-            {
-                "name": list(names),
-                "frames": frames,
-                "baseline_accuracy": np.diagonal(before) / frames,
-                "rule_accuracy": np.diagonal(confusion) / frames,
-                "oracle": sums.some_right / frames,
-                "confused_with": [names[index] for index in wrong.argmax(axis=1)],
-                "confused_share": wrong.max(axis=1) / frames,
-                "trust": [outputs.members[index] for index in f1.argmax(axis=0)],
-                "trust_f1": np.where(frames, f1.max(axis=0), np.nan),
-            }
-        ).astype({"confused_with": object, "trust": object})
-    table.loc[wrong.sum(axis=1) == 0, "confused_with"] = None
-    table.loc[frames == 0, "trust"] = None
-    rows = [
-        {
-            "name": names[true],
-            "taken_for": names[predicted],
-            "frames": int(wrong[true, predicted]),
-            "share": wrong[true, predicted] / frames[true],
-            "baseline_share": before[true, predicted] / frames[true],
+        table = {
+            "name": names,
+            "frames": frames,
+            "baseline_accuracy": np.diagonal(before) / frames,
+            "rule_accuracy": np.diagonal(confusion) / frames,
+            "oracle": sums.some_right / frames,
+            "confused_with": pd.Series(confused, dtype=object),  # otherwise None becomes NaN
+            "confused_share": wrong.max(axis=1) / frames,
+            "trust": pd.Series(trust, dtype=object),
+            "trust_f1": np.where(frames > 0, f1.max(axis=0), np.nan),
         }
-        for true, order in enumerate(np.argsort(-wrong, axis=1, kind="stable")[:, :most])
-        for predicted in order
-        if wrong[true, predicted]
-    ]
-    return table, pd.DataFrame(rows, columns=["name", "taken_for", "frames", "share", "baseline_share"])
+    order = np.argsort(-wrong, axis=1, kind="stable")[:, :_MISTAKES]
+    true, rank = np.nonzero(np.take_along_axis(wrong, order, axis=1))
+    taken = order[true, rank]
+    mistakes = {
+        "name": names[true],
+        "taken_for": names[taken],
+        "frames": wrong[true, taken],
+        "share": wrong[true, taken] / frames[true],
+        "baseline_share": before[true, taken] / frames[true],
+    }
+    return pd.DataFrame(table), pd.DataFrame(mistakes)
 
 
 def reliability(names: Sequence[str], sums: Tally) -> pd.DataFrame:

@@ -112,8 +112,7 @@ class MemberOutputs:
             labels: (N,) class indices, or class names where `classes` is given.
             groups: (N,) recording of each frame: integers, or any sortable names.
             classes: C names; "0", "1", ... if None.
-            fingerprint: see the class.
-            abstain: see the class.
+            fingerprint: as for the class, and so is `abstain`.
             about: member -> what is known of it; members that are left out are unknown.
 
         Raises:

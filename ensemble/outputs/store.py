@@ -18,11 +18,11 @@ import json
 import math
 import mmap
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated
 
 import msgspec
 import numpy as np
@@ -49,21 +49,13 @@ class StoreError(ValueError):
 
 @dataclass(frozen=True)
 class Contents:
-    """What a store is about; outputs of anything else do not go into it.
+    """What a store is about; outputs of anything else do not go into it."""
 
-    Args:
-        fingerprint: of the frames.
-        frames: N.
-        classes: C names in order.
-        precision: the precision at which the members ran; "" if unknown.
-        dtype: type of the stored log-probabilities, a name in `DTYPES`.
-    """
-
-    fingerprint: str
-    frames: Annotated[int, msgspec.Meta(ge=0)]
-    classes: tuple[str, ...]
-    precision: str
-    dtype: str
+    fingerprint: str  # of the frames
+    frames: Annotated[int, msgspec.Meta(ge=0)]  # N
+    classes: tuple[str, ...]  # C names in order
+    precision: str  # at which the members ran; "" if unknown
+    dtype: str  # of the stored log-probabilities, a name in `DTYPES`
 
 
 class _Row(msgspec.Struct):
@@ -146,15 +138,6 @@ class Store:
         if size < expected:
             raise StoreError(f"expected {expected:,} bytes in {self._data}, got {size:,}; remove {self.folder}")
 
-    @classmethod
-    def open(cls, folder: Path) -> Self:
-        """The store in a folder, whatever it is about.
-
-        Raises:
-            StoreError: there is none, or it is damaged.
-        """
-        return cls(folder, _described(folder).contents)
-
     @property
     def shards(self) -> int:
         """Number of shards of a row."""
@@ -212,9 +195,7 @@ class Store:
     def present(self, outputs: MemberOutputs, digests: Sequence[str]) -> None:
         """Make these the outputs that `read_outputs` gives: names, labels, groups and what is known of the members.
 
-        Args:
-            outputs: whose log-probabilities are complete in this store.
-            digests: of their members, in the same order.
+        Their log-probabilities are complete in this store, under the digests of their members, in the same order.
         """
         for name in _ARRAYS:
             if (values := getattr(outputs, name)) is not None:
@@ -270,7 +251,7 @@ def read_outputs(path: str | Path) -> MemberOutputs:
     """
     path = Path(path)
     if (path / _DESCRIPTION).exists():
-        return Store.open(path).outputs()
+        return Store(path, _described(path).contents).outputs()
     packed = path.with_name(f"{path.name}.safetensors")
     if packed.is_file():
         return _unpacked(packed)
@@ -323,35 +304,33 @@ def _replace(path: Path, data: bytes) -> None:
 
 
 def _unpacked(path: Path) -> MemberOutputs:
+    beside = path.with_name("members.json")
     try:
         with safe_open(path, "pt") as file:
             head = json.loads(file.metadata()["member-outputs"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no mapping
-        beside, references = path.with_name("members.json"), head.get("references", {})
-        return MemberOutputs(
+        names, references = head["members"], head.get("references", {})
+        outputs = MemberOutputs(
             tensors["log_probabilities"],
-            head["members"],
+            names,
             head["classes"],
             labels=tensors.get("labels"),
             groups=tensors["groups"],
             fingerprint=head["fingerprint"],
             abstain=head.get("abstain", False),
-            about=_known(beside, head["members"], references),
         )
     except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
         msg = f"expected members' outputs as `ensemble collect` writes them in {path}, got something else ({error})"
         raise ValueError(msg) from error
-
-
-def _known(path: Path, members: Sequence[str], references: Mapping[str, str]) -> tuple[About, ...]:
     try:
-        known = json.loads(path.read_text(encoding="utf-8"))
-        return tuple(
-            About(known[name]["parameters"], known[name]["trained_on"], references.get(name, "")) for name in members
-        )
+        known = json.loads(beside.read_text(encoding="utf-8"))
+        about = [
+            About(known[name]["parameters"], known[name]["trained_on"], references.get(name, "")) for name in names
+        ]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        msg = f"expected what is known of {list(members)} in {path}, got: {error!r}; collect again"
+        msg = f"expected what is known of {names} in {beside}, got: {error!r}; collect again"
         raise ValueError(msg) from error
+    return replace(outputs, about=tuple(about))
 
 
 # Large rows into a file, bypassing the page cache where the system can. What is written once and read much later need
@@ -375,15 +354,7 @@ class Pieces:
 
 
 def write_rows(path: Path, rows: Iterable[tuple[int, Bytes]]) -> None:
-    """Write each row of bytes at its place; nothing is on the disk for certain before an fsync.
-
-    Args:
-        path: an existing file.
-        rows: place in the file, and bytes.
-
-    Raises:
-        OSError: the system's error.
-    """
+    """Write rows of bytes at their places in an existing file; nothing is on the disk for certain before an fsync."""
     with ExitStack() as stack:
         file = stack.enter_context(path.open("r+b", buffering=0)).fileno()
         direct = None
