@@ -24,17 +24,17 @@ def checkpoint(seed: int) -> zoo.Checkpoint:
 
 
 @pytest.fixture(scope="module")
-def parcels() -> list[Prepared]:
+def prepared() -> list[Prepared]:
     """What the registrations of six models put on the disk."""
     return [prepare(f"model-{seed}", checkpoint(seed)) for seed in range(6)]
 
 
 @pytest.fixture
-def registry(tmp_path: Path, parcels: list[Prepared]) -> Registry:
+def registry(tmp_path: Path, prepared: list[Prepared]) -> Registry:
     """A registry of two models."""
     registry = Registry(tmp_path / "registry.json")
     for index in (0, 1):
-        registry.add(f"model-{index}", parcels[index])
+        registry.add(f"model-{index}", prepared[index])
     return registry
 
 
@@ -86,7 +86,7 @@ def folder(blob: Path, other: Path) -> None:
 
 
 def pipe(blob: Path, other: Path) -> None:
-    """A pipe that nobody writes to."""
+    """A pipe that has no writer."""
     blob.unlink()
     os.mkfifo(blob)
 
@@ -118,15 +118,15 @@ def test_a_damaged_blob_is_refused_by_name_and_listed_as_before(registry, damage
 
 
 @pytest.mark.parametrize("damage", [missing, truncated, longer, flipped, swapped], ids=lambda damage: damage.__name__)
-def test_registering_the_same_weights_again_mends_a_damaged_blob(registry, parcels, damage):
+def test_registering_the_same_weights_again_repairs_a_damaged_blob(registry, prepared, damage):
     """The version stays the same, its bytes are whole again."""
     before = registry.get("model-0")
     damage(registry.blobs.path(before.sha256), registry.blobs.path(registry.get("model-1").sha256))
-    assert registry.add("model-0", parcels[0]) == before
+    assert registry.add("model-0", prepared[0]) == before
     assert registry.verify() == []
 
 
-def test_a_blob_that_says_other_than_the_registry_is_refused(registry):
+def test_a_blob_that_contradicts_the_registry_is_refused(registry):
     """A line that was made to point to another model's whole blob does not load that model."""
     first, second = registry.get("model-0"), registry.register("other", checkpoint(9), note="wider")
     wider = zoo.Spec("cylinder", features=2, context=1, classes=2, options={"width": 5, "depth": 1})
@@ -142,11 +142,11 @@ def test_a_blob_that_says_other_than_the_registry_is_refused(registry):
     assert second.note == "wider"
 
 
-def test_garbage_collection_keeps_what_another_registry_of_the_folder_holds(registry, parcels):
+def test_garbage_collection_keeps_what_another_registry_of_the_folder_holds(registry, prepared):
     """They share the store; one that cannot be read stops everything."""
     other = Registry(registry.path.with_name("other.json"))
-    other.add("model-2", parcels[2])
-    loose = registry.blobs.path(registry.blobs.put(parcels[3].data))
+    other.add("model-2", prepared[2])
+    loose = registry.blobs.path(registry.blobs.put(prepared[3].data))
     (registry.path.parent / "notes.json").write_text('{"name": "zoo-registry"}')
     os.mkfifo(registry.path.parent / "pipe")
     text = registry.path.read_text()
@@ -158,10 +158,10 @@ def test_garbage_collection_keeps_what_another_registry_of_the_folder_holds(regi
     assert registry.verify() == other.verify() == []
 
 
-def test_garbage_collection_goes_on_past_what_it_cannot_remove(registry, parcels, monkeypatch):
-    """A folder is no blob; a file that the system keeps is named when all else is gone; one that has gone is fine."""
+def test_garbage_collection_goes_on_past_what_it_cannot_remove(registry, prepared, monkeypatch):
+    """A folder is not a blob; a file that cannot be removed is named when all others are gone; a missing one is fine."""
     (registry.blobs.folder / f"{'0' * 64}.safetensors").mkdir()
-    loose = sorted(registry.blobs.path(registry.blobs.put(parcels[index].data)) for index in (2, 3))
+    loose = sorted(registry.blobs.path(registry.blobs.put(prepared[index].data)) for index in (2, 3))
     gone = registry.blobs.folder / f".{'1' * 64}.safetensors.x.tmp"
     gone.touch()
     lstat = Path.lstat
@@ -185,9 +185,9 @@ def test_garbage_collection_goes_on_past_what_it_cannot_remove(registry, parcels
     assert registry.recover() == registry.entries()
 
 
-def test_garbage_collection_keeps_what_is_young_or_held(registry, parcels):
+def test_garbage_collection_keeps_what_is_young_or_held(registry, prepared):
     """A day's grace, a dry run that only tells, and nothing touched where the registry does not parse."""
-    loose = registry.blobs.path(registry.blobs.put(parcels[2].data))
+    loose = registry.blobs.path(registry.blobs.put(prepared[2].data))
     assert registry.collect_garbage() == []
     os.utime(loose, (time.time() - 90_000,) * 2)
     assert registry.collect_garbage(dry_run=True) == [loose]

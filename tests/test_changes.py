@@ -1,4 +1,4 @@
-"""Several hands in one registry: what one of them changes never undoes or hits what another did meanwhile."""
+"""Several users of one registry: a change never undoes or hits what another user did in the meantime."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from zoo import Registry, RegistryError, cli
 SPEC = zoo.Spec("cylinder", features=2, context=1, classes=2, options={"width": 4, "depth": 1})
 
 
-def keep(registry: Registry, name: str, seed: int) -> zoo.Entry:
+def added(registry: Registry, name: str, seed: int) -> zoo.Entry:
     """Register a small model."""
     return registry.register(name, model(seed), spec=SPEC, classes=["no", "yes"])
 
@@ -29,13 +29,13 @@ def registry(tmp_path: Path) -> Registry:
     """Two versions of `a`, one of `b`."""
     registry = Registry(tmp_path / "registry.json")
     for name, seed in (("a", 0), ("a", 1), ("b", 2)):
-        keep(registry, name, seed)
+        added(registry, name, seed)
     return registry
 
 
 @pytest.fixture
 def other(registry: Registry) -> Registry:
-    """The same registry in the hands of somebody else."""
+    """The same registry, opened by another user."""
     return Registry(registry.path)
 
 
@@ -69,29 +69,29 @@ def test_a_tag_by_command_keeps_the_tags_of_others(registry, monkeypatch):
 def test_an_alias_made_in_a_transaction_follows_its_version(registry, other):
     """Somebody else's model may take the number that ours had meanwhile."""
     with registry.transaction():
-        mine = keep(registry, "same", 30)
+        mine = added(registry, "same", 30)
         registry.alias("best", mine.reference)
         registry.alias("best", "a@1", expect=mine.reference)
         registry.alias_back("best")
-        theirs = keep(other, "same", 31)
+        theirs = added(other, "same", 31)
     assert (theirs.reference, registry.get(mine.id).reference) == ("same@1", "same@2")
     assert registry.get("best").id == mine.id
 
 
 def test_a_transaction_removes_what_it_saw(registry, other):
-    """Neither the number that another version took nor the newest of a name that somebody else added."""
+    """Neither the version that has taken its number nor a newer one that another user added."""
     with registry.transaction():
-        mine = keep(registry, "same", 30)
+        mine = added(registry, "same", 30)
         registry.remove(mine.reference)
-        theirs = keep(other, "same", 31)
+        theirs = added(other, "same", 31)
     assert [entry.id for entry in registry.entries("same")] == [theirs.id]
     with registry.transaction():
         registry.remove("a")
-        newer = keep(other, "a", 40)
+        newer = added(other, "a", 40)
     assert [entry.reference for entry in registry.entries("a")] == ["a@1", newer.reference]
     with registry.transaction():
         registry.remove("a@*")
-        newest = keep(other, "a", 41)
+        newest = added(other, "a", 41)
     assert [entry.id for entry in registry.entries("a")] == [newest.id]
 
 
@@ -106,7 +106,7 @@ def test_what_is_removed_may_be_gone_in_part(registry, other):
 def test_the_blob_of_a_version_that_the_transaction_removed_may_be_gone(registry):
     """Nothing points to it."""
     with registry.transaction():
-        made = keep(registry, "short", 30)
+        made = added(registry, "short", 30)
         registry.remove("short")
         registry.blobs.path(made.sha256).unlink()
         registry.annotate("b", note="kept")
@@ -117,15 +117,15 @@ def test_a_name_of_an_ids_form_is_kept_where_it_is_there_already(registry):
     """New ones are refused; those that an older program made are read, added to, and recovered."""
     text = registry.path.read_text().replace('"b":{"versions"', '"0123456789ab":{"versions"')
     registry.path.write_text(text)
-    assert keep(registry, "0123456789ab", 30).number == 2
+    assert added(registry, "0123456789ab", 30).number == 2
     with pytest.raises(RegistryError, match="form of a version's id"):
-        keep(registry, "ba9876543210", 30)
+        added(registry, "ba9876543210", 30)
     registry.path.unlink()
     registry.recover()
     assert registry.get("0123456789ab").name == "0123456789ab"
 
 
-def test_what_somebody_else_removed_or_holds_meanwhile_is_told(registry, other):
+def test_what_another_user_removed_or_holds_meanwhile_is_reported(registry, other):
     """The whole transaction is refused."""
 
     def removed() -> None:
@@ -146,14 +146,14 @@ def test_what_somebody_else_removed_or_holds_meanwhile_is_told(registry, other):
 
 
 def test_a_blob_that_was_collected_during_a_transaction_is_missed_before_anything_is_written(registry, other):
-    """Nobody keeps all blobs of a long transaction in memory; whatever is committed can be loaded."""
-    for seed, meanwhile in ((50, lambda: None), (51, lambda: keep(other, "c", 60))):
+    """A long transaction cannot hold all blobs in memory; whatever is committed can be loaded."""
+    for seed, meanwhile in ((50, lambda: None), (51, lambda: added(other, "c", 60))):
         raw = None
 
         def collected(seed: int = seed, meanwhile: Callable[[], object] = meanwhile) -> None:
             nonlocal raw
             with registry.transaction():
-                made = keep(registry, f"t-{seed}", seed)
+                made = added(registry, f"t-{seed}", seed)
                 assert other.collect_garbage(older_than=-60) == [registry.blobs.path(made.sha256)]
                 meanwhile()
                 raw = registry.path.read_bytes()
@@ -175,7 +175,7 @@ def test_a_blob_that_is_collected_before_its_line_is_written_is_put_back(registr
         return sha256
 
     monkeypatch.setattr(registry.blobs, "put", put_and_lose)
-    keep(registry, "t", 50)
+    added(registry, "t", 50)
     assert registry.verify() == []
 
 
@@ -183,12 +183,12 @@ def test_names_are_taken_and_free_within_a_transaction_as_outside(registry):
     """What was made in it is taken, whatever its kind; what was removed in it is free."""
     registry.alias("old", "a@1")
     with registry.transaction():
-        keep(registry, "c", 30)
+        added(registry, "c", 30)
         registry.alias("best", "c")
         registry.register_ensemble("both", {"members": ["a", "b"], "rule": "mean"})
         for taken in ("Best", "BOTH", "C"):
             with pytest.raises(RegistryError, match="is taken by"):
-                keep(registry, taken, 31)
+                added(registry, taken, 31)
         registry.remove("old")
-        keep(registry, "Old", 32)
+        added(registry, "Old", 32)
     assert registry.list() == ["Old", "a", "b", "c"]

@@ -1,4 +1,4 @@
-"""Whole files: what a power cut may leave behind, told by a model of the disk, and what is read without hanging."""
+"""Whole files: what a power cut may leave behind, by a model of the disk, and what is read without hanging."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Disk = dict[Path, bytes]
 
 
 class Recorder(_files.System):
-    """Does what it is told, and notes each change of the disk."""
+    """Does what it is asked, and records each change of the disk."""
 
     def __init__(self) -> None:
         self.operations: list[Operation] = []
@@ -118,15 +118,15 @@ def violation(registry: Path, state: Disk, allowed: list[bytes | None]) -> str:
 
 
 def recorded(
-    folder: Path, parcels: list[Prepared], monkeypatch: pytest.MonkeyPatch
+    folder: Path, prepared: list[Prepared], monkeypatch: pytest.MonkeyPatch
 ) -> tuple[Registry, Disk, list[Operation]]:
     """A second registration: the disk before it, and its operations."""
     registry = Registry(folder / "registry.json")
-    registry.add("first", parcels[0])
+    registry.add("first", prepared[0])
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"}
     recorder = Recorder()
     monkeypatch.setattr(_files, "system", recorder)
-    registry.add("second", parcels[1])
+    registry.add("second", prepared[1])
     return registry, before, recorder.operations
 
 
@@ -137,7 +137,7 @@ def violations(registry: Registry, before: Disk, operations: list[Operation]) ->
     for count in range(len(operations) + 1):
         allowed = [old, new] if count < len(operations) else [new]  # done is done
         states = states_after_power_cut(before, operations[:count])
-        found += [told for state in states if (told := violation(registry.path, state, allowed))]
+        found += [violated for state in states if (violated := violation(registry.path, state, allowed))]
     return found
 
 
@@ -191,8 +191,8 @@ def test_the_model_of_power_cuts_finds_a_file_written_in_place(tmp_path, two, mo
     registry, before, _ = recorded(tmp_path, two, monkeypatch)
     new = registry.path.read_bytes()
     states = states_after_power_cut({registry.path: b""}, [("write", registry.path, new)])
-    told = [violation(registry.path, state, [before[registry.path], new]) for state in states]
-    assert told.count("neither the old registry nor the new one") == 2
+    violated = [violation(registry.path, state, [before[registry.path], new]) for state in states]
+    assert violated.count("neither the old registry nor the new one") == 2
 
 
 def test_written_bytes_are_there_and_nothing_else(tmp_path):
@@ -263,7 +263,7 @@ def test_a_registry_that_is_a_link_is_not_written(tmp_path, two):
 
 
 def test_reading_into_several_places_goes_on_after_a_short_read(tmp_path, monkeypatch):
-    """A call of the system need not fill what it was given; the end of the file is told."""
+    """A call of the system need not fill what it was given; the end of the file is reported."""
 
     class Bites(_files.System):
         def read_into(self, file: int, *targets: memoryview) -> int:

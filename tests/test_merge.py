@@ -90,7 +90,7 @@ def test_both_sides_models_are_there(base):
 
 
 def test_one_number_for_two_versions_is_given_anew(base):
-    """Ours keep theirs; ids stay; their alias follows its version."""
+    """Our versions keep their numbers; ids do not change; their alias follows its version."""
     ours, theirs = add(base, "a", 3), add(add(base, "a", 4), "a", 5)
     theirs = set_alias(theirs, "best", "a@2")
     merged = merge(base, ours, theirs)
@@ -114,7 +114,7 @@ def test_different_fields_of_one_version_are_both_taken(base):
         merge(base, noted, annotate(base, "a", note="other"))
 
 
-def test_what_others_keep_is_merged_by_what_it_says(base):
+def test_keys_of_other_programs_are_merged_by_their_meaning(base):
     """White space is no change; it stays as it stands on the side that it comes from."""
     sides = [replace(base, extensions={"x-a": Raw(text)}) for text in ("[1,2]", "[1, 2]", "[ 1,2]", "[3]", "[4]")]
     assert merge(*sides[:3]).extensions == {"x-a": Raw("[1, 2]")}
@@ -132,7 +132,7 @@ def test_an_alias_moved_twice_is_a_conflict(base):
         merge(base, *moved)
 
 
-def test_a_member_that_the_other_side_removed_is_told(base):
+def test_a_member_that_the_other_side_removed_is_named(base):
     """The merge is refused rather than left pointing to nothing."""
     ours = changed(base, changes.add_ensemble, "both", ensemble(members=["000000000001", "000000000002"]))
     with pytest.raises(RegistryError, match="the ensemble 'both' holds"):
@@ -207,7 +207,7 @@ def test_two_branches_that_add_a_model_each_merge_by_lines(tmp_path):
 
 @needs_git
 def test_a_conflict_of_lines_is_named_as_such(base, tmp_path):
-    """The registry that git left with markers says what to do."""
+    """The error for a registry with git's conflict markers names the way out."""
     (tmp_path / "base").write_bytes(write(base))
     (tmp_path / "ours").write_bytes(write(add(base, "a", 3)))
     (tmp_path / "theirs").write_bytes(write(add(base, "a", 4)))

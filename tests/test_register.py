@@ -19,17 +19,17 @@ def checkpoint(seed: int) -> zoo.Checkpoint:
 
 
 @pytest.fixture(scope="module")
-def parcels() -> list[Prepared]:
+def prepared() -> list[Prepared]:
     """What the registrations of six models put on the disk."""
     return [prepare(f"model-{seed}", checkpoint(seed)) for seed in range(6)]
 
 
 @pytest.fixture
-def registry(tmp_path: Path, parcels: list[Prepared]) -> Registry:
+def registry(tmp_path: Path, prepared: list[Prepared]) -> Registry:
     """A registry of two models."""
     registry = Registry(tmp_path / "registry.json")
     for index in (0, 1):
-        registry.add(f"model-{index}", parcels[index])
+        registry.add(f"model-{index}", prepared[index])
     return registry
 
 
@@ -45,7 +45,7 @@ def test_a_lost_registry_is_rebuilt_from_its_blobs(registry):
     assert registry.verify(probe=True) == []
 
 
-def test_all_that_can_be_is_recovered_and_the_rest_is_told(registry):
+def test_all_that_can_be_is_recovered_and_the_rest_is_listed(registry):
     """The same weights with other classes, a name that is taken: their blobs are named, all others come back."""
     first = checkpoint(0)
     others = [
@@ -56,10 +56,10 @@ def test_all_that_can_be_is_recovered_and_the_rest_is_told(registry):
     for blob in others:
         registry.blobs.put(blob.data)
     registry.path.unlink()
-    with pytest.warns(UserWarning, match="could not be recovered") as told:
+    with pytest.warns(UserWarning, match="could not be recovered") as warned:
         found = registry.recover()
     assert sorted(entry.reference for entry in found) == ["model-0@1", "model-1@1"]
-    message = str(told[0].message)
+    message = str(warned[0].message)
     assert message.count(".safetensors: ") == 2
     assert f"{others[0].sha256}.safetensors" in message
     assert "[CLASSES]" in message

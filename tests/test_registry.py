@@ -136,7 +136,7 @@ def test_references_point_to_versions(registry):
 
 
 def test_the_same_content_again_is_the_same_version(registry):
-    """Nothing is written, whatever else is said about it."""
+    """Nothing is written, whatever else the second registration says about it."""
     before = registry.path.read_bytes()
     again = registry.register("a", model(0), spec=SPEC, classes=CLASSES, note="again")
     assert again.reference == "a@1"
@@ -214,7 +214,7 @@ def test_a_name_never_stands_in_the_way_of_an_id(registry):
 
 
 def test_what_is_held_is_removed_by_force_only(registry):
-    """The refusal and the forced removal both tell who held it."""
+    """The refusal and the forced removal both name what held it."""
     registry.register_ensemble("both", {"members": ["a@1", "b"], "rule": {"rule": "mean"}})
     registry.alias("best", "a@1")
     with pytest.raises(RegistryError, match="held by the ensemble 'both', the alias 'best'"):
@@ -289,8 +289,8 @@ def test_weights_that_are_not_finite_are_not_registered(registry):
     assert sorted(registry.path.parent.rglob("*")) == before
 
 
-def test_what_others_keep_in_the_file_stays(registry):
-    """Keys that begin with `x-`, of the whole, a model, a version, an ensemble, an alias, outlive every change."""
+def test_keys_of_other_programs_outlive_every_change(registry):
+    """Keys that begin with `x-`, of the whole file, a model, a version, an ensemble, an alias and its memory."""
     registry.alias("best", "a@1")
     registry.register_ensemble("both", {"members": ["a", "b"], "rule": "mean"})
     table = json.loads(registry.path.read_text())
@@ -378,13 +378,13 @@ def test_tags_are_a_list_of_texts(registry, given):
 
 
 def test_what_is_no_ensemble_is_refused_as_such(registry):
-    """Neither plain data nor an object that says it."""
+    """Neither plain data nor an object that has a to_json()."""
     with pytest.raises(RegistryError, match=r"expected plain data or an object with to_json\(\), got '5'"):
         registry.register_ensemble("new", 5)
 
 
 def test_an_unknown_architecture_in_the_file_is_looked_up_and_nothing_else(registry):
-    """Listing works; loading says that the table does not have it."""
+    """Listing works; loading fails, since the table of architectures does not have it."""
     text = registry.path.read_text().replace('"architecture":"cylinder"', '"architecture":"os.system"')
     registry.path.write_text(text)
     assert registry.list() == ["a", "b"]

@@ -79,7 +79,7 @@ def with_version(**changed: object) -> bytes:
 
 
 def with_extension(raw: str) -> bytes:
-    """A registry with a key of somebody else's, its value as JSON text."""
+    """A registry with a key of another program, whose value is given as JSON text."""
     return (json.dumps(EMPTY)[:-1] + f',"x-a":{raw}}}').encode()
 
 
@@ -264,7 +264,7 @@ AROUND = '{"format":"zoo-registry","schema":1,"ensembles":{},"aliases":{},"model
     ],
 )
 def test_a_text_means_what_it_means_however_its_lines_are_broken(models, wanted):
-    """Where a line ends says nothing."""
+    """Where a line ends has no meaning."""
     text = (AROUND % models).encode()
     assert verdict(parse, text) == wanted
     if wanted == "OK":
@@ -335,7 +335,7 @@ COMMITTED = Path(__file__).parents[1] / "registry.json"
 
 
 def test_the_fast_reader_reads_what_is_written(monkeypatch):
-    """The strict one is for texts that somebody else laid out; the committed file comes back byte for byte."""
+    """The strict one is for texts that are laid out differently; the committed file comes back byte for byte."""
     raw = COMMITTED.read_bytes()
     strict = registry_text._strict(raw)
     monkeypatch.setattr(registry_text, "_strict", lambda raw: pytest.fail("read slowly"))

@@ -29,17 +29,17 @@ def checkpoint(seed: int) -> zoo.Checkpoint:
 
 
 @pytest.fixture(scope="module")
-def parcels() -> list[Prepared]:
+def prepared() -> list[Prepared]:
     """What the registrations of six models put on the disk."""
     return [prepare(f"model-{seed}", checkpoint(seed)) for seed in range(6)]
 
 
 @pytest.fixture
-def registry(tmp_path: Path, parcels: list[Prepared]) -> Registry:
+def registry(tmp_path: Path, prepared: list[Prepared]) -> Registry:
     """A registry of two models."""
     registry = Registry(tmp_path / "registry.json")
     for index in (0, 1):
-        registry.add(f"model-{index}", parcels[index])
+        registry.add(f"model-{index}", prepared[index])
     return registry
 
 
@@ -57,15 +57,15 @@ class Counting(_files.System):
         return super().__getattribute__(name)
 
 
-def calls_of(tmp_path: Path, parcels: list[Prepared], monkeypatch: pytest.MonkeyPatch) -> int:
+def calls_of(tmp_path: Path, prepared: list[Prepared], monkeypatch: pytest.MonkeyPatch) -> int:
     """How many system calls the third registration makes."""
     registry = Registry(tmp_path / "counted" / "registry.json")
     for index in (0, 1):
-        registry.add(f"model-{index}", parcels[index])
+        registry.add(f"model-{index}", prepared[index])
     counting = Counting()
     with monkeypatch.context() as patch:
         patch.setattr(_files, "system", counting)
-        registry.add("model-2", parcels[2])
+        registry.add("model-2", prepared[2])
     return counting.count
 
 
@@ -102,24 +102,24 @@ def leftovers(folder: Path) -> list[Path]:
     return sorted(folder.rglob("*.tmp"))
 
 
-def test_kill_before_any_system_call_leaves_old_or_new_state(tmp_path, registry, parcels, monkeypatch):
+def test_kill_before_any_system_call_leaves_old_or_new_state(tmp_path, registry, prepared, monkeypatch):
     """Registered or not, nothing else; the next registration works, and garbage collection tidies up."""
-    count = calls_of(tmp_path, parcels, monkeypatch)
+    count = calls_of(tmp_path, prepared, monkeypatch)
     old, text = state(registry), registry.path.read_bytes()
-    new = {**old, "model-2": parcels[2].sha256}
+    new = {**old, "model-2": prepared[2].sha256}
     seen = set()
     for number in range(1, count + 1):
 
         def act(number: int = number) -> None:
             _files.system = Counting(number, lambda: os.kill(os.getpid(), signal.SIGKILL))
-            registry.add("model-2", parcels[2])
+            registry.add("model-2", prepared[2])
 
         assert in_child(act) == -signal.SIGKILL
         now = state(Registry(registry.path))
         assert now in (old, new), f"call {number}"
         seen.add(now == new)
-        registry.add("model-3", parcels[3])
-        assert state(registry) == {**now, "model-3": parcels[3].sha256}
+        registry.add("model-3", prepared[3])
+        assert state(registry) == {**now, "model-3": prepared[3].sha256}
         registry.collect_garbage(older_than=-60)
         blobs = {path.name for path in registry.blobs.folder.iterdir()}
         assert blobs == {f"{sha256}.safetensors" for sha256 in state(registry).values()}
@@ -130,9 +130,9 @@ def test_kill_before_any_system_call_leaves_old_or_new_state(tmp_path, registry,
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EROFS])
-def test_a_disk_that_refuses_any_system_call_changes_nothing(tmp_path, registry, parcels, monkeypatch, code):
+def test_a_disk_that_refuses_any_system_call_changes_nothing(tmp_path, registry, prepared, monkeypatch, code):
     """One typed error with the cause; the old state and no temporary file, or, from the last flush on, the new."""
-    count = calls_of(tmp_path, parcels, monkeypatch)
+    count = calls_of(tmp_path, prepared, monkeypatch)
     old, text = state(registry), registry.path.read_bytes()
     reasons = []
     for number in range(1, count + 1):
@@ -142,7 +142,7 @@ def test_a_disk_that_refuses_any_system_call_changes_nothing(tmp_path, registry,
 
         with monkeypatch.context() as patch:
             patch.setattr(_files, "system", Counting(number, act))
-            error = refusal(lambda: registry.add("model-2", parcels[2]))
+            error = refusal(lambda: registry.add("model-2", prepared[2]))
         reason = "" if error is None else error.reason
         reasons.append(reason)
         assert (registry.path.read_bytes() == text) is (reason == "DISK"), f"call {number}: {error}"
@@ -155,10 +155,10 @@ def test_a_disk_that_refuses_any_system_call_changes_nothing(tmp_path, registry,
     assert reasons.count("") < 3  # a look whether the blob is there already, which may fail
 
 
-def test_eight_writers_lose_nothing_and_a_reader_sees_no_torn_file(tmp_path, parcels):
+def test_eight_writers_lose_nothing_and_a_reader_sees_no_torn_file(tmp_path, prepared):
     """8 processes x 25 registrations: 200 of 200, each number once; every look at the file finds it whole."""
     registry = Registry(tmp_path / "registry.json")
-    registry.add("model-0", parcels[0])
+    registry.add("model-0", prepared[0])
 
     def write(writer: int) -> None:
         for index in range(25):
@@ -166,7 +166,7 @@ def test_eight_writers_lose_nothing_and_a_reader_sees_no_torn_file(tmp_path, par
             identity = f"{writer:06x}{index:06x}"
             name = "shared" if index % 5 == 0 else f"of-{writer}-{index}"
             sha256 = registry.blobs.put(data)
-            line = msgspec.structs.replace(parcels[0].record, blob=f"sha256:{sha256}", bytes=len(data))
+            line = msgspec.structs.replace(prepared[0].record, blob=f"sha256:{sha256}", bytes=len(data))
             RegistryFile(registry.path, timeout=120).commit(
                 lambda draft, n=name, i=identity, r=line: changes.add_version(draft, n, i, r)
             )
@@ -211,30 +211,30 @@ def held_elsewhere(registry: Registry) -> int:
     return child
 
 
-def test_a_stopped_holder_keeps_the_lock_and_is_named(registry, parcels):
+def test_a_stopped_holder_keeps_the_lock_and_is_named(registry, prepared):
     """Nothing is stolen: the waiter learns who holds it."""
     child = held_elsewhere(registry)
     os.kill(child, signal.SIGSTOP)
     impatient = Registry(registry.path, timeout=0.1)
     with pytest.raises(RegistryError, match=f"held by process {child} on"):
-        impatient.add("model-2", parcels[2])
+        impatient.add("model-2", prepared[2])
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     assert registry.list() == ["model-0", "model-1"]
 
 
-def test_a_killed_holder_frees_the_lock_at_once(registry, parcels):
+def test_a_killed_holder_frees_the_lock_at_once(registry, prepared):
     """The system gives the lock back, whatever the dead process wanted."""
     child = held_elsewhere(registry)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     started = time.monotonic()
-    registry.add("model-2", parcels[2])
+    registry.add("model-2", prepared[2])
     assert time.monotonic() - started < 5
     assert "model-2" in registry.list()
 
 
-def test_an_editor_that_changes_the_file_meanwhile_loses_nothing(registry, parcels, monkeypatch):
+def test_an_editor_that_changes_the_file_meanwhile_loses_nothing(registry, prepared, monkeypatch):
     """What somebody saved without the lock is read again and kept."""
 
     class Editor(_files.System):
@@ -252,12 +252,12 @@ def test_an_editor_that_changes_the_file_meanwhile_loses_nothing(registry, parce
         most = 1
 
     monkeypatch.setattr(_files, "system", Editor())
-    registry.add("model-2", parcels[2])
+    registry.add("model-2", prepared[2])
     assert registry.list() == ["model-0", "model-1", "model-2"]
     assert {key: bytes(raw) for key, raw in registry.snapshot().extensions.items()} == {"x-1": b"1"}
     Editor.most = 99
     with pytest.raises(RegistryError, match="changed 3 times") as caught:
-        registry.add("model-3", parcels[3])
+        registry.add("model-3", prepared[3])
     assert caught.value.reason == "CONFLICT"
     assert "model-3" not in registry.list()
     assert leftovers(registry.path.parent) == []
