@@ -159,7 +159,7 @@ def test_garbage_collection_keeps_what_another_registry_of_the_folder_holds(regi
 
 
 def test_garbage_collection_goes_on_past_what_it_cannot_remove(registry, prepared, monkeypatch):
-    """A folder is not a blob; a file that cannot be removed is named when all others are gone; a missing one is fine."""
+    """A folder is no blob; a file that cannot be removed is named when all others are gone; a missing one is fine."""
     (registry.blobs.folder / f"{'0' * 64}.safetensors").mkdir()
     loose = sorted(registry.blobs.path(registry.blobs.put(prepared[index].data)) for index in (2, 3))
     gone = registry.blobs.folder / f".{'1' * 64}.safetensors.x.tmp"
