@@ -20,6 +20,7 @@ Indices = NDArray[np.intp]
 
 _PRESENT = 1e-3  # a weight above this counts as the member being included
 _SETTLED = 1e-3
+_FRAMES = 8192  # judged together
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +72,9 @@ def bootstrap_weights(
         raise ValueError(msg)
     P, _, alive = explained_matrix(outputs)
     fit = fit_weights(outputs)
-    recording, count = _numbered(_groups(outputs)[alive])
+    assert outputs.groups is not None  # filled in when made
+    distinct, recording = np.unique(outputs.groups.numpy()[alive], return_inverse=True)
+    count = len(distinct)
     rows = Rows(P[:, alive].astype(np.float32, copy=False))
     for _ in rows.blocks(np.float32):  # checks the frames once for all replicates
         pass
@@ -117,13 +120,11 @@ def cross_fit(
         >>> cross_fit(outputs, splitter=LeaveOneGroupOut()).accuracy
         1.0
     """
-    splits = _dealt(outputs, folds, seed) if splitter is None else _split(outputs, splitter)
+    splits = _splits(outputs, folds, splitter, seed)
     P, log_scale, alive = explained_matrix(outputs)
-    full = fit_weights(outputs, objective, alpha=alpha).weights
-
-    def refitted(train: Indices) -> Array:
-        times = np.bincount(train, minlength=len(alive)).astype(float)
-        return fit_weights(outputs, objective, alpha=alpha, sample_weights=times, start=full).weights
+    labels, full = labelled(outputs), fit_weights(outputs, objective, alpha=alpha).weights
+    times = [np.bincount(train, minlength=len(alive)) for train, _ in splits]
+    fits = [fit_weights(outputs, objective, alpha=alpha, sample_weights=own, start=full) for own in times]
 
     def judged(pools: Array) -> tuple[float, float]:
         """Log-loss and accuracy of pools (splits, M), each on the test frames of its split."""
@@ -132,10 +133,12 @@ def cross_fit(
             kept = test[alive[test]]
             with np.errstate(divide="ignore"):
                 nats.append(-(np.log(np.einsum("m,mn->n", own, P[:, kept], dtype=np.float64)) + log_scale[kept]))
-            right.append(_right(outputs, own, test))
+            for part in torch.split(torch.from_numpy(test), _FRAMES):
+                rows = outputs.log_probabilities[:, part].float().exp().numpy()
+                right.append(np.einsum("m,mnc->nc", own, rows).argmax(axis=1) == labels[part].numpy())
         return float(np.concatenate(nats).mean()), float(np.concatenate(right).mean())
 
-    weights, fold = np.stack([refitted(train) for train, _ in splits]), np.full(len(alive), -1)
+    weights, fold = np.stack([fit.weights for fit in fits]), np.full(len(alive), -1)
     for k in reversed(range(len(splits))):
         fold[splits[k][1]] = k
     (loss, accuracy), (full_loss, full_accuracy) = judged(weights), judged(np.tile(full, (len(splits), 1)))
@@ -143,46 +146,22 @@ def cross_fit(
     return CrossFit(loss, accuracy, loss - full_loss, full_accuracy - accuracy, weights, fold, dropped)
 
 
-def _dealt(outputs: MemberOutputs, folds: int, seed: int) -> list[tuple[Indices, Indices]]:
-    """Indices of training and test frames, whole recordings dealt out at random to folds of nearly equal numbers."""
-    recording, count = _numbered(_groups(outputs))
-    if not 2 <= folds <= count:
-        msg = f"expected from 2 folds to as many as there are recordings ({count}), got {folds}"
-        raise ValueError(msg)
-    fold = np.random.default_rng(seed).permutation(np.arange(count) % folds)[recording]
-    return [(np.flatnonzero(fold != k), np.flatnonzero(fold == k)) for k in range(folds)]
-
-
-def _split(outputs: MemberOutputs, splitter: Any) -> list[tuple[Indices, Indices]]:
+def _splits(outputs: MemberOutputs, folds: int, splitter: Any, seed: int) -> list[tuple[Indices, Indices]]:
+    """Indices of training and test frames; without a splitter whole recordings are dealt out to folds at random."""
+    labels, groups = labelled(outputs).numpy(), outputs.groups
+    assert groups is not None  # filled in when made
+    if splitter is None:
+        distinct, recording = np.unique(groups.numpy(), return_inverse=True)
+        count = len(distinct)
+        if not 2 <= folds <= count:
+            msg = f"expected from 2 folds to as many as there are recordings ({count}), got {folds}"
+            raise ValueError(msg)
+        fold = np.random.default_rng(seed).permutation(np.arange(count) % folds)[recording]
+        return [(np.flatnonzero(fold != k), np.flatnonzero(fold == k)) for k in range(folds)]
     from sklearn.model_selection import check_cv  # takes a second to import
 
-    labels, groups = labelled(outputs).numpy(), _groups(outputs)
-    splits = list(check_cv(splitter).split(np.zeros(len(labels)), labels, groups))
+    splits = list(check_cv(splitter).split(np.zeros(len(labels)), labels, groups.numpy()))
     if not splits:
         msg = f"expected a splitter with splits of these frames, got none from {splitter!r}"
         raise ValueError(msg)
     return splits
-
-
-def _groups(outputs: MemberOutputs) -> Indices:
-    """(N,) recording of each frame of labelled outputs."""
-    labelled(outputs)
-    assert outputs.groups is not None  # filled in when made
-    groups: Indices = outputs.groups.numpy()
-    return groups
-
-
-def _numbered(groups: Indices) -> tuple[Indices, int]:
-    """(N,) running number of each frame's recording, and how many there are."""
-    distinct, number = np.unique(groups, return_inverse=True)
-    return number, len(distinct)
-
-
-def _right(outputs: MemberOutputs, weights: Array, frames: Indices) -> NDArray[np.bool_]:
-    """(K,) where the pool with (M,) weights is right, of K frames."""
-    right = []
-    for begin in range(0, len(frames), 8192):
-        part = torch.from_numpy(frames[begin : begin + 8192])
-        rows = outputs.log_probabilities[:, part].float().exp().numpy()
-        right.append(np.einsum("m,mnc->nc", weights, rows).argmax(axis=1) == outputs.require_labels()[part].numpy())
-    return np.concatenate(right)

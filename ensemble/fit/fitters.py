@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import numpy as np
+import torch
 
 from ensemble.fit.fusion import fit_bayes_vote, fit_stacked
 from ensemble.fit.temperature import fit_temperature
@@ -74,22 +75,16 @@ def auto(outputs: MemberOutputs) -> FittedRule:
     """
     from ensemble.judge.choice import choose  # it needs pandas, which commands that name rules do not wait for
 
-    fitting, choosing = _halves(outputs)
-    choice = choose(choosing, {"mean": mean, "weighted": weighted(fitting)})
+    assert outputs.groups is not None  # filled in when made
+    distinct, number = np.unique(outputs.groups.numpy(), return_inverse=True)
+    if len(distinct) < 2:
+        msg = f"expected validation frames of two recordings or more for 'auto', got {len(distinct)}; name a rule"
+        raise ValueError(msg)
+    odd = torch.from_numpy(number) % 2 == 1  # every other recording
+    choice = choose(outputs.at(odd), {"mean": mean, "weighted": weighted(outputs.at(~odd))})
     if choice.name == "weighted":
         return weighted(outputs)
     if choice.name in outputs.members:
         one = tuple(float(name == choice.name) for name in outputs.members)
         return WeightedMean(one, outputs.fingerprint, members=outputs.members)
     return declared(choice.rule)
-
-
-def _halves(outputs: MemberOutputs) -> tuple[MemberOutputs, MemberOutputs]:
-    """Every other recording, and the rest."""
-    assert outputs.groups is not None  # filled in when made
-    distinct, number = np.unique(outputs.groups.numpy(), return_inverse=True)
-    if len(distinct) < 2:
-        msg = f"expected validation frames of two recordings or more for 'auto', got {len(distinct)}; name a rule"
-        raise ValueError(msg)
-    odd = outputs.groups.new_tensor(number) % 2 == 1
-    return outputs.at(~odd), outputs.at(odd)

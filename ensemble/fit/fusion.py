@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,9 +11,11 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from torch import Tensor
 
-from ensemble.fit.weights import labelled
+from ensemble.fit.weights import labelled, positive
 from ensemble.outputs import MemberOutputs
 from ensemble.rules.fitted import BayesVote, Stacked
+
+Array = NDArray[np.float64]
 
 _CELLS = 2**21  # probabilities processed together
 
@@ -29,7 +30,7 @@ def fit_bayes_vote(outputs: MemberOutputs, *, smoothing: float = 1.0) -> BayesVo
     Raises:
         ValueError: no labels, no frames, a member that abstains, or a smoothing that is not positive.
     """
-    _positive("smoothing", smoothing)
+    positive("smoothing", smoothing)
     labels, (members, _, classes) = labelled(outputs), outputs.shape
     counts = np.zeros((members, classes * classes))
     for block, probabilities in outputs.blocks(max(1, _CELLS // (members * classes)), nan="refuse"):
@@ -67,17 +68,21 @@ def fit_stacked(
     Warns:
         RuntimeWarning: the iterations did not suffice; the rule is usable but less exact.
     """
-    _positive("strength", strength)
-    _positive("floor", floor)
+    positive("strength", strength)
+    positive("floor", floor)
     labels, (members, frames, classes) = labelled(outputs), outputs.shape
     present, targets = np.unique(labels.numpy(), return_inverse=True)
     if len(present) < 2:
         msg = f"expected labels of two classes or more to stack on, got only {outputs.classes[int(present[0])]!r}"
         raise ValueError(msg)
-    start = torch.eye(classes)[:, present].repeat(members, 1) / members  # (M C, present)
+    table = torch.empty(frames, members * classes)  # log-probabilities
+    for block, probabilities in outputs.blocks(max(1, _CELLS // (members * classes)), nan="refuse"):
+        table[block] = probabilities.clamp(min=floor).log().transpose(0, 1).flatten(1)
+    centre = torch.eye(classes)[:, present].repeat(members, 1) / members  # (M C, present)
     found = minimize(
-        _Ridge(_table(outputs, floor), torch.from_numpy(targets), start, strength),
-        np.concatenate([start.numpy().ravel(), np.zeros(len(present))]),
+        _loss_and_slope,
+        np.concatenate([centre.numpy().ravel(), np.zeros(len(present))]),
+        args=(table, torch.from_numpy(targets)[:, None], centre, strength),
         jac=True,
         method="L-BFGS-B",
         options={"maxiter": max_iterations, "ftol": 1e-7, "gtol": 1e-5},
@@ -85,50 +90,25 @@ def fit_stacked(
     if found.nit >= max_iterations:
         msg = f"stacking on {frames} frames stopped after {max_iterations} iterations: raise max_iterations or strength"
         warnings.warn(msg, RuntimeWarning, stacklevel=2)
-    slopes, intercepts = found.x[: start.numel()].reshape(start.shape).T, found.x[start.numel() :]
+    slopes, intercepts = found.x[: centre.numel()].reshape(centre.shape).T, found.x[centre.numel() :]
     coefficients: Any = np.zeros((classes, members, classes))
     offsets: Any = np.full(classes, intercepts.min() - 50.0 - np.abs(slopes).sum() * abs(np.log(floor)))
     coefficients[present], offsets[present] = slopes.reshape(-1, members, classes), intercepts
     return Stacked(coefficients, offsets, floor, outputs.fingerprint, outputs.members)
 
 
-@dataclass(frozen=True)
-class _Ridge:
+def _loss_and_slope(
+    flat: Array, table: Tensor, targets: Tensor, centre: Tensor, strength: float
+) -> tuple[float, Array]:
     """Log-loss of a linear model with a ridge around `centre`, and its gradient.
 
-    Args:
-        table: (N, D) float32.
-        targets: (N,).
-        centre: (D, K) coefficients without a penalty; the K intercepts are free.
-        strength: strength of the ridge.
+    Coefficients (D, K) and K intercepts without a penalty come flat; the table is (N, D) float32, the targets (N, 1).
     """
-
-    table: Tensor
-    targets: Tensor
-    centre: Tensor
-    strength: float
-
-    def __call__(self, flat: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
-        numbers = torch.from_numpy(flat).float().reshape(-1, self.centre.shape[1])
-        slopes, intercepts = numbers[:-1], numbers[-1]
-        logs = torch.addmm(intercepts, self.table, slopes).log_softmax(dim=-1)
-        away, chosen = slopes - self.centre, self.targets[:, None]
-        loss = -logs.gather(1, chosen).double().mean() + self.strength / 2 * away.double().square().sum()
-        wrong = logs.exp_().scatter_add_(1, chosen, torch.full(chosen.shape, -1.0)) / len(self.table)  # (N, K)
-        gradient = torch.cat([self.table.T @ wrong + self.strength * away, wrong.sum(dim=0, keepdim=True)])
-        return float(loss), gradient.double().numpy().ravel()
-
-
-def _table(outputs: MemberOutputs, floor: float) -> Tensor:
-    """(N, M C) log-probabilities."""
-    members, frames, classes = outputs.shape
-    table = torch.empty(frames, members * classes)
-    for block, probabilities in outputs.blocks(max(1, _CELLS // (members * classes)), nan="refuse"):
-        table[block] = probabilities.clamp(min=floor).log().transpose(0, 1).flatten(1)
-    return table
-
-
-def _positive(name: str, value: float) -> None:
-    if not 0 < value < np.inf:
-        msg = f"expected a positive {name}, got {value}"
-        raise ValueError(msg)
+    numbers = torch.from_numpy(flat).float().reshape(-1, centre.shape[1])
+    slopes, intercepts = numbers[:-1], numbers[-1]
+    logs = torch.addmm(intercepts, table, slopes).log_softmax(dim=-1)
+    away = slopes - centre
+    loss = -logs.gather(1, targets).double().mean() + strength / 2 * away.double().square().sum()
+    wrong = logs.exp_().scatter_add_(1, targets, torch.full(targets.shape, -1.0)) / len(table)  # (N, K)
+    gradient = torch.cat([table.T @ wrong + strength * away, wrong.sum(dim=0, keepdim=True)])
+    return float(loss), gradient.double().numpy().ravel()

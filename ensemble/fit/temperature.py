@@ -69,25 +69,29 @@ def fit_temperature(
     References:
         Guo et al., "On calibration of modern neural networks", ICML 2017.
     """
-    blocks, members, frames, fingerprint = _source(given, labels, rule)
-    if frames == 0:
-        msg = "expected frames to fit a temperature on, got none"
-        raise ValueError(msg)
-    inverse, before, after = _newton(blocks, members or 1, frames)
-    found = [tuple(numbers.tolist()) for numbers in (1 / inverse, before, after)]
-    value, old, new = found if members else [numbers[0] for numbers in found]
-    names = given.members if isinstance(given, MemberOutputs) and rule is None else ()
-    step = Temperature(value, fingerprint, names)
-    return TemperatureFit(value, old, new, step if rule is None else Chain((rule, step)))
-
-
-def _source(given: Any, labels: Any | None, rule: Rule | None) -> tuple[_Blocks, int, int, str]:
-    """Blocks of logarithms, numbers of members (0 where there is one row per frame) and frames, fingerprint."""
     if isinstance(given, MemberOutputs):
         if labels is not None:
             msg = "expected no labels beside outputs, which have labels of their own; leave them out"
             raise ValueError(msg)
-        return _from_outputs(given, rule), 0 if rule else len(given.members), given.shape[1], given.fingerprint
+        blocks, frames, mark = _from_outputs(given, rule), given.shape[1], given.fingerprint
+        names = given.members if rule is None else ()
+        members = len(names)
+    else:
+        blocks, members, frames = _from_array(given, labels, rule)
+        mark, names = "", ()
+    if frames == 0:
+        msg = "expected frames to fit a temperature on, got none"
+        raise ValueError(msg)
+    inverse, before, after = _newton(blocks, members or 1, frames)
+    value, old, new = [
+        tuple(numbers.tolist()) if members else numbers.item() for numbers in (1 / inverse, before, after)
+    ]
+    step = Temperature(value, mark, names)
+    return TemperatureFit(value, old, new, step if rule is None else Chain((rule, step)))
+
+
+def _from_array(given: Any, labels: Any | None, rule: Rule | None) -> tuple[_Blocks, int, int]:
+    """The logarithms as one block, and the numbers of members (0 where there is one row per frame) and of frames."""
     rows = given if isinstance(given, Tensor) else torch.as_tensor(np.asarray(given))
     if labels is None or rows.ndim not in (2, 3) or len(labels) != rows.shape[-2]:
         came = f"{tuple(rows.shape)} and {None if labels is None else len(labels)}"
@@ -96,13 +100,10 @@ def _source(given: Any, labels: Any | None, rule: Rule | None) -> tuple[_Blocks,
     if rule is not None:
         msg = "expected outputs beside a rule, got an array; for an array fit on rule(array)"
         raise ValueError(msg)
-    truth = indices(labels, "labels", rows.shape[-2], below=rows.shape[-1])
-    if rows.ndim == 2:
-        logs = _logs(distributions(rows, dtype=torch.float64)[None])
-    else:
-        checked = [distributions(part, f"from member {m}", dtype=torch.float64) for m, part in enumerate(rows)]
-        logs = _logs(torch.stack(checked))
-    return (lambda: [(logs, truth)]), len(logs) if rows.ndim == 3 else 0, len(truth), ""
+    truth, single = indices(labels, "labels", rows.shape[-2], below=rows.shape[-1]), rows.ndim == 2
+    parts = {"": rows} if single else {f"from member {m}": part for m, part in enumerate(rows)}
+    logs = _logs(torch.stack([distributions(part, whose, dtype=torch.float64) for whose, part in parts.items()]))
+    return (lambda: [(logs, truth)]), 0 if single else len(logs), len(truth)
 
 
 def _from_outputs(outputs: MemberOutputs, rule: Rule | None) -> _Blocks:
@@ -206,7 +207,9 @@ def fit_pool_temperatures(outputs: MemberOutputs, weights: Sequence[float] | Non
         x = torch.tensor(logarithms, requires_grad=True)
         total = 0.0
         for z, labels in blocks():
-            loss = _pool_loss(z, labels, x, shares)
+            rows = (z / x[:-1].exp()[:, None, None]).softmax(dim=-1)
+            pooled = torch.einsum("m,mnc->nc", shares, rows).clamp(min=_LEAST).log() / x[-1].exp()
+            loss = torch.nn.functional.cross_entropy(pooled, labels, reduction="sum")
             loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
         assert x.grad is not None
@@ -214,21 +217,10 @@ def fit_pool_temperatures(outputs: MemberOutputs, weights: Sequence[float] | Non
 
     none: Floats = np.zeros(members + 1)
     own: Floats = np.append(np.log(np.atleast_1d(fit_temperature(outputs).value)), 0.0)
-    bounds = [(float(np.log(_COLDEST)), float(np.log(_HOTTEST)))] * (members + 1)
-
-    def searched(start: Floats) -> Any:
-        options: Any = {"ftol": 1e-12, "gtol": 1e-9, "maxiter": 1000}
-        return minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
-
-    found = min(searched(none), searched(own), key=lambda result: float(result.fun))
+    settings: Any = {"method": "L-BFGS-B", "options": {"ftol": 1e-12, "gtol": 1e-9, "maxiter": 1000}}
+    settings["bounds"] = [(float(np.log(_COLDEST)), float(np.log(_HOTTEST)))] * (members + 1)
+    found = min((minimize(objective, start, jac=True, **settings) for start in (none, own)), key=lambda end: end.fun)
     values = np.exp(found.x).tolist()
     mark, each = outputs.fingerprint, tuple(values[:-1])
     rule = Chain((Temperature(each, mark, outputs.members), pool, Temperature(values[-1], mark)))
     return PoolTemperatures(each, values[-1], objective(none)[0], float(found.fun), rule)
-
-
-def _pool_loss(z: Tensor, labels: Tensor, x: Tensor, shares: Tensor) -> Tensor:
-    """Log-loss summed over a block at the temperatures exp(x), (M + 1,)."""
-    rows = (z / x[:-1].exp()[:, None, None]).softmax(dim=-1)
-    pooled = torch.einsum("m,mnc->nc", shares, rows).clamp(min=_LEAST).log() / x[-1].exp()
-    return torch.nn.functional.cross_entropy(pooled, labels, reduction="sum")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from torch import Tensor
 
-from ensemble.fit._solver import at_least_zero, checked_weights, fit_simplex_weights
+from ensemble.fit._solver import SimplexFit, at_least_zero, checked_weights, fit_simplex_weights
 from ensemble.fit._solver.newton import nonnegative_minimum
 from ensemble.outputs import MemberOutputs
 from ensemble.rules.fitted import ClasswiseMean, LogPool, WeightedMean
@@ -108,34 +108,37 @@ def fit_weights(
         raise ValueError(msg)
     at_least_zero("alpha", alpha)
     at_least_zero("tolerance", tolerance)
+    M, N, _ = outputs.shape
+    offset = 0.0
     if objective == "brier":
         R = _brier_moments(outputs, sample_weights)
-        missing = np.isnan(np.diag(R))
+        kept = _members_kept(outputs, np.diag(R), on_nan)
+        fit = _least_brier(R[np.ix_(kept, kept)], alpha)
     else:
         P, log_scale = _true_class_matrix(outputs)
-        missing = np.isnan(P.sum(axis=1))
+        kept = _members_kept(outputs, P.sum(axis=1), on_nan)
+        if len(kept) < M:
+            P, start = P[kept], None if start is None else np.asarray(start, dtype=np.float64)[kept]
+        settings: Any = {"alpha": alpha, "start": start, "tolerance": tolerance, "max_passes": max_passes}
+        fit = fit_simplex_weights(P, sample_weights=sample_weights, **settings)
+        counts = np.ones(N) if sample_weights is None else checked_weights(sample_weights, N)
+        counts = counts * np.isfinite(log_scale)
+        offset = float(counts @ np.where(counts > 0, log_scale, 0.0)) / float(counts.sum())
+    weights, multipliers = np.zeros(M), np.full(M, np.nan)
+    weights[kept], multipliers[kept] = fit.weights, fit.multipliers
+    proof = fit.loss - offset, fit.gap, fit.passes, multipliers
+    return WeightFit(weights, *proof, outputs.members, objective, fit.dropped, outputs.fingerprint)
+
+
+def _members_kept(outputs: MemberOutputs, sums: NDArray[np.floating], on_nan: str) -> NDArray[np.intp]:
+    """Positions of the members whose sums are not NaN; the others are refused, or named in a warning."""
+    missing = np.isnan(sums)
+    if on_nan == "raise" or missing.all():
+        refuse_nan(outputs, sums[:, None])
     if missing.any():
-        if on_nan == "raise" or missing.all():
-            refuse_nan(outputs, np.where(missing, np.nan, 0.0)[:, None])
-        names, kept = [outputs.members[m] for m in np.flatnonzero(missing)], np.flatnonzero(~missing)
-        warnings.warn(f"{names} have NaN on some frame and get weight 0", stacklevel=2)
-        settings = {"alpha": alpha, "tolerance": tolerance, "max_passes": max_passes}
-        begin = None if start is None else np.asarray(start, dtype=np.float64)[kept]
-        part = outputs.subset([outputs.members[m] for m in kept])
-        found = fit_weights(part, objective, sample_weights=sample_weights, start=begin, **settings)  # type: ignore[arg-type]  # a dict of int and float
-        weights, multipliers = np.zeros(len(missing)), np.full(len(missing), np.nan)
-        weights[kept], multipliers[kept] = found.weights, found.multipliers
-        return replace(found, weights=weights, multipliers=multipliers, members=outputs.members)
-    if objective == "brier":
-        return _fit_brier(outputs, R, alpha)
-    fit = fit_simplex_weights(
-        P, alpha=alpha, sample_weights=sample_weights, start=start, tolerance=tolerance, max_passes=max_passes
-    )
-    counts = np.ones(P.shape[1]) if sample_weights is None else checked_weights(sample_weights, P.shape[1])
-    counts = counts * np.isfinite(log_scale)
-    loss = fit.loss - float(counts @ np.where(counts > 0, log_scale, 0.0)) / float(counts.sum())
-    proof = fit.gap, fit.passes, fit.multipliers
-    return WeightFit(fit.weights, loss, *proof, outputs.members, "nll", fit.dropped, outputs.fingerprint)
+        names = [outputs.members[m] for m in np.flatnonzero(missing)]
+        warnings.warn(f"{names} have NaN on some frame and get weight 0", stacklevel=3)
+    return np.flatnonzero(~missing)
 
 
 def labelled(outputs: MemberOutputs) -> Tensor:
@@ -151,12 +154,15 @@ def labelled(outputs: MemberOutputs) -> Tensor:
     return labels
 
 
-def refuse_nan(outputs: MemberOutputs, numbers: NDArray[np.floating]) -> None:
-    """Refuse numbers (M, N) with NaN.
+def positive(name: str, value: float) -> None:
+    """Refuse a setting that is not a positive number."""
+    if not 0 < value < np.inf:
+        msg = f"expected a positive {name}, got {value}"
+        raise ValueError(msg)
 
-    Raises:
-        ValueError: there is NaN; the message names the members.
-    """
+
+def refuse_nan(outputs: MemberOutputs, numbers: NDArray[np.floating]) -> None:
+    """Refuse numbers (M, N) with NaN; the message names the members."""
     names = [name for name, missing in zip(outputs.members, np.isnan(numbers).any(axis=1), strict=True) if missing]
     if names:
         way_out = "leave them out, as fit_weights does with on_nan='drop'"
@@ -221,24 +227,19 @@ def _brier_moments(outputs: MemberOutputs, sample_weights: object | None = None)
     return R
 
 
-def _simplex_quadratic(R: Array) -> tuple[Array, float]:
-    """The weights (M,) that minimise w' R w on the simplex, R positive semi-definite, and their certified gap.
+def _least_brier(R: Array, alpha: float) -> SimplexFit:
+    """The weights w that minimise w' Q w on the simplex, Q = R + alpha I positive semi-definite, and their loss w' R w.
 
-    The gap is 2 (w'Rw - min R w), that of Frank and Wolfe.
+    The gap is 2 (w' Q w - min Q w), that of Frank and Wolfe.
     """
     M = len(R)
-    ridge = 1e-12 * float(np.trace(R)) / M + 1e-300
-    x = nonnegative_minimum(R + ridge * np.eye(M), np.ones(M), np.eye(M)[int(np.diag(R).argmin())])
+    Q = R + alpha * np.eye(M)
+    ridge = 1e-12 * float(np.trace(Q)) / M + 1e-300
+    x = nonnegative_minimum(Q + ridge * np.eye(M), np.ones(M), np.eye(M)[int(np.diag(Q).argmin())])
     w = x / x.sum()  # the quadratic is homogeneous: its minimum on the ray is all that matters
-    slope = R @ w
-    return w, max(2.0 * float(w @ slope - slope.min()), 0.0)
-
-
-def _fit_brier(outputs: MemberOutputs, R: Array, alpha: float) -> WeightFit:
-    w, gap = _simplex_quadratic(R + alpha * np.eye(len(R)))
-    slope = 2.0 * (R @ w + alpha * w)
-    multipliers, loss = 1.0 - (slope - w @ slope), float(w @ R @ w)
-    return WeightFit(w, loss, gap, 1.0, multipliers, outputs.members, "brier", 0, outputs.fingerprint)
+    slope = 2.0 * (Q @ w)
+    gap = max(float(w @ slope - slope.min()), 0.0)
+    return SimplexFit(w, float(w @ R @ w), gap, 1.0, 1.0 - (slope - w @ slope), tuple(np.flatnonzero(w).tolist()), 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -278,13 +279,12 @@ def fit_class_weights(outputs: MemberOutputs, *, strength: float = 500.0) -> Cla
     Raises:
         ValueError: no labels, or a strength that is not positive.
     """
-    if not 0 < strength < np.inf:
-        msg = f"expected a positive number of frames as strength, got {strength}"
-        raise ValueError(msg)
+    positive("number of frames as strength", strength)
     common = fit_weights(outputs).weights
     P, _ = _true_class_matrix(outputs)
-    predicted = _predicted(outputs, common)
-    classes = len(outputs.classes)
+    classes, shares = len(outputs.classes), torch.tensor(common, dtype=torch.float32)
+    blocks = [torch.einsum("m,mnc->nc", shares, block).argmax(dim=-1) for _, block in outputs.blocks(_FRAMES)]
+    predicted = torch.cat(blocks).numpy()
     weights, gaps = np.tile(common, (classes, 1)), np.zeros(classes)
     for c in range(classes):
         own = P[:, predicted == c]
@@ -294,15 +294,6 @@ def fit_class_weights(outputs: MemberOutputs, *, strength: float = 500.0) -> Cla
             weights[c], gaps[c] = fit.weights, fit.gap
     frames = np.bincount(predicted, minlength=classes)
     return ClasswiseFit(common, weights, gaps, frames, outputs.members, outputs.fingerprint)
-
-
-def _predicted(outputs: MemberOutputs, weights: Array) -> NDArray[np.intp]:
-    """(N,) classes that the pool with these weights predicts."""
-    predicted = np.empty(outputs.shape[1], dtype=np.intp)
-    common = torch.tensor(weights, dtype=torch.float32)
-    for where, block in outputs.blocks(_FRAMES):
-        predicted[where] = torch.einsum("m,mnc->nc", common, block).argmax(dim=-1).numpy()
-    return predicted
 
 
 @dataclass(frozen=True, eq=False)
@@ -360,15 +351,8 @@ def fit_log_linear(outputs: MemberOutputs, *, start: object | None = None, ridge
     labelled(outputs)
     for _ in outputs.blocks(_FRAMES, nan="refuse"):  # refuses NaN, by name
         pass
-    found = minimize(
-        _loss_and_slope,
-        begin,
-        args=(outputs, ridge),
-        jac=True,
-        method="L-BFGS-B",
-        bounds=[(0.0, None)] * M,
-        options={"ftol": 1e-13, "gtol": 1e-8, "maxiter": 500},
-    )
+    settings: Any = {"method": "L-BFGS-B", "options": {"ftol": 1e-13, "gtol": 1e-8, "maxiter": 500}}
+    found = minimize(_loss_and_slope, begin, args=(outputs, ridge), jac=True, bounds=[(0.0, None)] * M, **settings)
     w = np.asarray(found.x, dtype=np.float64)
     loss, slope = _loss_and_slope(w, outputs, ridge)
     violation = np.where(w > 0, np.abs(slope), np.maximum(-slope, 0.0)).max()

@@ -160,15 +160,10 @@ class _Search:
     def __init__(self, rows: Rows, costs: Array, budget: float, most: int, offset: float) -> None:
         self.rows, self.costs, self.budget, self.most, self.offset = rows, costs, budget, most, offset
         self.weights, self.loss, self.nodes = np.zeros(rows.members), np.inf, 0
-        self.closed = np.inf  # the least bound of the closed parts
+        self.closed = self.bound = np.inf  # the least bound of the closed parts, and of all
         self.tried: set[bytes] = set()
         self.queue: list[tuple[float, int, Mask, Mask, Array]] = []
         self.pushed = count()  # of parts with equal bounds the first comes first
-
-    @property
-    def bound(self) -> float:
-        """No subset has a loss below this."""
-        return min([self.closed, self.loss, *(entry[0] for entry in self.queue)])
 
     def run(self, tolerance: float, max_nodes: int) -> None:
         """Search until no open part may hold a better subset, or the nodes are used up.
@@ -178,17 +173,17 @@ class _Search:
         M = self.rows.members
         distinct = first_equal(self.rows.values, np.argsort(self.costs, kind="stable")) == np.arange(M)
         nothing = np.zeros(M, dtype=bool)
-        root = self._narrowed(nothing, distinct)
-        if not root.any():
+        self._push(nothing, distinct, np.ones(M) / M, -np.inf)
+        if not self.queue:
             least = self.costs.min()
             msg = f"expected a member within {self.budget:g}, got costs of {least:g} and more; raise the limit"
             raise ValueError(msg)
-        self._push(nothing, root, np.ones(M) / M, -np.inf)
         while self.queue and self.queue[0][0] < self.loss - tolerance and self.nodes < max_nodes:
             self._step()
         if np.isinf(self.loss):  # every subset gives some frame zero: return the members that cost least
-            cheap = self._rounded(nothing, root / np.maximum(self.costs, 1e-300))
+            cheap = self._rounded(nothing, distinct / np.maximum(self.costs, 1e-300))
             self.weights = cheap / cheap.sum()
+        self.bound = min([self.closed, self.loss, *(entry[0] for entry in self.queue)])
 
     def _step(self) -> None:
         """Close the most promising part, or split it and try the subset that its weights suggest."""
@@ -204,14 +199,16 @@ class _Search:
         m = int(np.where(open_ & (weights > 0), share, -1.0).argmax())
         without, with_m = open_.copy(), chosen.copy()
         without[m], with_m[m] = False, True
-        parts = [(taken, self._narrowed(taken, without)) for taken in (chosen, with_m)]
-        for taken, left in parts:
-            if (taken | left).any() and self._fits(taken):
-                self._push(taken, left, weights, bound)
+        for taken in (chosen, with_m):
+            self._push(taken, without, weights, bound)
 
     def _push(self, chosen: Mask, open_: Mask, start: Array, least: float) -> None:
-        weights, bound = self._relaxed(chosen | open_, start)
-        heapq.heappush(self.queue, (max(bound, least), next(self.pushed), chosen, open_, weights))
+        """Queue a part with the open members that the limits leave room for, unless nothing within them is left."""
+        room = self.budget * (1 + 1e-12) - self.costs[chosen].sum()
+        left: Mask = open_ & (self.costs <= room) & (int(chosen.sum()) < self.most)
+        if (chosen | left).any() and self._fits(chosen):
+            weights, bound = self._relaxed(chosen | left, start)
+            heapq.heappush(self.queue, (max(bound, least), next(self.pushed), chosen, left, weights))
 
     def _relaxed(self, allowed: Mask, start: Array) -> tuple[Array, float]:
         """Weights over the allowed members without the limits, and a bound for the loss of all such weights."""
@@ -224,12 +221,6 @@ class _Search:
 
     def _fits(self, members: Mask) -> bool:
         return bool(self.costs[members].sum() <= self.budget * (1 + 1e-12) and members.sum() <= self.most)
-
-    def _narrowed(self, chosen: Mask, open_: Mask) -> Mask:
-        """The open members that the limits leave room for."""
-        left = self.budget * (1 + 1e-12) - self.costs[chosen].sum()
-        narrowed: Mask = open_ & (self.costs <= left) & (int(chosen.sum()) < self.most)
-        return narrowed
 
     def _rounded(self, chosen: Mask, weights: Array) -> Mask:
         """A subset within the limits: the chosen members, then others by weight as long as they fit."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
+from itertools import product
 from math import comb
 from typing import Literal
 
@@ -16,6 +19,7 @@ from ensemble.outputs import LEAST, MemberOutputs
 
 Array = NDArray[np.float64]
 
+Loss = Callable[[int], float]
 Pool = Literal["mean", "weighted"]
 _EXACT = 10  # up to this many members all subsets are computed
 
@@ -64,60 +68,46 @@ def contributions(
     if pool not in ("mean", "weighted") or permutations < 2:
         msg = f"expected the pool 'mean' or 'weighted' and at least two permutations, got {pool!r}, {permutations}"
         raise ValueError(msg)
-    game = _Game(outputs, pool)
-    M = len(outputs.members)
+    labelled(outputs)
+    P = np.maximum(outputs.true_class().numpy(), LEAST)  # NaN stays NaN
+    refuse_nan(outputs, P)
+    M, rows, start = len(P), Rows(P), fit_simplex_weights(P).weights if pool == "weighted" else None
+
+    @cache
+    def loss(subset: int) -> float:
+        """Nats per frame of the pool of a subset, given as a bit mask."""
+        if not subset:
+            return float(np.log(len(outputs.classes)))
+        inside = np.array([bool(subset >> m & 1) for m in range(M)])
+        if start is not None:
+            return refit(rows, start=start, allowed=inside).loss
+        return float(-np.log(P[inside].mean(axis=0)).mean())
+
     every = (1 << M) - 1
-    alone = np.array([game.loss(every & ~(1 << m)) for m in range(M)]) - game.loss(every)
+    alone = np.array([loss(every & ~(1 << m)) for m in range(M)]) - loss(every)
     if M <= _EXACT:
-        shapley, error = _exact(game, M), np.zeros(M)
+        shapley, error = _exact(loss, M), np.zeros(M)
     else:
-        shapley, error = _sampled(game, M, permutations, np.random.default_rng(seed))
+        shapley, error = _sampled(loss, M, permutations, np.random.default_rng(seed))
     return Contributions(outputs.members, alone, shapley, error, pool)
 
 
-class _Game:
-    """Log-loss of the pool of any subset, given as a bit mask; each is computed once."""
-
-    def __init__(self, outputs: MemberOutputs, pool: Pool) -> None:
-        labelled(outputs)
-        self.P = np.maximum(outputs.true_class().numpy(), LEAST)  # NaN stays NaN
-        refuse_nan(outputs, self.P)
-        self.known = {0: float(np.log(len(outputs.classes)))}
-        self.start: Array | None = None
-        if pool == "weighted":
-            self.rows, self.start = Rows(self.P), fit_simplex_weights(self.P).weights
-
-    def loss(self, subset: int) -> float:
-        """Nats per frame."""
-        if subset not in self.known:
-            self.known[subset] = self._loss(subset)
-        return self.known[subset]
-
-    def _loss(self, subset: int) -> float:
-        inside = np.array([bool(subset >> m & 1) for m in range(len(self.P))])
-        if self.start is not None:
-            return refit(self.rows, start=self.start, allowed=inside).loss
-        return float(-np.log(self.P[inside].mean(axis=0)).mean())
-
-
-def _exact(game: _Game, M: int) -> Array:
+def _exact(loss: Loss, M: int) -> Array:
     """For each member the reductions over all subsets without it, weighted by the share of orders that pass there."""
     share = [1.0 / (M * comb(M - 1, k)) for k in range(M)]
     value = np.zeros(M)
-    for subset in range(1 << M):
-        size = subset.bit_count()
-        for m in range(M):
-            if not subset >> m & 1:
-                value[m] += share[size] * (game.loss(subset) - game.loss(subset | 1 << m))
+    for subset, m in product(range(1 << M), range(M)):
+        if not subset >> m & 1:
+            value[m] += share[subset.bit_count()] * (loss(subset) - loss(subset | 1 << m))
     return value
 
 
-def _sampled(game: _Game, M: int, permutations: int, generator: np.random.Generator) -> tuple[Array, Array]:
+def _sampled(loss: Loss, M: int, permutations: int, generator: np.random.Generator) -> tuple[Array, Array]:
     """Shapley values from random orders, and their standard errors."""
     gains = np.zeros((permutations, M))
     for row in gains:
         subset = 0
         for m in generator.permutation(M).tolist():
-            row[m] = game.loss(subset) - game.loss(subset | 1 << m)
+            row[m] = loss(subset) - loss(subset | 1 << m)
             subset |= 1 << m
     return gains.mean(axis=0), gains.std(axis=0, ddof=1) / np.sqrt(permutations)

@@ -137,7 +137,8 @@ class _State:
         hits = self._hits()
         most = max(hits.values())
         level = sorted(m for m, hit in hits.items() if hit == most)
-        losses = [self._loss(m) for m in level]
+        with np.errstate(divide="ignore"):
+            losses = [float(-np.log((self.true_sum + self.truth[m]) / (self.picked + 1)).mean()) for m in level]
         first = min(range(len(level)), key=losses.__getitem__)
         return level[first], most, losses[first]
 
@@ -203,7 +204,7 @@ class _State:
         given = self.given[whose, rows]
         new = np.flatnonzero(np.isnan(given))
         m, row = whose[new], rows[new]
-        given[new] = self.given[m, row] = self.table.single(m, self.frames[row], self.rival[row])
+        given[new] = self.given[m, row] = self.table.probabilities(m, self.frames[row], self.rival[row])
         return given
 
     def _open(self, left: int = 1) -> tuple[NDArray[np.bool_], NDArray[np.intp]]:
@@ -230,10 +231,6 @@ class _State:
         self.rival[rows] = rival
         self.low[rows] = self.high[rows] = self.true_sum[self.frames[rows]] - others[every, rival]
 
-    def _loss(self, m: int) -> float:
-        with np.errstate(divide="ignore"):
-            return float(-np.log((self.true_sum + self.truth[m]) / (self.picked + 1)).mean())
-
 
 class _Table:
     """Probabilities of (M, N, C) logarithms, computed where they are needed; nothing is copied as a whole."""
@@ -245,13 +242,15 @@ class _Table:
         self.numbers = self.logs.as_strided((1 + sum((size - 1) * stride for size, stride in sizes),), (1,))
         self.rows = self.numbers.unfold(0, logs.shape[2], 1)
 
-    def probabilities(self, m: NDArray[np.intp] | int, frames: NDArray[np.intp]) -> NDArray[np.float32]:
-        """(frames, C) of one member, or of one member per frame."""
-        return _exp(self.rows.index_select(0, self._places(m, frames)))
-
-    def single(self, m: NDArray[np.intp], frames: NDArray[np.intp], c: NDArray[np.intp]) -> NDArray[np.float32]:
-        """(frames,) of one member and one class per frame."""
-        return _exp(self.numbers.index_select(0, self._places(m, frames) + torch.from_numpy(c)))
+    def probabilities(
+        self, m: NDArray[np.intp] | int, frames: NDArray[np.intp], c: NDArray[np.intp] | None = None
+    ) -> NDArray[np.float32]:
+        """(frames, C) of one member, or of one member per frame; (frames,) where there is one class per frame too."""
+        of_member, of_frame, _ = self.logs.stride()
+        places = torch.from_numpy(m * of_member + frames * of_frame)
+        table, places = (self.rows, places) if c is None else (self.numbers, places + torch.from_numpy(c))
+        found: NDArray[np.float32] = table.index_select(0, places).float().exp_().numpy()
+        return found
 
     def margins(self, labels: torch.Tensor) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """(M, N) each: the true class's probability, and its margin over the largest other one."""
@@ -263,12 +262,3 @@ class _Table:
             truth[m, where] = block.gather(-1, index).squeeze(-1)
             others[m, where] = block.scatter_(-1, index, -torch.inf).amax(dim=-1)
         return truth.exp_().numpy(), truth.sub(others.exp_()).numpy()
-
-    def _places(self, m: NDArray[np.intp] | int, frames: NDArray[np.intp]) -> torch.Tensor:
-        of_member, of_frame, _ = self.logs.stride()
-        return torch.from_numpy(m * of_member + frames * of_frame)
-
-
-def _exp(logs: torch.Tensor) -> NDArray[np.float32]:
-    found: NDArray[np.float32] = logs.float().exp_().numpy()
-    return found

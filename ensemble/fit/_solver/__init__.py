@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]  # it ships no types
+from torch import Tensor
 
-from ensemble.fit._solver.newton import Curvature, View, Walk, look, step
-from ensemble.fit._solver.rows import Numbers, Rows, as_matrix
+from ensemble.fit._solver.newton import Curvature, View, look, step
+from ensemble.fit._solver.rows import Indices, Numbers, Rows
 from ensemble.rules.fitted import WeightedMean
 
 Array = NDArray[np.float64]
-Indices = NDArray[np.intp]
 
 _CLOSE = 0.98  # members whose d exceeds this take part in the next step
 _STEPS = 20  # at most, in `settle`, which takes one or two where rounding does not matter
@@ -95,28 +95,36 @@ def fit_simplex_weights(
         Kim et al., "A fast algorithm for maximum likelihood estimation of mixture proportions using
         sequential quadratic programming", JCGS 29(2), 2020.
     """
-    values = as_matrix(P)
+    if isinstance(P, Tensor):
+        P = P.detach().cpu()
+        P = (P if P.dtype.itemsize >= 4 else P.float()).numpy()
+    values = np.asarray(P)
+    if values.dtype not in (np.float32, np.float64):
+        values = values.astype(np.float64)
+    if values.ndim != 2 or 0 in values.shape:
+        msg = f"expected P of shape (M, N), members by frames, neither empty; got {values.shape}"
+        raise ValueError(msg)
     weights = None if sample_weights is None else checked_weights(sample_weights, values.shape[1])
     at_least_zero("alpha", alpha)
     at_least_zero("tolerance", tolerance)
     aim = np.ones(len(values)) if towards is None else checked_weights(towards, len(values), "weights to pull towards")
     pull = alpha * aim / aim.sum()
     begin = None if start is None else checked_weights(start, len(values), "weights to start from")
+    # with shrinkage, equal members have different optimal weights, so all of them stay
+    first = np.arange(len(values)) if pull.any() else first_equal(values)
+    if begin is not None:
+        begin = np.bincount(first, begin, len(values)).astype(np.float64)
+    rows = Rows(values, weights)
+    task = _Task(rows, first == np.arange(len(values)), pull, tolerance, max_passes)
     with _controller().limit(limits=1, user_api="blas"):
-        # with shrinkage, equal members have different optimal weights, so all of them stay
-        first = np.arange(len(values)) if pull.any() else first_equal(values)
-        if begin is not None:
-            begin = np.bincount(first, begin, len(values)).astype(np.float64)
-        rows = Rows(values, weights)
-        task = _Task(rows, first == np.arange(len(values)), pull, tolerance, max_passes)
         view, passes = _solve(task, begin, seed)
         if np.isnan(view.loss) and np.isfinite(view.d).all():  # stopped early: still certified in float64
-            view, passes = task.look(view.weights, task.active(view), Walk(True, curved=False)), passes + 1
+            view, passes = task.look(view.weights, task.active(view), precise=True, curved=False), passes + 1
     if not rows.total:
         msg = f"expected a positive probability of the true class somewhere, got {rows.dropped} frames of zeros"
         raise ValueError(msg)
-    support = tuple(np.flatnonzero(view.weights).tolist())
-    return SimplexFit(view.weights, view.loss, task.gap(view), passes, view.d, support, rows.dropped)
+    support, gap = tuple(np.flatnonzero(view.weights).tolist()), view.gap(task.allowed)
+    return SimplexFit(view.weights, view.loss, gap, passes, view.d, support, rows.dropped)
 
 
 def refit(rows: Rows, *, start: Array, allowed: NDArray[np.bool_]) -> View:
@@ -130,9 +138,9 @@ def refit(rows: Rows, *, start: Array, allowed: NDArray[np.bool_]) -> View:
         allowed: (M,) members that may have a weight.
     """
     begin = np.where(allowed, start, 0.0)
-    begin = begin if begin.any() else allowed.astype(np.float64)
+    task = _Task(rows, allowed, np.zeros(rows.members), 1e-6, 100)
     with _controller().limit(limits=1, user_api="blas"):
-        return _solve(_Task(rows, allowed, np.zeros(rows.members), 1e-6, 100), begin, 0)[0]
+        return _solve(task, begin if begin.any() else allowed.astype(np.float64), 0)[0]
 
 
 def settle(rows: Rows, *, start: Array, within: float) -> Array:
@@ -150,22 +158,22 @@ def settle(rows: Rows, *, start: Array, within: float) -> Array:
     task = _Task(rows, np.ones(rows.members, dtype=bool), np.zeros(rows.members), 0.0, _STEPS)
     target = start
     with _controller().limit(limits=1, user_api="blas"):
-        view, _ = _first(task, start, np.arange(rows.members), Walk(True))
+        view, _ = task.first(start, np.arange(rows.members), precise=True)
         for _ in range(_STEPS):
             model = view.curvature
             assert model is not None  # some member gives each frame a positive probability
             if task.outside(view, model):
-                view = task.look(view.weights, task.active(view), Walk(True))
+                view = task.look(view.weights, task.active(view), precise=True)
             target = step(view, view.curvature or model)
             if np.abs(target - view.weights).max() <= within:
                 break
-            view, _ = _advance(task, view, target, Walk(True))
+            view, _ = task.advance(view, target, precise=True)
     return target
 
 
 @dataclass(frozen=True)
 class _Task:
-    """Everything that stays the same during one solve."""
+    """Everything that stays the same during one solve, and the passes over the frames; `how` says how, see `look`."""
 
     rows: Rows
     allowed: NDArray[np.bool_]
@@ -174,8 +182,28 @@ class _Task:
     max_passes: float
     rough: bool = False  # stop on float32's word: this is for a start, not for a certificate
 
-    def look(self, w: Array, near: Indices, walk: Walk) -> View:
-        return look(self.rows, w, near, walk, pull=self.pull)
+    def look(self, w: Array, near: Indices, **how: bool) -> View:
+        return look(self.rows, w, near, self.pull, **how)
+
+    def first(self, w: Array, near: Indices, **how: bool) -> tuple[View, int]:
+        """The pass at a start, or near it where only members of weight zero give a frame a positive probability."""
+        view = self.look(w, near, **how)
+        if np.isfinite(view.d).all():
+            return view, 1
+        even = self.allowed / self.allowed.sum()
+        return self.look(0.9 * w + 0.1 * even, np.flatnonzero(self.allowed), precise=True), 2
+
+    def advance(self, view: View, target: Array, **how: bool) -> tuple[View, int]:
+        """The pass at the target, or nearer where the slope there shows that the step was too long."""
+        move, near, length, reads = target - view.weights, self.active(view), 1.0, 0
+        limit = -0.9 * abs(float(view.d @ move)) - 1e-12
+        while True:
+            reads += 1
+            w = np.maximum(view.weights + length * move, 0.0)
+            new = self.look(w / w.sum(), near, **how)
+            if reads == 50 or (np.isfinite(new.d).all() and float(new.d @ move) >= limit):
+                return new, reads
+            length *= 0.5
 
     def active(self, view: View, above: float = _CLOSE) -> Indices:
         """Members that take part in the next step; with shrinkage none may leave."""
@@ -187,73 +215,42 @@ class _Task:
         joins[model.active] = False
         return bool(joins.any())
 
-    def gap(self, view: View) -> float:
-        return view.gap(self.allowed)
-
 
 def _solve(task: _Task, begin: Array | None, seed: int) -> tuple[View, float]:
     """The best view found, computed in float64, and the passes it took."""
-    view, passes = _begin(task, begin, seed)
-    best, model, precise, thrifty, slow = view, view.curvature, task.rows.small, True, False
-    if model is None:  # every allowed member gives some frame zero: infinite, whatever the weights
-        return replace(view, loss=np.inf), passes
-    # steps with one curvature take a gap to its second, third, ... power; reading few members is cheap
-    reach, gap = task.tolerance ** (1 / 2 if task.rough else 1 / 3), task.gap(view)
-    while passes < task.max_passes and not (gap <= task.tolerance and (precise or task.rough)):
-        last = gap < max(task.tolerance**0.7, 1e-5)  # then one more step will do
-        precise = precise or (last and not task.rough)
-        curved = task.rows.small or slow or gap > reach
-        walk = Walk(precise, curved, narrow=not (precise or task.rough), thrifty=thrifty)
-        new, reads = _advance(task, view, step(view, model), walk)
-        passes += reads * (len(task.active(view)) / task.rows.members if walk.narrow else 1)
-        if new.curvature is None and task.gap(new) > task.tolerance and task.outside(new, model):
-            new, passes = task.look(new.weights, task.active(new), walk._replace(curved=True)), passes + 1
-        slow = task.gap(new) > 0.1 * gap
-        thrifty = thrifty and not slow
-        view, model, gap = new, new.curvature or model, task.gap(new)
-        if np.isnan(best.loss) or (precise and gap < task.gap(best)):
-            best = view
-    return best, passes
-
-
-def _begin(task: _Task, begin: Array | None, seed: int) -> tuple[View, float]:
-    """The first pass over all frames: from a warm start, from a solved sample, or from equal weights."""
-    rows, passes = task.rows, 0.0
-    w, active = task.allowed / task.allowed.sum(), np.flatnonzero(task.allowed)
+    rows, allowed, small = task.rows, task.allowed, task.rows.small
+    w, active, passes = allowed / allowed.sum(), np.flatnonzero(allowed), 0.0
     if begin is not None:
         w = begin / begin.sum()
-    elif rows.frames >= 8192 and rows.members * rows.frames >= 2**19:
+    elif rows.frames >= 8192 and rows.members * rows.frames >= 2**19:  # from the solution of a sample
         sample = rows.sample(seed)
-        found, passes = _solve(_Task(sample, task.allowed, task.pull, 1e-2, 30, rough=True), None, seed)
+        found, passes = _solve(_Task(sample, allowed, task.pull, 1e-2, 30, rough=True), None, seed)
         passes *= sample.frames / rows.frames
         active, w = task.active(found, above=_CLOSE - 0.01), found.weights
         if found.curvature is not None:
             w = step(found, found.curvature)
-    view, reads = _first(task, w, active, Walk(rows.small))
-    return view, passes + reads
-
-
-def _first(task: _Task, w: Array, active: Indices, walk: Walk) -> tuple[View, int]:
-    """The first pass at a start, or near it where only members of weight zero give a frame a positive probability."""
-    view = task.look(w, active, walk)
-    if np.isfinite(view.d).all():
-        return view, 1
-    even = task.allowed / task.allowed.sum()
-    return task.look(0.9 * w + 0.1 * even, np.flatnonzero(task.allowed), Walk(True)), 2
-
-
-def _advance(task: _Task, view: View, target: Array, walk: Walk) -> tuple[View, int]:
-    """A pass at the target, or nearer where the slope there shows that the step was too long."""
-    move = target - view.weights
-    limit = -0.9 * abs(float(view.d @ move)) - 1e-12
-    near, length, reads = task.active(view), 1.0, 0
-    while True:
-        reads += 1
-        w = np.maximum(view.weights + length * move, 0.0)
-        new = task.look(w / w.sum(), near, walk)
-        if reads == 50 or (np.isfinite(new.d).all() and float(new.d @ move) >= limit):
-            return new, reads
-        length *= 0.5
+    view, reads = task.first(w, active, precise=small)
+    passes += reads
+    best, model, precise, thrifty, slow = view, view.curvature, small, True, False
+    if model is None:  # every allowed member gives some frame zero: infinite, whatever the weights
+        return replace(view, loss=np.inf), passes
+    # steps with one curvature take a gap to its second, third, ... power; reading few members is cheap
+    reach, gap = task.tolerance ** (1 / 2 if task.rough else 1 / 3), view.gap(allowed)
+    while passes < task.max_passes and not (gap <= task.tolerance and (precise or task.rough)):
+        last = gap < max(task.tolerance**0.7, 1e-5)  # then one more step will do
+        precise = precise or (last and not task.rough)
+        curved, narrow = small or slow or gap > reach, not (precise or task.rough)
+        how = {"precise": precise, "narrow": narrow, "thrifty": thrifty}
+        new, reads = task.advance(view, step(view, model), curved=curved, **how)
+        passes += reads * (len(task.active(view)) / rows.members if narrow else 1)
+        if new.curvature is None and new.gap(allowed) > task.tolerance and task.outside(new, model):
+            new, passes = task.look(new.weights, task.active(new), curved=True, **how), passes + 1
+        slow = new.gap(allowed) > 0.1 * gap
+        thrifty = thrifty and not slow
+        view, model, gap = new, new.curvature or model, new.gap(allowed)
+        if np.isnan(best.loss) or (precise and gap < best.gap(allowed)):
+            best = view
+    return best, passes
 
 
 def first_equal(values: Numbers, order: Indices | None = None) -> Indices:

@@ -11,16 +11,14 @@ References:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg.lapack import dposv
 
-from ensemble.fit._solver.rows import Block, Numbers, Room, Rows
+from ensemble.fit._solver.rows import Indices, Numbers, Room, Rows
 
 Array = NDArray[np.float64]
-Indices = NDArray[np.intp]
 
 _HEAVY = 5.0  # a quadratic describes a frame poorly where some P / u exceeds this
 _CURVED = 2**17  # this many frames suffice for the curvature; the gradient always takes all of them
@@ -69,65 +67,65 @@ class View:
         return max(float(np.log(self.bound[allowed].max())), 0.0)
 
 
-class Walk(NamedTuple):
-    """How to read the frames.
-
-    Attributes:
-        precise: float64 throughout for the near members, and for all where P is float64; d of the other members
-            is summed in float32 otherwise, and bounded.
-        curved: whether to compute the curvature over the near members.
-        narrow: read the near members alone; d of the others is then 0.
-        thrifty: take the curvature from some blocks only, where there are many frames.
-    """
-
-    precise: bool
-    curved: bool = True
-    narrow: bool = False
-    thrifty: bool = True
-
-
-def look(rows: Rows, w: Array, near: Indices, walk: Walk, *, pull: Array) -> View:
+def look(
+    rows: Rows,
+    w: Array,
+    near: Indices,
+    pull: Array,
+    *,
+    precise: bool,
+    curved: bool = True,
+    narrow: bool = False,
+    thrifty: bool = True,
+) -> View:
     """Pass once over the frames at weights `w`.
 
     Args:
         rows: the frames.
         w: (M,) on the simplex.
         near: members that may soon carry weight; those that carry weight now are added.
-        walk: how to read them.
         pull: (M,) weight of each member's pseudo-frame, relative to all frames; zeros for no shrinkage.
+        precise: float64 throughout for the near members, and for all where P is float64; d of the other members
+            is summed in float32 otherwise, and bounded.
+        curved: compute the curvature over the near members.
+        narrow: read the near members alone; d of the others is then 0.
+        thrifty: take the curvature from some blocks only, where there are many frames.
     """
     near = np.flatnonzero(np.bincount(near, minlength=rows.members) + (w > 0))
-    apart = len(near) < rows.members and not walk.narrow
-    dtype = np.float64 if walk.precise else np.float32
+    apart = len(near) < rows.members and not narrow
+    dtype = np.float64 if precise else np.float32
     own, d, far, logs = w[near].astype(dtype), np.zeros(len(near)), np.zeros(rows.members), 0.0
-    sums = _Sums(near, rows) if walk.curved else None
-    searched = max(1, round(rows.frames / _SEARCHED)) if walk.thrifty else 1
-    curved = max(1, round(rows.frames / searched / _CURVED)) if walk.thrifty else 1
-    cast = Room()
-    read_as = rows.values.dtype.type if walk.precise else dtype
-    for k, block in enumerate(rows.blocks(read_as, near if walk.narrow else None)):
-        if block.counts is not None:
-            block = block._replace(counts=block.counts.astype(dtype, copy=False))
-        chosen = cast.cast(block.values[near] if apart else block.values, dtype)
+    sums = _Sums(near, rows) if curved else None
+    searched = max(1, round(rows.frames / _SEARCHED)) if thrifty else 1
+    bent = max(1, round(rows.frames / searched / _CURVED)) if thrifty else 1
+    cast, read_as = Room(), rows.values.dtype.type if precise else dtype
+    infinite = View(w, np.full(len(w), np.inf), np.full(len(w), np.inf), np.nan, None)
+    for k, (values, counts) in enumerate(rows.blocks(read_as, near if narrow else None)):
+        counts = None if counts is None else counts.astype(dtype, copy=False)
+        chosen = cast.cast(values[near] if apart else values, dtype)
         u = own @ chosen
-        if block.counts is not None:
-            u[block.counts == 0] = 1.0
+        if counts is not None:
+            u[counts == 0] = 1.0
         if not (least := u.min()) > 0:
-            return _infinite(w)
-        ratio = np.reciprocal(u) if block.counts is None else block.counts / u
+            return infinite
+        ratio = np.reciprocal(u) if counts is None else counts / u
         d += chosen @ ratio
         if apart:
-            far += block.values @ ratio.astype(block.values.dtype, copy=False)
-        if walk.precise:
-            logs += float(_sum_of_logs(u, least) if block.counts is None else block.counts @ np.log(u))
+            far += values @ ratio.astype(values.dtype, copy=False)
+        if precise:
+            logs += float(_sum_of_logs(u, least) if counts is None else counts @ np.log(u))
         if sums is not None and (k % searched == 0 or not sums.total):
-            sums.add(chosen, block, u, light=k // searched % curved == 0 or not sums.total)
+            sums.add(chosen, counts, u, light=k // searched % bent == 0 or not sums.total)
     if not rows.total or (w[pull > 0] <= 0).any():
-        return _infinite(w)
-    far, lost = far / rows.total, np.full(rows.members, rows.rounding(read_as))
-    far[near], lost[near] = d / rows.total, 1.0
+        return infinite
+    # Each of n additions loses at most half a unit in the last place of a sum that only grows, so its relative error is
+    # at most n units (Higham, "Accuracy and stability of numerical algorithms", chapter 4), and a few for the factors;
+    # blocks are added in float64.
+    lost = np.full(rows.members, 1.0 + (rows.columns + 8) * float(np.finfo(read_as).eps))
+    far, lost[near] = far / rows.total, 1.0
+    far[near] = d / rows.total
     d = (far + pull / np.maximum(w, 1e-300)) / (1.0 + pull.sum())
-    loss = -(logs + rows.log_scale) / rows.total if walk.precise else np.nan
+    loss = -(logs + rows.log_scale) / rows.total if precise else np.nan
     return View(w, d, d * lost, loss, None if sums is None else sums.curvature(rows, pull))
 
 
@@ -139,44 +137,37 @@ def _sum_of_logs(u: Numbers, least: float) -> float:
     return float(np.log(u[:whole].reshape(8, -1).prod(axis=0)).sum() + np.log(u[whole:]).sum())
 
 
-def _infinite(w: Array) -> View:
-    return View(w, infinite := np.full(len(w), np.inf), infinite, np.nan, None)
-
-
 class _Sums:
     """Collects the curvature over the active members during a pass."""
 
     def __init__(self, active: Indices, rows: Rows) -> None:
-        self.active = active
-        self.dtype = np.float64 if rows.small else np.float32
+        self.active, self.dtype, self.room = active, np.float64 if rows.small else np.float32, Room()
         self.light = np.zeros((len(active), len(active)))
         self.heavy: list[Numbers] = []
         self.weights: list[Numbers] = []
-        self.room = Room()
         self.seen, self.total = 0.0, 0.0  # weight of the frames searched for heavy ones; of those in `light`
 
-    def add(self, chosen: Numbers, block: Block, u: Numbers, *, light: bool) -> None:
+    def add(self, chosen: Numbers, counts: Numbers | None, u: Numbers, *, light: bool) -> None:
         """Add the active members' part of a block: heavy frames as they are, the others, if `light`, as a Hessian."""
-        count = len(u) if block.counts is None else float(block.counts.sum(dtype=np.float64))
-        self.seen += count
-        heavy = _heaviest(chosen.max(axis=0), u)
+        seen = len(u) if counts is None else float(counts.sum(dtype=np.float64))
+        self.seen += seen
+        largest = chosen.max(axis=0)
+        heavy = np.flatnonzero(u * _HEAVY < largest)
+        most = len(u) // 16 + 1  # so that keeping them exact stays cheap
+        if len(heavy) > most:
+            heavy = heavy[np.argpartition(u[heavy] / largest[heavy], most)[:most]]
         self.heavy.append(chosen.take(heavy, axis=1))
-        self.weights.append(np.ones(len(heavy)) if block.counts is None else block.counts[heavy])
+        self.weights.append(np.ones(len(heavy)) if counts is None else counts[heavy])
         if not light:
             return
-        self.total += count
-        scale: Numbers = 1.0 / u if block.counts is None else np.sqrt(block.counts) / u
+        self.total += seen
+        scale: Numbers = 1.0 / u if counts is None else np.sqrt(counts) / u
         scale[heavy] = 0
-        Z = self._even(len(u))
-        np.multiply(chosen, scale, out=Z[: len(chosen)], casting="same_kind")
-        self.light += (Z @ Z.T)[: len(chosen), : len(chosen)]
-
-    def _even(self, columns: int) -> Numbers:
-        """Memory for the scaled members, with a row of zeros where their number is odd: products are faster then."""
-        members = len(self.active)
-        Z = self.room.of((members + members % 2, columns), self.dtype)
+        members = len(chosen)
+        Z = self.room.of((members + members % 2, len(u)), self.dtype)  # products of an even number are faster
         Z[members:] = 0
-        return Z
+        np.multiply(chosen, scale, out=Z[:members], casting="same_kind")
+        self.light += (Z @ Z.T)[:members, :members]
 
     def curvature(self, rows: Rows, pull: Array) -> Curvature:
         """The model from all blocks, with the pseudo-frames among the heavy ones."""
@@ -188,15 +179,6 @@ class _Sums:
             heavy = np.concatenate([heavy, np.eye(rows.members)[np.ix_(self.active, pulled)]], axis=1)
             weights = np.append(weights, pull[pulled] * share)
         return Curvature(self.active, self.light * (share / self.total), heavy, weights)
-
-
-def _heaviest(largest: Numbers, u: Numbers) -> Indices:
-    """Frames that a quadratic fits badly; at most one in sixteen, so that keeping them exact stays cheap."""
-    heavy = np.flatnonzero(u * _HEAVY < largest)
-    room = len(u) // 16 + 1
-    if len(heavy) > room:
-        heavy = heavy[np.argpartition(u[heavy] / largest[heavy], room)[:room]]
-    return heavy
 
 
 def step(view: View, model: Curvature) -> Array:
@@ -234,20 +216,14 @@ def step(view: View, model: Curvature) -> Array:
 def _length(slope: float, bend: float, s: Array, v: Array, change: Array) -> float:
     """The length of a step at whose end the model does not rise, found by halving.
 
-    Args:
-        slope: slope of the model along the step, at its beginning.
-        bend: what the quadratic part adds to the slope over the whole step.
-        s: weights of the heavy frames.
-        v: the pool's probability of each heavy frame.
-        change: change of `v` over the whole step.
+    The slope is that of the model at the beginning; the quadratic part adds `bend` to it over the whole step, which
+    changes the pool's probabilities `v` of the heavy frames, of weights `s`, by `change`.
     """
     length = 1.0
     for _ in range(60):
         end = v + length * change
-        if not len(s):
-            return length
-        if end.min() > 0 and slope + length * bend + change @ (s / v - s / end) <= 0.5 * abs(slope):
-            return length
+        if not len(s) or (end.min() > 0 and slope + length * bend + change @ (s / v - s / end) <= 0.5 * abs(slope)):
+            break
         length *= 0.5
     return length
 
@@ -267,36 +243,30 @@ def nonnegative_minimum(H: Array, b: Array, start: Array) -> Array:
         Lawson and Hanson, "Solving least squares problems", 1974, chapter 23.
     """
     x, free = start.copy(), start > 0
-    slack = 1e-14 * (np.abs(b).max(initial=0.0) + np.abs(H).max(initial=0.0))
+    slack = 1e-14 * (np.abs(b).max() + np.abs(H).max())
     for _ in range(3 * len(b) + 10):
-        x, free = _solve_on_free(H, b, x, free)
+        while (falling := free & ((target := _solved(H, b, free)) <= 0)).any():  # fix at zero what would fall below
+            length = float((x[falling] / (x[falling] - target[falling] + 1e-300)).min())
+            x = x + length * (target - x)
+            free &= ~(falling & (x <= 1e-15))
+            x[~free] = 0.0
+        x = target
         slope = np.where(free, -np.inf, b - H @ x)
-        entering = int(slope.argmax()) if len(slope) else 0
-        if not len(slope) or slope[entering] <= slack:
+        entering = int(slope.argmax())
+        if slope[entering] <= slack:
             break
         free[entering] = True
     return x
 
 
-def _solve_on_free(H: Array, b: Array, x: Array, free: NDArray[np.bool_]) -> tuple[Array, NDArray[np.bool_]]:
-    """The minimum over the free coordinates; those that would become negative on the way are fixed at zero."""
-    free = free.copy()
-    while free.any():
-        target = np.zeros_like(x)
-        target[free] = _solved(H[free][:, free], b[free])
-        falling = free & (target <= 0)
-        if not falling.any():
-            return target, free
-        step = float((x[falling] / (x[falling] - target[falling] + 1e-300)).min())
-        x = x + step * (target - x)
-        free &= ~(falling & (x <= 1e-15))
-        x[~free] = 0.0
-    return np.zeros_like(x), free
+def _solved(H: Array, b: Array, free: NDArray[np.bool_]) -> Array:
+    """The minimum over the free coordinates, the others zero.
 
-
-def _solved(H: Array, b: Array) -> Array:
-    """Cholesky directly from LAPACK: these systems are small and many, and checks would cost more."""
-    _, x, failed = dposv(H, b)
-    if failed:
-        x = np.linalg.lstsq(H, b)[0]
-    return np.asarray(x, dtype=np.float64)
+    Cholesky directly from LAPACK: these systems are small and many, and checks would cost more.
+    """
+    x = np.zeros_like(b)
+    if free.any():
+        own, given = H[free][:, free], b[free]
+        _, found, failed = dposv(own, given)
+        x[free] = np.linalg.lstsq(own, given)[0] if failed else found
+    return x

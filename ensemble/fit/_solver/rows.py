@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
-from torch import Tensor
 
 Numbers = NDArray[Any]  # float32 or float64
 Indices = NDArray[np.intp]
@@ -17,29 +16,16 @@ _BLOCK = 2**18  # numbers in a block: with its copies it fits in the second-leve
 _SAFE = (1e-18, 1e18)  # a block in which a frame's largest probability leaves this range is scaled
 
 
-class Block(NamedTuple):
-    """Some consecutive frames.
-
-    Attributes:
-        values: (M, b) probabilities, each frame up to a factor of its own.
-        counts: (b,) float64, the frames' weights, 0 where every member gives zero; None where each counts once.
-    """
-
-    values: Numbers
-    counts: Numbers | None
-
-
 class Room:
     """Memory that is reused from block to block: fresh pages cost more than the arithmetic done on them."""
 
-    def __init__(self) -> None:
-        self._array: Numbers = np.empty(0)
+    array: Numbers = np.empty(0)
 
     def of(self, shape: tuple[int, ...], dtype: DTypeLike) -> Numbers:
         """An array of this shape and type with any content; it replaces the one returned before."""
-        if self._array.shape != shape or self._array.dtype != dtype:
-            self._array = np.empty(shape, dtype)
-        return self._array
+        if self.array.shape != shape or self.array.dtype != dtype:
+            self.array = np.empty(shape, dtype)
+        return self.array
 
     def cast(self, values: Numbers, dtype: DTypeLike) -> Numbers:
         """The values in this type, copied only where it differs."""
@@ -53,12 +39,14 @@ class Rows:
     """A view of P as weighted frames ("rows" of the likelihood), never copied as a whole.
 
     Args:
-        values: (M, N) float32 or float64, as `as_matrix` returns it.
+        values: (M, N) float32 or float64.
         weights: (N,) non-negative, or None where every frame counts once.
         runs: indices of the runs in a sample, where run k is the `_RUN` frames from k * `_RUN` on; None for all frames.
 
     Attributes:
         members, frames: their numbers.
+        columns: frames in a block.
+        small: whether the matrix is so small that float64 throughout costs nothing.
         total: weight of the frames that count, of those read so far.
         dropped: number of frames with a weight in which every member gives the true class zero.
         log_scale: what scaling took from the weighted sum of logarithms.
@@ -67,57 +55,39 @@ class Rows:
     def __init__(
         self, values: Numbers, weights: NDArray[np.float64] | None = None, runs: Indices | None = None
     ) -> None:
-        self.values = values
-        self.weights = weights
-        self.runs = runs
+        self.values, self.weights, self.runs = values, weights, runs
         self.members, self.frames = len(values), values.shape[1] if runs is None else len(runs) * _RUN
-        self._kinds: dict[int, NDArray[np.bool_] | None] = {}  # by a block's start, once read; see `_inspect`
-        self.dropped = 0
-        self.log_scale = 0.0
-        self.total = 0.0
+        self.columns = max(1024, _BLOCK // self.members // _RUN * _RUN)
+        self.small = self.members * self.frames <= 2**16
+        self.total, self.dropped, self.log_scale = 0.0, 0, 0.0
+        self._alive: dict[int, NDArray[np.bool_] | None] = {}  # by a block's start, once read; see `_inspect`
 
-    @property
-    def small(self) -> bool:
-        """Whether the matrix is so small that float64 throughout costs nothing."""
-        return self.members * self.frames <= 2**16
-
-    @property
-    def columns(self) -> int:
-        """Frames in a block."""
-        return int(max(1024, _BLOCK // self.members // _RUN * _RUN))
-
-    def rounding(self, dtype: type[np.floating[Any]]) -> float:
-        """The largest factor by which a block's sum of products of positive numbers can be too small.
-
-        Each of n additions loses at most half a unit in the last place of a sum that only grows, so the
-        relative error is at most n units (Higham, "Accuracy and stability of numerical algorithms", chapter 4),
-        and a few more for the factors; blocks are added in float64.
-        """
-        return 1.0 + (self.columns + 8) * float(np.finfo(dtype).eps)
-
-    def blocks(self, dtype: type[np.floating[Any]], members: Indices | None = None) -> Iterator[Block]:
+    def blocks(self, dtype: DTypeLike, members: Indices | None = None) -> Iterator[tuple[Numbers, Numbers | None]]:
         """Pass over the frames; a block's arrays are valid until the next block is requested.
 
         Args:
-            dtype: type of the values.
+            dtype: type of the probabilities.
             members: members to read; None for all.
+
+        Yields:
+            (M, b) probabilities, each frame up to a factor of its own; and (b,) float64, the frames' weights, 0 where
+            every member gives zero, or None where each counts once.
 
         Raises:
             ValueError: a number is NaN, infinite or negative (checked in the first pass only).
         """
-        columns, sampled, cast = self.columns, Room(), Room()
-        for start in range(0, self.frames, columns):
-            where = slice(start, min(start + columns, self.frames))
+        sampled, cast = Room(), Room()
+        for start in range(0, self.frames, self.columns):
+            where = slice(start, min(start + self.columns, self.frames))
             raw = self._taken(self.values, where, sampled)
-            if start not in self._kinds:
-                self._kinds[start] = self._inspect(where, raw)
-            alive = self._kinds[start]
+            counts = None if self.weights is None else self._taken(self.weights[None], where, Room())[0]
+            if start not in self._alive:
+                self._alive[start] = self._inspect(start, raw, counts)
+            alive = self._alive[start]
             if alive is not None:
-                raw = raw / _divisor(raw)
-            if members is not None:
-                raw = raw[members]
-            counts = None if self.weights is None and alive is None else self._counts(where, alive)
-            yield Block(cast.cast(raw, dtype), counts)
+                raw = raw / np.where(alive, raw.max(axis=0), 1.0)
+                counts = alive.astype(np.float64) if counts is None else counts * alive
+            yield cast.cast(raw if members is None else raw[members], dtype), counts
 
     def sample(self, seed: int) -> Rows:
         """An eighth of the frames, at most 65,536, in random runs of consecutive frames: few jumps in memory."""
@@ -128,17 +98,10 @@ class Rows:
     def reweighted(self, weights: NDArray[np.float64]) -> Rows:
         """The same frames, all of which were read before, under other weights."""
         other = Rows(self.values, weights)
-        other._kinds = self._kinds
-        dead = [start + np.flatnonzero(~alive) for start, alive in self._kinds.items() if alive is not None]
+        other._alive = self._alive
+        dead = [start + np.flatnonzero(~alive) for start, alive in self._alive.items() if alive is not None]
         other.total = float(weights.sum() - sum(weights[where].sum() for where in dead))
         return other
-
-    def _counts(self, where: slice, alive: NDArray[np.bool_] | None) -> Numbers:
-        """(b,) the weights of a block's frames, 0 where every member gives the true class zero."""
-        weights: Numbers = np.ones(where.stop - where.start)
-        if self.weights is not None:
-            weights = self._taken(self.weights[None], where, Room())[0]
-        return weights if alive is None else weights * alive
 
     def _taken(self, values: Numbers, where: slice, room: Room) -> Numbers:
         """(M, b) the frames of a block, gathered where they are a sample's."""
@@ -150,62 +113,27 @@ class Rows:
             out[:, place : place + _RUN] = values[:, start : start + _RUN]
         return out
 
-    def _inspect(self, where: slice, raw: Numbers) -> NDArray[np.bool_] | None:
-        """Check a block: None where it can be used as it is; else it needs scaling, and these frames count."""
-        largest = _largest(where, raw)
-        if largest.min() >= _SAFE[0] and largest.max() <= _SAFE[1]:
-            self.total += float(self._counts(where, None).sum())
-            return None
+    def _inspect(self, start: int, raw: Numbers, counts: Numbers | None) -> NDArray[np.bool_] | None:
+        """Check a block and count it: None where it is usable as it is; else it needs scaling, and these frames count.
+
+        Read as integers, floats keep their order, with infinity, NaN and negative numbers above the rest.
+        """
+        integers = np.uint32 if raw.itemsize == 4 else np.uint64
+        largest: Numbers = raw.view(integers).max(axis=0)
+        if largest.max() < np.array(np.inf, raw.dtype).view(integers):
+            largest = largest.view(raw.dtype)
+        else:
+            largest = raw.max(axis=0)  # negative zeros are allowed
+            for member, frame in np.argwhere(~np.isfinite(raw) | (raw < 0)):
+                came = f"{raw[member, frame]} from member {member} at frame {start + frame}"
+                msg = f"expected finite probabilities of at least zero, got {came}"
+                raise ValueError(msg)
         alive: NDArray[np.bool_] = largest > 0
-        counts = self._counts(where, alive)
-        self.total += float(counts.sum())
-        self.dropped += int(((self._counts(where, None) > 0) & ~alive).sum())
-        self.log_scale += float(counts[alive] @ np.log(largest[alive].astype(np.float64)))
+        counts = np.ones(len(alive)) if counts is None else counts
+        kept = counts * alive
+        self.total += float(kept.sum())
+        if largest.min() >= _SAFE[0] and largest.max() <= _SAFE[1]:
+            return None
+        self.dropped += int(((counts > 0) & ~alive).sum())
+        self.log_scale += float(kept[alive] @ np.log(largest[alive].astype(np.float64)))
         return alive
-
-
-def as_matrix(P: object) -> Numbers:
-    """(M, N) float32 or float64, without a copy where the input already is one.
-
-    Raises:
-        ValueError: not two axes, or one of them is empty.
-    """
-    if isinstance(P, Tensor):
-        P = P.detach().cpu()
-        P = (P if P.dtype.itemsize >= 4 else P.float()).numpy()
-    matrix = np.asarray(P)
-    if matrix.dtype not in (np.float32, np.float64):
-        matrix = matrix.astype(np.float64)
-    if matrix.ndim != 2 or 0 in matrix.shape:
-        msg = f"expected P of shape (M, N), members by frames, neither empty; got {matrix.shape}"
-        raise ValueError(msg)
-    return matrix
-
-
-def _divisor(raw: Numbers) -> Numbers:
-    largest = raw.max(axis=0)
-    return np.where(largest > 0, largest, 1.0)
-
-
-def _largest(where: slice, raw: Numbers) -> Numbers:
-    """(b,) the largest number of each frame; all numbers are checked in the same read.
-
-    Read as integers, floats keep their order, with infinity, NaN and negative numbers above the rest.
-    """
-    integers = np.uint32 if raw.itemsize == 4 else np.uint64
-    largest: Numbers = raw.view(integers).max(axis=0)
-    if largest.max() < np.array(np.inf, raw.dtype).view(integers):
-        return largest.view(raw.dtype)
-    _refuse(where, raw)
-    return np.asarray(raw.max(axis=0))  # negative zeros are allowed
-
-
-def _refuse(where: slice, raw: Numbers) -> None:
-    wrong = ~np.isfinite(raw) | (raw < 0)
-    if wrong.any():
-        member, frame = np.argwhere(wrong)[0]
-        msg = (
-            f"expected finite probabilities of at least zero, got {raw[member, frame]} from member {member} "
-            f"at frame {where.start + frame}"
-        )
-        raise ValueError(msg)
