@@ -1,6 +1,7 @@
 from . import data as data
 from . import logs as logs
 from . import models as models
+from . import registry as registry
 from . import search as search
 from . import training as training
 from .checkpoint import Checkpoint as Checkpoint
