@@ -263,12 +263,13 @@ def test_a_measured_plan_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_damaged_cache_is_no_answer(tmp_path: Path) -> None:
     """What is not a form is measured again."""
-    plan.remember("key", Form("folded", 64))
-    assert plan.recall("key") == Form("folded", 64)
-    (path,) = tmp_path.rglob("key.json")
-    path.write_text('{"kind": "folded"')
-    assert plan.recall("key") is None
-    assert plan.recall("another") is None
+    file = plan.file_of(frames=64)
+    plan.remember(file, Form("folded", 64))
+    assert plan.recall(file) == Form("folded", 64)
+    assert [*tmp_path.rglob("*.json")] == [file]
+    file.write_text('{"kind": "folded"')
+    assert plan.recall(file) is None
+    assert plan.recall(plan.file_of(frames=128)) is None
 
 
 def test_out_of_memory_halves_the_tile(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -349,9 +350,8 @@ def test_a_batch_is_cut_without_changing_it(frames: zoo.FrameSet) -> None:
     inner = batch.middle(2, 6)
     torch.testing.assert_close(inner.windows, zoo.windows(frames, torch.arange(138), 1, "none"), rtol=0, atol=0)
     head = inner.head(50)
-    assert head.rows is not None
-    assert head.firsts is not None
-    from_rows = head.rows.unfold(0, 3, 1).transpose(1, 2).flatten(1)[head.firsts]
+    assert head.stretch is not None
+    from_rows = head.stretch.rows.unfold(0, 3, 1).transpose(1, 2).flatten(1)[head.stretch.firsts]
     torch.testing.assert_close(from_rows, inner.windows[:50], rtol=0, atol=0)
     assert len(from_rows) == head.count == 50
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -39,11 +39,12 @@ _log = logging.getLogger("ensemble")
 Write = Callable[[slice, slice, Tensor], None]
 
 
+@dataclass(eq=False)
 class Group:
     """M members of one structure.
 
     Args:
-        modules: makes the M modules, in evaluation mode on `device`; called when they are first needed.
+        make: returns the M modules, in evaluation mode on `device`; called when they are first needed.
         stack: the same members stacked; None where they cannot be.
         device: where they run.
         features: F per frame where the inputs are windows of frames, else 0.
@@ -55,21 +56,15 @@ class Group:
         plans: the plan for each size of batch, rounded up to a power of two, with or without overlapping rows.
     """
 
-    def __init__(
-        self,
-        modules: Callable[[], Sequence[nn.Module]],
-        stack: Stack | None,
-        *,
-        device: torch.device,
-        features: int = 0,
-        precision: str = "float32",
-        forced: str = "auto",
-        why: str = "",
-    ) -> None:
-        self._modules, self.stack, self.device, self.features = modules, stack, device, features
-        self.precision, self.forced, self.why = precision, forced, why
-        self.plans: dict[tuple[int, bool], Plan] = {}
-        self._runners: dict[tuple[str, str], forms.Runner] = {}
+    make: Callable[[], Sequence[nn.Module]]
+    stack: Stack | None
+    device: torch.device
+    features: int = 0
+    precision: str = "float32"
+    forced: str = "auto"
+    why: str = ""
+    plans: dict[tuple[int, bool], Plan] = field(default_factory=dict, init=False)
+    _runners: dict[tuple[str, str], forms.Runner] = field(default_factory=dict, init=False)
 
     @cached_property
     def dense(self) -> Dense | None:
@@ -83,16 +78,12 @@ class Group:
     @cached_property
     def modules(self) -> list[nn.Module]:
         """The M modules, for the loop."""
-        return list(self._modules())
+        return list(self.make())
 
     @cached_property
     def dtype(self) -> torch.dtype:
         """Of the weights."""
         return next((p.dtype for p in self.modules[0].parameters()), torch.float32)
-
-    def __len__(self) -> int:
-        """Number of members, M."""
-        return len(self.modules) if self.stack is None else len(self.stack)
 
     def run(self, batch: Batch, write: Write) -> None:
         """Give `write` the (m, b, C) logits of all members and frames, piece by piece.
@@ -105,7 +96,7 @@ class Group:
             self._runners.clear()  # let go of the weights and graphs of forms that were only tried
             failed = [trial.note for trial in chosen.trials if trial.note]
             if chosen.form.kind == "loop" and self.forced != "loop" and failed:
-                _log.warning("%d members run one by one: %s", len(self), failed[0])
+                _log.warning("%d members run one by one: %s", len(self.modules), failed[0])
         chosen = self.plans[key]
         while True:
             try:
@@ -113,7 +104,8 @@ class Group:
                     write(*piece)
                 return
             except RuntimeError as error:
-                if not _out_of_memory(error) or chosen.form.tile < 2:
+                memory = isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+                if not memory or chosen.form.tile < 2:
                     raise
                 self._runners.clear()
                 half = replace(chosen.form, tile=chosen.form.tile // 2)
@@ -129,48 +121,46 @@ class Group:
 
     def _runner(self, form: Form) -> forms.Runner:
         if form.kind == "loop" or self.stack is None:
-            return forms.loop(self.modules, self.dtype)
+            steps = [lambda x, tile, module=module: module(x).unsqueeze(0) for module in self.modules]
+            return forms.windowed(steps, self.dtype)
         if form.kind == "stack" or self.dense is None:
-            return forms.stacked(self.stack, self.dtype)
+            stack = self.stack
+            return forms.windowed([lambda x, tile: stack(x)], self.dtype)
         dtype = forms.DTYPES[form.precision]
         if form.kind == "overlap":
             return forms.overlapped(self.dense, dtype, self.features, self.device)
-        return forms.WINDOWED[form.kind](self.dense, dtype)
+        return forms.windowed([forms.FOLDED[form.kind](self.dense.to(dtype))], dtype)
 
     def log_probabilities(self, form: Form, batch: Batch) -> Tensor:
         """(M, B, C) float32 in one form, for comparing and timing it."""
         out: Tensor | None = None
         for members, frames, logits in self.pieces(form, batch):
             if out is None:
-                out = logits.new_empty(len(self), batch.count, logits.shape[-1], dtype=torch.float32)
+                out = logits.new_empty(len(self.modules), batch.count, logits.shape[-1], dtype=torch.float32)
             out[members, frames] = logits.log_softmax(-1, dtype=torch.float32)
         assert out is not None
         return out
 
     def candidates(self, batch: Batch) -> list[Form]:
-        """The forms that this group, this batch and the caller's settings allow."""
-        precisions = ["float32"] + fast_types(self.device) * (self.precision == "auto")
-        return plan.candidates(tiles=self._tiles(batch), frames=_bucket(batch.count), precisions=precisions)
-
-    def _tiles(self, batch: Batch) -> dict[str, tuple[int, ...]]:
-        """Frames per step to try, by kind of form, the likeliest to win first."""
+        """The forms that this group, this batch and the caller's settings allow, the likeliest to win first."""
         cuda = self.device.type == "cuda"
         steps = (_bucket(batch.count), 4096) if cuda else (512, 256, 1024)
-        if self.forced == "loop" or self.stack is None:
-            return {"loop": steps[:1]}
-        last = {"loop": steps[:1]} if self.forced != "stack" else {}
-        if self.dense is None:
-            return {"stack": steps, **last}
-        found: dict[str, tuple[int, ...]] = {}
-        if batch.overlaps and self.features and batch.count > _FEW:
-            block = hop(self.dense.first.weight.shape[-1], self.features)
-            found["overlap"] = tuple(blocks * block for blocks in ((512, 64) if cuda else (16,)))
-        if forms.available(self.device):
-            found["prepacked"] = steps
-        found["folded"] = steps[:1] if "prepacked" in found else steps  # in case oneDNN refuses, or is slower
-        if cuda:
-            found["replay"] = steps
-        return found | last
+        tiles: dict[str, tuple[int, ...]] = {}  # frames per step to try, by kind of form
+        stackable = self.forced != "loop" and self.stack is not None
+        if stackable and self.dense is None:
+            tiles["stack"] = steps
+        if stackable and self.dense is not None:
+            if batch.overlaps and self.features and batch.count > _FEW:
+                block = hop(self.dense.first.weight.shape[-1], self.features)
+                tiles["overlap"] = tuple(blocks * block for blocks in ((512, 64) if cuda else (16,)))
+            if forms.available(self.device):
+                tiles |= {"prepacked": steps, "folded": steps[:1]}  # in case oneDNN refuses, or is slower
+            else:
+                tiles |= {"folded": steps} | ({"replay": steps} if cuda else {})
+        if self.forced != "stack" or not tiles:
+            tiles["loop"] = steps[:1]
+        precisions = ["float32"] + fast_types(self.device) * (self.precision == "auto")
+        return plan.candidates(tiles=tiles, frames=_bucket(batch.count), precisions=precisions)
 
     def _plan(self, batch: Batch) -> Plan:
         """The likeliest form where there is little work, the form cached for this machine, or the fastest one tried."""
@@ -189,19 +179,19 @@ class Group:
         def run(form: Form, count: int) -> Tensor:
             return self.log_probabilities(form, batch.head(count))
 
-        size = len(self) * sum(parameter.numel() for parameter in self.modules[0].parameters())
+        size = len(self.modules) * sum(parameter.numel() for parameter in self.modules[0].parameters())
         if size * batch.count < _WORTH:
             return plan.first_fit(wanted, run, frames=probe.count, compare=compare)
-        asked = {"structure": str(self.modules[0]), "members": len(self), "precision": self.precision}
+        asked = {"structure": str(self.modules[0]), "members": len(self.modules), "precision": self.precision}
         asked |= {"frames": _bucket(batch.count), "overlaps": batch.overlaps, "forced": self.forced}
-        key = plan.question(**asked, device=str(self.device))
-        known = plan.recall(key)
+        file = plan.file_of(**asked, device=str(self.device))
+        known = plan.recall(file)
         if known in wanted and known is not None:
             near = compare(known, run(known, probe.count))
             if near.near:
                 return Plan(known, "measured earlier on this machine", (Trial(known, float("inf"), near),))
         chosen = plan.choose(plan.try_all(wanted, run, frames=batch.count, compare=compare))
-        plan.remember(key, chosen.form)
+        plan.remember(file, chosen.form)
         return replace(chosen, why=f"{chosen.why}; {self.why}") if self.why else chosen
 
 
@@ -218,7 +208,3 @@ def fast_types(device: torch.device) -> list[str]:
     limited = able.get("avx512_bf16") and not torch.backends.cpu.get_cpu_capability().startswith("AVX512")
     has = able.get("avx512_bf16") or able.get("amx_bf16") or able.get("bf16")
     return ["bfloat16"] if has and not limited else []  # ATEN_CPU_CAPABILITY=avx2 limits it
-
-
-def _out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

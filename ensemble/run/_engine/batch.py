@@ -35,21 +35,19 @@ class Batch:
     Args:
         count: B.
         gather: makes the (B, ...) inputs; called once, when they are first needed.
-        rows: (R, F) frames, padding included, where the windows overlap; else None.
-        firsts: (B,) row at which each window begins.
+        stretch: the rows that the windows overlap in, and where each window begins; else None.
     """
 
     count: int
     gather: Callable[[], Tensor]
-    rows: Tensor | None = None
-    firsts: Tensor | None = None
+    stretch: zoo.data.Stretch | None = None
 
     @classmethod
     def of(cls, source: Tensor | zoo.data.Stretch) -> Self:
         """From (B, ...) inputs, or from a stretch of neighbouring frames."""
         if isinstance(source, Tensor):
             return cls(len(source), lambda: source)
-        return cls(len(source.firsts), source.windows, source.rows, source.firsts)
+        return cls(len(source.firsts), source.windows, source)
 
     @cached_property
     def windows(self) -> Tensor:
@@ -59,26 +57,26 @@ class Batch:
     @property
     def overlaps(self) -> bool:
         """Whether the frames are neighbours, and close enough for computing the gaps between recordings as well."""
-        return self.rows is not None and len(self.rows) - self._tail <= _MOST_ROWS * self.count
-
-    @property
-    def _tail(self) -> int:
-        return 0 if self.rows is None or self.firsts is None else len(self.rows) - int(self.firsts[-1])
+        return self.stretch is not None and len(self.stretch.view) <= _MOST_ROWS * self.count
 
     def middle(self, cut: int, features: int) -> Batch:
         """The same frames with `cut` frames less on each side of every window; no copy."""
         if not cut:
             return self
-        edge = cut * features
-        rows = None if self.rows is None else self.rows[cut : len(self.rows) - cut]
-        return Batch(self.count, lambda: self.windows[:, edge : self.windows.shape[1] - edge], rows, self.firsts)
+        edge, inner = cut * features, self.stretch
+        if inner is not None:
+            inner = zoo.data.Stretch(inner.rows[cut : len(inner.rows) - cut], inner.firsts, inner.context - cut)
+        return Batch(self.count, lambda: self.windows[:, edge : self.windows.shape[1] - edge], inner)
 
     def head(self, count: int) -> Batch:
         """The first `count` frames; no copy."""
-        if count >= self.count or self.rows is None or self.firsts is None:
-            return Batch(min(count, self.count), lambda: self.windows[:count], self.rows, self.firsts)
-        rows = self.rows[: int(self.firsts[count - 1]) + self._tail]
-        return Batch(count, lambda: self.windows[:count], rows, self.firsts[:count])
+        if count >= self.count:
+            return self
+        start = self.stretch
+        if start is not None:
+            stop = int(start.firsts[count - 1]) + 2 * start.context + 1
+            start = zoo.data.Stretch(start.rows[:stop], start.firsts[:count], start.context)
+        return Batch(count, lambda: self.windows[:count], start)
 
 
 class Overlap:
@@ -94,33 +92,44 @@ class Overlap:
     """
 
     def __init__(self, layer: Affine, features: int, dtype: torch.dtype = torch.float32) -> None:
-        inputs = layer.weight.shape[-1]
+        inputs, device = layer.weight.shape[-1], layer.weight.device
         self.span, rest = divmod(inputs, features)  # S
         if rest:
             msg = f"expected windows of whole frames of {features} features, got {inputs} inputs"
             raise ValueError(msg)
         self.hop = hop(inputs, features)
-        cosine, sine, back = _waves(_length(self.span), layer.weight.device)  # of Q frequencies
+        length = self.hop + self.span - 1  # L
+        frequency, time = (
+            torch.arange(count, dtype=torch.float64, device=device) for count in (length // 2 + 1, length)
+        )
+        angle = 2 * math.pi / length * torch.outer(frequency, time)
+        cosine, sine = angle.cos(), angle.sin()  # (Q, L)
+        twice = torch.where((frequency == 0) | (frequency == length / 2), 1.0, 2.0).unsqueeze(1) / length
+        inverse = torch.stack([twice * cosine, -twice * sine], dim=1).flatten(0, 1).t().contiguous()  # (L, 2Q)
         kernels = layer.weight.reshape(-1, self.span, features)  # (O, S, F)
         waves = [wave[:, : self.span].float() for wave in (cosine, sine)]
         parts = [torch.einsum("osf,qs->qfo", kernels, wave).to(dtype) for wave in waves]
         self.weight = torch.cat(parts, dim=1)  # (Q, 2F, O), real and imaginary parts of the conjugate spectra
         self.bias = layer.bias.to(dtype)  # (M, width)
         self.forward = torch.cat([cosine, -sine]).float()  # (2Q, L)
-        self.inverse = back[: self.hop].to(dtype)  # (hop, 2Q), only the frames that are kept
+        self.inverse = inverse[: self.hop].to(dtype)  # (hop, 2Q), only the frames that are kept
 
-    def blocks(self, frames: int) -> int:
-        """Number of blocks that cover so many frames."""
-        return math.ceil(frames / self.hop)
+    def blocks(self, rows: int) -> int:
+        """Number of blocks that cover the windows of so many rows."""
+        return math.ceil((rows - self.span + 1) / self.hop)
 
     def __call__(self, rows: Tensor) -> Tensor:
         """Frames (R, F) -> (M, blocks * hop, width), for every window that begins at one of the blocks' rows.
 
         Behind the last row the frames are zeros, up to a whole block.
         """
-        spectra = self._spectra(rows)
-        blocks, outputs = spectra.shape[1] // 2, self.weight.shape[2]
-        inverse = self.inverse.expand(blocks, -1, -1)
+        features, length, blocks = rows.shape[1], self.forward.shape[1], self.blocks(len(rows))
+        rows = torch.nn.functional.pad(rows, (0, 0, 0, (blocks - 1) * self.hop + length - len(rows)))
+        pieces = rows.as_strided((length, blocks, features), (features, self.hop * features, 1))
+        real, imaginary = (self.forward @ pieces.reshape(length, -1)).view(2, -1, blocks, features)
+        halves = torch.cat([real, -imaginary], dim=2), torch.cat([imaginary, real], dim=2)
+        spectra = torch.cat(halves, dim=1).to(self.weight.dtype)  # (Q, 2 * blocks, 2F): for real, then imaginary parts
+        outputs, inverse = self.weight.shape[2], self.inverse.expand(blocks, -1, -1)
         result = self.weight.new_empty(blocks, self.hop, outputs)
         for start in range(0, outputs, _CHUNK):
             some = slice(start, start + _CHUNK)
@@ -128,33 +137,8 @@ class Overlap:
             result[..., some] = torch.bmm(inverse, product.transpose(0, 1))
         return result.view(-1, *self.bias.shape).add_(self.bias).transpose(0, 1)
 
-    def _spectra(self, rows: Tensor) -> Tensor:
-        """Frames (R, F) -> (Q, 2 * blocks, 2F): factors for the real parts of all results, then the imaginary parts."""
-        features, length = rows.shape[1], self.forward.shape[1]
-        blocks = self.blocks(len(rows) - self.span + 1)
-        missing = (blocks - 1) * self.hop + length - len(rows)
-        rows = torch.nn.functional.pad(rows, (0, 0, 0, missing))
-        pieces = rows.as_strided((length, blocks, features), (features, self.hop * features, 1))
-        real, imaginary = (self.forward @ pieces.reshape(length, -1)).view(2, -1, blocks, features)
-        halves = torch.cat([real, -imaginary], dim=2), torch.cat([imaginary, real], dim=2)
-        return torch.cat(halves, dim=1).to(self.weight.dtype)
-
 
 def hop(inputs: int, features: int) -> int:
-    """Frames kept of each block, for windows of `inputs` numbers."""
+    """Frames kept of each block, for the least work: longer blocks transform more, shorter ones keep less."""
     span = inputs // features
-    return _length(span) - span + 1
-
-
-def _length(span: int) -> int:
-    """Frames of a block, for the least work: longer blocks transform more, shorter ones keep less."""
-    return 16 * math.ceil(2.3 * span / 16)
-
-
-def _waves(length: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Cosines and sines (Q, L), and the real inverse transform (L, 2Q), in float64."""
-    frequency = torch.arange(length // 2 + 1, dtype=torch.float64, device=device)
-    angle = 2 * math.pi / length * torch.outer(frequency, torch.arange(length, dtype=torch.float64, device=device))
-    twice = torch.where((frequency == 0) | (frequency == length / 2), 1.0, 2.0).unsqueeze(1) / length
-    back = torch.stack([twice * angle.cos(), -twice * angle.sin()], dim=1).flatten(0, 1).t()
-    return angle.cos(), angle.sin(), back.contiguous()
+    return 16 * math.ceil(2.3 * span / 16) - span + 1

@@ -7,19 +7,22 @@ one batched product. A layer's result has the shape (M, B, width), and lies in m
 from __future__ import annotations
 
 import operator
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Self, cast
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.utils.fusion import fuse_linear_bn_weights
 
 from ensemble.run.stack import Stack
 from zoo.models.blocks import activation_of
 
 Operation = Callable[..., Tensor]
 
-_SUMS = {operator.add, torch.add}
+_SUMS = (operator.add, torch.add)
+_IDLE = (nn.Identity, nn.Dropout, nn.AlphaDropout)  # in evaluation mode
 
 
 class NotDenseError(ValueError):
@@ -81,11 +84,12 @@ class Dense:
 
     def to(self, dtype: torch.dtype) -> Dense:
         """The same with weights of another type."""
-
-        def cast_(step: Step) -> Step:
-            return replace(step, operation=step.operation.to(dtype)) if isinstance(step.operation, Affine) else step
-
-        return Dense(tuple(map(cast_, self.steps)))
+        return Dense(
+            tuple(
+                replace(step, operation=step.operation.to(dtype)) if isinstance(step.operation, Affine) else step
+                for step in self.steps
+            )
+        )
 
 
 def dense(stack: Stack) -> Dense:
@@ -99,107 +103,87 @@ def dense(stack: Stack) -> Dense:
     other = {t.dtype for t in state.values() if t.is_floating_point()} - {torch.float32}
     if other:
         raise NotDenseError(f"its weights are {other.pop()}")
-    reader = _Reader(stack.template, state)
+    steps: list[Step] = []
+    inputs: list[str] = []
+    values: dict[fx.Node, str] = {}  # a layer that does nothing, or is folded, gives the value of the one before
     for node in _traced(stack.template).nodes:
-        reader.read(node)
-    return reader.result()
-
-
-class _Reader:
-    """Turns the nodes of a traced model into steps, one after another."""
-
-    def __init__(self, template: nn.Module, state: Mapping[str, Tensor]) -> None:
-        self.template, self.state = template, state
-        self.names: dict[fx.Node, str] = {}  # which value a node stands for
-        self.steps: list[Step] = []
-        self.inputs: list[str] = []
-        self.output = ""
-
-    def read(self, node: fx.Node) -> None:
         sources = [argument for argument in node.args if isinstance(argument, fx.Node)]
-        plain = len(sources) == len(node.args) and not node.kwargs
-        match node.op:
-            case "placeholder":
-                self.names[node] = node.name
-                self.inputs.append(node.name)
-            case "call_module" if plain and len(sources) == 1:
-                self.names[node] = self._layer(node, sources[0])
-            case "call_function" if plain and len(sources) == 2 and node.target in _SUMS:
-                self.names[node] = self._step(node, torch.add, sources)
-            case "call_function" if plain and (known := activation_of(node.target)) and node.target != known.in_place:
-                self.names[node] = self._step(node, cast(Operation, node.target), sources)
-            case "output" if plain:
-                self.output = self.names[sources[0]]
-            case _:
-                raise NotDenseError(f"{node.name!r} is not a Linear, BatchNorm1d, activation or sum")
+        layer = stack.template.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if node.op == "placeholder":
+            inputs.append(node.name)
+            values[node] = node.name
+        elif len(sources) != len(node.args) or node.kwargs:
+            raise NotDenseError(f"{node.name!r} is not a Linear, BatchNorm1d, activation or sum")
+        elif node.op == "output" or type(layer) in _IDLE:
+            values[node] = values[sources[0]]
+        elif type(layer) is nn.BatchNorm1d:
+            if not steps or steps[-1].target != sources[0].name or not isinstance(steps[-1].operation, Affine):
+                raise NotDenseError(f"BatchNorm {node.target!r} does not come directly after a Linear")
+            if len(sources[0].users) > 1 or not layer.track_running_stats:
+                why = "has no running statistics, or its input is also used elsewhere"
+                raise NotDenseError(f"BatchNorm {node.target!r} {why}")
+            steps[-1] = replace(steps[-1], operation=_folded(steps[-1].operation, layer, f"{node.target}.", state))
+            values[node] = values[sources[0]]
+        else:
+            operation = _operation(node, layer, len(sources), state)
+            steps.append(Step(node.name, operation, tuple(values[source] for source in sources)))
+            values[node] = node.name
+    read = Counter([source for step in steps for source in step.sources] + [values[node]])  # the last is the output
+    ends = [step.operation for step in steps[:1] + steps[1:][-1:]]
+    if len(ends) != 2 or not all(isinstance(end, Affine) for end in ends) or steps[-1].target != values[node]:
+        raise NotDenseError("it does not begin and end with a Linear")
+    if steps[0].sources != tuple(inputs) or read[inputs[0]] != 1:
+        raise NotDenseError("its input goes to more than one layer")
+    return Dense(_in_place(steps))
 
-    def result(self) -> Dense:
-        uses = [source for step in self.steps for source in step.sources] + [self.output]
-        ends = [step.operation for step in (self.steps[:1] + self.steps[1:][-1:])]
-        if len(ends) != 2 or not all(isinstance(end, Affine) for end in ends) or self.steps[-1].target != self.output:
-            raise NotDenseError("it does not begin and end with a Linear")
-        if self.steps[0].sources != tuple(self.inputs) or uses.count(self.inputs[0]) != 1:
-            raise NotDenseError("its input goes to more than one layer")
-        return Dense(tuple(_dying(step, self.steps[place + 1 :]) for place, step in enumerate(self.steps)))
 
-    def _layer(self, node: fx.Node, source: fx.Node) -> str:
-        path = str(node.target)
-        layer = self.template.get_submodule(path)
-        match layer:
-            case nn.Identity() | nn.Dropout() | nn.AlphaDropout():
-                return self.names[source]
-            case nn.Linear() if type(layer) is nn.Linear:
-                return self._step(node, self._affine(path, layer), [source])
-            case nn.BatchNorm1d() if type(layer) is nn.BatchNorm1d:
-                return self._fold(path, layer, source)
-            case _ if activation_of(layer):
-                return self._step(node, layer, [source])
-        raise NotDenseError(f"{path!r} is {type(layer).__name__}, not Linear, BatchNorm1d or a pointwise activation")
-
-    def _step(self, node: fx.Node, operation: Operation, sources: list[fx.Node]) -> str:
-        self.steps.append(Step(node.name, operation, tuple(self.names[source] for source in sources)))
-        return node.name
-
-    def _affine(self, path: str, layer: nn.Linear) -> Affine:
-        weight = self._tensor(f"{path}.weight")
-        bias = weight.new_zeros(weight.shape[:2]) if layer.bias is None else self._tensor(f"{path}.bias")
+def _operation(node: fx.Node, layer: nn.Module | None, sources: int, state: Mapping[str, Tensor]) -> Operation:
+    """What a node of so many sources computes for all members."""
+    known = activation_of(node.target if layer is None else layer)
+    if type(layer) is nn.Linear:
+        weight = _tensor(state, f"{node.target}.weight")
+        bias = weight.new_zeros(weight.shape[:2]) if layer.bias is None else _tensor(state, f"{node.target}.bias")
         return Affine(weight, bias)
-
-    def _tensor(self, name: str) -> Tensor:
-        if name not in self.state:
-            raise NotDenseError(f"{name!r} is shared between layers")
-        return self.state[name]
-
-    def _fold(self, path: str, norm: nn.BatchNorm1d, source: fx.Node) -> str:
-        """Let the Linear just before do the work of this norm; in float64, so that it is exact up to one rounding."""
-        before = self.steps[-1] if self.steps else None
-        if before is None or before.target != source.name or not isinstance(before.operation, Affine):
-            raise NotDenseError(f"BatchNorm {path!r} does not come directly after a Linear")
-        if len(source.users) > 1 or not norm.track_running_stats:
-            raise NotDenseError(f"BatchNorm {path!r} has no running statistics, or its input is also used elsewhere")
-        scale = (self._tensor(f"{path}.running_var").double() + norm.eps).rsqrt()
-        shift = -scale * self._tensor(f"{path}.running_mean").double()
-        if norm.affine:
-            gain = self._tensor(f"{path}.weight").double()
-            scale, shift = scale * gain, shift * gain + self._tensor(f"{path}.bias").double()
-        old = before.operation
-        folded = Affine((old.weight * scale.unsqueeze(-1)).float(), (old.bias * scale + shift).float())
-        self.steps[-1] = Step(before.target, folded, before.sources)
-        return before.target
+    if node.op == "call_function" and sources == 2 and node.target in _SUMS:
+        return torch.add
+    if known and node.target != known.in_place:
+        return cast(Operation, layer or node.target)
+    what = repr(node.name) if layer is None else f"{node.target!r} is {type(layer).__name__}, which"
+    raise NotDenseError(f"{what} is not a Linear, BatchNorm1d, activation or sum")
 
 
-def _dying(step: Step, later: Sequence[Step]) -> Step:
-    """The step with the values that are not read after it; it overwrites its first source where that is one."""
-    alive = {source for after in later for source in after.sources}
-    dead = tuple(sorted(set(step.sources) - alive))
-    operation = step.operation
-    if step.sources[0] in dead and step.sources.count(step.sources[0]) == 1:
-        known = activation_of(operation)
-        if operation is torch.add:
-            operation = Tensor.add_
-        elif known and known.in_place:
-            operation = known.in_place
-    return Step(step.target, operation, step.sources, dead)
+def _tensor(state: Mapping[str, Tensor], name: str) -> Tensor:
+    if name not in state:
+        raise NotDenseError(f"{name!r} is shared between layers")
+    return state[name]
+
+
+def _folded(layer: Affine, norm: nn.BatchNorm1d, prefix: str, state: Mapping[str, Tensor]) -> Affine:
+    """The layer with the work of the norm behind it; in float64, so that it is exact up to one rounding."""
+    mean, variance = (_tensor(state, prefix + name).double() for name in ("running_mean", "running_var"))
+    gain, shift = torch.ones_like(mean), torch.zeros_like(mean)
+    if norm.affine:
+        gain, shift = (_tensor(state, prefix + name).double() for name in ("weight", "bias"))
+    weight, bias = layer.weight.double(), layer.bias.double()
+    weight, bias = fuse_linear_bn_weights(weight, bias, mean, variance, norm.eps, gain, shift)
+    return Affine(weight.detach().float(), bias.detach().float())
+
+
+def _in_place(steps: Sequence[Step]) -> tuple[Step, ...]:
+    """The steps with the values that are not read after them; each overwrites its first source where that is one."""
+    done: list[Step] = []
+    alive: set[str] = set()
+    for step in reversed(steps):
+        dead = tuple(sorted(set(step.sources) - alive))
+        operation, known = step.operation, activation_of(step.operation)
+        if step.sources[0] in dead and step.sources.count(step.sources[0]) == 1:
+            if operation is torch.add:
+                operation = Tensor.add_
+            elif known and known.in_place:
+                operation = known.in_place
+        done.append(Step(step.target, operation, step.sources, dead))
+        alive.update(step.sources)
+    return tuple(reversed(done))
 
 
 class _Tracer(fx.Tracer):

@@ -12,23 +12,27 @@ a batch of another size the results are the same, but oneDNN may lay the weights
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import pad
 
 from ensemble.run._engine.batch import Batch, Overlap
-from ensemble.run._engine.dense import Affine, Dense, Operation, Step
-from ensemble.run.stack import Stack
+from ensemble.run._engine.dense import Affine, Dense, Operation
+from ensemble.run._engine.dense import Step as DenseStep
 from zoo.models.blocks import activation_of
 
 Piece = tuple[slice, slice, Tensor]
 Runner = Callable[[Batch, int], Iterator[Piece]]
-"""Runs the members over a batch, in steps of a tile of frames."""
+"""Runs the members over a batch, a tile of frames at a time."""
+
+Step = Callable[[Tensor, int], Tensor]
+"""(b, ...) inputs and the frames of a whole tile -> (m, b, C) logits."""
 
 LAYOUTS = 4  # sizes of batch that weights are laid out for at a time: a tile and its quarters
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "tf32": torch.float32}
@@ -52,58 +56,67 @@ class Form:
     precision: str = "float32"
 
 
-def loop(modules: Sequence[nn.Module], dtype: torch.dtype) -> Runner:
-    """The modules one by one, as everybody writes it, in the type of their weights."""
+def windowed(steps: Sequence[Step], dtype: torch.dtype) -> Runner:
+    """Tiles of windows through steps that have the members in order, each some of them or all."""
 
     def run(batch: Batch, tile: int) -> Iterator[Piece]:
-        for frames in _tiles(batch.count, tile):
-            x = _typed(batch.windows[frames], dtype)
-            for index, module in enumerate(modules):
-                yield slice(index, index + 1), frames, module(x).unsqueeze(0)
+        for start in range(0, batch.count, tile):
+            x = batch.windows[start : start + tile]
+            frames = slice(start, start + len(x))
+            x = x.to(dtype) if x.is_floating_point() else x
+            first = 0
+            for step in steps:
+                logits = step(x, tile)
+                yield slice(first, first + len(logits)), frames, logits
+                first += len(logits)
 
     return run
 
 
-def stacked(stack: Stack, dtype: torch.dtype) -> Runner:
-    """All members at once by vmap, in the type of their weights."""
-    return lambda batch, tile: _windowed(lambda x: stack(_typed(x, dtype)), batch, tile)
-
-
-def folded(dense: Dense, dtype: torch.dtype) -> Runner:
+def folded(dense: Dense) -> Step:
     """The first layer as one wide product over the shared input, the others as batched products."""
-    ready = dense.to(dtype)
-    return lambda batch, tile: _windowed(lambda x: ready(x.to(dtype)), batch, tile)
+    return lambda x, tile: dense(x)
 
 
-def prepacked(dense: Dense, dtype: torch.dtype) -> Runner:
-    """As `folded`, with weights laid out for the tile; the last, smaller step is filled up to quarters of a tile."""
-    laid_out = layouts(dense.to(dtype))
+def prepacked(dense: Dense) -> Step:
+    """Weights laid out for the tile; the last, smaller tile is filled up to quarters of one."""
+    laid_out = layouts(dense)
 
-    def step(x: Tensor, *, quarter: int) -> Tensor:
-        missing = -len(x) % quarter
-        x = x.to(dtype)
+    def step(x: Tensor, tile: int) -> Tensor:
+        missing = -len(x) % max(1, tile // 4)
         return laid_out(len(x) + missing)(pad(x, (0, 0, 0, missing)) if missing else x)[:, : len(x)]
 
-    return lambda batch, tile: _windowed(partial(step, quarter=max(1, tile // 4)), batch, tile)
+    return step
 
 
-def replayed(dense: Dense, dtype: torch.dtype) -> Runner:
-    """As `folded`, with each whole tile as a CUDA graph, recorded when it first occurs."""
-    ready = dense.to(dtype)
-    replays: dict[int, Replay] = {}
+def replayed(dense: Dense) -> Step:
+    """Each whole tile as a CUDA graph, recorded when it first occurs; the logits are overwritten by the next call."""
+    recorded: dict[int, tuple[torch.cuda.CUDAGraph, Tensor, Tensor]] = {}
 
-    def step(x: Tensor, *, tile: int) -> Tensor:
-        x = x.to(dtype)
+    def record(x: Tensor) -> tuple[torch.cuda.CUDAGraph, Tensor, Tensor]:
+        graph, aside = torch.cuda.CUDAGraph(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):  # libraries allocate on first use, which no graph may
+            dense(x)
+        torch.cuda.current_stream().wait_stream(aside)
+        with torch.cuda.graph(graph):
+            logits = dense(x)
+        return graph, x, logits
+
+    def step(x: Tensor, tile: int) -> Tensor:
         if len(x) != tile:
-            return ready(x)  # the rest is not worth a graph of its own
-        if tile not in replays:
-            replays[tile] = Replay(ready, x)
-        return replays[tile](x)
+            return dense(x)  # the rest is not worth a graph of its own
+        if tile not in recorded:
+            recorded[tile] = record(x.clone())
+        graph, inputs, logits = recorded[tile]
+        inputs.copy_(x)
+        graph.replay()
+        return logits
 
-    return lambda batch, tile: _windowed(partial(step, tile=tile), batch, tile)
+    return step
 
 
-WINDOWED = {"folded": folded, "prepacked": prepacked, "replay": replayed}
+FOLDED: dict[str, Callable[[Dense], Step]] = {"folded": folded, "prepacked": prepacked, "replay": replayed}
 
 
 def overlapped(dense: Dense, dtype: torch.dtype, features: int, device: torch.device) -> Runner:
@@ -116,63 +129,23 @@ def overlapped(dense: Dense, dtype: torch.dtype, features: int, device: torch.de
     laid_out = layouts(ready) if available(device) else lambda frames: ready
 
     def run(batch: Batch, tile: int) -> Iterator[Piece]:
-        rows, firsts = batch.rows, batch.firsts
-        assert rows is not None
-        assert firsts is not None
+        assert batch.stretch is not None
+        rows, firsts = batch.stretch.rows, batch.stretch.firsts
         most = max(1, tile // first.hop)
         quarter = max(1, most // 4)
-        for some in _tiles(first.blocks(len(rows) - first.span + 1), most):
-            start, stop = some.start * first.hop, some.stop * first.hop
-            begin, end = torch.searchsorted(firsts, torch.tensor([start, stop], device=firsts.device)).tolist()
+        blocks = first.blocks(len(rows))
+        for block in range(0, blocks, most):
+            some = min(most, blocks - block)
+            start = block * first.hop
+            bounds = torch.tensor([start, start + some * first.hop], device=firsts.device)
+            begin, end = torch.searchsorted(firsts, bounds).tolist()
             if begin < end:
-                size = -(-(some.stop - some.start) // quarter) * quarter * first.hop
+                size = math.ceil(some / quarter) * quarter * first.hop
                 piece = rows[start : start + size + first.span - 1]
                 logits = laid_out(size)(pad(piece, (0, 0, 0, size + first.span - 1 - len(piece))))
                 yield slice(0, len(logits)), slice(begin, end), logits.index_select(1, firsts[begin:end] - start)
 
     return run
-
-
-def _windowed(step: Callable[[Tensor], Tensor], batch: Batch, tile: int) -> Iterator[Piece]:
-    """All members at once: `step` maps (b, ...) inputs to (M, b, C) logits."""
-    for frames in _tiles(batch.count, tile):
-        logits = step(batch.windows[frames])
-        yield slice(0, len(logits)), frames, logits
-
-
-def _typed(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Inputs in the type of a model's weights; integers stay integers."""
-    return x.to(dtype) if x.is_floating_point() else x
-
-
-def _tiles(count: int, tile: int) -> Iterator[slice]:
-    for start in range(0, count, tile):
-        yield slice(start, min(start + tile, count))
-
-
-class Replay:
-    """A step of the folded form as a CUDA graph: recorded once, replayed for every tile of its shape.
-
-    Args:
-        dense: the members.
-        x: (b, inputs), an example.
-    """
-
-    def __init__(self, dense: Dense, x: Tensor) -> None:
-        self.x, self.graph = x.clone(), torch.cuda.CUDAGraph()
-        aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):  # libraries allocate on first use, which no graph may
-            dense(self.x)
-        torch.cuda.current_stream().wait_stream(aside)
-        with torch.cuda.graph(self.graph):
-            self.logits = dense(self.x)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """(b, inputs) -> (M, b, C) logits, overwritten by the next call."""
-        self.x.copy_(x)
-        self.graph.replay()
-        return self.logits
 
 
 @contextmanager
@@ -203,36 +176,29 @@ def layouts(dense: Dense) -> Callable[[int], Dense]:
 
 def prepack(dense: Dense, frames: int) -> Dense:
     """The same models with prepacked layers, for batches of `frames`; a first layer of another kind stays."""
-    layers = {step.target for step in dense.steps if isinstance(step.operation, Affine)}
-    behind = {
-        step.sources[0]: step
-        for step in dense.steps
-        if _name(step) and step.sources[0] in layers and step.sources[0] in step.dead
-    }
-    steps: list[Step] = []
-    for step in [step for step in dense.steps if step not in behind.values()]:
+    after = {step.sources[0]: step for step in dense.steps if _fusible(step) and step.sources[0] in step.dead}
+    steps: list[DenseStep] = []
+    fused: list[DenseStep] = []
+    for step in dense.steps:
         if isinstance(step.operation, Affine):
-            after = behind.get(step.target)
-            packed = _packed(step.operation, frames, after, shared=not steps)
-            step = replace(step, operation=packed, target=after.target if after else step.target)
-        steps.append(step)
+            behind = after.get(step.target)
+            packed = _packed(step.operation, frames, behind, shared=not steps)
+            steps.append(replace(step, operation=packed, target=behind.target if behind else step.target))
+            fused += [behind] if behind else []
+        elif step not in fused:
+            steps.append(step)
     return Dense(tuple(steps))
 
 
-def _packed(layer: Affine, frames: int, behind: Step | None, *, shared: bool) -> Operation:
+def _packed(layer: Affine, frames: int, behind: DenseStep | None, *, shared: bool) -> Operation:
     """A layer, and the activation step behind it, laid out for batches of `frames`; `shared`: all read one input."""
     members, outputs, inputs = layer.weight.shape
     groups, bias = 1 if shared else members, layer.bias.flatten()
-    name = _name(behind) if behind else "none"
+    name = _fusible(behind) if behind else "none"
     algorithm = getattr(behind.operation, "approximate", "none") if behind and name == "gelu" else ""
-    weight = torch.ops.mkldnn._reorder_convolution_weight(
-        layer.weight.reshape(members * outputs, inputs, 1, 1),
-        _NO_PADDING,
-        _ONE,
-        _ONE,
-        groups,
-        [1, groups * inputs, frames, 1],
-    )
+    image = [1, groups * inputs, frames, 1]
+    weight = layer.weight.reshape(members * outputs, inputs, 1, 1)
+    weight = torch.ops.mkldnn._reorder_convolution_weight(weight, _NO_PADDING, _ONE, _ONE, groups, image)
 
     def product(x: Tensor) -> Tensor:
         """(M, B, inputs), or (B, inputs) that all members share -> (M, B, outputs)."""
@@ -247,7 +213,7 @@ def _packed(layer: Affine, frames: int, behind: Step | None, *, shared: bool) ->
     return product
 
 
-def _name(step: Step) -> str:
+def _fusible(step: DenseStep) -> str:
     """OneDNN's name of a step's operation; empty for what it cannot fuse with a product."""
-    activation = activation_of(step.operation)
-    return (activation and activation.onednn) or ""
+    known = activation_of(step.operation)
+    return (known and known.onednn) or ""

@@ -11,7 +11,8 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ _PLAIN = ("stack", "loop")  # kinds that run the models as they are
 _EXACT = 1e-5  # largest change of a probability in float32
 _MOVED = 0.01  # largest change of a probability in a faster type
 _MARGIN = 0.02  # lead of the best class from which on a frame's class may not change
+_NEVER = float("inf")
 _BUDGET = 1.2  # seconds for all forms of a group
 _PROMISING = (3.0, 1.3, 1.2, 1.1, 1.1)  # times the best so far, round by round; the first round always takes place
 
@@ -73,7 +75,7 @@ class Plan:
                 "form": form.kind,
                 "frames per step": form.tile,
                 "precision": form.precision,
-                "x loop": loop / trial.seconds if loop and trial and trial.seconds < float("inf") else None,
+                "x loop": loop / trial.seconds if loop and trial and trial.seconds < _NEVER else None,
                 "moved": trial and trial.agreement.moved,
                 "changed": trial and trial.agreement.changed,
                 "chosen": "yes" if form == self.form else "",
@@ -122,7 +124,7 @@ def agreement(alone: Tensor, together: Tensor, *, exact: bool, tolerance: float 
     if not alone.numel():
         return Agreement(0.0, 0.0, near=True)
     p, q = alone.exp(), together.exp()
-    moved = float((p - q).abs().amax().nan_to_num(float("inf")))
+    moved = float((p - q).abs().amax().nan_to_num(_NEVER))
     changed = p.argmax(-1) != q.argmax(-1)
     best = p.topk(min(2, p.shape[-1]), dim=-1).values
     sure = changed & (best[..., 0] - best[..., -1] >= _MARGIN)
@@ -136,7 +138,7 @@ def choose(trials: Sequence[Trial]) -> Plan:
     Raises:
         ValueError: none agrees.
     """
-    fitting = [trial for trial in _timed(trials) if trial.seconds < float("inf")]
+    fitting = [trial for trial in trials if trial.agreement.near and trial.seconds < _NEVER]
     if not fitting:
         tried = ", ".join(f"{t.form.kind} {t.form.precision} moved {t.agreement.moved:.2g} {t.note}" for t in trials)
         msg = f"expected a way of running the members that agrees with the loop, got none: {tried}; use plan='loop'"
@@ -154,14 +156,16 @@ def try_all(forms: Sequence[Form], run: Run, *, frames: int, compare: Compare) -
     trials: dict[Form, Trial] = {}
     end = time.perf_counter() + _BUDGET
     for form in forms:
-        if time.perf_counter() < end or form.kind == "loop" or not _timed(trials.values()):
+        if time.perf_counter() < end or form.kind == "loop" or all(t.seconds == _NEVER for t in trials.values()):
             trials[form] = attempt(form, run, min(form.tile, frames), compare)
+    near = [form for form, trial in trials.items() if trial.seconds < _NEVER]
     for within in _PROMISING:
-        best = min((trial.seconds for trial in _timed(trials.values())), default=0.0)
-        for trial in _timed(trials.values()):
-            if trial.seconds <= within * best and (time.perf_counter() < end or within == _PROMISING[0]):
-                seconds = _seconds(run, trial.form, min(trial.form.tile, frames))
-                trials[trial.form] = replace(trial, seconds=min(seconds, trial.seconds))
+        best = min((trials[form].seconds for form in near), default=_NEVER)
+        for form in near:
+            before = trials[form].seconds
+            if before <= within * best and (time.perf_counter() < end or within == _PROMISING[0]):
+                seconds = _seconds(run, form, min(form.tile, frames))
+                trials[form] = replace(trials[form], seconds=min(seconds, before))
     return list(trials.values())
 
 
@@ -184,20 +188,16 @@ def attempt(form: Form, run: Run, frames: int, compare: Compare) -> Trial:
     try:
         near = compare(form, run(form, frames))
         if not near.near:
-            return Trial(form, float("inf"), near, "does not agree with the loop")
+            return Trial(form, _NEVER, near, "does not agree with the loop")
         seconds = _seconds(run, form, frames)
     except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:  # what vmap refuses
-        return Trial(form, float("inf"), Agreement(float("inf"), 1.0, near=False), first_line(error))
+        return Trial(form, _NEVER, Agreement(_NEVER, 1.0, near=False), first_line(error))
     return Trial(form, seconds, near)
 
 
 def first_line(error: Exception) -> str:
     """Of its message; its class where there is none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def _timed(trials: Iterable[Trial]) -> list[Trial]:
-    return [trial for trial in trials if trial.agreement.near]
 
 
 def _seconds(run: Run, form: Form, frames: int) -> float:
@@ -209,35 +209,29 @@ def _seconds(run: Run, form: Form, frames: int) -> float:
     return (time.perf_counter() - start) / max(frames, 1)
 
 
-def question(**facts: object) -> str:
-    """The cache key of a choice on this machine."""
+def file_of(**facts: object) -> Path:
+    """Where the choice for these facts is cached on this machine."""
     machine = {
         "torch": torch.__version__,
         "cpu": torch.backends.cpu.get_cpu_capability() + platform.machine() + platform.node(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "",
     }
-    return hashlib.sha256(json.dumps({**machine, **facts}, sort_keys=True, default=str).encode()).hexdigest()
+    key = hashlib.sha256(json.dumps({**machine, **facts}, sort_keys=True, default=str).encode()).hexdigest()
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "zoo-ensemble" / "plans" / f"{key}.json"
 
 
-def recall(key: str) -> Form | None:
+def recall(file: Path) -> Form | None:
     """The form chosen earlier; None where there is none, or the file is not one of ours."""
     try:
-        return Form(**json.loads(_path(key).read_text(encoding="utf-8")))
+        return Form(**json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
 
 
-def remember(key: str, form: Form) -> None:
+def remember(file: Path, form: Form) -> None:
     """Cache the form for next time; a folder that cannot be written is no reason to fail."""
-    path = _path(key)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _files.write(path, json.dumps(asdict(form)).encode())
-    except OSError:
-        return
-
-
-def _path(key: str) -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "zoo-ensemble" / "plans" / f"{key}.json"
+    with suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        _files.write(file, json.dumps(asdict(form)).encode())
