@@ -166,7 +166,7 @@ def test_members_that_cannot_be_together_are_trained_one_after_another(frames: F
 def test_wrong_numbers_are_refused(frames: FrameSet) -> None:
     """Of seeds, of rates and of members together; and rates that the optimiser cannot have."""
     cases: list[tuple[dict[str, Any], str]] = [
-        ({"seeds": []}, "at least one seed"),
+        ({"seeds": []}, "at least one member, each with a seed"),
         ({"seeds": [1, 2], "learning_rates": [0.1]}, "learning_rates for 2 seeds, got 1"),
         ({"seeds": [1], "together": 0}, "at least 1 member together"),
     ]

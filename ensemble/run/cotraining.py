@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -72,37 +73,26 @@ def cotrain(
         ValueError: no seeds, not as many rates or decays as seeds, or as in `zoo.train` and `zoo.training.Group`.
         TrainingError: as in `zoo.training.train_group`.
     """
-    recipes = _recipes(recipe, tuple(seeds), own_order, learning_rates, weight_decays)
+    seeds = tuple(seeds)
+    orders = seeds if own_order else [recipe.data_seed] * len(seeds)
+    own: dict[str, Sequence[Any]] = {"seed": seeds, "order_seed": orders}
+    for name, values in (("learning_rate", learning_rates), ("weight_decay", weight_decays)):
+        own |= {name: values} if values else {}
+        if values and len(values) != len(seeds):
+            msg = f"expected {name}s for {len(seeds)} seeds, got {len(values)}"
+            raise ValueError(msg)
+    recipes = [replace(recipe, **{name: values[m] for name, values in own.items()}) for m in range(len(seeds))]
     zoo.training.check_recipes(recipes)
     folder = None if directory is None else Path(directory)
     size = _remembered(spec, recipes, train, together, folder)
     found: list[zoo.Checkpoint] = []
     for first in range(0, len(recipes), size):
         group = stacked_group(spec, recipes[first : first + size], train.features.device)
-        own = None if folder is None else folder / f"members-{first:03}"
-        found += zoo.training.train_group(group, train, valid, on_epoch=on_epoch, directory=own, progress=progress)
+        own_folder = None if folder is None else folder / f"members-{first:03}"
+        found += zoo.training.train_group(
+            group, train, valid, on_epoch=on_epoch, directory=own_folder, progress=progress
+        )
     return found
-
-
-def _recipes(
-    recipe: zoo.Recipe,
-    seeds: Sequence[int],
-    own_order: bool,
-    learning_rates: Sequence[float],
-    weight_decays: Sequence[float],
-) -> list[zoo.Recipe]:
-    """The recipe of each member, by which it can be trained alone."""
-    if not seeds:
-        msg = "expected at least one seed, got none"
-        raise ValueError(msg)
-    own: list[dict[str, Any]]
-    own = [{"seed": seed, "order_seed": seed if own_order else recipe.data_seed} for seed in seeds]
-    for name, values in (("learning_rate", learning_rates), ("weight_decay", weight_decays)):
-        if values and len(values) != len(seeds):
-            msg = f"expected {name}s for {len(seeds)} seeds, got {len(values)}"
-            raise ValueError(msg)
-        own = [fields | {name: value} for fields, value in zip(own, values, strict=True)] if values else own
-    return [replace(recipe, **fields) for fields in own]
 
 
 def train_alike(
@@ -173,38 +163,30 @@ def _remembered(
         msg = f"expected at least 1 member together, got {together}"
         raise ValueError(msg)
     note = None if folder is None else folder / "together.json"
-    if together is None:
-        known = note is not None and note.exists()
-        together = int(json.loads(note.read_bytes())) if note and known else _chosen(spec, recipes, train)
+    if together is None and note is not None and note.exists():
+        together = int(json.loads(note.read_bytes()))
+    together = together or _chosen(spec, recipes, train)
     if note is not None:
-        note.parent.mkdir(parents=True, exist_ok=True)
+        _files.make_folders(note.parent)
         _files.write(note, json.dumps(together).encode())
     return together
 
 
 def _chosen(spec: zoo.Spec, recipes: Sequence[zoo.Recipe], train: zoo.FrameSet) -> int:
-    """The size of the groups: measured if the training is long enough to pay for it, else by the members' size."""
-    if _pays(spec, recipes, train):
-        return fastest(measure_together(spec, recipes, train))
-    size = min(len(recipes), _MANY, _HELD // zoo.count_parameters(spec))
-    if size < 2:
-        return 1
-    try:
-        stacked_group(spec, recipes[:2], train.features.device)
-    except ValueError:  # a layer that cannot be stacked
-        return 1
-    return size
-
-
-def _pays(spec: zoo.Spec, recipes: Sequence[zoo.Recipe], train: zoo.FrameSet) -> bool:
-    """Whether measuring takes a small share of the time in which the members would be trained one after another."""
-    recipe, members = recipes[0], len(recipes)
+    """The size of the groups: measured if that takes a small share of the training, else by the members' size."""
+    recipe, members, device = recipes[0], len(recipes), train.features.device
     steps = recipe.epochs * recipe.fraction * len(train) / (recipe.batch_size * recipe.accumulate) * members
-    if members == 1 or _SHARE * steps < _STEPS:
-        return False
-    group = stacked_group(spec, recipes[:1], train.features.device)
-    step = zoo.training.seconds_per_step(group, train, patience=0)
-    return sum(max(_STEPS * step * size, _PATIENCE) for size in [*_sizes(members), 1]) < _SHARE * steps * step
+    if members > 1 and _SHARE * steps >= _STEPS:
+        step = zoo.training.seconds_per_step(stacked_group(spec, recipes[:1], device), train, patience=0)
+        measuring = sum(max(_STEPS * step * size, _PATIENCE) for size in [*_sizes(members), 1])
+        if measuring < _SHARE * steps * step:
+            return fastest(measure_together(spec, recipes, train))
+    size = min(members, _MANY, _HELD // zoo.count_parameters(spec))
+    if size > 1:
+        with suppress(ValueError):  # a layer that cannot be stacked
+            stacked_group(spec, recipes[:2], device)
+            return size
+    return 1
 
 
 def fastest(seconds: Mapping[int, float]) -> int:

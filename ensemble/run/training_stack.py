@@ -45,10 +45,23 @@ class TrainingStack(nn.Module):
     def __init__(self, models: Sequence[nn.Module]) -> None:
         super().__init__()
         self.members = len(models)
-        device = next((p.device for p in models[0].parameters()), torch.device("cpu"))
+        first = next((layer for layer in models[0].modules() if isinstance(layer, nn.Linear)), None)
+        if first is None:
+            msg = "expected models that begin with a Linear"
+            raise ValueError(msg)
+        device = first.weight.device
         self.generators = [torch.Generator(device) for _ in models]
         self.body = _stacked(list(models), self.generators, "model")
-        self._check_outputs(models)
+        x = torch.randn(_PROBED, first.in_features, generator=torch.Generator().manual_seed(0)).to(device)
+        for model in (self, *models):
+            model.eval()
+        with torch.no_grad():
+            alone, together = torch.stack([model(x) for model in models]), self(x)
+        for model in (self, *models):
+            model.train()
+        if alone.shape != together.shape or not torch.allclose(alone, together, rtol=1e-4, atol=1e-4):
+            msg = "the stacked members do not compute what each computes alone; train them one after another"
+            raise ValueError(msg)
 
     def forward(self, x: Tensor) -> Tensor:
         """(M, B, C) of (B, inputs) or (M, B, inputs)."""
@@ -59,24 +72,6 @@ class TrainingStack(nn.Module):
         """Restart each member's dropout from M seeds."""
         for generator, seed in zip(self.generators, seeds, strict=True):
             generator.manual_seed(seed)
-
-    def _check_outputs(self, models: Sequence[nn.Module]) -> None:
-        """Compare the logits of a few random frames with those of the single models."""
-        first = next((m for m in models[0].modules() if isinstance(m, nn.Linear)), None)
-        if first is None:
-            msg = "expected models that begin with a Linear"
-            raise ValueError(msg)
-        x = torch.randn(_PROBED, first.in_features, generator=torch.Generator().manual_seed(0))
-        x = x.to(first.weight.device)
-        for model in (self, *models):
-            model.eval()
-        with torch.no_grad():
-            alone, together = torch.stack([model(x) for model in models]), self(x)
-        for model in (self, *models):
-            model.train()
-        if alone.shape != together.shape or not torch.allclose(alone, together, rtol=1e-4, atol=1e-4):
-            msg = "the stacked members do not compute what each computes alone; train them one after another"
-            raise ValueError(msg)
 
 
 class _WideLinear(nn.Module):
@@ -119,21 +114,10 @@ class _WideBatchNorm(nn.BatchNorm1d):
     def __init__(self, layers: Sequence[nn.BatchNorm1d]) -> None:
         first = layers[0]
         super().__init__(
-            len(layers) * first.num_features,
-            first.eps,
-            first.momentum,
-            affine=first.affine,
-            track_running_stats=first.track_running_stats,
-            device=first.weight.device if first.affine else None,
+            len(layers) * first.num_features, first.eps, first.momentum, first.affine, first.track_running_stats
         )
-        with torch.no_grad():
-            for name in ("weight", "bias", "running_mean", "running_var"):
-                own = getattr(self, name)
-                if own is not None:
-                    own.copy_(torch.cat([getattr(layer, name) for layer in layers]))
-            if self.num_batches_tracked is not None:
-                counts = [layer.num_batches_tracked for layer in layers]
-                self.num_batches_tracked = torch.stack(counts)  # type: ignore[arg-type]  # set where tracked
+        for name, own in [*self.named_parameters(), *self.named_buffers()]:
+            own.data = torch.stack([getattr(layer, name).detach() for layer in layers]).flatten()
 
     def forward(self, input: Tensor) -> Tensor:
         return super().forward(input.flatten(1)).view_as(input)
@@ -170,13 +154,12 @@ def _stacked(layers: list[Any], generators: list[torch.Generator], name: str) ->
         return _WideDropout(first.p, generators)
     if type(first) is nn.Identity or activation_of(first) is not None:
         return copy.deepcopy(first)  # type: ignore[no-any-return]  # layers are modules
-    children = dict(first.named_children())
-    own = [*first._parameters, *first._buffers]
-    if own or not children:
+    parts = list(first._modules)
+    if first._parameters or first._buffers or not parts:
         msg = f"cannot stack {name}, a {type(first).__name__}; train the members one after another"
         raise ValueError(msg)
-    hollow = copy.copy(first)
+    hollow: nn.Module = copy.copy(first)
     hollow._modules = {
-        part: _stacked([layer._modules[part] for layer in layers], generators, f"{name}.{part}") for part in children
+        part: _stacked([layer._modules[part] for layer in layers], generators, f"{name}.{part}") for part in parts
     }
-    return hollow  # type: ignore[no-any-return]  # as above
+    return hollow

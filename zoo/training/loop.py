@@ -7,6 +7,7 @@ started again ends with the same bits.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from itertools import count
@@ -16,7 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zoo import _files, checkpoint
 from zoo.checkpoint import Checkpoint
+from zoo.checkpoint.header import CheckpointError
 from zoo.data.frames import FrameSet
 from zoo.logs import JsonLines, Log, Progress, Several, silent
 from zoo.models.spec import Spec, build
@@ -25,10 +28,10 @@ from zoo.training.optimisers import rows
 from zoo.training.recipe import Recipe
 from zoo.training.schedules import SCHEDULES, Position
 from zoo.training.scores import Scorer
-from zoo.training.state import RunFolder, State
-from zoo.training.step import Batches, Group, Stepper, epoch_seed
+from zoo.training.step import OWN, Batches, Group, Stepper, epoch_seed
 
 Record = Mapping[str, Any]
+_STATE = "state.safetensors"
 _LOOK_EVERY = 16  # steps between looks at the loss, each of which waits for the device
 _STATISTICS = 65_536  # frames from which BatchNorm's statistics of averaged weights are estimated
 
@@ -112,17 +115,14 @@ def train_group(
         TrainingError: a member's loss is not finite before its first whole epoch, or all have diverged.
     """
     _check_frames(group, train, valid)
-    recipe, logs = group.recipes[0], [] if log is None else [log]
+    recipe, logs, name = group.recipes[0], [] if log is None else [log], group.spec.architecture
     cuda = [train.features.device] if train.features.device.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda):
         run = _Run(group, train, valid, progress or silent)
-        name, folder = group.spec.architecture, None
         if directory is not None:
-            folder = RunFolder(Path(directory), run.identity(), recipe.keep)
-            if (state := folder.read()) is not None:
-                run.restore(state)
-            folder.path.mkdir(parents=True, exist_ok=True)
-            name, lines = folder.path.name, (folder.path / "log.jsonl").resolve()
+            folder = Path(directory)
+            run.resume(folder)
+            name, lines = folder.name, (folder / "log.jsonl").resolve()
             if not (isinstance(log, JsonLines) and log.path.resolve() == lines):
                 logs.append(JsonLines(lines))  # the last, to stay as it was if the given log cannot begin
         several = Several(*logs)
@@ -131,7 +131,7 @@ def train_group(
             for number, records in enumerate(run.history, start=1):
                 several.log(_flat(records), number)
             while len(run.history) < recipe.epochs and not run.standing.stopped.all():
-                records = run.epoch(len(run.history) + 1, folder)
+                records = run.epoch(len(run.history) + 1)
                 several.log(_flat(records), len(run.history))
                 if on_epoch is not None:
                     on_epoch(records)
@@ -198,7 +198,11 @@ class _Standing:
 
 
 class _Run:
-    """A training run: weights, their average and their best, the optimiser, and where each member stands."""
+    """A training run: weights, their average and their best, the optimiser, and where each member stands.
+
+    Its folder holds one file with the whole state, which is replaced whole, so that a killed run leaves its last
+    whole epoch, and a checkpoint for each epoch.
+    """
 
     def __init__(self, group: Group, train: FrameSet, valid: FrameSet, progress: Progress) -> None:
         self.group, self.recipe, self.train, self.progress = group, group.recipes[0], train, progress
@@ -211,8 +215,15 @@ class _Run:
         self.average = RunningAverage(self.live, self.recipe.ema, self.recipe.swa_from)
         self.standing = _Standing(group.members)
         self.history: list[list[Record]] = []
+        self.folder: Path | None = None
+        self.identity = {
+            "spec": group.spec.to_dict(),
+            "recipes": [recipe.to_dict() for recipe in group.recipes],
+            "train": train.fingerprint,
+            "valid": valid.fingerprint,
+        }
 
-    def epoch(self, number: int, folder: RunFolder | None) -> list[Record]:
+    def epoch(self, number: int) -> list[Record]:
         """Train, evaluate and write one epoch; one record a member."""
         begin, M = time.perf_counter(), self.group.members
         self.group.reseed([epoch_seed(recipe.seed, number, "dropout") for recipe in self.group.recipes])
@@ -222,14 +233,16 @@ class _Run:
         self.average.add_epoch(number)
         with self.average.in_place(self.group.module, self.batches.unmasked(_STATISTICS)):
             self.group.module.eval()
-            accuracy, loss = self.scorer(self.group.forward, self.group.members)
+            accuracy, loss = self.scorer(self.group.forward, M)
             better = self.standing.update(number, accuracy, loss, self.recipe)
             for name, tensor in self.live.items():
                 which = better.to(tensor.device)
                 rows(self.best[name], M)[which] = rows(tensor, M)[which]
-            finite = (loss.isfinite() & _largest(self.live, M).isfinite()).nonzero().flatten().tolist()
-            some = [] if folder is None else finite
-            written = {"" if M == 1 else f"-{m:03}": self.checkpoint(m, self.live, accuracy, loss) for m in some}
+            checkpoints = {}
+            if self.folder is not None:
+                finite = loss.isfinite() & _largest(self.live, M).isfinite()
+                for m in finite.nonzero().flatten().tolist():
+                    checkpoints["" if M == 1 else f"-{m:03}"] = self.checkpoint(m, self.live, accuracy, loss)
         train_scores = {"train/loss": train_loss, "train/accuracy": train_accuracy}
         figures = train_scores | {"valid/loss": loss, "valid/accuracy": accuracy, "learning_rate": rate}
         speed = {"frames_per_second": round(self.batches.count / seconds), "seconds": round(seconds, 3)}
@@ -238,8 +251,8 @@ class _Run:
             for m in range(M)
         ]
         self.history.append(records)
-        if folder is not None:
-            folder.write(number, written, self.state())
+        if self.folder is not None:
+            self.write(self.folder, number, checkpoints)
         return records
 
     def learn(self, number: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -301,33 +314,83 @@ class _Run:
             trained_on=self.train.fingerprint,
         )
 
-    def identity(self) -> dict[str, Any]:
-        """What makes a run this run."""
-        return {
-            "spec": self.group.spec.to_dict(),
-            "recipes": [recipe.to_dict() for recipe in self.group.recipes],
-            "train": self.train.fingerprint,
-            "valid": self.scorer.frames.fingerprint,
-        }
-
     def tensors(self) -> dict[str, Tensor]:
         """All tensors that are changed in place, by the names that they have in the file of the state."""
         standing = vars(self.standing)
         parts = {"live": self.live, "best": self.best, "average": self.average.tensors, "vectors": standing}
         return {f"{part}.{name}": tensor for part, some in parts.items() for name, tensor in some.items()}
 
-    def state(self) -> State:
-        """Everything that the coming epochs depend on."""
-        optimiser, scaler = self.stepper.state()
-        tensors = {name: tensor.detach().cpu() for name, tensor in (self.tensors() | optimiser).items()}
-        return tensors, {"scaler": scaler, "averaged": self.average.count, "history": self.history}
+    def write(self, folder: Path, number: int, checkpoints: Mapping[str, Checkpoint]) -> None:
+        """Write an epoch's checkpoints, by the suffix of the file's stem, and, last, the state.
 
-    def restore(self, state: State) -> None:
-        """Return to where `state` was taken."""
-        tensors, plain = state
+        Raises:
+            OSError: the disk refused; the state of the epoch before is still there.
+        """
+        tensors = {name: tensor.detach().cpu() for name, tensor in (self.tensors() | self.stepper.tensors()).items()}
+        scaler = self.stepper.scaler.state_dict()
+        plain = {"scaler": scaler, "averaged": self.average.count, "history": self.history}
+        text = json.dumps({"identity": self.identity, "plain": plain}, allow_nan=False)
+        try:
+            for suffix, one in checkpoints.items():
+                _files.write(folder / f"epoch-{number:04}{suffix}.safetensors", checkpoint.encode(one))
+            _files.write(folder / _STATE, checkpoint.pack(tensors, {"run": text}))
+        except OSError as error:
+            last = f"the run can be resumed from epoch {number - 1}" if number > 1 else "no epoch has been written yet"
+            msg = f"cannot write epoch {number} to {folder}: {error.strerror}; {last}"
+            raise OSError(error.errno, msg) from error
+        for path in folder.glob("epoch-*.safetensors"):
+            if self.recipe.keep and int(path.name[6:10]) <= number - self.recipe.keep:
+                path.unlink(missing_ok=True)
+
+    def resume(self, folder: Path) -> None:
+        """Write to this folder from now on, and return to the last whole epoch that it holds, if there is one.
+
+        Raises:
+            ValueError: the folder holds another run, or its state is damaged.
+        """
+        self.folder, path = folder, folder / _STATE
+        _files.make_folders(folder)
+        if not path.exists():
+            return
+        try:
+            data = _files.read(path)
+            header = checkpoint.verify_bytes(data)
+            about = json.loads(header.metadata["run"])
+            tensors = checkpoint.tensors_of(data, header)
+        except (CheckpointError, KeyError, ValueError, OSError) as error:
+            msg = f"cannot resume from {path}: {error}; remove it to start anew"
+            raise ValueError(msg) from error
+        _refuse_other(folder, _current(about["identity"]), json.loads(json.dumps(self.identity)))
         fill(self.tensors(), tensors)
-        self.stepper.restore(tensors, plain["scaler"])
-        self.average.count, self.history = plain["averaged"], plain["history"]
+        self.stepper.restore(tensors, about["plain"]["scaler"])
+        self.average.count, self.history = about["plain"]["averaged"], about["plain"]["history"]
+
+
+def _refuse_other(folder: Path, there: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raise ValueError if these are the identities of two runs."""
+    if there == now:
+        return
+    pairs = [(there["spec"], now["spec"]), *zip(there["recipes"], now["recipes"], strict=False)]
+    details = [
+        f"{name}: {old.get(name)!r} there, {value!r} now"
+        for old, new in pairs
+        for name, value in new.items()
+        if value != old.get(name)
+    ]
+    reason = "; ".join(details) or "other frames or another number of members"
+    msg = f"{folder} holds another run ({reason}); choose another directory"
+    raise ValueError(msg)
+
+
+def _current(identity: dict[str, Any]) -> dict[str, Any]:
+    """An identity in its current form; it used to hold one recipe, and lists of what members had of their own."""
+    if "recipes" in identity:
+        return identity
+    recipe, (seeds, *lists) = identity.pop("recipe"), identity.pop("members")
+    own = {"seed": seeds if len(seeds) > 1 else []} | dict(zip(OWN[1:], lists, strict=True))
+    given = {name: values for name, values in own.items() if values}
+    recipes = [recipe | {name: values[m % len(values)] for name, values in given.items()} for m in range(len(seeds))]
+    return identity | {"recipes": recipes}
 
 
 def _check_frames(group: Group, train: FrameSet, valid: FrameSet) -> None:

@@ -27,7 +27,7 @@ from zoo.training.schedules import SCHEDULES
 from zoo.training.scores import labels_of, losses
 
 Batch = tuple[Tensor, Tensor]
-_OWN = ("seed", "order_seed", "learning_rate", "weight_decay")  # what members of one group may differ in
+OWN = ("seed", "order_seed", "learning_rate", "weight_decay")  # what members of one group may differ in
 
 
 @dataclass(frozen=True)
@@ -73,13 +73,13 @@ def check_recipes(recipes: Sequence[Recipe]) -> None:
         ValueError: no recipes, or they differ in a field that members share.
     """
     if not recipes:
-        msg = "expected at least one member, got no recipes"
+        msg = "expected at least one member, each with a seed or a recipe, got none"
         raise ValueError(msg)
     first = recipes[0]
     for other in recipes:
-        differing = [name for name, value in vars(other).items() if value != getattr(first, name) and name not in _OWN]
+        differing = [name for name, value in vars(other).items() if value != getattr(first, name) and name not in OWN]
         if differing:
-            msg = f"members trained together may differ in {', '.join(_OWN)}, not in {', '.join(differing)}"
+            msg = f"members trained together may differ in {', '.join(OWN)}, not in {', '.join(differing)}"
             raise ValueError(msg)
     own_rates = len({(one.learning_rate, one.weight_decay) for one in recipes}) > 1
     own_rates |= len(recipes) > 1 and SCHEDULES[first.schedule].reactive
@@ -230,24 +230,23 @@ class Stepper:
             share = spread(rates / top if top else rates, p)
             rows(p, M).sub_(rows(old, M)).mul_(share).add_(rows(old, M))
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Tensors and plain data from which `restore` lets the optimiser continue as if nothing had happened."""
-        tensors = {
+    def tensors(self) -> dict[str, Tensor]:
+        """What the optimiser remembers, by the names that it has in the file of the state."""
+        return {
             f"optimiser.{index}.{name}": value
             for index, p in enumerate(self.parameters)
             for name, value in self.optimiser.state[p].items()
             if isinstance(value, Tensor)
         }
-        return tensors, self.scaler.state_dict()
 
     def restore(self, tensors: Mapping[str, Tensor], scaler: dict[str, Any]) -> None:
-        """Restore what `state` returned; torch's own `load_state_dict` would round float64 to float32."""
+        """Continue from these `tensors`; torch's own `load_state_dict` would round float64 to float32."""
         for key, value in tensors.items():
             if key.startswith("optimiser."):
                 _, index, name = key.split(".")
                 parameter = self.parameters[int(index)]
                 state = self.optimiser.state[parameter]
-                state[name] = value.to(state.get(name, parameter).device)
+                state[name] = value.to(state.get(name, parameter).device, copy=True)
         self.scaler.load_state_dict(scaler)
 
 
