@@ -1,6 +1,7 @@
 """Averages of checkpoints and of a run's weights, and BatchNorm's statistics for them."""
 
 from collections.abc import Sequence
+from copy import deepcopy
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch import nn
 import zoo
 from zoo import Checkpoint, FrameSet, Spec, average
 from zoo.training import losses_along
-from zoo.training.averaging import METHODS, RunningAverage, copies, reestimate, restored
+from zoo.training.averaging import METHODS, RunningAverage, reestimate, restored
 
 SPEC = Spec("cylinder", features=6, context=1, classes=4, options={"width": 5, "depth": 1})
 
@@ -152,7 +153,7 @@ def test_the_average_of_a_run_follows_its_weights() -> None:
 def test_without_an_average_the_weights_stay_in_place() -> None:
     """Neither steps nor epochs change anything, and no copy is held."""
     module = nn.Linear(2, 2)
-    before = copies(module.state_dict())
+    before = deepcopy(module.state_dict())
     off = RunningAverage(module.state_dict(), ema=0.0, swa_from=0)
     off.add_step()
     off.add_epoch(1)
@@ -165,7 +166,7 @@ def test_without_an_average_the_weights_stay_in_place() -> None:
 def test_tensors_are_restored_to_the_bit() -> None:
     """A parameter that is moved, and the statistics of BatchNorm after a batch in train mode."""
     norm = nn.BatchNorm1d(2)
-    before = copies(norm.state_dict())
+    before = deepcopy(norm.state_dict())
     with restored([*norm.parameters(), *norm.buffers()]):
         norm(torch.randn(8, 2) + 5)
         norm.weight.data += 1 / 3

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import replace
 
 import torch
@@ -193,46 +194,40 @@ class RunningAverage:
 
     def __init__(self, live: Tensors, ema: float, swa_from: int) -> None:
         self.live, self.ema, self.swa_from = live, ema, swa_from
-        self.tensors = copies(live) if ema or swa_from else {}
+        self.tensors = deepcopy(dict(live)) if ema or swa_from else {}
         self.count = 0  # steps or epochs that are in the average
 
     def add_step(self) -> None:
         """Update the exponential average, BatchNorm's statistics included; its decay rises from 2/11 at first."""
         if self.ema:
-            self.count += 1
-            self._move(1 - min(self.ema, (1 + self.count) / (10 + self.count)))
+            self._add(1 - min(self.ema, (2 + self.count) / (11 + self.count)))
 
     def add_epoch(self, number: int) -> None:
         """Update the plain mean of the weights at the ends of the epochs."""
         if self.swa_from and number >= self.swa_from:
-            self.count += 1
-            self._move(1 / self.count)
+            self._add(1 / (self.count + 1))
 
-    @contextmanager
-    def in_place(self, module: nn.Module, batches: Iterable[Tensor]) -> Iterator[None]:
-        """Give the module the average, if there is one yet, for the length of the block.
-
-        Args:
-            module: that of `live`.
-            batches: on which BatchNorm's statistics of the plain mean are estimated.
-        """
-        if not self.count:
-            yield
-            return
-        with restored(self.live.values()):
-            fill(self.live, self.tensors)
-            if self.swa_from:
-                reestimate(module, batches)
-            yield
-
-    @torch.no_grad()
-    def _move(self, share: float) -> None:
+    def _add(self, share: float) -> None:
         """Move the average towards the current weights; what is not floating is copied."""
+        self.count += 1
         for name, tensor in self.live.items():
             if tensor.is_floating_point():
                 self.tensors[name].lerp_(tensor, share)
             else:
                 self.tensors[name].copy_(tensor)
+
+    @contextmanager
+    def in_place(self, module: nn.Module, batches: Iterable[Tensor]) -> Iterator[None]:
+        """Give the module of `live` the average, if there is one yet, for the length of the block.
+
+        BatchNorm's statistics of the plain mean are estimated on the batches.
+        """
+        with restored(self.live.values() if self.count else ()):
+            if self.count:
+                module.load_state_dict(self.tensors)
+            if self.count and self.swa_from:
+                reestimate(module, batches)
+            yield
 
 
 def reestimate(module: nn.Module, batches: Iterable[Tensor]) -> None:
@@ -248,17 +243,15 @@ def reestimate(module: nn.Module, batches: Iterable[Tensor]) -> None:
         Izmailov et al., "Averaging weights leads to wider optima and better generalization", UAI 2018.
     """
     layers = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-    module.eval()
-    if not layers:
-        return
     momenta = [layer.momentum for layer in layers]
+    module.eval()
+    for layer in layers:
+        layer.train()
+        layer.num_batches_tracked.zero_()  # type: ignore[union-attr]  # with statistics, there is a count
     with torch.no_grad():
-        for layer in layers:
-            layer.train()
-            layer.num_batches_tracked.zero_()  # type: ignore[union-attr]  # with statistics, there is a count
-        for index, batch in enumerate(batches):
+        for number, batch in enumerate(batches if layers else (), start=1):
             for layer in layers:
-                layer.momentum = 1 / (index + 1)
+                layer.momentum = 1 / number
             module(batch)
     for layer, momentum in zip(layers, momenta, strict=True):
         layer.momentum = momentum
@@ -272,11 +265,6 @@ def spread_batches(prepared: Stretch, frames: Tensor, most: int, size: int) -> I
             yield prepared.windows(batch.to(prepared.firsts.device))
 
 
-def copies(tensors: Tensors) -> dict[str, Tensor]:
-    """Copies that share no memory with the tensors."""
-    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
-
-
 @contextmanager
 def restored(tensors: Iterable[Tensor]) -> Iterator[None]:
     """Give the tensors back the values, to the bit, that they had before the block."""
@@ -285,10 +273,3 @@ def restored(tensors: Iterable[Tensor]) -> Iterator[None]:
     with torch.no_grad():
         for tensor, old in before:
             tensor.copy_(old)
-
-
-@torch.no_grad()
-def fill(targets: Tensors, sources: Tensors) -> None:
-    """Overwrite each target with the source of its name."""
-    for name, target in targets.items():
-        target.copy_(sources[name])

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from zoo.checkpoint.header import CheckpointError
 from zoo.data.frames import FrameSet
 from zoo.logs import JsonLines, Log, Progress, Several, silent
 from zoo.models.spec import Spec, build
-from zoo.training.averaging import RunningAverage, copies, fill
+from zoo.training.averaging import RunningAverage
 from zoo.training.optimisers import rows
 from zoo.training.recipe import Recipe
 from zoo.training.schedules import SCHEDULES, Position
@@ -211,7 +212,7 @@ class _Run:
         self.stepper = Stepper(group, train.features.device.type)
         self.rates = torch.tensor([recipe.learning_rate for recipe in group.recipes], dtype=torch.float64)
         self.live = group.module.state_dict()  # shares memory with the module
-        self.best = copies(self.live)
+        self.best = deepcopy(dict(self.live))
         self.average = RunningAverage(self.live, self.recipe.ema, self.recipe.swa_from)
         self.standing = _Standing(group.members)
         self.history: list[list[Record]] = []
@@ -361,7 +362,8 @@ class _Run:
             msg = f"cannot resume from {path}: {error}; remove it to start anew"
             raise ValueError(msg) from error
         _refuse_other(folder, _current(about["identity"]), json.loads(json.dumps(self.identity)))
-        fill(self.tensors(), tensors)
+        for name, tensor in self.tensors().items():
+            tensor.copy_(tensors[name])
         self.stepper.restore(tensors, about["plain"]["scaler"])
         self.average.count, self.history = about["plain"]["averaged"], about["plain"]["history"]
 

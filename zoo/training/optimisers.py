@@ -161,14 +161,13 @@ class AdamSGD(Optimizer):
         settings, shared, M = self.param_groups[0], self.shared, self.members
         lr, (beta1, beta2) = settings["lr"], settings["betas"]
         shared["steps"] += 1
-        moved = [p for p in settings["params"] if p.grad is not None]
-        directions = [self._directions(p) for p in moved]
+        moved: dict[Tensor, Tensor] = {p: rows(p.grad, M) for p in settings["params"] if p.grad is not None}
+        directions = [self._directions(p, gradient) for p, gradient in moved.items()]
 
         # the rate at which SGD would go as far as Adam, (M,), its mean, and whether the mean has settled
-        sums = torch.zeros(2, M, dtype=torch.float64, device=moved[0].device)
-        for p, (adam, _) in zip(moved, directions, strict=True):
-            sums += torch.stack([adam.double().square().sum(1), adam.double().mul(_gradient(p, M)).sum(1)])
-        length, along = sums.cpu()
+        adams = [adam.double() for adam, _ in directions]
+        length = sum((adam.square().sum(1) for adam in adams), torch.zeros(())).cpu()
+        along = sum((a.mul(g).sum(1) for a, g in zip(adams, moved.values(), strict=True)), torch.zeros(())).cpu()
         uses_adam = (shared["switched"] == 0) & (along != 0)
         current = torch.where(uses_adam, length / along, shared["mean"])
         shared["mean"] = torch.where(uses_adam, beta2 * shared["mean"] + (1 - beta2) * current, shared["mean"])
@@ -181,18 +180,17 @@ class AdamSGD(Optimizer):
             rows(p, M).sub_(torch.where(spread(shared["switched"], p) > 0, sgd, adam), alpha=lr)
         shared["switched"][settled] = 1
 
-    def _directions(self, p: Tensor) -> tuple[Tensor, Tensor]:
+    def _directions(self, p: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
         """(M, n) Adam's direction, to be multiplied by the rate, and SGD's velocity, zero until the switch."""
-        state, settings, steps = self.state[p], self.param_groups[0], float(self.shared["steps"])
+        state, steps, (beta1, beta2) = self.state[p], float(self.shared["steps"]), self.param_groups[0]["betas"]
         if "velocity" not in state:
             for name in ("exp_avg", "exp_avg_sq", "velocity"):
                 state[name] = torch.zeros_like(p, memory_format=torch.contiguous_format)
         mean, square, velocity = (rows(state[name], self.members) for name in ("exp_avg", "exp_avg_sq", "velocity"))
-        gradient, (beta1, beta2) = _gradient(p, self.members), settings["betas"]
         mean.lerp_(gradient, 1 - beta1)
         square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
         velocity.mul_(beta1).add_(gradient * spread(self.shared["switched"], p))
-        root = (square / (1 - beta2**steps)).sqrt_().add_(settings["eps"])
+        root = (square / (1 - beta2**steps)).sqrt_().add_(self.param_groups[0]["eps"])
         return (mean / (1 - beta1**steps)).div_(root), velocity
 
     def _corrected(self) -> Tensor:
@@ -225,10 +223,9 @@ def perturb(parameters: Sequence[Tensor], rho: float, members: int) -> None:
     References:
         Foret et al., "Sharpness-aware minimization", ICLR 2021, equation 2.
     """
-    moved = [p for p in parameters if p.grad is not None]
-    gradients = [_gradient(p, members) for p in moved]
-    scale = rho / (norms(gradients, members) + 1e-12)
-    for p, gradient in zip(moved, gradients, strict=True):
+    moved = {p: rows(p.grad, members) for p in parameters if p.grad is not None}
+    scale = rho / (norms(list(moved.values()), members) + 1e-12)
+    for p, gradient in moved.items():
         rows(p, members).addcmul_(gradient, spread(scale, p))
 
 
@@ -244,10 +241,5 @@ def spread(values: Tensor, like: Tensor) -> Tensor:
 
 def norms(tensors: Sequence[Tensor], members: int) -> Tensor:
     """(M,) Euclidean norm of each member's part of all tensors together."""
-    parts: list[Tensor] = [torch.linalg.vector_norm(rows(t, members), dim=1) for t in tensors]
-    return torch.stack(parts).square().sum(dim=0).sqrt()
-
-
-def _gradient(p: Tensor, members: int) -> Tensor:
-    assert p.grad is not None
-    return rows(p.grad, members)
+    parts = torch.stack([torch.linalg.vector_norm(rows(t, members), dim=1) for t in tensors])  # (tensors, M)
+    return parts.square().sum(dim=0).sqrt()

@@ -13,14 +13,11 @@ from dataclasses import dataclass, fields
 from functools import cache
 from inspect import Parameter, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from zoo import _files
 from zoo._names import unknown
 from zoo.training.schedules import SCHEDULES
-
-if TYPE_CHECKING:
-    from zoo.training.optimisers import Optimiser
 
 PRECISIONS = ("float32", "bfloat16", "float16")
 MONITORS = ("valid/accuracy", "valid/loss")
@@ -148,24 +145,25 @@ class Recipe:
         for what, table in tables:
             if getattr(self, what) not in table:
                 raise ValueError(unknown(what, getattr(self, what), table))
-        self._check_combinations(OPTIMISERS[self.optimiser])
-
-    def _check_combinations(self, optimiser: Optimiser) -> None:
-        if not 0 < self.fraction <= 1:
-            msg = f"expected a fraction above 0 and at most 1, got {self.fraction}"
-            raise ValueError(msg)
-        if list(self.milestones) != sorted(set(self.milestones)) or any(m < 1 for m in self.milestones):
-            msg = f"expected rising milestones from epoch 1 on, got {list(self.milestones)}"
-            raise ValueError(msg)
-        if self.ema and self.swa_from:
-            msg = f"expected one average of weights, got ema={self.ema} and swa_from={self.swa_from}; set one to 0"
-            raise ValueError(msg)
-        if self.weight_decay and "weight_decay" not in keywords(optimiser.make):
-            msg = f"{self.optimiser} takes no weight_decay, got {self.weight_decay}; use l2, which is part of the loss"
-            raise ValueError(msg)
-        if optimiser.gradients > 1 and self.precision == "float16":
-            msg = f"{self.optimiser} takes several gradients a step: float16's scaling fails; use bfloat16 or float32"
-            raise ValueError(msg)
+        name, optimiser, milestones = self.optimiser, OPTIMISERS[self.optimiser], list(self.milestones)
+        wrong = {
+            f"expected a fraction above 0 and at most 1, got {self.fraction}": not 0 < self.fraction <= 1,
+            f"expected rising milestones from epoch 1 on, got {milestones}": (
+                milestones != sorted(set(milestones)) or any(milestone < 1 for milestone in milestones)
+            ),
+            f"expected one average of weights, got ema={self.ema} and swa_from={self.swa_from}; set one to 0": (
+                self.ema and self.swa_from
+            ),
+            f"{name} takes no weight_decay, got {self.weight_decay}; use l2, which is part of the loss": (
+                self.weight_decay and "weight_decay" not in keywords(optimiser.make)
+            ),
+            f"{name} takes several gradients a step: float16's scaling fails; use bfloat16 or float32": (
+                optimiser.gradients > 1 and self.precision == "float16"
+            ),
+        }
+        for msg, found in wrong.items():
+            if found:
+                raise ValueError(msg)
 
     @property
     def data_seed(self) -> int:

@@ -115,7 +115,12 @@ def cosine(at: Position, *, final_rate: float, restart: int, restart_factor: int
     References:
         Loshchilov and Hutter, "SGDR: Stochastic gradient descent with warm restarts", ICLR 2017.
     """
-    share = _share_of_period(at, restart, restart_factor) if restart else at.share
+    share = at.share
+    if restart:
+        begin, length = 0, restart * at.steps
+        while at.step >= begin + length:
+            begin, length = begin + length, length * restart_factor
+        share = (at.step - begin) / length
     return _half_cosine(1.0, final_rate, share)
 
 
@@ -133,11 +138,3 @@ def one_cycle(at: Position, *, peak: float, final_rate: float) -> float:
 
 def _half_cosine(first: float, last: float, share: float) -> float:
     return last + (first - last) * (1 + math.cos(math.pi * min(share, 1.0))) / 2
-
-
-def _share_of_period(at: Position, restart: int, factor: int) -> float:
-    """Share of the current period that is done; periods last restart, restart * factor, ... epochs."""
-    begin, length = 0, restart * at.steps
-    while at.step >= begin + length:
-        begin, length = begin + length, length * factor
-    return (at.step - begin) / length

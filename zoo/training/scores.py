@@ -22,15 +22,14 @@ class Scorer:
     Args:
         frames: with labels; their features' device is where the models are.
         spec: the models' spec.
-        what: a name for the frames in messages.
 
     Raises:
         ValueError: frames without labels.
     """
 
-    def __init__(self, frames: FrameSet, spec: Spec, what: str = "valid") -> None:
+    def __init__(self, frames: FrameSet, spec: Spec) -> None:
         self.frames = frames
-        self._labels = labels_of(frames, what).to(frames.features.device)
+        self._labels = labels_of(frames, "valid").to(frames.features.device)
         self._stretch = stretch(frames, spec.context, spec.normalisation, spec.padding)
 
     @torch.no_grad()
