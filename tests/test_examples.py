@@ -118,7 +118,7 @@ def test_the_shared_laws_hold_for_what_contributing_adds(home: Path) -> None:
         "diversity",
         "frames",
         "loop",
-        "training_stack",
+        "cotraining",
     ]
     files = [str(ROOT / "tests" / f"test_{kind}.py") for kind in kinds]
     wanted = f"({' or '.join(ADDED)}) and not ({' or '.join(WITH_ORACLE)})"

@@ -118,13 +118,7 @@ def losses_along(first: Checkpoint, last: Checkpoint, frames: FrameSet, points: 
 
 
 class _Trials:
-    """A model that takes on averaged weights in turn.
-
-    Args:
-        checkpoints: at least one, of equal specs and classes.
-        frames: on which BatchNorm's statistics are estimated, if given.
-        valid: on which the model is evaluated.
-    """
+    """A model that takes on averages in turn, with frames for BatchNorm's statistics and frames to evaluate it on."""
 
     def __init__(self, checkpoints: Sequence[Checkpoint], frames: FrameSet | None, valid: FrameSet | None) -> None:
         if not checkpoints:
@@ -184,13 +178,7 @@ def _greedy(checkpoints: Sequence[Checkpoint], trials: _Trials) -> tuple[dict[st
 
 
 class RunningAverage:
-    """The average of a module's weights that a training run keeps: exponential over steps, or plain over epochs.
-
-    Args:
-        live: the module's `state_dict`, which shares memory with the module.
-        ema: decay of the exponential average, 0 for none.
-        swa_from: first epoch of the plain average, 0 for none.
-    """
+    """The average of the live weights that a run keeps: exponential over steps, or plain from epoch `swa_from` on."""
 
     def __init__(self, live: Tensors, ema: float, swa_from: int) -> None:
         self.live, self.ema, self.swa_from = live, ema, swa_from
@@ -218,10 +206,7 @@ class RunningAverage:
 
     @contextmanager
     def in_place(self, module: nn.Module, batches: Iterable[Tensor]) -> Iterator[None]:
-        """Give the module of `live` the average, if there is one yet, for the length of the block.
-
-        BatchNorm's statistics of the plain mean are estimated on the batches.
-        """
+        """Give the module the average, if there is one yet, for the length of the block."""
         with restored(self.live.values() if self.count else ()):
             if self.count:
                 module.load_state_dict(self.tensors)
@@ -231,13 +216,9 @@ class RunningAverage:
 
 
 def reestimate(module: nn.Module, batches: Iterable[Tensor]) -> None:
-    """Replace BatchNorm's running statistics by the plain mean over these batches, in place.
+    """Replace BatchNorm's running statistics by the plain mean over batches (B, inputs), B of at least 2.
 
-    Dropout stays off meanwhile; a module without BatchNorm is left as it is.
-
-    Args:
-        module: its parameters are not changed; afterwards it is in eval mode.
-        batches: (B, inputs) each, B of at least 2.
+    Dropout stays off meanwhile, and afterwards the module is in eval mode.
 
     References:
         Izmailov et al., "Averaging weights leads to wider optima and better generalization", UAI 2018.

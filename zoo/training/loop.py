@@ -160,10 +160,7 @@ def seconds_per_step(group: Group, train: FrameSet, *, patience: float = 0.5) ->
 
 
 def schedule_factor(at: Position, recipe: Recipe) -> float:
-    """What the learning rate is multiplied by at this step: the schedule times the warm-up.
-
-    A reactive schedule is 1 here; its factors are those of the members.
-    """
+    """What the learning rate is multiplied by at this step: the warm-up times the schedule, if that is not reactive."""
     rise = min(1.0, (at.step + 1) / (recipe.warmup * at.steps)) if recipe.warmup else 1.0
     schedule = SCHEDULES[recipe.schedule]
     return rise if schedule.reactive else rise * schedule.function(at, **recipe.arguments(schedule.function))
@@ -199,11 +196,7 @@ class _Standing:
 
 
 class _Run:
-    """A training run: weights, their average and their best, the optimiser, and where each member stands.
-
-    Its folder holds one file with the whole state, which is replaced whole, so that a killed run leaves its last
-    whole epoch, and a checkpoint for each epoch.
-    """
+    """A training run: weights, their average and their best, the optimiser, and where each member stands."""
 
     def __init__(self, group: Group, train: FrameSet, valid: FrameSet, progress: Progress) -> None:
         self.group, self.recipe, self.train, self.progress = group, group.recipes[0], train, progress
@@ -244,8 +237,8 @@ class _Run:
                 finite = loss.isfinite() & _largest(self.live, M).isfinite()
                 for m in finite.nonzero().flatten().tolist():
                     checkpoints["" if M == 1 else f"-{m:03}"] = self.checkpoint(m, self.live, accuracy, loss)
-        train_scores = {"train/loss": train_loss, "train/accuracy": train_accuracy}
-        figures = train_scores | {"valid/loss": loss, "valid/accuracy": accuracy, "learning_rate": rate}
+        figures = {"train/loss": train_loss, "train/accuracy": train_accuracy}
+        figures |= {"valid/loss": loss, "valid/accuracy": accuracy, "learning_rate": rate}
         speed = {"frames_per_second": round(self.batches.count / seconds), "seconds": round(seconds, 3)}
         records: list[Record] = [
             {"epoch": number} | {name: float(v[m]) if v[m].isfinite() else None for name, v in figures.items()} | speed
@@ -322,11 +315,7 @@ class _Run:
         return {f"{part}.{name}": tensor for part, some in parts.items() for name, tensor in some.items()}
 
     def write(self, folder: Path, number: int, checkpoints: Mapping[str, Checkpoint]) -> None:
-        """Write an epoch's checkpoints, by the suffix of the file's stem, and, last, the state.
-
-        Raises:
-            OSError: the disk refused; the state of the epoch before is still there.
-        """
+        """Write an epoch's checkpoints, by the suffix of the file's stem, and, last, the whole state."""
         tensors = {name: tensor.detach().cpu() for name, tensor in (self.tensors() | self.stepper.tensors()).items()}
         scaler = self.stepper.scaler.state_dict()
         plain = {"scaler": scaler, "averaged": self.average.count, "history": self.history}
@@ -344,11 +333,7 @@ class _Run:
                 path.unlink(missing_ok=True)
 
     def resume(self, folder: Path) -> None:
-        """Write to this folder from now on, and return to the last whole epoch that it holds, if there is one.
-
-        Raises:
-            ValueError: the folder holds another run, or its state is damaged.
-        """
+        """Write to this folder from now on, and return to the last whole epoch that it holds, if there is one."""
         self.folder, path = folder, folder / _STATE
         _files.make_folders(folder)
         if not path.exists():
@@ -361,27 +346,21 @@ class _Run:
         except (CheckpointError, KeyError, ValueError, OSError) as error:
             msg = f"cannot resume from {path}: {error}; remove it to start anew"
             raise ValueError(msg) from error
-        _refuse_other(folder, _current(about["identity"]), json.loads(json.dumps(self.identity)))
+        there, now = _current(about["identity"]), json.loads(json.dumps(self.identity))
+        if there != now:
+            details = [
+                f"{name}: {old.get(name)!r} there, {value!r} now"
+                for old, new in zip([there["spec"], *there["recipes"]], [now["spec"], *now["recipes"]], strict=False)
+                for name, value in new.items()
+                if value != old.get(name)
+            ]
+            reason = "; ".join(details) or "other frames or another number of members"
+            msg = f"{folder} holds another run ({reason}); choose another directory"
+            raise ValueError(msg)
         for name, tensor in self.tensors().items():
             tensor.copy_(tensors[name])
         self.stepper.restore(tensors, about["plain"]["scaler"])
         self.average.count, self.history = about["plain"]["averaged"], about["plain"]["history"]
-
-
-def _refuse_other(folder: Path, there: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Raise ValueError if these are the identities of two runs."""
-    if there == now:
-        return
-    pairs = [(there["spec"], now["spec"]), *zip(there["recipes"], now["recipes"], strict=False)]
-    details = [
-        f"{name}: {old.get(name)!r} there, {value!r} now"
-        for old, new in pairs
-        for name, value in new.items()
-        if value != old.get(name)
-    ]
-    reason = "; ".join(details) or "other frames or another number of members"
-    msg = f"{folder} holds another run ({reason}); choose another directory"
-    raise ValueError(msg)
 
 
 def _current(identity: dict[str, Any]) -> dict[str, Any]:
@@ -424,6 +403,5 @@ def _largest(tensors: Mapping[str, Tensor], members: int) -> Tensor:
 
 def _flat(records: Sequence[Record]) -> dict[str, Any]:
     """One record for the log: the figures of a single model, or those of M under `name/member`."""
-    if len(records) == 1:
-        return dict(records[0])
-    return {f"{key}/{m}": value for m, record in enumerate(records) for key, value in record.items()}
+    M = len(records)
+    return {f"{key}/{m}" if M > 1 else key: value for m in range(M) for key, value in records[m].items()}

@@ -125,13 +125,8 @@ class AdamSGD(Optimizer):
 
     Each member switches by itself when the bias-corrected mean of that rate comes within `tolerance` of the
     current one, or all when `switch_epoch` epochs are over. SGD then continues at that rate with momentum `beta1`.
-    Rates are stored in units of the learning rate, so that a schedule acts on both halves.
-
-    Args:
-        parameters: of M members each.
-        members: M.
-        switch_epoch: epochs after which all switch; 0 for never.
-        **settings: `lr`, `betas` and `eps`, as torch's Adam takes them.
+    Rates are stored in units of the learning rate, so that a schedule acts on both halves. `lr`, `betas` and `eps` are
+    those of torch's Adam.
 
     References:
         Keskar and Socher, "Improving generalization performance by switching from Adam to SGD",

@@ -145,25 +145,22 @@ class Recipe:
         for what, table in tables:
             if getattr(self, what) not in table:
                 raise ValueError(unknown(what, getattr(self, what), table))
-        name, optimiser, milestones = self.optimiser, OPTIMISERS[self.optimiser], list(self.milestones)
-        wrong = {
-            f"expected a fraction above 0 and at most 1, got {self.fraction}": not 0 < self.fraction <= 1,
-            f"expected rising milestones from epoch 1 on, got {milestones}": (
-                milestones != sorted(set(milestones)) or any(milestone < 1 for milestone in milestones)
-            ),
-            f"expected one average of weights, got ema={self.ema} and swa_from={self.swa_from}; set one to 0": (
-                self.ema and self.swa_from
-            ),
-            f"{name} takes no weight_decay, got {self.weight_decay}; use l2, which is part of the loss": (
-                self.weight_decay and "weight_decay" not in keywords(optimiser.make)
-            ),
-            f"{name} takes several gradients a step: float16's scaling fails; use bfloat16 or float32": (
-                optimiser.gradients > 1 and self.precision == "float16"
-            ),
-        }
-        for msg, found in wrong.items():
-            if found:
-                raise ValueError(msg)
+        if not 0 < self.fraction <= 1:
+            msg = f"expected a fraction above 0 and at most 1, got {self.fraction}"
+            raise ValueError(msg)
+        if list(self.milestones) != sorted(set(self.milestones)) or any(m < 1 for m in self.milestones):
+            msg = f"expected rising milestones from epoch 1 on, got {list(self.milestones)}"
+            raise ValueError(msg)
+        if self.ema and self.swa_from:
+            msg = f"expected one average of weights, got ema={self.ema} and swa_from={self.swa_from}; set one to 0"
+            raise ValueError(msg)
+        kind = OPTIMISERS[self.optimiser]
+        if self.weight_decay and "weight_decay" not in keywords(kind.make):
+            msg = f"{self.optimiser} takes no weight_decay, got {self.weight_decay}; use l2, which is part of the loss"
+            raise ValueError(msg)
+        if kind.gradients > 1 and self.precision == "float16":
+            msg = f"{self.optimiser} takes several gradients a step: float16's scaling fails; use bfloat16 or float32"
+            raise ValueError(msg)
 
     @property
     def data_seed(self) -> int:
@@ -171,21 +168,17 @@ class Recipe:
         return self.seed if self.order_seed is None else self.order_seed
 
     def arguments(self, function: Callable[..., Any], **further: Any) -> dict[str, Any]:
-        """The fields that a function takes by name, as optimisers and schedules do.
-
-        Args:
-            function: its keyword-only arguments are fields of a recipe, or among `further`.
-            **further: values beside the fields.
+        """The fields that a function takes as keyword-only arguments, and those of `further` that it takes.
 
         Raises:
             TypeError: it takes something else; the message names it.
         """
-        available = vars(self) | further
-        for name in keywords(function):
+        available, names = vars(self) | further, keywords(function)
+        for name in names:
             if name not in available:
                 msg = f"{function.__name__} takes {name}, which is no field of a recipe"
                 raise TypeError(msg)
-        return {name: available[name] for name in keywords(function)}
+        return {name: available[name] for name in names}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON, every field."""
@@ -252,15 +245,12 @@ def keywords(function: Callable[..., Any]) -> tuple[str, ...]:
 
 def _typed(name: str, value: Any, default: Any) -> Any:
     """The value as the type of its default: whole numbers may stand for floats, lists for tuples."""
-    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+    if isinstance(default, float) and type(value) is int:
         value = float(value)
     if isinstance(default, tuple) and isinstance(value, list | tuple):
-        value = tuple(value)
-        fits = all(type(item) is int for item in value)
-    elif default is None:
-        fits = value is None or type(value) is int
+        value, fits = tuple(value), all(type(item) is int for item in value)
     else:
-        fits = type(value) is type(default)
+        fits = type(value) is type(default) or (default is None and type(value) is int)
     if not fits or (isinstance(value, float) and not math.isfinite(value)):
         msg = f"expected {name} of the type of its default {default!r}, got {value!r}"
         raise TypeError(msg)

@@ -17,15 +17,7 @@ _AT_ONCE = 16_384  # frames times members; keeps the activations within the cach
 
 
 class Scorer:
-    """Labelled frames, prepared once to evaluate models of one spec.
-
-    Args:
-        frames: with labels; their features' device is where the models are.
-        spec: the models' spec.
-
-    Raises:
-        ValueError: frames without labels.
-    """
+    """Labelled frames, prepared once to evaluate models of one spec on the frames' device."""
 
     def __init__(self, frames: FrameSet, spec: Spec) -> None:
         self.frames = frames
@@ -34,12 +26,7 @@ class Scorer:
 
     @torch.no_grad()
     def __call__(self, forward: Forward, members: int = 1) -> tuple[Tensor, Tensor]:
-        """Accuracy (M,) as a fraction and loss (M,) in nats, float64.
-
-        Args:
-            forward: (B, inputs) -> (M, B, C) logits, in eval mode.
-            members: M.
-        """
+        """Accuracy (M,) as a fraction and loss (M,) in nats, float64; forward: (B, inputs) -> (M, B, C) logits."""
         size = max(_AT_ONCE // members, 256)
         right, loss = torch.zeros(2, members, dtype=torch.float64)
         for at in range(0, len(self._labels), size):
@@ -68,11 +55,7 @@ def losses(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tens
 
 
 def labels_of(frames: FrameSet, what: str) -> Tensor:
-    """The frames' labels.
-
-    Raises:
-        ValueError: they have none; the message calls them `what`.
-    """
+    """The labels of the frames, which a message calls `what` where there are none."""
     if frames.labels is None:
         msg = f"expected {what} frames with labels, got none; is there a transcript folder?"
         raise ValueError(msg)

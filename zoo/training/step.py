@@ -36,14 +36,11 @@ class Group:
 
     Args:
         spec: the members' spec.
-        recipes: M, each of which trains its member alone in the same way.
+        recipes: M, each of which trains its member alone in the same way; `check_recipes` says how they may differ.
         module: one module whose `state_dict` has the names of a single model's; the memory of each tensor is
             that of the M members' tensors, one after another.
         forward: (B, inputs), or (M, B, inputs) where every member has frames of its own -> (M, B, C) logits.
         reseed: restarts each member's random draws (of dropout) from M seeds.
-
-    Raises:
-        ValueError: as in `check_recipes`.
     """
 
     spec: Spec
@@ -67,11 +64,7 @@ class Group:
 
 
 def check_recipes(recipes: Sequence[Recipe]) -> None:
-    """Check that members with these recipes can be trained together.
-
-    Raises:
-        ValueError: no recipes, or they differ in a field that members share.
-    """
+    """Raise ValueError unless members with these recipes can be trained together, that is share most fields."""
     if not recipes:
         msg = "expected at least one member, each with a seed or a recipe, got none"
         raise ValueError(msg)
@@ -92,16 +85,7 @@ def check_recipes(recipes: Sequence[Recipe]) -> None:
 
 
 class Batches:
-    """Training frames in batches, in an order that is a function of seed and epoch.
-
-    Args:
-        frames: with labels.
-        spec: the members' spec.
-        recipes: those of a `Group`; members of one order see the same windows.
-
-    Raises:
-        ValueError: fewer than two frames, or frames without labels.
-    """
+    """Labelled frames in batches, in an order that is a function of seed and epoch; members of one order share them."""
 
     def __init__(self, frames: FrameSet, spec: Spec, recipes: Sequence[Recipe]) -> None:
         self._stretch = stretch(frames, spec.context, spec.normalisation, spec.padding)
@@ -164,11 +148,7 @@ class Stepper:
         self.scaler = GradScaler(device, enabled=self.recipe.precision == "float16")
 
     def step(self, batches: Sequence[Batch], rates: Tensor) -> Tensor:
-        """One step of the optimiser at each member's learning rate (M,).
-
-        Returns:
-            (2, M), correct frames and summed losses (nats) of the batches.
-        """
+        """One step at each member's learning rate (M,); their correct frames and summed losses in nats (2, M)."""
         recipe, M = self.recipe, self.group.members
         sums = self.gradient(batches)
         if self.kind.gradients > 1:
@@ -187,8 +167,7 @@ class Stepper:
 
     def gradient(self, batches: Sequence[Batch]) -> Tensor:
         """Set the parameters' gradients to those of each member's mean loss and penalties; sums as in `step`."""
-        recipe = self.recipe
-        mixed = recipe.precision != "float32"
+        recipe, mixed = self.recipe, self.recipe.precision != "float32"
         self.optimiser.zero_grad(set_to_none=True)
         sums = torch.zeros(2, self.group.members, dtype=torch.float64, device=self.device)
         for windows, labels in batches:
