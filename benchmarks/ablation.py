@@ -74,7 +74,7 @@ def main() -> None:
             gain = ensemble.judge.bootstrap_interval((right - base).mean(dim=0).numpy(), valid.groups.numpy())
             rows.append({"change": name, "accuracy": float(right.mean())} | points(gain))
             print(rows[-1], file=sys.stderr, flush=True)
-    _console.print_table(rows, formats={"accuracy": ".4f", "gain": "+.2f", "low": "+.2f", "high": "+.2f"})
+    _console.show([_console.Table(rows, formats={"accuracy": ".4f", "gain": "+.2f", "low": "+.2f", "high": "+.2f"})])
 
 
 def rights(change: dict[str, Any], recipe: zoo.Recipe, seed: int, train: zoo.FrameSet, valid: zoo.FrameSet) -> Tensor:

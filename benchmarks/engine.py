@@ -73,7 +73,7 @@ def main() -> None:
             rows.append({key: float(f"{v:.3g}") if isinstance(v, float) else v for key, v in row.items()})
             print(name, *rows[-1].values(), file=sys.stderr, flush=True)
         if rows:
-            _console.print_table(rows, title=f"\n{name}")
+            _console.show([_console.Table(rows, title=f"\n{name}")])
 
 
 def batches(setting: Setting) -> Iterator[Row]:

@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--pairs", action="store_true", help="every pairwise measure of 500 members, 100,000 frames")
     given = parser.parse_args()
     if given.memory or given.pairs:
-        _console.print_table([memory(given.memory)] if given.memory else [pairs()])
+        _console.show([_console.Table([memory(given.memory)] if given.memory else [pairs()])])
         return
     members = ensemble.load(zoo.Registry(given.registry), ["*"])
 
@@ -65,7 +65,7 @@ def main() -> None:
         ("log-loss with temperatures fitted on valid, judged on test", list(temperatures(valid, test))),
     ):
         print(f"\n{title}")
-        _console.print_table(rows)
+        _console.show([_console.Table(rows)])
 
 
 def coverage(valid: ensemble.MemberOutputs, test: ensemble.MemberOutputs, trials: int) -> list[dict[str, object]]:

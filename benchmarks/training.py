@@ -41,7 +41,7 @@ def main() -> None:
         for batch in batches:
             rows.append(cell(frames, width, batch, repeats))
             print(rows[-1], file=sys.stderr, flush=True)
-    _console.print_table(rows, title=f"\n{MEMBERS} members, three hidden layers, AdamW, float32")
+    _console.show([_console.Table(rows, title=f"\n{MEMBERS} members, three hidden layers, AdamW, float32")])
 
 
 def cell(frames: zoo.FrameSet, width: int, batch: int, repeats: int) -> dict[str, object]:

@@ -8,7 +8,6 @@ import torch
 
 import zoo
 from zoo import Recipe, Registry
-from zoo.cli.train import _log
 
 ROOT = Path(__file__).parents[1]
 SMALL = ["--spec", "cylinder", "--context", "2", "--option", "width=16", "--option", "depth=1", "--batch-size", "64"]
@@ -160,13 +159,19 @@ def test_the_projects_own_zoo_is_what_the_script_trains():
         Recipe.from_dict(entry.recipe or {})
 
 
-def test_every_tracker_that_is_named_is_logged_to(tmp_path, monkeypatch):
+def test_every_tracker_that_is_named_is_logged_to(tmp_path, command, monkeypatch):
     """Two at once, or none."""
     ended: list[str] = []
+
+    def train(*_: object, log: zoo.logs.Log, **__: object) -> object:
+        log.finish()
+        return SimpleNamespace(metrics={})
+
+    monkeypatch.setattr("zoo.train", train)
     for name in ("Wandb", "TensorBoard"):
         tracker = SimpleNamespace(finish=lambda name=name: ended.append(name))
         monkeypatch.setattr(f"zoo.logs.{name}", lambda _, tracker=tracker: tracker)
-    _log("project", tmp_path).finish()
+    command("zoo train --spec cylinder --directory run --wandb project --tensorboard", tmp_path, code=0)
     assert ended == ["Wandb", "TensorBoard"]
-    _log(None, None).finish()
+    command("zoo train --spec cylinder --directory run", code=0)
     assert len(ended) == 2

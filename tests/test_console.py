@@ -9,7 +9,7 @@ from importlib.metadata import version
 
 import pytest
 
-from zoo._console import Answer, Table, command_line, print_json, print_table, progress
+from zoo._console import Answer, Table, command_line, print_json, progress, show
 
 
 def act(*arguments: str, error: BaseException | None = None, code: int = 0) -> int:
@@ -88,7 +88,7 @@ import sys
 from zoo._console import Answer, command_line
 def act():
     return Answer(None, ["line"] * 100_000)
-sys.exit(command_line("demo", "", [act])(["act"]))
+sys.exit(command_line("demo", "", [act], {})(["act"]))
 """
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None
@@ -101,8 +101,8 @@ sys.exit(command_line("demo", "", [act])(["act"]))
 
 def test_a_table_has_aligned_columns_and_no_trailing_blanks(capsys: pytest.CaptureFixture[str]) -> None:
     """Numbers to the right in their format, None as an empty cell, nothing folded in a pipe."""
-    print_table([{"name": "a" * 200, "share": 0.12345, "note": None}, {"name": "b", "share": 10, "note": None}],
-                formats={"share": ".2f"})  # fmt: skip
+    rows = [{"name": "a" * 200, "share": 0.12345, "note": None}, {"name": "b", "share": 10, "note": None}]
+    show([Table(rows, formats={"share": ".2f"})])
     lines = capsys.readouterr().out.splitlines()
     assert [line.split() for line in lines] == [["name", "share", "note"], ["a" * 200, "0.12"], ["b", "10.00"]]
     assert lines[1].index("0.12") + 4 == lines[2].index("10.00") + 5
@@ -126,7 +126,7 @@ def test_progress_is_silent_where_nobody_looks(capsys: pytest.CaptureFixture[str
 @pytest.mark.parametrize("text", ["[/x] hello", "[red]hi[/red] :smile: [b]", "[[", '["[sos]", "yes"]'])
 def test_a_table_shows_text_as_somebody_wrote_it(capsys: pytest.CaptureFixture[str], text: str) -> None:
     """What looks like markup is neither obeyed nor a fault."""
-    print_table([{"note": text}])
+    show([Table([{"note": text}])])
     assert capsys.readouterr().out.split("\n")[1] == text
 
 

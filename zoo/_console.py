@@ -15,25 +15,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import Annotated, Any
 
 from cyclopts import App, CycloptsError, Group, Parameter
 
 from zoo._names import own_version
 
-_NOTHING: Mapping[str, str] = MappingProxyType({})
-
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of one set of columns.
-
-    Args:
-        rows: column name -> value; None is an empty cell.
-        title: a line above.
-        formats: column name -> format specification, such as ".2f".
-    """
+    """Rows of one set of columns, where None is an empty cell; `formats` are specifications such as ".2f"."""
 
     rows: Sequence[Mapping[str, Any]]
     title: str = ""
@@ -56,7 +47,7 @@ class Answer:
 
 
 def command_line(
-    name: str, help: str, commands: Iterable[Callable[..., Answer]], renamed: Mapping[str, str] = _NOTHING
+    name: str, help: str, commands: Iterable[Callable[..., Answer]], renamed: Mapping[str, str]
 ) -> Callable[..., int]:
     """A function that runs a command line (by default this process's) to its end and returns its exit code.
 
@@ -69,30 +60,46 @@ def command_line(
         commands: functions; each becomes a command of its name, with `--json` and `--import`.
         renamed: former spelling ("search", or "search --budget") -> what to write now.
     """
-    outer = _app(name, help, commands).meta
+    app = _app(name, help, commands).meta
 
     def run(arguments: Sequence[str] | None = None) -> int:
         arguments = sys.argv[1:] if arguments is None else list(arguments)
         try:
             _check_renamed(arguments, renamed)
-            code = outer(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+            code: int = app(arguments, exit_on_error=False, print_error=False, result_action="return_value") or 0
             sys.stdout.flush()
+            return code
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter fails to flush its end
             return 141
-        except (CycloptsError, ValueError, TypeError, LookupError, OSError, ImportError, MemoryError) as error:
-            return _fail(str(error) or type(error).__name__)
-        except RecursionError:
-            return _fail("expected plain data, got something nested too deep")
         except KeyboardInterrupt as interrupt:
-            return _fail(str(interrupt) or "interrupted; what was finished before is saved", code=130)
-        return code if isinstance(code, int) else 0
+            code, message = 130, str(interrupt) or "interrupted; what was finished before is saved"
+        except RecursionError:
+            code, message = 2, "expected plain data, got something nested too deep"
+        except (CycloptsError, ValueError, TypeError, LookupError, OSError, ImportError, MemoryError) as error:
+            code, message = 2, str(error) or type(error).__name__
+        print(f"error: {' '.join(message.split())}", file=sys.stderr)
+        return code
 
     return run
 
 
+def _check_renamed(arguments: Sequence[str], renamed: Mapping[str, str]) -> None:
+    """Refuse a former spelling of a command or of one of its options."""
+    command = next((word for word in arguments if word in {spelling.split()[0] for spelling in renamed}), "")
+    for spelling in (command, *(f"{command} {word.partition('=')[0]}" for word in arguments if word.startswith("--"))):
+        if spelling in renamed:
+            msg = f"{spelling.rpartition(' ')[2]} has a new name: use {renamed[spelling]}"
+            raise ValueError(msg)
+
+
 def _app(name: str, help: str, commands: Iterable[Callable[..., Answer]]) -> App:
-    parameter = Parameter(negative=(), show_default=_shown)
+    def shown(default: Any) -> str | None:
+        if default is None or default is False or default == ():
+            return None
+        return " ".join(map(str, default)) if isinstance(default, tuple) else str(default)
+
+    parameter = Parameter(negative=(), show_default=shown)
     app = App(name=name, help=help, version=own_version, default_parameter=parameter)
     for command in commands:
         app.command(command, name=command.__name__.rstrip("_"))
@@ -155,38 +162,40 @@ def import_own(target: str) -> None:
 
 def print_json(data: Any) -> None:
     """One JSON document on stdout; what is not a finite number becomes null, as JSON has no NaN and no infinity."""
-    print(json.dumps(_finite(data), indent=1, allow_nan=False))
+
+    def finite(data: Any) -> Any:
+        if isinstance(data, Mapping):
+            return {key: finite(value) for key, value in data.items()}
+        if isinstance(data, list | tuple):
+            return [finite(value) for value in data]
+        return None if isinstance(data, float) and not math.isfinite(data) else data
+
+    print(json.dumps(finite(data), indent=1, allow_nan=False))
 
 
 def show(parts: Iterable[Table | str]) -> None:
-    """Tables and lines on stdout; a table without rows is left out."""
+    """Tables, with numbers to the right, and lines of text on stdout; a table without rows is left out."""
+    from rich import table  # not needed where a program reads JSON
+    from rich.console import Console
+    from rich.text import Text  # what looks like markup is text too
+
+    console = Console(width=None if sys.stdout.isatty() else 10_000, highlight=False)  # a pipe has no width to fold to
     for part in parts:
         if isinstance(part, str):
             print(part)
         elif part.rows:
-            print_table(**vars(part))
-
-
-def print_table(rows: Sequence[Mapping[str, Any]], *, title: str = "", formats: Mapping[str, str] = _NOTHING) -> None:
-    """Print rows as a `Table`, numbers to the right."""
-    from rich.console import Console  # not needed where a program reads JSON
-    from rich.table import Table as Drawing
-    from rich.text import Text
-
-    def cell(value: Any, specification: str) -> Text:
-        return Text("" if value is None else format(value, specification))  # what looks like markup is text too
-
-    columns = list(rows[0]) if rows else []
-    table = Drawing(title=title or None, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for column in columns:
-        numeric = any(isinstance(row[column], int | float) for row in rows)
-        table.add_column(Text(column), justify="right" if numeric else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(cell(row[column], formats.get(column, "")) for column in columns))
-    console = Console(width=None if sys.stdout.isatty() else 10_000, highlight=False)  # a pipe has no width to fold to
-    with console.capture() as drawn:
-        console.print(table)
-    print("\n".join(line.rstrip() for line in drawn.get().splitlines()))
+            drawing = table.Table(
+                title=part.title or None, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0)
+            )
+            for column in part.rows[0]:
+                numeric = any(isinstance(row[column], int | float) for row in part.rows)
+                drawing.add_column(Text(column), justify="right" if numeric else "left", overflow="fold")
+            for row in part.rows:
+                cells = ("" if cell is None else format(cell, part.formats.get(key, "")) for key, cell in row.items())
+                drawing.add_row(*map(Text, cells))
+            with console.capture() as drawn:
+                console.print(drawing)
+            print("\n".join(line.rstrip() for line in drawn.get().splitlines()))
 
 
 @contextmanager
@@ -209,32 +218,3 @@ def progress(title: str, total: float | None = None) -> Iterator[Callable[..., N
             bar.update(task, advance=steps, note=note)
 
         yield advance
-
-
-def _check_renamed(arguments: Sequence[str], renamed: Mapping[str, str]) -> None:
-    """Refuse a former spelling of a command or of one of its options."""
-    command = next((word for word in arguments if word in {spelling.split()[0] for spelling in renamed}), "")
-    for spelling in (command, *(f"{command} {word.partition('=')[0]}" for word in arguments if word.startswith("--"))):
-        if spelling in renamed:
-            msg = f"{spelling.rpartition(' ')[2]} has a new name: use {renamed[spelling]}"
-            raise ValueError(msg)
-
-
-def _shown(default: Any) -> str | None:
-    """The default in a help text, if it says something."""
-    if default is None or default is False or default == ():
-        return None
-    return " ".join(map(str, default)) if isinstance(default, tuple) else str(default)
-
-
-def _finite(data: Any) -> Any:
-    if isinstance(data, Mapping):
-        return {key: _finite(value) for key, value in data.items()}
-    if isinstance(data, list | tuple):
-        return [_finite(value) for value in data]
-    return None if isinstance(data, float) and not math.isfinite(data) else data
-
-
-def _fail(message: str, code: int = 2) -> int:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    return code

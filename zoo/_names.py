@@ -25,8 +25,12 @@ def matching(names: Iterable[str], include: Patterns = "*", exclude: Patterns = 
         >>> matching(["diamond", "cylinder", "mlp"], include=["*d*"], exclude="cyl*")
         ['diamond']
     """
-    wanted, unwanted = _as_list(include), _as_list(exclude)
-    return [name for name in names if _any(name, wanted) and not _any(name, unwanted)]
+    wanted, unwanted = ([given] if isinstance(given, str) else [*given] for given in (include, exclude))
+
+    def fits(name: str, patterns: list[str]) -> bool:
+        return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+    return [name for name in names if fits(name, wanted) and not fits(name, unwanted)]
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> str:
@@ -69,14 +73,6 @@ def enter(table: MutableMapping[str, Entry], kind: str, function: Callable[..., 
     _ORIGINS[kind, name] = origin
 
 
-def _as_list(patterns: Patterns) -> list[str]:
-    return [patterns] if isinstance(patterns, str) else list(patterns)
-
-
-def _any(name: str, patterns: list[str]) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in patterns)
-
-
 def usable_device(device: torch.device | str) -> torch.device:
     """The device, if this machine has it; "auto" is cuda where there is one, otherwise cpu.
 
@@ -101,10 +97,8 @@ def usable_device(device: torch.device | str) -> torch.device:
     if not torch.cuda.is_available():
         msg = f"expected a device of this machine, got {str(device)!r}, but torch finds no CUDA device; use 'cpu'"
         raise ValueError(msg)
-    if wanted.index is not None and wanted.index >= torch.cuda.device_count():
-        msg = (
-            f"expected one of this machine's {torch.cuda.device_count()} CUDA devices, got {str(device)!r}; use 'cuda'"
-        )
+    if wanted.index is not None and wanted.index >= (count := torch.cuda.device_count()):
+        msg = f"expected one of this machine's {count} CUDA devices, got {str(device)!r}; use 'cuda'"
         raise ValueError(msg)
     return wanted
 

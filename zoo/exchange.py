@@ -43,7 +43,7 @@ def export(registry: Registry, reference: str, folder: str | Path) -> Path:
         raise RegistryError("ARGUMENT", f"expected a new or empty folder, got {folder}")
     if place == Path.cwd():  # it is replaced, so our working folder would no longer exist
         raise RegistryError(
-            "ARGUMENT", f"expected a folder other than the working folder, got {folder}; name a new one"
+            "ARGUMENT", f"expected another folder than the working folder, got {folder}; name a new one"
         )
     staging = place.with_name(f".{place.name}.{uuid4().hex}{_files.TEMPORARY}")
     try:
@@ -77,8 +77,11 @@ def import_folder(registry: Registry, folder: str | Path, *, name: str | None = 
     name = name or str(config.get("name") or folder.name)
     if "members" not in config:
         return registry.register(name, _model(folder, config))
+    for member in config["members"]:
+        if not isinstance(member, str) or Path(member).name != member or not (folder / _MEMBERS / member).is_dir():
+            raise RegistryError("ARGUMENT", f"expected folders inside {folder / _MEMBERS}, got {str(member)[:80]!r}")
     with registry.transaction():
-        members = [import_folder(registry, member) for member in _members(folder, config["members"])]
+        members = [import_folder(registry, folder / _MEMBERS / member) for member in config["members"]]
         ids = [member.id for member in members if isinstance(member, Entry)]
         registry.register_ensemble(name, {**config["ensemble"], "members": ids})
     return registry.get_ensemble(name)
@@ -152,41 +155,42 @@ def _downloaded(repository: str, folder: str, revision: str | None = None) -> Pa
 
 def _export(registry: Registry, reference: str, folder: Path) -> None:
     now = registry.snapshot()
-    if reference not in now.list_ensembles() and now.aliases().get(reference) not in now.list_ensembles():
+    try:
+        entry = now.get_ensemble(reference)
+    except RegistryError:  # not an ensemble
         _export_model(registry, now.get(reference), folder)
         return
-    entry = now.get_ensemble(reference)
-    members = [now.get(member) for member in entry.members]
-    names = [f"{index:03}-{member.name}" for index, member in enumerate(members)]
-    for name, member in zip(names, members, strict=True):
+    members = {f"{index:03}-{member.name}": member for index, member in enumerate(map(now.get, entry.members))}
+    for name, member in members.items():
         _files.make_folders(folder / _MEMBERS / name)
         _export_model(registry, member, folder / _MEMBERS / name)
     about = {key: value for key, value in entry.to_json().items() if key not in ("name", "members", "created")}
-    config = {"model_type": "zoo-ensemble", "name": entry.name, "members": names, "ensemble": about}
-    _write(folder, config, _ensemble_card(entry, members))
+    config = {"model_type": "zoo-ensemble", "name": entry.name, "members": [*members], "ensemble": about}
+    _write(folder, config, "ensemble", _ensemble_card(entry, [*members.values()]))
 
 
 def _export_model(registry: Registry, entry: Entry, folder: Path) -> None:
     data = registry.blobs.read(entry)
     tensors(entry, data)  # refuses a blob that differs from what was registered
     _files.write(folder / _WEIGHTS, data)
-    labels = {str(index): name for index, name in enumerate(entry.classes)}
     config = {
         "model_type": "zoo",
         "name": entry.name,
         "architectures": [entry.architecture],
         "spec": entry.spec_data,
-        "id2label": labels,
-        "label2id": {name: int(index) for index, name in labels.items()},
+        "id2label": {str(index): name for index, name in enumerate(entry.classes)},
+        "label2id": {name: index for index, name in enumerate(entry.classes)},
         "about": {key: value for key, value in entry.to_json().items() if key not in ("spec", "classes", "blob")},
     }
-    _write(folder, config, _card(entry))
+    _write(folder, config, entry.architecture, _card(entry))
 
 
-def _write(folder: Path, config: Mapping[str, Any], card: str) -> None:
+def _write(folder: Path, config: Mapping[str, Any], tag: str, card: str) -> None:
+    """The config, and the card below the lines that the hub reads."""
     text = json.dumps(config, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    head = f"---\nlibrary_name: zoo-ensemble\ntags: [frame-classification, {tag}]\n---\n# {config['name']}\n\n"
     _files.write(folder / _CONFIG, text.encode())
-    _files.write(folder / _CARD, card.encode())
+    _files.write(folder / _CARD, (head + card).encode())
 
 
 def _config(folder: Path) -> dict[str, Any]:
@@ -201,14 +205,6 @@ def _config(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict) or not all(isinstance(config.get(key), kind) for key, kind in kinds.items()):
         raise RegistryError("ARGUMENT", f"expected the config of a zoo model or ensemble in {path}, got another")
     return config
-
-
-def _members(folder: Path, names: list[Any]) -> list[Path]:
-    """The members' folders, each directly inside `members`."""
-    for name in names:
-        if not isinstance(name, str) or Path(name).name != name or not (folder / _MEMBERS / name).is_dir():
-            raise RegistryError("ARGUMENT", f"expected folders inside {folder / _MEMBERS}, got {str(name)[:80]!r}")
-    return [folder / _MEMBERS / name for name in names]
 
 
 def _model(folder: Path, config: Mapping[str, Any]) -> Checkpoint:
@@ -232,19 +228,13 @@ def _model(folder: Path, config: Mapping[str, Any]) -> Checkpoint:
 
 
 def _card(entry: Entry) -> str:
-    spec = entry.spec_data
+    spec, table = entry.spec_data, "None were recorded."
     options = ", ".join(f"{key} {value}" for key, value in spec["options"].items())
-    metrics = [
-        f"| {name} | {metric['value']:.4g} {metric.get('unit', '')}".rstrip() + " |"
-        for name, metric in entry.metrics.items()
-    ]
-    table = "\n".join(["| metric | value |", "|---|---|", *metrics]) if metrics else "None were recorded."
-    return f"""---
-library_name: zoo-ensemble
-tags: [frame-classification, {entry.architecture}]
----
-# {entry.name}
-
+    if entry.metrics:
+        table = "| metric | value |\n|---|---|"
+        for name, metric in entry.metrics.items():
+            table += f"\n| {name} | {metric['value']:.4g} {metric.get('unit', '')}".rstrip() + " |"
+    return f"""\
 A classifier of single frames: `{entry.architecture}` with {entry.parameters:,} parameters ({options}).
 
 **Input.** {spec["features"]} features per frame, the frame with {spec["context"]} neighbours on each side \
@@ -269,12 +259,7 @@ model = zoo.from_pretrained("this folder")
 
 def _ensemble_card(entry: EnsembleEntry, members: list[Entry]) -> str:
     rows = "\n".join(f"| {member.reference} | {member.architecture} | {member.parameters:,} |" for member in members)
-    return f"""---
-library_name: zoo-ensemble
-tags: [frame-classification, ensemble]
----
-# {entry.name}
-
+    return f"""\
 {len(members)} models combined by one rule, {sum(member.parameters for member in members):,} parameters.
 
 | member | architecture | parameters |

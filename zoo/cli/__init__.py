@@ -5,11 +5,19 @@ from __future__ import annotations
 import sys
 
 from zoo._console import command_line
-from zoo.cli import entries, search, train, transfer, upkeep, views
+from zoo.cli import entries, search, train, transfer, upkeep
 
 COMMANDS = (
-    *(views.list_, views.show, views.diff),
-    *(entries.register, entries.alias, entries.tag, entries.note, entries.remove),
+    *(
+        entries.list_,
+        entries.show,
+        entries.diff,
+        entries.register,
+        entries.alias,
+        entries.tag,
+        entries.note,
+        entries.remove,
+    ),
     *(upkeep.verify, upkeep.load, upkeep.gc, upkeep.recover),
     *(transfer.export, transfer.import_, transfer.push, transfer.pull, transfer.merge),
     *(train.train, train.average, train.runs),

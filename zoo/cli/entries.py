@@ -1,13 +1,87 @@
-"""Commands that change what a registry holds: register, alias, tag, note, remove."""
+"""Commands that show and change what a registry holds: list, show, diff, register, alias, tag, note, remove."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import zoo
-from zoo._console import Answer
+from zoo._console import Answer, Table
+from zoo._names import unknown
 from zoo.cli.options import Names, RegistryFile, spec_fields
-from zoo.cli.views import described
+
+
+def list_(*names: str, registry: RegistryFile = None) -> Answer:
+    """List models with their versions and metrics, and ensembles.
+
+    Example: zoo list 'cyl*'
+
+    Args:
+        names: names or wildcards; everything if left out.
+    """
+    home = zoo.Registry(registry)
+    now = home.snapshot()
+    entries, aliases = now.entries(names or "*"), now.aliases()
+    ensembles = [now.get_ensemble(name) for name in now.list_ensembles(names or "*")]
+    data = {
+        "models": [entry.to_json() for entry in entries],
+        "ensembles": [entry.to_json() for entry in ensembles],
+        "aliases": aliases,
+    }
+    if not entries and not ensembles:
+        return Answer(data, [f"nothing matches {' '.join(names) or '*'} in {home.path}"])
+    metrics = sorted({name for entry in entries for name in entry.metrics})
+    combined = [
+        {
+            "name": entry.name,
+            "rule": str(entry.rule.get("rule", "")),
+            "members": " ".join(now.get(member).reference for member in entry.members),
+            "created": entry.created,
+        }
+        for entry in ensembles
+    ]
+    return Answer(
+        data, [versions(entries, metrics, aliases), Table(combined, "\nensembles" if entries else "ensembles")]
+    )
+
+
+def show(reference: str, /, *, registry: RegistryFile = None) -> Answer:
+    """Show everything recorded about a version or an ensemble.
+
+    Example: zoo show cylinder-a@2
+
+    Args:
+        reference: NAME, NAME@NUMBER, NAME@ID, an alias, or an ensemble.
+    """
+    now = zoo.Registry(registry).snapshot()
+    try:
+        return described(now.get_ensemble(reference))
+    except zoo.RegistryError:  # not an ensemble
+        return described(now.get(reference))
+
+
+def diff(first: str, second: str, /, *, registry: RegistryFile = None) -> Answer:
+    """Compare two versions: their fields, their metrics, and each tensor that differs; exit code 1 if they differ.
+
+    Example: zoo diff cylinder-a@1 cylinder-a@2
+
+    Args:
+        first: a version.
+        second: another version.
+    """
+    found = zoo.Registry(registry).diff(first, second)
+    names = found["first"], found["second"]
+    pairs = [
+        {"part": part, "field": field, names[0]: as_text(values[0]), names[1]: as_text(values[1])}
+        for part in ("about", "spec", "recipe", "classes", "metrics")
+        for field, values in found[part].items()
+    ]
+    tensors = [{**row, "first": as_text(row["first"]), "second": as_text(row["second"])} for row in found["tensors"]]
+    if not pairs and not tensors:
+        return Answer(found, [f"{names[0]} and {names[1]} are equal"])
+    return Answer(found, [Table(pairs), Table(tensors)], code=1)
 
 
 def register(
@@ -35,9 +109,14 @@ def register(
         note: free text.
         tags: short words.
     """
+    names: list[str] | None = [*classes] or None
+    if classes == ("phonemes",):
+        names = [*zoo.data.corpus.PHONEMES]
+    elif len(classes) == 1 and Path(classes[0]).is_file():
+        names = Path(classes[0]).read_text(encoding="utf-8").split("\n")[: -1 or None]
     parsed = None if spec is None else zoo.Spec.from_dict(spec_fields(spec))
-    home = zoo.Registry(registry)
-    return described(home.register(name, file, spec=parsed, classes=_class_names(classes), note=note, tags=tags))
+    entry = zoo.Registry(registry).register(name, file, spec=parsed, classes=names, note=note, tags=tags)
+    return described(entry)
 
 
 def alias(
@@ -70,7 +149,7 @@ def alias(
         home.alias(name, target, expect=expect)
     aliases = home.aliases()
     if name not in aliases:
-        raise zoo.RegistryError("UNKNOWN", f"there is no alias {name!r}; expected one of {sorted(aliases)}")
+        raise zoo.RegistryError("UNKNOWN", unknown("alias", name, aliases))
     return Answer({"alias": name, "target": aliases[name]}, [f"{name} -> {aliases[name]}"])
 
 
@@ -84,8 +163,8 @@ def tag(reference: str, /, *tags: str, drop: bool = False, registry: RegistryFil
         tags: short words.
         drop: take these tags off.
     """
-    home = zoo.Registry(registry)
-    return described(home.annotate(reference, drop_tags=tags) if drop else home.annotate(reference, add_tags=tags))
+    added, dropped = ((), tags) if drop else (tags, ())
+    return described(zoo.Registry(registry).annotate(reference, add_tags=added, drop_tags=dropped))
 
 
 def note(reference: str, text: str, /, *, registry: RegistryFile = None) -> Answer:
@@ -114,11 +193,37 @@ def remove(reference: str, /, *, force: bool = False, registry: RegistryFile = N
     return Answer({"removed": reference, "held_by": users}, [f"removed {reference}{also}"])
 
 
-def _class_names(given: tuple[str, ...]) -> list[str] | None:
-    if given == ("phonemes",):
-        from zoo.data.corpus import PHONEMES
+def versions(
+    entries: Sequence[zoo.Entry], metrics: Sequence[str] = (), aliases: Mapping[str, str] | None = None
+) -> Table:
+    """One row for each version, with these of its metrics."""
+    rows = [
+        {
+            "name": entry.name,
+            "number": entry.number,
+            "id": entry.id,
+            "architecture": entry.architecture,
+            "parameters": entry.parameters,
+            **{name: entry.metrics.get(name, {}).get("value") for name in metrics},
+            "created": entry.created,
+            "aliases": " ".join(name for name, target in (aliases or {}).items() if target == entry.reference),
+            "tags": " ".join(entry.tags),
+        }
+        for entry in entries
+    ]
+    return Table(rows, formats={"parameters": ",", **dict.fromkeys(metrics, ".4f")})
 
-        return [*PHONEMES]
-    if len(given) == 1 and Path(given[0]).is_file():
-        return Path(given[0]).read_text(encoding="utf-8").split("\n")[: -1 or None]
-    return [*given] or None
+
+def described(entry: zoo.Entry | zoo.EnsembleEntry) -> Answer:
+    """Everything in an entry, one row for each field, nested fields by dotted names."""
+    rows = []
+    for key, value in entry.to_json().items():
+        nested = value if isinstance(value, dict) and value else {}
+        pairs = [(f"{key}.{name}", item) for name, item in nested.items()] or [(key, value)]
+        rows += [{"field": name, "value": as_text(item)} for name, item in pairs]
+    return Answer(entry.to_json(), [Table(rows)])
+
+
+def as_text(value: Any) -> str:
+    """A value in a cell: text as it is, everything else as JSON."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -49,7 +49,7 @@ flag_fields = Parameter(name="*")  # above a dataclass whose fields are flags
 @flag_fields
 @dataclass(frozen=True)
 class Partitions:
-    """Frames to train on and frames to choose by.
+    """Frames to train on, and frames to choose by.
 
     Args:
         train: partition to train on.
@@ -80,7 +80,10 @@ def recipe_from(file: Path | None, flags: Recipe, device: str, base: Recipe | No
     recipe = (base or Recipe()) if file is None else Recipe.read(file)
     given = {name: value for name, value in vars(flags).items() if value is not None}
     if given.get("precision") == "auto":  # a recipe records what was done
-        given["precision"] = _fastest(device)
+        import torch
+
+        on_gpu = usable_device(device).type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        given["precision"] = "bfloat16" if on_gpu else "float32"
     return replace(recipe, **given)
 
 
@@ -105,17 +108,9 @@ def spec_fields(text: str) -> dict[str, Any]:
     try:
         data = text if inline else Path(text).read_text(encoding="utf-8")
         found = tomllib.loads(data) if Path(text).suffix == ".toml" and not inline else json.loads(data)
-    except (OSError, ValueError) as error:
+        if not isinstance(found, dict):
+            raise TypeError(f"that is {found!r}"[:80])
+    except (OSError, TypeError, ValueError) as error:
         msg = f"expected a spec as a JSON object, or a .json or .toml file, got {text[:80]!r}: {error}"
         raise ValueError(msg) from error
-    if not isinstance(found, dict):
-        msg = f"expected a spec as a JSON object, got {str(found)[:80]}"
-        raise ValueError(msg)
     return found
-
-
-def _fastest(device: str) -> str:
-    import torch
-
-    on_gpu = usable_device(device).type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return "bfloat16" if on_gpu else "float32"

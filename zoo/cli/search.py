@@ -54,12 +54,8 @@ class Sampling:
         """The specs that are drawn with this seed."""
         from zoo.search.sample import random_budget, random_members
 
-        settings: dict[str, Any] = {
-            "architectures": self.architectures or None,
-            "contexts": self.contexts,
-            "options": options_from(self.option),
-            "seed": seed,
-        }
+        settings: dict[str, Any] = {"contexts": self.contexts, "options": options_from(self.option), "seed": seed}
+        settings["architectures"] = self.architectures or None
         if self.members:
             return random_members(self.max_parameters, self.members, **settings)
         return list(islice(random_budget(self.max_parameters, **settings), self.draws))
@@ -79,10 +75,9 @@ def search(*, sampling: Sampling = _NO_SAMPLING, seed: int = 0) -> Answer:
     from zoo.models.spec import fast_count
 
     counted = [(spec, fast_count(spec)) for spec in sampling.specs(seed)]
-    total = sum(count for _, count in counted)
-    lines = [(spec.architecture, spec.context, count, _sizes(spec.options)) for spec, count in counted]
-    columns = ("architecture", "context", "parameters", "options")
-    rows = [dict(zip(columns, line, strict=True)) for line in (*lines, ("total", None, total, ""))]
+    total, columns = sum(count for _, count in counted), ("architecture", "context", "parameters", "options")
+    drawn = [(spec.architecture, spec.context, count, _sizes(spec.options)) for spec, count in counted]
+    rows = [dict(zip(columns, line, strict=True)) for line in (*drawn, ("total", None, total, ""))]
     found = [{"spec": spec.to_dict(), "parameters": count} for spec, count in counted]
     return Answer({"specs": found, "parameters": total}, [Table(rows, formats={"parameters": ","})])
 
@@ -163,10 +158,8 @@ def study(
         checkpoint = trial.checkpoint or zoo.train(trial.spec, settings, frames, valid, progress=progress)
         saved.append(home.register(f"{save}-{index}", checkpoint).reference)
     rows = [trial.row() for trial in trials]
-    table = Table(
-        [{**row, "options": _sizes(row["options"])} for row in rows],
-        formats={"parameters": ",", "accuracy": ".4f", "loss": ".4f"},
-    )
+    formats = {"parameters": ",", "accuracy": ".4f", "loss": ".4f"}
+    table = Table([{**row, "options": _sizes(row["options"])} for row in rows], formats=formats)
     return Answer({"trials": rows, "saved": saved}, [table, *(f"saved as {reference}" for reference in saved)])
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import zoo
+from zoo import logs
 from zoo._console import Answer, Table, progress
+from zoo.cli.entries import described
 from zoo.cli.options import (
     NO_FLAGS,
     NO_PARTITIONS,
@@ -21,11 +23,7 @@ from zoo.cli.options import (
     recipe_from,
     spec_fields,
 )
-from zoo.cli.views import described
 from zoo.training.recipe import Recipe
-
-if TYPE_CHECKING:
-    from zoo.logs import Log
 
 _CONTEXT = 20  # frames on each side where neither a flag nor a spec names another number, as in the lecture
 
@@ -67,11 +65,24 @@ def train(
     if name is not None:
         home.check_nameable(name)
     frames, valid = partitions.load()
-    known, base = _recorded(home, from_) if from_ else (None, None)
-    wanted = _spec(spec, context, option, frames, known)
-    settings, log = recipe_from(recipe, flags, partitions.device, base), _log(wandb, tensorboard)
+    base = base_recipe = None
+    if from_ is not None:
+        entry = home.get(from_)
+        if entry.recipe is None:
+            msg = f"expected a model with a recipe, but {entry.reference} has none; give --spec and --recipe"
+            raise ValueError(msg)
+        base, base_recipe = entry.spec, Recipe.from_dict(entry.recipe)
+    wanted = _spec(spec, context, options_from(option), frames, base)
+    settings = recipe_from(recipe, flags, partitions.device, base_recipe)
+    trackers: list[logs.Log] = []
+    if wandb is not None:
+        trackers.append(logs.Wandb(wandb))
+    if tensorboard is not None:
+        trackers.append(logs.TensorBoard(tensorboard))
     try:
-        trained = zoo.train(wanted, settings, frames, valid, directory=directory, log=log, progress=progress)
+        trained = zoo.train(
+            wanted, settings, frames, valid, directory=directory, log=logs.Several(*trackers), progress=progress
+        )
     except KeyboardInterrupt:
         resumed = f"the same command resumes in {directory}" if directory else "nothing is saved without --directory"
         raise KeyboardInterrupt(f"interrupted; {resumed}") from None
@@ -105,15 +116,33 @@ def average(
         decay: decay of ema.
         picture: file for a plot of the loss along the line from the first source to the last.
     """
-    from zoo.training.averaging import losses_along
+    from zoo.checkpoint import read
 
     home = zoo.Registry(registry)
-    checkpoints = _checkpoints(home, sources)
+    checkpoints = []
+    for source in sources:
+        path = Path(source)
+        if path.is_dir():
+            files = sorted(path.glob("epoch-*.safetensors"))
+            if not files:
+                msg = f"expected epoch-*.safetensors in {path}, found none; train with --keep 0 to keep every epoch"
+                raise ValueError(msg)
+            checkpoints += [read(file) for file in files]
+        else:
+            checkpoints.append(read(path) if path.is_file() else home.checkpoint(source))
+    if len(checkpoints) < 2:
+        msg = (
+            f"expected at least 2 checkpoints to average, got {len(checkpoints)} from "
+            f"{' '.join(sources) or 'no source'}; a run keeps only its last epoch, zoo train --keep 0 keeps every "
+            "epoch and --keep 5 the last five"
+        )
+        raise ValueError(msg)
     frames, valid = partitions.load()
     with progress(f"averaging {len(checkpoints)} checkpoints"):
         mean = zoo.average(checkpoints, frames=frames, valid=valid, method=method, decay=decay)
     if picture is not None:
         from zoo.search.pictures import plot_line
+        from zoo.training.averaging import losses_along
 
         save_picture(plot_line(*losses_along(checkpoints[0], checkpoints[-1], valid)), picture)
     return described(home.register(name, mean))
@@ -142,63 +171,18 @@ def save_picture(axes: Any, path: Path) -> None:
 
 
 def _spec(
-    text: str | None, context: int | None, option: tuple[str, ...], frames: zoo.FrameSet, base: zoo.Spec | None
+    text: str | None, context: int | None, options: Mapping[str, Any], frames: zoo.FrameSet, base: zoo.Spec | None
 ) -> zoo.Spec:
     """The spec of `text`, or `base`, with the given context and options in place of its own."""
-    if text is None and base is None:
-        msg = "expected --spec with an architecture or a spec, or --from with a registered model, got neither"
-        raise ValueError(msg)
-    if text is not None and (text.lstrip().startswith("{") or Path(text).suffix in (".json", ".toml")):
+    if text is None:
+        if base is None:
+            msg = "expected --spec with an architecture or a spec, or --from with a registered model, got neither"
+            raise ValueError(msg)
+        spec = base
+    elif text.lstrip().startswith("{") or Path(text).suffix in (".json", ".toml"):
         spec = zoo.Spec.from_dict(spec_fields(text))
     elif base is None:
-        spec = zoo.Spec(str(text), frames.features.shape[1], _CONTEXT, len(frames.classes))
+        spec = zoo.Spec(text, frames.features.shape[1], _CONTEXT, len(frames.classes))
     else:
-        spec = base if text in (None, base.architecture) else replace(base, architecture=text, options={})
-    options = {**spec.options, **options_from(option)}
-    return replace(spec, context=spec.context if context is None else context, options=options)
-
-
-def _recorded(home: zoo.Registry, reference: str) -> tuple[zoo.Spec, Recipe]:
-    """Spec and recipe of a registered model."""
-    entry = home.get(reference)
-    if entry.recipe is None:
-        msg = f"expected a model with a recipe, but {entry.reference} has none; give --spec and --recipe"
-        raise ValueError(msg)
-    return entry.spec, Recipe.from_dict(entry.recipe)
-
-
-def _log(wandb: str | None, tensorboard: Path | None) -> Log:
-    """All experiment trackers that were asked for, as one."""
-    from zoo.logs import Several, TensorBoard, Wandb
-
-    project: list[Log] = [] if wandb is None else [Wandb(wandb)]
-    return Several(*project, *([] if tensorboard is None else [TensorBoard(tensorboard)]))
-
-
-def _checkpoints(home: zoo.Registry, sources: tuple[str, ...]) -> list[zoo.Checkpoint]:
-    """The checkpoints of all sources, those of a run in the order of its epochs.
-
-    Raises:
-        ValueError: there are fewer than two.
-    """
-    found = [checkpoint for source in sources for checkpoint in _checkpoints_at(home, source)]
-    if len(found) < 2:
-        msg = (
-            f"expected at least 2 checkpoints to average, got {len(found)} from {' '.join(sources) or 'no source'}; "
-            "a run keeps only its last epoch, zoo train --keep 0 keeps every epoch and --keep 5 the last five"
-        )
-        raise ValueError(msg)
-    return found
-
-
-def _checkpoints_at(home: zoo.Registry, source: str) -> list[zoo.Checkpoint]:
-    from zoo.checkpoint import read
-
-    path = Path(source)
-    if path.is_dir():
-        files = sorted(path.glob("epoch-*.safetensors"))
-        if not files:
-            msg = f"expected epoch-*.safetensors in {path}, found none; train with --keep 0 to keep every epoch"
-            raise ValueError(msg)
-        return [read(file) for file in files]
-    return [read(path)] if path.is_file() else [home.checkpoint(source)]
+        spec = base if text == base.architecture else replace(base, architecture=text, options={})
+    return replace(spec, context=spec.context if context is None else context, options={**spec.options, **options})

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import zoo
 from zoo._console import Answer
+from zoo.cli.entries import described
 from zoo.cli.options import RegistryFile
-from zoo.cli.views import described
 
 
 def export(reference: str, folder: Path, /, *, registry: RegistryFile = None) -> Answer:

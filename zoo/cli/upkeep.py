@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import zoo
 from zoo._console import Answer, Table, progress
+from zoo.cli.entries import versions
 from zoo.cli.options import Corpus, RegistryFile, read_partition
-from zoo.cli.views import version_row
 
 
 def verify(
@@ -42,7 +40,9 @@ def verify(
     entries = home.entries(names or "*")
     if names and not entries:  # a typing error must not pass for a clean result
         raise ValueError(f"nothing matches {' '.join(names)} in {home.path}; it has {', '.join(home.list())}")
-    problems, sound = [], []
+    problems: list[dict[str, str]] = []
+    measured: list[dict[str, Any]] = []
+    sound: list[zoo.Entry] = []
     with progress("verifying", total=len(entries)) as advance:
         for entry, problem in home.verified(names or "*", fast=fast, probe=probe):
             advance(note=entry.reference)
@@ -51,12 +51,18 @@ def verify(
             else:
                 problems.append({"version": entry.reference, "reason": problem.reason, "message": problem.message})
     foreign = [] if fast else [entry for entry in sound if not known(entry)]
-    built = [entry for entry in sound if entry not in foreign]
-    measured = _measured(home, built, corpus, valid) if metrics else []
+    if metrics:
+        frames, built = read_partition(corpus, valid), [entry for entry in sound if entry not in foreign]
+        with progress("evaluating", total=len(built)) as advance:
+            for entry in built:
+                measured += home.measure(entry, frames)
+                advance(note=entry.reference)
     wrong = [row for row in measured if not row["agrees"]]
-    formats = {"recorded": ".4f", "measured": ".4f"}
-    shown: list[Table | str] = [Table(rows, formats=formats) for rows in (measured, problems)]
-    shown.append(f"{len(entries)} versions checked, {len(problems)} damaged, {len(wrong)} metrics differ")
+    shown: list[Table | str] = [
+        Table(measured, formats={"recorded": ".4f", "measured": ".4f"}),
+        Table(problems),
+        f"{len(entries)} versions checked, {len(problems)} damaged, {len(wrong)} metrics differ",
+    ]
     if foreign:
         unknown = ", ".join(sorted({entry.architecture for entry in foreign}))
         shown.append(
@@ -82,15 +88,11 @@ def load(reference: str, /, *, registry: RegistryFile = None) -> Answer:
     """
     home = zoo.Registry(registry)
     entry = home.get(reference)
-    model = home.load(entry)
-    shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
-    return Answer(
-        {"version": entry.reference, "sha256": entry.sha256, "tensors": shapes},
-        [
-            Table([{"tensor": name, "shape": " x ".join(map(str, shape))} for name, shape in shapes.items()]),
-            f"{entry.reference} loads: {entry.parameters:,} parameters, sha256 {entry.sha256}",
-        ],
-    )
+    shapes = {name: list(tensor.shape) for name, tensor in home.load(entry).state_dict().items()}
+    data = {"version": entry.reference, "sha256": entry.sha256, "tensors": shapes}
+    rows = [{"tensor": name, "shape": " x ".join(map(str, shape))} for name, shape in shapes.items()]
+    line = f"{entry.reference} loads: {entry.parameters:,} parameters, sha256 {entry.sha256}"
+    return Answer(data, [Table(rows), line])
 
 
 def gc(*, dry_run: bool = False, registry: RegistryFile = None) -> Answer:
@@ -116,21 +118,5 @@ def recover(*, registry: RegistryFile = None) -> Answer:
         entries = zoo.Registry(registry).recover()
     for warning in left_out:
         print(f"warning: {warning.message}", file=sys.stderr)
-    rows = [version_row(entry) for entry in entries]
-    return Answer(
-        {"recovered": [entry.to_json() for entry in entries]},
-        [Table(rows, formats={"parameters": ","}), f"{len(entries)} versions recovered"],
-    )
-
-
-def _measured(
-    home: zoo.Registry, entries: Sequence[zoo.Entry], corpus: Path | None, partition: str
-) -> list[dict[str, Any]]:
-    """One row for each metric recorded on these frames, with its value measured now."""
-    frames = read_partition(corpus, partition)
-    with progress("evaluating", total=len(entries)) as advance:
-        rows = []
-        for entry in entries:
-            rows += home.measure(entry, frames)
-            advance(note=entry.reference)
-    return rows
+    data = {"recovered": [entry.to_json() for entry in entries]}
+    return Answer(data, [versions(entries), f"{len(entries)} versions recovered"])
