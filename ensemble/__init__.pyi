@@ -6,8 +6,8 @@ from . import run as run
 from . import selection as selection
 from .fit._solver import fit_simplex_weights as fit_simplex_weights
 from .fit.weights import fit_weights as fit_weights
-from .judge.choice import choose as choose
 from .judge.report import Report as Report
+from .judge.report import choose as choose
 from .judge.report import evaluate as evaluate
 from .outputs import MemberOutputs as MemberOutputs
 from .rules import Rule as Rule

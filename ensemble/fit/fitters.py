@@ -73,7 +73,7 @@ def auto(outputs: MemberOutputs) -> FittedRule:
     Raises:
         ValueError: no labels, or fewer than two recordings.
     """
-    from ensemble.judge.choice import choose  # it needs pandas, which commands that name rules do not wait for
+    from ensemble.judge.report import choose  # it needs pandas, which commands that name rules do not wait for
 
     assert outputs.groups is not None  # filled in when made
     distinct, number = np.unique(outputs.groups.numpy(), return_inverse=True)

@@ -1,7 +1,5 @@
 from . import diversity as diversity
 from . import significance as significance
-from .choice import Choice as Choice
-from .choice import choose as choose
 from .diversity import CROWD_MEASURES as CROWD_MEASURES
 from .diversity import PAIR_MEASURES as PAIR_MEASURES
 from .diversity import Joint as Joint
@@ -14,7 +12,9 @@ from .reliability import Murphy as Murphy
 from .reliability import brier_score as brier_score
 from .reliability import expected_calibration_error as expected_calibration_error
 from .reliability import murphy as murphy
+from .report import Choice as Choice
 from .report import Report as Report
+from .report import choose as choose
 from .report import evaluate as evaluate
 from .significance import CrossFit as CrossFit
 from .significance import Interval as Interval

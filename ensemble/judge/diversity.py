@@ -76,14 +76,12 @@ class Joint:
 def crowd_histogram(given: ArrayLike) -> Floats:
     """(M + 1,) fraction of the frames where exactly 0, 1, ... M members are right; NaN for no frames.
 
-    Args:
-        given: (M, N) bool, where each member is right; or such a histogram, which is returned.
+    It takes (M, N) bool, where each member is right, or such a histogram, which it returns.
     """
     if np.ndim(given) == 1:
         return np.asarray(given, dtype=np.float64)
     right = np.asarray(given, dtype=bool)
-    counts = np.bincount(right.sum(axis=0), minlength=len(right) + 1)
-    return counts / right.shape[1] if right.shape[1] else np.full(len(right) + 1, np.nan)
+    return np.bincount(right.sum(axis=0), minlength=len(right) + 1) / (right.shape[1] or math.nan)
 
 
 PAIR_MEASURES: dict[str, Callable[[Joint | ArrayLike], Floats]] = {}

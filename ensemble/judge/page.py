@@ -25,7 +25,6 @@ _MOST_PAIRS = 100
 _Style = tuple[float, str]  # a number is multiplied by the first, and formatted by the second
 _TEXT, _PERCENT, _POINTS, _NUMBER, _WHOLE = (0, ""), (100, ".2f"), (100, "+.2f"), (1, ".4f"), (1, ",.0f")
 _COLUMNS: dict[str, tuple[str, _Style]] = {  # column of a report's table -> heading, style of its cells
-    "name": ("name", _TEXT),
     "accuracy": ("accuracy %", _PERCENT),
     "log_loss": ("log-loss nats", _NUMBER),
     "calibration_error": ("calibration error %", _PERCENT),
@@ -95,10 +94,8 @@ def conclusion(report: Report) -> str:
     if report.recordings < 2:
         interval = "no interval, because there is only one recording"
     best = f"{report.best}, the best of {len(report.rules)} rules here," if len(report.rules) > 1 else report.best
-    comparison = f"{best} against {report.baseline}: {gain} points of accuracy, {interval}"
-    if row["gain_low"] > 0:
-        return f"Better. {comparison}."
-    return f"Worse. {comparison}." if row["gain_high"] < 0 else f"Not shown to be better. {comparison}."
+    answer = "Better" if row["gain_low"] > 0 else "Worse" if row["gain_high"] < 0 else "Not shown to be better"
+    return f"{answer}. {best} against {report.baseline}: {gain} points of accuracy, {interval}."
 
 
 def _table(table: pd.DataFrame, *, first: str = "name") -> dict[str, Any]:

@@ -141,21 +141,21 @@ def scores(outputs: MemberOutputs, sums: Tally, parameters: Mapping[str, int]) -
     """One row per member, then one per rule, which counts the parameters of the members that can influence it."""
     own = pd.Series([parameters.get(name) for name in outputs.members], dtype="Int64")
     used = [own if rule.used is None else own.iloc[list(rule.used)] for rule in sums.rules.values()]
-    hits = np.diagonal(sums.confusion, axis1=1, axis2=2)  # (A, C)
-    occurrences = sums.confusion.sum(axis=1) + sums.confusion.sum(axis=2)  # as a prediction or as a label
+    right, loss, bins, confusion = (each[:-1] for each in (sums.right, sums.loss, sums.bins, sums.confusion))
+    hits = np.diagonal(confusion, axis1=1, axis2=2)  # (A - 1, C)
+    occurrences = confusion.sum(axis=1) + confusion.sum(axis=2)  # as a prediction or as a label
     with np.errstate(invalid="ignore"):
         f1 = (2 * hits / np.maximum(occurrences, 1)).sum(axis=1) / (occurrences > 0).sum(axis=1)
     table = {
-        "accuracy": sums.right.sum(axis=1) / sums.whole,
-        "log_loss": sums.loss.sum(axis=1) / sums.whole,
-        "calibration_error": np.array([calibration_error(bins) for bins in sums.bins]),
+        "name": [*outputs.members, *sums.rules],
+        "accuracy": right.sum(axis=1) / sums.whole,
+        "log_loss": loss.sum(axis=1) / sums.whole,
+        "calibration_error": [calibration_error(each) for each in bins],
         "macro_f1": f1,
-        "abstained": sums.abstained,
+        "parameters": pd.Series([*own, *(some.sum(skipna=False) for some in used)], dtype="Int64"),
+        "abstained": sums.abstained[:-1],
     }
-    judged = pd.DataFrame(table)[:-1]  # without the uniform mean
-    judged.insert(0, "name", [*outputs.members, *sums.rules])
-    judged.insert(5, "parameters", pd.Series([*own, *(some.sum(skipna=False) for some in used)], dtype="Int64"))
-    return judged
+    return pd.DataFrame(table)
 
 
 def gains(sums: Tally, *, members: int, baseline: int, replicates: int, seed: int) -> pd.DataFrame:

@@ -132,10 +132,8 @@ class MemberOutputs:
         if not probabilities:
             msg = "expected at least one member, got an empty mapping of probabilities"
             raise ValueError(msg)
-        arrays = {
-            name: distributions(value, f"from member {name!r}", abstain=abstain)
-            for name, value in probabilities.items()
-        }
+        given = probabilities.items()
+        arrays = {name: distributions(rows, f"from member {name!r}", abstain=abstain) for name, rows in given}
         first, shape = next((name, rows.shape) for name, rows in arrays.items())
         for name, rows in arrays.items():
             if rows.shape != shape:
@@ -208,9 +206,9 @@ class MemberOutputs:
             yield where, block
 
     def _refuse_nan(self, start: int, block: Tensor) -> None:
-        way_out = (
-            "use frames where no member abstains" if self.abstain else "if it abstains there, declare abstain=True"
-        )
+        way_out = "if it abstains there, declare abstain=True"
+        if self.abstain:
+            way_out = "use frames where no member abstains"
         for name, rows, total in zip(self.members, block, block.sum(dim=(1, 2)).tolist(), strict=True):
             if math.isnan(total):
                 frame = start + int(rows.isnan().any(dim=1).nonzero()[0])
@@ -295,21 +293,13 @@ def distributions(values: Any, whose: str = "", *, dtype: torch.dtype = torch.fl
         if row.isnan().all():
             way_out = "if it abstains there, declare abstain=True to MemberOutputs, or leave those frames out"
         came = f"a row with sum {float(row.sum()):.6g} and minimum {float(row.min()):.6g} at frame {frame}"
-        msg = (
-            f"expected rows of probabilities that sum to one{whose}, got {came} ({int(bad.sum())} such rows); {way_out}"
-        )
+        msg = f"expected rows of probabilities that sum to one{whose}, got {came} ({bad.sum()} such rows); {way_out}"
         raise ValueError(msg)
     return rows / sums[:, None] if half else rows
 
 
 def indices(values: Any, what: str, frames: int, *, below: int | None = None) -> Tensor:
-    """(N,) int64 on the CPU: labels or groups.
-
-    Args:
-        values: array or tensor of any integer type.
-        what: for the message.
-        frames: N.
-        below: one more than the largest value allowed; None for any integers.
+    """(N,) int64 on the CPU, from an array or tensor of N = `frames` integers of any type, from 0 to `below` - 1.
 
     Raises:
         ValueError: another shape or type, or a value out of range.

@@ -122,13 +122,13 @@ class Store:
             self._save()
 
     def _continue(self, found: _Description) -> None:
-        if found.format != _FORMAT or found.contents != self.contents:
-            difference, wanted = "was written by another version of this program", asdict(self.contents)
-            for name, value in asdict(found.contents).items():
-                if value != wanted[name]:
-                    difference = f"holds outputs with {name} {value}, and {wanted[name]} was asked for"
-                    break
-            raise StoreError(f"{self.folder} {difference}; use another folder")
+        wanted = asdict(self.contents)
+        for name, value in asdict(found.contents).items():
+            if value != wanted[name]:
+                difference = f"holds outputs with {name} {value}, and {wanted[name]} was asked for"
+                raise StoreError(f"{self.folder} {difference}; use another folder")
+        if found.format != _FORMAT:
+            raise StoreError(f"{self.folder} was written by another version of this program; use another folder")
         self.shard, self._collected = found.shard, found.collected
         self._done = {row.digest: row.shards for row in found.members}
         if len(self._done) < len(found.members):
