@@ -30,15 +30,10 @@ _LEAST_LOG = math.log(2.0**-126)  # of the smallest normal number in float32
 
 @dataclass(frozen=True, eq=False)
 class Joint:
-    """How often members are right together.
+    """How often members are right together, as numbers of frames."""
 
-    Args:
-        both: (M, M) frames where both are right; the diagonal counts where one is.
-        frames: N.
-    """
-
-    both: Floats
-    frames: int
+    both: Floats  #: (M, M) where both are right; the diagonal counts where one is
+    frames: int  #: N
 
     @classmethod
     def of(cls, given: Joint | ArrayLike) -> Joint:
@@ -55,7 +50,7 @@ class Joint:
     @property
     def right(self) -> Floats:
         """(M,) frames where each member is right."""
-        return np.diagonal(self.both).copy()
+        return np.diagonal(self.both)
 
     @property
     def only_first(self) -> Floats:
@@ -76,7 +71,7 @@ class Joint:
 def crowd_histogram(given: ArrayLike) -> Floats:
     """(M + 1,) fraction of the frames where exactly 0, 1, ... M members are right; NaN for no frames.
 
-    It takes (M, N) bool, where each member is right, or such a histogram, which it returns.
+    From (M, N) bool, where each member is right; such a histogram is returned as it is.
     """
     if np.ndim(given) == 1:
         return np.asarray(given, dtype=np.float64)
@@ -238,15 +233,10 @@ def unsolved(outputs: MemberOutputs) -> NDArray[np.int64]:
 
 @dataclass(frozen=True, eq=False)
 class Uncertainty:
-    """The entropy of the members' mean in nats per frame, (N,), split in two: total = aleatoric + epistemic.
+    """The entropy of the members' mean in nats per frame, (N,), split in two: total = aleatoric + epistemic."""
 
-    Args:
-        aleatoric: mean entropy of the members: the uncertainty that they agree on.
-        epistemic: mutual information of class and member: the uncertainty from their disagreement; never negative.
-    """
-
-    aleatoric: Tensor
-    epistemic: Tensor
+    aleatoric: Tensor  #: mean entropy of the members: the uncertainty that they agree on
+    epistemic: Tensor  #: mutual information of class and member: what comes from disagreement; never negative
 
     @property
     def total(self) -> Tensor:
@@ -257,12 +247,11 @@ class Uncertainty:
 def uncertainty(probabilities: Tensor) -> Uncertainty:
     """The uncertainty of the mean of (M, N, C) probabilities, split into what members agree and disagree on.
 
+    See Depeweg et al., "Decomposition of uncertainty in Bayesian deep learning", ICML 2018.
+
     Example:
         >>> uncertainty(torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]])).epistemic  # ln 2
         tensor([0.6931], dtype=torch.float64)
-
-    References:
-        Depeweg et al., "Decomposition of uncertainty in Bayesian deep learning", ICML 2018.
     """
     rows = torch.as_tensor(probabilities).double()
     aleatoric = torch.special.entr(rows).sum(dim=-1).mean(dim=0)
@@ -272,15 +261,10 @@ def uncertainty(probabilities: Tensor) -> Uncertainty:
 
 @dataclass(frozen=True)
 class Split:
-    """A pool's loss as the members' mean loss minus their diversity, each a mean over frames.
+    """A pool's loss as the members' mean loss minus their diversity, each a mean over frames."""
 
-    Args:
-        members: mean of the members' losses.
-        diversity: how much the pool gains from their differences; never negative.
-    """
-
-    members: float
-    diversity: float
+    members: float  #: mean of the members' losses
+    diversity: float  #: how much the pool gains from their differences; never negative
 
     @property
     def pool(self) -> float:
@@ -291,15 +275,12 @@ class Split:
 def log_loss_split(outputs: MemberOutputs) -> Split:
     """Split the log-loss of the log-linear pool (`log_mean`), in nats: the diversity is the mean KL(pool || member).
 
-    The split is exact. Logarithms are used as they are, however low, except that -inf (a probability of exactly zero),
-    which would make both parts infinite, counts as ln 2^-126 = -87.3. Without frames, and where a member abstains, both
-    parts are NaN.
+    The split is exact (Heskes, "Selecting weighting factors in logarithmic opinion pools", NIPS 1998). Logarithms are
+    used as they are, however low, except that -inf (a probability of exactly zero), which would make both parts
+    infinite, counts as ln 2^-126 = -87.3. Without frames, and where a member abstains, both parts are NaN.
 
     Raises:
         ValueError: there are no labels.
-
-    References:
-        Heskes, "Selecting weighting factors in logarithmic opinion pools", NIPS 1998.
     """
 
     def sums(logs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -315,13 +296,11 @@ def log_loss_split(outputs: MemberOutputs) -> Split:
 def brier_split(outputs: MemberOutputs) -> Split:
     """Split the Brier score of the linear pool (`mean`): the diversity is the members' mean squared spread.
 
-    The split is exact. Without frames, and where a member abstains, both parts are NaN.
+    The split is exact (Krogh and Vedelsby, "Neural network ensembles, cross validation, and active learning", NIPS
+    1994). Without frames, and where a member abstains, both parts are NaN.
 
     Raises:
         ValueError: there are no labels.
-
-    References:
-        Krogh and Vedelsby, "Neural network ensembles, cross validation, and active learning", NIPS 1994.
     """
 
     def sums(logs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -65,11 +65,10 @@ def expected_calibration_error(probabilities: Any, labels: Any, *, bins: int = B
 def brier_score(probabilities: Any, labels: Any) -> float:
     """Mean squared distance from the one-hot truth, summed over classes: 0 to 2; NaN for no frames.
 
+    See Brier, "Verification of forecasts expressed in terms of probability", Monthly Weather Review 78, 1950.
+
     Raises:
         ValueError: as `expected_calibration_error`.
-
-    References:
-        Brier, "Verification of forecasts expressed in terms of probability", Monthly Weather Review 78, 1950.
     """
     rows, truth = _checked(probabilities, labels)
     return float((rows - torch.nn.functional.one_hot(truth, rows.shape[1])).square().sum(dim=1).mean())
@@ -77,19 +76,12 @@ def brier_score(probabilities: Any, labels: Any) -> float:
 
 @dataclass(frozen=True)
 class Murphy:
-    """The Brier score of "the top class is right", in parts: reliability - resolution + uncertainty + within.
+    """The Brier score of "the top class is right", in parts: reliability - resolution + uncertainty + within."""
 
-    Args:
-        reliability: mean squared distance of confidence from accuracy over bins; lower is better.
-        resolution: variance of the bins' accuracies; higher is better.
-        uncertainty: accuracy x (1 - accuracy), whatever the confidences.
-        within: the contribution of confidences that differ inside one bin; zero with a bin for each confidence.
-    """
-
-    reliability: float
-    resolution: float
-    uncertainty: float
-    within: float
+    reliability: float  #: mean squared distance of confidence from accuracy over bins; lower is better
+    resolution: float  #: variance of the bins' accuracies; higher is better
+    uncertainty: float  #: accuracy x (1 - accuracy), whatever the confidences
+    within: float  #: from confidences that differ inside one bin; zero with a bin for each confidence
 
     @property
     def score(self) -> float:
@@ -100,12 +92,11 @@ class Murphy:
 def murphy(probabilities: Any, labels: Any, *, bins: int = BINS) -> Murphy:
     """The parts of the top class's Brier score over bins of confidence.
 
+    See Murphy, "A new vector partition of the probability score", J. Applied Meteorology 12, 1973, and for the part
+    within bins Stephenson et al., Weather and Forecasting 23, 2008.
+
     Raises:
         ValueError: as `expected_calibration_error`.
-
-    References:
-        Murphy, "A new vector partition of the probability score", J. Applied Meteorology 12, 1973;
-        Stephenson et al., Weather and Forecasting 23, 2008 (the parts within bins).
     """
     confidence, right = _top(probabilities, labels)
     frames, sure, hits = bin_sums(confidence, right, bins=bins)

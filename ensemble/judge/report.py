@@ -87,10 +87,8 @@ def _plain(value: Any) -> Any:
         return [{str(key): _plain(cell) for key, cell in row.items()} for row in value.to_dict("records")]
     if isinstance(value, tuple):
         return list(value)
-    if value is None or value is pd.NA:
-        return None
     value = value.item() if isinstance(value, np.generic) else value
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return None if pd.isna(value) or value in (math.inf, -math.inf) else value
 
 
 def evaluate(
@@ -206,19 +204,12 @@ def _notes(outputs: MemberOutputs, sums: Tally, *, chosen: str) -> Iterator[str]
 
 @dataclass(frozen=True)
 class Choice:
-    """What `choose` chose, and how the candidates compare.
+    """What `choose` chose, and how the candidates compare."""
 
-    Args:
-        name: the rule's name, or the single member's.
-        rule: the rule itself; for a single member, the `WeightedMean` that gives it all the weight.
-        behind: each candidate's distance from the best on these frames, in accuracy or nats.
-        error: the standard error of that distance, from resampled recordings; NaN for fewer than two.
-    """
-
-    name: str
-    rule: Rule
-    behind: dict[str, float]
-    error: dict[str, float]
+    name: str  #: of the rule, or of the single member
+    rule: Rule  #: for a single member, the `WeightedMean` that gives it all the weight
+    behind: dict[str, float]  #: each candidate's distance from the best on these frames, in accuracy or nats
+    error: dict[str, float]  #: standard error of that distance over recordings; NaN for fewer than two
 
 
 def choose(
@@ -233,7 +224,8 @@ def choose(
 
     The distance from the best is paired frame by frame and resampled over recordings, so that candidates which
     mostly agree are compared by the frames where they differ. On a single recording, whose spread is unknown, the best
-    single member is chosen.
+    single member is chosen. The rule of one standard error is from Breiman et al., "Classification and regression
+    trees", 1984, section 3.4.3.
 
     Args:
         outputs: with labels, of frames that no rule was fitted on; otherwise fitted rules look better than they are.
@@ -251,9 +243,6 @@ def choose(
         >>> outputs = MemberOutputs.from_probabilities({"a": p, "b": q}, labels=[0, 1])
         >>> choose(outputs, {"mean": mean}).name  # both members are always right: no rule is needed
         'a'
-
-    References:
-        Breiman et al., "Classification and regression trees", 1984, section 3.4.3 (one standard error).
     """
     if by not in ("accuracy", "log_loss"):
         msg = f"expected to choose by 'accuracy' or 'log_loss', got {by!r}"

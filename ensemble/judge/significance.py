@@ -84,6 +84,8 @@ def sums_by_group(values: ArrayLike, groups: ArrayLike) -> tuple[Floats, Floats]
 def cluster_bootstrap(sums: ArrayLike, sizes: ArrayLike, *, replicates: int = 2000, seed: int = 0) -> Floats:
     """(replicates, K) means over frames of resampled recordings, as one product of multinomial counts and sums.
 
+    See Davison and Hinkley, "Bootstrap methods and their application", 1997, section 3.8.
+
     Args:
         sums: (G, K) sums per recording of K quantities, for instance the right answers of K rules; all K
             are resampled together, so differences between columns are paired.
@@ -93,9 +95,6 @@ def cluster_bootstrap(sums: ArrayLike, sizes: ArrayLike, *, replicates: int = 20
 
     Raises:
         ValueError: sums and sizes do not fit together, or fewer than one replicate.
-
-    References:
-        Davison and Hinkley, "Bootstrap methods and their application", 1997, section 3.8.
     """
     sums, sizes = np.asarray(sums, dtype=np.float64), np.asarray(sizes, dtype=np.float64)
     if sums.ndim != 2 or sizes.shape != sums.shape[:1]:
@@ -149,12 +148,10 @@ def t_interval(values: ArrayLike, groups: ArrayLike, *, level: float = 0.95) -> 
     """The mean over frames and its interval from the spread between G recordings, by Student's t of G - 1 degrees.
 
     It needs no resampling, and is the better choice below some twenty recordings, where the bootstrap is too narrow.
+    The mean is a ratio of sums (Cochran, "Sampling techniques", 1977, section 6.4).
 
     Raises:
         ValueError: values and groups differ in length, or a level outside (0, 1).
-
-    References:
-        Cochran, "Sampling techniques", 1977, section 6.4 (the mean as a ratio of sums).
     """
     sums, sizes, mean = _mean(values, groups, level)
     count = len(sizes)
@@ -192,7 +189,8 @@ def mcnemar(table: ArrayLike) -> Test:
     """McNemar's test that two classifiers err equally often, with Edwards' continuity correction.
 
     The statistic is chi-squared with one degree of freedom; it is 0, and p is 1, where nothing is discordant. The test
-    assumes independent frames; where recordings have many frames, trust `bootstrap_interval` instead.
+    assumes independent frames; where recordings have many frames, trust `bootstrap_interval` instead. See McNemar,
+    Psychometrika 12, 1947, and Edwards, Psychometrika 13, 1948.
 
     Args:
         table: (2, 2) from `right_and_wrong`; only the frames where exactly one is right matter.
@@ -200,9 +198,6 @@ def mcnemar(table: ArrayLike) -> Test:
     Example:
         >>> round(mcnemar([[101, 121], [59, 33]]).statistic, 3)
         20.672
-
-    References:
-        McNemar, Psychometrika 12, 1947; Edwards, Psychometrika 13, 1948.
     """
     b, c = _discordant(table)
     statistic = max(abs(b - c) - 1, 0) ** 2 / max(b + c, 1)
@@ -234,13 +229,11 @@ def cochran_q(correct: ArrayLike) -> Test:
     """Cochran's Q test that M classifiers are equally often right, from where each is, (M, N) bool.
 
     It is McNemar's question for more than two. The statistic is chi-squared with M - 1 degrees of freedom; it is 0, and
-    p is 1, where all are right on the same frames.
+    p is 1, where all are right on the same frames. See Cochran, "The comparison of percentages in matched samples",
+    Biometrika 37, 1950.
 
     Raises:
         ValueError: fewer than two members.
-
-    References:
-        Cochran, "The comparison of percentages in matched samples", Biometrika 37, 1950.
     """
     right = np.asarray(correct, dtype=bool)
     if right.ndim != 2 or len(right) < 2:
@@ -257,12 +250,11 @@ def cochran_q(correct: ArrayLike) -> Test:
 def holm(p_values: ArrayLike) -> Floats:
     """(K,) p-values adjusted for K tests by Holm's step-down method.
 
+    See Holm, "A simple sequentially rejective multiple test procedure", Scand. J. Statistics 6, 1979.
+
     Example:
         >>> holm([0.01, 0.04, 0.03]).tolist()
         [0.03, 0.06, 0.06]
-
-    References:
-        Holm, "A simple sequentially rejective multiple test procedure", Scand. J. Statistics 6, 1979.
     """
     p = np.asarray(p_values, dtype=np.float64)
     order = np.argsort(p, kind="stable")

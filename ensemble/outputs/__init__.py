@@ -83,9 +83,8 @@ class MemberOutputs:
             raise ValueError(msg)
         frames = shape[1]
         if self.labels is not None:
-            put(self, "labels", indices(self.labels, "labels", frames, below=len(self.classes)))
-        groups = torch.arange(frames) if self.groups is None else self.groups
-        put(self, "groups", indices(groups, "groups", frames))
+            put(self, "labels", indices(self.labels, "labels", frames, below=C))
+        put(self, "groups", indices(torch.arange(frames) if self.groups is None else self.groups, "groups", frames))
         if not self.fingerprint:
             digest = hashlib.sha256(str(frames).encode())
             for tensor in (self.labels, self.groups):
@@ -165,8 +164,8 @@ class MemberOutputs:
     @property
     def shape(self) -> tuple[int, int, int]:
         """(M, N, C)."""
-        members, frames, classes = self.log_probabilities.shape
-        return members, frames, classes
+        M, N, C = self.log_probabilities.shape
+        return M, N, C
 
     @property
     def probabilities(self) -> Tensor:
