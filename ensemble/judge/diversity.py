@@ -69,11 +69,8 @@ class Joint:
 
 
 def crowd_histogram(given: ArrayLike) -> Floats:
-    """(M + 1,) fraction of the frames where exactly 0, 1, ... M members are right; NaN for no frames.
-
-    From (M, N) bool, where each member is right; such a histogram is returned as it is.
-    """
-    if np.ndim(given) == 1:
+    """(M + 1,) fraction of the frames where exactly 0, 1, ... M members are right, of (M, N) bool; NaN for no frames."""
+    if np.ndim(given) == 1:  # such a histogram already
         return np.asarray(given, dtype=np.float64)
     right = np.asarray(given, dtype=bool)
     return np.bincount(right.sum(axis=0), minlength=len(right) + 1) / (right.shape[1] or math.nan)

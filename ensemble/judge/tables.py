@@ -29,7 +29,6 @@ Counts = NDArray[np.int64]
 _CELLS = 2**24  # probabilities processed at once: 64 MiB
 _PILES = 10_000  # beyond so many recordings, they are dealt at random into piles, and piles are resampled
 _TOLERANCE = 1e-3
-_MISTAKES = 3  # per class
 
 
 class Tally:
@@ -87,7 +86,8 @@ def tally(outputs: MemberOutputs, rules: Mapping[str, Rule]) -> Tally:
             distributions.
     """
     labels, (members, _, classes) = outputs.require_labels(), outputs.shape
-    uniform, aligned = WeightedMean((1.0,) * members, abstain=True) if outputs.abstain else mean, {}
+    uniform = WeightedMean((1.0,) * members, abstain=True) if outputs.abstain else mean
+    aligned = {}
     for name, rule in rules.items():
         try:
             aligned[name] = rule_for(rule, outputs.members)
@@ -213,7 +213,7 @@ def by_class(outputs: MemberOutputs, sums: Tally, *, baseline: int, judged: int)
             "trust": pd.Series(trust, dtype=object),
             "trust_f1": np.where(frames > 0, f1.max(axis=0), np.nan),
         }
-    order = np.argsort(-wrong, axis=1, kind="stable")[:, :_MISTAKES]
+    order = np.argsort(-wrong, axis=1, kind="stable")[:, :3]  # the three most frequent
     true, rank = np.nonzero(np.take_along_axis(wrong, order, axis=1))
     taken = order[true, rank]
     mistakes = {

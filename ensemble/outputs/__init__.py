@@ -226,11 +226,7 @@ class MemberOutputs:
         )
 
     def subset(self, members: Sequence[str]) -> Self:
-        """The same frames for these members only, in this order.
-
-        Raises:
-            ValueError: a name is not among the members.
-        """
+        """The same frames for these members only, in this order; a `ValueError` where one is not among the members."""
         if missing := [name for name in members if name not in self.members]:
             msg = f"no member named {missing}; there are {list(self.members)}"
             raise ValueError(msg)
@@ -262,12 +258,11 @@ def _group_indices(groups: Any) -> Tensor:
 
 
 def distributions(values: Any, whose: str = "", *, dtype: torch.dtype = torch.float32, abstain: bool = False) -> Tensor:
-    """(N, C) rows on the CPU, checked; not to be written to.
+    """(N, C) rows on the CPU, checked; not to be written to. An error names `whose` they are: "from member 'a'".
 
     Args:
         values: array or tensor of any number type. The sums of float16 and bfloat16 rows may be off by the machine
             epsilon of their type; these rows are divided by their sum.
-        whose: for the message, such as "from member 'a'".
         dtype: of the rows returned.
         abstain: accept rows that are all NaN.
 

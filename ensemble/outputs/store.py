@@ -35,7 +35,6 @@ from ensemble.outputs import About, MemberOutputs
 
 PAGE = 4096  # bytes; what begins at a multiple of it, in memory and in the file, can bypass the page cache
 DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in ("bfloat16", "float16", "float32", "float64")}
-Bytes = NDArray[np.uint8]
 
 _FORMAT = 2
 _SHARD = 32_768  # frames
@@ -49,7 +48,7 @@ class StoreError(ValueError):
 
 @dataclass(frozen=True)
 class Contents:
-    """What a store is about; outputs of anything else do not go into it."""
+    """What a store is about; it takes no outputs of anything else."""
 
     fingerprint: str  # of the frames
     frames: Annotated[int, msgspec.Meta(ge=0)]  # N
@@ -160,7 +159,7 @@ class Store:
             self._save()
 
     def put(self, digests: Sequence[str], start: int, log_probabilities: Tensor) -> None:
-        """Write (m, b, C) of these members from frame `start` on; it counts once `finish` is called."""
+        """Write (m, b, C) of these members from frame `start` on; they count once `finish` is called."""
         values = log_probabilities.to("cpu", self._dtype).contiguous().view(torch.uint8).numpy()
         first = start * len(self.contents.classes) * self._dtype.itemsize
         rows = list(self._done)
@@ -193,10 +192,7 @@ class Store:
         return whole[neighbours] if places == [*range(len(rows))[neighbours]] else whole[places]
 
     def present(self, outputs: MemberOutputs, digests: Sequence[str]) -> None:
-        """Make these the outputs that `read_outputs` gives: names, labels, groups and what is known of the members.
-
-        Their log-probabilities are complete in this store, under the digests of their members, in the same order.
-        """
+        """Make these the outputs that `read_outputs` gives; their rows are complete in this store under these digests."""
         for name in _ARRAYS:
             if (values := getattr(outputs, name)) is not None:
                 np.save(data := io.BytesIO(), values.numpy())
@@ -353,7 +349,7 @@ class Pieces:
         return mine[:size].view(dtype).view(*shape)
 
 
-def write_rows(path: Path, rows: Iterable[tuple[int, Bytes]]) -> None:
+def write_rows(path: Path, rows: Iterable[tuple[int, NDArray[np.uint8]]]) -> None:
     """Write rows of bytes at their places in an existing file; nothing is on the disk for certain before an fsync."""
     with ExitStack() as stack:
         file = stack.enter_context(path.open("r+b", buffering=0)).fileno()
