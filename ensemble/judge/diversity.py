@@ -69,7 +69,7 @@ class Joint:
 
 
 def crowd_histogram(given: ArrayLike) -> Floats:
-    """(M + 1,) fraction of the frames where exactly 0, 1, ... M members are right, of (M, N) bool; NaN for no frames."""
+    """(M + 1,) share of the frames where exactly 0, 1, ... M members are right, of (M, N) bool; NaN for no frames."""
     if np.ndim(given) == 1:  # such a histogram already
         return np.asarray(given, dtype=np.float64)
     right = np.asarray(given, dtype=bool)

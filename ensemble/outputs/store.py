@@ -192,7 +192,7 @@ class Store:
         return whole[neighbours] if places == [*range(len(rows))[neighbours]] else whole[places]
 
     def present(self, outputs: MemberOutputs, digests: Sequence[str]) -> None:
-        """Make these the outputs that `read_outputs` gives; their rows are complete in this store under these digests."""
+        """Make these the outputs that `read_outputs` gives; their rows are complete here, under these digests."""
         for name in _ARRAYS:
             if (values := getattr(outputs, name)) is not None:
                 np.save(data := io.BytesIO(), values.numpy())
