@@ -86,7 +86,7 @@ def test_the_front_house_is_about_5000_lines() -> None:
     )
     files = re.findall(r"^\| `([\w/]+\.py)` \|", text, flags=re.MULTILINE)
     assert f"in {len(files)} files" in text
-    assert 4300 <= sum(len((ROOT / file).read_text(encoding="utf-8").splitlines()) for file in files) <= 5800
+    assert 4300 <= sum(len((ROOT / file).read_text(encoding="utf-8").splitlines()) for file in files) <= 5600
 
 
 def test_the_drawing_of_the_house_names_every_package_in_the_order_of_imports() -> None:
