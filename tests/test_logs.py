@@ -37,6 +37,14 @@ def test_runs_are_compared_by_their_best_and_by_what_differs(tmp_path: Path) -> 
     }
 
 
+def test_a_setting_that_only_one_run_has_tells_it_from_the_others(tmp_path: Path) -> None:
+    """As after a new option: the runs before it have none."""
+    for name, recipe in (("old", {"epochs": 3}), ("new", {"epochs": 3, "patience": 2})):
+        (tmp_path / name).mkdir()
+        JsonLines(tmp_path / name / "log.jsonl").init(name, {"recipe": recipe})
+    assert list(read_runs(tmp_path).columns[5:]) == ["patience"]
+
+
 def test_a_single_run_differs_in_nothing(tmp_path: Path) -> None:
     """Its figures only."""
     write(tmp_path, "only", 0.1, [0.2, 0.5])

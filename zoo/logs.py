@@ -178,7 +178,7 @@ def read_runs(folder: str | Path) -> pd.DataFrame:
         msg = f"expected logs (log.jsonl) under {folder}, found none; zoo train --directory writes them"
         raise ValueError(msg)
     table = pd.DataFrame([_row(path) for path in paths])
-    same = [key for key in table.columns[len(_FIGURES) :] if table[key].astype(str).nunique() == 1]
+    same = [key for key in table.columns[len(_FIGURES) :] if table[key].astype(str).nunique(dropna=False) == 1]
     return table.drop(columns=same).sort_values("best", ascending=False, ignore_index=True)
 
 

@@ -56,8 +56,7 @@ def mfcc(waveform: Tensor | NDArray[np.floating], sample_rate: int = SAMPLE_RATE
     if samples.dim() not in (1, 2) or samples.numel() == 0:
         msg = f"expected a waveform (S,) or (channels, S) with samples in it, got shape {tuple(samples.shape)}"
         raise ValueError(msg)
-    mono = samples.float() if samples.dim() == 1 else samples.float().mean(dim=0)
-    mono = resample(mono, sample_rate)
+    mono = resample(samples.float().reshape(-1, samples.shape[-1]).mean(dim=0), sample_rate)
     if len(mono) < WINDOW:
         msg = f"expected {WINDOW} samples (25 ms at {SAMPLE_RATE} Hz) or more, got {len(mono)}; is time the last axis?"
         raise ValueError(msg)
@@ -75,7 +74,7 @@ def _front_end(device: torch.device) -> torchaudio.transforms.MFCC:
 
 
 def mfcc_file(path: str | Path) -> Tensor:
-    """MFCC frames of an audio file: `read_audio`, then `mfcc`; what either raises names the file."""
+    """MFCC frames of an audio file: `read_audio`, then `mfcc`; the errors of both name the file."""
     waveform, sample_rate = read_audio(path)
     try:
         return mfcc(waveform, sample_rate)

@@ -33,9 +33,9 @@ _SHARED = {**asdict(Layers()), "initialisation": "default"}
 
 @dataclass(frozen=True)
 class Architecture:
-    """An entry of the table: options with their defaults, and functions `(inputs, classes, **options)` of them all.
+    """An entry of the table: the options with their defaults, and two functions of `(inputs, classes, **options)`.
 
-    `build` gives the module; `count` its trainable parameters by arithmetic, or is None if only a built model can be
+    `build` gives the module, and `count` its trainable parameters by arithmetic; None where only a built model can be
     counted.
     """
 
@@ -82,8 +82,8 @@ def shape(widths: _Shape) -> _Shape:
     """Register the architecture whose hidden layers have the widths `widths(*, option=default, ...)`, in order.
 
     Its options are those of the function together with `activation`, `batchnorm`, `dropout` and `initialisation`.
-    Parameters are counted by arithmetic, and the searches draw it if it has an option `width` or `widths`. It is
-    refused as `architecture` refuses a builder.
+    Parameters are counted by arithmetic, and the searches draw it if it has an option `width` or `widths`. Raises
+    ValueError as `architecture` does.
 
     Example:
         >>> @shape
