@@ -102,7 +102,8 @@ def _from_array(given: Any, labels: Any | None, rule: Rule | None) -> tuple[_Blo
         raise ValueError(msg)
     truth, single = indices(labels, "labels", rows.shape[-2], below=rows.shape[-1]), rows.ndim == 2
     parts = {"": rows} if single else {f"from member {m}": part for m, part in enumerate(rows)}
-    logs = _logs(torch.stack([distributions(part, whose, dtype=torch.float64) for whose, part in parts.items()]))
+    checked = torch.stack([distributions(part, whose, dtype=torch.float64) for whose, part in parts.items()])
+    logs = checked.clamp(min=_LEAST).log()
     return (lambda: [(logs, truth)]), 0 if single else len(logs), len(truth)
 
 
@@ -113,13 +114,10 @@ def _from_outputs(outputs: MemberOutputs, rule: Rule | None) -> _Blocks:
 
     def blocks() -> Iterable[tuple[Tensor, Tensor]]:
         for where, probabilities in outputs.blocks(max(1, _CELLS // (members * classes)), nan="refuse"):
-            yield _logs(probabilities if pool is None else pool(probabilities)[None]), labels[where]
+            rows = probabilities if pool is None else pool(probabilities)[None]
+            yield rows.double().clamp(min=_LEAST).log(), labels[where]
 
     return blocks
-
-
-def _logs(probabilities: Tensor) -> Tensor:
-    return probabilities.double().clamp(min=_LEAST).log()
 
 
 def _newton(blocks: _Blocks, members: int, frames: int) -> tuple[Floats, Floats, Floats]:

@@ -39,10 +39,8 @@ class WeightFit:
         passes: number of times the frames were read.
         multipliers: (M,) d_m for "nll" (see `SimplexFit`); for "brier" 1 - (slope_m - w . slope), so that
             both are 1 on the support and at most 1 elsewhere, up to the gap.
-        members: M names.
         objective: "nll" or "brier".
         dropped: frames left out because every member gave the true class exactly zero.
-        fingerprint: of the frames.
     """
 
     weights: Array
@@ -111,9 +109,7 @@ def fit_weights(
     M, N, _ = outputs.shape
     offset = 0.0
     if objective == "brier":
-        R = _brier_moments(outputs, sample_weights)
-        kept = _members_kept(outputs, np.diag(R), on_nan)
-        fit = _least_brier(R[np.ix_(kept, kept)], alpha)
+        fit, kept = _least_brier(outputs, sample_weights, alpha, on_nan)
     else:
         P, log_scale = _true_class_matrix(outputs)
         kept = _members_kept(outputs, P.sum(axis=1), on_nan)
@@ -124,6 +120,9 @@ def fit_weights(
         counts = np.ones(N) if sample_weights is None else checked_weights(sample_weights, N)
         counts = counts * np.isfinite(log_scale)
         offset = float(counts @ np.where(counts > 0, log_scale, 0.0)) / float(counts.sum())
+    if len(kept) < M:
+        names = [name for m, name in enumerate(outputs.members) if m not in kept]
+        warnings.warn(f"{names} have NaN on some frame and get weight 0", stacklevel=2)
     weights, multipliers = np.zeros(M), np.full(M, np.nan)
     weights[kept], multipliers[kept] = fit.weights, fit.multipliers
     proof = fit.loss - offset, fit.gap, fit.passes, multipliers
@@ -131,22 +130,15 @@ def fit_weights(
 
 
 def _members_kept(outputs: MemberOutputs, sums: NDArray[np.floating], on_nan: str) -> NDArray[np.intp]:
-    """Positions of the members whose sums are not NaN; the others are refused, or named in a warning."""
-    missing = np.isnan(sums)
-    if on_nan == "raise" or missing.all():
+    """Positions of the members whose sums are not NaN; the others are refused unless they are to be dropped."""
+    kept = np.flatnonzero(~np.isnan(sums))
+    if on_nan == "raise" or not len(kept):
         refuse_nan(outputs, sums[:, None])
-    if missing.any():
-        names = [outputs.members[m] for m in np.flatnonzero(missing)]
-        warnings.warn(f"{names} have NaN on some frame and get weight 0", stacklevel=3)
-    return np.flatnonzero(~missing)
+    return kept
 
 
 def labelled(outputs: MemberOutputs) -> Tensor:
-    """(N,) labels to fit on.
-
-    Raises:
-        ValueError: no labels, or no frames.
-    """
+    """(N,) labels to fit on; refuse outputs without labels or frames."""
     labels = outputs.require_labels()
     if not len(labels):
         msg = "expected frames to fit on, got none"
@@ -171,13 +163,9 @@ def refuse_nan(outputs: MemberOutputs, numbers: NDArray[np.floating]) -> None:
 
 
 def explained_matrix(outputs: MemberOutputs) -> tuple[NDArray[np.floating], Array, NDArray[np.bool_]]:
-    """The matrix that the log-loss needs, and the frames whose true class some member gives a positive probability.
+    """P (M, N) and the logarithms (N,) of its divisors, see `_true_class_matrix`; and the frames that count, (N,) bool.
 
-    Returns:
-        P (M, N) and the logarithms (N,) of its divisors, see `_true_class_matrix`; and these frames, (N,) bool.
-
-    Raises:
-        ValueError: no labels, no frames, NaN (the message names the member), or no such frame.
+    These are the frames to whose true class some member gives a positive probability; there must be one, and no NaN.
     """
     P, log_scale = _true_class_matrix(outputs)
     refuse_nan(outputs, P)
@@ -209,10 +197,14 @@ def _true_class_matrix(outputs: MemberOutputs) -> tuple[NDArray[np.floating], Ar
     return P, log_scale
 
 
-def _brier_moments(outputs: MemberOutputs, sample_weights: object | None = None) -> Array:
-    """(M, M) mean over frames of the inner products of the members' residuals (probabilities - one-hot).
+def _least_brier(
+    outputs: MemberOutputs, sample_weights: object | None, alpha: float, on_nan: str
+) -> tuple[SimplexFit, NDArray[np.intp]]:
+    """The weights of least Brier score, with the pull, and the members that they are of.
 
-    The Brier score of a pool is w' R w, since the residual of a pool is the pool of the residuals.
+    With R (M, M), the mean inner products of the members' residuals (probabilities - one-hot), the score of a pool is
+    w' R w, since the residual of a pool is the pool of the residuals. Of w' Q w, Q = R + alpha I, Frank and Wolfe's
+    gap is 2 (w' Q w - min Q w).
     """
     labels, (M, N, C) = labelled(outputs), outputs.shape
     counts = np.ones(N) if sample_weights is None else checked_weights(sample_weights, N)
@@ -224,22 +216,16 @@ def _brier_moments(outputs: MemberOutputs, sample_weights: object | None = None)
         flat = residual.reshape(M, -1)
         R += flat @ flat.T
     R /= counts.sum()
-    return R
-
-
-def _least_brier(R: Array, alpha: float) -> SimplexFit:
-    """The weights w that minimise w' Q w on the simplex, Q = R + alpha I positive semi-definite, and their loss w' R w.
-
-    The gap is 2 (w' Q w - min Q w), that of Frank and Wolfe.
-    """
-    M = len(R)
-    Q = R + alpha * np.eye(M)
-    ridge = 1e-12 * float(np.trace(Q)) / M + 1e-300
-    x = nonnegative_minimum(Q + ridge * np.eye(M), np.ones(M), np.eye(M)[int(np.diag(Q).argmin())])
+    kept = _members_kept(outputs, np.diag(R), on_nan)
+    R, unit = R[np.ix_(kept, kept)], np.eye(len(kept))
+    Q = R + alpha * unit
+    ridge = 1e-12 * float(np.trace(Q)) / len(Q) + 1e-300
+    x = nonnegative_minimum(Q + ridge * unit, np.ones(len(Q)), unit[int(np.diag(Q).argmin())])
     w = x / x.sum()  # the quadratic is homogeneous: its minimum on the ray is all that matters
     slope = 2.0 * (Q @ w)
     gap = max(float(w @ slope - slope.min()), 0.0)
-    return SimplexFit(w, float(w @ R @ w), gap, 1.0, 1.0 - (slope - w @ slope), tuple(np.flatnonzero(w).tolist()), 0)
+    support = tuple(np.flatnonzero(w).tolist())
+    return SimplexFit(w, float(w @ R @ w), gap, 1.0, 1.0 - (slope - w @ slope), support, 0), kept
 
 
 @dataclass(frozen=True, eq=False)
@@ -251,8 +237,6 @@ class ClasswiseFit:
         weights: (C, M), for the frames that `common` predicts as that class.
         gaps: (C,) certified distance from the optimum of each class's shrunk objective, in nats.
         frames: (C,) number of frames that each row was fitted on.
-        members: M names.
-        fingerprint: of the frames.
     """
 
     common: Array
@@ -304,8 +288,6 @@ class LogLinearFit:
         weights: (M,) non-negative; their sum is free, below one it softens.
         loss: log-loss of `LogPool` with these weights, in nats per frame.
         slope: the largest violation of the optimality conditions, in nats per unit of weight.
-        members: M names.
-        fingerprint: of the frames.
     """
 
     weights: Array

@@ -1,7 +1,8 @@
 """Rules with numbers, and rules made of rules: frozen dataclasses under the interface `FittedRule`.
 
 The `fit_*` functions return them as `fit.rule`. Each knows the fingerprint of the frames that it was fitted on, so that
-a report can say when it is judged there, and the names of the members, so that no number reaches the wrong one.
+a report can say when it is judged there, and the names of the members, so that no number reaches the wrong one: the
+fields `fingerprint` and `members` of all, see `FittedRule`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ensemble.rules.pooling import pooled_logs, weighted_sum
-from ensemble.rules.table import FittedRule, Rule, declared, fitted_rule, take_over, wide
+from ensemble.rules.table import FittedRule, Rule, declared, fitted_rule, read, take_over, wide
 
 
 @fitted_rule
@@ -47,7 +48,7 @@ class WeightedMean(FittedRule):
     axes: ClassVar = {"weights": 0}
 
     def __post_init__(self) -> None:
-        weights = _non_negative(self.weights)
+        weights = _numbers(self.weights, "weights", least=0.0)
         total = math.fsum(weights)
         if total <= 0 or not math.isfinite(total):
             msg = f"expected weights with a positive sum, got {list(weights)}"
@@ -80,8 +81,6 @@ class ClasswiseMean(FittedRule):
     Args:
         common: M weights, as in `WeightedMean`, of the pool that predicts.
         weights: C rows of M weights, one for the frames that `common` predicts as that class.
-        fingerprint: of the frames that the weights were fitted on.
-        members: names of the M members, in order; () for members by position.
 
     Raises:
         ValueError: a row is not M weights, or there are not as many rows as classes.
@@ -132,8 +131,6 @@ class LogPool(FittedRule):
 
     Args:
         weights: M finite, non-negative numbers; their sum is free: below one it softens, above it sharpens.
-        fingerprint: of the frames that the weights were fitted on.
-        members: names of the M members, in order; () for members by position.
 
     Example:
         >>> LogPool([1, 1])(torch.tensor([[[0.6, 0.4]], [[0.6, 0.4]]]))  # .36 to .16
@@ -147,7 +144,7 @@ class LogPool(FittedRule):
     floor: ClassVar[float] = 1e-30
 
     def __post_init__(self) -> None:
-        self.put(weights=_non_negative(self.weights))
+        self.put(weights=_numbers(self.weights, "weights", least=0.0))
 
     def combine(self, probabilities: Tensor) -> Tensor:
         """Combine (M, N, C) into (N, C)."""
@@ -163,8 +160,6 @@ class Temperature(FittedRule):
 
     Args:
         value: one positive number for rows of any origin, or M of them for (M, N, C).
-        fingerprint: of the frames that the value was fitted on.
-        members: names of the M members, in order, where there are M values; () for members by position.
 
     Example:
         >>> Temperature(0.5)(torch.tensor([[0.6, 0.4]]))  # squared and normalised
@@ -212,8 +207,6 @@ class BayesVote(FittedRule):
         log_likelihoods: (M, C, C), for each member a table by predicted class, then true class, of the logarithm
             of P(predicted | true).
         log_priors: (C,) logarithms of the classes' frequencies.
-        fingerprint: of the frames that the tables were counted on.
-        members: names of the M members, in order; () for members by position.
 
     References:
         Xu, Krzyzak, Suen, "Methods of combining multiple classifiers", IEEE Trans. SMC 22(3), 1992.
@@ -249,8 +242,6 @@ class Stacked(FittedRule):
         coefficients: (C, M, C), by predicted class, member, and class whose log-probability the member gives.
         intercepts: (C,).
         floor: probabilities below it count as it.
-        fingerprint: of the frames that the numbers were fitted on.
-        members: names of the M members, in order; () for members by position.
 
     References:
         Wolpert, "Stacked generalization", Neural Networks 5, 1992.
@@ -308,7 +299,7 @@ class Chain(FittedRule):
     @property
     def used(self) -> tuple[int, ...] | None:
         """The members that every step uses."""
-        known = [set(used) for used in (declared(step).used for step in self.steps) if used is not None]
+        known = [set(used) for step in self.steps if (used := declared(step).used) is not None]
         return tuple(sorted(set.intersection(*known))) if known else None
 
     @property
@@ -318,9 +309,8 @@ class Chain(FittedRule):
 
     def restricted(self, positions: Sequence[int]) -> Chain:
         """Each step over these members, except functions, which know no members."""
-        own = [declared(step) for step in self.steps]
-        kept = zip(self.steps, own, strict=True)
-        return Chain(tuple(known.restricted(positions) if known.has_numbers else step for step, known in kept))
+        steps = ((step, declared(step)) for step in self.steps)
+        return Chain(tuple(rule.restricted(positions) if rule.has_numbers else step for step, rule in steps))
 
 
 @fitted_rule
@@ -401,7 +391,7 @@ def _array(values: Any) -> np.ndarray[Any, np.dtype[np.float64]]:
     return np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values, dtype=np.float64)
 
 
-def _numbers(values: Any, what: str, shape: tuple[int | str, ...] = ("M",)) -> Any:
+def _numbers(values: Any, what: str, shape: tuple[int | str, ...] = ("M",), *, least: float = -math.inf) -> Any:
     """Nested tuples of finite numbers; a letter in the shape stands for any size but zero."""
     array = _array(values)
     fits = array.ndim == len(shape) and all(
@@ -411,16 +401,7 @@ def _numbers(values: Any, what: str, shape: tuple[int | str, ...] = ("M",)) -> A
         came = array.tolist() if array.ndim < 2 else f"shape {array.shape}"
         msg = f"expected finite {what} of shape {shape}, got {came}"
         raise ValueError(msg)
-    return _nested(array.tolist())
-
-
-def _non_negative(values: Any) -> tuple[float, ...]:
-    weights: tuple[float, ...] = _numbers(values, "weights")
-    if min(weights) < 0:
-        msg = f"expected non-negative weights, got {list(weights)}"
+    if array.min() < least:
+        msg = f"expected non-negative {what}, got {array.tolist()}"
         raise ValueError(msg)
-    return weights
-
-
-def _nested(values: Any) -> Any:
-    return tuple(map(_nested, values)) if isinstance(values, list) else values
+    return read(array.tolist())

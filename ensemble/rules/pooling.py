@@ -17,9 +17,6 @@ _BLOCK = 256  # frames ranked at once: the numbers compared stay in the cache
 def majority(probabilities: Tensor) -> Tensor:
     """One member, one vote; ties go to the class with the higher mean probability.
 
-    Args:
-        probabilities: (M, N, C), each row summing to one.
-
     Returns:
         (N, C), `(votes + mean) / (M + 1)`: the mean is less than a whole vote, so it only decides ties
         (see `tie_rate`). Where a member's own top classes are equal, its vote goes to the first of them.
@@ -87,9 +84,6 @@ def _leads(probabilities: Tensor) -> Tensor:
 @rule
 def maximum(probabilities: Tensor) -> Tensor:
     """The row of the member with the highest probability, frame by frame.
-
-    Args:
-        probabilities: (M, N, C), each row summing to one.
 
     Returns:
         (N, C), the row of the most confident member; on a tie, of the first.
@@ -198,16 +192,12 @@ def power_mean(probabilities: Tensor, *, power: float = 0.5) -> Tensor:
     rows = probabilities.to(wide(probabilities))
     top = rows.amax(dim=0)  # (N, C), taken out so that large powers do not underflow
     shares = rows / top.clamp(min=torch.finfo(top.dtype).tiny)
-    return _normalised(top * _power_mean(shares, float(power)), rows).to(probabilities.dtype)
-
-
-def _power_mean(shares: Tensor, power: float) -> Tensor:
-    """(N, C) of (M, N, C) from 0 to 1."""
     if power > 0.1:
-        return shares.pow(power).mean(dim=0).pow(1 / power)
-    power = max(power, 1e-30)  # below, the result is the geometric mean to the last bit
-    # x^p is close to 1 + p log x: the difference from 1 is what matters, so it is computed by itself
-    return ((shares.log() * power).expm1().mean(dim=0).log1p() / power).exp()
+        pooled = shares.pow(power).mean(dim=0).pow(1 / power)
+    else:  # x^p is close to 1 + p log x: the difference from 1 is what matters, so it is computed by itself
+        least = max(float(power), 1e-30)  # below, the result is the geometric mean to the last bit
+        pooled = ((shares.log() * least).expm1().mean(dim=0).log1p() / least).exp()
+    return _normalised(top * pooled, rows).to(probabilities.dtype)
 
 
 def _normalised(scores: Tensor, probabilities: Tensor) -> Tensor:

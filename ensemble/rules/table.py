@@ -50,32 +50,23 @@ def rule(function: _F) -> _F:
         True
         >>> del RULES["first"]
     """
-    enter(function.__name__, made := on_arrays(function), RULES, FITTED_RULES)
-    return cast(_F, made)
-
-
-def enter(name: str, made: Any, table: dict[str, Any], *others: Mapping[str, Any]) -> None:
-    """Enter something into a table; a module that is loaded again may enter its own again.
-
-    Raises:
-        ValueError: the table, or one of the others, has that name from another module.
-    """
-    known = next((names[name] for names in (table, *others) if name in names), None)
-    if known is not None and known.__module__ != made.__module__:
-        msg = f"expected a new name for a rule, got {name!r}, which {known.__module__} has already"
-        raise ValueError(msg)
-    table[name] = made
-
-
-def on_arrays(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """The same function with its first argument checked; NumPy arrays in, NumPy arrays out."""
 
     @functools.wraps(function)
     def checked(probabilities: Any, **options: Any) -> Any:
         result = function(members_first(probabilities), **options)
         return result.numpy() if isinstance(probabilities, np.ndarray) else result
 
-    return checked
+    enter(function.__name__, checked, RULES, FITTED_RULES)
+    return cast(_F, checked)
+
+
+def enter(name: str, made: Any, table: dict[str, Any], *others: Mapping[str, Any]) -> None:
+    """Enter something into a table, unless that or another has the name from a module other than its own."""
+    for names in (table, *others):
+        if name in names and names[name].__module__ != made.__module__:
+            msg = f"expected a new name for a rule, got {name!r}, which {names[name].__module__} has already"
+            raise ValueError(msg)
+    table[name] = made
 
 
 def members_first(given: Any) -> Tensor:
@@ -100,11 +91,8 @@ def list_rules(include: str | Iterable[str] = "*", exclude: str | Iterable[str] 
         ['majority', 'maximum', 'minimum']
     """
     wanted, unwanted = ([given] if isinstance(given, str) else list(given) for given in (include, exclude))
-
-    def matches(name: str, patterns: list[str]) -> bool:
-        return any(fnmatchcase(name, pattern) for pattern in patterns)
-
-    return sorted(name for name in RULES if matches(name, wanted) and not matches(name, unwanted))
+    named = {name for name in RULES for pattern in wanted if fnmatchcase(name, pattern)}
+    return sorted(name for name in named if not any(fnmatchcase(name, pattern) for pattern in unwanted))
 
 
 def get_rule(name: str) -> Rule:
@@ -156,18 +144,16 @@ class FittedRule:
 
     def __call__(self, probabilities: Tensor, /) -> Tensor:
         """Combine (M, N, C) into (N, C)."""
-        return on_arrays(self._checked)(probabilities)
+        rows = members_first(probabilities)
+        if self.count not in (None, len(rows)):
+            msg = f"expected probabilities of {self.count} members, as many as the rule has, got {len(rows)}"
+            raise ValueError(msg)
+        result = self.combine(rows)
+        return cast(Tensor, result.numpy()) if isinstance(probabilities, np.ndarray) else result
 
     def combine(self, probabilities: Tensor) -> Tensor:
         """Combine (M, N, C) into (N, C), after the type and the number of members were checked."""
         raise NotImplementedError
-
-    def _checked(self, probabilities: Tensor) -> Tensor:
-        if self.count not in (None, len(probabilities)):
-            came = len(probabilities)
-            msg = f"expected probabilities of {self.count} members, as many as the rule has, got {came}"
-            raise ValueError(msg)
-        return self.combine(probabilities)
 
     def put(self, **numbers: Any) -> None:
         """For `__post_init__`: set fields to their checked values; then check the members' names."""
@@ -226,15 +212,14 @@ class FittedRule:
         Raises:
             ValueError: members are to be left out of a rule that does not declare `axes`.
         """
+        changed: dict[str, Any] = {"members": ()} if self.members else {}
         if self.count is not None:
-            taken = {
-                field: np.take(getattr(self, field), positions, axis).tolist() for field, axis in self.axes.items()
-            }
-            return cast(FittedRule, replace(cast(Any, self), members=(), **taken))
-        if self.members and list(positions) != list(range(len(self.members))):
+            for field, axis in self.axes.items():
+                changed[field] = np.take(getattr(self, field), positions, axis).tolist()
+        elif self.members and list(positions) != list(range(len(self.members))):
             msg = f"expected a rule that can leave members out, got {type(self).__name__}, which needs all of them"
             raise ValueError(msg)
-        return cast(FittedRule, replace(cast(Any, self), members=())) if self.members else self
+        return cast(FittedRule, replace(cast(Any, self), **changed))
 
     def to_json(self) -> dict[str, Any]:
         """The rule as plain data: the name of its class and its fields; `members` only where they are known."""
@@ -333,15 +318,16 @@ def rule_from_json(data: Mapping[str, Any]) -> Rule:
     if not isinstance(data, Mapping):
         msg = f"expected a rule as names and values, got {str(data)[:60]}"
         raise ValueError(msg)  # it comes from a file
-    options = {key: _read(value) for key, value in data.items() if key != "rule"}
+    options = {key: read(value) for key, value in data.items() if key != "rule"}
     name = str(data.get("rule"))
-    fitted = name in FITTED_RULES
-    kind: Any = FITTED_RULES[name] if fitted else get_rule(name)
-    known = list(inspect.signature(kind).parameters)[0 if fitted else 1 :]
+    kind: Any = FITTED_RULES.get(name) or get_rule(name)
+    known = list(inspect.signature(kind).parameters)[name in RULES :]
     try:
         if unknown := set(options).difference(known):
             raise TypeError(unknown)
-        return cast(Rule, kind(**options) if fitted else functools.partial(kind, **options) if options else kind)
+        if name in RULES:
+            return functools.partial(kind, **options) if options else cast(Rule, kind)
+        return cast(Rule, kind(**options))
     except TypeError as error:
         msg = f"expected the rule {name} with some of {known}, got {str({key: data[key] for key in options})[:80]}"
         raise ValueError(msg) from error
@@ -353,10 +339,10 @@ def _plain(value: Any) -> Any:
     return declared(value).to_json() if callable(value) else value
 
 
-def _read(value: Any) -> Any:
+def read(value: Any) -> Any:
     """Lists as tuples, and the rules that a rule is made of."""
     if isinstance(value, list):
-        return tuple(_read(item) for item in value)
+        return tuple(read(item) for item in value)
     return rule_from_json(value) if isinstance(value, Mapping) else value
 
 
@@ -391,11 +377,7 @@ def abstaining(rule: Rule) -> Rule:
 @fitted_rule
 @dataclass(frozen=True)
 class Abstaining(FittedRule):
-    """What `abstaining` makes of a rule that cannot deal with NaN itself.
-
-    Args:
-        of: that rule.
-    """
+    """What `abstaining` makes of a rule, `of`, that cannot deal with NaN itself."""
 
     of: Rule
 
@@ -416,45 +398,28 @@ class Abstaining(FittedRule):
         absent = probabilities.isnan().any(dim=-1)  # (M, N)
         if not absent.any():
             return self.of(probabilities)
-        if self.has_numbers:
-            rows = self.of(_filled_in(probabilities, absent))
+        if self.has_numbers:  # the mean of the members that answer in place of each that abstains
+            total = probabilities.masked_fill(absent[..., None], 0).sum(dim=0, dtype=wide(probabilities))
+            mean = (total / (~absent).sum(dim=0).clamp(min=1)[:, None]).to(probabilities.dtype)
+            rows = self.of(torch.where(absent[..., None], mean, probabilities))
         else:
-            rows = _without_absent(self.of, probabilities, absent)
+            # line up the members that answer, in their order; frames with equally many are combined together
+            order, present = absent.int().argsort(dim=0, stable=True), (~absent).sum(dim=0)  # (M, N), (N,)
+            lined_up = probabilities.gather(0, order[..., None].expand_as(probabilities))
+            rows = torch.empty_like(probabilities[0])
+            for count in torch.unique(present[present > 0]).tolist():
+                rows[present == count] = self.of(lined_up[:count, present == count])
         return rows.masked_fill(absent.all(dim=0)[:, None], 1 / rows.shape[-1])
 
 
 def take_over(rule: FittedRule, parts: tuple[Rule, ...]) -> None:
-    """For `__post_init__` of a rule made of rules: the names of their members, and the first fingerprint they know.
-
-    Raises:
-        ValueError: a part is no rule (it may come from a file), or parts were fitted on different members.
-    """
+    """For `__post_init__` of a rule made of rules: the names of their members, and the first fingerprint they know."""
     if strange := [part for part in parts if not callable(part)]:
         msg = f"expected a rule, got {str(strange[0])[:60]}"
-        raise ValueError(msg)
+        raise ValueError(msg)  # it comes from a file
     names = list(dict.fromkeys(declared(part).members for part in parts if declared(part).members))
     if len(names) > 1:
         msg = f"expected rules that were fitted on the same members in one order, got {names[0]} and {names[1]}"
         raise ValueError(msg)
     object.__setattr__(rule, "parts", parts)
     rule.put(members=names[0] if names else (), fingerprint=next(filter(None, rule.fingerprints), ""))
-
-
-def _without_absent(rule: Rule, probabilities: Tensor, absent: Tensor) -> Tensor:
-    """Line up the members that answer, in their order; frames with equally many are combined together."""
-    order = absent.int().argsort(dim=0, stable=True)  # (M, N)
-    lined_up = probabilities.gather(0, order[..., None].expand_as(probabilities))
-    present = (~absent).sum(dim=0)  # (N,)
-    rows = torch.empty_like(probabilities[0])
-    for count in range(1, len(probabilities) + 1):
-        frames = present == count
-        if frames.any():
-            rows[frames] = rule(lined_up[:count, frames])
-    return rows
-
-
-def _filled_in(probabilities: Tensor, absent: Tensor) -> Tensor:
-    """(M, N, C) with the mean of the members that answer in place of each that abstains."""
-    total = probabilities.masked_fill(absent[..., None], 0).sum(dim=0, dtype=wide(probabilities))
-    mean = total / (~absent).sum(dim=0).clamp(min=1)[:, None]
-    return torch.where(absent[..., None], mean.to(probabilities.dtype), probabilities)

@@ -102,17 +102,9 @@ def select(
     search = _Search(Rows(P), costs, float(max_parameters), max_members or len(costs), -float(log_scale[alive].mean()))
     search.run(tolerance, max_nodes)
     kept = np.flatnonzero(search.weights)
-    return Selection(
-        tuple(outputs.members[m] for m in kept),
-        search.weights[kept],
-        search.loss,
-        search.bound,
-        not search.loss > search.bound + tolerance,
-        search.nodes,
-        float(costs[kept].sum()),
-        outputs.fingerprint,
-        search.rows.dropped,
-    )
+    names, cost = tuple(outputs.members[m] for m in kept), float(costs[kept].sum())
+    known = search.loss, search.bound, not search.loss > search.bound + tolerance, search.nodes
+    return Selection(names, search.weights[kept], *known, cost, outputs.fingerprint, search.rows.dropped)
 
 
 def pareto_front(
@@ -132,8 +124,7 @@ def pareto_front(
         outputs: with labels.
         parameters: see `select`; the cost of every member must be known.
         max_parameters: limit of the most expensive selection.
-        max_members: see `select`.
-        tolerance: see `select`.
+        max_members, tolerance: see `select`.
         max_nodes: see `select`; for each selection.
 
     Raises:
@@ -179,28 +170,24 @@ class _Search:
             msg = f"expected a member within {self.budget:g}, got costs of {least:g} and more; raise the limit"
             raise ValueError(msg)
         while self.queue and self.queue[0][0] < self.loss - tolerance and self.nodes < max_nodes:
-            self._step()
+            bound, _, chosen, open_, weights = heapq.heappop(self.queue)
+            if self._fits(chosen | (weights > 0)):
+                self.closed = min(self.closed, bound)
+                continue
+            subset = self._rounded(chosen, weights)
+            if subset.tobytes() not in self.tried:  # the subset that the weights suggest
+                self.tried.add(subset.tobytes())
+                self._relaxed(subset, weights)
+            share = weights * np.maximum(self.costs, 1e-12 * self.costs.max() + 1e-300)
+            m = int(np.where(open_ & (weights > 0), share, -1.0).argmax())
+            without, with_m = open_.copy(), chosen.copy()
+            without[m], with_m[m] = False, True
+            for taken in (chosen, with_m):
+                self._push(taken, without, weights, bound)
         if np.isinf(self.loss):  # every subset gives some frame zero: return the members that cost least
             cheap = self._rounded(nothing, distinct / np.maximum(self.costs, 1e-300))
             self.weights = cheap / cheap.sum()
         self.bound = min([self.closed, self.loss, *(entry[0] for entry in self.queue)])
-
-    def _step(self) -> None:
-        """Close the most promising part, or split it and try the subset that its weights suggest."""
-        bound, _, chosen, open_, weights = heapq.heappop(self.queue)
-        if self._fits(chosen | (weights > 0)):
-            self.closed = min(self.closed, bound)
-            return
-        subset = self._rounded(chosen, weights)
-        if subset.tobytes() not in self.tried:
-            self.tried.add(subset.tobytes())
-            self._relaxed(subset, weights)
-        share = weights * np.maximum(self.costs, 1e-12 * self.costs.max() + 1e-300)
-        m = int(np.where(open_ & (weights > 0), share, -1.0).argmax())
-        without, with_m = open_.copy(), chosen.copy()
-        without[m], with_m[m] = False, True
-        for taken in (chosen, with_m):
-            self._push(taken, without, weights, bound)
 
     def _push(self, chosen: Mask, open_: Mask, start: Array, least: float) -> None:
         """Queue a part with the open members that the limits leave room for, unless nothing within them is left."""

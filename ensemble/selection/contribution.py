@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
@@ -19,7 +18,6 @@ from ensemble.outputs import LEAST, MemberOutputs
 
 Array = NDArray[np.float64]
 
-Loss = Callable[[int], float]
 Pool = Literal["mean", "weighted"]
 _EXACT = 10  # up to this many members all subsets are computed
 
@@ -29,7 +27,6 @@ class Contributions:
     """Nats by which each member reduces the log-loss of the pool; negative where it does harm.
 
     Attributes:
-        members: M names.
         leave_one_out: (M,) loss without the member minus the loss of all.
         shapley: (M,) mean reduction over the orders in which members may join; the values add up to
             the loss of equal probabilities minus the loss of all members.
@@ -85,29 +82,17 @@ def contributions(
 
     every = (1 << M) - 1
     alone = np.array([loss(every & ~(1 << m)) for m in range(M)]) - loss(every)
-    if M <= _EXACT:
-        shapley, error = _exact(loss, M), np.zeros(M)
-    else:
-        shapley, error = _sampled(loss, M, permutations, np.random.default_rng(seed))
-    return Contributions(outputs.members, alone, shapley, error, pool)
-
-
-def _exact(loss: Loss, M: int) -> Array:
-    """For each member the reductions over all subsets without it, weighted by the share of orders that pass there."""
-    share = [1.0 / (M * comb(M - 1, k)) for k in range(M)]
-    value = np.zeros(M)
-    for subset, m in product(range(1 << M), range(M)):
-        if not subset >> m & 1:
-            value[m] += share[subset.bit_count()] * (loss(subset) - loss(subset | 1 << m))
-    return value
-
-
-def _sampled(loss: Loss, M: int, permutations: int, generator: np.random.Generator) -> tuple[Array, Array]:
-    """Shapley values from random orders, and their standard errors."""
-    gains = np.zeros((permutations, M))
+    if M <= _EXACT:  # over all subsets without a member, weighted by the share of orders that pass there
+        share, shapley = [1.0 / (M * comb(M - 1, k)) for k in range(M)], np.zeros(M)
+        for subset, m in product(range(1 << M), range(M)):
+            if not subset >> m & 1:
+                shapley[m] += share[subset.bit_count()] * (loss(subset) - loss(subset | 1 << m))
+        return Contributions(outputs.members, alone, shapley, np.zeros(M), pool)
+    generator, gains = np.random.default_rng(seed), np.zeros((permutations, M))
     for row in gains:
         subset = 0
         for m in generator.permutation(M).tolist():
             row[m] = loss(subset) - loss(subset | 1 << m)
             subset |= 1 << m
-    return gains.mean(axis=0), gains.std(axis=0, ddof=1) / np.sqrt(permutations)
+    error = gains.std(axis=0, ddof=1) / np.sqrt(permutations)
+    return Contributions(outputs.members, alone, gains.mean(axis=0), error, pool)

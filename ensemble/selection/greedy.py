@@ -39,8 +39,6 @@ class GreedySelection:
         accuracy, loss: of these weights on the frames, computed from the sum of the picks. `rule` rounds
             differently, so a frame where two classes tie exactly may go the other way there. The loss
             is infinite where all picks give a frame's true class zero.
-        members: M names.
-        fingerprint: of the frames.
     """
 
     picks: tuple[str, ...]
@@ -93,16 +91,9 @@ def greedy(outputs: MemberOutputs, rounds: int = 50) -> GreedySelection:
         losses.append(loss)
     best = max(range(rounds), key=lambda k: (hits[k], -losses[k], -k))
     np.add.at(counts, picks[: best + 1], 1.0)
-    frames = outputs.shape[1]
-    return GreedySelection(
-        tuple(outputs.members[m] for m in picks),
-        np.array(hits) / frames,
-        counts / counts.sum(),
-        hits[best] / frames,
-        losses[best],
-        outputs.members,
-        outputs.fingerprint,
-    )
+    names, shares, frames = tuple(outputs.members[m] for m in picks), counts / counts.sum(), outputs.shape[1]
+    judged = hits[best] / frames, losses[best]
+    return GreedySelection(names, np.array(hits) / frames, shares, *judged, outputs.members, outputs.fingerprint)
 
 
 class _State:
@@ -134,7 +125,15 @@ class _State:
 
     def best(self) -> tuple[int, int, float]:
         """The member to add, how many frames are right with it, and the log-loss then."""
-        hits = self._hits()
+        self._settle()
+        sure, open_ = self._open()
+        if self.picked:
+            self._measure(open_)  # exact margins where the bounds left a frame open; often that settles it
+            sure, open_ = self._open()
+        kept, whose, rows = self._bounded(open_)
+        starts = np.searchsorted(whose, np.arange(len(kept) + 1)).tolist()
+        bounds = self.always + int(sure.sum()) + kept + np.diff(starts)
+        hits = self._raced(bounds, [rows[begin:end] for begin, end in pairwise(starts)])
         most = max(hits.values())
         level = sorted(m for m, hit in hits.items() if hit == most)
         with np.errstate(divide="ignore"):
@@ -151,18 +150,6 @@ class _State:
         self.low += self.margins[m]
         self.high += self.truth[m, self.frames]
 
-    def _hits(self) -> dict[int, int]:
-        """The number of frames that are right once a member joins, for every member that may be the best."""
-        self._settle()
-        sure, open_ = self._open()
-        if self.picked:
-            self._measure(open_)  # exact margins where the bounds left a frame open; often that settles it
-            sure, open_ = self._open()
-        kept, whose, rows = self._bounded(open_)
-        starts = np.searchsorted(whose, np.arange(len(kept) + 1)).tolist()
-        most = self.always + int(sure.sum()) + kept + np.diff(starts)
-        return self._raced(most, [rows[begin:end] for begin, end in pairwise(starts)])
-
     def _raced(self, most: NDArray[np.intp], open_: list[NDArray[np.intp]]) -> dict[int, int]:
         """The exact numbers out of the bounds `most`: first for the likely best, for others while they may win."""
         first = int(most.argmax())
@@ -171,19 +158,15 @@ class _State:
             done = 0
             while members := [m for m in members if most[m] >= max(hits.values(), default=0)]:
                 part = slice(done, done := done + max(1, _PART // len(members)))
-                most[members] -= self._wrong(members, [open_[m][part] for m in members])
+                rows, sizes = np.concatenate([open_[m][part] for m in members]), [len(open_[m][part]) for m in members]
+                changed = self.sum.take(rows, axis=0)
+                changed += self.table.probabilities(np.repeat(members, sizes), self.frames[rows])
+                wrong = changed.argmax(axis=1) != self.labels[rows]
+                most[members] -= np.bincount(np.repeat(np.arange(len(members)), sizes), wrong, len(members)).astype(int)
                 counted = [m for m in members if len(open_[m]) <= done]
                 hits |= {m: int(most[m]) for m in counted}
                 members = [m for m in members if m not in counted]
         return hits
-
-    def _wrong(self, members: list[int], parts: list[NDArray[np.intp]]) -> NDArray[np.intp]:
-        """The number of frames of each part that are wrong once the member of that part joins."""
-        rows, sizes = np.concatenate(parts), [len(part) for part in parts]
-        changed = self.sum.take(rows, axis=0)
-        changed += self.table.probabilities(np.repeat(members, sizes), self.frames[rows])
-        wrong = changed.argmax(axis=1) != self.labels[rows]
-        return np.bincount(np.repeat(np.arange(len(parts)), sizes), wrong, len(parts)).astype(np.intp)
 
     def _bounded(self, rows: NDArray[np.intp]) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]:
         """(M,) numbers of frames surely right once a member joins; and members with frames they may make right."""
@@ -196,16 +179,12 @@ class _State:
         truth = self.truth.take(self.frames[rows], axis=1)
         pairs = np.flatnonzero(~kept & (truth >= (-self.slack - high).astype(np.float32)))
         whose, row = np.divmod(pairs, len(rows))
-        flips = high[row] + (truth.ravel()[pairs] - self._given(whose, rows[row])) >= -self.slack
-        return kept.sum(axis=1), whose[flips], rows[row[flips]]
-
-    def _given(self, whose: NDArray[np.intp], rows: NDArray[np.intp]) -> NDArray[np.float32]:
-        """What members give the rivals of frames; remembered until a frame's rival changes."""
-        given = self.given[whose, rows]
+        given = self.given[whose, rows[row]]  # what members give the rivals, remembered until a frame's rival changes
         new = np.flatnonzero(np.isnan(given))
-        m, row = whose[new], rows[new]
-        given[new] = self.given[m, row] = self.table.probabilities(m, self.frames[row], self.rival[row])
-        return given
+        m, at = whose[new], rows[row[new]]
+        given[new] = self.given[m, at] = self.table.probabilities(m, self.frames[at], self.rival[at])
+        flips = high[row] + (truth.ravel()[pairs] - given) >= -self.slack
+        return kept.sum(axis=1), whose[flips], rows[row[flips]]
 
     def _open(self, left: int = 1) -> tuple[NDArray[np.bool_], NDArray[np.intp]]:
         """Frames that stay right whichever members are picked next, and frames that some member can flip."""

@@ -115,9 +115,9 @@ def fit_simplex_weights(
     if begin is not None:
         begin = np.bincount(first, begin, len(values)).astype(np.float64)
     rows = Rows(values, weights)
-    task = _Task(rows, first == np.arange(len(values)), pull, tolerance, max_passes)
+    task = _Task(rows, first == np.arange(len(values)), pull)
     with _controller().limit(limits=1, user_api="blas"):
-        view, passes = _solve(task, begin, seed)
+        view, passes = _solve(task, begin, seed, tolerance, max_passes)
         if np.isnan(view.loss) and np.isfinite(view.d).all():  # stopped early: still certified in float64
             view, passes = task.look(view.weights, task.active(view), precise=True, curved=False), passes + 1
     if not rows.total:
@@ -128,35 +128,24 @@ def fit_simplex_weights(
 
 
 def refit(rows: Rows, *, start: Array, allowed: NDArray[np.bool_]) -> View:
-    """Weights over the `allowed` members, from a warm start.
+    """Weights over the `allowed` members, (M,) bool, from a warm start; the start's weights of others are ignored.
 
     Where every allowed member gives a frame zero, the loss and d are infinite.
-
-    Args:
-        rows: the frames.
-        start: (M,) weights; those of members that are not allowed are ignored.
-        allowed: (M,) members that may have a weight.
     """
     begin = np.where(allowed, start, 0.0)
-    task = _Task(rows, allowed, np.zeros(rows.members), 1e-6, 100)
+    task = _Task(rows, allowed, np.zeros(rows.members))
     with _controller().limit(limits=1, user_api="blas"):
-        return _solve(task, begin if begin.any() else allowed.astype(np.float64), 0)[0]
+        return _solve(task, begin if begin.any() else allowed.astype(np.float64), 0, 1e-6, 100)[0]
 
 
 def settle(rows: Rows, *, start: Array, within: float) -> Array:
-    """(M,) weights that another Newton step would hardly move.
+    """(M,) weights that another Newton step would move by at most `within`; their error is of the order of its square.
 
     For questions about the weights themselves: a small gap does not settle these where members are alike, since all
-    weights have nearly the same loss there.
-
-    Args:
-        rows: the frames, read before; some member gives each a positive probability.
-        start: (M,) weights on the simplex.
-        within: stop after a step that moves no weight by more; the remaining error is of the order of its square.
-            Where rounding alone moves them further, stop after twenty steps.
+    weights have nearly the same loss there. The rows were read before, and some member gives each frame a positive
+    probability. Where rounding alone moves the weights further, the search stops after twenty steps.
     """
-    task = _Task(rows, np.ones(rows.members, dtype=bool), np.zeros(rows.members), 0.0, _STEPS)
-    target = start
+    task, target = _Task(rows, np.ones(rows.members, dtype=bool), np.zeros(rows.members)), start
     with _controller().limit(limits=1, user_api="blas"):
         view, _ = task.first(start, np.arange(rows.members), precise=True)
         for _ in range(_STEPS):
@@ -173,14 +162,11 @@ def settle(rows: Rows, *, start: Array, within: float) -> Array:
 
 @dataclass(frozen=True)
 class _Task:
-    """Everything that stays the same during one solve, and the passes over the frames; `how` says how, see `look`."""
+    """What stays the same during one solve, and the passes over the frames; `how` says how, see `look`."""
 
     rows: Rows
     allowed: NDArray[np.bool_]
     pull: Array
-    tolerance: float
-    max_passes: float
-    rough: bool = False  # stop on float32's word: this is for a start, not for a certificate
 
     def look(self, w: Array, near: Indices, **how: bool) -> View:
         return look(self.rows, w, near, self.pull, **how)
@@ -216,15 +202,17 @@ class _Task:
         return bool(joins.any())
 
 
-def _solve(task: _Task, begin: Array | None, seed: int) -> tuple[View, float]:
-    """The best view found, computed in float64, and the passes it took."""
+def _solve(
+    task: _Task, begin: Array | None, seed: int, tolerance: float, max_passes: float, *, rough: bool = False
+) -> tuple[View, float]:
+    """The best view found, computed in float64 unless a rough one will do for a start, and the passes it took."""
     rows, allowed, small = task.rows, task.allowed, task.rows.small
     w, active, passes = allowed / allowed.sum(), np.flatnonzero(allowed), 0.0
     if begin is not None:
         w = begin / begin.sum()
     elif rows.frames >= 8192 and rows.members * rows.frames >= 2**19:  # from the solution of a sample
         sample = rows.sample(seed)
-        found, passes = _solve(_Task(sample, allowed, task.pull, 1e-2, 30, rough=True), None, seed)
+        found, passes = _solve(_Task(sample, allowed, task.pull), None, seed, 1e-2, 30, rough=True)
         passes *= sample.frames / rows.frames
         active, w = task.active(found, above=_CLOSE - 0.01), found.weights
         if found.curvature is not None:
@@ -235,15 +223,15 @@ def _solve(task: _Task, begin: Array | None, seed: int) -> tuple[View, float]:
     if model is None:  # every allowed member gives some frame zero: infinite, whatever the weights
         return replace(view, loss=np.inf), passes
     # steps with one curvature take a gap to its second, third, ... power; reading few members is cheap
-    reach, gap = task.tolerance ** (1 / 2 if task.rough else 1 / 3), view.gap(allowed)
-    while passes < task.max_passes and not (gap <= task.tolerance and (precise or task.rough)):
-        last = gap < max(task.tolerance**0.7, 1e-5)  # then one more step will do
-        precise = precise or (last and not task.rough)
-        curved, narrow = small or slow or gap > reach, not (precise or task.rough)
+    reach, gap = tolerance ** (1 / 2 if rough else 1 / 3), view.gap(allowed)
+    while passes < max_passes and not (gap <= tolerance and (precise or rough)):
+        last = gap < max(tolerance**0.7, 1e-5)  # then one more step will do
+        precise = precise or (last and not rough)
+        curved, narrow = small or slow or gap > reach, not (precise or rough)
         how = {"precise": precise, "narrow": narrow, "thrifty": thrifty}
         new, reads = task.advance(view, step(view, model), curved=curved, **how)
         passes += reads * (len(task.active(view)) / rows.members if narrow else 1)
-        if new.curvature is None and new.gap(allowed) > task.tolerance and task.outside(new, model):
+        if new.curvature is None and new.gap(allowed) > tolerance and task.outside(new, model):
             new, passes = task.look(new.weights, task.active(new), curved=True, **how), passes + 1
         slow = new.gap(allowed) > 0.1 * gap
         thrifty = thrifty and not slow

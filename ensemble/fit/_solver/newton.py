@@ -29,38 +29,23 @@ _RIDGE = 1e-9  # proximal: it keeps near duplicates solvable and does not move t
 
 @dataclass(frozen=True)
 class Curvature:
-    """Second-order model of the loss in the active members' weights.
+    """Second-order model of the loss in the active members' weights."""
 
-    Attributes:
-        active: (A,) the members whose weights may move.
-        light: (A, A) Hessian of the ordinary frames.
-        heavy: (A, H) P of the frames that are kept exact.
-        heavy_weights: (H,) weights of these frames.
-    """
-
-    active: Indices
-    light: Array
-    heavy: Array
-    heavy_weights: Array
+    active: Indices  # (A,) the members whose weights may move
+    light: Array  # (A, A) Hessian of the ordinary frames
+    heavy: Array  # (A, H) P of the frames that are kept exact
+    heavy_weights: Array  # (H,) weights of these frames
 
 
 @dataclass(frozen=True)
 class View:
-    """What a pass over all frames at weights w yields.
+    """What a pass over all frames at weights w yields."""
 
-    Attributes:
-        weights: (M,) on the simplex.
-        d: (M,) mean of P_m / u; at most 1 at the optimum, 1 on the support. Infinite where u = 0 somewhere.
-        bound: (M,) upper bound of d, with everything that rounding may have taken from it.
-        loss: mean of -log u, with the scaling of extreme frames undone.
-        curvature: None where it was not requested.
-    """
-
-    weights: Array
-    d: Array
-    bound: Array
-    loss: float
-    curvature: Curvature | None
+    weights: Array  # (M,) on the simplex
+    d: Array  # (M,) mean of P_m / u; at most 1 at the optimum, 1 on the support; infinite where u = 0 somewhere
+    bound: Array  # (M,) upper bound of d, with everything that rounding may have taken from it
+    loss: float  # mean of -log u, with the scaling of extreme frames undone; NaN where float64 was not requested
+    curvature: Curvature | None  # None where it was not requested
 
     def gap(self, allowed: NDArray[np.bool_]) -> float:
         """Upper bound of the excess loss over the best pool of the allowed members, in nats."""
@@ -229,15 +214,9 @@ def _length(slope: float, bend: float, s: Array, v: Array, change: Array) -> flo
 
 
 def nonnegative_minimum(H: Array, b: Array, start: Array) -> Array:
-    """Minimise x'Hx / 2 - b'x over x >= 0 by an active set that begins at the support of `start`.
+    """(A,) the minimum of x'Hx / 2 - b'x over x >= 0, H positive definite, by an active set.
 
-    Args:
-        H: (A, A) symmetric, positive definite.
-        b: (A,).
-        start: (A,) non-negative; with a good guess of the support one or two solves suffice.
-
-    Returns:
-        (A,) the minimum.
+    It begins at the support of `start`; with a good guess one or two solves suffice.
 
     References:
         Lawson and Hanson, "Solving least squares problems", 1974, chapter 23.
@@ -260,13 +239,10 @@ def nonnegative_minimum(H: Array, b: Array, start: Array) -> Array:
 
 
 def _solved(H: Array, b: Array, free: NDArray[np.bool_]) -> Array:
-    """The minimum over the free coordinates, the others zero.
-
-    Cholesky directly from LAPACK: these systems are small and many, and checks would cost more.
-    """
+    """The minimum over the free coordinates, the others zero."""
     x = np.zeros_like(b)
     if free.any():
         own, given = H[free][:, free], b[free]
-        _, found, failed = dposv(own, given)
+        _, found, failed = dposv(own, given)  # straight from LAPACK: the systems are small and many, checks cost more
         x[free] = np.linalg.lstsq(own, given)[0] if failed else found
     return x

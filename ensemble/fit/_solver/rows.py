@@ -41,46 +41,32 @@ class Rows:
     Args:
         values: (M, N) float32 or float64.
         weights: (N,) non-negative, or None where every frame counts once.
-        runs: indices of the runs in a sample, where run k is the `_RUN` frames from k * `_RUN` on; None for all frames.
-
-    Attributes:
-        members, frames: their numbers.
-        columns: frames in a block.
-        small: whether the matrix is so small that float64 throughout costs nothing.
-        total: weight of the frames that count, of those read so far.
-        dropped: number of frames with a weight in which every member gives the true class zero.
-        log_scale: what scaling took from the weighted sum of logarithms.
     """
 
-    def __init__(
-        self, values: Numbers, weights: NDArray[np.float64] | None = None, runs: Indices | None = None
-    ) -> None:
-        self.values, self.weights, self.runs = values, weights, runs
-        self.members, self.frames = len(values), values.shape[1] if runs is None else len(runs) * _RUN
-        self.columns = max(1024, _BLOCK // self.members // _RUN * _RUN)
-        self.small = self.members * self.frames <= 2**16
-        self.total, self.dropped, self.log_scale = 0.0, 0, 0.0
+    def __init__(self, values: Numbers, weights: NDArray[np.float64] | None = None) -> None:
+        self.values, self.weights = values, weights
+        self.members, self.frames = values.shape
+        self.columns = max(1024, _BLOCK // self.members // _RUN * _RUN)  # of a block
+        self.small = self.members * self.frames <= 2**16  # then float64 throughout costs nothing
+        self.total = 0.0  # weight of the frames that count, of those read so far
+        self.dropped = 0  # number of frames with a weight in which every member gives the true class zero
+        self.log_scale = 0.0  # what scaling took from the weighted sum of logarithms
         self._alive: dict[int, NDArray[np.bool_] | None] = {}  # by a block's start, once read; see `_inspect`
 
     def blocks(self, dtype: DTypeLike, members: Indices | None = None) -> Iterator[tuple[Numbers, Numbers | None]]:
         """Pass over the frames; a block's arrays are valid until the next block is requested.
 
-        Args:
-            dtype: type of the probabilities.
-            members: members to read; None for all.
-
         Yields:
-            (M, b) probabilities, each frame up to a factor of its own; and (b,) float64, the frames' weights, 0 where
-            every member gives zero, or None where each counts once.
+            (M, b) probabilities of these members or all, each frame up to a factor of its own; and (b,) float64, the
+            frames' weights, 0 where every member gives zero, or None where each counts once.
 
         Raises:
             ValueError: a number is NaN, infinite or negative (checked in the first pass only).
         """
-        sampled, cast = Room(), Room()
+        cast = Room()
         for start in range(0, self.frames, self.columns):
             where = slice(start, min(start + self.columns, self.frames))
-            raw = self._taken(self.values, where, sampled)
-            counts = None if self.weights is None else self._taken(self.weights[None], where, Room())[0]
+            raw, counts = self.values[:, where], None if self.weights is None else self.weights[where]
             if start not in self._alive:
                 self._alive[start] = self._inspect(start, raw, counts)
             alive = self._alive[start]
@@ -91,9 +77,10 @@ class Rows:
 
     def sample(self, seed: int) -> Rows:
         """An eighth of the frames, at most 65,536, in random runs of consecutive frames: few jumps in memory."""
-        runs = np.arange(self.frames // _RUN) if self.runs is None else self.runs
-        chosen = np.random.default_rng(seed).permutation(runs)[: min(self.frames // 8, 65_536) // _RUN]
-        return Rows(self.values, self.weights, np.sort(chosen))
+        count = min(self.frames // 8, 65_536) // _RUN
+        runs = np.sort(np.random.default_rng(seed).permutation(self.frames // _RUN)[:count])
+        where = (runs[:, None] * _RUN + np.arange(_RUN)).ravel()
+        return Rows(self.values.take(where, axis=1), None if self.weights is None else self.weights[where])
 
     def reweighted(self, weights: NDArray[np.float64]) -> Rows:
         """The same frames, all of which were read before, under other weights."""
@@ -102,16 +89,6 @@ class Rows:
         dead = [start + np.flatnonzero(~alive) for start, alive in self._alive.items() if alive is not None]
         other.total = float(weights.sum() - sum(weights[where].sum() for where in dead))
         return other
-
-    def _taken(self, values: Numbers, where: slice, room: Room) -> Numbers:
-        """(M, b) the frames of a block, gathered where they are a sample's."""
-        if self.runs is None:
-            return values[:, where]
-        out = room.of((len(values), where.stop - where.start), values.dtype)
-        for place in range(0, out.shape[1], _RUN):
-            start = int(self.runs[(where.start + place) // _RUN]) * _RUN
-            out[:, place : place + _RUN] = values[:, start : start + _RUN]
-        return out
 
     def _inspect(self, start: int, raw: Numbers, counts: Numbers | None) -> NDArray[np.bool_] | None:
         """Check a block and count it: None where it is usable as it is; else it needs scaling, and these frames count.
