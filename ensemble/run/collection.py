@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,11 +18,8 @@ from ensemble.run._engine import Batch
 from ensemble.run.members import Members
 from zoo.logs import Progress, silent
 
-Feed = Callable[[int, int], Tensor]
-"""From a first frame up to a last: (M, b, C) log-probabilities on the members' device."""
-
-Memory = Callable[..., Tensor]
-"""Of a shape and a dtype, its contents undefined."""
+Feed = Callable[[int, int], Iterator[tuple[slice, Tensor]]]
+"""From a first frame up to a last: slices of them, and their (M, b, C) log-probabilities on the members' device."""
 
 
 def collect(
@@ -60,11 +58,10 @@ def collect(
             msg = "expected a FrameSet or a tensor where a cache is used, got batches, which have no fingerprint"
             raise ValueError(msg)
         return _from_batches(members, x)
-    labels, groups, fingerprint = None, None, ""
     if isinstance(x, zoo.FrameSet):
         labels, groups, fingerprint = _labels(members, x), x.groups, x.fingerprint
     else:
-        fingerprint = _fingerprint(x)
+        labels, groups, fingerprint = None, None, _fingerprint(x)
     contents = Contents(fingerprint, len(x), members.classes, members.precision, dtype)
     store = None if cache is None else Store(Path(cache), contents)
     shown = progress or silent
@@ -83,17 +80,57 @@ def predictions(members: Members, x: zoo.FrameSet | Tensor) -> Iterator[Tensor]:
     Raises:
         ValueError: as `collect`.
     """
-    for _, values in _checked(members, feed_of(members, x), 0, len(x)):
+    for frames, values in feed_of(members, x)(0, len(x)):
+        _refuse_nan(members, values, frames.start)
         yield values
 
 
+def feed_of(
+    members: Members,
+    x: zoo.FrameSet | Tensor,
+    dtype: torch.dtype = torch.float32,
+    memory: Callable[..., Tensor] = torch.empty,
+) -> Feed:
+    """How these members run over these frames or inputs: results of this type, on a CPU in memory that `memory` gives.
+
+    Raises:
+        ValueError: a member has no spec, or wants another number of features than the frames have.
+    """
+    if isinstance(x, zoo.FrameSet):
+        found = x.features.shape[1]
+        for name, spec in [(member.name, member.spec) for member in members]:
+            if spec is None:
+                msg = f"expected a spec for member {name!r} to prepare frames by, got none: give `specs`, or windows"
+                raise ValueError(msg)
+            if spec.features != found:
+                msg = f"expected frames of {spec.features} features for member {name!r}, got {found}"
+                raise ValueError(msg)
+        x = x.to(members.device)
+    if members.device.type != "cpu":
+        memory = partial(torch.empty, device=members.device)
+
+    def feed(start: int, stop: int) -> Iterator[tuple[slice, Tensor]]:
+        for first in range(start, stop, members.step):
+            frames = slice(first, min(first + members.step, stop))
+            if isinstance(x, Tensor):
+                yield frames, members.log_probabilities(x[frames]).to(dtype)
+                continue
+            out = memory((len(members), frames.stop - first, len(members.classes)), dtype=dtype)
+            for spec in members.widest:
+                way = spec.context, spec.normalisation, spec.padding
+                members.write(Batch.of(zoo.data.stretch(x, *way, start=first, stop=frames.stop)), spec, out)
+            yield frames, out
+
+    return feed
+
+
 def _in_memory(members: Members, x: zoo.FrameSet | Tensor, progress: Progress) -> Tensor:
-    feed, on_gpu = feed_of(members, x), members.device.type == "cuda"
+    on_gpu = members.device.type == "cuda"
     out = torch.empty(len(members), len(x), len(members.classes), pin_memory=on_gpu)
     with progress("frames", total=len(x)) as advance:
-        for frames in _pieces(0, len(x), members.step):
-            out[:, frames].copy_(feed(frames.start, frames.stop), non_blocking=on_gpu)
-            advance(frames.stop - frames.start)
+        for frames, values in feed_of(members, x)(0, len(x)):
+            out[:, frames].copy_(values, non_blocking=on_gpu)
+            advance(values.shape[1])
     if on_gpu:
         torch.cuda.synchronize()
     _refuse_nan(members, out)  # once at the end: a look at each piece would wait for the GPU
@@ -112,58 +149,15 @@ def _in_store(members: Members, x: zoo.FrameSet | Tensor, store: Store, progress
                     team = members if lacking == members.names else members.subset(lacking)
                     teams[lacking] = team, feed_of(team, x, DTYPES[store.contents.dtype], Pieces())
                 team, feed = teams[lacking]
-                for start, values in _checked(team, feed, *store.frames(shard)):
+                for frames, values in feed(*store.frames(shard)):
+                    _refuse_nan(team, values, frames.start)
                     pending.result()  # a piece is written while the next is computed, in the memory of the one before
-                    pending = disk.submit(store.put, team.digests, start, values)
+                    pending = disk.submit(store.put, team.digests, frames.start, values)
                 pending.result()
                 pending = disk.submit(store.finish, team.digests, shard)
             advance()
         pending.result()
     return store.read(members.digests)
-
-
-def _pieces(start: int, stop: int, step: int) -> Iterator[slice]:
-    for first in range(start, stop, step):
-        yield slice(first, min(first + step, stop))
-
-
-def _checked(members: Members, feed: Feed, start: int, stop: int) -> Iterator[tuple[int, Tensor]]:
-    """Pieces of the members' outputs with their first frames; NaN is refused."""
-    for frames in _pieces(start, stop, members.step):
-        values = feed(frames.start, frames.stop)
-        _refuse_nan(members, values)
-        yield frames.start, values
-
-
-def feed_of(
-    members: Members, x: zoo.FrameSet | Tensor, dtype: torch.dtype = torch.float32, memory: Memory = torch.empty
-) -> Feed:
-    """How these members run over these frames or inputs: results of this type, on a CPU in memory that `memory` gives.
-
-    Raises:
-        ValueError: a member has no spec, or wants another number of features than the frames have.
-    """
-    if isinstance(x, Tensor):
-        return lambda start, stop: members.log_probabilities(x[start:stop]).to(dtype)
-    features, on_cpu = x.features.shape[1], members.device.type == "cpu"
-    for member in members:
-        if member.spec is None:
-            msg = f"expected a spec for member {member.name!r} to prepare frames by, got none: give `specs`, or windows"
-            raise ValueError(msg)
-        if member.spec.features != features:
-            msg = f"expected frames of {member.spec.features} features for member {member.name!r}, got {features}"
-            raise ValueError(msg)
-    resident = x.to(members.device)
-
-    def feed(start: int, stop: int) -> Tensor:
-        shape = len(members), stop - start, len(members.classes)
-        out = memory(shape, dtype=dtype) if on_cpu else torch.empty(shape, dtype=dtype, device=members.device)
-        for spec in members.widest_by_input:
-            piece = zoo.data.stretch(resident, spec.context, spec.normalisation, spec.padding, start=start, stop=stop)
-            members.write(Batch.of(piece), spec, out)
-        return out
-
-    return feed
 
 
 def _from_batches(members: Members, batches: Iterable[object]) -> MemberOutputs:
@@ -174,11 +168,10 @@ def _from_batches(members: Members, batches: Iterable[object]) -> MemberOutputs:
             msg = f"expected batches of inputs or of pairs (inputs, labels) as tensors, got {type(inputs).__name__}"
             raise TypeError(msg)
         values.append(members.log_probabilities(inputs).cpu())
-        labels.append(target)
+        labels += [] if target is None else [torch.as_tensor(target).cpu()]
     out = torch.cat(values, dim=1)
     _refuse_nan(members, out)
-    known = [torch.as_tensor(target) for target in labels if target is not None]
-    truth = torch.cat(known).cpu() if known and len(known) == len(labels) else None
+    truth = torch.cat(labels) if labels and len(labels) == len(values) - 1 else None
     return MemberOutputs(out, members.names, members.classes, truth, about=members.about)
 
 
@@ -197,11 +190,11 @@ def _labels(members: Members, frames: zoo.FrameSet) -> Tensor | None:
     return None if frames.labels is None else order[frames.labels]
 
 
-def _refuse_nan(members: Members, values: Tensor) -> None:
+def _refuse_nan(members: Members, values: Tensor, start: int = 0) -> None:
     sums = values.sum(dim=(1, 2))  # (M,), NaN where any is
     for name, row, total in zip(members.names, values, sums.tolist(), strict=True):
         if total != total:
-            frame = int(row.isnan().any(dim=-1).nonzero()[0])
+            frame = start + int(row.isnan().any(dim=-1).nonzero()[0])
             msg = f"expected probabilities from member {name!r}, got NaN at frame {frame}; check its weights and inputs"
             raise ValueError(msg)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 import zoo
 from ensemble.rules.fitted import rule_for
-from ensemble.rules.table import FittedRule, Rule, rule_from_json
+from ensemble.rules.table import Rule, rule_from_json
 from ensemble.run.collection import predictions
 from ensemble.run.members import Members, load
 
@@ -130,7 +130,7 @@ class Ensemble(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
         if foreign:
             msg = f"expected members from a registry, but {foreign} come from elsewhere; register them first"
             raise ValueError(msg)
-        rule = self._applied
+        rule = rule_for(self.rule, self.members.names)
         data = {
             "members": [about.reference for about in self.members.about],
             "rule": rule.to_json(),
@@ -146,13 +146,8 @@ class Ensemble(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
         tags.requires_fit = False
         return tags
 
-    @property
-    def _applied(self) -> FittedRule:
-        """The rule, with its members found among these."""
-        return rule_for(self.rule, self.members.names)
-
     def _combine(self, probabilities: Tensor) -> Tensor:
-        rows = self._applied(probabilities)
+        rows = rule_for(self.rule, self.members.names)(probabilities)
         if rows.shape != probabilities.shape[1:]:
             msg = f"expected rows of shape {tuple(probabilities.shape[1:])} from the rule, got {tuple(rows.shape)}"
             raise ValueError(msg)

@@ -23,7 +23,6 @@ from zoo import _names
 _log = logging.getLogger("ensemble")
 PRECISIONS = ("float32", "auto")
 PLANS = ("auto", "loop", "stack")
-_UNKNOWN = About()
 _STEP = {"cpu": 4096, "cuda": 32_768}  # frames whose inputs are held at a time
 
 
@@ -43,7 +42,7 @@ class Member:
     name: str
     classes: tuple[str, ...]
     make: Callable[[], nn.Module] = field(repr=False)
-    about: About = _UNKNOWN
+    about: About = field(default_factory=About)
     spec: zoo.Spec | None = None
     sha256: str = ""
 
@@ -98,7 +97,7 @@ class Members:
         device: torch.device | str = "cpu",
         precision: str = "float32",
         plan: str = "auto",
-        stacks: Iterable[tuple[Stack, list[int]]] | None = None,
+        stacks: Sequence[tuple[Stack, list[int]]] = (),
     ) -> None:
         self._members = tuple(members)
         if not self._members:
@@ -115,8 +114,9 @@ class Members:
         self.device, self.precision, self.forced = _names.usable_device(device), precision, plan
         self.classes = self._members[0].classes
         self._orders = [_order(member, self._members[0]) for member in self._members]
-        given = self._stacked() if stacks is None else [(stack, places, "") for stack, places in stacks]
-        self._groups = [(self._group(*each), each[1]) for each in given]
+        given: Sequence[tuple[Stack | None, list[int]]]
+        given = stacks or [(None, places) for places in _alike(self._members)]
+        self._groups = [(self._group(places, stack), places) for stack, places in given]
 
     def __len__(self) -> int:
         """Number of members, M."""
@@ -193,11 +193,22 @@ class Members:
         Raises:
             ValueError: the inputs do not have the length that the specs require.
         """
-        self._check_inputs(x)
+        first = self._members[0]
+        other = next((member for member in self if _preparation(member.spec) != _preparation(first.spec)), None)
+        if other is not None:
+            msg = (
+                f"expected members that share one input, got {first.name!r} with {first.spec} and {other.name!r} with "
+                f"{other.spec}; collect over a FrameSet, which is prepared for each"
+            )
+            raise ValueError(msg)
+        spec = next(iter(self.widest), None)
+        if spec is not None and (x.ndim != 2 or x.shape[1] != spec.inputs):
+            msg = f"expected inputs (B, {spec.inputs}) for {spec}, got {tuple(x.shape)}"
+            raise ValueError(msg)
         out = torch.empty(len(self), len(x), len(self.classes), device=self.device)
         for start in range(0, len(x), self.step):
             part = x[start : start + self.step].to(self.device)
-            self.write(Batch.of(part), self.widest, out[:, start : start + len(part)])
+            self.write(Batch.of(part), spec, out[:, start : start + len(part)])
         return out
 
     @torch.inference_mode()
@@ -206,40 +217,23 @@ class Members:
 
         Args:
             batch: B frames, prepared for `widest`.
-            widest: one of `widest_by_input`; None for inputs of foreign members.
+            widest: one of `self.widest`; None for inputs of foreign members.
             out: rows of members with another preparation are left as they are.
         """
         for group, places in self._groups:
             spec = self._members[places[0]].spec
-            if spec is not None and widest is not None and _preparation(spec) != _preparation(widest):
+            if _preparation(spec) != _preparation(widest):
                 continue
-            cut = 0 if spec is None or widest is None else widest.context - spec.context
-            group.run(batch.middle(cut, spec.features if spec else 0), self._writer(places, out))
-
-    @cached_property
-    def inputs(self) -> int | None:
-        """Length of the input vectors that `log_probabilities` takes; None where the members do not declare it."""
-        return linear_inputs(self._members[0].module) if self.widest is None else self.widest.inputs
-
-    @cached_property
-    def widest(self) -> zoo.Spec | None:
-        """The spec with the largest context; None among foreign modules."""
-        return max(self.widest_by_input, key=lambda spec: spec.context, default=None)
-
-    @cached_property
-    def widest_by_input(self) -> list[zoo.Spec]:
-        """For every way of preparing frames, the spec with the largest context."""
-        specs = sorted((member.spec for member in self if member.spec), key=lambda spec: spec.context)
-        return list({_preparation(spec): spec for spec in specs}.values())
+            cut, features = (widest.context - spec.context, spec.features) if spec and widest else (0, 0)
+            group.run(batch.middle(cut, features), self._writer(places, out))
 
     def _writer(self, places: list[int], out: Tensor) -> Callable[[slice, slice, Tensor], None]:
-        whole = places == list(range(places[0], places[0] + len(places)))
         orders = [self._orders[place] for place in places]
-        plain = all(order is None for order in orders)
+        as_given = places == list(range(places[0], places[0] + len(places))) and all(each is None for each in orders)
 
         def write(members: slice, frames: slice, logits: Tensor) -> None:
             values = logits.log_softmax(-1, dtype=torch.float32)
-            if whole and plain:
+            if as_given:
                 out[places[0] + members.start : places[0] + members.stop, frames] = values
                 return
             for place, order, value in zip(places[members], orders[members], values, strict=True):
@@ -247,56 +241,47 @@ class Members:
 
         return write
 
-    def _check_inputs(self, x: Tensor) -> None:
-        if self.widest is None:
-            return
-        other = next((m for m in self if m.spec is None or _preparation(m.spec) != _preparation(self.widest)), None)
-        if other is not None:
-            wide = next(member for member in self if member.spec == self.widest)
-            msg = (
-                f"expected members that share one input, got {wide.name!r} with {wide.spec} and {other.name!r} with "
-                f"{other.spec}; collect over a FrameSet, which is prepared for each"
-            )
-            raise ValueError(msg)
-        if x.ndim != 2 or x.shape[1] != self.widest.inputs:
-            msg = f"expected inputs (B, {self.widest.inputs}) for {self.widest}, got {tuple(x.shape)}"
-            raise ValueError(msg)
+    @cached_property
+    def widest(self) -> list[zoo.Spec]:
+        """For every way of preparing frames, the spec with the largest context; none for foreign modules."""
+        specs = sorted((member.spec for member in self if member.spec), key=lambda spec: spec.context)
+        return list({_preparation(spec): spec for spec in specs}.values())
+
+    @cached_property
+    def inputs(self) -> int | None:
+        """Length of the input vectors that `log_probabilities` takes; None where the members do not declare it."""
+        declared = max((spec.inputs for spec in self.widest), default=None)
+        return declared or linear_inputs(self._members[0].module)
 
     def _title(self, places: list[int]) -> str:
         first = self._members[places[0]].name
         return first if len(places) == 1 else f"{first} and {len(places) - 1} more"
 
-    def _stacked(self) -> Iterator[tuple[Stack | None, list[int], str]]:
-        """Groups of equal members: a stack where one is possible and wanted, their positions, and why there is none."""
-        for places in _alike(self._members):
-            modules = [self._members[place].module.to(self.device) for place in places]
-            if self.forced == "loop":
-                yield None, places, "plan='loop'"
-                continue
+    def _group(self, places: list[int], stack: Stack | None) -> Group:
+        """Members of one structure: stacked already, or now where that is possible and wanted."""
+        members = [self._members[place] for place in places]
+        why = "plan='loop'" if self.forced == "loop" else ""
+        if stack is None:
+            modules = [member.module.to(self.device) for member in members]
             try:
-                yield Stack(modules, names=[self._members[p].name for p in places]).eval(), places, ""
+                stack = None if why else Stack(modules, names=[member.name for member in members]).eval()
             except (ValueError, TypeError, RuntimeError, NotImplementedError) as error:  # what vmap refuses
                 why = first_line(error)
                 _log.warning("%s run one by one: %s", self._title(places), why)
-                yield None, places, why
-
-    def _group(self, stack: Stack | None, places: list[int], why: str) -> Group:
-        members = [self._members[place] for place in places]
-        spec = members[0].spec
         return Group(
             lambda: [member.module for member in members],
             stack,
             device=self.device,
-            features=spec.features if spec else 0,
+            features=members[0].spec.features if members[0].spec else 0,
             precision=self.precision,
             forced=self.forced,
             why=why,
         )
 
 
-def _preparation(spec: zoo.Spec) -> tuple[int, str, str]:
+def _preparation(spec: zoo.Spec | None) -> tuple[int, str, str] | None:
     """What decides how frames are prepared, except the context: a smaller one is the middle of a larger one."""
-    return spec.features, spec.normalisation, spec.padding
+    return None if spec is None else (spec.features, spec.normalisation, spec.padding)
 
 
 def _alike(members: Sequence[Member]) -> list[list[int]]:
@@ -363,17 +348,13 @@ def from_modules(
         Member(
             name,
             tuple(named[name]),
-            partial(_itself, module),
+            module.eval,  # a bound method can be sent to another process; it returns the module
             About(sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)),
             (specs or {}).get(name),
         )
         for name, module in modules.items()
     ]
     return Members(members, device=device, precision=precision, plan=plan)
-
-
-def _itself(module: nn.Module) -> nn.Module:
-    return module  # a lambda could not be sent to another process
 
 
 def load(
@@ -429,16 +410,15 @@ def versions(
     wanted = [references] if isinstance(references, str) else list(references)
     if isinstance(registry, zoo.Registry) and any(isinstance(reference, str) for reference in wanted):
         registry = registry.snapshot()
-    entries = {entry.id: entry for reference in wanted for entry in _matching(registry, reference)}.values()
-    bare = Counter(entry.name for entry in entries)
-    return {entry.name if bare[entry.name] == 1 else entry.reference: entry for entry in entries}
-
-
-def _matching(registry: zoo.Registry | zoo.registry.Snapshot, reference: str | zoo.Entry) -> list[zoo.Entry]:
-    if not isinstance(reference, str):
-        return [reference]
-    names = registry.list(reference) if set(reference) & set("*?[") else [reference]
-    if not names:
-        msg = f"expected models that match {reference!r}, got none; the registry has {registry.list()}"
-        raise ValueError(msg)
-    return [registry.get(name) for name in names]
+    entries: dict[str, zoo.Entry] = {}
+    for reference in wanted:
+        if not isinstance(reference, str):
+            entries[reference.id] = reference
+            continue
+        names = registry.list(reference) if set(reference) & set("*?[") else [reference]
+        if not names:
+            msg = f"expected models that match {reference!r}, got none; the registry has {registry.list()}"
+            raise ValueError(msg)
+        entries |= {entry.id: entry for entry in map(registry.get, names)}
+    bare = Counter(entry.name for entry in entries.values())
+    return {entry.name if bare[entry.name] == 1 else entry.reference: entry for entry in entries.values()}

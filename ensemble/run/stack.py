@@ -6,8 +6,7 @@ The only door to torch.func. What may be stacked is decided here; how it runs fa
 from __future__ import annotations
 
 import copy
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Self
 
@@ -75,10 +74,14 @@ class Stack(nn.Module):
                 raise ValueError(msg)
         states = [dict(chain(module.named_parameters(), module.named_buffers())) for module in modules]
         stacked = {name: torch.stack([state[name].detach() for state in states]) for name in states[0]}
-        self._set(_hollow(modules[0]), stacked, names)
-        probe = _random_inputs(modules[0]) if probe is None else probe[:_PROBED]
+        hollow = {name: tensor.detach().to("meta") for name, tensor in states[0].items()}
+        self._set(_holding(modules[0], hollow), stacked, names)
+        inputs = linear_inputs(modules[0])
+        if probe is None and inputs is not None:
+            random = torch.randn(_PROBED, inputs, generator=torch.Generator().manual_seed(0))
+            probe = random.to(next(modules[0].parameters()))
         if probe is not None:
-            self._refuse_disparity(modules, probe)
+            self._refuse_disparity(modules, probe[:_PROBED])
 
     @classmethod
     def from_state(cls, template: nn.Module, state: Mapping[str, Tensor], names: Sequence[str]) -> Self:
@@ -126,17 +129,23 @@ class Stack(nn.Module):
 
     def member(self, index: int) -> nn.Module:
         """One member as a module that shares its memory with the stack."""
-        return _filled(self.template, {name: tensor.detach()[index] for name, tensor in self.state().items()})
+        return _holding(self.template, {name: tensor.detach()[index] for name, tensor in self.state().items()})
 
     def unstack(self) -> list[nn.Module]:
         """The members as M ordinary modules with memory of their own, in order."""
         states = [{name: tensor.detach()[m].clone() for name, tensor in self.state().items()} for m in range(len(self))]
-        return [_filled(self.template, state) for state in states]
+        return [_holding(self.template, state) for state in states]
 
     def _refuse_disparity(self, modules: Sequence[nn.Module], probe: Tensor) -> None:
-        with _evaluating(*modules, self.template, self), torch.inference_mode():
-            alone = torch.stack([module(probe) for module in modules])
-            together = self(probe)
+        modes = {part: part.training for whole in (*modules, self.template, self) for part in whole.modules()}
+        try:
+            for whole in (*modules, self):
+                whole.eval()
+            with torch.inference_mode():
+                alone, together = torch.stack([module(probe) for module in modules]), self(probe)
+        finally:
+            for part, mode in modes.items():
+                part.training = mode
         scale = alone.abs().amax().clamp(min=1)
         apart = (alone - together).abs().flatten(1).amax(1) / scale
         worst = int(apart.nan_to_num(torch.inf).argmax())
@@ -192,33 +201,8 @@ def linear_inputs(module: nn.Module) -> int | None:
     return first.in_features if isinstance(first, nn.Linear) else None
 
 
-def _random_inputs(module: nn.Module) -> Tensor | None:
-    """Rows for a first layer that is a Linear."""
-    inputs, generator = linear_inputs(module), torch.Generator().manual_seed(0)
-    return None if inputs is None else torch.randn(_PROBED, inputs, generator=generator).to(next(module.parameters()))
-
-
-def _hollow(module: nn.Module) -> nn.Module:
-    """A copy of `module` whose tensors have shapes but no memory."""
-    meta: dict[int, Tensor] = {id(p): nn.Parameter(p.detach().to("meta"), p.requires_grad) for p in module.parameters()}
-    meta |= {id(buffer): buffer.to("meta") for buffer in module.buffers()}
-    return copy.deepcopy(module, meta)
-
-
-def _filled(module: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
-    """A copy of a hollow `module` with these tensors as its own; tied tensors stay tied."""
+def _holding(module: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
+    """A copy of `module` with these tensors as its own; tied tensors stay tied."""
     given: dict[int, Tensor] = {id(p): nn.Parameter(state[n], p.requires_grad) for n, p in module.named_parameters()}
     given |= {id(buffer): state[name] for name, buffer in module.named_buffers()}
     return copy.deepcopy(module, given)
-
-
-@contextmanager
-def _evaluating(*modules: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for each in modules for module in each.modules()]
-    for module in modules:
-        module.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
