@@ -103,6 +103,8 @@ def test_selected_recordings_keep_their_frames_and_names(frames: FrameSet) -> No
     assert some.starts.tolist() == [0, 30, 31]
     assert torch.equal(some.features, frames.features[[*range(108, 138), 40]])
     assert some.groups.tolist() == [0] * 30 + [1]
+    with pytest.raises(ValueError, match="at least one frame"):
+        frames.select(torch.arange(0))
 
 
 def frame_set(**changes: object) -> FrameSet:

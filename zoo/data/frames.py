@@ -99,7 +99,8 @@ class FrameSet:
 
     def select(self, recordings: Tensor) -> Self:
         """The frames of these recordings alone, in this order; recordings: (n,) int64 indices."""
-        frames = torch.cat([torch.arange(int(self.starts[u]), int(self.starts[u + 1])) for u in recordings.tolist()])
+        pieces = [torch.arange(int(self.starts[u]), int(self.starts[u + 1])) for u in recordings.tolist()]
+        frames = torch.cat([torch.arange(0), *pieces])
         return replace(
             self,
             features=self.features[frames],
