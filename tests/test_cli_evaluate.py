@@ -1,4 +1,4 @@
-"""The commands that judge: evaluate, compare."""
+"""The commands that judge: evaluate, compare, diversity."""
 
 from dataclasses import replace
 
@@ -147,3 +147,12 @@ def test_a_wrong_argument_is_answered_on_one_line(command, home, line, words):
     assert found.err.count("\n") == 1
     assert words in found.err
     assert not found.out
+
+
+def test_diversity_shows_pairs_the_whole_and_contributions(command, home):
+    """Three members, three pairs; one member, no pair and still valid JSON."""
+    found = command(f"ensemble diversity {CORPUS} --json", code=0).data
+    assert len(found["pairs"]) == len(found["members"]) == 3
+    assert sum(found["unsolved"].values()) > 0
+    assert "disagreement" in command(f"ensemble diversity {CORPUS}", code=0).out
+    assert command(f"ensemble diversity {CORPUS} --members other --json", code=0).data["pairs"] == []

@@ -1,4 +1,4 @@
-"""The command `fit`: exactly the ensemble that was judged is saved, in its versions."""
+"""The commands that find an ensemble: fit, select; exactly what was judged is saved, in its versions."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -127,3 +127,28 @@ def test_a_name_that_is_taken_is_refused_before_the_work(command, registry, name
         found = command(f"ensemble {line} --save {name} {CORPUS}", code=2)
         assert "that no rule, model or alias has" in found.err
     assert "partitions in nowhere: none" in command("ensemble fit --save new --outputs nowhere", code=2).err
+
+
+def test_select_keeps_the_budget_and_prints_what_is_proven(command, home):
+    """One member fits, two do not."""
+    size = zoo.Registry("registry.json").get("cylinder-a").parameters
+    found = command(f"ensemble select {CORPUS} --max-parameters {size} --front --json", code=0).data
+    assert found["proven"]
+    assert len(found["members"]) == 1
+    assert found["parameters"] <= size
+    assert found["front"][0]["members"] == found["members"]
+    assert "proven" in command(f"ensemble select {CORPUS} --front", code=0).out
+
+
+def test_a_selection_can_be_saved(command, home):
+    """Members and weights as they were printed."""
+    found = command(f"ensemble select {CORPUS} --max-members 2 --save final --json", code=0).data
+    final = ensemble.load_ensemble(zoo.Registry("registry.json"), "final")
+    names = [about.reference.partition("@")[0] for about in final.members.about]
+    assert dict(zip(names, final.rule.weights, strict=True)) == pytest.approx(found["weights"])
+    assert found["saved"] == "final"
+
+
+def test_a_budget_in_which_no_member_fits_is_an_error(command, home):
+    """On one line."""
+    assert "within" in command(f"ensemble select {CORPUS} --max-parameters 10", code=2).err

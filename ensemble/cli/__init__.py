@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import sys
 
-from ensemble.cli import evaluate, fit, predict, select
+from ensemble.cli import evaluate, fit, predict
 from zoo._console import command_line
 
 COMMANDS = (
-    *(evaluate.evaluate, evaluate.compare),
-    fit.fit,
-    *(select.select, select.diversity),
+    *(evaluate.evaluate, evaluate.compare, evaluate.diversity),
+    *(fit.fit, fit.select),
     *(predict.predict, predict.collect, predict.plan),
 )
 RENAMED = {"predict --partition": "--test"}  # former spelling -> what to write now

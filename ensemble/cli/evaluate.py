@@ -1,9 +1,9 @@
-"""Commands that judge: evaluate, compare."""
+"""Commands that judge: evaluate, compare, diversity."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,6 @@ from ensemble.cli.options import (
     Collection,
     Source,
     named_rules,
-    require_known,
     require_writable,
     saved_rules,
 )
@@ -46,10 +45,10 @@ def evaluate(*, source: Source = NO_SOURCE, rules: Names = _RULES, report: Path 
     if report is not None:
         require_writable(report)
     collection = Collection(source)
-    valid, (test, seconds) = collection.outputs(source.valid), collection.timed_outputs(source.test)
+    valid, test = collection.outputs(source.valid), collection.outputs(source.test)
     saved = saved_rules(collection.ensembles(source.members), test)
     with progress("fitting and judging rules"):
-        chosen = named_rules([name for name in rules if name not in saved], valid) | saved
+        chosen = named_rules(rules, valid, others=saved) | saved
         best = ensemble.judge.best_member(valid)
         result = ensemble.evaluate(test, chosen, baseline=best, cross_fits=cross_fits(rules, valid))
     if report is not None:
@@ -57,10 +56,8 @@ def evaluate(*, source: Source = NO_SOURCE, rules: Names = _RULES, report: Path 
 
         _files.write(report, page(result).encode())
     weights = weights_in(chosen, test)
-    return Answer(
-        result.to_json() | {"weights": weights, "collect_seconds": seconds},
-        [_table(result), *_remarks(result, weights, seconds)],
-    )
+    data = result.to_json() | {"weights": weights, "collect_seconds": collection.seconds}
+    return Answer(data, [_table(result), *_remarks(result, weights, collection.seconds)])
 
 
 def compare(first: str, second: str, /, *, source: Source = NO_SOURCE) -> Answer:
@@ -78,8 +75,7 @@ def compare(first: str, second: str, /, *, source: Source = NO_SOURCE) -> Answer
     collection = Collection(source)
     valid, test = collection.outputs(source.valid), collection.outputs(source.test)
     saved = saved_rules(collection.ensembles((first, second)), test)
-    require_known((first, second), members=(*test.members, *saved))
-    rules = saved | named_rules([name for name in (first, second) if name not in (*test.members, *saved)], valid)
+    rules = saved | named_rules((first, second), valid, others=(*test.members, *saved))
     right = [_right(name, rules, test) for name in (first, second)]
     gain = ensemble.judge.bootstrap_interval(right[0].astype(float) - right[1], _recordings(test))
     table = ensemble.judge.right_and_wrong(right[0], right[1])
@@ -101,6 +97,47 @@ def compare(first: str, second: str, /, *, source: Source = NO_SOURCE) -> Answer
         "McNemar's test treats frames as independent, which they are not.",
     ]
     return Answer(data, shown, code=0 if gain.low > 0 else 1)
+
+
+def diversity(*, source: Source = NO_SOURCE) -> Answer:
+    """Show how the members differ on the test partition: each pair, all together, and what each contributes.
+
+    Example: ensemble diversity --members "cyl*" "diamond*"
+    """
+    from ensemble.judge import diversity as measures
+
+    outputs = Collection(source).outputs(source.test)
+    names, right = outputs.members, measures.correct(outputs)
+    joint, crowd = measures.Joint.of(right), measures.crowd_histogram(right)
+    tables = {name: measure(joint) for name, measure in measures.PAIR_MEASURES.items()}
+    pairs = [
+        {"first": names[i], "second": names[j], **{name: float(table[i, j]) for name, table in tables.items()}}
+        for i in range(len(names))
+        for j in range(i + 1, len(names))
+    ]
+    loss = measures.log_loss_split(outputs)
+    whole = {name: measure(crowd) for name, measure in measures.CROWD_MEASURES.items()}
+    whole |= {"members' mean log-loss": loss.members, "diversity (nats)": loss.diversity}
+    with progress("measuring contributions"):
+        shares = ensemble.selection.contributions(outputs)
+    members = [
+        {"member": name, "leave_one_out": float(alone), "shapley": float(value)}
+        for name, alone, value in zip(names, shares.leave_one_out, shares.shapley, strict=True)
+    ]
+    unsolved = dict(zip(outputs.classes, measures.unsolved(outputs).tolist(), strict=True))
+    hardest = sorted(unsolved.items(), key=lambda item: -item[1])[:8]
+    gains = {"leave_one_out": "+.5f", "shapley": "+.5f"}
+    shown: list[Table | str] = [
+        Table(pairs, title="pairs", formats=dict.fromkeys(tables, ".4f")),
+        Table(
+            [{"measure": name, "value": value} for name, value in whole.items()],
+            title="\nall members",
+            formats={"value": ".4f"},
+        ),
+        Table(members, title="\nreduction of the mean's log-loss by each member, in nats", formats=gains),
+        "\nframes on which every member is wrong: " + ", ".join(f"{name} {count}" for name, count in hardest),
+    ]
+    return Answer({"pairs": pairs, "whole": whole, "members": members, "unsolved": unsolved}, shown)
 
 
 def cross_fits(rules: Names, valid: ensemble.MemberOutputs) -> dict[str, ensemble.judge.CrossFit]:
@@ -151,20 +188,18 @@ def _right(name: str, rules: Mapping[str, ensemble.Rule], test: ensemble.MemberO
 def _table(result: ensemble.Report) -> Table:
     """Members above, rules below."""
     rows: list[dict[str, Any]] = []
-    for row in result.members.to_dict("records"):
+    for row in (*result.members.to_dict("records"), *result.rules.to_dict("records")):
+        single = len(rows) < len(result.members)
         mark = " (best on valid)" if row["name"] == result.baseline else ""
-        rows.append(_row(row, f"{row['name']}{mark}") | {"gain over best single": None, "95 % interval": None})
-    for row in result.rules.to_dict("records"):
-        gain = {
-            "gain over best single": f"{row['gain']:+.4f}",
-            "95 % interval": interval(row["gain_low"], row["gain_high"]),
-        }
-        rows.append(_row(row, f"= {row['name']}") | gain)
+        rows.append(
+            {
+                "member or = rule": f"{row['name']}{mark}" if single else f"= {row['name']}",
+                **{column: row[column] for column in _FORMATS},
+                "gain over best single": None if single else f"{row['gain']:+.4f}",
+                "95 % interval": None if single else interval(row["gain_low"], row["gain_high"]),
+            }
+        )
     return Table(rows, formats=_FORMATS)
-
-
-def _row(row: Mapping[Hashable, Any], name: str) -> dict[str, Any]:
-    return {"member or = rule": name} | {column: row[column] for column in _FORMATS}
 
 
 def _remarks(result: ensemble.Report, weights: Mapping[str, float], seconds: float | None) -> list[str]:

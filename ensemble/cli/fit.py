@@ -1,11 +1,12 @@
-"""The command `fit`: fit a rule on validation frames, show how certain its weights are, and save it."""
+"""Commands that find an ensemble on validation frames, and save it: fit, select."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import ensemble
-from ensemble.cli.evaluate import cross_fits, weights_in
-from ensemble.cli.options import NO_SOURCE, Collection, Source, named_rules, require_savable
-from ensemble.cli.options import save as save_ensemble
+from ensemble.cli.evaluate import cross_fits, interval, weights_in
+from ensemble.cli.options import NO_SOURCE, Collection, Source, named_rules, require_savable, saved
 from zoo._console import Answer, Table, progress
 
 
@@ -22,17 +23,70 @@ def fit(*, source: Source = NO_SOURCE, rule: str = "weighted", save: str | None 
         save: register the rule and its members as an ensemble of this name; members without influence are left out.
     """
     collection = Collection(source)
-    if save is not None:
-        require_savable(save, collection)
+    require_savable(save, collection)
     valid = collection.outputs(source.valid)
     with progress(f"fitting {rule}"):
-        found = ensemble.fit_weights(valid) if rule == "weighted" else None
-        chosen = named_rules((rule,), valid)[rule] if found is None else found.rule
-        answer = _other(rule, chosen, valid) if found is None else _weights(found, valid)
-    if save is None:
-        return answer
-    line = save_ensemble(save, chosen, valid, collection)
-    return Answer(answer.data | {"saved": save}, [*answer.shown, line])
+        if rule == "weighted":
+            found = ensemble.fit_weights(valid)
+            chosen: ensemble.Rule = found.rule
+            answer = _weights(found, valid)
+        else:
+            chosen = named_rules([rule], valid)[rule]
+            row = ensemble.evaluate(valid, {rule: chosen}, replicates=1).rules.iloc[0]
+            loss, accuracy = float(row["log_loss"]), float(row["accuracy"])
+            data = {"rule": rule, "weights": weights_in({rule: chosen}, valid), "loss": loss, "accuracy": accuracy}
+            line = f"{rule}: log-loss {loss:.5f} nats, accuracy {accuracy:.4f}, on the frames it was fitted on"
+            answer = Answer(data, [line])
+    return saved(answer, save, chosen, valid, collection)
+
+
+def select(
+    *,
+    source: Source = NO_SOURCE,
+    max_parameters: float = 20_000_000,
+    max_members: int | None = None,
+    front: bool = False,
+    save: str | None = None,
+) -> Answer:
+    """Find the best ensemble under a parameter budget, with a proof, on the validation partition.
+
+    Its gain over the best single member is measured on the test partition.
+
+    Example: ensemble select --max-parameters 20_000_000 --max-members 6 --save final
+
+    Args:
+        max_parameters: largest number of parameters of all members together.
+        max_members: largest number of members.
+        front: also find the best ensemble for every smaller budget.
+        save: register the selection as an ensemble of this name.
+    """
+    collection = Collection(source)
+    require_savable(save, collection)
+    valid, test = collection.outputs(source.valid), collection.outputs(source.test)
+    limits: dict[str, Any] = {"max_parameters": max_parameters, "max_members": max_members}
+    with progress("searching"):
+        found = ensemble.select(valid, **limits)
+        smaller = ensemble.selection.pareto_front(valid, **limits) if front else []
+    report = ensemble.evaluate(test, {"selected": found.rule}, baseline=ensemble.judge.best_member(valid))
+    row = report.rules.iloc[0]
+    measured = {name: float(row[name]) for name in ("accuracy", "log_loss", "gain", "gain_low", "gain_high")}
+    data = _data(found) | {"baseline": report.baseline} | measured | {"front": [_data(one) for one in smaller]}
+    rows = [
+        {"member": name, "weight": weight, "parameters": valid.parameters[name]}
+        for name, weight in data["weights"].items()
+    ]
+    front_rows = [{"parameters": one.cost, "log_loss": one.loss, "members": " ".join(one.members)} for one in smaller]
+    excess, proof = max(found.loss - found.bound, 0), "proven" if found.proven else "not proven"
+    gain = f"{measured['gain']:+.4f} ({interval(measured['gain_low'], measured['gain_high'])})"
+    shown: list[Table | str] = [
+        Table(rows, formats={"weight": ".4f", "parameters": ",d"}),
+        f"\n{found.cost:,.0f} parameters, log-loss {found.loss:.5f} nats on {source.valid!r}",
+        f"{proof}: no ensemble within the limits is better by more than {excess:.1e} nats "
+        f"({found.nodes} problems solved)",
+        f"on {source.test!r}: accuracy {measured['accuracy']:.4f}, gain over {report.baseline} {gain}",
+        Table(front_rows, "\nthe best ensemble of each size", {"parameters": ",.0f", "log_loss": ".5f"}),
+    ]
+    return saved(Answer(data, shown), save, found.rule, valid, collection)
 
 
 def _weights(found: ensemble.fit.WeightFit, outputs: ensemble.MemberOutputs) -> Answer:
@@ -63,11 +117,13 @@ def _weights(found: ensemble.fit.WeightFit, outputs: ensemble.MemberOutputs) -> 
     return Answer(data, shown)
 
 
-def _other(name: str, rule: ensemble.Rule, outputs: ensemble.MemberOutputs) -> Answer:
-    """How a rule does on its own fitting frames."""
-    row = ensemble.evaluate(outputs, {name: rule}, replicates=1).rules.iloc[0]
-    loss, accuracy = float(row["log_loss"]), float(row["accuracy"])
-    return Answer(
-        {"rule": name, "weights": weights_in({name: rule}, outputs), "loss": loss, "accuracy": accuracy},
-        [f"{name}: log-loss {loss:.5f} nats, accuracy {accuracy:.4f}, on the frames it was fitted on"],
-    )
+def _data(found: ensemble.Selection) -> dict[str, Any]:
+    return {
+        "members": list(found.members),
+        "weights": dict(zip(found.members, map(float, found.weights), strict=True)),
+        "parameters": found.cost,
+        "loss": found.loss,
+        "bound": found.bound,
+        "proven": found.proven,
+        "nodes": found.nodes,
+    }

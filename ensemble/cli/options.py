@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import filter as matching
 from functools import cached_property
@@ -56,16 +56,34 @@ NO_SOURCE = Source()
 
 
 class Collection:
-    """What a `Source` stands for: the members' outputs, partition by partition, and the versions that gave them."""
+    """What a `Source` stands for: the members' outputs, partition by partition, and the versions that gave them.
+
+    Attributes:
+        seconds: that the members ran on the last partition, without loading; None for stored outputs.
+    """
 
     def __init__(self, source: Source) -> None:
         self.source = source
         self.registry = zoo.Registry(source.registry)
+        self.seconds: float | None = None
 
     @cached_property
     def now(self) -> Snapshot:
         """The registry's content, read once."""
         return self.registry.snapshot()
+
+    @cached_property
+    def versions(self) -> dict[str, zoo.Entry]:
+        """Name -> version of each member in the registry."""
+        saved = self.ensembles(self.source.members)
+        wanted = [id for name in self.source.members for id in (saved[name].members if name in saved else [name])]
+        return ensemble.run.versions(self.now, wanted)
+
+    @cached_property
+    def members(self) -> ensemble.Members:
+        """The members, hash-checked and ready to run."""
+        source = self.source
+        return ensemble.load(self.registry, self.versions.values(), device=source.device, precision=source.precision)
 
     def ensembles(self, names: Iterable[str]) -> dict[str, zoo.EnsembleEntry]:
         """The saved ensembles, or aliases of one, among these names; none where there is no registry."""
@@ -75,74 +93,37 @@ class Collection:
         known, aliases = self.now.list_ensembles(), self.now.aliases()
         return {name: self.now.get_ensemble(name) for name in names if aliases.get(name, name) in known}
 
-    def references(self, partition: str) -> dict[str, str]:
-        """Member -> its version, `name@id`; "" where stored outputs do not record it. Nothing is computed."""
-        if self.source.outputs is None:
-            return {name: f"{entry.name}@{entry.id}" for name, entry in self._versions.items()}
-        stored = self._stored(partition)
-        return {name: about.reference for name, about in zip(stored.members, stored.about, strict=True)}
-
-    def outputs(self, partition: str) -> ensemble.MemberOutputs:
-        """The members' outputs on a partition, which must have labels."""
-        return self.timed_outputs(partition)[0]
-
-    def timed_outputs(
-        self, partition: str, *, cache: Path | None = None
-    ) -> tuple[ensemble.MemberOutputs, float | None]:
-        """The same, with the seconds that the members ran, without loading; None for stored outputs.
-
-        Args:
-            partition: its name.
-            cache: folder that stores them, in place of one in the source's cache.
-        """
+    def outputs(self, partition: str, *, cache: Path | None = None) -> ensemble.MemberOutputs:
+        """The members' outputs on a partition, which must have labels; stored in `cache`, or in the source's cache."""
         if self.source.outputs is not None:
-            outputs, seconds = self._stored(partition), None
+            outputs = self._stored(self.source.outputs, partition)
         else:
-            members, frames = self.members, self.frames(partition)
+            members, frames = self.members, read_partition(self.source.corpus, partition)
             if cache is None and self.source.cache is not None:
                 cache = self.source.cache / partition
             began = time.perf_counter()
             outputs = ensemble.collect(members, frames, cache=cache, progress=_console.progress)
-            seconds = time.perf_counter() - began
+            self.seconds = time.perf_counter() - began
         outputs.require_labels()
-        return outputs, seconds
+        return outputs
 
-    def frames(self, partition: str) -> zoo.FrameSet:
-        """A partition of the corpus."""
-        return read_partition(self.source.corpus, partition)
-
-    @cached_property
-    def members(self) -> ensemble.Members:
-        """The members, hash-checked and ready to run."""
-        source = self.source
-        return ensemble.load(self.registry, self._versions.values(), device=source.device, precision=source.precision)
-
-    @cached_property
-    def _versions(self) -> dict[str, zoo.Entry]:
-        saved = self.ensembles(self.source.members)
-        wanted = [id for name in self.source.members for id in (saved[name].members if name in saved else [name])]
-        return ensemble.run.versions(self.now, wanted)
-
-    def _stored(self, partition: str) -> ensemble.MemberOutputs:
+    def _stored(self, folder: Path, partition: str) -> ensemble.MemberOutputs:
         """Stored outputs of the members that match; for a saved ensemble, of the versions it was saved with."""
         from ensemble.outputs.store import read_outputs
 
-        assert self.source.outputs is not None
-        outputs = read_outputs(self.source.outputs / partition)
-        saved, by_id = self.ensembles(self.source.members), by_version(outputs)
+        outputs = read_outputs(folder / partition)
+        saved, positions = self.ensembles(self.source.members), by_version(outputs)
         chosen: dict[str, None] = {}
         for name in self.source.members:
             if name in saved:
-                chosen |= {outputs.members[by_id[id]]: None for id in saved[name].members if id in by_id}
+                chosen |= {outputs.members[positions[id]]: None for id in saved[name].members if id in positions}
             else:
                 chosen |= dict.fromkeys(matching(outputs.members, name))
         if not chosen:
-            there = list(outputs.members)
-            msg = (
-                f"expected members that match {list(self.source.members)}, got none; {self.source.outputs} has {there}"
-            )
+            wanted, there = list(self.source.members), list(outputs.members)
+            msg = f"expected members that match {wanted}, got none; {folder} has {there}"
             raise ValueError(msg)
-        return outputs if list(chosen) == list(outputs.members) else outputs.subset(list(chosen))
+        return outputs if [*chosen] == [*outputs.members] else outputs.subset([*chosen])
 
 
 def by_version(outputs: ensemble.MemberOutputs) -> dict[str, int]:
@@ -150,35 +131,25 @@ def by_version(outputs: ensemble.MemberOutputs) -> dict[str, int]:
     return {about.reference.partition("@")[2]: position for position, about in enumerate(outputs.about)}
 
 
-# ---- rules by name
-
-
 def rule_names() -> list[str]:
-    """Every name of a rule."""
+    """Every name of a rule, fitted or not."""
     return [*ensemble.fit.FITTERS, *ensemble.list_rules()]
 
 
-def require_known(names: Iterable[str], *, members: Iterable[str] = ()) -> None:
-    """Refuse an unknown name before anything is fitted.
+def named_rules(
+    names: Iterable[str], valid: ensemble.MemberOutputs, *, others: Iterable[str] = ()
+) -> dict[str, ensemble.Rule]:
+    """Name -> rule, fitted on the validation outputs where it has numbers; names among `others` are passed over.
 
     Raises:
-        ValueError: a name is neither that of a rule nor one of `members`; the message lists those that are.
+        ValueError: a name is unknown; nothing is fitted.
     """
-    known = [*members, *rule_names()]
+    names, others, fitters = list(names), list(others), ensemble.fit.FITTERS
     for name in names:
-        if name not in known:
-            raise ValueError(ensemble.rules.no_such("member or rule" if members else "rule", name, known))
-
-
-def named_rules(names: Sequence[str], valid: ensemble.MemberOutputs) -> dict[str, ensemble.Rule]:
-    """Name -> rule, fitted on the validation outputs where it has numbers.
-
-    Raises:
-        ValueError: a name is unknown.
-    """
-    require_known(names)
-    fitters = ensemble.fit.FITTERS
-    return {name: fitters[name](valid) if name in fitters else ensemble.get_rule(name) for name in names}
+        if name not in (known := [*others, *rule_names()]):
+            raise ValueError(ensemble.rules.no_such("member or rule" if others else "rule", name, known))
+    wanted = [name for name in names if name not in others]
+    return {name: fitters[name](valid) if name in fitters else ensemble.get_rule(name) for name in wanted}
 
 
 def saved_rules(
@@ -204,32 +175,35 @@ def saved_rules(
     return rules
 
 
-# ---- results that are saved
-
-
-def require_savable(name: str, collection: Collection) -> None:
-    """Refuse before the work a result that `save` could not register after it.
+def require_savable(name: str | None, collection: Collection) -> None:
+    """Refuse before the work a result that `saved` could not register after it.
 
     Raises:
         ValueError: the name is that of a rule, a model or an alias; stored outputs do not record the versions of their
             members; a version is gone; the members have their classes in different orders.
     """
-    now, references = collection.now, collection.references(collection.source.valid)
+    if name is None:
+        return
+    now, source = collection.now, collection.source
     taken = {other.casefold(): other for other in (*rule_names(), *now.list(), *now.aliases())}.get(name.casefold())
     if taken is not None:
         msg = f"expected a name for the ensemble that no rule, model or alias has, got {name!r}, the name of {taken!r}"
         raise ValueError(msg)
-    if unknown := [member for member, reference in references.items() if not reference]:
-        folder = collection.source.outputs
-        msg = f"expected outputs in {folder} that record the versions of their members, got none for {unknown}"
-        raise ValueError(f"{msg}; collect again")
-    try:
-        classes = {member: now.get(reference).classes for member, reference in references.items()}
-    except zoo.RegistryError as error:
-        msg = f"expected the versions of these outputs in {collection.registry.path}, got: {error}; collect again"
-        raise ValueError(msg) from error
-    first = next(iter(classes))
-    if other := [member for member in classes if classes[member] != classes[first]]:
+    if source.outputs is None:
+        entries = collection.versions
+    else:
+        stored = collection.outputs(source.valid)
+        references = {member: about.reference for member, about in zip(stored.members, stored.about, strict=True)}
+        if unknown := [member for member, reference in references.items() if not reference]:
+            msg = f"expected outputs in {source.outputs} that record the versions of their members"
+            raise ValueError(f"{msg}, got none for {unknown}; collect again")
+        try:
+            entries = {member: now.get(reference) for member, reference in references.items()}
+        except zoo.RegistryError as error:
+            msg = f"expected the versions of these outputs in {collection.registry.path}, got: {error}; collect again"
+            raise ValueError(msg) from error
+    first = next(iter(entries))
+    if other := [member for member, entry in entries.items() if entry.classes != entries[first].classes]:
         msg = (
             f"expected members with their classes in one order, got another than that of {first!r} in {other}; to save "
             f"them together register these again with the rows of their output layer in the order of {first!r}"
@@ -237,12 +211,16 @@ def require_savable(name: str, collection: Collection) -> None:
         raise ValueError(msg)
 
 
-def save(name: str, rule: ensemble.Rule, outputs: ensemble.MemberOutputs, collection: Collection) -> str:
-    """Register a rule and the members that influence it, in the versions that gave the outputs, as one ensemble.
-
-    Returns:
-        A sentence on what is saved.
-    """
+def saved(
+    answer: _console.Answer,
+    name: str | None,
+    rule: ensemble.Rule,
+    outputs: ensemble.MemberOutputs,
+    collection: Collection,
+) -> _console.Answer:
+    """The answer, once the rule and the members that influence it are registered, in the versions that were judged."""
+    if name is None:
+        return answer
     whole, used = ensemble.rules.rule_for(rule, outputs.members), tuple(range(len(outputs.members)))
     if (positions := whole.used) is not None:
         whole, used = whole.restricted(positions), positions
@@ -250,15 +228,12 @@ def save(name: str, rule: ensemble.Rule, outputs: ensemble.MemberOutputs, collec
     members = ensemble.load(collection.registry, entries)
     collection.registry.register_ensemble(name, ensemble.Ensemble(members, whole))
     parameters = sum(entry.parameters for entry in entries)
-    return f"saved as {name!r}: {len(entries)} of {len(outputs.members)} members, {parameters:,} parameters"
+    line = f"saved as {name!r}: {len(entries)} of {len(outputs.members)} members, {parameters:,} parameters"
+    return _console.Answer(answer.data | {"saved": name}, [*answer.shown, line])
 
 
 def require_writable(path: Path) -> None:
-    """Refuse before the work a path that its result could not be written to.
-
-    Raises:
-        ValueError: there is no such folder, it is read-only, or the path is itself a folder.
-    """
+    """Refuse before the work a path that its result could not be written to."""
     if path.is_dir():
         wrong = "a folder itself"
     elif not path.parent.is_dir():
