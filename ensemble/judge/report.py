@@ -132,20 +132,21 @@ def evaluate(
     if baseline is not None and baseline not in names:
         msg = f"expected the baseline among the members {names}, got {baseline!r}"
         raise ValueError(msg)
-    began, M, known = time.perf_counter(), len(names), cross_fits or {}
+    M, known = len(names), cross_fits or {}
+    began = time.perf_counter()
     sums = tables.tally(outputs, rules)
     seconds = time.perf_counter() - began
     single = tables.best(sums, range(M)) if baseline is None else names.index(baseline)
     best = tables.best(sums, range(M, M + len(rules))) if rules else None
     scores = tables.scores(outputs, sums, outputs.parameters | dict(parameters or {}))
     gains = tables.gains(sums, members=M, baseline=single, replicates=replicates, seed=seed)
-    own, fitted = scores[M:].drop(columns="abstained").reset_index(drop=True), sums.rules.values()
+    own = scores[M:].drop(columns="abstained").reset_index(drop=True)
     classes, confusions = tables.by_class(outputs, sums, baseline=single, judged=single if best is None else best)
     return Report(
-        members=scores[:M],
+        members=scores[:M].copy(),
         rules=pd.concat([own, gains], axis=1).assign(
-            fitted_here=[outputs.fingerprint in rule.fingerprints for rule in fitted],
-            fitted_on_training=[bool(_trained_on(rule.fingerprints, outputs)) for rule in fitted],
+            fitted_here=[outputs.fingerprint in rule.fingerprints for rule in sums.rules.values()],
+            fitted_on_training=[bool(_trained_on(rule.fingerprints, outputs)) for rule in sums.rules.values()],
             optimism=[known[name].optimism if name in known else math.nan for name in rules],
             optimism_accuracy=[known[name].optimism_accuracy if name in known else math.nan for name in rules],
         ),

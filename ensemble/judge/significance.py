@@ -188,12 +188,9 @@ def right_and_wrong(first: ArrayLike, second: ArrayLike) -> NDArray[np.int64]:
 def mcnemar(table: ArrayLike) -> Test:
     """McNemar's test that two classifiers err equally often, with Edwards' continuity correction.
 
-    The statistic is chi-squared with one degree of freedom; it is 0, and p is 1, where nothing is discordant. The test
-    assumes independent frames; where recordings have many frames, trust `bootstrap_interval` instead. See McNemar,
-    Psychometrika 12, 1947, and Edwards, Psychometrika 13, 1948.
-
-    Args:
-        table: (2, 2) from `right_and_wrong`; only the frames where exactly one is right matter.
+    Of the (2, 2) `table` from `right_and_wrong`, only the frames where exactly one is right matter; without any, the
+    statistic is 0 and p is 1. It is chi-squared with one degree of freedom, if frames are independent: where recordings
+    have many, trust `bootstrap_interval` instead. See McNemar, Psychometrika 12, 1947, and Edwards, 13, 1948.
 
     Example:
         >>> round(mcnemar([[101, 121], [59, 33]]).statistic, 3)

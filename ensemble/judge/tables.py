@@ -141,6 +141,7 @@ def scores(outputs: MemberOutputs, sums: Tally, parameters: Mapping[str, int]) -
     """One row per member, then one per rule, which counts the parameters of the members that can influence it."""
     own = pd.Series([parameters.get(name) for name in outputs.members], dtype="Int64")
     used = [own if rule.used is None else own.iloc[list(rule.used)] for rule in sums.rules.values()]
+    # all but the uniform mean, which is only a yardstick
     right, loss, bins, confusion = (each[:-1] for each in (sums.right, sums.loss, sums.bins, sums.confusion))
     hits = np.diagonal(confusion, axis1=1, axis2=2)  # (A - 1, C)
     occurrences = confusion.sum(axis=1) + confusion.sum(axis=2)  # as a prediction or as a label

@@ -66,7 +66,8 @@ class MemberOutputs:
     about: tuple[About, ...] = ()
 
     def __post_init__(self) -> None:
-        put, M, C, shape = object.__setattr__, len(self.members), len(self.classes), tuple(self.log_probabilities.shape)
+        put, shape = object.__setattr__, tuple(self.log_probabilities.shape)
+        M, C = len(self.members), len(self.classes)
         put(self, "members", tuple(self.members))
         put(self, "classes", tuple(self.classes))
         put(self, "about", tuple(self.about) or (About(),) * M)

@@ -94,7 +94,6 @@ class Store:
     """A folder of outputs, opened, or made where there is none.
 
     Args:
-        folder: made if need be.
         contents: what the folder has to be about.
         shard: frames per shard, for a new store.
 
@@ -121,6 +120,7 @@ class Store:
             self._save()
 
     def _continue(self, found: _Description) -> None:
+        """Take over the rows that are there, if they are of the same contents."""
         wanted = asdict(self.contents)
         for name, value in asdict(found.contents).items():
             if value != wanted[name]:
@@ -188,8 +188,8 @@ class Store:
         data = torch.from_file(str(self._data), shared=False, size=len(rows) * step, dtype=self._dtype)
         whole = data.as_strided((len(rows), frames, classes), (step, classes, 1))
         places = [rows.index(digest) for digest in digests]
-        neighbours = slice(places[0], places[0] + len(places))
-        return whole[neighbours] if places == [*range(len(rows))[neighbours]] else whole[places]
+        first, last = places[0], places[0] + len(places)
+        return whole[first:last] if places == list(range(first, last)) else whole[places]
 
     def present(self, outputs: MemberOutputs, digests: Sequence[str]) -> None:
         """Make these the outputs that `read_outputs` gives; their rows are complete here, under these digests."""
