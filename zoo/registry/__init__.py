@@ -86,43 +86,35 @@ class Registry:
     # ---- reading
 
     def snapshot(self) -> Snapshot:
-        """The content of the file at this moment, read once; within a transaction, as it will be.
-
-        Raises:
-            RegistryError: there is no file, or its text is refused.
-        """
+        """The content of the file at this moment, read once; within a transaction, as it will be."""
         return self._file.snapshot()
 
     def list(self, include: Patterns = "*", exclude: Patterns = ()) -> Names:
-        """As `Snapshot.list`: sorted names of the models; shell wildcards, one or several, in both."""
+        """Sorted names of the models; shell wildcards, one or several, in both."""
         return self.snapshot().list(include, exclude)
 
     def entries(self, include: Patterns = "*", exclude: Patterns = ()) -> Entries:
-        """As `Snapshot.entries`: all versions of the models whose names match, by name and number."""
+        """All versions of the models whose names match, by name and number."""
         return self.snapshot().entries(include, exclude)
 
     def get(self, reference: str) -> Entry:
-        """As `Snapshot.get`: the version that a reference points to.
-
-        Raises:
-            RegistryError: UNKNOWN, with the names that come near.
-        """
+        """The version that a reference points to; RegistryError (UNKNOWN, NAME, ARGUMENT) where there is none."""
         return self.snapshot().get(reference)
 
     def get_ensemble(self, name: str) -> EnsembleEntry:
-        """As `Snapshot.get_ensemble`: the ensemble of a name or an alias; RegistryError where there is none."""
+        """The ensemble of a name or an alias; RegistryError (UNKNOWN, NAME) where there is none."""
         return self.snapshot().get_ensemble(name)
 
     def list_ensembles(self, include: Patterns = "*", exclude: Patterns = ()) -> Names:
-        """As `Snapshot.list_ensembles`: sorted names of the ensembles."""
+        """Sorted names of the ensembles."""
         return self.snapshot().list_ensembles(include, exclude)
 
     def aliases(self) -> dict[str, str]:
-        """As `Snapshot.aliases`: alias -> what it points to: `name@number`, or the name of an ensemble."""
+        """Alias -> what it points to: `name@number`, or the name of an ensemble."""
         return self.snapshot().aliases()
 
     def table(self, include: Patterns = "*", exclude: Patterns = ()) -> pandas.DataFrame:
-        """As `Snapshot.table`: one row per version: name, number, id, architecture, parameters, metrics, created."""
+        """One row per version: name, number, id, architecture, parameters, a column per metric, created."""
         return self.snapshot().table(include, exclude)
 
     def checkpoint(self, version: str | Entry) -> Checkpoint:
@@ -220,11 +212,7 @@ class Registry:
         return self.add(name, register.prepare(name, checkpoint, tags=tags))
 
     def check_nameable(self, name: str) -> None:
-        """Refuse a name under which no model could be registered now, before hours of work rather than after.
-
-        Raises:
-            RegistryError: NAME, also where it could be taken for a version's id; NAME_COLLISION.
-        """
+        """Refuse (NAME, NAME_COLLISION) a name under which no model could be registered, before hours of work."""
         changes.check_nameable(self.snapshot() if self.path.exists() else Snapshot(), name)
 
     def add(self, name: str, prepared: Prepared) -> Entry:
@@ -265,7 +253,7 @@ class Registry:
                 msg = f"expected plain data or an object with to_json(), got {str(ensemble)[:80]!r}"
                 raise RegistryError("ARGUMENT", msg)
             ensemble = ensemble.to_json()
-        more = {key: value for key, value in (("note", note), ("tags", changes.tags_of(tags))) if value}
+        more = {"note": note or ensemble.get("note"), "tags": changes.tags_of(tags) or ensemble.get("tags")}
         record = changes.ensemble_record(self.snapshot(), {**ensemble, **more})
         return self._file.commit(lambda draft: changes.add_ensemble(draft, name, record)).get_ensemble(name)
 
@@ -283,16 +271,12 @@ class Registry:
         self._file.commit(changes.move_alias(self.snapshot(), name, target, expect))
 
     def alias_back(self, name: str, *, expect: str | None = None) -> None:
-        """Make an alias point again to what it pointed to before.
-
-        Args:
-            name: the alias's name.
-            expect: as for `alias`.
+        """Make an alias point again to what it pointed to before; `expect` and CONFLICT are as for `alias`.
 
         Raises:
-            RegistryError: UNKNOWN where it remembers nothing; CONFLICT as for `alias`.
+            RegistryError: UNKNOWN where it remembers nothing; CONFLICT.
         """
-        self._file.commit(changes.move_alias_back(self.snapshot(), name, expect))
+        self._file.commit(changes.move_alias(self.snapshot(), name, None, expect))
 
     def annotate(
         self,
@@ -318,16 +302,14 @@ class Registry:
             RegistryError: UNKNOWN; ARGUMENT for malformed tags or metrics.
         """
         entry = self.get(reference)
-        change = partial(
-            changes.annotate,
-            name=entry.name,
-            id=entry.id,
-            note=note,
-            tags=None if tags is None else changes.tags_of(tags),
-            add=changes.tags_of(add_tags),
-            drop=changes.tags_of(drop_tags),
-            metrics=changes.metrics_of(metrics) or {},
-        )
+        new: dict[str, Any] = {
+            "note": note,
+            "tags": None if tags is None else changes.tags_of(tags),
+            "add": changes.tags_of(add_tags),
+            "drop": changes.tags_of(drop_tags),
+            "metrics": changes.metrics_of(metrics) or {},
+        }
+        change = partial(changes.annotate, name=entry.name, id=entry.id, **new)
         return self._file.commit(change).entry(entry.name, entry.id)
 
     def remove(self, reference: str, *, force: bool = False) -> Names:

@@ -37,14 +37,13 @@ class Blobs:
     def put(self, data: bytes) -> str:
         """Make a blob durable under its hash, and return the hash; a whole one that is already there is kept.
 
-        Raises:
-            RegistryError: DISK; no part of it is left behind.
+        A RegistryError (DISK) leaves no part of it behind.
         """
         sha256 = hashlib.sha256(data).hexdigest()
         path = self.path(sha256)
         try:
             _files.make_folders(self.folder)
-            if self._holds(path, sha256, len(data)):
+            if _hash_of(path, len(data)) == sha256:
                 _files.renew(path)  # garbage collection keeps what is young
                 _files.sync_folder(self.folder)
             else:
@@ -83,11 +82,7 @@ class Blobs:
         return data
 
     def check_size(self, entry: Entry) -> None:
-        """Refuse a blob that is missing, not a plain file, or of another size, without reading it.
-
-        Raises:
-            RegistryError: MISSING, NOT_A_FILE, BLOB_SIZE or DISK.
-        """
+        """Refuse (MISSING, NOT_A_FILE, BLOB_SIZE, DISK) a blob by its status, without reading it."""
         path = self.path(entry.sha256)
         try:
             status = path.lstat()
@@ -98,43 +93,28 @@ class Blobs:
         if not stat.S_ISREG(status.st_mode):
             raise self._refusal("NOT_A_FILE", entry, "expected a plain file, got a link, folder, pipe or device")
         if status.st_size != entry.bytes:
-            raise self._refusal(
-                "BLOB_SIZE",
-                entry,
-                f"expected {entry.bytes:,} bytes with sha256 {entry.sha256}, got {status.st_size:,} bytes"
-                f"{self._hash_of(path, status.st_size, entry.bytes)}",
-            )
+            what = f"expected {entry.bytes:,} bytes with sha256 {entry.sha256}, got {status.st_size:,} bytes"
+            if status.st_size <= entry.bytes + 2**20 and (found := _hash_of(path, status.st_size)):
+                what += f" with sha256 {found}"  # unless reading it costs much more than reading the right one
+            raise self._refusal("BLOB_SIZE", entry, what)
 
     def files(self) -> Iterator[tuple[Path, str, float]]:
         """Every blob and temporary file of the store: path, hash ("" for a temporary file), time of its last change."""
-        if not self.folder.is_dir():
-            return
-        for path in sorted(self.folder.iterdir()):
-            match = _BLOB.fullmatch(path.name)
-            if match or path.name.endswith(_files.TEMPORARY):
-                modified = _modified_at(path)
-                if modified is not None:
-                    yield path, match[1] if match else "", modified
-
-    def _holds(self, path: Path, sha256: str, size: int) -> bool:
-        with suppress(OSError):
-            return hashlib.sha256(_files.read(path, size=size, follow=False)).hexdigest() == sha256
-        return False
-
-    def _hash_of(self, path: Path, size: int, expected: int) -> str:
-        """The hash of a blob of the wrong size, unless reading it would cost much more than reading the right one."""
-        with suppress(OSError):
-            if size <= expected + 2**20:
-                found = hashlib.sha256(_files.read(path, size=size, follow=False)).hexdigest()
-                return f" with sha256 {found}"
-        return ""
+        for path in sorted(self.folder.iterdir()) if self.folder.is_dir() else ():
+            match, modified = _BLOB.fullmatch(path.name), _modified_at(path)
+            if modified is not None and (match or path.name.endswith(_files.TEMPORARY)):
+                yield path, match[1] if match else "", modified
 
     def _refusal(self, reason: str, entry: Entry, what: str) -> RegistryError:
-        return RegistryError(
-            reason,
-            f"the blob of {entry.name!r} version {entry.number} ({self.path(entry.sha256)}): {what}; "
-            f"restore it from a copy, or register the model again",
-        )
+        blob = f"the blob of {entry.name!r} version {entry.number} ({self.path(entry.sha256)})"
+        return RegistryError(reason, f"{blob}: {what}; restore it from a copy, or register the model again")
+
+
+def _hash_of(path: Path, size: int) -> str:
+    """The hash of a plain file of this size, or "" where it cannot be read."""
+    with suppress(OSError):
+        return hashlib.sha256(_files.read(path, size=size, follow=False)).hexdigest()
+    return ""
 
 
 def _modified_at(path: Path) -> float | None:
@@ -150,12 +130,16 @@ def collect_garbage(path: Path, blobs: Blobs, *, timeout: float, dry_run: bool, 
     """Remove what no registry in the folder refers to; see `Registry.collect_garbage`."""
     check_there(path)  # or the lock would make the folder of a mistyped path
     with locked(path, timeout=timeout):
+        ours = (path.name, lock_path(path).name)
+        others = [file for file in sorted(path.parent.iterdir()) if file.name not in ours]
         kept = _referred(path)
-        for beside in _registries_beside(path):
-            kept |= _referred(beside)
+        for beside in others:  # other registries in the folder share the store
+            if not beside.name.endswith(_files.TEMPORARY) and _is_registry(beside):
+                kept |= _referred(beside)
         limit = time.time() - older_than
         found = [file for file, sha256, modified in blobs.files() if sha256 not in kept and modified <= limit]
-        found += [file for file in _temporary(path) if (_modified_at(file) or limit + 1) <= limit]
+        temporary = sorted(path.parent.glob(f".{path.name}.*{_files.TEMPORARY}"))  # of a process that died
+        found += [file for file in temporary if (_modified_at(file) or limit + 1) <= limit]
         if not dry_run:
             _remove(found)
         return found
@@ -169,13 +153,6 @@ def _referred(path: Path) -> set[str]:
         raise RegistryError(error.reason, f"{path}: {error.message}; nothing was removed") from error
 
 
-def _registries_beside(path: Path) -> list[Path]:
-    """Other registries in the folder: they share the store."""
-    ours = (path.name, lock_path(path).name)
-    others = [file for file in sorted(path.parent.iterdir()) if file.name not in ours]
-    return [file for file in others if not file.name.endswith(_files.TEMPORARY) and _is_registry(file)]
-
-
 def _is_registry(file: Path) -> bool:
     if not file.is_file():  # a pipe would never end
         return False
@@ -186,15 +163,8 @@ def _is_registry(file: Path) -> bool:
     except FileNotFoundError:
         return False
     except OSError as error:
-        raise RegistryError(
-            "DISK", f"cannot read {file}, which may be a registry of the same store: {error}; nothing was removed"
-        ) from error
-
-
-def _temporary(path: Path) -> list[Path]:
-    """Temporary files that a process left beside the registry when it died."""
-    pattern = f".{path.name}.*{_files.TEMPORARY}"
-    return sorted(path.parent.glob(pattern))
+        msg = f"cannot read {file}, which may be a registry of the same store: {error}; nothing was removed"
+        raise RegistryError("DISK", msg) from error
 
 
 def _remove(files: Iterable[Path]) -> None:
@@ -207,6 +177,5 @@ def _remove(files: Iterable[Path]) -> None:
         except OSError as error:
             failed.append(f"{file}: {error}")
     if failed:
-        raise RegistryError(
-            "DISK", f"cannot remove {'; '.join(failed)}; everything else that nothing refers to is removed"
-        )
+        msg = f"cannot remove {'; '.join(failed)}; everything else that nothing refers to is removed"
+        raise RegistryError("DISK", msg)

@@ -7,7 +7,7 @@ by then. Metrics, tags and other arguments that describe models are checked here
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from math import isfinite
 from typing import Any
@@ -17,16 +17,14 @@ from msgspec import UNSET
 
 from zoo.registry.text import check_ensemble, new_record
 from zoo.registry.types import (
+    NO_MODEL,
     AliasRecord,
     EnsembleRecord,
-    Entry,
-    ModelRecord,
     RegistryError,
     Snapshot,
     Target,
     VersionRecord,
     check_name,
-    data_of,
     is_id,
     plain,
 )
@@ -35,6 +33,9 @@ Change = Callable[[Snapshot], object]
 _MOST_REMEMBERED = 10
 _NOWHERE = Target()
 _METRIC = {"value": float, "unit": str, "n": int, "frames": str}
+
+
+# ---- versions
 
 
 def add_version(draft: Snapshot, name: str, id: str, record: VersionRecord) -> bool:
@@ -46,14 +47,14 @@ def add_version(draft: Snapshot, name: str, id: str, record: VersionRecord) -> b
     Raises:
         RegistryError: NAME, NAME_COLLISION; CLASSES where the same weights are there with other class names.
     """
-    model = draft.models.get(name) or ModelRecord(versions={})
+    model = draft.models.get(name, NO_MODEL)
     if name not in draft.models:
         _check_free(draft, name)
     known = model.versions.get(id)
     if known is None:
         _set_version(draft, name, id, msgspec.structs.replace(record, n=1 + model.last_number))
     elif known.classes != record.classes:
-        old, new = data_of(known.classes), data_of(record.classes)
+        old, new = (msgspec.json.decode(one.classes) for one in (known, record))
         raise RegistryError("CLASSES", f"{name!r} has these weights already, with the classes {old}, got {new}")
     return known is None
 
@@ -65,17 +66,45 @@ def change_blob(draft: Snapshot, name: str, id: str, record: VersionRecord) -> N
 
 
 def _set_version(draft: Snapshot, name: str, id: str, record: VersionRecord) -> None:
-    model = draft.models.get(name) or ModelRecord(versions={})
+    model = draft.models.get(name, NO_MODEL)
     last = UNSET if model.last is UNSET or record.n > model.last else model.last
     draft.put(name, msgspec.structs.replace(model, last=last, versions={**model.versions, id: record}))
 
 
+def annotate(
+    draft: Snapshot,
+    name: str,
+    id: str,
+    *,
+    note: str | None,
+    tags: Sequence[str] | None,
+    add: Sequence[str],
+    drop: Sequence[str],
+    metrics: Mapping[str, Any],
+) -> None:
+    """Change a version's note and tags where these are not None, and add and drop tags and metrics.
+
+    Raises:
+        RegistryError: UNKNOWN, where it was removed meanwhile; what no file can hold.
+    """
+    entry = draft.get(f"{name}@{id}")
+    new: dict[str, Any] = {} if note is None else {"note": note}
+    if tags is not None or add or drop:
+        new["tags"] = sorted({*(entry.tags if tags is None else tags), *add}.difference(drop))
+    if metrics:
+        new["metrics"] = {**entry.metrics, **metrics}
+    if new:
+        fields = {**plain(entry.record), **new}
+        kept = {key: value for key, value in fields.items() if key.startswith("x-") or value not in ("", [], {}, None)}
+        _set_version(draft, name, id, new_record(VersionRecord, f"{name}@{id}", kept))
+
+
 def remove(draft: Snapshot, removed: Sequence[str], *, force: bool) -> list[str]:
-    """Remove an alias, an ensemble, or versions.
+    """Remove an alias, an ensemble, or versions, by the stable references of `pinned_all`.
 
     Args:
         draft: the content.
-        removed: stable references, as `pinned_all` gives them.
+        removed: the references; those that others removed meanwhile are left out.
         force: also remove what holds them.
 
     Returns:
@@ -84,17 +113,20 @@ def remove(draft: Snapshot, removed: Sequence[str], *, force: bool) -> list[str]
     Raises:
         RegistryError: UNKNOWN, where all were removed meanwhile; HELD, naming what holds them, unless `force`.
     """
-    removed = _still_there(draft, removed)
     first = removed[0]
     if first in draft.pointers:
         draft.set(pointers={name: alias for name, alias in draft.pointers.items() if name != first})
         return []
-    entries = [] if first in draft.ensembles else [draft.get(reference) for reference in removed]
-    held = _holders(draft, first, entries)
+    parts = {reference: reference.partition("@") for reference in removed}
+    there = [one for one, (name, at, id) in parts.items() if not at or id in draft.models.get(name, NO_MODEL).versions]
+    entries = [] if first in draft.ensembles else [draft.get(reference) for reference in there or removed]
+    ids = {entry.id for entry in entries}
+    targets = [Target(model=entry.name, version=entry.number) for entry in entries] or [Target(ensemble=first)]
+    held = [f"the ensemble {name!r}" for name, record in draft.ensembles.items() if ids & set(record.members)]
+    held += [f"the alias {name!r}" for name, alias in draft.pointers.items() if alias.target in targets]
     if held and not force:
         what = ", ".join([entry.reference for entry in entries] or [first])
         raise RegistryError("HELD", f"{what} is held by {', '.join(held)}; remove these first, or force")
-    ids = {entry.id for entry in entries}
     for entry in entries:
         model = draft.models[entry.name]
         rest = {id: version for id, version in model.versions.items() if id != entry.id}
@@ -103,33 +135,43 @@ def remove(draft: Snapshot, removed: Sequence[str], *, force: bool) -> list[str]
         draft.put(entry.name, msgspec.structs.replace(model, versions=rest, last=last))
     kept = {name: e for name, e in draft.ensembles.items() if name != first and not ids & set(e.members)}
     draft.set(ensembles=kept)
-    _drop_lost_aliases(draft)
+    aliases = {name: alias for name, alias in draft.pointers.items() if draft.there(alias.target)}
+    draft.set(pointers={n: a.moved(a.target, filter(draft.there, a.before or ())) for n, a in aliases.items()})
     return held
 
 
-def _still_there(draft: Snapshot, removed: Sequence[str]) -> Sequence[str]:
-    """The references that are still valid; all of them if none is, so that the first is refused as unknown."""
-    left = []
-    for reference in removed:
-        name, at, id = reference.partition("@")
-        if not at or (name in draft.models and id in draft.models[name].versions):
-            left.append(reference)
-    return left or removed
+# ---- ensembles
 
 
-def _holders(draft: Snapshot, ensemble: str, entries: Collection[Entry]) -> list[str]:
-    """The ensembles that have one of the versions as a member, and the aliases that point to one or to the ensemble."""
-    ids = {entry.id for entry in entries}
-    targets = [Target(model=entry.name, version=entry.number) for entry in entries] or [Target(ensemble=ensemble)]
-    held = [f"the ensemble {name!r}" for name, record in draft.ensembles.items() if ids & set(record.members)]
-    return held + [f"the alias {name!r}" for name, alias in draft.pointers.items() if alias.target in targets]
+def ensemble_record(known: Snapshot, data: Mapping[str, Any]) -> EnsembleRecord:
+    """The record of a new ensemble, as `Registry.register_ensemble` takes it: members by id, classes in order.
 
-
-def _drop_lost_aliases(draft: Snapshot) -> None:
-    """Drop aliases that point to what is no longer there, and what the others remember of it."""
-    kept = {name: alias for name, alias in draft.pointers.items() if draft.there(alias.target)}
-    left = {name: alias.moved(alias.target, filter(draft.there, alias.before or ())) for name, alias in kept.items()}
-    draft.set(pointers=left)
+    Raises:
+        RegistryError: ARGUMENT: something is missing or cannot be kept; UNKNOWN member.
+    """
+    members = [known.get(member) for member in strings_of("members", data.get("members", ()))]
+    if not members or "rule" not in data:
+        raise RegistryError("ARGUMENT", f"expected an ensemble with 'members' and 'rule', got {sorted(data)}")
+    fields = {key: value for key, value in data.items() if key.startswith("x-")}
+    fields |= {
+        "members": [entry.id for entry in members],
+        "rule": dict(data["rule"]) if isinstance(data["rule"], Mapping) else {"rule": str(data["rule"])},
+        "classes": strings_of("classes", data.get("classes") or members[0].classes),
+        "created": now(),
+    }
+    for key in ("weights", "temperatures"):
+        try:
+            if data.get(key) is not None:
+                fields[key] = [float(number) for number in data[key]]
+        except (TypeError, ValueError):
+            raise RegistryError("ARGUMENT", f"expected {key} as numbers, got {str(data[key])[:80]}") from None
+    fields |= {key: data[key] for key in ("fitted_on", "note", "tags") if data.get(key)}
+    if unknown := sorted(set(data) - {*fields, "name", "weights", "temperatures", "fitted_on", "note", "tags"}):
+        raise RegistryError("ARGUMENT", f"expected an ensemble's fields, got {unknown} among them")
+    name = str(data.get("name", ""))
+    record = new_record(EnsembleRecord, f"the ensemble {name!r}", fields)
+    check_ensemble(name, record)
+    return record
 
 
 def add_ensemble(draft: Snapshot, name: str, record: EnsembleRecord) -> None:
@@ -154,54 +196,60 @@ def add_ensemble(draft: Snapshot, name: str, record: EnsembleRecord) -> None:
     draft.set(ensembles={**draft.ensembles, name: record})
 
 
-def move_alias(known: Snapshot, name: str, target: str, expect: str | None) -> Change:
-    """The change that makes an alias point to a version or an ensemble and remember what it pointed to before.
+# ---- aliases
+
+
+def move_alias(known: Snapshot, name: str, target: str | None, expect: str | None) -> Change:
+    """The change that makes an alias point elsewhere and remember what it pointed to before.
 
     Args:
         known: the content now, by which the references are understood.
         name: the alias's name.
-        target: a reference, or the name of an ensemble.
+        target: a reference, or the name of an ensemble; None for what the alias pointed to before.
         expect: what it must point to now; "" if it must not exist yet; None for anything.
 
     Raises:
-        RegistryError: ARGUMENT for an empty target; UNKNOWN, NAME. The change raises NAME, NAME_COLLISION, and
-            CONFLICT where the alias does not point to what is expected.
+        RegistryError: ARGUMENT for an empty target; UNKNOWN, NAME. The change raises NAME, NAME_COLLISION; UNKNOWN
+            where there is nothing before; CONFLICT where the alias does not point to what is expected.
     """
-    if not target:
+    if target == "":
         raise RegistryError("ARGUMENT", f"expected a target for the alias {name!r}, got nothing; see `remove`")
-    to, wanted = pinned(known, target), None if expect is None else pinned(known, expect)
+    to, wanted = (None if reference is None else pinned(known, reference) for reference in (target, expect))
 
     def change(draft: Snapshot) -> None:
         alias = draft.pointers.get(name)
-        if alias is None:
+        if alias is None and to is not None:
             _check_new(draft, name)
-        _check_expected(draft, name, wanted)
-        new, before = _target_of(draft, to), [] if alias is None else [alias.target, *(alias.before or ())]
-        if not before or before[0] != new:
-            moved = (alias or AliasRecord()).moved(new, before[:_MOST_REMEMBERED])
-            draft.set(pointers={**draft.pointers, name: moved})
-
-    return change
-
-
-def move_alias_back(known: Snapshot, name: str, expect: str | None) -> Change:
-    """The change that makes an alias point again to what it pointed to before.
-
-    Raises:
-        RegistryError: UNKNOWN, NAME. The change raises UNKNOWN where there is no such alias, or nothing before;
-            CONFLICT as of `move_alias`.
-    """
-    wanted = None if expect is None else pinned(known, expect)
-
-    def change(draft: Snapshot) -> None:
-        alias = draft.pointers.get(name)
-        _check_expected(draft, name, wanted)
-        if alias is None or not alias.before:
+        now = _NOWHERE if alias is None else alias.target
+        if wanted is not None and now != (expected := _target_of(draft, wanted)):
+            words = [repr(str(one)) if one != _NOWHERE else "nothing" for one in (expected, now)]
+            msg = f"expected the alias {name!r} to point to {words[0]}, it points to {words[1]}; it was not moved"
+            raise RegistryError("CONFLICT", msg)
+        before = [] if alias is None else [now, *(alias.before or ())]
+        if to is not None:
+            new, before = _target_of(draft, to), before[:_MOST_REMEMBERED]
+        elif len(before) > 1:
+            _, new, *before = before
+        else:
             what = f"there are {sorted(draft.pointers)}" if alias is None else "it remembers nothing"
             raise RegistryError("UNKNOWN", f"expected an alias {name!r} with something before; {what}")
-        draft.set(pointers={**draft.pointers, name: alias.moved(alias.before[0], alias.before[1:])})
+        if to is None or new != now:
+            draft.set(pointers={**draft.pointers, name: (alias or AliasRecord()).moved(new, before)})
 
     return change
+
+
+def _target_of(draft: Snapshot, reference: str) -> Target:
+    """The target of a stable reference."""
+    if not reference:
+        return _NOWHERE
+    if reference in draft.ensembles:
+        return Target(ensemble=reference)
+    entry = draft.get(reference)
+    return Target(model=entry.name, version=entry.number)
+
+
+# ---- references and names
 
 
 def pinned(known: Snapshot, target: str) -> str:
@@ -213,11 +261,7 @@ def pinned(known: Snapshot, target: str) -> str:
 
 
 def pinned_all(known: Snapshot, reference: str) -> list[str]:
-    """Stable references of everything that `reference` would remove: an alias, an ensemble, or versions.
-
-    Args:
-        known: the content now.
-        reference: a name, or as of `Snapshot.get`, or `name@*` for all versions of a model.
+    """Stable references of everything that `reference`, as of `Registry.remove`, would remove.
 
     Raises:
         RegistryError: UNKNOWN, NAME, ARGUMENT.
@@ -257,117 +301,17 @@ def _check_free(known: Snapshot, name: str) -> None:
         raise RegistryError("NAME_COLLISION", msg)
 
 
-def _target_of(draft: Snapshot, reference: str) -> Target:
-    """The target of a stable reference."""
-    if not reference:
-        return _NOWHERE
-    if reference in draft.ensembles:
-        return Target(ensemble=reference)
-    entry = draft.get(reference)
-    return Target(model=entry.name, version=entry.number)
-
-
-def _check_expected(draft: Snapshot, name: str, wanted: str | None) -> None:
-    if wanted is None:
-        return
-    expected, now = _target_of(draft, wanted), draft.pointers[name].target if name in draft.pointers else _NOWHERE
-    if now != expected:
-        words = [repr(str(target)) if target != _NOWHERE else "nothing" for target in (expected, now)]
-        msg = f"expected the alias {name!r} to point to {words[0]}, it points to {words[1]}; it was not moved"
-        raise RegistryError("CONFLICT", msg)
-
-
-def annotate(
-    draft: Snapshot,
-    name: str,
-    id: str,
-    *,
-    note: str | None,
-    tags: Sequence[str] | None,
-    add: Sequence[str],
-    drop: Sequence[str],
-    metrics: Mapping[str, Any],
-) -> None:
-    """Change the note, tags and metrics of a version.
-
-    Args:
-        draft: the content.
-        name: the model's name.
-        id: the version's.
-        note: replaces its note; "" removes it, None keeps it.
-        tags: replace its tags; None keeps them.
-        add: tags to add.
-        drop: tags to remove.
-        metrics: metrics to add; one of the same name is replaced.
-
-    Raises:
-        RegistryError: UNKNOWN, where it was removed meanwhile; what no file can hold.
-    """
-    entry = draft.get(f"{name}@{id}")
-    new: dict[str, Any] = {} if note is None else {"note": note}
-    if tags is not None or add or drop:
-        new["tags"] = sorted({*(entry.tags if tags is None else tags), *add}.difference(drop))
-    if metrics:
-        new["metrics"] = {**entry.metrics, **metrics}
-    if new:
-        fields = {**plain(entry.record), **new}
-        kept = {key: value for key, value in fields.items() if key.startswith("x-") or value not in ("", [], {}, None)}
-        _set_version(draft, name, id, new_record(VersionRecord, f"{name}@{id}", kept))
-
-
-def ensemble_record(known: Snapshot, data: Mapping[str, Any]) -> EnsembleRecord:
-    """The record of a new ensemble: members by id, classes in order.
-
-    Args:
-        known: the content now, by which the members' references are understood.
-        data: as `Registry.register_ensemble` takes it.
-
-    Raises:
-        RegistryError: ARGUMENT: something is missing or cannot be kept; UNKNOWN member.
-    """
-    members = [known.get(member) for member in strings_of("members", data.get("members", ()))]
-    if not members or "rule" not in data:
-        raise RegistryError("ARGUMENT", f"expected an ensemble with 'members' and 'rule', got {sorted(data)}")
-    fields = {key: value for key, value in data.items() if key.startswith("x-")}
-    fields |= {
-        "members": [entry.id for entry in members],
-        "rule": dict(data["rule"]) if isinstance(data["rule"], Mapping) else {"rule": str(data["rule"])},
-        "classes": strings_of("classes", data.get("classes") or members[0].classes),
-        "created": now(),
-    }
-    fields |= {key: _numbers(key, data[key]) for key in ("weights", "temperatures") if data.get(key) is not None}
-    fields |= {key: data[key] for key in ("fitted_on", "note", "tags") if data.get(key)}
-    if unknown := sorted(set(data) - {*fields, "name", "weights", "temperatures", "fitted_on", "note", "tags"}):
-        raise RegistryError("ARGUMENT", f"expected an ensemble's fields, got {unknown} among them")
-    name = str(data.get("name", ""))
-    record = new_record(EnsembleRecord, f"the ensemble {name!r}", fields)
-    check_ensemble(name, record)
-    return record
-
-
-def _numbers(key: str, given: Iterable[Any]) -> list[float]:
-    try:
-        return [float(number) for number in given]
-    except (TypeError, ValueError):
-        raise RegistryError("ARGUMENT", f"expected {key} as numbers, got {str(given)[:80]}") from None
+# ---- arguments that describe models
 
 
 def now() -> str:
-    """The present as the registry writes it: UTC, to the second.
-
-    Example:
-        >>> len(now()), now()[-1]
-        (20, 'Z')
-    """
+    """The present as the registry writes it: UTC, to the second."""
     return written(datetime.now(UTC))
 
 
 def written(time: datetime) -> str:
     """A time in UTC as the registry writes it."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-# ---- arguments that describe models
 
 
 def strings_of(what: str, given: Iterable[str]) -> list[str]:

@@ -19,6 +19,7 @@ from zoo import _files
 from zoo.registry.text import parse, write
 from zoo.registry.transaction import read_bytes, read_snapshot
 from zoo.registry.types import (
+    NO_MODEL,
     AliasRecord,
     EnsembleRecord,
     ModelRecord,
@@ -27,14 +28,11 @@ from zoo.registry.types import (
     Snapshot,
     Target,
     VersionRecord,
-    data_of,
-    extensions_of,
 )
 
 Fields = Mapping[str, Any]
 _FITTED = ("members", "rule", "weights", "temperatures", "classes", "fitted_on")
 _AS_ONE = "fitted"  # no field of an ensemble has this name
-_NO_MODEL = ModelRecord(versions={})
 _CONFLICT: Any = object()
 
 
@@ -49,11 +47,11 @@ def merge(base: Snapshot, ours: Snapshot, theirs: Snapshot) -> Snapshot:
     sides = (base, ours, theirs)
     models, moved = {}, {}
     for name in sorted({*base.models, *ours.models, *theirs.models}):
-        models[name], moved[name] = _model(name, [side.models.get(name, _NO_MODEL) for side in sides], conflicts)
+        models[name], moved[name] = _model(name, [side.models.get(name, NO_MODEL) for side in sides], conflicts)
     ensembles = [{name: _as_one(record) for name, record in side.ensembles.items()} for side in sides]
     aliases = [dict(side.pointers) for side in sides]
     aliases[2] = {name: _renumbered(alias, moved) for name, alias in theirs.pointers.items()}
-    meanings = [{key: data_of(raw) for key, raw in side.extensions.items()} for side in sides]
+    meanings = [{key: msgspec.json.decode(raw) for key, raw in side.extensions.items()} for side in sides]
     kept = _section("key", meanings, conflicts, whole=True)
     merged = Snapshot(
         models,
@@ -135,7 +133,8 @@ def _fields(record: VersionRecord | EnsembleRecord) -> dict[str, Any]:
 def _record(kind: type[R], fields: Fields) -> R:
     """The record that has these fields."""
     own = {key: fields[key] for key in kind.__struct_fields__ if key in fields}
-    return kind(**own, extensions=extensions_of(fields) or UNSET)
+    extensions = {key: value for key, value in fields.items() if key.startswith("x-")}
+    return kind(**own, extensions=extensions or UNSET)
 
 
 def _as_one(ensemble: EnsembleRecord) -> dict[str, Any]:

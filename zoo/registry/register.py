@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from platform import python_version
 from typing import Any
@@ -35,13 +35,7 @@ Model = Checkpoint | nn.Module | str | os.PathLike[str]
 
 
 class Prepared(msgspec.Struct, frozen=True):
-    """A model that is ready to be registered.
-
-    Args:
-        id: 12 hex digits of name, spec and weights.
-        data: the blob.
-        record: the version's record; its number is given when it is added.
-    """
+    """A model that is ready to be registered: its id, its blob, and its record, numbered when it is added."""
 
     id: str
     data: bytes
@@ -106,13 +100,7 @@ def _completed(
 
 
 def prepare(name: str, checkpoint: Checkpoint, *, tags: Iterable[str] = (), created: str | None = None) -> Prepared:
-    """What is registered of a checkpoint under a name.
-
-    Args:
-        name: the model's name.
-        checkpoint: the model.
-        tags: short words.
-        created: when, as the registry writes it; None is now.
+    """What is registered of a checkpoint under a name; `created` is a time as the registry writes it, None is now.
 
     Raises:
         RegistryError: what cannot stand in the registry's file, such as control characters.
@@ -153,16 +141,6 @@ def recover(blobs: Blobs, commit: Callable[[Change], Snapshot]) -> tuple[list[En
     Returns:
         The versions, each once, by the age of their blobs; and each blob that was left out, with the reason.
     """
-    found, left_out = _found(blobs)
-    refused: dict[str, str] = {}
-    content = commit(partial(_add_all, found=found, refused=refused))
-    versions = dict.fromkeys((name, one.id) for blob, (name, one) in found.items() if blob not in refused)
-    reasons = [f"{blob}: {why}" for blob, why in sorted({**left_out, **refused}.items())]
-    return [content.entry(name, id) for name, id in versions], reasons
-
-
-def _found(blobs: Blobs) -> tuple[dict[str, tuple[str, Prepared]], dict[str, str]]:
-    """Blob -> the name and the model that it holds, by age; blob -> reason, where it is damaged or not ours."""
     found, damaged = {}, {}
     for path, sha256, modified in sorted(blobs.files(), key=lambda file: (file[2], file[1])):
         try:
@@ -170,7 +148,20 @@ def _found(blobs: Blobs) -> tuple[dict[str, tuple[str, Prepared]], dict[str, str
                 found[path.name] = _read_back(path, sha256, modified)
         except (OSError, ValueError) as error:
             damaged[path.name] = str(error)
-    return found, damaged
+    refused: dict[str, str] = {}
+
+    def add_all(draft: Snapshot) -> None:
+        refused.clear()
+        for blob, (name, one) in found.items():
+            try:
+                add_version(draft, name, one.id, one.record)
+            except RegistryError as error:
+                refused[blob] = str(error)
+
+    content = commit(add_all)
+    versions = dict.fromkeys((name, one.id) for blob, (name, one) in found.items() if blob not in refused)
+    reasons = [f"{blob}: {why}" for blob, why in sorted({**damaged, **refused}.items())]
+    return [content.entry(name, id) for name, id in versions], reasons
 
 
 def _read_back(path: Path, sha256: str, modified: float) -> tuple[str, Prepared]:
@@ -180,13 +171,3 @@ def _read_back(path: Path, sha256: str, modified: float) -> tuple[str, Prepared]
     name = str(about_of(read_header(data))["name"])
     check_name(name)
     return name, prepare(name, decode(data), created=written(datetime.fromtimestamp(modified, UTC)))
-
-
-def _add_all(draft: Snapshot, *, found: Mapping[str, tuple[str, Prepared]], refused: dict[str, str]) -> None:
-    """Add all versions that can be there, numbered in their order; `refused` takes the reasons of the others."""
-    refused.clear()
-    for blob, (name, one) in found.items():
-        try:
-            add_version(draft, name, one.id, one.record)
-        except RegistryError as error:
-            refused[blob] = str(error)

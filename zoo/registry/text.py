@@ -58,7 +58,6 @@ from zoo.registry.types import (
     VersionRecord,
     check_digest,
     check_name,
-    data_of,
     encoded,
     extension_text,
     is_id,
@@ -124,13 +123,11 @@ def _models(models: Mapping[str, ModelRecord]) -> list[bytes]:
 
 def _lines(records: Mapping[str, EnsembleRecord | AliasRecord]) -> list[bytes]:
     """An object of one record per line."""
-    return [
-        b"{\n",
-        b",\n".join([b'"%b":%b' % (key.encode(), encoded(one)) for key, one in sorted(records.items())]),
-        b"\n}",
-    ]
+    lines = [b'"%b":%b' % (key.encode(), encoded(one)) for key, one in sorted(records.items())]
+    return [b"{\n", b",\n".join(lines), b"\n}"]
 
 
+@lru_cache(maxsize=2**15)  # one change orders the names three times
 def _spread(name: str) -> bytes:
     return hashlib.sha256(name.encode()).digest()
 
@@ -151,8 +148,25 @@ def parse(raw: Bytes) -> Snapshot:
     with collector_off():
         try:
             return _fast(raw)
-        except (ValueError, KeyError, OverflowError, RecursionError):  # also what msgspec and the checks raise
+        except _NOT_CANONICAL:
             return _strict(raw)
+
+
+def write_checked(snapshot: Snapshot) -> bytes:
+    """As `write`, and the text is read again: it must give the same content.
+
+    Raises:
+        RegistryError: ARGUMENT; what `parse` refuses.
+    """
+    text = write(snapshot)
+    with collector_off():
+        try:
+            found = _typed(text)  # where it equals the snapshot, its one text is this one
+        except _NOT_CANONICAL:
+            found = _strict(text)
+    if found != snapshot:
+        raise RegistryError("ARGUMENT", "the change cannot be written such that reading gives it back")
+    return text
 
 
 @contextmanager
@@ -171,6 +185,7 @@ class _OtherTextError(ValueError):
     """The text is not the canonical one; the strict reader decides."""
 
 
+_NOT_CANONICAL = (ValueError, KeyError, OverflowError, RecursionError)  # also what msgspec and the checks raise
 _decode_top = msgspec.json.Decoder(dict[str, Raw]).decode
 _decode_models = msgspec.json.Decoder(dict[str, ModelRecord]).decode
 _decode_ensembles = msgspec.json.Decoder(dict[str, EnsembleRecord]).decode
@@ -185,10 +200,9 @@ class _ExactProbe(Probe, forbid_unknown_fields=True):
     """Likewise."""
 
 
-_exact: dict[str, Any] = {**CARRIED, "metrics": dict[str, _ExactMetric], "probe": _ExactProbe}
 _decode_carried: dict[str, Any] = {
     key: msgspec.json.Decoder(list[kind]).decode  # type: ignore[valid-type]  # made of the table
-    for key, kind in _exact.items()
+    for key, kind in {**CARRIED, "metrics": dict[str, _ExactMetric], "probe": _ExactProbe}.items()
 }
 _LONG = re.compile(rb"[\[:,]-?[0-9]{19,}[],}]")  # an integer that may need more than 64 bits
 _DIGITS, _ZEROS = bytes.maketrans(b"123456789", b"0" * 9), b"0" * 19
@@ -197,18 +211,27 @@ _encode_sorted = msgspec.json.Encoder(order="sorted").encode
 
 def _fast(raw: Bytes) -> Snapshot:
     """The snapshot of a canonical text; any other raises one error or another."""
+    found, place = _typed(raw), 0
+    for piece in _pieces(found):
+        if not raw.startswith(piece, place):
+            raise _OtherTextError
+        place += len(piece)
+    if place != len(raw):
+        raise _OtherTextError
+    return found
+
+
+def _typed(raw: Bytes) -> Snapshot:
+    """The snapshot of typed records, checked; whether its text is the canonical one is not."""
     if not raw.isascii() or b"\\" in raw or b"\x7f" in raw:
         _check_characters(raw.decode("utf-8"))
     top = _decode_top(raw)
     aliases, ensembles, models = (top.pop(key) for key in ("aliases", "ensembles", "models"))
-    _check_top({"format": data_of(top.pop("format")), "schema": data_of(top.pop("schema")), **dict.fromkeys(_SECTIONS)})
-    found = Snapshot(_decode_models(models), _decode_ensembles(ensembles), _decode_aliases(aliases), top)
-    for key, value in top.items():
-        if b"\r\n" in bytes(value):
-            raise _OtherTextError
-        _check_top(
-            {"format": _FORMAT, "schema": _SCHEMA, **dict.fromkeys(_SECTIONS), key: _strictly(bytes(value).decode())}
-        )
+    if b"\r\n" in raw:
+        raise _OtherTextError
+    _check_top({**dict.fromkeys(_SECTIONS), **{key: _strictly(bytes(value).decode()) for key, value in top.items()}})
+    extensions = {key: value for key, value in top.items() if key not in _KEYS}
+    found = Snapshot(_decode_models(models), _decode_ensembles(ensembles), _decode_aliases(aliases), extensions)
     versions = [version for model in found.models.values() for version in model.versions.values()]
     for key in ("spec", "classes", "recipe", "metrics", "probe", "software"):
         _check_carried(key, versions)
@@ -216,13 +239,6 @@ def _fast(raw: Bytes) -> Snapshot:
         _check_carried(key, found.ensembles.values())
     _check_names(found.models, found.ensembles, found.pointers)
     _check(found)
-    place = 0
-    for piece in _pieces(found):
-        if not raw.startswith(piece, place):
-            raise _OtherTextError
-        place += len(piece)
-    if place != len(raw):
-        raise _OtherTextError
     return found
 
 
@@ -236,11 +252,8 @@ def _check_carried(key: str, records: Iterable[Any]) -> None:
         if _ZEROS in together.translate(_DIGITS) and _LONG.search(together):
             raise _OtherTextError
         again = _encode_sorted(_decode_carried[key](together))
-        if again == together or again == together.replace(b"e-0", b"e-").replace(
-            b"e+", b"e"
-        ):  # as msgspec writes 1e-08
-            continue
-        if _encode_sorted(_decode_literally(together)) != together:
+        short = together.replace(b"e-0", b"e-").replace(b"e+", b"e")  # as msgspec writes 1e-08
+        if again not in (together, short) and _encode_sorted(_decode_literally(together)) != together:
             raise _OtherTextError
 
 
@@ -284,32 +297,29 @@ def new_record(kind: type[R], what: str, fields: Mapping[str, Any]) -> R:
         RegistryError: what no file can hold, or what `record` refuses; ARGUMENT where it is not plain data.
     """
     try:
-        text = canonical(dict(fields))
-        if (found := _strictly(text)) != fields:
+        found = _strictly(canonical(dict(fields)))
+        if found != fields:
             raise TypeError("lists, not tuples, and keys that are strings")
+    except RegistryError:
+        raise
     except (ValueError, TypeError) as error:
-        if isinstance(error, RegistryError):
-            raise
         raise RegistryError("ARGUMENT", f"expected plain data for {what}: {error}") from error
     return record(kind, what, found)
 
 
 def record(kind: type[R], what: str, fields: Any) -> R:
-    """The record of parsed JSON.
-
-    Args:
-        kind: which record.
-        what: its name in messages.
-        fields: the parsed value.
+    """The record of parsed JSON; messages call it `what`.
 
     Raises:
         RegistryError: FIELD_TYPE, MISSING_KEY, UNKNOWN_KEY, REGISTRY_DEPTH.
     """
     if not isinstance(fields, dict):
         _refuse("FIELD_TYPE", f"expected {what} as an object, got {str(fields)[:60]}")
-    types, needed = _fields(kind)
+    known = [one for one in msgspec.structs.fields(kind) if one.encode_name != "x-"]
+    types = {one.encode_name: one.type for one in known}
+    needed = [one.encode_name for one in known if one.required]
     if missing := [key for key in needed if key not in fields]:
-        _refuse("MISSING_KEY", f"expected {list(needed)} in {what}, {missing} are missing")
+        _refuse("MISSING_KEY", f"expected {needed} in {what}, {missing} are missing")
     if unknown := [key for key in fields if key not in types and not key.startswith("x-")]:
         _refuse("UNKNOWN_KEY", f"expected {list(types)} in {what}, got {unknown[0][:60]!r}")
     extensions = {key: _raw(value) for key, value in fields.items() if key.startswith("x-")}
@@ -317,13 +327,6 @@ def record(kind: type[R], what: str, fields: Any) -> R:
     if depth(fields) > _DEEPEST:
         _refuse("REGISTRY_DEPTH", f"expected at most {_DEEPEST} levels in {what}")
     return kind(**values, extensions=extensions or UNSET)
-
-
-@lru_cache(maxsize=8)
-def _fields(kind: Any) -> tuple[dict[str, Any], list[str]]:
-    """Of a record, key -> type, and the keys that it needs."""
-    found = [one for one in msgspec.structs.fields(kind) if one.encode_name != "x-"]
-    return {one.encode_name: one.type for one in found}, [one.encode_name for one in found if one.required]
 
 
 def _value(what: str, key: str, value: Any, kind: Any) -> Any:
@@ -365,20 +368,14 @@ def _check_top(table: Any) -> None:
 
 def _check_names(*sections: Mapping[str, Any]) -> None:
     """Refuse invalid names, and names that differ only in capitals."""
-    names = [name for section in sections for name in section]
-    for name in names:
-        check_name(name)
-    if len({name.casefold() for name in names}) == len(names):
-        return
     taken: dict[str, tuple[str, str]] = {}
     for where, section in zip(_SECTIONS, sections, strict=True):
         for name in section:
+            check_name(name)
             other, place = taken.setdefault(name.casefold(), (name, where))
             if (other, place) != (name, where):
-                msg = (
-                    f"{name!r} in {where} has the name of {other!r} in {place}; names must differ in more than capitals"
-                )
-                _refuse("NAME_COLLISION", msg)
+                also = f"{name!r} in {where} has the name of {other!r} in {place}"
+                _refuse("NAME_COLLISION", f"{also}; names must differ in more than capitals")
 
 
 def _check(snapshot: Snapshot) -> None:
@@ -393,16 +390,13 @@ def _check(snapshot: Snapshot) -> None:
         for id, version in model.versions.items():
             check_digest(version.blob)
             if not 1 <= version.n <= LAST_NUMBER:
-                _refuse(
-                    "VERSION_NUMBER", f"expected the number of {name}@{id} from 1 to {LAST_NUMBER:,}, got {version.n}"
-                )
+                expected = f"expected the number of {name}@{id} from 1 to {LAST_NUMBER:,}"
+                _refuse("VERSION_NUMBER", f"{expected}, got {version.n}")
             if version.bytes < 1 or version.parameters < 0:
                 sizes = f"{version.bytes} bytes, {version.parameters} parameters"
                 _refuse("FIELD_TYPE", f"expected sizes of {name}@{id}, got {sizes}")
-    times = {version.created for model in snapshot.models.values() for version in model.versions.values()}
-    if not all(map(_is_time, times)):
-        for entry in snapshot.versions():
-            _check_time(f"{entry.name}@{entry.id}", entry.created)
+            if not _is_time(version.created):
+                _refuse_time(f"{name}@{id}", version.created)
     for name, ensemble in snapshot.ensembles.items():
         check_ensemble(name, ensemble)
         if lost := [member for member in ensemble.members if snapshot.model_of(member) is None]:
@@ -418,18 +412,16 @@ def _check_ids(name: str, ids: Iterable[str]) -> None:
 
 
 def check_ensemble(name: str, ensemble: EnsembleRecord) -> None:
-    """Refuse an ensemble with an invalid time, members or numbers.
-
-    Raises:
-        RegistryError: FIELD_TYPE.
-    """
+    """Refuse (FIELD_TYPE) an ensemble with an invalid time, members or numbers."""
     what, members = f"the ensemble {name!r}", ensemble.members
-    _check_time(what, ensemble.created)
+    if not _is_time(ensemble.created):
+        _refuse_time(what, ensemble.created)
     if not members or len(set(members)) != len(members) or not all(map(is_id, members)):
         _refuse("FIELD_TYPE", f"expected different ids as members of {what}, got {str(members)[:80]}")
-    for key, numbers in (("weights", ensemble.weights), ("temperatures", ensemble.temperatures)):
-        if len(data_of(numbers, members)) != len(members):
-            _refuse("FIELD_TYPE", f"expected one number per member as {key} of {what}, got {data_of(numbers)}")
+    for key, raw in (("weights", ensemble.weights), ("temperatures", ensemble.temperatures)):
+        numbers = members if raw is UNSET else msgspec.json.decode(raw)
+        if len(numbers) != len(members):
+            _refuse("FIELD_TYPE", f"expected one number per member as {key} of {what}, got {numbers}")
 
 
 def _check_alias(name: str, alias: AliasRecord, snapshot: Snapshot) -> None:
@@ -452,9 +444,8 @@ def _is_time(text: str) -> bool:
         return False
 
 
-def _check_time(what: str, text: str) -> None:
-    if not _is_time(text):
-        _refuse("FIELD_TYPE", f"expected the time {what} was made as 2026-01-31T12:00:00Z, got {text[:40]!r}")
+def _refuse_time(what: str, text: str) -> NoReturn:
+    _refuse("FIELD_TYPE", f"expected the time {what} was made as 2026-01-31T12:00:00Z, got {text[:40]!r}")
 
 
 # ---- strict JSON
@@ -477,27 +468,21 @@ def _strictly(text: str) -> Any:
     try:
         value = parse_strictly(text)
     except TextError as error:
-        raise _refusal(error, text) from None
+        if "\n<<<<<<< " in text or text.startswith("<<<<<<< "):
+            msg = f"the registry holds the conflict markers of a merge ({error}); merge it with `zoo merge`"
+            raise RegistryError("REGISTRY_JSON", msg) from None
+        if error.reason == "SYNTAX" and "control character" in str(error):
+            raise RegistryError("CONTROL_CHARACTER", f"the registry is {error}") from None
+        reason = {"SYNTAX": "REGISTRY_JSON", "DEPTH": "REGISTRY_DEPTH"}.get(error.reason, error.reason)
+        raise RegistryError(reason, f"the registry is {error}; correct it, or {_RESCUE}") from None
     _check_characters(text)
     return value
 
 
-def _refusal(error: TextError, text: str) -> RegistryError:
-    if "\n<<<<<<< " in text or text.startswith("<<<<<<< "):
-        msg = f"the registry holds the conflict markers of a merge ({error}); merge it with `zoo merge`"
-        return RegistryError("REGISTRY_JSON", msg)
-    if error.reason == "SYNTAX" and "control character" in str(error):
-        return RegistryError("CONTROL_CHARACTER", f"the registry is {error}")
-    reason = {"SYNTAX": "REGISTRY_JSON", "DEPTH": "REGISTRY_DEPTH"}.get(error.reason, error.reason)
-    return RegistryError(reason, f"the registry is {error}; correct it, or {_RESCUE}")
-
-
 def _check_characters(text: str) -> None:
     """Refuse what a terminal would obey rather than show, and halves of surrogate pairs."""
-    if not text.isascii() or "\x7f" in text:
-        ugly = _UGLY.search(text)
-        if ugly:
-            _refuse("CONTROL_CHARACTER", f"the registry holds the control character {ugly[0]!r}")
+    if ugly := None if text.isascii() and "\x7f" not in text else _UGLY.search(text):
+        _refuse("CONTROL_CHARACTER", f"the registry holds the control character {ugly[0]!r}")
     if "\\" not in text:
         return
     high: re.Match[str] | None = None  # the half that the next escape must complete
@@ -510,8 +495,7 @@ def _check_characters(text: str) -> None:
             _refuse("CONTROL_CHARACTER", f"the registry holds the control character \\u{match[1]}")
     if high is not None:
         raise _half(high)
-    backspace = re.search(r"(?<!\\)(?:\\\\)*\\[bfr]", text)
-    if backspace:
+    if backspace := re.search(r"(?<!\\)(?:\\\\)*\\[bfr]", text):
         _refuse("CONTROL_CHARACTER", f"the registry holds the control character {backspace[0][-2:]}")
 
 

@@ -34,7 +34,7 @@ from filelock import FileLock, Timeout
 
 from zoo import _files
 from zoo.registry.changes import Change
-from zoo.registry.text import Bytes, collector_off, parse, write
+from zoo.registry.text import Bytes, collector_off, parse, write_checked
 from zoo.registry.types import RegistryError, Snapshot
 
 _ATTEMPTS = 3
@@ -42,12 +42,7 @@ _POLL = 0.01  # seconds between two attempts to take the lock
 
 
 class RegistryFile:
-    """One registry's file: read as it is now, and changed at once or within a transaction.
-
-    Args:
-        path: of the file.
-        timeout: seconds to wait for the lock.
-    """
+    """One registry's file, read as it is now, and changed at once or within a transaction; `timeout` in seconds."""
 
     def __init__(self, path: Path, timeout: float) -> None:
         self.path = path
@@ -61,11 +56,7 @@ class RegistryFile:
         return self._pending is not None
 
     def snapshot(self) -> Snapshot:
-        """The content of the file now, or within a transaction as it will be.
-
-        Raises:
-            RegistryError: NO_REGISTRY, DISK, or what the text is refused for.
-        """
+        """The content of the file now, or within a transaction as it will be; the errors of `read_snapshot`."""
         if self._pending is not None:
             return self._pending[0].copy()
         return self._parsed(read_bytes(self.path) or b"")
@@ -103,11 +94,9 @@ class RegistryFile:
                 ensure(draft)
                 if draft == old and raw is not None:
                     return old
-                text = write(draft)
+                text = write_checked(draft)
                 if text == raw:
                     return old
-                if parse(text) != draft:
-                    raise RegistryError("ARGUMENT", "the change cannot be written such that reading gives it back")
                 if _replace(self.path, raw, text):
                     self._seen = (text, draft)
                     return draft
@@ -158,11 +147,7 @@ def read_snapshot(path: Path) -> Snapshot:
 
 
 def check_there(path: Path) -> None:
-    """Refuse a registry that is missing, before its lock makes a file in its folder.
-
-    Raises:
-        RegistryError: as `read_bytes`.
-    """
+    """Refuse a registry that is missing, as `read_bytes` does, before its lock makes a file in its folder."""
     if not path.exists():
         read_bytes(path)
 
@@ -201,11 +186,11 @@ def locked(path: Path, *, timeout: float) -> Iterator[None]:
         try:
             _files.system.lock(lock)
         except Timeout:
-            raise RegistryError(
-                "LOCKED",
-                f"waited {timeout:g} s for the registry {path}, which is held by {_holder(path)}; "
-                f"let it finish, or end it: the lock is then free at once",
-            ) from None
+            holder = ""
+            with suppress(OSError):
+                holder = lock_path(path).read_text(encoding="utf-8").strip()
+            msg = f"waited {timeout:g} s for the registry {path}, which is held by {holder or 'another process'}; "
+            raise RegistryError("LOCKED", f"{msg}let it finish, or end it: the lock is then free at once") from None
     try:
         with suppress(OSError):  # naming the holder is only a courtesy
             lock_path(path).write_text(f"process {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
@@ -217,12 +202,6 @@ def locked(path: Path, *, timeout: float) -> Iterator[None]:
 def lock_path(path: Path) -> Path:
     """The file that is locked while the registry changes."""
     return path.with_name(f"{path.name}.lock")
-
-
-def _holder(path: Path) -> str:
-    with suppress(OSError):
-        return lock_path(path).read_text(encoding="utf-8").strip() or "another process"
-    return "another process"
 
 
 def _replace(path: Path, raw: Bytes | None, text: bytes) -> bool:

@@ -8,7 +8,8 @@ References are `cylinder-a` (a model's newest version, an ensemble, or an alias)
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
+from copy import copy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, cast
 
@@ -63,10 +64,7 @@ class Reference:
 
 
 def check_name(name: object) -> None:
-    """Refuse what cannot be the name of a model, an ensemble or an alias, on this system or another.
-
-    Raises:
-        RegistryError: NAME.
+    """Refuse (NAME) what cannot be the name of a model, an ensemble or an alias, on this system or another.
 
     Example:
         >>> check_name("cylinder-a")
@@ -87,11 +85,7 @@ def check_name(name: object) -> None:
 
 
 def check_digest(digest: object) -> None:
-    """Refuse what is not `sha256:` and 64 lower-case hex digits.
-
-    Raises:
-        RegistryError: DIGEST.
-    """
+    """Refuse (DIGEST) what is not `sha256:` and 64 lower-case hex digits."""
     if not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
         raise RegistryError("DIGEST", f"expected 'sha256:' and 64 hex digits, got {str(digest)[:90]!r}")
 
@@ -165,8 +159,10 @@ class ModelRecord(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     @property
     def last_number(self) -> int:
         """The highest number that the model's versions ever had, removed ones included."""
-        newest = max((version.n for version in self.versions.values()), default=0)
-        return max(newest, self.last or 0)
+        return max([self.last or 0, *(version.n for version in self.versions.values())])
+
+
+NO_MODEL = ModelRecord(versions={})
 
 
 class EnsembleRecord(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -271,11 +267,6 @@ def plain(record: VersionRecord | EnsembleRecord) -> dict[str, Any]:
     return found
 
 
-def data_of(raw: Raw | UnsetType, default: Any = None) -> Any:
-    """What a carried part holds, as plain data."""
-    return default if raw is UNSET else msgspec.json.decode(raw)
-
-
 # ---- entries: records with their names
 
 
@@ -285,14 +276,15 @@ def _of_record(key: str, default: T) -> T:
     def read(self: Entry | EnsembleEntry) -> Any:
         value = getattr(self.record, key)
         found = msgspec.json.decode(value) if isinstance(value, Raw) else value
-        return default if found is UNSET else tuple(found) if isinstance(found, list) else found
+        return copy(default) if found is UNSET else tuple(found) if isinstance(found, list) else found
 
     return cast("T", property(read))
 
 
 _STRINGS: tuple[str, ...] = ()
 _NUMBERS: tuple[float, ...] | None = None
-_MAPPING: dict[str, Any] | None = None
+_MAPPING: dict[str, Any] = {}
+_MAPPING_OR_NONE: dict[str, Any] | None = None
 
 
 class Entry(Struct, frozen=True):
@@ -309,11 +301,14 @@ class Entry(Struct, frozen=True):
         classes: names of the classes, in the order of the logits.
         created: when it was registered, UTC.
         kind: trained, averaged or imported.
+        metrics: name -> `{"value", "unit", "n", "frames"}`, as far as they are known.
         note: free text.
         parameters: number of trainable parameters.
         parents: ids of the versions it was averaged or distilled from.
         probe: the model's answer to the probe batch at registration, or None.
         recipe: `Recipe.to_dict()` of the training, or None.
+        software: versions of the software that registered it.
+        spec_data: the spec as plain data, also where this program does not know its architecture.
         tags: sorted.
         trained_on: fingerprint of the training frames, or "".
     """
@@ -327,11 +322,14 @@ class Entry(Struct, frozen=True):
     classes = _of_record("classes", _STRINGS)
     created = _of_record("created", "")
     kind = _of_record("kind", "trained")
+    metrics = _of_record("metrics", _MAPPING)
     note = _of_record("note", "")
     parameters = _of_record("parameters", 0)
     parents = _of_record("parents", _STRINGS)
-    probe = _of_record("probe", _MAPPING)
-    recipe = _of_record("recipe", _MAPPING)
+    probe = _of_record("probe", _MAPPING_OR_NONE)
+    recipe = _of_record("recipe", _MAPPING_OR_NONE)
+    software = _of_record("software", _MAPPING)
+    spec_data = _of_record("spec", _MAPPING)
     tags = _of_record("tags", _STRINGS)
     trained_on = _of_record("trained_on", "")
 
@@ -347,27 +345,9 @@ class Entry(Struct, frozen=True):
         return f"{self.name}@{self.number}"
 
     @property
-    def metrics(self) -> dict[str, dict[str, Any]]:
-        """Name -> `{"value", "unit", "n", "frames"}`, as far as they are known."""
-        found: dict[str, dict[str, Any]] = data_of(self.record.metrics, {})
-        return found
-
-    @property
-    def software(self) -> dict[str, str]:
-        """Versions of the software that registered it."""
-        found: dict[str, str] = data_of(self.record.software, {})
-        return found
-
-    @property
     def sha256(self) -> str:
         """Hash of the blob's bytes, 64 hex digits."""
         return self.record.blob.removeprefix("sha256:")
-
-    @property
-    def spec_data(self) -> dict[str, Any]:
-        """The spec as plain data, also where this program does not know its architecture."""
-        found: dict[str, Any] = data_of(self.record.spec)
-        return found
 
     @property
     def spec(self) -> Spec:
@@ -403,6 +383,7 @@ class EnsembleEntry(Struct, frozen=True):
 
     Attributes:
         members: ids of the members, in order; each is a reference.
+        rule: as plain data.
         weights: one per member, or None.
         temperatures: one per member, or None.
         fitted_on: fingerprint of the frames that the weights were fitted on, or "".
@@ -416,6 +397,7 @@ class EnsembleEntry(Struct, frozen=True):
     record: EnsembleRecord
 
     members = _of_record("members", _STRINGS)
+    rule = _of_record("rule", _MAPPING)
     weights = _of_record("weights", _NUMBERS)
     temperatures = _of_record("temperatures", _NUMBERS)
     fitted_on = _of_record("fitted_on", "")
@@ -430,25 +412,13 @@ class EnsembleEntry(Struct, frozen=True):
     def __repr__(self) -> str:
         return f"EnsembleEntry({self.name!r}, members={self.members})"
 
-    @property
-    def rule(self) -> dict[str, Any]:
-        """The rule as plain data."""
-        found: dict[str, Any] = data_of(self.record.rule)
-        return found
-
     def to_json(self) -> dict[str, Any]:
         """Everything, as plain data."""
         return {"name": self.name, **plain(self.record)}
 
 
 class Problem(Struct, frozen=True):
-    """What is wrong with one version.
-
-    Args:
-        entry: the version.
-        reason: one word, as of the errors.
-        message: what was expected and what is there.
-    """
+    """What is wrong with one version: `reason` is one word, as of the errors, `message` what is expected and there."""
 
     entry: Entry
     reason: str
@@ -500,12 +470,16 @@ class Snapshot:
             wanted = parse_reference(str(pointer.target))
         model = self.models.get(wanted.name)
         if model is None or not model.versions:
-            raise RegistryError("UNKNOWN", self._unknown_name(wanted.name))
+            if wanted.name in self.ensembles:
+                raise RegistryError("UNKNOWN", f"{wanted.name!r} is an ensemble, expected a model")
+            if is_id(wanted.name):
+                raise RegistryError("UNKNOWN", f"no version has the id {wanted.name!r}")
+            raise RegistryError("UNKNOWN", unknown("model", wanted.name, [*self.pointers, *self.list()]))
         for id, version in model.versions.items():
             if id == wanted.id or version.n == wanted.number:
                 return Entry(wanted.name, id, version)
         if wanted.id or wanted.number:
-            numbers = ", ".join(str(number) for number in sorted(version.n for version in model.versions.values()))
+            numbers = ", ".join(map(str, sorted(version.n for version in model.versions.values())))
             after = reference.partition("@")[2]
             raise RegistryError("UNKNOWN", f"{wanted.name!r} has no version {after}; it has {numbers}")
         return self.entry(wanted.name, max(model.versions, key=lambda id: model.versions[id].n))
@@ -515,11 +489,7 @@ class Snapshot:
         return Entry(name, id, self.models[name].versions[id])
 
     def get_ensemble(self, name: str) -> EnsembleEntry:
-        """The ensemble of a name or an alias.
-
-        Raises:
-            RegistryError: UNKNOWN, NAME.
-        """
+        """The ensemble of a name or an alias; RegistryError (UNKNOWN, NAME) where there is none."""
         check_name(name)
         pointer = self.pointers.get(name)
         name = name if pointer is None else pointer.ensemble or name
@@ -599,15 +569,3 @@ class Snapshot:
         for section, records in sections.items():
             setattr(self, section, records)
         self._folded = self._by_id = None
-
-    def _unknown_name(self, name: str) -> str:
-        if name in self.ensembles:
-            return f"{name!r} is an ensemble, expected a model"
-        if is_id(name):
-            return f"no version has the id {name!r}"
-        return unknown("model", name, [*self.pointers, *self.list()])
-
-
-def extensions_of(table: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys of other programs, which begin with `x-`."""
-    return {key: value for key, value in table.items() if key.startswith("x-")}
