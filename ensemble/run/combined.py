@@ -71,11 +71,7 @@ class Ensemble(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
         return self.members.inputs
 
     def fit(self, x: Inputs, y: Labels | None = None) -> Self:
-        """Check inputs and labels; neither the members nor the rule change.
-
-        Args:
-            x: frames or inputs, at least one.
-            y: as in `score`.
+        """Check inputs, at least one, and labels as in `score`; neither the members nor the rule change.
 
         Raises:
             ValueError: inputs that the members do not take, or labels that `score` would refuse.
@@ -126,16 +122,12 @@ class Ensemble(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
         Raises:
             ValueError: a member does not come from a registry, or the rule has no name.
         """
-        foreign = [member.name for member in self.members if not member.about.reference]
-        if foreign:
+        if foreign := [member.name for member in self.members if not member.about.reference]:
             msg = f"expected members from a registry, but {foreign} come from elsewhere; register them first"
             raise ValueError(msg)
         rule = rule_for(self.rule, self.members.names)
-        data = {
-            "members": [about.reference for about in self.members.about],
-            "rule": rule.to_json(),
-            "classes": list(self.members.classes),
-        }
+        references = [about.reference for about in self.members.about]
+        data = {"members": references, "rule": rule.to_json(), "classes": list(self.members.classes)}
         return data | ({"fitted_on": rule.fingerprint} if rule.fingerprint else {})
 
     def __sklearn_is_fitted__(self) -> bool:
@@ -180,10 +172,8 @@ class Ensemble(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
             if given.size and not 0 <= given.min() <= given.max() < len(classes):
                 msg = f"expected labels from 0 to {len(classes) - 1}, got {given.min()} to {given.max()}"
                 raise ValueError(msg)
-            names: NDArray[np.str_] = classes[given]
-            return names
-        unknown = sorted(set(given.tolist()) - set(classes.tolist()))
-        if unknown:
+            given = classes[given]
+        if unknown := sorted(set(given.tolist()) - set(classes.tolist())):
             msg = f"expected labels among {classes.tolist()}, got {unknown}"
             raise ValueError(msg)
         return given

@@ -23,7 +23,7 @@ from zoo import _names
 _log = logging.getLogger("ensemble")
 PRECISIONS = ("float32", "auto")
 PLANS = ("auto", "loop", "stack")
-_STEP = {"cpu": 4096, "cuda": 32_768}  # frames whose inputs are held at a time
+_STEP, _GPU_STEP = 4096, 32_768  # frames whose inputs are held at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,9 +85,15 @@ class Members:
         plan: "auto" measures; "loop" runs the models one by one, "stack" all at once.
         stacks: groups that are stacked already, with the positions of their members.
 
+    Attributes:
+        names: M names, in the user's order.
+        about: what is known of each: parameters, training frames, version in a registry.
+        classes: names of the C outputs, in the order of the first member.
+        step: frames whose inputs are held at a time; memory grows with them, not with N.
+
     Raises:
-        ValueError: no members, a name used twice, other classes (the message names the difference), or a
-            device, precision or plan that does not exist here.
+        ValueError: no members, a name used twice, other classes, or a device, precision or plan that does not exist
+            here.
     """
 
     def __init__(
@@ -100,11 +106,12 @@ class Members:
         stacks: Sequence[tuple[Stack, list[int]]] = (),
     ) -> None:
         self._members = tuple(members)
+        self.names = tuple(member.name for member in self._members)
+        self.about = tuple(member.about for member in self._members)
         if not self._members:
             msg = "expected at least one member, got none"
             raise ValueError(msg)
-        twice = sorted(name for name, count in Counter(self.names).items() if count > 1)
-        if twice:
+        if twice := sorted(name for name, count in Counter(self.names).items() if count > 1):
             msg = f"expected distinct names of members, got {twice} more than once"
             raise ValueError(msg)
         for what, value, known in (("precision", precision, PRECISIONS), ("plan", plan, PLANS)):
@@ -112,6 +119,7 @@ class Members:
                 msg = f"expected {what} {' or '.join(map(repr, known))}, got {value!r}"
                 raise ValueError(msg)
         self.device, self.precision, self.forced = _names.usable_device(device), precision, plan
+        self.step = _GPU_STEP if self.device.type == "cuda" else _STEP
         self.classes = self._members[0].classes
         self._orders = [_order(member, self._members[0]) for member in self._members]
         given: Sequence[tuple[Stack | None, list[int]]]
@@ -125,11 +133,6 @@ class Members:
     def __iter__(self) -> Iterator[Member]:
         return iter(self._members)
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """M names, in the user's order."""
-        return tuple(member.name for member in self._members)
-
     def __deepcopy__(self, memo: object) -> Self:
         return self  # so that scikit-learn's `clone` shares them
 
@@ -140,28 +143,13 @@ class Members:
         return f"Members({', '.join(self.names)})"
 
     @property
-    def about(self) -> tuple[About, ...]:
-        """What is known of each: parameters, training frames, version in a registry."""
-        return tuple(member.about for member in self._members)
-
-    @property
     def digests(self) -> tuple[str, ...]:
-        """What identifies the weights of each: the checkpoint's sha256, else a hash of the tensors."""
+        """M hashes of the weights: the checkpoint's sha256, else one of the tensors."""
         return tuple(member.digest for member in self._members)
 
-    @property
-    def step(self) -> int:
-        """Frames whose inputs are held at a time; memory grows with them, not with N."""
-        return _STEP.get(self.device.type, 4096)
-
     def subset(self, names: Sequence[str]) -> Members:
-        """Only these members, in this order.
-
-        Raises:
-            ValueError: a name is not among the members.
-        """
-        missing = [name for name in names if name not in self.names]
-        if missing:
+        """Only these members, in this order; a ValueError where a name is not among them."""
+        if missing := [name for name in names if name not in self.names]:
             msg = f"no member named {missing}; there are {list(self.names)}"
             raise ValueError(msg)
         chosen = [self._members[self.names.index(name)] for name in names]
@@ -182,16 +170,12 @@ class Members:
 
     @torch.inference_mode()
     def log_probabilities(self, x: Tensor) -> Tensor:
-        """Log-probabilities of all members for some inputs.
+        """(M, B, C) log-probabilities of all members for (B, ...) inputs, float32, on the members' device.
 
-        Args:
-            x: (B, ...) inputs; windows of the member with the largest context.
-
-        Returns:
-            (M, B, C) float32, on the members' device.
+        Where the members have specs, the inputs are windows of the largest context.
 
         Raises:
-            ValueError: the inputs do not have the length that the specs require.
+            ValueError: inputs of another length than the specs require, or members that are prepared differently.
         """
         first = self._members[0]
         other = next((member for member in self if _preparation(member.spec) != _preparation(first.spec)), None)
@@ -213,12 +197,9 @@ class Members:
 
     @torch.inference_mode()
     def write(self, batch: Batch, widest: zoo.Spec | None, out: Tensor) -> None:
-        """Write the log-probabilities of the members that a batch was prepared for into `out` (M, B, C).
+        """Write log-probabilities into `out` (M, B, C): the rows of the members that a batch was prepared for.
 
-        Args:
-            batch: B frames, prepared for `widest`.
-            widest: one of `self.widest`; None for inputs of foreign members.
-            out: rows of members with another preparation are left as they are.
+        They are those whose frames are prepared as `widest`, one of `self.widest`, says; None stands for foreign ones.
         """
         for group, places in self._groups:
             spec = self._members[places[0]].spec
@@ -250,12 +231,11 @@ class Members:
     @cached_property
     def inputs(self) -> int | None:
         """Length of the input vectors that `log_probabilities` takes; None where the members do not declare it."""
-        declared = max((spec.inputs for spec in self.widest), default=None)
-        return declared or linear_inputs(self._members[0].module)
+        return max((spec.inputs for spec in self.widest), default=None) or linear_inputs(self._members[0].module)
 
     def _title(self, places: list[int]) -> str:
-        first = self._members[places[0]].name
-        return first if len(places) == 1 else f"{first} and {len(places) - 1} more"
+        more = len(places) - 1
+        return self.names[places[0]] + (f" and {more} more" if more else "")
 
     def _group(self, places: list[int], stack: Stack | None) -> Group:
         """Members of one structure: stacked already, or now where that is possible and wanted."""
@@ -327,9 +307,7 @@ def from_modules(
         modules: name -> module; put in evaluation mode and moved to `device`.
         classes: names of the C outputs; or model -> names of its own outputs, where the orders differ.
         specs: name -> spec, for models that are to run over a `FrameSet`.
-        device: where they run.
-        precision: see `Members`.
-        plan: see `Members`.
+        device, precision, plan: as in `Members`.
 
     Raises:
         ValueError: as in `Members`, or a model has no class names.
@@ -340,8 +318,7 @@ def from_modules(
         torch.Size([2, 5, 2])
     """
     named = classes if isinstance(classes, Mapping) else dict.fromkeys(modules, classes)
-    nameless = sorted(set(modules) - set(named))
-    if nameless:
+    if nameless := sorted(set(modules) - set(named)):
         msg = f"expected names of classes for every model, got none for {nameless}"
         raise ValueError(msg)
     members = [
@@ -371,9 +348,7 @@ def load(
         registry: where the models are.
         references: names, `name@version`, ids, aliases, shell wildcards, entries; each model is taken once, in this
             order. The registry's file is read once, and not at all where all are entries.
-        device: where they run.
-        precision: see `Members`.
-        plan: see `Members`.
+        device, precision, plan: as in `Members`.
 
     Returns:
         Members named as in the registry; with their version where two versions of one name take part.

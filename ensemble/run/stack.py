@@ -87,8 +87,7 @@ class Stack(nn.Module):
     def from_state(cls, template: nn.Module, state: Mapping[str, Tensor], names: Sequence[str]) -> Self:
         """A stack of tensors that are stacked already, (M, ...) under the names of the template's state.
 
-        For states whose specs are known to be equal: nothing is compared. The template, on the meta device, becomes
-        the stack's own.
+        Nothing is compared: their specs must be equal. The template, on the meta device, becomes the stack's own.
         """
         stack = cls.__new__(cls)
         nn.Module.__init__(stack)
@@ -168,22 +167,17 @@ def unlike(one: nn.Module, other: nn.Module) -> str:
         >>> unlike(nn.Sequential(nn.ReLU()), nn.Sequential(nn.GELU()))
         "'0' is ReLU() instead of GELU(approximate='none')"
     """
-    pairs = list(zip(one.named_modules(), other.named_modules(), strict=False))
-    for (name, a), (path, b) in pairs:
+    for (name, a), (path, b) in zip(one.named_modules(), other.named_modules(), strict=False):
         if name != path:
             return f"it has {name!r} instead of {path!r}"
         if type(a) is not type(b) or a.extra_repr() != b.extra_repr():
-            return f"{name!r} is {_short(a)} instead of {_short(b)}"
-        if _settings(a) != _settings(b):
-            return f"the settings of {name!r} are {_settings(a)} instead of {_settings(b)}"
-        if _shapes(a) != _shapes(b):
-            return f"the tensors of {name!r} are {_shapes(a)} instead of {_shapes(b)}"
+            first, second = (f"{type(module).__name__}({module.extra_repr()})" for module in (a, b))
+            return f"{name!r} is {first} instead of {second}"
+        for what, of in (("settings", _settings), ("tensors", _shapes)):
+            if of(a) != of(b):
+                return f"the {what} of {name!r} are {of(a)} instead of {of(b)}"
     counts = [sum(1 for _ in module.modules()) for module in (one, other)]
     return "" if counts[0] == counts[1] else f"it has {counts[0]} modules instead of {counts[1]}"
-
-
-def _short(module: nn.Module) -> str:
-    return f"{type(module).__name__}({module.extra_repr()})"
 
 
 def _settings(module: nn.Module) -> dict[str, object]:

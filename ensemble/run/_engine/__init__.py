@@ -41,28 +41,15 @@ Write = Callable[[slice, slice, Tensor], None]
 
 @dataclass(eq=False)
 class Group:
-    """M members of one structure.
+    """M members of one structure, and the plan for each size of batch (a power of two), with or without overlaps."""
 
-    Args:
-        make: returns the M modules, in evaluation mode on `device`; called when they are first needed.
-        stack: the same members stacked; None where they cannot be.
-        device: where they run.
-        features: F per frame where the inputs are windows of frames, else 0.
-        precision: "float32" or "auto".
-        forced: "auto", "loop" or "stack".
-        why: the reason where there is no stack.
-
-    Attributes:
-        plans: the plan for each size of batch, rounded up to a power of two, with or without overlapping rows.
-    """
-
-    make: Callable[[], Sequence[nn.Module]]
-    stack: Stack | None
+    make: Callable[[], Sequence[nn.Module]]  # the M modules, in evaluation mode on `device`, when first needed
+    stack: Stack | None  # the same members; None where they cannot be stacked
     device: torch.device
-    features: int = 0
-    precision: str = "float32"
-    forced: str = "auto"
-    why: str = ""
+    features: int = 0  # per frame, F, where the inputs are windows of frames
+    precision: str = "float32"  # or "auto"
+    forced: str = "auto"  # or "loop" or "stack"
+    why: str = ""  # there is no stack
     plans: dict[tuple[int, bool], Plan] = field(default_factory=dict, init=False)
     _runners: dict[tuple[str, str], forms.Runner] = field(default_factory=dict, init=False)
 
@@ -133,12 +120,11 @@ class Group:
 
     def log_probabilities(self, form: Form, batch: Batch) -> Tensor:
         """(M, B, C) float32 in one form, for comparing and timing it."""
-        out: Tensor | None = None
+        out = torch.empty(0)
         for members, frames, logits in self.pieces(form, batch):
-            if out is None:
+            if not len(out):
                 out = logits.new_empty(len(self.modules), batch.count, logits.shape[-1], dtype=torch.float32)
             out[members, frames] = logits.log_softmax(-1, dtype=torch.float32)
-        assert out is not None
         return out
 
     def candidates(self, batch: Batch) -> list[Form]:

@@ -30,17 +30,11 @@ _CHUNK = 512  # outputs whose spectra are held at a time: enough for large produ
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """B frames as the members of one group see them.
+    """B frames as the members of one group see them."""
 
-    Args:
-        count: B.
-        gather: makes the (B, ...) inputs; called once, when they are first needed.
-        stretch: the rows that the windows overlap in, and where each window begins; else None.
-    """
-
-    count: int
-    gather: Callable[[], Tensor]
-    stretch: zoo.data.Stretch | None = None
+    count: int  # B
+    gather: Callable[[], Tensor]  # makes the (B, ...) inputs; called once, when they are first needed
+    stretch: zoo.data.Stretch | None = None  # the rows in which windows overlap, and where each begins
 
     @classmethod
     def of(cls, source: Tensor | zoo.data.Stretch) -> Self:
@@ -80,15 +74,9 @@ class Batch:
 
 
 class Overlap:
-    """The first layer of M members in the frequency domain.
+    """The first layer of M members, its weight (M, width, S * features), in the frequency domain.
 
-    Args:
-        layer: weight (M, width, S * features), float32.
-        features: F per frame.
-        dtype: of the products over features and of the transform back.
-
-    Raises:
-        ValueError: the inputs are not whole frames.
+    The products over features and the transform back are in `dtype`; a ValueError where inputs are not whole frames.
     """
 
     def __init__(self, layer: Affine, features: int, dtype: torch.dtype = torch.float32) -> None:

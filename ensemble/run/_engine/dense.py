@@ -10,7 +10,7 @@ import operator
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Self, cast
+from typing import cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -43,10 +43,6 @@ class Affine:
         product = torch.addmm(self.bias.flatten(), x, self.weight.flatten(0, 1).t())
         return product.view(len(x), *self.bias.shape).transpose(0, 1)
 
-    def to(self, dtype: torch.dtype) -> Self:
-        """The same in another type."""
-        return type(self)(self.weight.to(dtype), self.bias.to(dtype))
-
 
 @dataclass(frozen=True)
 class Step:
@@ -60,13 +56,9 @@ class Step:
 
 @dataclass(frozen=True)
 class Dense:
-    """M models as steps, BatchNorm folded into the Linears.
+    """M models as steps, BatchNorm folded into the Linears."""
 
-    Args:
-        steps: in order; the first is a Linear on the shared input, the last a Linear that gives the logits.
-    """
-
-    steps: tuple[Step, ...]
+    steps: tuple[Step, ...]  # the first is a Linear on the shared input, the last a Linear that gives the logits
 
     def __call__(self, x: Tensor) -> Tensor:
         """Inputs of the first layer, such as (B, inputs) -> logits (M, B, C)."""
@@ -84,12 +76,12 @@ class Dense:
 
     def to(self, dtype: torch.dtype) -> Dense:
         """The same with weights of another type."""
-        return Dense(
-            tuple(
-                replace(step, operation=step.operation.to(dtype)) if isinstance(step.operation, Affine) else step
-                for step in self.steps
-            )
-        )
+        steps = list(self.steps)
+        for place, step in enumerate(steps):
+            if isinstance(step.operation, Affine):
+                layer = Affine(step.operation.weight.to(dtype), step.operation.bias.to(dtype))
+                steps[place] = replace(step, operation=layer)
+        return Dense(tuple(steps))
 
 
 def dense(stack: Stack) -> Dense:

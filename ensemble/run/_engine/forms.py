@@ -43,17 +43,14 @@ _NO_PADDING, _ONE = [0, 0], [1, 1]
 class Form:
     """One way of running M members.
 
-    Args:
-        kind: "loop": the modules as they are, one by one. "stack": all at once by vmap. "folded": by
-            `Dense`. "prepacked": the same with weights laid out by oneDNN. "replay": the same by CUDA graphs.
-            "overlap": with the first layer in the frequency domain.
-        tile: frames per step.
-        precision: "float32", "bfloat16" or "tf32".
+    Kinds: "loop", the modules as they are, one by one; "stack", all at once by vmap; "folded", by `Dense`; "prepacked",
+    the same with weights laid out by oneDNN; "replay", the same as CUDA graphs; "overlap", with the first layer in the
+    frequency domain.
     """
 
     kind: str
-    tile: int
-    precision: str = "float32"
+    tile: int  # frames per step
+    precision: str = "float32"  # or "bfloat16" or "tf32"
 
 
 def windowed(steps: Sequence[Step], dtype: torch.dtype) -> Runner:
@@ -71,11 +68,6 @@ def windowed(steps: Sequence[Step], dtype: torch.dtype) -> Runner:
                 first += len(logits)
 
     return run
-
-
-def folded(dense: Dense) -> Step:
-    """The first layer as one wide product over the shared input, the others as batched products."""
-    return lambda x, tile: dense(x)
 
 
 def prepacked(dense: Dense) -> Step:
@@ -116,7 +108,11 @@ def replayed(dense: Dense) -> Step:
     return step
 
 
-FOLDED: dict[str, Callable[[Dense], Step]] = {"folded": folded, "prepacked": prepacked, "replay": replayed}
+FOLDED: dict[str, Callable[[Dense], Step]] = {
+    "folded": lambda dense: lambda x, tile: dense(x),
+    "prepacked": prepacked,
+    "replay": replayed,
+}
 
 
 def overlapped(dense: Dense, dtype: torch.dtype, features: int, device: torch.device) -> Runner:

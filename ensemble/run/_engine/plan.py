@@ -35,25 +35,19 @@ _PROMISING = (3.0, 1.3, 1.2, 1.1, 1.1)  # times the best so far, round by round;
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far a form's probabilities are from the loop's.
+    """How far a form's probabilities are from the loop's."""
 
-    Args:
-        moved: largest difference of a probability.
-        changed: fraction of frames and members whose most probable class is another.
-        near: whether the form may replace the loop.
-    """
-
-    moved: float
-    changed: float
-    near: bool
+    moved: float  # largest difference of a probability
+    changed: float  # fraction of frames and members whose most probable class is another
+    near: bool  # whether the form may replace the loop
 
 
 @dataclass(frozen=True)
 class Trial:
-    """The result of trying a form: seconds per frame (infinite where it was not timed) and agreement."""
+    """The result of trying a form."""
 
     form: Form
-    seconds: float
+    seconds: float  # per frame; infinite where it was not timed, or does not agree
     agreement: Agreement
     note: str = ""
 
@@ -85,21 +79,14 @@ class Plan:
         ]
 
 
-Run = Callable[[Form, int], Tensor]
-"""Runs a form on the first so many frames: (M, frames, C) log-probabilities."""
-
-Compare = Callable[[Form, Tensor], Agreement]
-"""Compares a form's log-probabilities with the loop's."""
+Run = Callable[[Form, int], Tensor]  # on the first so many frames: (M, frames, C) log-probabilities
+Compare = Callable[[Form, Tensor], Agreement]  # of a form's log-probabilities with the loop's
 
 
 def candidates(*, tiles: Mapping[str, Sequence[int]], frames: int, precisions: Sequence[str]) -> list[Form]:
-    """The forms worth trying, the likeliest to win first, faster types before exact ones.
+    """The forms worth trying on a batch of `frames`, the likeliest to win first, faster types before exact ones.
 
-    Args:
-        tiles: frames per step to try for each kind that the group and the batch allow; all of them in the
-            fastest type, else the first.
-        frames: in the batch.
-        precisions: those that are wanted and that the hardware has; "stack" and "loop" run in the models' own.
+    Of the `tiles` of each kind (frames per step) all are tried in the fastest type, else the first.
     """
     forms = []
     for precision in reversed(precisions):
@@ -133,11 +120,7 @@ def agreement(alone: Tensor, together: Tensor, *, exact: bool, tolerance: float 
 
 
 def choose(trials: Sequence[Trial]) -> Plan:
-    """The fastest form that agrees; the loop agrees with itself.
-
-    Raises:
-        ValueError: none agrees.
-    """
+    """The fastest form that agrees; a ValueError where none does, for even the loop may give NaN."""
     fitting = [trial for trial in trials if trial.agreement.near and trial.seconds < _NEVER]
     if not fitting:
         tried = ", ".join(f"{t.form.kind} {t.form.precision} moved {t.agreement.moved:.2g} {t.note}" for t in trials)
@@ -170,11 +153,7 @@ def try_all(forms: Sequence[Form], run: Run, *, frames: int, compare: Compare) -
 
 
 def first_fit(forms: Sequence[Form], run: Run, *, frames: int, compare: Compare) -> Plan:
-    """The likeliest form in float32 that agrees, for work too small to be timed.
-
-    Raises:
-        ValueError: none agrees.
-    """
+    """The likeliest form in float32 that agrees, for work too small to be timed."""
     trials = []
     for form in [form for form in forms if form.precision == "float32" and form.kind not in ("overlap", "replay")]:
         trials.append(attempt(form, run, frames, compare))
