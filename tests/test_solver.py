@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 from scipy.optimize import brentq, minimize
 
 from ensemble import fit_simplex_weights
-from ensemble.fit._solver.newton import look
-from ensemble.fit._solver.rows import Rows
+from ensemble.fit._solver.newton import Rows, look
 
 
 def some_problem(generator, kind):

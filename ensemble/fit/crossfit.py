@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from ensemble.fit._solver import settle
-from ensemble.fit._solver.rows import Rows
+from ensemble.fit._solver.newton import Rows
 from ensemble.fit.weights import Objective, explained_matrix, fit_weights, labelled
 from ensemble.judge.significance import CrossFit
 from ensemble.outputs import MemberOutputs

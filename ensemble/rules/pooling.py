@@ -64,21 +64,18 @@ def borda(probabilities: Tensor) -> Tensor:
         Ho, Hull, Srihari, "Decision combination in multiple classifier systems", IEEE TPAMI 16(1), 1994.
     """
     members, _, classes = probabilities.shape
-    lead = torch.cat([_leads(block) for block in torch.split(probabilities, _BLOCK, dim=1)])
-    points = (lead + members * (classes - 1)) / 2
+    leads = []
+    for block in torch.split(probabilities, _BLOCK, dim=1):
+        rows = block.permute(2, 0, 1).contiguous()  # (C, M, N)
+        lead = torch.zeros_like(rows[:, 0], dtype=wide(rows))  # members for a class minus those against it, over pairs
+        for index in range(classes - 1):  # sorting takes longer
+            ahead = (rows[index + 1 :] - rows[index]).sign_().sum(dim=1)
+            lead[index + 1 :] += ahead
+            lead[index] -= ahead.sum(dim=0)
+        leads.append(lead.T)
+    points = (torch.cat(leads) + members * (classes - 1)) / 2
     pooled = points + probabilities.mean(dim=0, dtype=points.dtype) / 2
     return (pooled / (members * classes * (classes - 1) / 2 + 0.5)).to(probabilities.dtype)
-
-
-def _leads(probabilities: Tensor) -> Tensor:
-    """(N, C): pairs of member and class that each class beats, minus those that beat it; sorting takes longer."""
-    rows = probabilities.permute(2, 0, 1).contiguous()  # (C, M, N)
-    leads = torch.zeros_like(rows[:, 0], dtype=wide(rows))  # (C, N)
-    for index in range(len(rows) - 1):
-        ahead = (rows[index + 1 :] - rows[index]).sign_().sum(dim=1)
-        leads[index + 1 :] += ahead
-        leads[index] -= ahead.sum(dim=0)
-    return leads.T
 
 
 @rule

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemble.fit._solver import at_least_zero, first_equal, refit
-from ensemble.fit._solver.rows import Rows
+from ensemble.fit._solver.newton import Rows
 from ensemble.fit.weights import explained_matrix
 from ensemble.outputs import MemberOutputs
 from ensemble.rules.fitted import WeightedMean

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemble.fit._solver import fit_simplex_weights, refit
-from ensemble.fit._solver.rows import Rows
+from ensemble.fit._solver.newton import Rows
 from ensemble.fit.weights import labelled, refuse_nan
 from ensemble.outputs import LEAST, MemberOutputs
 

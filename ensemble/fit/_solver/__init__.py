@@ -1,6 +1,6 @@
 """The solver of all weights: true-class probabilities go in, weights on the simplex with a certificate come out.
 
-In goes P (M, N), each member's probability of the true class, read in blocks and never copied (`rows`). Out come
+In goes P (M, N), each member's probability of the true class, read in blocks and never copied (`newton.Rows`). Out come
 weights w of least -mean(log(w P)) by Newton steps that read the frames three to five times (`newton`). The law that
 proves them right: with d_m = mean(P_m / (w P)), the loss is at most log(max d) above its minimum, and that is computed
 in float64 and bounded from above where float32 was used. `tests/test_solver.py` holds it on 400 random problems.
@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]  # it ships no types
 from torch import Tensor
 
-from ensemble.fit._solver.newton import Curvature, View, look, step
-from ensemble.fit._solver.rows import Indices, Numbers, Rows
+from ensemble.fit._solver.newton import Curvature, Indices, Numbers, Rows, View, look, step
 from ensemble.rules.fitted import WeightedMean
 
 Array = NDArray[np.float64]
@@ -96,8 +95,7 @@ def fit_simplex_weights(
         sequential quadratic programming", JCGS 29(2), 2020.
     """
     if isinstance(P, Tensor):
-        P = P.detach().cpu()
-        P = (P if P.dtype.itemsize >= 4 else P.float()).numpy()
+        P = (P if P.dtype.itemsize >= 4 else P.float()).detach().cpu().numpy()
     values = np.asarray(P)
     if values.dtype not in (np.float32, np.float64):
         values = values.astype(np.float64)

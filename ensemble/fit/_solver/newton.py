@@ -1,4 +1,4 @@
-"""One pass over the frames (`look`), one step of the second-order model made from it (`step`), small quadratics.
+"""The matrix of probabilities (`Rows`), a pass over it (`look`), a step of the model that it makes (`step`).
 
 With u = w P and Z = P / u, the loss F(x) = -mean log(x P) + sum(x) over x >= 0 has gradient 1 - d, d = mean Z,
 and Hessian mean Z Z'. Its minimum lies on the simplex without a constraint.
@@ -10,16 +10,21 @@ References:
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 from scipy.linalg.lapack import dposv
 
-from ensemble.fit._solver.rows import Indices, Numbers, Room, Rows
-
 Array = NDArray[np.float64]
+Numbers = NDArray[Any]  # float32 or float64
+Indices = NDArray[np.intp]
 
+_RUN = 128  # consecutive frames that a sample takes together
+_BLOCK = 2**18  # numbers in a block: with its copies it fits in the second-level cache
+_SAFE = (1e-18, 1e18)  # a block in which a frame's largest probability leaves this range is scaled
 _HEAVY = 5.0  # a quadratic describes a frame poorly where some P / u exceeds this
 _CURVED = 2**17  # this many frames suffice for the curvature; the gradient always takes all of them
 _SEARCHED = 2**21  # and this many for the heavy frames
@@ -27,14 +32,110 @@ _CROWD = 16  # from this many members on, adding members to an empty start is fa
 _RIDGE = 1e-9  # proximal: it keeps near duplicates solvable and does not move the optimum
 
 
-@dataclass(frozen=True)
-class Curvature:
-    """Second-order model of the loss in the active members' weights."""
+class Room:
+    """Memory that is reused from block to block: fresh pages cost more than the arithmetic done on them."""
 
-    active: Indices  # (A,) the members whose weights may move
-    light: Array  # (A, A) Hessian of the ordinary frames
-    heavy: Array  # (A, H) P of the frames that are kept exact
-    heavy_weights: Array  # (H,) weights of these frames
+    array: Numbers = np.empty(0)
+
+    def of(self, shape: tuple[int, ...], dtype: DTypeLike) -> Numbers:
+        """An array of this shape and type with any content; it replaces the one returned before."""
+        if self.array.shape != shape or self.array.dtype != dtype:
+            self.array = np.empty(shape, dtype)
+        return self.array
+
+    def cast(self, values: Numbers, dtype: DTypeLike) -> Numbers:
+        """The values in this type, copied only where it differs."""
+        if values.dtype == dtype:
+            return values
+        np.copyto(array := self.of(values.shape, dtype), values, casting="same_kind")
+        return array
+
+
+class Rows:
+    """A view of P as weighted frames ("rows" of the likelihood), never copied as a whole.
+
+    Args:
+        values: (M, N) float32 or float64.
+        weights: (N,) non-negative, or None where every frame counts once.
+        runs: of a sample, the runs of `_RUN` consecutive frames that it has, each by its place among all; else None.
+    """
+
+    def __init__(self, values: Numbers, weights: Array | None = None, runs: Indices | None = None) -> None:
+        self.values, self.weights, self.runs = values, weights, runs
+        self.members, self.frames = len(values), values.shape[1] if runs is None else len(runs) * _RUN
+        self.columns = max(1024, _BLOCK // self.members // _RUN * _RUN)  # of a block
+        self.small = self.members * self.frames <= 2**16  # then float64 throughout costs nothing
+        self.total = 0.0  # weight of the frames that count, of those read so far
+        self.dropped = 0  # number of frames with a weight in which every member gives the true class zero
+        self.log_scale = 0.0  # what scaling took from the weighted sum of logarithms
+        self._alive: dict[int, NDArray[np.bool_] | None] = {}  # by a block's start, once read; see `_inspect`
+
+    def blocks(self, dtype: DTypeLike, members: Indices | None = None) -> Iterator[tuple[Numbers, Numbers | None]]:
+        """Pass over the frames; a block's arrays are valid until the next block is requested.
+
+        Yields:
+            (M, b) probabilities of these members or all, each frame up to a factor of its own; and (b,) float64, the
+            frames' weights, 0 where every member gives zero, or None where each counts once.
+
+        Raises:
+            ValueError: a number is NaN, infinite or negative (checked in the first pass only).
+        """
+        sampled, cast = Room(), Room()
+        for start in range(0, self.frames, self.columns):
+            where = slice(start, min(start + self.columns, self.frames))
+            raw, counts = self.values[:, where], None if self.weights is None else self.weights[where]
+            if self.runs is not None:
+                raw = sampled.of((self.members, where.stop - start), self.values.dtype)
+                for place, run in enumerate(self.runs[start // _RUN : where.stop // _RUN]):
+                    raw[:, place * _RUN : (place + 1) * _RUN] = self.values[:, run * _RUN : (run + 1) * _RUN]
+            if start not in self._alive:
+                self._alive[start] = self._inspect(start, raw, counts)
+            alive = self._alive[start]
+            if alive is not None:
+                raw = raw / np.where(alive, raw.max(axis=0), 1.0)
+                counts = alive.astype(np.float64) if counts is None else counts * alive
+            yield cast.cast(raw if members is None else raw[members], dtype), counts
+
+    def sample(self, seed: int) -> Rows:
+        """An eighth of the frames, at most 65,536, in random runs of consecutive frames: few jumps in memory."""
+        count = self.frames // _RUN
+        chosen = np.sort(np.random.default_rng(seed).permutation(count)[: min(self.frames // 8, 65_536) // _RUN])
+        weights = None if self.weights is None else self.weights[: count * _RUN].reshape(count, _RUN)[chosen].ravel()
+        return Rows(self.values, weights, chosen if self.runs is None else self.runs[chosen])
+
+    def reweighted(self, weights: Array) -> Rows:
+        """The same frames, all of which were read before, under other weights."""
+        other = Rows(self.values, weights)
+        other._alive = self._alive
+        dead = [start + np.flatnonzero(~alive) for start, alive in self._alive.items() if alive is not None]
+        other.total = float(weights.sum() - sum(weights[where].sum() for where in dead))
+        return other
+
+    def _inspect(self, start: int, raw: Numbers, counts: Numbers | None) -> NDArray[np.bool_] | None:
+        """Check a block and count it: None where it is usable as it is; else it needs scaling, and these frames count.
+
+        Read as integers, floats keep their order, with infinity, NaN and negative numbers above the rest.
+        """
+        integers = np.uint32 if raw.itemsize == 4 else np.uint64
+        largest: Numbers = raw.view(integers).max(axis=0)
+        if largest.max() < np.array(np.inf, raw.dtype).view(integers):
+            largest = largest.view(raw.dtype)
+        else:
+            largest = raw.max(axis=0)  # negative zeros are allowed
+            for member, frame in np.argwhere(~np.isfinite(raw) | (raw < 0)):
+                came = f"{raw[member, frame]} from member {member} at frame {start + frame}"
+                msg = f"expected finite probabilities of at least zero, got {came}"
+                raise ValueError(msg)
+        if largest.min() >= _SAFE[0] and largest.max() <= _SAFE[1]:
+            self.total += len(largest) if counts is None else float(counts.sum())
+            return None
+        alive: NDArray[np.bool_] = largest > 0
+        counts = np.ones(len(alive)) if counts is None else counts
+        kept = counts * alive
+        self.total += float(kept.sum())
+        self.dropped += int(((counts > 0) & ~alive).sum())
+        self.log_scale += float(kept[alive] @ np.log(largest[alive].astype(np.float64)))
+        return alive
 
 
 @dataclass(frozen=True)
@@ -80,7 +181,7 @@ def look(
     apart = len(near) < rows.members and not narrow
     dtype = np.float64 if precise else np.float32
     own, d, far, logs = w[near].astype(dtype), np.zeros(len(near)), np.zeros(rows.members), 0.0
-    sums = _Sums(near, rows) if curved else None
+    curvature = Curvature(near, rows) if curved else None
     searched = max(1, round(rows.frames / _SEARCHED)) if thrifty else 1
     bent = max(1, round(rows.frames / searched / _CURVED)) if thrifty else 1
     cast, read_as = Room(), rows.values.dtype.type if precise else dtype
@@ -99,8 +200,8 @@ def look(
             far += values @ ratio.astype(values.dtype, copy=False)
         if precise:
             logs += float(_sum_of_logs(u, least) if counts is None else counts @ np.log(u))
-        if sums is not None and (k % searched == 0 or not sums.total):
-            sums.add(chosen, counts, u, light=k // searched % bent == 0 or not sums.total)
+        if curvature is not None and (k % searched == 0 or not curvature.total):
+            curvature.add(chosen, counts, u, light=k // searched % bent == 0 or not curvature.total)
     if not rows.total or (w[pull > 0] <= 0).any():
         return infinite
     # Each of n additions loses at most half a unit in the last place of a sum that only grows, so its relative error is
@@ -111,7 +212,9 @@ def look(
     far[near] = d / rows.total
     d = (far + pull / np.maximum(w, 1e-300)) / (1.0 + pull.sum())
     loss = -(logs + rows.log_scale) / rows.total if precise else np.nan
-    return View(w, d, d * lost, loss, None if sums is None else sums.curvature(rows, pull))
+    if curvature is not None:
+        curvature.finish(rows, pull)
+    return View(w, d, d * lost, loss, curvature)
 
 
 def _sum_of_logs(u: Numbers, least: float) -> float:
@@ -122,14 +225,22 @@ def _sum_of_logs(u: Numbers, least: float) -> float:
     return float(np.log(u[:whole].reshape(8, -1).prod(axis=0)).sum() + np.log(u[whole:]).sum())
 
 
-class _Sums:
-    """Collects the curvature over the active members during a pass."""
+class Curvature:
+    """Second-order model of the loss in the active members' weights, collected during a pass.
+
+    Attributes:
+        active: (A,) the members whose weights may move.
+        light: (A, A) Hessian of the ordinary frames.
+        heavy, weights: (A, H) P of the frames that are kept exact, and (H,) their weights.
+    """
+
+    heavy: Array
+    weights: Array
 
     def __init__(self, active: Indices, rows: Rows) -> None:
         self.active, self.dtype, self.room = active, np.float64 if rows.small else np.float32, Room()
         self.light = np.zeros((len(active), len(active)))
-        self.heavy: list[Numbers] = []
-        self.weights: list[Numbers] = []
+        self.parts: list[tuple[Numbers, Numbers]] = []  # heavy frames of each block, and their weights
         self.seen, self.total = 0.0, 0.0  # weight of the frames searched for heavy ones; of those in `light`
 
     def add(self, chosen: Numbers, counts: Numbers | None, u: Numbers, *, light: bool) -> None:
@@ -141,8 +252,7 @@ class _Sums:
         most = len(u) // 16 + 1  # so that keeping them exact stays cheap
         if len(heavy) > most:
             heavy = heavy[np.argpartition(u[heavy] / largest[heavy], most)[:most]]
-        self.heavy.append(chosen.take(heavy, axis=1))
-        self.weights.append(np.ones(len(heavy)) if counts is None else counts[heavy])
+        self.parts.append((chosen.take(heavy, axis=1), np.ones(len(heavy)) if counts is None else counts[heavy]))
         if not light:
             return
         self.total += seen
@@ -154,16 +264,16 @@ class _Sums:
         np.multiply(chosen, scale, out=Z[:members], casting="same_kind")
         self.light += (Z @ Z.T)[:members, :members]
 
-    def curvature(self, rows: Rows, pull: Array) -> Curvature:
-        """The model from all blocks, with the pseudo-frames among the heavy ones."""
-        share = 1.0 / (1.0 + pull.sum())
-        heavy = np.concatenate(self.heavy, axis=1, dtype=np.float64)
-        weights = np.concatenate(self.weights, dtype=np.float64) * (share / self.seen)
-        pulled = np.flatnonzero(pull)
-        if len(pulled):
-            heavy = np.concatenate([heavy, np.eye(rows.members)[np.ix_(self.active, pulled)]], axis=1)
-            weights = np.append(weights, pull[pulled] * share)
-        return Curvature(self.active, self.light * (share / self.total), heavy, weights)
+    def finish(self, rows: Rows, pull: Array) -> None:
+        """Join the blocks, with the pseudo-frames among the heavy ones; give the memory of the blocks back."""
+        share, pulled = 1.0 / (1.0 + pull.sum()), np.flatnonzero(pull)
+        pseudo = np.eye(rows.members)[np.ix_(self.active, pulled)]
+        heavy, weights = zip(*self.parts, strict=True)
+        self.heavy = np.concatenate([*heavy, pseudo], axis=1, dtype=np.float64)
+        own = np.concatenate(weights, dtype=np.float64) * (share / self.seen)
+        self.weights = np.append(own, pull[pulled] * share)
+        self.light *= share / self.total
+        self.parts, self.room = [], Room()
 
 
 def step(view: View, model: Curvature) -> Array:
@@ -171,7 +281,7 @@ def step(view: View, model: Curvature) -> Array:
 
     The heavy frames are kept exact, so this is a small Newton iteration of its own that reads no other frames.
     """
-    A, P, s = model.active, model.heavy, model.heavy_weights
+    A, P, s = model.active, model.heavy, model.weights
     w = view.weights[A]
     v = w @ P
     light = view.d[A] - P @ (s / v)
@@ -187,8 +297,12 @@ def step(view: View, model: Curvature) -> Array:
         first = first or gain
         if gain <= 1e-26:
             break
-        change = move @ P
-        length = _length(move @ slope, move @ H @ move, s, v, change)
+        change, along, bend, length = move @ P, move @ slope, move @ H @ move, 1.0
+        for _ in range(60):  # halved until the model does not rise at the end of the step
+            end = v + length * change
+            if not len(s) or (end.min() > 0 and along + length * bend + change @ (s / v - s / end) <= 0.5 * abs(along)):
+                break
+            length *= 0.5
         y, v = y + length * move, v + length * change
         if gain <= 1e-4 * first:  # the next one would be of the order of its square
             break
@@ -196,21 +310,6 @@ def step(view: View, model: Curvature) -> Array:
     x[A] = np.where(y < 1e-14 * y.max(), 0.0, y)
     x /= x.sum()
     return x
-
-
-def _length(slope: float, bend: float, s: Array, v: Array, change: Array) -> float:
-    """The length of a step at whose end the model does not rise, found by halving.
-
-    The slope is that of the model at the beginning; the quadratic part adds `bend` to it over the whole step, which
-    changes the pool's probabilities `v` of the heavy frames, of weights `s`, by `change`.
-    """
-    length = 1.0
-    for _ in range(60):
-        end = v + length * change
-        if not len(s) or (end.min() > 0 and slope + length * bend + change @ (s / v - s / end) <= 0.5 * abs(slope)):
-            break
-        length *= 0.5
-    return length
 
 
 def nonnegative_minimum(H: Array, b: Array, start: Array) -> Array:
