@@ -258,7 +258,7 @@ def test_wrong_inputs_are_refused(frames: zoo.FrameSet) -> None:
     with pytest.raises(ValueError, match="frames of 6 features for member 'a', got 3"):
         ensemble.collect(members, narrow)
     renamed = zoo.FrameSet(frames.features, None, frames.starts, ("a", "b", "c", "x"))
-    with pytest.raises(ValueError, match=r"\['x'\] only in the frames and \['d'\] only in the members"):
+    with pytest.raises(ValueError, match=r"\['d'\] only in the members and \['x'\] only in the frames"):
         ensemble.collect(members, renamed)
     _, mixed = members_of({"a": spec(), "b": spec(normalisation="none")})
     with pytest.raises(ValueError, match=r"share one input, got 'a' .* and 'b' .* collect over a FrameSet"):

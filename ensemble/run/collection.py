@@ -15,7 +15,7 @@ import zoo
 from ensemble.outputs import MemberOutputs
 from ensemble.outputs.store import DTYPES, Contents, Pieces, Store
 from ensemble.run._engine import Batch
-from ensemble.run.members import Members
+from ensemble.run.members import Members, class_order
 from zoo.logs import Progress, silent
 
 Feed = Callable[[int, int], Iterator[tuple[slice, Tensor]]]
@@ -59,7 +59,10 @@ def collect(
             raise ValueError(msg)
         return _from_batches(members, x)
     if isinstance(x, zoo.FrameSet):
-        labels, groups, fingerprint = _labels(members, x), x.groups, x.fingerprint
+        wanted = "frames with the members' classes"
+        order = class_order(members.classes, x.classes, wanted, "the members", "the frames")
+        labels = x.labels if order is None or x.labels is None else order[x.labels]
+        groups, fingerprint = x.groups, x.fingerprint
     else:
         labels, groups, fingerprint = None, None, _fingerprint(x)
     contents = Contents(fingerprint, len(x), members.classes, members.precision, dtype)
@@ -173,21 +176,6 @@ def _from_batches(members: Members, batches: Iterable[object]) -> MemberOutputs:
     _refuse_nan(members, out)
     truth = torch.cat(labels) if labels and len(labels) == len(values) - 1 else None
     return MemberOutputs(out, members.names, members.classes, truth, about=members.about)
-
-
-def _labels(members: Members, frames: zoo.FrameSet) -> Tensor | None:
-    """The frames' labels as indices into the members' classes, matched by name."""
-    if frames.classes == members.classes:
-        return frames.labels
-    here, there = set(frames.classes), set(members.classes)
-    if here != there:
-        msg = (
-            f"expected frames with the members' classes, got {sorted(here - there)} only in the frames and "
-            f"{sorted(there - here)} only in the members"
-        )
-        raise ValueError(msg)
-    order = torch.tensor([members.classes.index(name) for name in frames.classes])
-    return None if frames.labels is None else order[frames.labels]
 
 
 def _refuse_nan(members: Members, values: Tensor, start: int = 0) -> None:

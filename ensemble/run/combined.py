@@ -36,8 +36,6 @@ class Ensemble(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
             it was fitted on finds them among these, in any order.
 
     Attributes:
-        members: as given.
-        rule: as given.
         classes_: (C,) names of the classes, in the order of the columns of `predict_proba`.
         n_features_in_: length of one input vector; there is no such attribute where the members do not declare it.
 
@@ -180,12 +178,7 @@ class Ensemble(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
 
 
 def load_ensemble(registry: zoo.Registry, name: str, **options: Any) -> Ensemble:
-    """An ensemble from a registry, with the hash of every member checked.
-
-    Args:
-        registry: where it was registered.
-        name: of an ensemble, or an alias of one.
-        options: `device`, `precision`, `plan` as in `load`.
+    """The ensemble of this name or alias, with the hash of every member checked; `options` are those of `load`.
 
     Raises:
         ValueError: an unknown name, a blob that is not what was registered, or a rule that is not in the table.

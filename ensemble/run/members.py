@@ -121,7 +121,11 @@ class Members:
         self.device, self.precision, self.forced = _names.usable_device(device), precision, plan
         self.step = _GPU_STEP if self.device.type == "cuda" else _STEP
         self.classes = self._members[0].classes
-        self._orders = [_order(member, self._members[0]) for member in self._members]
+        wanted = "members of the same classes"
+        self._orders = [
+            class_order(member.classes, self.classes, wanted, repr(member.name), repr(self.names[0]))
+            for member in self._members
+        ]
         given: Sequence[tuple[Stack | None, list[int]]]
         given = stacks or [(None, places) for places in _alike(self._members)]
         self._groups = [(self._group(places, stack), places) for stack, places in given]
@@ -278,18 +282,15 @@ def _alike(members: Sequence[Member]) -> list[list[int]]:
     return sorted([*by_spec.values(), *kinds])
 
 
-def _order(member: Member, first: Member) -> Tensor | None:
-    """Positions of the first member's classes among this one's; None where the orders are equal."""
-    if member.classes == first.classes:
+def class_order(found: Sequence[str], wanted: Sequence[str], expected: str, *names: str) -> Tensor | None:
+    """Positions of the classes `wanted` among those `found`, None where they are equal; `names` are whose they are."""
+    if found == wanted:
         return None
-    mine, theirs = set(member.classes), set(first.classes)
-    if mine != theirs or len(member.classes) != len(first.classes):
-        msg = (
-            f"expected members of the same classes, got {sorted(mine - theirs)} only in {member.name!r} and "
-            f"{sorted(theirs - mine)} only in {first.name!r}"
-        )
+    if set(found) != set(wanted) or len(found) != len(wanted):
+        more, fewer = sorted(set(found) - set(wanted)), sorted(set(wanted) - set(found))
+        msg = f"expected {expected}, got {more} only in {names[0]} and {fewer} only in {names[1]}"
         raise ValueError(msg)
-    return torch.tensor([member.classes.index(name) for name in first.classes])
+    return torch.tensor([found.index(name) for name in wanted])
 
 
 def from_modules(

@@ -5,11 +5,6 @@ logits (m, b, C) through a callback; together they cover every member and frame 
 form runs only after `plan.agreement` has compared it with the plain loop over the modules, on frames of the very batch
 that asked for it, and found no probability moved by more than 1e-5 (in faster types, by more than their rule allows).
 So a mistake in one of the forms shows as a slower plan, not as a wrong number.
-
-batch   the inputs of a step, as windows or as overlapping rows; a first layer over such rows in the frequency domain
-dense   models of Linear layers, traced and folded
-forms   the ways of running a group, piece by piece, among them with weights laid out by oneDNN
-plan    which forms there are, which agree with the loop, which is the fastest; the clock and its cache
 """
 
 from __future__ import annotations
@@ -32,6 +27,7 @@ from ensemble.run.stack import Stack
 __all__ = ["Batch", "Form", "Group", "Plan", "fast_types", "first_line"]
 
 _WORTH = 2e7  # multiplications below which a batch is done before a measurement pays
+_SIMPLE = ("prepacked", "folded", "stack", "loop")  # kinds that need no measurement to be worth it
 _FEW = 128  # frames below which blocks of them do not pay
 
 _log = logging.getLogger("ensemble")
@@ -99,12 +95,15 @@ class Group:
                 chosen = self.plans[key] = Plan(half, f"{chosen.why}; memory ran out, tile halved", chosen.trials)
 
     def pieces(self, form: Form, batch: Batch) -> Iterator[forms.Piece]:
-        """The logits of all members in one form."""
-        key = form.kind, form.precision
-        with forms.matmul_precision(form.precision):
+        """The logits of all members in one form; CUDA's float32 products use TF32 if that is its precision."""
+        key, before = (form.kind, form.precision), torch.backends.cuda.matmul.allow_tf32
+        torch.backends.cuda.matmul.allow_tf32 = form.precision == "tf32"
+        try:
             if key not in self._runners:
                 self._runners[key] = self._runner(form)
             yield from self._runners[key](batch, form.tile)
+        finally:
+            torch.backends.cuda.matmul.allow_tf32 = before
 
     def _runner(self, form: Form) -> forms.Runner:
         if form.kind == "loop" or self.stack is None:
@@ -158,16 +157,20 @@ class Group:
         tolerance = 2e-2 if self.dtype.itemsize < 4 else 1e-5
 
         def compare(form: Form, values: Tensor) -> Agreement:
-            count = min(plan.PROBED, values.shape[1])
-            exact = form.precision == "float32"
+            count, exact = min(plan.PROBED, values.shape[1]), form.precision == "float32"
             return plan.agreement(alone[:, :count], values[:, :count], exact=exact, tolerance=tolerance)
 
         def run(form: Form, count: int) -> Tensor:
             return self.log_probabilities(form, batch.head(count))
 
-        size = len(self.modules) * sum(parameter.numel() for parameter in self.modules[0].parameters())
+        size = sum(parameter.numel() for module in self.modules for parameter in module.parameters())
         if size * batch.count < _WORTH:
-            return plan.first_fit(wanted, run, frames=probe.count, compare=compare)
+            trials: list[Trial] = []
+            for form in [form for form in wanted if form.precision == "float32" and form.kind in _SIMPLE]:
+                trials.append(plan.attempt(form, run, probe.count, compare))
+                if trials[-1].agreement.near:
+                    return Plan(form, "too little work to measure", tuple(trials))
+            return plan.choose(trials)
         asked = {"structure": str(self.modules[0]), "members": len(self.modules), "precision": self.precision}
         asked |= {"frames": _bucket(batch.count), "overlaps": batch.overlaps, "forced": self.forced}
         file = plan.file_of(**asked, device=str(self.device))

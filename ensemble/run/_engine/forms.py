@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 
@@ -28,15 +27,11 @@ from ensemble.run._engine.dense import Step as DenseStep
 from zoo.models.blocks import activation_of
 
 Piece = tuple[slice, slice, Tensor]
-Runner = Callable[[Batch, int], Iterator[Piece]]
-"""Runs the members over a batch, a tile of frames at a time."""
-
-Step = Callable[[Tensor, int], Tensor]
-"""(b, ...) inputs and the frames of a whole tile -> (m, b, C) logits."""
+Runner = Callable[[Batch, int], Iterator[Piece]]  # over a batch, a tile of frames at a time
+Step = Callable[[Tensor, int], Tensor]  # (b, ...) inputs and the frames of a whole tile -> (m, b, C) logits
 
 LAYOUTS = 4  # sizes of batch that weights are laid out for at a time: a tile and its quarters
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "tf32": torch.float32}
-_NO_PADDING, _ONE = [0, 0], [1, 1]
 
 
 @dataclass(frozen=True)
@@ -144,25 +139,11 @@ def overlapped(dense: Dense, dtype: torch.dtype, features: int, device: torch.de
     return run
 
 
-@contextmanager
-def matmul_precision(precision: str) -> Iterator[None]:
-    """Let CUDA's float32 products use TF32 internally, if that is the precision asked for."""
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
-
-
 def available(device: torch.device) -> bool:
     """Whether this build of torch has oneDNN's operators for that device."""
+    built = device.type == "cpu" and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     wanted = ("_convolution_pointwise", "_reorder_convolution_weight")
-    return (
-        device.type == "cpu"
-        and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-        and all(hasattr(torch.ops.mkldnn, name) for name in wanted)
-    )
+    return built and all(hasattr(torch.ops.mkldnn, name) for name in wanted)
 
 
 def layouts(dense: Dense) -> Callable[[int], Dense]:
@@ -174,13 +155,13 @@ def prepack(dense: Dense, frames: int) -> Dense:
     """The same models with prepacked layers, for batches of `frames`; a first layer of another kind stays."""
     after = {step.sources[0]: step for step in dense.steps if _fusible(step) and step.sources[0] in step.dead}
     steps: list[DenseStep] = []
-    fused: list[DenseStep] = []
+    fused: list[DenseStep | None] = []
     for step in dense.steps:
         if isinstance(step.operation, Affine):
             behind = after.get(step.target)
             packed = _packed(step.operation, frames, behind, shared=not steps)
             steps.append(replace(step, operation=packed, target=behind.target if behind else step.target))
-            fused += [behind] if behind else []
+            fused.append(behind)
         elif step not in fused:
             steps.append(step)
     return Dense(tuple(steps))
@@ -192,18 +173,17 @@ def _packed(layer: Affine, frames: int, behind: DenseStep | None, *, shared: boo
     groups, bias = 1 if shared else members, layer.bias.flatten()
     name = _fusible(behind) if behind else "none"
     algorithm = getattr(behind.operation, "approximate", "none") if behind and name == "gelu" else ""
-    image = [1, groups * inputs, frames, 1]
+    window = [0, 0], [1, 1], [1, 1], groups  # padding, stride, dilation
     weight = layer.weight.reshape(members * outputs, inputs, 1, 1)
-    weight = torch.ops.mkldnn._reorder_convolution_weight(weight, _NO_PADDING, _ONE, _ONE, groups, image)
+    weight = torch.ops.mkldnn._reorder_convolution_weight(weight, *window, [1, groups * inputs, frames, 1])
 
     def product(x: Tensor) -> Tensor:
         """(M, B, inputs), or (B, inputs) that all members share -> (M, B, outputs)."""
         if x.ndim == 3:
             x = x.transpose(0, 1).flatten(1)  # copies nothing of what such a layer returns
         image = x.reshape(1, len(x), 1, -1).permute(0, 3, 1, 2)
-        result: Tensor = torch.ops.mkldnn._convolution_pointwise(
-            image, weight, bias, _NO_PADDING, _ONE, _ONE, groups, name, [], algorithm
-        )
+        result: Tensor
+        result = torch.ops.mkldnn._convolution_pointwise(image, weight, bias, *window, name, [], algorithm)
         return result.permute(0, 2, 3, 1).reshape(len(x), members, -1).transpose(0, 1)
 
     return product

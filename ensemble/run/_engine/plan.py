@@ -152,16 +152,6 @@ def try_all(forms: Sequence[Form], run: Run, *, frames: int, compare: Compare) -
     return list(trials.values())
 
 
-def first_fit(forms: Sequence[Form], run: Run, *, frames: int, compare: Compare) -> Plan:
-    """The likeliest form in float32 that agrees, for work too small to be timed."""
-    trials = []
-    for form in [form for form in forms if form.precision == "float32" and form.kind not in ("overlap", "replay")]:
-        trials.append(attempt(form, run, frames, compare))
-        if trials[-1].agreement.near:
-            return Plan(form, "too little work to measure", tuple(trials))
-    return choose(trials)
-
-
 def attempt(form: Form, run: Run, frames: int, compare: Compare) -> Trial:
     """Run a form for its results, which also prepares its weights and memory, then again for its time."""
     try:
