@@ -13,7 +13,7 @@ import zoo
 from ensemble.run.cotraining import TrainingStack, fastest, measure_together
 from zoo import FrameSet, Recipe, Spec
 from zoo.search import searched
-from zoo.training.scores import losses
+from zoo.training.step import losses
 
 SPEC = Spec("cylinder", features=6, context=1, classes=4, options={"width": 8, "depth": 2, "dropout": 0.2})
 RECIPE = Recipe(epochs=4, batch_size=28, learning_rate=0.01, mask_features=1)  # 5 steps an epoch, 20 in all
@@ -184,11 +184,11 @@ def test_a_member_that_diverges_keeps_its_best_and_the_others_go_on(
     frames: FrameSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """From the second epoch on the first member's loss is NaN: its weights are those of its first epoch."""
-    steps = iter(range(100))
+    calls = iter(range(100))  # five steps and an evaluation in the first epoch
 
     def poisoned(*args: Any) -> Any:
         found = losses(*args)
-        return found if next(steps) < 5 else found * torch.tensor([[float("nan")], [1.0]])
+        return found if next(calls) < 6 else found * torch.tensor([[float("nan")], [1.0]])
 
     one, other = ensemble.cotrain(SPEC, replace(RECIPE, epochs=1), frames, frames, seeds=[3, 5], together=2)
     monkeypatch.setattr("zoo.training.step.losses", poisoned)

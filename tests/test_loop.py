@@ -22,7 +22,7 @@ from zoo.checkpoint import read
 from zoo.logs import JsonLines
 from zoo.training import step as training_steps
 from zoo.training.schedules import SCHEDULES
-from zoo.training.scores import losses
+from zoo.training.step import losses
 
 SPEC = Spec("cylinder", features=6, context=1, classes=4, options={"width": 8, "depth": 2, "dropout": 0.2})
 PLAIN = Spec("cylinder", features=6, context=1, classes=4, options={"width": 8, "depth": 1, "batchnorm": False})

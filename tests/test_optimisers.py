@@ -2,18 +2,19 @@
 
 import runpy
 from collections.abc import Iterator
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, optim
+from torch import Tensor, nn, optim
 
 import ensemble
 import zoo
 from zoo import FrameSet, Recipe
 from zoo.training import optimiser
-from zoo.training.optimisers import OPTIMISERS, AdamSGD, norms, perturb
+from zoo.training.optimisers import OPTIMISERS, AdamSGD, norms, perturb, restored
 from zoo.training.step import make_optimiser
 
 SPEC = zoo.Spec("cylinder", features=6, context=1, classes=4, options={"width": 8, "depth": 2, "dropout": 0.2})
@@ -91,6 +92,18 @@ def test_perturbed_weights_are_rho_along_the_gradient() -> None:
     p.grad = torch.tensor([3.0, 4.0])
     perturb([p], 0.5, members=1)
     torch.testing.assert_close(p.detach(), torch.tensor([1.3, 1.4]))
+
+
+def test_tensors_are_restored_to_the_bit() -> None:
+    """A parameter that is moved, and the statistics of BatchNorm after a batch in train mode."""
+    norm = nn.BatchNorm1d(2)
+    before = deepcopy(norm.state_dict())
+    with restored([*norm.parameters(), *norm.buffers()]):
+        norm(torch.randn(8, 2) + 5)
+        norm.weight.data += 1 / 3
+        assert not torch.equal(norm.running_mean, before["running_mean"])
+    for name, tensor in norm.state_dict().items():
+        assert torch.equal(tensor, before[name])
 
 
 def test_norms_are_taken_member_by_member() -> None:

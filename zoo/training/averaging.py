@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from zoo.checkpoint import Checkpoint
-from zoo.data.frames import FrameSet, Stretch, stretch
-from zoo.training.scores import Scorer
+from zoo.data.frames import FrameSet, stretch
+from zoo.training.optimisers import restored
+from zoo.training.step import Scorer, spread_batches
 
 METHODS = ("uniform", "ema", "greedy")
 _BATCH = 4096  # frames
@@ -237,20 +238,3 @@ def reestimate(module: nn.Module, batches: Iterable[Tensor]) -> None:
     for layer, momentum in zip(layers, momenta, strict=True):
         layer.momentum = momentum
     module.eval()
-
-
-def spread_batches(prepared: Stretch, frames: Tensor, most: int, size: int) -> Iterator[Tensor]:
-    """Windows (`size`, inputs) of about `most` of these frames, spread evenly over them."""
-    for batch in torch.split(frames[:: max(len(frames) // most, 1)], size):
-        if len(batch) > 1:  # the variance of one frame is not defined
-            yield prepared.windows(batch.to(prepared.firsts.device))
-
-
-@contextmanager
-def restored(tensors: Iterable[Tensor]) -> Iterator[None]:
-    """Give the tensors back the values, to the bit, that they had before the block."""
-    before = [(tensor, tensor.detach().clone()) for tensor in tensors]
-    yield
-    with torch.no_grad():
-        for tensor, old in before:
-            tensor.copy_(old)

@@ -28,8 +28,7 @@ from zoo.training.averaging import RunningAverage
 from zoo.training.optimisers import rows
 from zoo.training.recipe import Recipe
 from zoo.training.schedules import SCHEDULES, Position
-from zoo.training.scores import Scorer
-from zoo.training.step import OWN, Batches, Group, Stepper, epoch_seed
+from zoo.training.step import OWN, Batches, Group, Scorer, Stepper, epoch_seed
 
 Record = Mapping[str, Any]
 _STATE = "state.safetensors"

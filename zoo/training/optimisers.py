@@ -6,7 +6,8 @@ members in one tensor step as M models would; what looks at a whole model looks 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -222,6 +223,16 @@ def perturb(parameters: Sequence[Tensor], rho: float, members: int) -> None:
     scale = rho / (norms(list(moved.values()), members) + 1e-12)
     for p, gradient in moved.items():
         rows(p, members).addcmul_(gradient, spread(scale, p))
+
+
+@contextmanager
+def restored(tensors: Iterable[Tensor]) -> Iterator[None]:
+    """Give the tensors back the values, to the bit, that they had before the block."""
+    before = [(tensor, tensor.detach().clone()) for tensor in tensors]
+    yield
+    with torch.no_grad():
+        for tensor, old in before:
+            tensor.copy_(old)
 
 
 def rows(tensor: Tensor, members: int) -> Tensor:

@@ -182,8 +182,7 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON, every field."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return values | {"milestones": list(self.milestones)}
+        return vars(self) | {"milestones": list(self.milestones)}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:

@@ -1,4 +1,4 @@
-"""One step of training: the members, the batches that they see, and what the optimiser makes of them.
+"""One step of training: the members, the batches that they see, their scores, and the move of the optimiser.
 
 Members are the first axis everywhere; a single model is a group of one.
 """
@@ -15,19 +15,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
+from torch.nn import functional
 from torch.optim import Optimizer
 
 from zoo.data.audio import mask
-from zoo.data.frames import FrameSet, stretch
+from zoo.data.frames import FrameSet, Stretch, stretch
 from zoo.models.spec import Spec, build
-from zoo.training.averaging import restored, spread_batches
-from zoo.training.optimisers import OPTIMISERS, norms, perturb, rows, spread
+from zoo.training.optimisers import OPTIMISERS, norms, perturb, restored, rows, spread
 from zoo.training.recipe import Recipe
 from zoo.training.schedules import SCHEDULES
-from zoo.training.scores import labels_of, losses
 
 Batch = tuple[Tensor, Tensor]
 OWN = ("seed", "order_seed", "learning_rate", "weight_decay")  # what members of one group may differ in
+_AT_ONCE = 16_384  # frames times members that are evaluated at once; keeps the activations within the cache
 
 
 @dataclass(frozen=True)
@@ -130,6 +130,35 @@ class Batches:
         if len(windows) == 1:
             return windows[0], self._labels[index[0]]
         return torch.stack(windows), self._labels[index]
+
+
+class Scorer:
+    """Labelled frames, prepared once to evaluate models of one spec on the frames' device."""
+
+    def __init__(self, frames: FrameSet, spec: Spec) -> None:
+        self.frames = frames
+        self._labels = labels_of(frames, "valid").to(frames.features.device)
+        self._stretch = stretch(frames, spec.context, spec.normalisation, spec.padding)
+
+    @torch.no_grad()
+    def __call__(self, forward: Callable[[Tensor], Tensor], members: int = 1) -> tuple[Tensor, Tensor]:
+        """Accuracy (M,) as a fraction and loss (M,) in nats, float64; forward: (B, inputs) -> (M, B, C) logits."""
+        size = max(_AT_ONCE // members, 256)
+        right, loss = torch.zeros(2, members, dtype=torch.float64)
+        for at in range(0, len(self._labels), size):
+            labels = self._labels[at : at + size]
+            logits = forward(self._stretch.windows(slice(at, at + size))).float()
+            right += (logits.argmax(dim=-1) == labels).sum(dim=1).cpu()
+            loss += losses(logits, labels).double().sum(dim=1).cpu()
+        return right / len(self._labels), loss / len(self._labels)
+
+    def metrics(self, accuracy: Tensor, loss: Tensor) -> dict[str, dict[str, Any]]:
+        """One member's scores as a checkpoint stores them: with the unit, number and fingerprint of the frames."""
+        measured_on = {"n": len(self.frames), "frames": self.frames.fingerprint}
+        return {
+            "valid/accuracy": {"value": float(accuracy), "unit": "fraction", **measured_on},
+            "valid/loss": {"value": float(loss), "unit": "nats", **measured_on},
+        }
 
 
 class Stepper:
@@ -242,3 +271,27 @@ def epoch_seed(seed: int, epoch: int, what: str) -> int:
 
 def _generator(seed: int, epoch: int, what: str) -> torch.Generator:
     return torch.Generator().manual_seed(epoch_seed(seed, epoch, what))
+
+
+def losses(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """(M, B) cross-entropies in nats of (M, B, C) logits; labels (B,) for all members or (M, B)."""
+    M, B, _ = logits.shape
+    flat = functional.cross_entropy(
+        logits.flatten(0, 1), labels.expand(M, B).flatten(), reduction="none", label_smoothing=label_smoothing
+    )
+    return flat.view(M, B)
+
+
+def labels_of(frames: FrameSet, what: str) -> Tensor:
+    """The labels of the frames, which a message calls `what` where there are none."""
+    if frames.labels is None:
+        msg = f"expected {what} frames with labels, got none; is there a transcript folder?"
+        raise ValueError(msg)
+    return frames.labels
+
+
+def spread_batches(prepared: Stretch, frames: Tensor, most: int, size: int) -> Iterator[Tensor]:
+    """Windows (`size`, inputs) of about `most` of these frames, spread evenly over them."""
+    for batch in torch.split(frames[:: max(len(frames) // most, 1)], size):
+        if len(batch) > 1:  # the variance of one frame is not defined
+            yield prepared.windows(batch.to(prepared.firsts.device))
