@@ -15,7 +15,6 @@ import zoo
 from zoo import FrameSet, Recipe
 from zoo.training import optimiser
 from zoo.training.optimisers import OPTIMISERS, AdamSGD, norms, perturb, restored
-from zoo.training.step import make_optimiser
 
 SPEC = zoo.Spec("cylinder", features=6, context=1, classes=4, options={"width": 8, "depth": 2, "dropout": 0.2})
 RATES = {"sgd": 0.1, "momentum": 0.1, "nesterov": 0.1, "sam": 0.1, "adadelta": 10.0, "adagrad": 0.1}
@@ -42,6 +41,12 @@ def walk(optimiser: optim.Optimizer, parameter: Tensor, steps: int = 6) -> Tenso
     return parameter.detach()
 
 
+def made(parameter: Tensor, recipe: Recipe) -> optim.Optimizer:
+    """The optimiser that a recipe names."""
+    make = OPTIMISERS[recipe.optimiser].make
+    return make([parameter], **recipe.arguments(make, members=1))
+
+
 def start() -> Tensor:
     """A parameter away from the bottom."""
     return torch.tensor([1.0, -2.0, 3.0], requires_grad=True)
@@ -55,7 +60,7 @@ def test_each_optimiser_walks_as_torchs(name: str) -> None:
         optimiser=name, learning_rate=0.1, momentum=0.8, beta1=0.85, beta2=0.95, epsilon=1e-6, weight_decay=decay
     )
     ours, theirs = start(), start()
-    walked = walk(make_optimiser([ours], recipe), ours)
+    walked = walk(made(ours, recipe), ours)
     torch.testing.assert_close(walked, walk(TORCHS[name]([theirs]), theirs), rtol=1e-6, atol=1e-6)
 
 
@@ -187,7 +192,7 @@ def test_what_an_optimiser_does_not_take_is_refused() -> None:
     def strange(parameters: object, *, viscosity: float) -> None: ...
 
     with pytest.raises(TypeError, match="strange takes viscosity, which is no field"):
-        make_optimiser([start()], Recipe(optimiser="strange"))
+        made(start(), Recipe(optimiser="strange"))
     with pytest.raises(ValueError, match=r"'adam' is already registered by zoo\.training\.optimisers"):
 
         @optimiser

@@ -63,11 +63,10 @@ def cotrain(
 ) -> list[zoo.Checkpoint]:
     """Train a member for each seed; each ends as `zoo.train` would have left it, in less time.
 
+    Arguments that are not listed are those of `zoo.train`.
+
     Args:
-        spec: the members' spec.
         recipe: the members' recipe, except for the seed.
-        train: frames to learn from.
-        valid: frames on which each epoch is evaluated.
         seeds: seeds of initialisation and dropout, one a member.
         own_order: whether each member also sees the frames in an order (and with masks) of its own seed; by
             default all share the order of `recipe`, and so the work of preparing the frames.
@@ -78,7 +77,6 @@ def cotrain(
             parameters in all.
         on_epoch: called after each epoch with one record for each member that was stepped together.
         directory: as in `zoo.train`; each set of members that is stepped together has its own folder in it.
-        progress: as in `zoo.train`.
 
     Returns:
         M checkpoints in the order of the seeds; each one's recipe repeats it alone.
@@ -102,25 +100,18 @@ def cotrain(
     found: list[zoo.Checkpoint] = []
     for first in range(0, len(recipes), size):
         group = stacked_group(spec, recipes[first : first + size], train.features.device)
-        own_folder = None if folder is None else folder / f"members-{first:03}"
-        found += zoo.training.train_group(
-            group, train, valid, on_epoch=on_epoch, directory=own_folder, progress=progress
-        )
+        place = None if folder is None else folder / f"members-{first:03}"
+        found += zoo.training.train_group(group, train, valid, on_epoch=on_epoch, directory=place, progress=progress)
     return found
 
 
 def train_alike(
     specs: Sequence[zoo.Spec], recipe: zoo.Recipe, train: zoo.FrameSet, valid: zoo.FrameSet
 ) -> list[zoo.Checkpoint | None]:
-    """Train specs for `zoo.search.halving`, equal ones together, under seeds counted up from the recipe's.
+    """Train a model for each spec, equal specs together, as the `trainer` of `zoo.search.halving`.
 
-    So a study compares each shape by several draws of its weights for little more than the time of one.
-
-    Args:
-        specs: one for each trial; a spec that is repeated is drawn as often.
-        recipe: the trials' recipe.
-        train: frames to learn from.
-        valid: frames to evaluate on.
+    A spec that is repeated is drawn as often, under seeds counted up from the recipe's. So a study compares each
+    shape by several draws of its weights for little more than the time of one.
 
     Returns:
         A checkpoint per spec, in their order; None where the loss diverged.

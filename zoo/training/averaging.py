@@ -166,15 +166,14 @@ class _Trials:
 
 def _greedy(checkpoints: Sequence[Checkpoint], trials: _Trials) -> tuple[dict[str, Tensor], list[Checkpoint]]:
     """The soup's tensors and its ingredients; the best checkpoint alone if no other helps."""
-    alone = [float(trials.scores(one.tensors)[0]) for one in checkpoints]
-    ranked = sorted(range(len(checkpoints)), key=lambda index: -alone[index])  # stable: ties keep their order
-    used, best = [checkpoints[ranked[0]]], alone[ranked[0]]
-    tensors = dict(used[0].tensors)
-    for index in ranked[1:]:
-        trial = trials.mixed([*used, checkpoints[index]])
-        accuracy = float(trials.scores(trial)[0])
+    ranked = sorted(checkpoints, key=lambda one: -trials.scores(one.tensors)[0])  # stable: ties keep their order
+    used, tensors = ranked[:1], dict(ranked[0].tensors)
+    best = trials.scores(tensors)[0]
+    for candidate in ranked[1:]:
+        trial = trials.mixed([*used, candidate])
+        accuracy = trials.scores(trial)[0]
         if accuracy >= best:
-            used, tensors, best = [*used, checkpoints[index]], trial, accuracy
+            used, tensors, best = [*used, candidate], trial, accuracy
     return tensors, used
 
 

@@ -316,8 +316,7 @@ class _Run:
     def write(self, folder: Path, number: int, checkpoints: Mapping[str, Checkpoint]) -> None:
         """Write an epoch's checkpoints, by the suffix of the file's stem, and, last, the whole state."""
         tensors = {name: tensor.detach().cpu() for name, tensor in (self.tensors() | self.stepper.tensors()).items()}
-        scaler = self.stepper.scaler.state_dict()
-        plain = {"scaler": scaler, "averaged": self.average.count, "history": self.history}
+        plain = {"scaler": self.stepper.scaler.state_dict(), "averaged": self.average.count, "history": self.history}
         text = json.dumps({"identity": self.identity, "plain": plain}, allow_nan=False)
         try:
             for suffix, one in checkpoints.items():

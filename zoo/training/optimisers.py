@@ -46,11 +46,9 @@ OPTIMISERS: dict[str, Optimiser] = {}
 
 
 def optimiser(make: Maker, **special: Any) -> Maker:
-    """Register an optimiser under the function's name, so that recipes may name it.
+    """Register a function that makes an optimiser, by its name, so that recipes may name it.
 
-    Args:
-        make: the function; its keyword-only arguments are fields of a recipe.
-        **special: fields of `Optimiser` that differ from their defaults.
+    Its keyword-only arguments are fields of a recipe; `special` are fields of `Optimiser` other than the defaults.
 
     Raises:
         ValueError: the name is taken.

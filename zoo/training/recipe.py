@@ -206,8 +206,7 @@ class Recipe:
         """
         path = Path(path)
         try:
-            parse = {".json": json.loads, ".toml": tomllib.loads}[_format(path)]
-            data = parse(path.read_text(encoding="utf-8"))
+            data = {".json": json.loads, ".toml": tomllib.loads}[_format(path)](path.read_text(encoding="utf-8"))
             if not isinstance(data, dict):
                 msg = f"expected a table of fields, got {type(data).__name__}"
                 raise ValueError(msg)
@@ -217,11 +216,7 @@ class Recipe:
             raise ValueError(msg) from error
 
     def write(self, path: str | Path) -> None:
-        """Write a `.json` or `.toml` file that `read` understands.
-
-        Raises:
-            ValueError: another suffix.
-        """
+        """Write a `.json` or `.toml` file that `read` understands; any other suffix raises ValueError."""
         data = self.to_dict()
         lines = [f"{name} = {json.dumps(value)}" for name, value in data.items() if value is not None]
         text = json.dumps(data, indent=1) if _format(Path(path)) == ".json" else "\n".join(lines)

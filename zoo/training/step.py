@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.nn import functional
-from torch.optim import Optimizer
 
 from zoo.data.audio import mask
 from zoo.data.frames import FrameSet, Stretch, stretch
@@ -69,12 +68,12 @@ def check_recipes(recipes: Sequence[Recipe]) -> None:
         msg = "expected at least one member, each with a seed or a recipe, got none"
         raise ValueError(msg)
     first = recipes[0]
-    for other in recipes:
-        differing = [name for name, value in vars(other).items() if value != getattr(first, name) and name not in OWN]
-        if differing:
-            msg = f"members trained together may differ in {', '.join(OWN)}, not in {', '.join(differing)}"
-            raise ValueError(msg)
-    own_rates = len({(one.learning_rate, one.weight_decay) for one in recipes}) > 1
+    differing = [name for name in vars(first) if len({getattr(one, name) for one in recipes}) > 1]
+    if not set(differing) <= set(OWN):
+        others = ", ".join(name for name in differing if name not in OWN)
+        msg = f"members trained together may differ in {', '.join(OWN)}, not in {others}"
+        raise ValueError(msg)
+    own_rates = not {"learning_rate", "weight_decay"}.isdisjoint(differing)
     own_rates |= len(recipes) > 1 and SCHEDULES[first.schedule].reactive
     if own_rates and not OPTIMISERS[first.optimiser].proportional:
         msg = (
@@ -173,7 +172,7 @@ class Stepper:
         self.decays = torch.tensor(decays if len(set(decays)) > 1 else [], dtype=torch.float64)  # else torch's own
         self.kind = OPTIMISERS[self.recipe.optimiser]
         shared = replace(self.recipe, weight_decay=0.0) if len(self.decays) else self.recipe
-        self.optimiser = make_optimiser(self.parameters, shared, group.members)
+        self.optimiser = self.kind.make(self.parameters, **shared.arguments(self.kind.make, members=group.members))
         self.scaler = GradScaler(device, enabled=self.recipe.precision == "float16")
 
     def step(self, batches: Sequence[Batch], rates: Tensor) -> Tensor:
@@ -256,12 +255,6 @@ class Stepper:
                 state = self.optimiser.state[parameter]
                 state[name] = value.to(state.get(name, parameter).device, copy=True)
         self.scaler.load_state_dict(scaler)
-
-
-def make_optimiser(parameters: Sequence[Tensor], recipe: Recipe, members: int = 1) -> Optimizer:
-    """The recipe's optimiser over leaf parameters, each of whose memory is that of `members` equal parts."""
-    make = OPTIMISERS[recipe.optimiser].make
-    return make(parameters, **recipe.arguments(make, members=members))
 
 
 def epoch_seed(seed: int, epoch: int, what: str) -> int:
