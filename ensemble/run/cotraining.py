@@ -35,11 +35,7 @@ _WORTH = 0.92  # a larger group is preferred if its time is below this share of 
 
 
 def stacked_group(spec: zoo.Spec, recipes: Sequence[zoo.Recipe], device: Any = "cpu") -> zoo.training.Group:
-    """A new member for each recipe, all in one trainable group; a single one is not stacked.
-
-    Raises:
-        ValueError: members that cannot be trained together, see `TrainingStack` and `zoo.training.check_recipes`.
-    """
+    """A new member for each recipe, all in one trainable group; ValueError if `TrainingStack` cannot stack them."""
     if len(recipes) == 1:
         return zoo.training.single_group(spec, recipes[0], device)
     stack = TrainingStack([zoo.build(spec, seed=recipe.seed).to(device) for recipe in recipes])
@@ -85,6 +81,9 @@ def cotrain(
         ValueError: no seeds, not as many rates or decays as seeds, or as in `zoo.train` and `zoo.training.Group`.
         TrainingError: as in `zoo.training.train_group`.
     """
+    if together is not None and together < 1:
+        msg = f"expected at least 1 member together, got {together}"
+        raise ValueError(msg)
     seeds = tuple(seeds)
     orders = seeds if own_order else [recipe.data_seed] * len(seeds)
     own: dict[str, Sequence[Any]] = {"seed": seeds, "order_seed": orders}
@@ -96,7 +95,13 @@ def cotrain(
     recipes = [replace(recipe, **{name: values[m] for name, values in own.items()}) for m in range(len(seeds))]
     zoo.training.check_recipes(recipes)
     folder = None if directory is None else Path(directory)
-    size = _remembered(spec, recipes, train, together, folder)
+    note = None if folder is None else folder / "together.json"  # a resumed run has the same groups
+    if together is None and note is not None and note.exists():
+        together = int(json.loads(note.read_bytes()))
+    size = together or _chosen(spec, recipes, train)
+    if note is not None:
+        _files.make_folders(note.parent)
+        _files.write(note, json.dumps(size).encode())
     found: list[zoo.Checkpoint] = []
     for first in range(0, len(recipes), size):
         group = stacked_group(spec, recipes[first : first + size], train.features.device)
@@ -158,23 +163,6 @@ def measure_together(spec: zoo.Spec, recipes: Sequence[zoo.Recipe], train: zoo.F
 
 def _sizes(members: int) -> list[int]:
     return [size for size in (1, 2, 4, 8, 16, 32, 64, 128, 256) if size < members] + [members]
-
-
-def _remembered(
-    spec: zoo.Spec, recipes: Sequence[zoo.Recipe], train: zoo.FrameSet, together: int | None, folder: Path | None
-) -> int:
-    """How many members to step together: as given, as the folder says, or as chosen; the folder remembers it."""
-    if together is not None and together < 1:
-        msg = f"expected at least 1 member together, got {together}"
-        raise ValueError(msg)
-    note = None if folder is None else folder / "together.json"
-    if together is None and note is not None and note.exists():
-        together = int(json.loads(note.read_bytes()))
-    together = together or _chosen(spec, recipes, train)
-    if note is not None:
-        _files.make_folders(note.parent)
-        _files.write(note, json.dumps(together).encode())
-    return together
 
 
 def _chosen(spec: zoo.Spec, recipes: Sequence[zoo.Recipe], train: zoo.FrameSet) -> int:

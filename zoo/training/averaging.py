@@ -166,7 +166,7 @@ class _Trials:
 
 def _greedy(checkpoints: Sequence[Checkpoint], trials: _Trials) -> tuple[dict[str, Tensor], list[Checkpoint]]:
     """The soup's tensors and its ingredients; the best checkpoint alone if no other helps."""
-    ranked = sorted(checkpoints, key=lambda one: -trials.scores(one.tensors)[0])  # stable: ties keep their order
+    ranked = sorted(checkpoints, key=lambda one: -float(trials.scores(one.tensors)[0]))  # stable: ties keep their order
     used, tensors = ranked[:1], dict(ranked[0].tensors)
     best = trials.scores(tensors)[0]
     for candidate in ranked[1:]:

@@ -227,10 +227,9 @@ class _Run:
         with self.average.in_place(self.group.module, self.batches.unmasked(_STATISTICS)):
             self.group.module.eval()
             accuracy, loss = self.scorer(self.group.forward, M)
-            better = self.standing.update(number, accuracy, loss, self.recipe)
+            better = self.standing.update(number, accuracy, loss, self.recipe).to(self.train.features.device)
             for name, tensor in self.live.items():
-                which = better.to(tensor.device)
-                rows(self.best[name], M)[which] = rows(tensor, M)[which]
+                rows(self.best[name], M)[better] = rows(tensor, M)[better]
             checkpoints = {}
             if self.folder is not None:
                 finite = loss.isfinite() & _largest(self.live, M).isfinite()

@@ -46,12 +46,9 @@ OPTIMISERS: dict[str, Optimiser] = {}
 
 
 def optimiser(make: Maker, **special: Any) -> Maker:
-    """Register a function that makes an optimiser, by its name, so that recipes may name it.
+    """Register a function that makes an optimiser, so that recipes may name it; ValueError if its name is taken.
 
     Its keyword-only arguments are fields of a recipe; `special` are fields of `Optimiser` other than the defaults.
-
-    Raises:
-        ValueError: the name is taken.
     """
     enter(OPTIMISERS, "optimiser", make, Optimiser(make, **special))
     return make
@@ -155,37 +152,36 @@ class AdamSGD(Optimizer):
         settings, shared, M = self.param_groups[0], self.shared, self.members
         lr, (beta1, beta2) = settings["lr"], settings["betas"]
         shared["steps"] += 1
-        moved: dict[Tensor, Tensor] = {p: rows(p.grad, M) for p in settings["params"] if p.grad is not None}
-        directions = [self._directions(p, gradient) for p, gradient in moved.items()]
+        steps, length, along = float(shared["steps"]), torch.zeros(()), torch.zeros(())
+        for p in settings["params"]:
+            if p.grad is None:
+                continue
+            gradient, state = rows(p.grad, M), self.state[p]
+            if "velocity" not in state:
+                for name in ("exp_avg", "exp_avg_sq", "velocity"):
+                    state[name] = torch.zeros_like(p, memory_format=torch.contiguous_format)
+            mean, square, velocity = (rows(state[name], M) for name in ("exp_avg", "exp_avg_sq", "velocity"))
+            mean.lerp_(gradient, 1 - beta1)
+            square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+            velocity.mul_(beta1).add_(gradient * spread(shared["switched"], p))  # zero until the switch
+            adam = (mean / (1 - beta1**steps)).div_((square / (1 - beta2**steps)).sqrt_().add_(settings["eps"]))
+            sgd = velocity * spread(shared["rate"] * (1 - beta1), p)
+            rows(p, M).sub_(torch.where(spread(shared["switched"], p) > 0, sgd, adam), alpha=lr)
+            length = length + adam.double().square().sum(1)
+            along = along + adam.double().mul(gradient).sum(1)
+        self._settle(length.cpu(), along.cpu())
 
-        # the rate at which SGD would go as far as Adam, (M,), its mean, and whether the mean has settled
-        adams = [adam.double() for adam, _ in directions]
-        length = sum((adam.square().sum(1) for adam in adams), torch.zeros(())).cpu()
-        along = sum((a.mul(g).sum(1) for a, g in zip(adams, moved.values(), strict=True)), torch.zeros(())).cpu()
+    def _settle(self, length: Tensor, along: Tensor) -> None:
+        """Update the mean rate by Adam's last move (squared length and product with the gradient, (M,) each)."""
+        shared, (_, beta2) = self.shared, self.param_groups[0]["betas"]
         uses_adam = (shared["switched"] == 0) & (along != 0)
         current = torch.where(uses_adam, length / along, shared["mean"])
         shared["mean"] = torch.where(uses_adam, beta2 * shared["mean"] + (1 - beta2) * current, shared["mean"])
         mean = self._corrected()
-        settled = uses_adam & (shared["steps"] > 1) & (mean > 0) & (lr * (mean - current).abs() < self.tolerance)
+        close = self.param_groups[0]["lr"] * (mean - current).abs() < self.tolerance
+        settled = uses_adam & (shared["steps"] > 1) & (mean > 0) & close
         shared["rate"] = torch.where(settled, mean, shared["rate"])
-
-        for p, (adam, velocity) in zip(moved, directions, strict=True):
-            sgd = velocity * spread(shared["rate"] * (1 - beta1), p)
-            rows(p, M).sub_(torch.where(spread(shared["switched"], p) > 0, sgd, adam), alpha=lr)
         shared["switched"][settled] = 1
-
-    def _directions(self, p: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        """(M, n) Adam's direction, to be multiplied by the rate, and SGD's velocity, zero until the switch."""
-        state, steps, (beta1, beta2) = self.state[p], float(self.shared["steps"]), self.param_groups[0]["betas"]
-        if "velocity" not in state:
-            for name in ("exp_avg", "exp_avg_sq", "velocity"):
-                state[name] = torch.zeros_like(p, memory_format=torch.contiguous_format)
-        mean, square, velocity = (rows(state[name], self.members) for name in ("exp_avg", "exp_avg_sq", "velocity"))
-        mean.lerp_(gradient, 1 - beta1)
-        square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-        velocity.mul_(beta1).add_(gradient * spread(self.shared["switched"], p))
-        root = (square / (1 - beta2**steps)).sqrt_().add_(self.param_groups[0]["eps"])
-        return (mean / (1 - beta1**steps)).div_(root), velocity
 
     def _corrected(self) -> Tensor:
         """(M,) the mean rate without its bias towards zero."""

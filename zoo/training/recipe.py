@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import tomllib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from functools import cache
 from inspect import Parameter, signature
@@ -132,19 +132,18 @@ class Recipe:
     def __post_init__(self) -> None:
         for field in fields(self):
             object.__setattr__(self, field.name, _typed(field.name, getattr(self, field.name), field.default))
-        for (low, high), names in _BOUNDS.items():
-            for name in names.split():
+        for (low, high), limited in _BOUNDS.items():
+            for name in limited.split():
                 value = getattr(self, name)
                 if value is not None and not low <= value <= high:
                     msg = f"expected {name} from {low:g} to {high:g}, got {value}"
                     raise ValueError(msg)
         from zoo.training.optimisers import OPTIMISERS  # needs torch
 
-        tables = (("optimiser", OPTIMISERS), ("schedule", SCHEDULES), ("precision", PRECISIONS), ("monitor", MONITORS))
-        table: Collection[str]
-        for what, table in tables:
-            if getattr(self, what) not in table:
-                raise ValueError(unknown(what, getattr(self, what), table))
+        names = {"optimiser": [*OPTIMISERS], "schedule": [*SCHEDULES], "precision": PRECISIONS, "monitor": MONITORS}
+        for what, known in names.items():
+            if getattr(self, what) not in known:
+                raise ValueError(unknown(what, getattr(self, what), known))
         if not 0 < self.fraction <= 1:
             msg = f"expected a fraction above 0 and at most 1, got {self.fraction}"
             raise ValueError(msg)

@@ -56,11 +56,7 @@ SCHEDULES: dict[str, Schedule] = {}
 
 
 def schedule(function: Function, *, reactive: bool = False) -> Function:
-    """Register a schedule under the function's name, so that recipes may name it.
-
-    Raises:
-        ValueError: the name is taken.
-    """
+    """Register a schedule under the function's name, so that recipes may name it; ValueError if it is taken."""
     enter(SCHEDULES, "schedule", function, Schedule(function, reactive))
     return function
 

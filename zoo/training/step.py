@@ -229,8 +229,7 @@ class Stepper:
                 rows(p, M).mul_(1 - spread(rates * self.decays, p))
             else:
                 rows(p.grad, M).add_(rows(p, M) * spread(self.decays, p))
-        alike = bool((rates == top).all())
-        before = [] if alike else [p.clone() for p in self.parameters]
+        before = [p.clone() for p in self.parameters] if (rates != top).any() else []
         self.scaler.step(self.optimiser)
         self.scaler.update()
         for p, old in zip(self.parameters, before, strict=False):
