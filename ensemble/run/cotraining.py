@@ -217,7 +217,6 @@ class TrainingStack(nn.Module):
 
     def __init__(self, models: Sequence[nn.Module]) -> None:
         super().__init__()
-        self.members = len(models)
         first = next((layer for layer in models[0].modules() if isinstance(layer, nn.Linear)), None)
         if first is None:
             msg = "expected models that begin with a Linear"
@@ -327,12 +326,12 @@ def _stacked(layers: list[Any], generators: list[torch.Generator], name: str) ->
         return _WideDropout(first.p, generators)
     if type(first) is nn.Identity or activation_of(first) is not None:
         return copy.deepcopy(first)  # type: ignore[no-any-return]  # layers are modules
-    parts = list(first._modules)
-    if first._parameters or first._buffers or not parts:
+    children = dict(first.named_children())
+    if first._parameters or first._buffers or not children:
         msg = f"cannot stack {name}, a {type(first).__name__}; train the members one after another"
         raise ValueError(msg)
     hollow: nn.Module = copy.copy(first)
     hollow._modules = {
-        part: _stacked([layer._modules[part] for layer in layers], generators, f"{name}.{part}") for part in parts
+        part: _stacked([layer._modules[part] for layer in layers], generators, f"{name}.{part}") for part in children
     }
     return hollow

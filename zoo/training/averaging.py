@@ -72,15 +72,14 @@ def average(
     if method == "ema" and not 0 <= decay < 1:
         msg = f"expected a decay from 0 to below 1, got {decay}"
         raise ValueError(msg)
-    trials, used = _Trials(checkpoints, frames, valid), checkpoints
-    if method == "greedy":
-        tensors, used = _greedy(checkpoints, trials)
-    elif method == "ema":
-        count = len(checkpoints)
+    trials, count = _Trials(checkpoints, frames, valid), len(checkpoints)
+    shares = [1 / count] * count
+    if method == "ema":
         shares = [decay ** (count - 1)] + [(1 - decay) * decay ** (count - 1 - i) for i in range(1, count)]
-        tensors = trials.mixed(checkpoints, shares)
+    if method != "greedy":
+        tensors, used = trials.mixed(checkpoints, shares), checkpoints
     else:
-        tensors = trials.mixed(checkpoints)
+        tensors, used = _greedy(checkpoints, trials)
     return replace(
         checkpoints[0],
         tensors=tensors,
@@ -138,9 +137,8 @@ class _Trials:
         self.prepared = None if frames is None else stretch(frames, spec.context, spec.normalisation, spec.padding)
         self.scorer = None if valid is None else Scorer(valid, spec)
 
-    def mixed(self, checkpoints: Sequence[Checkpoint], shares: Sequence[float] | None = None) -> dict[str, Tensor]:
-        """The weighted mean, taken in float64, with statistics estimated anew; the plain mean without shares."""
-        shares = shares or [1 / len(checkpoints)] * len(checkpoints)
+    def mixed(self, checkpoints: Sequence[Checkpoint], shares: Sequence[float]) -> dict[str, Tensor]:
+        """The weighted mean, taken in float64, with statistics estimated anew; what is not floating is the first's."""
         mixture = {name: tensor.clone() for name, tensor in checkpoints[0].tensors.items()}
         floating = [name for name, tensor in mixture.items() if tensor.is_floating_point()]
         for name in floating:
@@ -170,7 +168,7 @@ def _greedy(checkpoints: Sequence[Checkpoint], trials: _Trials) -> tuple[dict[st
     used, tensors = ranked[:1], dict(ranked[0].tensors)
     best = trials.scores(tensors)[0]
     for candidate in ranked[1:]:
-        trial = trials.mixed([*used, candidate])
+        trial = trials.mixed([*used, candidate], [1 / (len(used) + 1)] * (len(used) + 1))
         accuracy = trials.scores(trial)[0]
         if accuracy >= best:
             used, tensors, best = [*used, candidate], trial, accuracy

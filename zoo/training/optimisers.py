@@ -208,11 +208,7 @@ def adam_sgd(
 
 @torch.no_grad()
 def perturb(parameters: Sequence[Tensor], rho: float, members: int) -> None:
-    """Move each member by `rho` in the direction of its gradient.
-
-    References:
-        Foret et al., "Sharpness-aware minimization", ICLR 2021, equation 2.
-    """
+    """Move each member by `rho` in the direction of its gradient (Foret et al., ICLR 2021, equation 2)."""
     moved = {p: rows(p.grad, members) for p in parameters if p.grad is not None}
     scale = rho / (norms(list(moved.values()), members) + 1e-12)
     for p, gradient in moved.items():
