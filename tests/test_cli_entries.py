@@ -1,4 +1,4 @@
-"""The commands that show and change a registry: list, show, diff, register, alias, tag, note, remove."""
+"""The commands on the entries of a registry: seen, changed, moved in and out; and the merge of two registries."""
 
 import json
 
@@ -97,3 +97,30 @@ def test_diff_answers_whether_two_versions_are_the_same(registry, command):
     found = command("zoo diff a@1 a@2 --json")
     assert (found.code, found.data["metrics"]) == (1, {"accuracy": [0.0, 0.5, 0.5]})
     assert "1.bias" in command("zoo diff a@1 a@2").out
+
+
+def test_export_import_and_merge(registry, command, tmp_path):
+    """A model goes out and comes in under another name; two files become one."""
+    assert command(f"zoo export a {tmp_path}/out").code == 0
+    found = command(f"zoo export a@1 {tmp_path}/first --json").data
+    assert found == {"exported": "a@1", "folder": f"{tmp_path}/first"}
+    assert command(f"zoo import {tmp_path}/out --save b --json").data["name"] == "b"
+    for side in ("base", "ours", "theirs"):
+        (tmp_path / side).write_bytes(registry.path.read_bytes())
+    zoo.Registry(tmp_path / "theirs").alias("best", "b")
+    assert command(f"zoo merge {tmp_path}/base {tmp_path}/ours {tmp_path}/theirs").code == 0
+    assert zoo.Registry(tmp_path / "ours").aliases() == {"best": "b@1"}
+    zoo.Registry(tmp_path / "theirs").alias("best", "a@1")
+    zoo.Registry(tmp_path / "ours").alias("best", "a@2")
+    found = command(f"zoo merge {tmp_path}/base {tmp_path}/ours {tmp_path}/theirs --json")
+    assert (found.code, "both sides changed the alias 'best'" in found.err) == (1, True)
+    assert (found.data["merged"], "the alias 'best'" in found.data["conflict"]) == (None, True)
+    found = command(f"zoo merge {tmp_path}/ours {tmp_path}/ours {tmp_path}/theirs --json").data
+    assert found == {"merged": f"{tmp_path}/ours", "conflict": None}
+
+
+def test_push_prints_the_address(registry, command, monkeypatch):
+    """As text or as JSON."""
+    monkeypatch.setattr("zoo.push", lambda *given, **how: "hub/me/a")
+    assert command("zoo push a me/a").out == "hub/me/a\n"
+    assert command("zoo push a me/a --json").data == {"pushed": "a", "address": "hub/me/a"}

@@ -40,11 +40,11 @@ def test_examples_in_docstrings_run(name: str, tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder as a new clone is: the registry, its blobs, and a corpus in the HW1P2 layout."""
     if not README.exists():
         pytest.skip("no README beside the tests")
-    folder = tmp_path_factory.mktemp("home")
+    folder = tmp_path_factory.mktemp("clone")
     for name in ("registry.json", "checkpoints", "examples"):
         source = ROOT / name
         (shutil.copytree if source.is_dir() else shutil.copy)(source, folder / name)
@@ -53,6 +53,12 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         few = frames.select(zoo.data.frames.torch.arange(0, frames.recordings, 40))
         zoo.data.corpus.write_corpus(few, folder / "my-corpus", partition)
     return folder
+
+
+@pytest.fixture
+def home(clone: Path, tmp_path: Path) -> Path:
+    """A copy of that folder, so that no example depends on what another one has registered."""
+    return shutil.copytree(clone, tmp_path / "home")
 
 
 def blocks(*languages: str, pages: list[Path] = PAGES) -> list[object]:

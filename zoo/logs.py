@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Metrics = Mapping[str, Any]
-_FIGURES = ("run", "done", "best", "at", "loss")
 
 
 class Advance(Protocol):
@@ -26,12 +25,7 @@ class Advance(Protocol):
 
 
 class Progress(Protocol):
-    """A way to show the progress of long work; the commands pass a bar on stderr.
-
-    Example:
-        >>> with silent("verifying", total=2) as advance:
-        ...     advance(2)
-    """
+    """A way to show the progress of long work; the commands pass a bar on stderr, and `silent` shows nothing."""
 
     def __call__(self, title: str, /, total: float | None = None) -> AbstractContextManager[Advance]:
         """Open a display for work of `total` steps; None if their number is not known."""
@@ -39,7 +33,7 @@ class Progress(Protocol):
 
 @contextmanager
 def silent(title: str, total: float | None = None) -> Iterator[Advance]:
-    """The `Progress` that shows nothing."""
+    """The `Progress` without a display."""
     yield lambda steps=1, note="": None
 
 
@@ -109,17 +103,14 @@ class Several:
 
 
 class Wandb:
-    """A log to a project of Weights & Biases; set WANDB_MODE=offline to keep everything on this machine.
+    """A log to Weights & Biases; set WANDB_MODE=offline to keep everything on this machine.
 
-    Further settings are keywords of `wandb.init`, such as `entity` or `dir`. Raises ImportError without wandb.
+    `settings` are further keywords of `wandb.init`, such as `entity` or `dir`.
     """
 
     def __init__(self, project: str, **settings: Any) -> None:
-        try:
+        with _extra("wandb"):
             import wandb
-        except ImportError as error:
-            msg = "logging to Weights & Biases needs wandb: pip install 'zoo-ensemble[logs]'"
-            raise ImportError(msg) from error
         self._wandb, self._settings = wandb, {"project": project, **settings}
 
     def init(self, run: str, config: Mapping[str, Any]) -> None:
@@ -136,14 +127,11 @@ class Wandb:
 
 
 class TensorBoard:
-    """A log to event files, one folder for each run under `folder`; raises ImportError without tensorboard."""
+    """A log to event files for TensorBoard; each run has its own folder under `folder`."""
 
     def __init__(self, folder: str | Path) -> None:
-        try:
+        with _extra("tensorboard"):
             from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            msg = "logging to TensorBoard needs tensorboard: pip install 'zoo-ensemble[logs]'"
-            raise ImportError(msg) from error
         self._open, self._folder = SummaryWriter, Path(folder)
         self._writer: SummaryWriter | None = None
 
@@ -164,6 +152,16 @@ class TensorBoard:
             self._writer.close()
 
 
+@contextmanager
+def _extra(package: str) -> Iterator[None]:
+    """Name the extra that has a missing package."""
+    try:
+        yield
+    except ImportError as error:
+        msg = f"expected the package {package} to log to it: pip install 'zoo-ensemble[logs]'"
+        raise ImportError(msg) from error
+
+
 def read_runs(folder: str | Path) -> pd.DataFrame:
     """One row per run with a `log.jsonl` under `folder`, best validation accuracy first.
 
@@ -178,7 +176,7 @@ def read_runs(folder: str | Path) -> pd.DataFrame:
         msg = f"expected logs (log.jsonl) under {folder}, found none; zoo train --directory writes them"
         raise ValueError(msg)
     table = pd.DataFrame([_row(path) for path in paths])
-    same = [key for key in table.columns[len(_FIGURES) :] if table[key].astype(str).nunique(dropna=False) == 1]
+    same = [key for key in table.columns[5:] if table[key].astype(str).nunique(dropna=False) == 1]  # settings
     return table.drop(columns=same).sort_values("best", ascending=False, ignore_index=True)
 
 
@@ -192,10 +190,14 @@ def _row(path: Path) -> dict[str, Any]:
             break
     head, *epochs = lines or [{"run": path.parent.name, "config": {}}]
     best: dict[str, Any] = max(epochs, key=lambda line: line.get("valid/accuracy", float("-inf")), default={})
-    loss = epochs[-1].get("valid/loss") if epochs else None
-    figures = (head["run"], len(epochs), best.get("valid/accuracy"), best.get("step"), loss)
-    settings: dict[str, Any] = {}
+    row = {
+        "run": head["run"],
+        "done": len(epochs),
+        "best": best.get("valid/accuracy"),
+        "at": best.get("step"),
+        "loss": epochs[-1].get("valid/loss") if epochs else None,
+    }
     for key, value in head["config"].items():
-        settings |= value if isinstance(value, dict) else {key: value}
-    plain = {key: str(value) if isinstance(value, dict | list) else value for key, value in settings.items()}
-    return dict(zip(_FIGURES, figures, strict=True)) | plain
+        for name, setting in (value if isinstance(value, dict) else {key: value}).items():
+            row[name] = str(setting) if isinstance(setting, dict | list) else setting
+    return row

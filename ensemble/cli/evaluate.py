@@ -8,14 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ensemble
-from ensemble.cli.options import (
-    NO_SOURCE,
-    Collection,
-    Source,
-    named_rules,
-    require_writable,
-    saved_rules,
-)
+from ensemble.cli.options import NO_SOURCE, Collection, Source, named_rules, require_writable, saved_rules
 from zoo import _files
 from zoo._console import Answer, Table, progress
 from zoo.cli.options import Names

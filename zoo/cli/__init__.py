@@ -5,23 +5,14 @@ from __future__ import annotations
 import sys
 
 from zoo._console import command_line
-from zoo.cli import entries, search, train, transfer, upkeep
+from zoo.cli import entries, train, upkeep
 
 COMMANDS = (
-    *(
-        entries.list_,
-        entries.show,
-        entries.diff,
-        entries.register,
-        entries.alias,
-        entries.tag,
-        entries.note,
-        entries.remove,
-    ),
-    *(upkeep.verify, upkeep.load, upkeep.gc, upkeep.recover),
-    *(transfer.export, transfer.import_, transfer.push, transfer.pull, transfer.merge),
-    *(train.train, train.average, train.runs),
-    *(search.search, search.picture, search.study),
+    *(entries.list_, entries.show, entries.diff, entries.register),
+    *(entries.alias, entries.tag, entries.note, entries.remove),
+    *(entries.export, entries.import_, entries.push, entries.pull),
+    *(upkeep.verify, upkeep.load, upkeep.gc, upkeep.recover, upkeep.merge),
+    *(train.train, train.average, train.runs, train.search, train.picture, train.study),
 )
 RENAMED = {  # former spelling -> what to write now
     "search --budget": "--max-parameters",

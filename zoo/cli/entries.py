@@ -1,4 +1,7 @@
-"""Commands that show and change what a registry holds: list, show, diff, register, alias, tag, note, remove."""
+"""Commands on single entries of a registry.
+
+list, show, diff; register, alias, tag, note, remove; export, import, push, pull.
+"""
 
 from __future__ import annotations
 
@@ -191,6 +194,60 @@ def remove(reference: str, /, *, force: bool = False, registry: RegistryFile = N
     users = zoo.Registry(registry).remove(reference, force=force)
     also = f" and {', '.join(users)}" if users else ""
     return Answer({"removed": reference, "held_by": users}, [f"removed {reference}{also}"])
+
+
+def export(reference: str, folder: Path, /, *, registry: RegistryFile = None) -> Answer:
+    """Write a model or an ensemble as a plain folder: config.json, model.safetensors and a model card.
+
+    Example: zoo export cylinder-a cylinder-a-folder
+
+    Args:
+        reference: a version or an ensemble.
+        folder: a new or empty folder.
+    """
+    written = zoo.export(zoo.Registry(registry), reference, folder)
+    return Answer({"exported": reference, "folder": str(written)}, [f"{reference} written to {written}"])
+
+
+def import_(folder: Path, /, *, save: str | None = None, registry: RegistryFile = None) -> Answer:
+    """Register the model or ensemble in a folder written by `zoo export`.
+
+    Example: zoo import cylinder-a-folder
+
+    Args:
+        folder: the folder.
+        save: name to register it under; its exported name if left out.
+    """
+    return described(zoo.import_folder(zoo.Registry(registry), folder, name=save))
+
+
+def push(reference: str, repository: str, /, *, public: bool = False, registry: RegistryFile = None) -> Answer:
+    """Upload a model or an ensemble to the Hugging Face hub (needs the extra `hub`).
+
+    Example: zoo push cylinder-a somebody/cylinder-a
+
+    Args:
+        reference: a version or an ensemble.
+        repository: OWNER/NAME.
+        public: make a new repository public; it is private otherwise.
+    """
+    address = zoo.push(zoo.Registry(registry), reference, repository, private=not public)
+    return Answer({"pushed": reference, "address": address}, [address])
+
+
+def pull(
+    repository: str, /, *, save: str | None = None, revision: str | None = None, registry: RegistryFile = None
+) -> Answer:
+    """Download a model or an ensemble from the Hugging Face hub and register it (needs the extra `hub`).
+
+    Example: zoo pull somebody/cylinder-a
+
+    Args:
+        repository: OWNER/NAME.
+        save: name to register it under; its exported name if left out.
+        revision: branch, tag or commit.
+    """
+    return described(zoo.pull(zoo.Registry(registry), repository, name=save, revision=revision))
 
 
 def versions(

@@ -1,9 +1,10 @@
-"""Commands that check and mend a registry: verify, load, gc, recover."""
+"""Commands on a whole registry: verify, load, gc, recover, merge."""
 
 from __future__ import annotations
 
 import sys
 import warnings
+from pathlib import Path
 from typing import Any
 
 import zoo
@@ -120,3 +121,28 @@ def recover(*, registry: RegistryFile = None) -> Answer:
         print(f"warning: {warning.message}", file=sys.stderr)
     data = {"recovered": [entry.to_json() for entry in entries]}
     return Answer(data, [versions(entries), f"{len(entries)} versions recovered"])
+
+
+def merge(base: Path, ours: Path, theirs: Path, /) -> Answer:
+    """Merge two versions of a registry file into OURS; on a conflict nothing is written and the exit code is 1.
+
+    Git can run it: `git config merge.zoo.driver 'zoo merge %O %A %B'`, and `registry.json merge=zoo` in
+    .gitattributes.
+
+    Example: zoo merge base.json ours.json theirs.json
+
+    Args:
+        base: the common ancestor; an empty file stands for none.
+        ours: one side; the result is written here.
+        theirs: the other side.
+    """
+    from zoo.registry.merge import merge_files
+
+    try:
+        merge_files(base, ours, theirs)
+    except zoo.RegistryError as error:
+        if error.reason not in ("CONFLICT", "DANGLING", "NAME_COLLISION"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return Answer({"merged": None, "conflict": str(error)}, [], code=1)
+    return Answer({"merged": str(ours), "conflict": None}, [])
