@@ -12,7 +12,7 @@ def test_register_takes_a_foreign_file_with_its_spec(registry, command, tmp_path
     spec = registry.get("a").spec
     save_file(zoo.build(spec, seed=5).state_dict(), tmp_path / "w.safetensors")
     (tmp_path / "spec.json").write_text(spec.canonical())
-    (tmp_path / "classes.txt").write_text("no\nyes\n")
+    (tmp_path / "classes.txt").write_text("no\nyes")
     line = (
         f"zoo register b {tmp_path}/w.safetensors --spec {tmp_path}/spec.json --classes {tmp_path}/classes.txt --json"
     )

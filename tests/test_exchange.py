@@ -95,7 +95,7 @@ def test_nobody_is_left_in_a_folder_that_is_gone(registry, tmp_path, monkeypatch
     assert (tmp_path / "empty" / "config.json").is_file()
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    with pytest.raises(RegistryError, match="another folder than the working"):
+    with pytest.raises(RegistryError, match="other than the working folder"):
         zoo.export(registry, "a", ".")
     assert zoo.export(registry, "a", "below") == Path("below")
 

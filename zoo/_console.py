@@ -51,14 +51,11 @@ def command_line(
 ) -> Callable[..., int]:
     """A function that runs a command line (by default this process's) to its end and returns its exit code.
 
+    Each of `commands` becomes a command of its name, with `--json` and `--import`. `renamed` has for a former spelling
+    ("search", or "search --budget") what to write now.
+
     0: success. 1: the command's answer is no. 2: wrong usage, or an error, on one line of stderr.
     130: interrupted. 141: the reader of the output has gone.
-
-    Args:
-        name: of the program.
-        help: one line on what it does.
-        commands: functions; each becomes a command of its name, with `--json` and `--import`.
-        renamed: former spelling ("search", or "search --budget") -> what to write now.
     """
     app = _app(name, help, commands).meta
 
@@ -137,9 +134,6 @@ def import_own(target: str) -> None:
     """Import a module or a .py file that the person named with `--import`; the only import of a name given as text.
 
     The file's folder, or the working folder for a module, is searched after everything that is installed.
-
-    Raises:
-        ImportError: there is no such module or file, or it fails.
     """
     path = Path(target)
     is_file = path.suffix == ".py"

@@ -48,21 +48,16 @@ def unknown(what: str, name: str, known: Iterable[str]) -> str:
 
 
 def find(table: Mapping[str, Entry], kind: str, name: str) -> Entry:
-    """The entry of this name.
-
-    Raises:
-        ValueError: there is none; the message has the nearest names.
-    """
+    """The entry of this name; where there is none, a ValueError has the nearest names."""
     if name not in table:
         raise ValueError(unknown(kind, name, table))
     return table[name]
 
 
 def enter(table: MutableMapping[str, Entry], kind: str, function: Callable[..., Any], entry: Entry) -> None:
-    """Put an entry into a table of named functions, under the function's name.
+    """Put an entry into a table under its function's name, which no other function may have.
 
-    Raises:
-        ValueError: another function has the name. A definition that is run again replaces its former entry.
+    A definition that is run again replaces its former entry.
     """
     name, origin = function.__name__, f"{function.__module__}.{function.__qualname__}"
     taken = _ORIGINS.get((kind, name), "zoo")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import ModuleType
@@ -42,9 +42,7 @@ def export(registry: Registry, reference: str, folder: str | Path) -> Path:
     if place.exists() and (not place.is_dir() or any(place.iterdir())):
         raise RegistryError("ARGUMENT", f"expected a new or empty folder, got {folder}")
     if place == Path.cwd():  # it is replaced, so our working folder would no longer exist
-        raise RegistryError(
-            "ARGUMENT", f"expected another folder than the working folder, got {folder}; name a new one"
-        )
+        raise RegistryError("ARGUMENT", f"expected a new folder other than the working folder, got {folder}")
     staging = place.with_name(f".{place.name}.{uuid4().hex}{_files.TEMPORARY}")
     try:
         _files.make_folders(staging)
@@ -61,12 +59,9 @@ def export(registry: Registry, reference: str, folder: str | Path) -> Path:
 
 
 def import_folder(registry: Registry, folder: str | Path, *, name: str | None = None) -> Entry | EnsembleEntry:
-    """Register the model or ensemble in a folder; a model that is registered already is not written again.
+    """Register the model or ensemble in a folder that has the files of `export`, by default under its exported name.
 
-    Args:
-        registry: where to register it.
-        folder: written by `export`, or with the same files.
-        name: by default the exported one. Members of an ensemble keep theirs.
+    The members of an ensemble keep their names. A model that is registered already is not written again.
 
     Raises:
         RegistryError: there is no such folder, or its config is of another kind.
@@ -107,8 +102,7 @@ def push(registry: Registry, reference: str, repository: str, *, private: bool =
     """Upload a version or an ensemble to the hub and return the address of the commit.
 
     Raises:
-        ImportError: the extra `hub` is not installed.
-        RegistryError: as `export`.
+        ImportError: the extra `hub` is not installed. Otherwise as `export`.
     """
     api = _hub().HfApi()
     with TemporaryDirectory() as temporary:
@@ -124,8 +118,7 @@ def pull(
 
     Raises:
         ImportError: the extra `hub` is not installed.
-        RegistryError: UNKNOWN where it cannot be downloaded; otherwise as `import_folder`.
-        CheckpointError: as `import_folder`.
+        RegistryError: UNKNOWN where it cannot be downloaded. Otherwise as `import_folder`.
     """
     with TemporaryDirectory() as temporary:
         return import_folder(registry, _downloaded(repository, temporary, revision), name=name)
@@ -166,7 +159,7 @@ def _export(registry: Registry, reference: str, folder: Path) -> None:
         _export_model(registry, member, folder / _MEMBERS / name)
     about = {key: value for key, value in entry.to_json().items() if key not in ("name", "members", "created")}
     config = {"model_type": "zoo-ensemble", "name": entry.name, "members": [*members], "ensemble": about}
-    _write(folder, config, "ensemble", _ensemble_card(entry, [*members.values()]))
+    _write(folder, config, "ensemble", _ensemble_card(entry, members.values()))
 
 
 def _export_model(registry: Registry, entry: Entry, folder: Path) -> None:
@@ -196,9 +189,7 @@ def _write(folder: Path, config: Mapping[str, Any], tag: str, card: str) -> None
 def _config(folder: Path) -> dict[str, Any]:
     path = folder / _CONFIG
     try:
-        config = parse_strictly(bytes(_files.read(path)).decode("utf-8"))
-    except OSError as error:
-        raise RegistryError("DISK", f"expected a folder with {_CONFIG} and {_WEIGHTS}: {error}") from error
+        config = parse_strictly(_read(path).decode("utf-8"))
     except (TextError, UnicodeDecodeError) as error:
         raise RegistryError("ARGUMENT", f"{path} is {error}") from error
     kinds = {"members": list, "ensemble": dict} if isinstance(config, dict) and "members" in config else {"spec": dict}
@@ -209,11 +200,7 @@ def _config(folder: Path) -> dict[str, Any]:
 
 def _model(folder: Path, config: Mapping[str, Any]) -> Checkpoint:
     """The checkpoint in a folder; weights without our metadata are checked against the config."""
-    path = folder / _WEIGHTS
-    try:
-        data = _files.read(path)
-    except OSError as error:
-        raise RegistryError("DISK", f"expected weights in {path}: {error}") from error
+    data = _read(folder / _WEIGHTS)
     try:
         spec = Spec.from_dict(config["spec"])
         classes = [str(config["id2label"][str(index)]) for index in range(spec.classes)]
@@ -223,8 +210,17 @@ def _model(folder: Path, config: Mapping[str, Any]) -> Checkpoint:
         return foreign(data, spec, classes)
     found = decode(data)
     if found.spec != spec or list(found.classes) != classes:
-        raise CheckpointError("SPEC", f"the spec or the classes of {path} differ from those of {_CONFIG} beside it")
+        raise CheckpointError(
+            "SPEC", f"the spec or the classes in {folder / _WEIGHTS} and in {_CONFIG} beside it differ"
+        )
     return found
+
+
+def _read(path: Path) -> bytearray:
+    try:
+        return _files.read(path)
+    except OSError as error:
+        raise RegistryError("DISK", f"expected a folder with {_CONFIG} and {_WEIGHTS}: {error}") from error
 
 
 def _card(entry: Entry) -> str:
@@ -257,7 +253,7 @@ model = zoo.from_pretrained("this folder")
 """
 
 
-def _ensemble_card(entry: EnsembleEntry, members: list[Entry]) -> str:
+def _ensemble_card(entry: EnsembleEntry, members: Collection[Entry]) -> str:
     rows = "\n".join(f"| {member.reference} | {member.architecture} | {member.parameters:,} |" for member in members)
     return f"""\
 {len(members)} models combined by one rule, {sum(member.parameters for member in members):,} parameters.

@@ -41,7 +41,7 @@ def evaluate(*, source: Source = NO_SOURCE, rules: Names = _RULES, report: Path 
     valid, test = collection.outputs(source.valid), collection.outputs(source.test)
     saved = saved_rules(collection.ensembles(source.members), test)
     with progress("fitting and judging rules"):
-        chosen = named_rules(rules, valid, others=saved) | saved
+        chosen = named_rules(rules, valid, others=[*saved]) | saved
         best = ensemble.judge.best_member(valid)
         result = ensemble.evaluate(test, chosen, baseline=best, cross_fits=cross_fits(rules, valid))
     if report is not None:
@@ -121,13 +121,9 @@ def diversity(*, source: Source = NO_SOURCE) -> Answer:
     hardest = sorted(unsolved.items(), key=lambda item: -item[1])[:8]
     gains = {"leave_one_out": "+.5f", "shapley": "+.5f"}
     shown: list[Table | str] = [
-        Table(pairs, title="pairs", formats=dict.fromkeys(tables, ".4f")),
-        Table(
-            [{"measure": name, "value": value} for name, value in whole.items()],
-            title="\nall members",
-            formats={"value": ".4f"},
-        ),
-        Table(members, title="\nreduction of the mean's log-loss by each member, in nats", formats=gains),
+        Table(pairs, "pairs", dict.fromkeys(tables, ".4f")),
+        Table([{"measure": name, "value": value} for name, value in whole.items()], "\nall members", {"value": ".4f"}),
+        Table(members, "\nreduction of the mean's log-loss by each member, in nats", gains),
         "\nframes on which every member is wrong: " + ", ".join(f"{name} {count}" for name, count in hardest),
     ]
     return Answer({"pairs": pairs, "whole": whole, "members": members, "unsolved": unsolved}, shown)
@@ -197,10 +193,8 @@ def _table(result: ensemble.Report) -> Table:
 
 def _remarks(result: ensemble.Report, weights: Mapping[str, float], seconds: float | None) -> list[str]:
     """The lines below the table."""
-    lines = []
     positive = [f"{name} {weight:.3f}" for name, weight in weights.items() if weight > 0]
-    if positive:
-        lines.append("\nweights: " + ", ".join(positive))
+    lines = [f"\nweights: {', '.join(positive)}"] if positive else []
     lines += [
         f"{row['name']}: optimism of the fitted weights on their own recordings: {row['optimism']:.4f} nats, "
         f"{100 * row['optimism_accuracy']:.2f} points of accuracy"

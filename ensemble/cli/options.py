@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import filter as matching
 from functools import cached_property
@@ -56,16 +56,12 @@ NO_SOURCE = Source()
 
 
 class Collection:
-    """What a `Source` stands for: the members' outputs, partition by partition, and the versions that gave them.
-
-    Attributes:
-        seconds: that the members ran on the last partition, without loading; None for stored outputs.
-    """
+    """What a `Source` stands for: the members' outputs, partition by partition, and the versions that gave them."""
 
     def __init__(self, source: Source) -> None:
         self.source = source
         self.registry = zoo.Registry(source.registry)
-        self.seconds: float | None = None
+        self.seconds: float | None = None  # that the members ran on the last partition; None for stored outputs
 
     @cached_property
     def now(self) -> Snapshot:
@@ -120,8 +116,7 @@ class Collection:
             else:
                 chosen |= dict.fromkeys(matching(outputs.members, name))
         if not chosen:
-            wanted, there = list(self.source.members), list(outputs.members)
-            msg = f"expected members that match {wanted}, got none; {folder} has {there}"
+            msg = f"expected members that match {[*self.source.members]}, got none; {folder} has {[*outputs.members]}"
             raise ValueError(msg)
         return outputs if [*chosen] == [*outputs.members] else outputs.subset([*chosen])
 
@@ -137,16 +132,12 @@ def rule_names() -> list[str]:
 
 
 def named_rules(
-    names: Iterable[str], valid: ensemble.MemberOutputs, *, others: Iterable[str] = ()
+    names: Sequence[str], valid: ensemble.MemberOutputs, *, others: Sequence[str] = ()
 ) -> dict[str, ensemble.Rule]:
-    """Name -> rule, fitted on the validation outputs where it has numbers; names among `others` are passed over.
-
-    Raises:
-        ValueError: a name is unknown; nothing is fitted.
-    """
-    names, others, fitters = list(names), list(others), ensemble.fit.FITTERS
+    """Name -> rule, fitted on `valid` where it has numbers, if all names are known; those of `others` are left out."""
+    fitters, known = ensemble.fit.FITTERS, [*others, *rule_names()]
     for name in names:
-        if name not in (known := [*others, *rule_names()]):
+        if name not in known:
             raise ValueError(ensemble.rules.no_such("member or rule" if others else "rule", name, known))
     wanted = [name for name in names if name not in others]
     return {name: fitters[name](valid) if name in fitters else ensemble.get_rule(name) for name in wanted}
@@ -155,11 +146,7 @@ def named_rules(
 def saved_rules(
     ensembles: Mapping[str, zoo.EnsembleEntry], outputs: ensemble.MemberOutputs
 ) -> dict[str, ensemble.Rule]:
-    """Name -> rule of a saved ensemble, over exactly the versions that it was saved with.
-
-    Raises:
-        ValueError: there are no outputs of one of them, or the ensemble has its classes in another order.
-    """
+    """Name -> rule of a saved ensemble, over exactly the versions that it was saved with."""
     positions = by_version(outputs)
     rules: dict[str, ensemble.Rule] = {}
     for name, entry in ensembles.items():
@@ -178,9 +165,7 @@ def saved_rules(
 def require_savable(name: str | None, collection: Collection) -> None:
     """Refuse before the work a result that `saved` could not register after it.
 
-    Raises:
-        ValueError: the name is that of a rule, a model or an alias; stored outputs do not record the versions of their
-            members; a version is gone; the members have their classes in different orders.
+    The name may be taken, a version unknown or gone, or the members may have their classes in different orders.
     """
     if name is None:
         return

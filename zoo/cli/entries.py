@@ -36,18 +36,13 @@ def list_(*names: str, registry: RegistryFile = None) -> Answer:
     if not entries and not ensembles:
         return Answer(data, [f"nothing matches {' '.join(names) or '*'} in {home.path}"])
     metrics = sorted({name for entry in entries for name in entry.metrics})
-    combined = [
-        {
-            "name": entry.name,
-            "rule": str(entry.rule.get("rule", "")),
-            "members": " ".join(now.get(member).reference for member in entry.members),
-            "created": entry.created,
-        }
-        for entry in ensembles
-    ]
-    return Answer(
-        data, [versions(entries, metrics, aliases), Table(combined, "\nensembles" if entries else "ensembles")]
-    )
+    combined = []
+    for one in ensembles:
+        members = " ".join(now.get(member).reference for member in one.members)
+        rule = str(one.rule.get("rule", ""))
+        combined.append({"name": one.name, "rule": rule, "members": members, "created": one.created})
+    title = "\nensembles" if entries else "ensembles"
+    return Answer(data, [versions(entries, metrics, aliases), Table(combined, title)])
 
 
 def show(reference: str, /, *, registry: RegistryFile = None) -> Answer:
@@ -116,7 +111,7 @@ def register(
     if classes == ("phonemes",):
         names = [*zoo.data.corpus.PHONEMES]
     elif len(classes) == 1 and Path(classes[0]).is_file():
-        names = Path(classes[0]).read_text(encoding="utf-8").split("\n")[: -1 or None]
+        names = Path(classes[0]).read_text(encoding="utf-8").removesuffix("\n").split("\n")
     parsed = None if spec is None else zoo.Spec.from_dict(spec_fields(spec))
     entry = zoo.Registry(registry).register(name, file, spec=parsed, classes=names, note=note, tags=tags)
     return described(entry)
