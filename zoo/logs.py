@@ -158,7 +158,7 @@ def _extra(package: str) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        msg = f"expected the package {package} to log to it: pip install 'zoo-ensemble[logs]'"
+        msg = f"expected the package {package} for this log: pip install 'zoo-ensemble[logs]'"
         raise ImportError(msg) from error
 
 

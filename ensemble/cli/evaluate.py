@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ensemble
-from ensemble.cli.options import NO_SOURCE, Collection, Source, named_rules, require_writable, saved_rules
+from ensemble.cli.options import NO_SOURCE, Collection, Source, named_rules, require_writable
 from zoo import _files
 from zoo._console import Answer, Table, progress
 from zoo.cli.options import Names
@@ -39,7 +39,7 @@ def evaluate(*, source: Source = NO_SOURCE, rules: Names = _RULES, report: Path 
         require_writable(report)
     collection = Collection(source)
     valid, test = collection.outputs(source.valid), collection.outputs(source.test)
-    saved = saved_rules(collection.ensembles(source.members), test)
+    saved = collection.saved_rules(source.members, test)
     with progress("fitting and judging rules"):
         chosen = named_rules(rules, valid, others=[*saved]) | saved
         best = ensemble.judge.best_member(valid)
@@ -67,7 +67,7 @@ def compare(first: str, second: str, /, *, source: Source = NO_SOURCE) -> Answer
     """
     collection = Collection(source)
     valid, test = collection.outputs(source.valid), collection.outputs(source.test)
-    saved = saved_rules(collection.ensembles((first, second)), test)
+    saved = collection.saved_rules((first, second), test)
     rules = saved | named_rules((first, second), valid, others=(*test.members, *saved))
     right = [_right(name, rules, test) for name in (first, second)]
     gain = ensemble.judge.bootstrap_interval(right[0].astype(float) - right[1], _recordings(test))

@@ -6,7 +6,7 @@ from typing import Any
 
 import ensemble
 from ensemble.cli.evaluate import cross_fits, interval, weights_in
-from ensemble.cli.options import NO_SOURCE, Collection, Source, named_rules, require_savable, saved
+from ensemble.cli.options import NO_SOURCE, Collection, Source, named_rules
 from zoo._console import Answer, Table, progress
 
 
@@ -23,7 +23,7 @@ def fit(*, source: Source = NO_SOURCE, rule: str = "weighted", save: str | None 
         save: register the rule and its members as an ensemble of this name; members without influence are left out.
     """
     collection = Collection(source)
-    require_savable(save, collection)
+    collection.require_savable(save)
     valid = collection.outputs(source.valid)
     with progress(f"fitting {rule}"):
         if rule == "weighted":
@@ -37,7 +37,7 @@ def fit(*, source: Source = NO_SOURCE, rule: str = "weighted", save: str | None 
             data = {"rule": rule, "weights": weights_in({rule: chosen}, valid), "loss": loss, "accuracy": accuracy}
             line = f"{rule}: log-loss {loss:.5f} nats, accuracy {accuracy:.4f}, on the frames it was fitted on"
             answer = Answer(data, [line])
-    return saved(answer, save, chosen, valid, collection)
+    return collection.saved(answer, save, chosen, valid)
 
 
 def select(
@@ -61,7 +61,7 @@ def select(
         save: register the selection as an ensemble of this name.
     """
     collection = Collection(source)
-    require_savable(save, collection)
+    collection.require_savable(save)
     valid, test = collection.outputs(source.valid), collection.outputs(source.test)
     limits: dict[str, Any] = {"max_parameters": max_parameters, "max_members": max_members}
     with progress("searching"):
@@ -86,7 +86,7 @@ def select(
         f"on {source.test!r}: accuracy {measured['accuracy']:.4f}, gain over {report.baseline} {gain}",
         Table(front_rows, "\nthe best ensemble of each size", {"parameters": ",.0f", "log_loss": ".5f"}),
     ]
-    return saved(Answer(data, shown), save, found.rule, valid, collection)
+    return collection.saved(Answer(data, shown), save, found.rule, valid)
 
 
 def _weights(found: ensemble.fit.WeightFit, outputs: ensemble.MemberOutputs) -> Answer:

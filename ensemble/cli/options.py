@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import filter as matching
 from functools import cached_property
@@ -15,7 +15,7 @@ from cyclopts import Parameter
 
 import ensemble
 import zoo
-from zoo import _console
+from zoo._console import Answer, progress
 from zoo.cli.options import Corpus, Device, Names, RegistryFile, flag_fields, read_partition
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ class Collection:
             if cache is None and self.source.cache is not None:
                 cache = self.source.cache / partition
             began = time.perf_counter()
-            outputs = ensemble.collect(members, frames, cache=cache, progress=_console.progress)
+            outputs = ensemble.collect(members, frames, cache=cache, progress=progress)
             self.seconds = time.perf_counter() - began
         outputs.require_labels()
         return outputs
@@ -119,6 +119,67 @@ class Collection:
             msg = f"expected members that match {[*self.source.members]}, got none; {folder} has {[*outputs.members]}"
             raise ValueError(msg)
         return outputs if [*chosen] == [*outputs.members] else outputs.subset([*chosen])
+
+    def saved_rules(self, names: Iterable[str], outputs: ensemble.MemberOutputs) -> dict[str, ensemble.Rule]:
+        """Name -> rule of each saved ensemble, over exactly the versions that it was saved with."""
+        positions = by_version(outputs)
+        rules: dict[str, ensemble.Rule] = {}
+        for name, entry in self.ensembles(names).items():
+            if missing := [id for id in entry.members if id not in positions]:
+                remedy = "collect the outputs again" if "" in positions else "name it with --members"
+                msg = f"expected all members of the ensemble {name!r} among those judged"
+                raise ValueError(f"{msg}, got none with the ids {missing}; {remedy}")
+            if entry.classes != outputs.classes:
+                msg = f"expected the classes in the order of the ensemble {name!r}"
+                raise ValueError(f"{msg}; name it first, or alone, with --members")
+            rule = ensemble.rules.rule_from_json(entry.rule)
+            rules[name] = ensemble.rules.Among(rule, tuple(positions[id] for id in entry.members))
+        return rules
+
+    def require_savable(self, name: str | None) -> None:
+        """Refuse before the work a result that `saved` could not register after it.
+
+        The name may be taken, a version unknown or gone, or the members may have their classes in different orders.
+        """
+        if name is None:
+            return
+        now, folder = self.now, self.source.outputs
+        taken = {other.casefold(): other for other in (*rule_names(), *now.list(), *now.aliases())}.get(name.casefold())
+        if taken is not None:
+            msg = "expected a name for the ensemble that no rule, model or alias has"
+            raise ValueError(f"{msg}, got {name!r}, the name of {taken!r}")
+        if folder is None:
+            entries = self.versions
+        else:
+            stored = self.outputs(self.source.valid)
+            references = {member: about.reference for member, about in zip(stored.members, stored.about, strict=True)}
+            if unknown := [member for member, reference in references.items() if not reference]:
+                msg = f"expected outputs in {folder} that record the versions of their members"
+                raise ValueError(f"{msg}, got none for {unknown}; collect again")
+            try:
+                entries = {member: now.get(reference) for member, reference in references.items()}
+            except zoo.RegistryError as error:
+                msg = f"expected the versions of these outputs in {self.registry.path}, got: {error}; collect again"
+                raise ValueError(msg) from error
+        first = next(iter(entries))
+        if other := [member for member, entry in entries.items() if entry.classes != entries[first].classes]:
+            msg = f"expected members with their classes in one order, got another than that of {first!r} in {other}"
+            remedy = f"register these again with the rows of their output layer in the order of {first!r}"
+            raise ValueError(f"{msg}; to save them together {remedy}")
+
+    def saved(self, answer: Answer, name: str | None, rule: ensemble.Rule, outputs: ensemble.MemberOutputs) -> Answer:
+        """The answer, once the rule and the members that influence it are registered, in the judged versions."""
+        if name is None:
+            return answer
+        whole, used = ensemble.rules.rule_for(rule, outputs.members), tuple(range(len(outputs.members)))
+        if (positions := whole.used) is not None:
+            whole, used = whole.restricted(positions), positions
+        entries = [self.now.get(outputs.about[position].reference) for position in used]
+        members = ensemble.load(self.registry, entries)
+        self.registry.register_ensemble(name, ensemble.Ensemble(members, whole))
+        parameters = sum(entry.parameters for entry in entries)
+        line = f"saved as {name!r}: {len(entries)} of {len(outputs.members)} members, {parameters:,} parameters"
+        return Answer(answer.data | {"saved": name}, [*answer.shown, line])
 
 
 def by_version(outputs: ensemble.MemberOutputs) -> dict[str, int]:
@@ -141,80 +202,6 @@ def named_rules(
             raise ValueError(ensemble.rules.no_such("member or rule" if others else "rule", name, known))
     wanted = [name for name in names if name not in others]
     return {name: fitters[name](valid) if name in fitters else ensemble.get_rule(name) for name in wanted}
-
-
-def saved_rules(
-    ensembles: Mapping[str, zoo.EnsembleEntry], outputs: ensemble.MemberOutputs
-) -> dict[str, ensemble.Rule]:
-    """Name -> rule of a saved ensemble, over exactly the versions that it was saved with."""
-    positions = by_version(outputs)
-    rules: dict[str, ensemble.Rule] = {}
-    for name, entry in ensembles.items():
-        if missing := [id for id in entry.members if id not in positions]:
-            remedy = "collect the outputs again" if "" in positions else "name it with --members"
-            msg = f"expected all members of the ensemble {name!r} among those judged, got none with the ids {missing}"
-            raise ValueError(f"{msg}; {remedy}")
-        if entry.classes != outputs.classes:
-            msg = f"expected the classes in the order of the ensemble {name!r}; name it first, or alone, with --members"
-            raise ValueError(msg)
-        rule = ensemble.rules.rule_from_json(entry.rule)
-        rules[name] = ensemble.rules.Among(rule, tuple(positions[id] for id in entry.members))
-    return rules
-
-
-def require_savable(name: str | None, collection: Collection) -> None:
-    """Refuse before the work a result that `saved` could not register after it.
-
-    The name may be taken, a version unknown or gone, or the members may have their classes in different orders.
-    """
-    if name is None:
-        return
-    now, source = collection.now, collection.source
-    taken = {other.casefold(): other for other in (*rule_names(), *now.list(), *now.aliases())}.get(name.casefold())
-    if taken is not None:
-        msg = f"expected a name for the ensemble that no rule, model or alias has, got {name!r}, the name of {taken!r}"
-        raise ValueError(msg)
-    if source.outputs is None:
-        entries = collection.versions
-    else:
-        stored = collection.outputs(source.valid)
-        references = {member: about.reference for member, about in zip(stored.members, stored.about, strict=True)}
-        if unknown := [member for member, reference in references.items() if not reference]:
-            msg = f"expected outputs in {source.outputs} that record the versions of their members"
-            raise ValueError(f"{msg}, got none for {unknown}; collect again")
-        try:
-            entries = {member: now.get(reference) for member, reference in references.items()}
-        except zoo.RegistryError as error:
-            msg = f"expected the versions of these outputs in {collection.registry.path}, got: {error}; collect again"
-            raise ValueError(msg) from error
-    first = next(iter(entries))
-    if other := [member for member, entry in entries.items() if entry.classes != entries[first].classes]:
-        msg = (
-            f"expected members with their classes in one order, got another than that of {first!r} in {other}; to save "
-            f"them together register these again with the rows of their output layer in the order of {first!r}"
-        )
-        raise ValueError(msg)
-
-
-def saved(
-    answer: _console.Answer,
-    name: str | None,
-    rule: ensemble.Rule,
-    outputs: ensemble.MemberOutputs,
-    collection: Collection,
-) -> _console.Answer:
-    """The answer, once the rule and the members that influence it are registered, in the versions that were judged."""
-    if name is None:
-        return answer
-    whole, used = ensemble.rules.rule_for(rule, outputs.members), tuple(range(len(outputs.members)))
-    if (positions := whole.used) is not None:
-        whole, used = whole.restricted(positions), positions
-    entries = [collection.now.get(outputs.about[position].reference) for position in used]
-    members = ensemble.load(collection.registry, entries)
-    collection.registry.register_ensemble(name, ensemble.Ensemble(members, whole))
-    parameters = sum(entry.parameters for entry in entries)
-    line = f"saved as {name!r}: {len(entries)} of {len(outputs.members)} members, {parameters:,} parameters"
-    return _console.Answer(answer.data | {"saved": name}, [*answer.shown, line])
 
 
 def require_writable(path: Path) -> None:

@@ -160,6 +160,7 @@ def average(
     from zoo.checkpoint import read
 
     home = zoo.Registry(registry)
+    home.check_nameable(name)
     checkpoints = []
     for source in sources:
         path = Path(source)
