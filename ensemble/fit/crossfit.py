@@ -105,8 +105,7 @@ def cross_fit(
         splitter: a scikit-learn splitter, or pairs of training and test indices, in place of such folds; it is
             given the labels and the groups. Frames that no split tests are left out of all figures; frames that
             several splits test count once for each.
-        objective: see `fit_weights`.
-        alpha: see `fit_weights`.
+        objective, alpha: see `fit_weights`.
         seed: seed of the dealing.
 
     Raises:

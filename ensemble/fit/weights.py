@@ -36,11 +36,9 @@ class WeightFit:
         loss: the objective at these weights over the frames kept: nats per frame for "nll", mean squared
             distance to the one-hot truth (0 to 2) for "brier"; without the shrinkage term.
         gap: the objective is at most this far above its minimum.
-        passes: number of times the frames were read.
         multipliers: (M,) d_m for "nll" (see `SimplexFit`); for "brier" 1 - (slope_m - w . slope), so that
             both are 1 on the support and at most 1 elsewhere, up to the gap.
-        objective: "nll" or "brier".
-        dropped: frames left out because every member gave the true class exactly zero.
+        passes, dropped: see `SimplexFit`.
     """
 
     weights: Array
@@ -104,8 +102,7 @@ def fit_weights(
     if on_nan not in ("raise", "drop"):
         msg = f"expected on_nan 'raise' or 'drop', got {on_nan!r}"
         raise ValueError(msg)
-    at_least_zero("alpha", alpha)
-    at_least_zero("tolerance", tolerance)
+    at_least_zero(alpha=alpha, tolerance=tolerance)
     M, N, _ = outputs.shape
     offset = 0.0
     if objective == "brier":
@@ -324,7 +321,7 @@ def fit_log_linear(outputs: MemberOutputs, *, start: object | None = None, ridge
     References:
         Hinton, "Products of experts", ICANN 1999.
     """
-    at_least_zero("ridge", ridge)
+    at_least_zero(ridge=ridge)
     M = len(outputs.members)
     begin = np.full(M, 1.0 / M) if start is None else np.asarray(start, dtype=np.float64)
     if begin.shape != (M,) or not np.isfinite(begin).all() or (begin < 0).any():

@@ -394,9 +394,7 @@ def _array(values: Any) -> np.ndarray[Any, np.dtype[np.float64]]:
 def _numbers(values: Any, what: str, shape: tuple[int | str, ...] = ("M",), *, least: float = -math.inf) -> Any:
     """Nested tuples of finite numbers; a letter in the shape stands for any size but zero."""
     array = _array(values)
-    fits = array.ndim == len(shape) and all(
-        size in (given, "M") for size, given in zip(shape, array.shape, strict=True)
-    )
+    fits = len(shape) == array.ndim and all(size in (n, "M") for size, n in zip(shape, array.shape, strict=True))
     if not fits or array.size == 0 or not np.isfinite(array).all():
         came = array.tolist() if array.ndim < 2 else f"shape {array.shape}"
         msg = f"expected finite {what} of shape {shape}, got {came}"

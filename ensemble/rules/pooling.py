@@ -132,10 +132,7 @@ def trimmed_mean(probabilities: Tensor, *, trim: float = 0.2) -> Tensor:
 
     Args:
         probabilities: (M, N, C), each row summing to one.
-        trim: fraction of the members left out at each end, rounded down; in [0, 0.5).
-
-    Raises:
-        ValueError: `trim` is outside its range.
+        trim: fraction of the members left out at each end, rounded down; refused outside [0, 0.5).
     """
     if not isinstance(trim, int | float) or not 0 <= trim < 0.5:
         msg = f"expected trim in [0, 0.5), got {trim}"
@@ -178,10 +175,7 @@ def power_mean(probabilities: Tensor, *, power: float = 0.5) -> Tensor:
 
     Args:
         probabilities: (M, N, C), each row summing to one.
-        power: the exponent, positive; one half lies between `mean` and `log_mean`.
-
-    Raises:
-        ValueError: `power` is not a positive number.
+        power: the exponent, refused unless positive; one half lies between `mean` and `log_mean`.
     """
     if not isinstance(power, int | float) or not 0 < power < math.inf:
         msg = f"expected a positive power, got {power}; towards zero it becomes log_mean"

@@ -209,8 +209,7 @@ class FittedRule:
     def restricted(self, positions: Sequence[int]) -> FittedRule:
         """The same rule over the members at these positions, by position; the others must be without influence.
 
-        Raises:
-            ValueError: members are to be left out of a rule that does not declare `axes`.
+        A rule that declares no `axes` refuses to leave members out.
         """
         changed: dict[str, Any] = {"members": ()} if self.members else {}
         if self.count is not None:
@@ -357,12 +356,9 @@ def abstaining(rule: Rule) -> Rule:
     - A rule of the table combines the members that do not abstain as if there were no others.
     - `WeightedMean` renormalises the weights of those members.
     - Other rules with numbers per member take, for a member that abstains, the mean of those that do not.
-    - Where every member abstains, all classes are equal.
+    - Where every member abstains, all classes are equal; where none does, the result is as before.
 
     `evaluate` does this by itself for outputs that declare abstentions.
-
-    Args:
-        rule: where no member abstains, the result is as before.
 
     Example:
         >>> from ensemble import mean

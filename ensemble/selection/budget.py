@@ -37,7 +37,6 @@ class Selection:
         proven: whether `loss - bound` is within the requested tolerance.
         nodes: number of convex problems solved.
         cost: sum of the members' costs.
-        fingerprint: of the frames.
         dropped: frames left out because every member, chosen or not, gave the true class exactly zero.
     """
 
@@ -93,7 +92,7 @@ def select(
     References:
         Land and Doig, "An automatic method of solving discrete programming problems", Econometrica 28, 1960.
     """
-    at_least_zero("tolerance", tolerance)
+    at_least_zero(tolerance=tolerance)
     costs = np.array(_costs(outputs, parameters, needed=np.isfinite(max_parameters)), dtype=np.float64)
     if max_members is not None and max_members < 1:
         msg = f"expected at least one member, got max_members={max_members}"

@@ -80,17 +80,13 @@ def greedy(outputs: MemberOutputs, rounds: int = 50) -> GreedySelection:
     if rounds < 1:
         msg = f"expected at least one round, got {rounds}"
         raise ValueError(msg)
-    state = _State(outputs, rounds)
-    counts = np.zeros(len(outputs.members))
-    picks, hits, losses = [], [], []
+    state, found = _State(outputs, rounds), []
     for _ in range(rounds):
-        m, right, loss = state.best()
-        state.add(m)
-        picks.append(m)
-        hits.append(right)
-        losses.append(loss)
+        found.append(state.best())
+        state.add(found[-1][0])
+    picks, hits, losses = zip(*found, strict=True)
     best = max(range(rounds), key=lambda k: (hits[k], -losses[k], -k))
-    np.add.at(counts, picks[: best + 1], 1.0)
+    counts = np.bincount(picks[: best + 1], minlength=len(outputs.members))
     names, shares, frames = tuple(outputs.members[m] for m in picks), counts / counts.sum(), outputs.shape[1]
     judged = hits[best] / frames, losses[best]
     return GreedySelection(names, np.array(hits) / frames, shares, *judged, outputs.members, outputs.fingerprint)

@@ -103,8 +103,7 @@ def fit_simplex_weights(
         msg = f"expected P of shape (M, N), members by frames, neither empty; got {values.shape}"
         raise ValueError(msg)
     weights = None if sample_weights is None else checked_weights(sample_weights, values.shape[1])
-    at_least_zero("alpha", alpha)
-    at_least_zero("tolerance", tolerance)
+    at_least_zero(alpha=alpha, tolerance=tolerance)
     aim = np.ones(len(values)) if towards is None else checked_weights(towards, len(values), "weights to pull towards")
     pull = alpha * aim / aim.sum()
     begin = None if start is None else checked_weights(start, len(values), "weights to start from")
@@ -195,9 +194,7 @@ class _Task:
 
     def outside(self, view: View, model: Curvature) -> bool:
         """Whether a member outside the model should join it."""
-        joins = self.allowed & (view.d > 1.0)
-        joins[model.active] = False
-        return bool(joins.any())
+        return bool(np.delete(self.allowed & (view.d > 1.0), model.active).any())
 
 
 def _solve(
@@ -251,11 +248,12 @@ def first_equal(values: Numbers, order: Indices | None = None) -> Indices:
     return first
 
 
-def at_least_zero(name: str, value: float) -> None:
-    """Refuse a setting that is negative, infinite or NaN."""
-    if not 0 <= value < np.inf:
-        msg = f"expected {name} of at least 0, got {value}"
-        raise ValueError(msg)
+def at_least_zero(**settings: float) -> None:
+    """Refuse settings that are negative, infinite or NaN."""
+    for name, value in settings.items():
+        if not 0 <= value < np.inf:
+            msg = f"expected {name} of at least 0, got {value}"
+            raise ValueError(msg)
 
 
 def checked_weights(values: object, count: int, what: str = "sample weights") -> Array:
