@@ -15,7 +15,7 @@ from ensemble.run import _engine
 from ensemble.run._engine import Batch, Form, Group, Plan, forms, plan
 from ensemble.run._engine.batch import Overlap
 from ensemble.run._engine.dense import Affine, NotDenseError, dense
-from ensemble.run._engine.plan import Agreement, Trial, agreement, candidates, choose
+from ensemble.run._engine.plan import Agreement, Trial, agreement, choose
 from zoo.models import blocks
 
 ARCHITECTURES = zoo.list_architectures(["basic", "bottleneck", "*cylinder", "diamond", "mlp", "*pyramid"])
@@ -334,14 +334,17 @@ def test_the_agreement_rule(lead: float, near: bool) -> None:
     assert not agreement(p.log(), q.log(), exact=True).near
 
 
-def test_candidates_end_with_the_loop() -> None:
-    """The likeliest come first, faster types before exact ones, nothing twice."""
-    found = candidates(
-        tiles={"folded": (1024, 256, 8192), "loop": (1024,)}, frames=1024, precisions=["float32", "bfloat16"]
-    )
-    assert found[0] == Form("folded", 1024, "bfloat16")
-    assert found[-1] == Form("loop", 1024)
-    assert len(set(found)) == len(found)
+def test_candidates_end_with_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The likeliest come first, faster types before exact ones, no tile above the batch, nothing twice."""
+    monkeypatch.setattr(_engine, "fast_types", lambda device: ["bfloat16"])
+    monkeypatch.setattr(forms, "available", lambda device: False)
+    found = grouped(models(width=8), precision="auto").candidates(Batch.of(torch.randn(512, 30)))
+    assert found == [
+        Form("folded", 512, "bfloat16"),
+        Form("folded", 256, "bfloat16"),
+        Form("folded", 512),
+        Form("loop", 512),
+    ]
 
 
 def test_a_batch_is_cut_without_changing_it(frames: zoo.FrameSet) -> None:

@@ -28,23 +28,14 @@ _STEP, _GPU_STEP = 4096, 32_768  # frames whose inputs are held at a time
 
 @dataclass(frozen=True, eq=False)
 class Member:
-    """One model of a set.
+    """One model of a set."""
 
-    Args:
-        name: distinct within the set.
-        classes: names of its C outputs, in its own order.
-        make: returns the module (B, ...) -> (B, C) logits; called when it is first needed.
-        about: its trainable parameters, training frames and version in a registry.
-        spec: its input contract; None for a foreign module, which takes tensors only.
-        sha256: of its checkpoint; "" if it has none.
-    """
-
-    name: str
-    classes: tuple[str, ...]
-    make: Callable[[], nn.Module] = field(repr=False)
-    about: About = field(default_factory=About)
-    spec: zoo.Spec | None = None
-    sha256: str = ""
+    name: str  # distinct within the set
+    classes: tuple[str, ...]  # names of its C outputs, in its own order
+    make: Callable[[], nn.Module] = field(repr=False)  # returns the module (B, ...) -> (B, C) logits, when first needed
+    about: About = field(default_factory=About)  # its trainable parameters, training frames, version in a registry
+    spec: zoo.Spec | None = None  # its input contract; None for a foreign module, which takes tensors only
+    sha256: str = ""  # of its checkpoint, if it has one
 
     @cached_property
     def module(self) -> nn.Module:
@@ -252,14 +243,9 @@ class Members:
             except (ValueError, TypeError, RuntimeError, NotImplementedError) as error:  # what vmap refuses
                 why = first_line(error)
                 _log.warning("%s run one by one: %s", self._title(places), why)
+        features = members[0].spec.features if members[0].spec else 0
         return Group(
-            lambda: [member.module for member in members],
-            stack,
-            device=self.device,
-            features=members[0].spec.features if members[0].spec else 0,
-            precision=self.precision,
-            forced=self.forced,
-            why=why,
+            lambda: [each.module for each in members], stack, self.device, features, self.precision, self.forced, why
         )
 
 
@@ -322,16 +308,11 @@ def from_modules(
     if nameless := sorted(set(modules) - set(named)):
         msg = f"expected names of classes for every model, got none for {nameless}"
         raise ValueError(msg)
-    members = [
-        Member(
-            name,
-            tuple(named[name]),
-            module.eval,  # a bound method can be sent to another process; it returns the module
-            About(sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)),
-            (specs or {}).get(name),
-        )
-        for name, module in modules.items()
-    ]
+    members = []
+    for name, module in modules.items():
+        about = About(sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad))
+        make = module.eval  # a bound method can be sent to another process; it returns the module
+        members.append(Member(name, tuple(named[name]), make, about, (specs or {}).get(name)))
     return Members(members, device=device, precision=precision, plan=plan)
 
 

@@ -173,20 +173,18 @@ def unlike(one: nn.Module, other: nn.Module) -> str:
         if type(a) is not type(b) or a.extra_repr() != b.extra_repr():
             first, second = (f"{type(module).__name__}({module.extra_repr()})" for module in (a, b))
             return f"{name!r} is {first} instead of {second}"
-        for what, of in (("settings", _settings), ("tensors", _shapes)):
-            if of(a) != of(b):
-                return f"the {what} of {name!r} are {of(a)} instead of {of(b)}"
+        for what, mine in _fixed(a).items():
+            if mine != _fixed(b)[what]:
+                return f"the {what} of {name!r} are {mine} instead of {_fixed(b)[what]}"
     counts = [sum(1 for _ in module.modules()) for module in (one, other)]
     return "" if counts[0] == counts[1] else f"it has {counts[0]} modules instead of {counts[1]}"
 
 
-def _settings(module: nn.Module) -> dict[str, object]:
-    return {name: value for name, value in vars(module).items() if name not in _OWN and isinstance(value, _PLAIN)}
-
-
-def _shapes(module: nn.Module) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+def _fixed(module: nn.Module) -> dict[str, object]:
+    """A module's plain settings, and the shapes and types of its own parameters and buffers."""
+    settings = {name: value for name, value in vars(module).items() if name not in _OWN and isinstance(value, _PLAIN)}
     own = chain(module.named_parameters(recurse=False), module.named_buffers(recurse=False))
-    return {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in own}
+    return {"settings": settings, "tensors": {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in own}}
 
 
 def linear_inputs(module: nn.Module) -> int | None:

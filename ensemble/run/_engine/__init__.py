@@ -27,6 +27,7 @@ from ensemble.run.stack import Stack
 __all__ = ["Batch", "Form", "Group", "Plan", "fast_types", "first_line"]
 
 _WORTH = 2e7  # multiplications below which a batch is done before a measurement pays
+_AS_THEY_ARE = ("stack", "loop")  # kinds that run the models unchanged, in the type of their weights
 _SIMPLE = ("prepacked", "folded", "stack", "loop")  # kinds that need no measurement to be worth it
 _FEW = 128  # frames below which blocks of them do not pay
 
@@ -127,7 +128,10 @@ class Group:
         return out
 
     def candidates(self, batch: Batch) -> list[Form]:
-        """The forms that this group, this batch and the caller's settings allow, the likeliest to win first."""
+        """The forms that this group, this batch and the caller's settings allow, the likeliest to win first.
+
+        Those in faster types come before exact ones; the fastest type is tried in all tiles, another in the first.
+        """
         cuda = self.device.type == "cuda"
         steps = (_bucket(batch.count), 4096) if cuda else (512, 256, 1024)
         tiles: dict[str, tuple[int, ...]] = {}  # frames per step to try, by kind of form
@@ -145,7 +149,14 @@ class Group:
         if self.forced != "stack" or not tiles:
             tiles["loop"] = steps[:1]
         precisions = ["float32"] + fast_types(self.device) * (self.precision == "auto")
-        return plan.candidates(tiles=tiles, frames=_bucket(batch.count), precisions=precisions)
+        found = []
+        for precision in reversed(precisions):
+            for kind in [kind for kind in tiles if kind not in _AS_THEY_ARE]:
+                some = tiles[kind] if precision == precisions[-1] else tiles[kind][:1]
+                found += [(kind, tile, precision) for tile in some]
+        found += [(kind, tile, "float32") for kind in tiles if kind in _AS_THEY_ARE for tile in tiles[kind]]
+        most = _bucket(batch.count)
+        return list(dict.fromkeys(Form(kind, min(tile, most), precision) for kind, tile, precision in found))
 
     def _plan(self, batch: Batch) -> Plan:
         """The likeliest form where there is little work, the form cached for this machine, or the fastest one tried."""

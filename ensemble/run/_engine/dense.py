@@ -112,8 +112,7 @@ def dense(stack: Stack) -> Dense:
             if not steps or steps[-1].target != sources[0].name or not isinstance(steps[-1].operation, Affine):
                 raise NotDenseError(f"BatchNorm {node.target!r} does not come directly after a Linear")
             if len(sources[0].users) > 1 or not layer.track_running_stats:
-                why = "has no running statistics, or its input is also used elsewhere"
-                raise NotDenseError(f"BatchNorm {node.target!r} {why}")
+                raise NotDenseError(f"BatchNorm {node.target!r} has no running statistics, or shares its input")
             steps[-1] = replace(steps[-1], operation=_folded(steps[-1].operation, layer, f"{node.target}.", state))
             values[node] = values[sources[0]]
         else:

@@ -1,4 +1,4 @@
-"""Which form to take: which candidates there are, which of them agree with the loop, and which is the fastest.
+"""Which form to take: which candidates agree with the loop, and which is the fastest.
 
 Deciding is pure; timing is in `try_all` and `attempt`. Choices are cached, a file each, in the user's cache folder. A
 file holds a form and never results, and a form from the cache is compared with the loop again before it is used.
@@ -11,7 +11,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -24,7 +24,6 @@ from ensemble.run._engine.forms import Form
 from zoo import _files
 
 PROBED = 256  # frames on which a form is compared with the loop
-_PLAIN = ("stack", "loop")  # kinds that run the models as they are
 _EXACT = 1e-5  # largest change of a probability in float32
 _MOVED = 0.01  # largest change of a probability in a faster type
 _MARGIN = 0.02  # lead of the best class from which on a frame's class may not change
@@ -81,20 +80,6 @@ class Plan:
 
 Run = Callable[[Form, int], Tensor]  # on the first so many frames: (M, frames, C) log-probabilities
 Compare = Callable[[Form, Tensor], Agreement]  # of a form's log-probabilities with the loop's
-
-
-def candidates(*, tiles: Mapping[str, Sequence[int]], frames: int, precisions: Sequence[str]) -> list[Form]:
-    """The forms worth trying on a batch of `frames`, the likeliest to win first, faster types before exact ones.
-
-    Of the `tiles` of each kind (frames per step) all are tried in the fastest type, else the first.
-    """
-    forms = []
-    for precision in reversed(precisions):
-        for kind in [kind for kind in tiles if kind not in _PLAIN]:
-            some = tiles[kind] if precision == precisions[-1] else tiles[kind][:1]
-            forms += [Form(kind, min(tile, frames), precision) for tile in some]
-    forms += [Form(kind, min(tile, frames)) for kind in tiles if kind in _PLAIN for tile in tiles[kind]]
-    return list(dict.fromkeys(forms))
 
 
 def agreement(alone: Tensor, together: Tensor, *, exact: bool, tolerance: float = _EXACT) -> Agreement:
