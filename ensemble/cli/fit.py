@@ -71,10 +71,8 @@ def select(
     row = report.rules.iloc[0]
     measured = {name: float(row[name]) for name in ("accuracy", "log_loss", "gain", "gain_low", "gain_high")}
     data = _data(found) | {"baseline": report.baseline} | measured | {"front": [_data(one) for one in smaller]}
-    rows = [
-        {"member": name, "weight": weight, "parameters": valid.parameters[name]}
-        for name, weight in data["weights"].items()
-    ]
+    sizes = valid.parameters
+    rows = [{"member": name, "weight": w, "parameters": sizes[name]} for name, w in data["weights"].items()]
     front_rows = [{"parameters": one.cost, "log_loss": one.loss, "members": " ".join(one.members)} for one in smaller]
     excess, proof = max(found.loss - found.bound, 0), "proven" if found.proven else "not proven"
     gain = f"{measured['gain']:+.4f} ({interval(measured['gain_low'], measured['gain_high'])})"

@@ -113,8 +113,7 @@ def register(
     elif len(classes) == 1 and Path(classes[0]).is_file():
         names = Path(classes[0]).read_text(encoding="utf-8").removesuffix("\n").split("\n")
     parsed = None if spec is None else zoo.Spec.from_dict(spec_fields(spec))
-    entry = zoo.Registry(registry).register(name, file, spec=parsed, classes=names, note=note, tags=tags)
-    return described(entry)
+    return described(zoo.Registry(registry).register(name, file, spec=parsed, classes=names, note=note, tags=tags))
 
 
 def alias(

@@ -199,10 +199,7 @@ def runs(folder: Path = Path(), /) -> Answer:
         folder: folder with the directories of runs.
     """
     table = zoo.read_runs(folder).astype(object)
-    rows: list[Mapping[str, Any]] = [
-        {str(key): None if value != value else value for key, value in row.items()}  # pandas' missing values are NaN
-        for row in table.to_dict("records")
-    ]
+    rows: list[Any] = table.where(table.notna(), None).to_dict("records")
     return Answer(rows, [Table(rows, formats={"best": ".4f", "loss": ".4f"})])
 
 
