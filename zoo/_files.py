@@ -26,54 +26,32 @@ TEMPORARY = ".tmp"
 MOST_BYTES = 64 * 2**30  # a checkpoint beyond this is a mistake or a sparse file
 _STEP = 64 * 2**20
 _MOST_TARGETS = 512  # the system takes 1,024
+_KINDS = {stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe", stat.S_IFCHR: "device", stat.S_IFBLK: "device"}
 
 
 class System:
-    """The system calls, one method each."""
+    """The system calls; `touch` sets the time of a file's last change to now."""
+
+    write = staticmethod(os.write)
+    chmod = staticmethod(os.fchmod)
+    sync = staticmethod(os.fsync)
+    close = staticmethod(os.close)
+    rename = staticmethod(os.replace)
+    remove = staticmethod(os.unlink)
+    touch = staticmethod(os.utime)
+    make_folder = staticmethod(os.mkdir)
 
     def open(self, path: Path, flags: int, mode: int = 0o666) -> int:
         """Open a file that child processes do not inherit."""
         return os.open(path, flags | os.O_CLOEXEC, mode)
 
-    def write(self, file: int, data: memoryview) -> int:
-        """Write some of the bytes; returns how many."""
-        return os.write(file, data)
-
     def read_into(self, file: int, *targets: memoryview) -> int:
         """Read some bytes into the targets, one after another; returns how many, 0 at the end of the file."""
         return os.readv(file, targets)
 
-    def chmod(self, file: int, mode: int) -> None:
-        """Set the permissions."""
-        os.fchmod(file, mode)
-
-    def sync(self, file: int) -> None:
-        """Flush to the disk."""
-        os.fsync(file)
-
-    def close(self, file: int) -> None:
-        """Close."""
-        os.close(file)
-
-    def rename(self, source: Path, target: Path) -> None:
-        """Rename a file; one that has the target's name is replaced."""
-        source.replace(target)
-
-    def remove(self, path: Path) -> None:
-        """Remove a name."""
-        path.unlink()
-
-    def touch(self, path: Path) -> None:
-        """Set the time of a file's last change to now."""
-        os.utime(path)
-
     def lock(self, lock: BaseFileLock) -> None:
         """Wait for a lock."""
         lock.acquire()
-
-    def make_folder(self, path: Path) -> None:
-        """Create one folder."""
-        path.mkdir()
 
 
 system = System()
@@ -105,11 +83,18 @@ def staged(path: Path, data: Buffer, *, mode: int | None = None) -> Iterator[Pat
     """A flushed temporary file beside `path` that holds `data`; removed at the end unless it was renamed."""
     temporary = path.with_name(f".{path.name}.{uuid4().hex}{TEMPORARY}")
     try:
-        file = _created(temporary, path)
+        try:
+            file = system.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+        except OSError as error:
+            if error.filename is not None:
+                error.filename = str(path)  # the one that the caller asked for
+            raise
         try:
             if mode is not None:
                 system.chmod(file, mode)
-            _write_all(file, memoryview(data).cast("B"))
+            rest = memoryview(data).cast("B")
+            while rest:
+                rest = rest[system.write(file, rest[:_STEP]) :]
             system.sync(file)
         finally:
             system.close(file)
@@ -117,11 +102,6 @@ def staged(path: Path, data: Buffer, *, mode: int | None = None) -> Iterator[Pat
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-
-
-def renew(path: Path) -> None:
-    """Make a file count as new for whoever looks at its age."""
-    system.touch(path)
 
 
 def make_folders(path: Path) -> None:
@@ -155,11 +135,9 @@ def read(path: Path, *, size: int | None = None, follow: bool = True) -> bytearr
         OSError: missing, unreadable, of another size, or changed while it was read.
     """
     with opened(path, follow=follow) as (file, found):
-        if size is not None and found != size:
-            msg = f"expected {size:,} bytes at {path}, got {found:,}"
-            raise OSError(msg)
-        if found > MOST_BYTES:
-            msg = f"expected at most {MOST_BYTES:,} bytes at {path}, got {found:,}"
+        if found > MOST_BYTES or size not in (None, found):
+            expected = f"at most {MOST_BYTES:,}" if size in (None, found) else f"{size:,}"
+            msg = f"expected {expected} bytes at {path}, got {found:,}"
             raise OSError(msg)
         data = bytearray(found)
         if read_all(file, memoryview(data)) != found:
@@ -181,7 +159,7 @@ def opened(path: Path, *, follow: bool = True) -> Iterator[tuple[int, int]]:
     try:
         status = os.fstat(file)
         if not stat.S_ISREG(status.st_mode):
-            msg = f"expected a plain file at {path}, got a {_kind(status.st_mode)}"
+            msg = f"expected a plain file at {path}, got a {_KINDS.get(stat.S_IFMT(status.st_mode), 'special file')}"
             raise NotRegularError(msg)
         yield file, status.st_size
     finally:
@@ -216,23 +194,3 @@ def read_each(file: int, targets: Sequence[memoryview]) -> bool:
             if rest and read_all(file, rest) != len(rest):
                 return False
     return True
-
-
-def _created(temporary: Path, path: Path) -> int:
-    """A new file opened for writing; an error names the path that the caller asked for."""
-    try:
-        return system.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
-    except OSError as error:
-        if error.filename is not None:
-            error.filename = str(path)
-        raise
-
-
-def _write_all(file: int, data: memoryview) -> None:
-    while data:
-        data = data[system.write(file, data[:_STEP]) :]
-
-
-def _kind(mode: int) -> str:
-    kinds = {stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe", stat.S_IFCHR: "device", stat.S_IFBLK: "device"}
-    return kinds.get(stat.S_IFMT(mode), "special file")

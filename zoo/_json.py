@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 _LEAST, _MOST = -(2**63), 2**63 - 1
@@ -40,8 +41,7 @@ def canonical(value: Any) -> str:
         '{"a":"é","b":[1,2.5]}'
     """
     text = _ENCODER.encode(value)
-    half = None if text.isascii() else _SURROGATE.search(text)
-    if half:
+    if half := None if text.isascii() else _SURROGATE.search(text):
         near = text[max(half.start() - 20, 0) : half.end() + 20]
         raise TextError("SURROGATE", f"expected text, got half of a surrogate pair in {near!r}")
     return text
@@ -59,19 +59,18 @@ def parse_strictly(text: str) -> Any:
         Traceback (most recent call last):
         zoo._json.TextError: the key 'a' appears twice in one object
     """
-    return _decoded(_DECODER, text)
+    return _read(text, _integer, _float)
 
 
 def parse_integers(text: str) -> Any:
-    """As `parse_strictly`, for texts that may hold no floats.
-
-    Raises:
-        TextError: also NOT_INTEGER: a number with a point or an exponent, or -0, which some readers take for a float.
-    """
-    return _decoded(_INTEGER_DECODER, text)
+    """As `parse_strictly`; also refuses (NOT_INTEGER) floats, and -0, which some readers take for a float."""
+    return _read(text, _whole, _no_float)
 
 
-def _decoded(decoder: json.JSONDecoder, text: str) -> Any:
+def _read(text: str, integer: Callable[[str], int], real: Callable[[str], float]) -> Any:
+    decoder = json.JSONDecoder(
+        object_pairs_hook=_unique, parse_int=integer, parse_float=real, parse_constant=_no_constant
+    )
     try:
         return decoder.decode(text)
     except json.JSONDecodeError as error:
@@ -141,7 +140,3 @@ def _no_constant(name: str) -> NoReturn:
 
 
 _ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-_DECODER, _INTEGER_DECODER = (
-    json.JSONDecoder(object_pairs_hook=_unique, parse_int=whole, parse_float=real, parse_constant=_no_constant)
-    for whole, real in ((_integer, _float), (_whole, _no_float))
-)

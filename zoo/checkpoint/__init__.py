@@ -8,11 +8,11 @@ the spec (`check_fit`), the values. Nothing is ever unpickled.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NoReturn, Self
+from typing import Any, NoReturn, Self, TypeVar
 
 import torch
 from safetensors.torch import save
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from zoo import _files
 from zoo._json import TextError, canonical, depth, parse_strictly
-from zoo.checkpoint.header import DTYPES, CheckpointError, Header, Piece, header_at, header_of, read_header
+from zoo.checkpoint.header import DTYPES, CheckpointError, Header, Piece, read_header
 from zoo.checkpoint.match import check_fit, check_values, fill, restore, template
 from zoo.models.spec import Spec, build
 
@@ -29,19 +29,13 @@ __all__ = [
     "Checkpoint",
     "CheckpointError",
     "Header",
-    "Piece",
-    "about_of",
     "check_fit",
     "check_values",
-    "content_digest",
     "decode",
     "encode",
     "foreign",
-    "header_at",
-    "header_of",
     "pack",
     "read",
-    "read_header",
     "restore",
     "template",
     "tensors_of",
@@ -50,11 +44,13 @@ __all__ = [
     "write",
 ]
 
+T = TypeVar("T")
 KINDS = ("trained", "averaged", "imported")
 _KEY = "zoo"
 _FORMAT = "zoo-checkpoint"
 _SCHEMA = 1
 _ABOUT = {"metrics": dict, "recipe": dict | None, "parents": list, "kind": str, "trained_on": str, "note": str}
+_FIELDS: dict[str, Any] = {"name": str, "spec": dict, "classes": list, **_ABOUT}
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +86,12 @@ class Checkpoint:
     def __post_init__(self) -> None:
         object.__setattr__(self, "classes", tuple(self.classes))
         object.__setattr__(self, "parents", tuple(self.parents))
-        _check_classes(self.spec, self.classes)
+        names, count = self.classes[:5], len(self.classes)
+        if not all(isinstance(name, str) for name in self.classes):
+            raise CheckpointError("CLASSES", f"expected names of classes as strings, got {names}")
+        if count != self.spec.classes or len(set(self.classes)) != count:
+            expected = f"expected {self.spec.classes} different names of classes"
+            raise CheckpointError("CLASSES", f"{expected}, got {count}: {names}")
         if self.kind not in KINDS:
             raise CheckpointError("METADATA", f"expected a kind of {', '.join(KINDS)}, got {self.kind!r}")
         check_fit(template(self.spec), self.tensors)
@@ -98,13 +99,7 @@ class Checkpoint:
 
     @classmethod
     def from_module(cls, module: nn.Module, spec: Spec, classes: Sequence[str], **fields: Any) -> Self:
-        """A copy of a live model's weights.
-
-        Args:
-            module: a model of the spec's architecture.
-            spec: its spec.
-            classes: names of its classes.
-            **fields: the other fields of the class.
+        """A copy of a live model's weights; `fields` are the other fields of the class.
 
         Example:
             >>> import zoo
@@ -113,13 +108,20 @@ class Checkpoint:
             >>> checkpoint.kind, len(checkpoint.digest)
             ('trained', 64)
         """
-        tensors = {name: _copied(tensor) for name, tensor in module.state_dict().items()}
+        state = module.state_dict()
+        tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in state.items()}
         return cls(spec, tensors, tuple(classes), **fields)
 
     @cached_property
     def digest(self) -> str:
         """sha256 of the tensors' content: names, element types, shapes and bytes; 64 hex digits."""
-        return content_digest(self.tensors)
+        digest = hashlib.sha256()
+        for name in sorted(self.tensors):
+            tensor = self.tensors[name].detach().contiguous()
+            digest.update(f"{name}\n{tensor.dtype}\n{tuple(tensor.shape)}\n".encode())
+            if tensor.numel():
+                digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        return digest.hexdigest()
 
     def about(self) -> dict[str, Any]:
         """Where the checkpoint comes from, as plain data: metrics, recipe, parents, kind, trained_on, note."""
@@ -198,12 +200,11 @@ def about_of(header: Header) -> dict[str, Any]:
         _refuse(f"expected the format {_FORMAT!r}")
     if about.get("schema") != _SCHEMA or (text.count("{") + text.count("[") > 64 and depth(about) > 64):
         _refuse(f"expected schema {_SCHEMA}, got {str(about.get('schema'))[:20]}; update this program")
-    kinds: dict[str, Any] = {"name": str, "spec": dict, "classes": list, **_ABOUT}
-    for key, kind in kinds.items():
-        if not isinstance(about.get(key), kind) or (key not in about):
+    for key, kind in _FIELDS.items():
+        if key not in about or not isinstance(about[key], kind):
             _refuse(f"the field {key!r} is missing or of another type")
-    if set(about) != {*kinds, "format", "schema"}:
-        _refuse(f"unknown fields {sorted(set(about) - {*kinds, 'format', 'schema'})}")
+    if unknown := sorted(set(about) - {*_FIELDS, "format", "schema"}):
+        _refuse(f"unknown fields {unknown}")
     return about
 
 
@@ -239,6 +240,16 @@ def tensors_of(data: bytes | bytearray, header: Header) -> dict[str, Tensor]:
     return {name: _view(buffer, piece) for name, piece in header.pieces.items()}
 
 
+def _view(buffer: bytearray, piece: Piece) -> Tensor:
+    if piece.start == piece.stop:
+        return torch.empty(piece.shape, dtype=piece.dtype)
+    if piece.start % piece.dtype.itemsize:  # a header of odd length: elements would lie across words
+        raw = torch.frombuffer(buffer, dtype=torch.uint8, count=piece.stop - piece.start, offset=piece.start)
+        return raw.clone().view(piece.dtype).reshape(piece.shape)
+    count = (piece.stop - piece.start) // piece.dtype.itemsize
+    return torch.frombuffer(buffer, dtype=piece.dtype, count=count, offset=piece.start).reshape(piece.shape)
+
+
 def write(checkpoint: Checkpoint, path: Path | str, *, name: str = "") -> None:
     """Put a checkpoint at `path`: whole and durable, or not at all.
 
@@ -263,84 +274,31 @@ def read(path: Path | str, *, sha256: str | None = None) -> Checkpoint:
     Raises:
         CheckpointError: not a plain file, unreadable, another hash, malformed, or a misfit.
     """
-    data = _bytes_at(Path(path), sha256)
-    try:
-        return decode(data)
-    except CheckpointError as error:
-        raise _placed(error, path) from None
+    return _read(path, sha256, decode)
 
 
 def verify(path: Path | str, *, sha256: str | None = None) -> Header:
-    """The header of a whole, well-formed file; as `read`, but it need not be a checkpoint of ours.
+    """The header of a whole, well-formed file; as `read`, but it need not be a checkpoint of ours."""
+    return _read(path, sha256, read_header)
 
-    Raises:
-        CheckpointError: as for `read`.
-    """
-    data = _bytes_at(Path(path), sha256)
+
+verify_bytes = read_header  # of a well-formed file, given as bytes
+
+
+def _read(path: Path | str, sha256: str | None, parse: Callable[[bytearray], T]) -> T:
+    """What `parse` makes of the bytes of a plain file, of this hash where one is given; its errors name the file."""
     try:
-        return read_header(data)
-    except CheckpointError as error:
-        raise _placed(error, path) from None
-
-
-def verify_bytes(data: bytes | bytearray) -> Header:
-    """The header of a well-formed safetensors file, given as bytes.
-
-    Raises:
-        CheckpointError: malformed; its `reason` says in one word how.
-    """
-    return read_header(data)
-
-
-def content_digest(tensors: Mapping[str, Tensor]) -> str:
-    """sha256 over the tensors in the order of their names; equal where all bits are."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().contiguous()
-        digest.update(f"{name}\n{tensor.dtype}\n{tuple(tensor.shape)}\n".encode())
-        if tensor.numel():
-            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def _bytes_at(path: Path, sha256: str | None) -> bytearray:
-    """The bytes of a plain file, of this hash where one is given."""
-    try:
-        data = _files.read(path)
+        data = _files.read(Path(path))
     except _files.NotRegularError as error:
         raise CheckpointError("NOT_A_FILE", str(error)) from error
     except OSError as error:
         raise CheckpointError("UNREADABLE", f"cannot read the checkpoint {path}: {error}") from error
     if sha256 is not None and (found := hashlib.sha256(data).hexdigest()) != sha256:
         raise CheckpointError("DIGEST", f"expected sha256 {sha256} at {path}, got {found}; the file was changed")
-    return data
-
-
-def _placed(error: CheckpointError, path: Path | str) -> CheckpointError:
-    return CheckpointError(error.reason, f"{path}: {error.message}")
-
-
-def _view(buffer: bytearray, piece: Piece) -> Tensor:
-    if piece.start == piece.stop:
-        return torch.empty(piece.shape, dtype=piece.dtype)
-    if piece.start % piece.dtype.itemsize:  # a header of odd length: elements would lie across words
-        raw = torch.frombuffer(buffer, dtype=torch.uint8, count=piece.stop - piece.start, offset=piece.start)
-        return raw.clone().view(piece.dtype).reshape(piece.shape)
-    count = (piece.stop - piece.start) // piece.dtype.itemsize
-    return torch.frombuffer(buffer, dtype=piece.dtype, count=count, offset=piece.start).reshape(piece.shape)
-
-
-def _copied(tensor: Tensor) -> Tensor:
-    return tensor.detach().to("cpu", copy=True).contiguous()
-
-
-def _check_classes(spec: Spec, classes: tuple[str, ...]) -> None:
-    if not all(isinstance(name, str) for name in classes):
-        raise CheckpointError("CLASSES", f"expected names of classes as strings, got {classes[:5]}")
-    if len(classes) != spec.classes or len(set(classes)) != len(classes):
-        raise CheckpointError(
-            "CLASSES", f"expected {spec.classes} different names of classes, got {len(classes)}: {classes[:5]}"
-        )
+    try:
+        return parse(data)
+    except CheckpointError as error:
+        raise CheckpointError(error.reason, f"{path}: {error.message}") from None
 
 
 def _refuse(message: str) -> NoReturn:

@@ -45,6 +45,17 @@ _METADATA = "__metadata__"
 _FIELDS = {"dtype", "shape", "data_offsets"}
 _NAME = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.\-]{0,510}[A-Za-z0-9_])?")
 
+_SIGNS = {  # how a file begins -> what it seems to be
+    rb"PK\x03\x04": "a zip archive (torch.save writes those)",
+    rb"\x80[\x02\x04\x05]": "a pickle",
+    rb"\x1f\x8b": "a gzip archive",
+    rb"version https://git-lfs": "a Git LFS pointer: fetch the file itself with `git lfs pull`",
+    rb"\x89HDF": "an HDF5 file",
+    rb"\x93NUMPY": "a NumPy array",
+    rb"\{": "JSON text",
+    rb"\s*(?i:<!doctype|<html)": "an HTML page: the download went wrong",
+}
+
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be trusted; `reason` says in one word why, `message` is the text without it.
@@ -91,12 +102,16 @@ def read_header(data: bytes | bytearray) -> Header:
         {}
     """
     try:
-        return _read(data)
+        header = _located(data, len(data))
+        for name, piece in header.pieces.items():
+            if piece.dtype is torch.bool and data[piece.start : piece.stop].translate(None, b"\0\1"):
+                _refuse("BOOL_VALUE", f"expected bytes 0 and 1 in the boolean tensor {name!r}, got another")
     except CheckpointError as error:
-        hint = _looks_like(bytes(data[:64]))
-        if hint:
-            raise CheckpointError(error.reason, f"{error.message}; the file looks like {hint}") from None
-        raise
+        start = bytes(data[:64])
+        hint = next((kind for sign, kind in _SIGNS.items() if re.match(sign, start)), "")
+        like = f"; the file looks like {hint}" if hint else ""
+        raise CheckpointError(error.reason, error.message + like) from None
+    return header
 
 
 def header_at(path: Path, *, follow: bool = True) -> Header:
@@ -118,14 +133,6 @@ def header_of(file: int, size: int) -> tuple[bytes, Header]:
     return head, _located(head, size)
 
 
-def _read(data: bytes | bytearray) -> Header:
-    header = _located(data, len(data))
-    for name, piece in header.pieces.items():
-        if piece.dtype is torch.bool and data[piece.start : piece.stop].translate(None, b"\0\1"):
-            _refuse("BOOL_VALUE", f"expected bytes 0 and 1 in the boolean tensor {name!r}, got another")
-    return header
-
-
 def _located(data: bytes | bytearray, size: int) -> Header:
     """The header from the beginning of a file of `size` bytes."""
     if size < 8:
@@ -136,11 +143,15 @@ def _located(data: bytes | bytearray, size: int) -> Header:
     if not 2 <= length <= size - 8:
         _refuse("HEADER_LENGTH", f"expected a header of 2 to {size - 8:,} bytes, got {length:,}")
     table = _parsed(bytes(data[8 : 8 + length]))
+    metadata = table.pop(_METADATA, {})
     try:
-        metadata = _metadata(table.pop(_METADATA)) if _METADATA in table else {}
+        strings = isinstance(metadata, dict) and all(isinstance(text, str) for text in metadata.values())
+        if not strings or any(has_surrogate(text) for pair in metadata.items() for text in pair):
+            _refuse("METADATA_TYPE", f"expected {_METADATA} that maps strings to strings, got {str(metadata)[:60]}")
         pieces = {name: _piece(name, fields, base=8 + length) for name, fields in table.items()}
     except CheckpointError:
         _refuse_deep(table)  # only what is refused anyway can be nested so deep
+        _refuse_deep(metadata)
         raise
     _check_cover(pieces, base=8 + length, end=size)
     return Header(pieces, metadata)
@@ -149,13 +160,12 @@ def _located(data: bytes | bytearray, size: int) -> Header:
 def _parsed(raw: bytes) -> dict[str, Any]:
     try:
         text = raw.decode("utf-8")
+        table = parse_integers(text)
     except UnicodeDecodeError as error:
         raise CheckpointError("HEADER_ENCODING", f"expected a header in UTF-8: {error}") from None
-    if text.startswith("\ufeff"):
-        _refuse("HEADER_ENCODING", "expected a header in UTF-8 without a byte order mark")
-    try:
-        table = parse_integers(text)
     except TextError as error:
+        if raw.startswith(b"\xef\xbb\xbf"):
+            _refuse("HEADER_ENCODING", "expected a header in UTF-8 without a byte order mark")
         reason = {"SYNTAX": "HEADER_JSON", "DEPTH": "HEADER_DEPTH"}.get(error.reason, error.reason)
         raise CheckpointError(reason, f"the header is {error}") from None
     if not isinstance(table, dict) or not text.startswith("{"):
@@ -167,13 +177,6 @@ def _parsed(raw: bytes) -> dict[str, Any]:
 def _refuse_deep(table: Any) -> None:
     if depth(table) > 64:
         _refuse("HEADER_DEPTH", "expected a header of names, fields and sizes, got one nested beyond 64 levels")
-
-
-def _metadata(value: Any) -> dict[str, str]:
-    strings = isinstance(value, dict) and all(isinstance(item, str) for item in value.values())
-    if not strings or any(has_surrogate(text) for pair in value.items() for text in pair):
-        _refuse("METADATA_TYPE", f"expected {_METADATA} that maps strings to strings, got {str(value)[:60]}")
-    return dict(value)
 
 
 def _piece(name: str, fields: Any, base: int) -> Piece:
@@ -206,23 +209,6 @@ def _check_cover(pieces: Mapping[str, Piece], base: int, end: int) -> None:
         if before != after:
             what = "overlap" if after < before else "a hole"
             _refuse("OFFSETS", f"expected tensors that fill the data, got {what} between bytes {before} and {after}")
-
-
-def _looks_like(start: bytes) -> str:
-    signs = (
-        (b"PK\x03\x04", "a zip archive (torch.save writes those)"),
-        (b"\x80\x02", "a pickle"),
-        (b"\x80\x04", "a pickle"),
-        (b"\x80\x05", "a pickle"),
-        (b"\x1f\x8b", "a gzip archive"),
-        (b"version https://git-lfs", "a Git LFS pointer: fetch the file itself with `git lfs pull`"),
-        (b"\x89HDF", "an HDF5 file"),
-        (b"\x93NUMPY", "a NumPy array"),
-        (b"{", "JSON text"),
-    )
-    if start.lstrip().lower().startswith((b"<!doctype", b"<html")):
-        return "an HTML page: the download went wrong"
-    return next((what for sign, what in signs if start.startswith(sign)), "")
 
 
 def _refuse(reason: str, message: str) -> NoReturn:

@@ -71,13 +71,26 @@ def check_fit(expected: Tensors, found: Tensors) -> None:
     Raises:
         CheckpointError: MISFIT, with all differences and a hint where only a prefix is wrong.
     """
-    differences = _differences(expected, found)
+    missing, extra = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
+    differences = [f"missing {', '.join(missing)}"] if missing else []
+    differences += [f"not in the model {', '.join(extra)}"] if extra else []
+    for name in sorted(expected.keys() & found.keys()):
+        a, b = expected[name], found[name]
+        if a.shape != b.shape:
+            differences.append(f"{name}: expected shape {tuple(a.shape)}, got {tuple(b.shape)}")
+        if a.dtype != b.dtype:
+            differences.append(f"{name}: expected {a.dtype}, got {b.dtype}")
     if not differences:
         return
     listed = "; ".join(differences[:_MOST_LISTED])
     if len(differences) > _MOST_LISTED:
         listed += f"; and {len(differences) - _MOST_LISTED} more"
-    raise CheckpointError("MISFIT", f"the tensors do not fit the model: {listed}{_prefix_hint(expected, found)}")
+    for prefix in _WRAPPERS:
+        if any(name.startswith(prefix) and name.removeprefix(prefix) in expected for name in found):
+            listed += f"; the names begin with {prefix!r}, which a wrapper (DataParallel, torch.compile) puts there: "
+            listed += "save the state_dict of the module inside it"
+            break
+    raise CheckpointError("MISFIT", f"the tensors do not fit the model: {listed}")
 
 
 def check_values(tensors: Tensors) -> None:
@@ -101,33 +114,8 @@ def _finite(tensor: Tensor) -> bool:
         return True
     if tensor.dtype.itemsize == 1:
         tensor = tensor.float()
-    return bool(torch.isfinite(tensor.sum(dtype=torch.promote_types(tensor.dtype, torch.float32)))) or bool(
-        torch.isfinite(tensor).all()
-    )
-
-
-def _differences(expected: Tensors, found: Tensors) -> list[str]:
-    missing = sorted(set(expected) - set(found))
-    extra = sorted(set(found) - set(expected))
-    listed = [f"missing {', '.join(missing)}"] if missing else []
-    listed += [f"not in the model {', '.join(extra)}"] if extra else []
-    for name in sorted(set(expected) & set(found)):
-        a, b = expected[name], found[name]
-        if a.shape != b.shape:
-            listed.append(f"{name}: expected shape {tuple(a.shape)}, got {tuple(b.shape)}")
-        if a.dtype != b.dtype:
-            listed.append(f"{name}: expected {a.dtype}, got {b.dtype}")
-    return listed
-
-
-def _prefix_hint(expected: Tensors, found: Tensors) -> str:
-    for prefix in _WRAPPERS:
-        if any(name.startswith(prefix) and name.removeprefix(prefix) in expected for name in found):
-            return (
-                f"; the names begin with {prefix!r}, which a wrapper (DataParallel, torch.compile) puts there: "
-                f"save the state_dict of the module inside it"
-            )
-    return ""
+    total = tensor.sum(dtype=torch.promote_types(tensor.dtype, torch.float32))
+    return bool(torch.isfinite(total)) or bool(torch.isfinite(tensor).all())
 
 
 def probe(module: nn.Module, inputs: int) -> dict[str, Any]:
@@ -141,8 +129,11 @@ def probe(module: nn.Module, inputs: int) -> dict[str, Any]:
         >>> sorted(probe(nn.Identity(), inputs=3))
         ['digest', 'values']
     """
+    index = torch.arange(_ROWS * inputs, dtype=torch.int64)
+    mixed = (index * 2_654_435_761 + 12_345) % 4_294_967_291 % 65_521  # a chaotic sequence of integers
+    batch = (mixed.double() / 65_521 * 4 - 2).float().reshape(_ROWS, inputs)  # between -2 and 2
     with torch.inference_mode():
-        logits = module(_batch(inputs)).double()  # (4, C)
+        logits = module(batch).double()  # (4, C)
     scale = float(logits.abs().max()) or 1.0
     rounded = (logits / scale * 10**_DIGITS).round().long()
     weights = torch.cos(torch.arange(logits.shape[1], dtype=torch.float64))
@@ -163,14 +154,5 @@ def check_probe(recorded: dict[str, Any], module: nn.Module, inputs: int) -> Non
     limit = _TOLERANCE * max([1e-6, *map(abs, before)])
     if len(before) == len(after) and all(abs(a - b) <= limit for a, b in zip(before, after, strict=True)):
         return
-    raise CheckpointError(
-        "PROBE",
-        f"expected {before} from the probe batch, got {after}: the weights are right, the code computes otherwise",
-    )
-
-
-def _batch(inputs: int) -> Tensor:
-    """(4, inputs) float32 between -2 and 2: a scaled chaotic sequence of integers."""
-    index = torch.arange(_ROWS * inputs, dtype=torch.int64)
-    mixed = (index * 2_654_435_761 + 12_345) % 4_294_967_291 % 65_521
-    return (mixed.double() / 65_521 * 4 - 2).float().reshape(_ROWS, inputs)
+    msg = f"expected {before} from the probe batch, got {after}: the weights are right, the code computes otherwise"
+    raise CheckpointError("PROBE", msg)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -290,13 +290,8 @@ class Registry:
     ) -> Entry:
         """Change what is said about a version; what is left out stays, and so does what others have said meanwhile.
 
-        Args:
-            reference: the version.
-            note: replaces its note; "" removes it.
-            tags: replace all its tags.
-            add_tags: tags to add.
-            drop_tags: tags to remove.
-            metrics: metrics to add; one of the same name is replaced.
+        `note` replaces its note ("" removes it), `tags` all its tags; `add_tags` are added, `drop_tags` removed.
+        `metrics` are added; one of the same name is replaced.
 
         Raises:
             RegistryError: UNKNOWN; ARGUMENT for malformed tags or metrics.
@@ -334,14 +329,12 @@ class Registry:
         self._file.commit(change)
         return held
 
-    @contextmanager
-    def transaction(self) -> Iterator[None]:
+    def transaction(self) -> AbstractContextManager[None]:
         """Collect changes and commit them together at the end, or none of them after an exception.
 
         Blobs are written at once; no lock is held meanwhile, so others may commit in between.
         """
-        with self._file.transaction():
-            yield
+        return self._file.transaction()
 
     # ---- upkeep
 
@@ -375,24 +368,16 @@ class Registry:
             older_than: seconds; younger files may belong to a registration in progress, and stay.
 
         Returns:
-            The files that were removed, or would be.
-
-        Raises:
-            RegistryError: the registry cannot be read; nothing is removed then.
+            The files that were removed, or would be; where the registry cannot be read nothing is, and it raises.
         """
         return collect_garbage(self.path, self.blobs, timeout=self.timeout, dry_run=dry_run, older_than=older_than)
 
     def recover(self) -> Entries:
-        """Rebuild a lost registry from the metadata in its blobs.
+        """Rebuild a lost registry from the metadata in its blobs; returns their versions, by the age of the blobs.
 
         Numbers follow the age of the blobs; aliases, ensembles and tags are not in blobs and stay lost. Versions
-        that are still registered stay as they are. One warning lists what cannot be recovered.
-
-        Returns:
-            The versions in the blobs, each once, by the age of their blobs.
-
-        Raises:
-            RegistryError: there is a file that cannot be read: move it away first.
+        that are still registered stay as they are. One warning lists what cannot be recovered. A file that is there
+        but cannot be read raises: move it away first.
         """
         from zoo.registry import register
 

@@ -20,7 +20,7 @@ from torch.nn import functional
 from zoo import _files
 from zoo._json import canonical
 from zoo.checkpoint import Checkpoint, about_of, decode, tensors_of
-from zoo.checkpoint.header import CheckpointError, Header, header_at, header_of, read_header
+from zoo.checkpoint.header import CheckpointError, header_at, header_of, read_header
 from zoo.checkpoint.match import check_fit, check_probe, check_values, template
 from zoo.data.frames import FrameSet, stretch
 from zoo.models.architectures import list_architectures
@@ -53,12 +53,9 @@ def checkpoint(blobs: Blobs, entry: Entry) -> Checkpoint:
 
 
 def tensors(entry: Entry, data: bytearray) -> Mapping[str, Tensor]:
-    """The weights in the bytes of a version, which `Blobs.read` gave.
+    """The weights in the bytes of a version, which `Blobs.read` gave; the errors of `checkpoint`.
 
     All is checked that `checkpoint` checks; where the architecture is unknown, all but the fit to the model.
-
-    Raises:
-        RegistryError, CheckpointError: as `checkpoint`.
     """
     if known(entry):
         return _decoded(entry, data).tensors
@@ -107,9 +104,14 @@ def stacked(blobs: Blobs, entries: Sequence[Entry]) -> dict[str, Tensor]:
         RegistryError: a blob is not what was registered.
         CheckpointError: one cannot be used by this program, or has another spec.
     """
-    expected = template(entries[0].spec)
-    state = _room(expected, len(entries))
-    raw = {name: tensor.reshape(len(entries), -1).view(torch.uint8).numpy() for name, tensor in state.items()}
+    expected, count = template(entries[0].spec), len(entries)
+    sizes = [-(-count * like.nbytes // _ALIGNED) * _ALIGNED for like in expected.values()]
+    pieces = torch.split(torch.from_numpy(np.empty(sum(sizes), dtype=np.uint8)), sizes)  # NumPy asks for huge pages
+    state = {
+        name: piece[: count * like.nbytes].view(like.dtype).reshape(count, *like.shape)
+        for (name, like), piece in zip(expected.items(), pieces, strict=True)
+    }
+    raw = {name: tensor.reshape(count, -1).view(torch.uint8).numpy() for name, tensor in state.items()}
     heads = [_head(blobs, entry, expected) for entry in entries]  # apart: it would hold Python's lock from the readers
 
     def fill(row: int) -> None:
@@ -121,7 +123,7 @@ def stacked(blobs: Blobs, entries: Sequence[Entry]) -> dict[str, Tensor]:
                 state[name][row].copy_(tensor)
 
     with ThreadPoolExecutor(min(_READERS, os.cpu_count() or 1)) as pool:
-        list(pool.map(fill, range(len(entries))))
+        list(pool.map(fill, range(count)))
     try:
         check_values(state)
     except CheckpointError:
@@ -131,26 +133,23 @@ def stacked(blobs: Blobs, entries: Sequence[Entry]) -> dict[str, Tensor]:
     return state
 
 
-def _room(expected: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
-    """Tensors (count, ...) in one piece of memory: NumPy asks for huge pages, which saves a third of the time."""
-    sizes = [-(-count * like.nbytes // _ALIGNED) * _ALIGNED for like in expected.values()]
-    pieces = torch.split(torch.from_numpy(np.empty(sum(sizes), dtype=np.uint8)), sizes)
-    return {
-        name: piece[: count * like.nbytes].view(like.dtype).reshape(count, *like.shape)
-        for (name, like), piece in zip(expected.items(), pieces, strict=True)
-    }
-
-
 def _head(blobs: Blobs, entry: Entry, expected: Mapping[str, Tensor]) -> Head | None:
     """What comes before a blob's data and where its tensors are; None where anything is not as expected."""
     try:
         with _files.opened(blobs.path(entry.sha256), follow=False) as (file, size):
             head, header = header_of(file, size)
-            if size == entry.bytes and _fits(header, entry, expected):
-                return head, sorted(header.pieces, key=lambda name: header.pieces[name].start)
+        about, pieces = about_of(header), header.pieces
     except (OSError, CheckpointError):
-        pass
-    return None
+        return None
+    fits = (
+        size == entry.bytes
+        and about["spec"] == entry.spec_data
+        and tuple(about["classes"]) == entry.classes
+        and pieces.keys() == expected.keys()
+        and all((pieces[n].shape, pieces[n].dtype) == (t.shape, t.dtype) for n, t in expected.items())
+        and not any(piece.dtype is torch.bool for piece in pieces.values())  # whose bytes only a whole read checks
+    )
+    return (head, sorted(pieces, key=lambda name: pieces[name].start)) if fits else None
 
 
 def _straight(blobs: Blobs, entry: Entry, head: Head | None, rows: Mapping[str, memoryview]) -> bool:
@@ -172,18 +171,6 @@ def _straight(blobs: Blobs, entry: Entry, head: Head | None, rows: Mapping[str, 
     return digest.hexdigest() == entry.sha256
 
 
-def _fits(header: Header, entry: Entry, expected: Mapping[str, Tensor]) -> bool:
-    """Whether a blob's metadata agree with the registry, and its tensors with the spec."""
-    about, pieces = about_of(header), header.pieces
-    return (
-        about["spec"] == entry.spec_data
-        and tuple(about["classes"]) == entry.classes
-        and pieces.keys() == expected.keys()
-        and all((pieces[n].shape, pieces[n].dtype) == (t.shape, t.dtype) for n, t in expected.items())
-        and not any(piece.dtype is torch.bool for piece in pieces.values())  # whose bytes only a whole read checks
-    )
-
-
 # ---- whether a version is as it was
 
 
@@ -200,7 +187,9 @@ def problem_of(blobs: Blobs, entry: Entry, *, fast: bool = False, probe: bool = 
     """
     try:
         if fast:
-            _check_header(blobs, entry)
+            blobs.check_size(entry)
+            with _naming(entry):
+                header_at(blobs.path(entry.sha256), follow=False)
         elif not known(entry):
             tensors(entry, blobs.read(entry))
         else:
@@ -208,19 +197,12 @@ def problem_of(blobs: Blobs, entry: Entry, *, fast: bool = False, probe: bool = 
             if probe and entry.probe:
                 with _naming(entry):
                     check_probe(entry.probe, found.to_module(), found.spec.inputs)
+    except OSError as error:
+        message = f"the blob of {entry.reference} cannot be read: {error}"
+        return Problem(entry, "DISK", str(RegistryError("DISK", message)))
     except ValueError as error:
         return Problem(entry, getattr(error, "reason", "BLOB"), str(error))
     return None
-
-
-def _check_header(blobs: Blobs, entry: Entry) -> None:
-    """Refuse a blob of another size, or whose header is malformed; its data are not read."""
-    blobs.check_size(entry)
-    try:
-        with _naming(entry):
-            header_at(blobs.path(entry.sha256), follow=False)
-    except OSError as error:
-        raise RegistryError("DISK", f"the blob of {entry.reference} cannot be read: {error}") from error
 
 
 def measured_again(entry: Entry, found: Checkpoint, frames: FrameSet) -> list[dict[str, Any]]:
@@ -238,11 +220,9 @@ def measured_again(entry: Entry, found: Checkpoint, frames: FrameSet) -> list[di
     rows = []
     for name, value in recorded.items():
         kind = name.rpartition("/")[2]
-        scale = max(1.0, abs(value)) if kind == "loss" else 1.0
-        agrees = abs(now[kind] - value) <= _TOLERANCE[kind] * scale
-        rows.append(
-            {"version": entry.reference, "metric": name, "recorded": value, "measured": now[kind], "agrees": agrees}
-        )
+        limit = _TOLERANCE[kind] * (max(1.0, abs(value)) if kind == "loss" else 1.0)
+        row = {"version": entry.reference, "metric": name, "recorded": value, "measured": now[kind]}
+        rows.append({**row, "agrees": abs(now[kind] - value) <= limit})
     return rows
 
 
@@ -276,42 +256,36 @@ def difference(blobs: Blobs, first: Entry, second: Entry) -> dict[str, Any]:
         differs, with `name`, both shapes, and where these agree the largest and the relative change,
         |a - b| / |a| in Euclidean norm.
     """
-    a, b = (tensors(entry, blobs.read(entry)) for entry in (first, second))
-    whole = [entry.to_json() for entry in (first, second)]
-    specs = [{**spec, **spec["options"], "options": None} for spec in map(_spec, (first, second))]
+    sides = (first, second)
+    a, b = (tensors(entry, blobs.read(entry)) for entry in sides)
+    whole = [entry.to_json() for entry in sides]
+    # a known architecture's spec has the options that were added to it since
+    specs = [entry.spec.to_dict() if known(entry) else entry.spec_data for entry in sides]
+    values = [{name: float(metric["value"]) for name, metric in entry.metrics.items()} for entry in sides]
+    metrics = _changed(*values)
     return {
         "first": first.reference,
         "second": second.reference,
         "about": _changed(*({key: fields.get(key) for key in _ABOUT} for fields in whole)),
-        "spec": _changed(*specs),
+        "spec": _changed(*({**spec, **spec["options"], "options": None} for spec in specs)),
         "recipe": _changed(first.recipe or {}, second.recipe or {}),
-        "classes": _changed(*({"classes": list(entry.classes)} for entry in (first, second))),
-        "metrics": _metrics(first, second),
+        "classes": _changed(*({"classes": list(entry.classes)} for entry in sides)),
+        "metrics": {n: [x, y, None if x is None or y is None else y - x] for n, (x, y) in metrics.items()},
         "tensors": [row for name in sorted({*a, *b}) for row in _row(name, a.get(name), b.get(name))],
     }
-
-
-def _spec(entry: Entry) -> dict[str, Any]:
-    """With the options that were added to the architecture since, where this program knows it."""
-    return entry.spec.to_dict() if known(entry) else entry.spec_data
 
 
 def _changed(a: dict[str, Any], b: dict[str, Any]) -> dict[str, list[Any]]:
     return {key: [a.get(key), b.get(key)] for key in sorted({*a, *b}) if a.get(key) != b.get(key)}
 
 
-def _metrics(first: Entry, second: Entry) -> dict[str, list[float | None]]:
-    values = [{name: float(metric["value"]) for name, metric in entry.metrics.items()} for entry in (first, second)]
-    changed = _changed(values[0], values[1])
-    return {name: [a, b, None if a is None or b is None else b - a] for name, (a, b) in changed.items()}
-
-
 def _row(name: str, a: Tensor | None, b: Tensor | None) -> list[dict[str, Any]]:
-    if a is not None and b is not None and a.shape == b.shape and torch.equal(a, b):
-        return []
-    shapes = {key: None if tensor is None else list(tensor.shape) for key, tensor in (("first", a), ("second", b))}
+    """The row of a tensor that differs; none of one that is equal."""
+    row = {"name": name, "first": None if a is None else list(a.shape), "second": None if b is None else list(b.shape)}
     if a is None or b is None or a.shape != b.shape:
-        return [{"name": name, **shapes, "largest": None, "relative": None}]
-    moved, scale = (a.double() - b.double()), float(a.double().norm())
+        return [{**row, "largest": None, "relative": None}]
+    if torch.equal(a, b):
+        return []
+    moved, scale = a.double() - b.double(), float(a.double().norm())
     relative = float(moved.norm()) / scale if scale else None
-    return [{"name": name, **shapes, "largest": float(moved.abs().max()), "relative": relative}]
+    return [{**row, "largest": float(moved.abs().max()), "relative": relative}]

@@ -85,46 +85,34 @@ def write(snapshot: Snapshot) -> bytes:
         RegistryError: ARGUMENT: half of a surrogate pair in a text, or an integer of more than 64 bits.
     """
     try:
-        return b"".join(_pieces(snapshot))
+        sections = {
+            "aliases": _lines(snapshot.pointers),
+            "ensembles": _lines(snapshot.ensembles),
+            "format": canonical(_FORMAT).encode(),
+            "models": _models(snapshot.models),
+            "schema": canonical(_SCHEMA).encode(),
+            **{key: bytes(raw) for key, raw in sorted(snapshot.extensions.items())},
+        }
+        lines = [b"%b:%b" % (canonical(key).encode(), section) for key, section in sections.items()]
     except (ValueError, OverflowError) as error:
         raise RegistryError("ARGUMENT", f"expected what a registry can hold: {error}") from error
+    return b"{\n%b\n}\n" % b",\n".join(lines)
 
 
-def _pieces(snapshot: Snapshot) -> list[bytes]:
-    """The text in pieces, which are compared with another without a copy."""
-    sections = {
-        "aliases": _lines(snapshot.pointers),
-        "ensembles": _lines(snapshot.ensembles),
-        "format": [canonical(_FORMAT).encode()],
-        "models": _models(snapshot.models),
-        "schema": [canonical(_SCHEMA).encode()],
-        **{key: [bytes(raw)] for key, raw in sorted(snapshot.extensions.items())},
-    }
-    pieces: list[bytes] = []
-    for key, section in sections.items():
-        pieces += (b",\n" if pieces else b"{\n", canonical(key).encode(), b":", *section)
-    return [*pieces, b"\n}\n"]
-
-
-def _models(models: Mapping[str, ModelRecord]) -> list[bytes]:
-    pieces: list[bytes] = []
-    between = "{\n"
+def _models(models: Mapping[str, ModelRecord]) -> bytes:
+    texts = []
     for name in sorted(models, key=_spread):
         model = models[name]
-        last = "" if model.last is UNSET else f'"last":{model.last},'
-        between += f'"{name}":{{{last}"versions":{{\n'
-        for id in sorted(model.versions):
-            pieces += (f'{between}"{id}":'.encode(), encoded(model.versions[id]))
-            between = ",\n"
-        more = "" if model.extensions is UNSET else extension_text(model.extensions).decode()
-        between = f"{'' if model.versions else between}\n}}{more}}},\n"
-    return [*pieces, between.removesuffix(",\n").encode(), b"\n}"]
+        last = b"" if model.last is UNSET else b'"last":%d,' % model.last
+        more = b"" if model.extensions is UNSET else extension_text(model.extensions)
+        texts.append(b'"%b":{%b"versions":%b%b}' % (name.encode(), last, _lines(model.versions), more))
+    return b"{\n%b\n}" % b",\n".join(texts)
 
 
-def _lines(records: Mapping[str, EnsembleRecord | AliasRecord]) -> list[bytes]:
+def _lines(records: Mapping[str, VersionRecord | EnsembleRecord | AliasRecord]) -> bytes:
     """An object of one record per line."""
     lines = [b'"%b":%b' % (key.encode(), encoded(one)) for key, one in sorted(records.items())]
-    return [b"{\n", b",\n".join(lines), b"\n}"]
+    return b"{\n%b\n}" % b",\n".join(lines)
 
 
 @lru_cache(maxsize=2**15)  # one change orders the names three times
@@ -211,12 +199,8 @@ _encode_sorted = msgspec.json.Encoder(order="sorted").encode
 
 def _fast(raw: Bytes) -> Snapshot:
     """The snapshot of a canonical text; any other raises one error or another."""
-    found, place = _typed(raw), 0
-    for piece in _pieces(found):
-        if not raw.startswith(piece, place):
-            raise _OtherTextError
-        place += len(piece)
-    if place != len(raw):
+    found = _typed(raw)
+    if write(found) != raw:
         raise _OtherTextError
     return found
 

@@ -75,11 +75,8 @@ def check_name(name: object) -> None:
     """
     text = name if isinstance(name, str) else f"{name!r}, which is not a string"
     if not _NAME.fullmatch(text) or ".." in text:
-        raise RegistryError(
-            "NAME",
-            f"expected a name of ASCII letters, digits, '.', '_' and '-', at most {MOST_LETTERS}, that begins and "
-            f"ends with a letter or digit, got {text[:120]!r}",
-        )
+        expected = f"expected a name of ASCII letters, digits, '.', '_' and '-', at most {MOST_LETTERS}"
+        raise RegistryError("NAME", f"{expected}, that begins and ends with a letter or digit, got {text[:120]!r}")
     if _RESERVED.match(text.casefold()):
         raise RegistryError("NAME", f"the name {text!r} is reserved; choose another, such as {'my-' + text!r}")
 
@@ -96,10 +93,7 @@ def is_id(text: str) -> bool:
 
 
 def parse_reference(text: str) -> Reference:
-    """The parts of a reference.
-
-    Raises:
-        RegistryError: NAME, or ARGUMENT where what follows the @ is neither a number nor an id.
+    """The parts of a reference; RegistryError (NAME, ARGUMENT) where it is none.
 
     Example:
         >>> parse_reference("cylinder-a@3")
@@ -454,11 +448,7 @@ class Snapshot:
         return Snapshot({**self.models}, {**self.ensembles}, {**self.pointers}, {**self.extensions})
 
     def get(self, reference: str) -> Entry:
-        """The version that a reference points to.
-
-        Raises:
-            RegistryError: UNKNOWN, with the names that come near; NAME or ARGUMENT for what is no reference.
-        """
+        """The version that a reference points to; RegistryError (UNKNOWN, NAME, ARGUMENT) where there is none."""
         wanted = parse_reference(reference)
         if is_id(reference) and (name := self.model_of(reference)):  # a name must not hide an id
             return self.entry(name, reference)
