@@ -47,6 +47,7 @@ from benchmarks.contenders import (
     spec_of,
     vmapped,
 )
+from ensemble.run.collection import feed_of
 from zoo import _console
 
 SHAPES = ((4, 2048, 4), (8, 512, 4), (32, 128, 4), (100, 64, 3))  # members, width, hidden layers
@@ -195,7 +196,7 @@ def storing(setting: Setting) -> Iterator[Row]:
     """Streaming to a store against computing alone."""
     _, members = models_of(SHAPES[2], setting, "auto")
     frames = random_frames(100_000 if setting.quick else 1_000_000)
-    feed = ensemble.run.collection.feed_of(members, frames, torch.float16)
+    feed = feed_of(members, frames, torch.float16)
 
     def alone() -> None:
         for _ in feed(0, len(frames)):
