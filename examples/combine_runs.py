@@ -2,8 +2,9 @@
 
     python examples/combine_runs.py runs --registry mine.json
 
-Every folder in `runs` is one run, as `zoo train --directory runs/NAME` leaves it. Where `runs` does not exist, three
-small models are trained first, so that there is something to combine.
+Every folder in `runs` is one run, as `zoo train --directory runs/NAME --keep 0` leaves it, and gives its best epoch;
+without `--keep 0` only the last epoch is there. Where `runs` does not exist, three small models are trained first, so
+that there is something to combine.
 """
 
 import argparse
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import ensemble
 import zoo
+from zoo.checkpoint import read
 
 SHAPES = {
     "narrow": zoo.Spec("cylinder", features=27, context=8, classes=40, options={"width": 64, "depth": 2}),
@@ -23,16 +25,19 @@ def train_runs(folder: Path, *, epochs: int, fraction: float) -> None:
     """One run per shape, each in a folder of its own; a run that was interrupted is continued."""
     train, valid = zoo.sample_corpus("train"), zoo.sample_corpus("valid")
     for seed, (name, spec) in enumerate(SHAPES.items()):
-        recipe = zoo.Recipe(epochs=epochs, fraction=fraction, learning_rate=0.003, schedule="one_cycle", seed=seed)
+        recipe = zoo.Recipe(
+            epochs=epochs, fraction=fraction, learning_rate=0.003, schedule="one_cycle", seed=seed, keep=0
+        )
         zoo.train(spec, recipe, train, valid, directory=folder / name)
 
 
 def register_runs(folder: Path, registry: zoo.Registry) -> list[str]:
-    """Register the last epoch of every run under the name of its folder; return the references."""
+    """Register the best epoch that every run has kept under the name of its folder; return the references."""
     references = []
     for run in sorted(path for path in folder.iterdir() if path.is_dir()):
-        last = max(run.glob("epoch-*.safetensors"))
-        entry = registry.register(run.name, last)
+        epochs = [read(path) for path in sorted(run.glob("epoch-*.safetensors"))]
+        best = max(epochs, key=lambda epoch: epoch.metrics["valid/accuracy"]["value"])
+        entry = registry.register(run.name, best)
         accuracy = entry.metrics["valid/accuracy"]["value"]
         print(f"{entry.reference:<14} {entry.parameters:>9,} parameters  validation accuracy {accuracy:.4f}")
         references.append(entry.reference)
@@ -67,8 +72,8 @@ def main() -> None:
     print(report.rules[["name", "accuracy", "log_loss", "gain", "gain_low", "gain_high"]].to_string(index=False))
 
     row = report.rules.set_index("name").loc["weighted"]
-    verdict = "better than" if row.gain_low > 0 else "worse than" if row.gain_high < 0 else "level with"
-    print(f"The weighted combination is {verdict} {best_single}, the best single model on validation.")
+    comparison = "better than" if row.gain_low > 0 else "worse than" if row.gain_high < 0 else "level with"
+    print(f"The weighted combination is {comparison} {best_single}, the best single model on validation.")
     registry.register_ensemble("combined", ensemble.Ensemble(members, weighted.rule))
 
 

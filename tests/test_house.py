@@ -3,6 +3,8 @@
 import ast
 import functools
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -115,6 +117,16 @@ def test_only_the_command_line_imports_by_name() -> None:
 
 PUBLIC = ["zoo", "zoo.data", "zoo.models", "zoo.search", "zoo.training"]
 PUBLIC += ["ensemble", "ensemble.fit", "ensemble.judge", "ensemble.rules", "ensemble.run", "ensemble.selection"]
+
+
+MODULES = ["ensemble.outputs.store", "ensemble.judge.page", "zoo.data.normalisation"]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_bare_import_reaches_the_public_modules(name: str) -> None:
+    """Whatever was imported before, they are attributes of their packages."""
+    code = f"import zoo, ensemble; assert {name}.__name__ == {name!r}"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize("name", PUBLIC)

@@ -1,6 +1,7 @@
 """Recipes as data."""
 
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,16 @@ def test_a_wrong_value_is_refused_with_the_way_out(field: str, value: object, wo
     """The message names the field, its bounds or the nearest name."""
     with pytest.raises(ValueError, match=words):
         Recipe.from_dict({field: value})
+
+
+def test_the_help_names_every_choice() -> None:
+    """The description of a field is the help of its flag, where nobody can look up a table."""
+    makers = {"optimiser": [one.make for one in OPTIMISERS.values()]}
+    makers["schedule"] = [one.function for one in SCHEDULES.values()]
+    for field, entries in makers.items():
+        named = re.search(rf"^ +{field}: (.+), or one of your own", Recipe.__doc__ or "", flags=re.MULTILINE)
+        assert named is not None
+        assert named[1].split(", ") == [one.__name__ for one in entries if one.__module__.startswith("zoo.")]
 
 
 @pytest.mark.parametrize(("field", "value"), [("epochs", 2.0), ("epochs", True), ("ema", "0.9"), ("l2", math.nan)])

@@ -1,4 +1,5 @@
 from . import diversity as diversity
+from . import page as page
 from . import significance as significance
 from .diversity import CROWD_MEASURES as CROWD_MEASURES
 from .diversity import PAIR_MEASURES as PAIR_MEASURES

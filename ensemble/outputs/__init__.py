@@ -12,9 +12,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
 
+import lazy_loader  # type: ignore[import-untyped]
 import numpy as np
 import torch
 from torch import Tensor
+
+__getattr__ = lazy_loader.attach(__name__, ["store"])[0]
 
 LEAST = 2.0**-52  # the least probability of the true class that a log-loss counts with, as in scikit-learn
 _TOLERANCE = 1e-3  # rows whose sum is further from one than this are refused

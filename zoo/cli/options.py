@@ -19,9 +19,13 @@ if TYPE_CHECKING:
 else:  # the fields of a recipe, each of which may be left out
     _PRECISION = "float32, bfloat16 or float16; auto is bfloat16 on a GPU that computes in it, otherwise float32."
     _TYPES = get_type_hints(Recipe) | {"precision": Annotated[str, Parameter(help=_PRECISION)]}
+    _DEFAULTS = {field.name: False if field.default in (None, ()) else str(field.default) for field in fields(Recipe)}
     Fields = make_dataclass(
         "Fields",
-        [(field.name, _TYPES[field.name] | None, None) for field in fields(Recipe)],
+        [
+            (name, Annotated[_TYPES[name] | None, Parameter(show_default=text)], None)
+            for name, text in _DEFAULTS.items()
+        ],
         namespace={"__doc__": Recipe.__doc__, "__module__": __name__},
     )
 

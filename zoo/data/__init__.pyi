@@ -1,3 +1,4 @@
+from . import normalisation as normalisation
 from .audio import mask as mask
 from .audio import mfcc as mfcc
 from .audio import mfcc_file as mfcc_file

@@ -41,7 +41,7 @@ _BOUNDS: dict[tuple[float, float], str] = {
 class Recipe:
     """Everything that steers training, except the model (a `Spec`) and the frames.
 
-    Zero switches an optional part off (warm-up, penalties, clipping, masks, patience, averages).
+    Zero switches off warm-up, penalties, clipping, masks, patience and averages; elsewhere the field says its meaning.
 
     Args:
         epochs: passes over the training frames.
@@ -49,27 +49,28 @@ class Recipe:
         accumulate: batches whose gradients are averaged for one step of the optimiser.
         fraction: share of the training frames to use, drawn once by `order_seed`; for quick trials.
         seed: seed of the initialisation and of dropout.
-        order_seed: seed of the order of the frames and of the masks; None takes `seed`.
-        optimiser: a name in `OPTIMISERS`.
+        order_seed: seed of the order of the frames and of the masks; the same as `seed` if left out.
+        optimiser: sgd, momentum, nesterov, sam, adagrad, adadelta, rmsprop, adam, adamw, adam_sgd, or one of your own.
         learning_rate: the highest rate; the schedule and the warm-up multiply it.
-        momentum: momentum of momentum, nesterov and sam.
+        momentum: momentum of the optimisers "momentum", "nesterov" and "sam".
         beta1: decay of the mean of gradients, in Adam's family.
-        beta2: decay of the mean of squares, in Adam's family, rmsprop (its alpha) and adadelta (its rho).
+        beta2: decay of the mean of squares, in Adam's family, "rmsprop" (its alpha) and "adadelta" (its rho).
         epsilon: added to denominators.
-        rho: radius of sam's neighbourhood.
-        switch_epoch: epochs of Adam before adam_sgd continues with SGD; 0 leaves the moment to its criterion.
-        schedule: a name in `SCHEDULES`.
+        rho: radius of the neighbourhood of "sam".
+        switch_epoch: epochs of Adam before "adam_sgd" continues with SGD; 0 leaves the moment to its criterion.
+        schedule: constant, plateau, time, step, multi_step, exponential, linear, cosine, one_cycle, or one of your own.
         warmup: epochs (or parts of one) over which the rate rises linearly from almost 0, times the schedule.
-        gamma: factor of step, multi_step, exponential and plateau; rate of decay of time.
-        every: epochs between the steps of step; epochs without gain after which plateau acts.
-        milestones: epochs after which multi_step acts, rising.
-        final_rate: share of the learning rate at which linear, cosine and one_cycle end; lower limit of plateau.
-        restart: epochs in the first period of cosine; 0 for one period over all epochs.
-        restart_factor: each period of cosine is this many times as long as the one before.
-        peak: share of all steps after which one_cycle is at its highest.
+        gamma: factor of "step", "multi_step", "exponential" and "plateau"; rate of decay of "time".
+        every: epochs between the steps of "step"; epochs without gain after which "plateau" acts.
+        milestones: epochs after which "multi_step" acts, rising.
+        final_rate: share of the learning rate at which "linear", "cosine" and "one_cycle" end, and below which
+            "plateau" does not go.
+        restart: epochs in the first period of "cosine"; 0 for one period over all epochs.
+        restart_factor: each period of "cosine" is this many times as long as the one before.
+        peak: share of all steps after which "one_cycle" is at its highest.
         l1: adds to the loss this times the sum of abs(w) over the weight matrices.
         l2: adds to the loss this times half the sum of w squared over the weight matrices.
-        weight_decay: the optimiser's decay of all parameters: decoupled in adamw, else added to the gradient.
+        weight_decay: the optimiser's decay of all parameters: decoupled in "adamw", else added to the gradient.
         label_smoothing: share of the target that is spread evenly over the classes.
         clip_norm: largest norm of a member's whole gradient.
         clip_value: largest magnitude of a gradient's entries.
