@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 import ensemble
 import zoo
+from zoo import _files
 
 CLASSES = ("a", "b", "c", "d")
 ARCHITECTURES = zoo.list_architectures(["basic", "bottleneck", "*cylinder", "diamond", "mlp", "*pyramid"])
@@ -290,6 +291,22 @@ def test_the_registry_is_read_once(registry: zoo.Registry, monkeypatch: pytest.M
     again = ensemble.load(registry, [snapshot(registry).get(about.reference) for about in members.about])
     assert again.names == members.names
     assert len(reads) == 1
+
+
+def test_the_file_of_the_registry_is_opened_once(registry: zoo.Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight names are eight blobs, and one reading of what the names mean."""
+    checkpoint = registry.checkpoint("d")
+    names = [registry.register(f"eight-{index}", checkpoint).name for index in range(8)]
+    opened: list[str] = []
+
+    class Counting(_files.System):
+        def open(self, path: Path, flags: int, mode: int = 0o666) -> int:
+            opened.append(path.name)
+            return super().open(path, flags, mode)
+
+    monkeypatch.setattr(_files, "system", Counting())
+    assert ensemble.load(registry, names).names == tuple(names)
+    assert opened.count(registry.path.name) == 1
 
 
 def test_a_loaded_model_is_one_of_the_stack(registry: zoo.Registry) -> None:

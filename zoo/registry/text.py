@@ -60,6 +60,7 @@ from zoo.registry.types import (
     check_name,
     encoded,
     extension_text,
+    is_digest,
     is_id,
 )
 
@@ -85,34 +86,46 @@ def write(snapshot: Snapshot) -> bytes:
         RegistryError: ARGUMENT: half of a surrogate pair in a text, or an integer of more than 64 bits.
     """
     try:
-        sections = {
-            "aliases": _lines(snapshot.pointers),
-            "ensembles": _lines(snapshot.ensembles),
-            "format": canonical(_FORMAT).encode(),
-            "models": _models(snapshot.models),
-            "schema": canonical(_SCHEMA).encode(),
-            **{key: bytes(raw) for key, raw in sorted(snapshot.extensions.items())},
-        }
-        lines = [b"%b:%b" % (canonical(key).encode(), section) for key, section in sections.items()]
+        return b"".join(_pieces(snapshot))
     except (ValueError, OverflowError) as error:
         raise RegistryError("ARGUMENT", f"expected what a registry can hold: {error}") from error
-    return b"{\n%b\n}\n" % b",\n".join(lines)
 
 
-def _models(models: Mapping[str, ModelRecord]) -> bytes:
-    texts = []
+def _pieces(snapshot: Snapshot) -> list[bytes]:
+    """The text in pieces, which are compared with another without a copy."""
+    sections = {
+        "aliases": _lines(snapshot.pointers),
+        "ensembles": _lines(snapshot.ensembles),
+        "format": [canonical(_FORMAT).encode()],
+        "models": _models(snapshot.models),
+        "schema": [canonical(_SCHEMA).encode()],
+        **{key: [bytes(raw)] for key, raw in sorted(snapshot.extensions.items())},
+    }
+    pieces: list[bytes] = []
+    for key, section in sections.items():
+        pieces += (b",\n" if pieces else b"{\n", canonical(key).encode(), b":", *section)
+    return [*pieces, b"\n}\n"]
+
+
+def _models(models: Mapping[str, ModelRecord]) -> list[bytes]:
+    pieces: list[bytes] = []
+    between = "{\n"
     for name in sorted(models, key=_spread):
         model = models[name]
-        last = b"" if model.last is UNSET else b'"last":%d,' % model.last
-        more = b"" if model.extensions is UNSET else extension_text(model.extensions)
-        texts.append(b'"%b":{%b"versions":%b%b}' % (name.encode(), last, _lines(model.versions), more))
-    return b"{\n%b\n}" % b",\n".join(texts)
+        last = "" if model.last is UNSET else f'"last":{model.last},'
+        between += f'"{name}":{{{last}"versions":{{\n'
+        for id in sorted(model.versions):
+            pieces += (f'{between}"{id}":'.encode(), encoded(model.versions[id]))
+            between = ",\n"
+        more = "" if model.extensions is UNSET else extension_text(model.extensions).decode()
+        between = f"{'' if model.versions else between}\n}}{more}}},\n"
+    return [*pieces, between.removesuffix(",\n").encode(), b"\n}"]
 
 
-def _lines(records: Mapping[str, VersionRecord | EnsembleRecord | AliasRecord]) -> bytes:
+def _lines(records: Mapping[str, EnsembleRecord | AliasRecord]) -> list[bytes]:
     """An object of one record per line."""
     lines = [b'"%b":%b' % (key.encode(), encoded(one)) for key, one in sorted(records.items())]
-    return b"{\n%b\n}" % b",\n".join(lines)
+    return [b"{\n", b",\n".join(lines), b"\n}"]
 
 
 @lru_cache(maxsize=2**15)  # one change orders the names three times
@@ -199,8 +212,12 @@ _encode_sorted = msgspec.json.Encoder(order="sorted").encode
 
 def _fast(raw: Bytes) -> Snapshot:
     """The snapshot of a canonical text; any other raises one error or another."""
-    found = _typed(raw)
-    if write(found) != raw:
+    found, place = _typed(raw), 0
+    for piece in _pieces(found):
+        if not raw.startswith(piece, place):
+            raise _OtherTextError
+        place += len(piece)
+    if place != len(raw):
         raise _OtherTextError
     return found
 
@@ -211,7 +228,7 @@ def _typed(raw: Bytes) -> Snapshot:
         _check_characters(raw.decode("utf-8"))
     top = _decode_top(raw)
     aliases, ensembles, models = (top.pop(key) for key in ("aliases", "ensembles", "models"))
-    if b"\r\n" in raw:
+    if b"\r" in raw:
         raise _OtherTextError
     _check_top({**dict.fromkeys(_SECTIONS), **{key: _strictly(bytes(value).decode()) for key, value in top.items()}})
     extensions = {key: value for key, value in top.items() if key not in _KEYS}
@@ -352,10 +369,14 @@ def _check_top(table: Any) -> None:
 
 def _check_names(*sections: Mapping[str, Any]) -> None:
     """Refuse invalid names, and names that differ only in capitals."""
+    names = [name for section in sections for name in section]
+    for name in names:
+        check_name(name)
+    if len({name.casefold() for name in names}) == len(names):
+        return
     taken: dict[str, tuple[str, str]] = {}
     for where, section in zip(_SECTIONS, sections, strict=True):
         for name in section:
-            check_name(name)
             other, place = taken.setdefault(name.casefold(), (name, where))
             if (other, place) != (name, where):
                 also = f"{name!r} in {where} has the name of {other!r} in {place}"
@@ -370,23 +391,29 @@ def _check(snapshot: Snapshot) -> None:
             _refuse("VERSION_NUMBER", f"expected different numbers for the versions of {name!r}, got {sorted(numbers)}")
         if model.last is not UNSET and not max(numbers, default=0) < model.last <= LAST_NUMBER:
             _refuse("VERSION_NUMBER", f"expected 'last' of {name!r} beyond its versions, got {model.last}")
-        _check_ids(name, model.versions)
         for id, version in model.versions.items():
-            check_digest(version.blob)
-            if not 1 <= version.n <= LAST_NUMBER:
-                expected = f"expected the number of {name}@{id} from 1 to {LAST_NUMBER:,}"
-                _refuse("VERSION_NUMBER", f"{expected}, got {version.n}")
-            if version.bytes < 1 or version.parameters < 0:
-                sizes = f"{version.bytes} bytes, {version.parameters} parameters"
-                _refuse("FIELD_TYPE", f"expected sizes of {name}@{id}, got {sizes}")
-            if not _is_time(version.created):
-                _refuse_time(f"{name}@{id}", version.created)
+            sound = is_id(id) and is_digest(version.blob) and _is_time(version.created)
+            if not (sound and 1 <= version.n <= LAST_NUMBER and version.bytes >= 1 and version.parameters >= 0):
+                _refuse_version(name, id, version)
     for name, ensemble in snapshot.ensembles.items():
         check_ensemble(name, ensemble)
         if lost := [member for member in ensemble.members if snapshot.model_of(member) is None]:
             _refuse("DANGLING", f"the ensemble {name!r} holds {lost}, which the registry does not have")
     for name, alias in snapshot.pointers.items():
         _check_alias(name, alias, snapshot)
+
+
+def _refuse_version(name: str, id: str, version: VersionRecord) -> NoReturn:
+    """Say what is wrong with a version."""
+    _check_ids(name, [id])
+    check_digest(version.blob)
+    if not 1 <= version.n <= LAST_NUMBER:
+        expected = f"expected the number of {name}@{id} from 1 to {LAST_NUMBER:,}"
+        _refuse("VERSION_NUMBER", f"{expected}, got {version.n}")
+    if version.bytes < 1 or version.parameters < 0:
+        sizes = f"{version.bytes} bytes, {version.parameters} parameters"
+        _refuse("FIELD_TYPE", f"expected sizes of {name}@{id}, got {sizes}")
+    _refuse_time(f"{name}@{id}", version.created)
 
 
 def _check_ids(name: str, ids: Iterable[str]) -> None:

@@ -28,8 +28,6 @@ _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9])?", re.ASCII)
 _RESERVED = re.compile(  # by references, and by Windows, which can make no file of a device's name
     r"(?:latest|none|null|sha256|v[0-9]+)\Z|(?:con|prn|aux|nul|(?:com|lpt)[0-9])(?:\.|\Z)", re.ASCII
 )
-_DIGEST = re.compile(r"sha256:[0-9a-f]{64}", re.ASCII)
-_ID = re.compile(r"[0-9a-f]{12}", re.ASCII)
 _NUMBER = re.compile(r"[1-9][0-9]{0,8}", re.ASCII)
 LAST_NUMBER = 999_999_999  # the highest that a reference can name
 
@@ -83,13 +81,12 @@ def check_name(name: object) -> None:
 
 def check_digest(digest: object) -> None:
     """Refuse (DIGEST) what is not `sha256:` and 64 lower-case hex digits."""
-    if not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
+    if not isinstance(digest, str) or not is_digest(digest):
         raise RegistryError("DIGEST", f"expected 'sha256:' and 64 hex digits, got {str(digest)[:90]!r}")
 
 
-def is_id(text: str) -> bool:
-    """Whether a text has the form of a version's id."""
-    return _ID.fullmatch(text) is not None
+is_id = re.compile(r"[0-9a-f]{12}", re.ASCII).fullmatch  # of a text: whether it has the form of a version's id
+is_digest = re.compile(r"sha256:[0-9a-f]{64}", re.ASCII).fullmatch  # of a blob
 
 
 def parse_reference(text: str) -> Reference:
@@ -116,12 +113,17 @@ Extensions = dict[str, Raw]
 Integer = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 
 
-class VersionRecord(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, gc=False):
+class Record(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What all records share: keys that begin with `x-`; the encoded line never has this field by its name in JSON."""
+
+    extensions: Extensions | UnsetType = msgspec.field(default=UNSET, name="x-")
+
+
+class VersionRecord(Record, frozen=True, kw_only=True, gc=False):
     """One version of a model, as its line in the file.
 
     Parts that the registry only carries remain JSON text (`Raw`), so that every number comes back as it was written;
-    `CARRIED` lists their types. Absent fields are UNSET, and the fields are in the order of the file. `extensions` are
-    the keys that begin with `x-`; the name of this field in JSON is one that the encoded line never has.
+    `CARRIED` lists their types. Absent fields are UNSET, and the fields are in the order of the file.
     """
 
     blob: str
@@ -140,15 +142,13 @@ class VersionRecord(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     spec: Raw
     tags: tuple[str, ...] | UnsetType = UNSET
     trained_on: str | UnsetType = UNSET
-    extensions: Extensions | UnsetType = msgspec.field(default=UNSET, name="x-")
 
 
-class ModelRecord(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ModelRecord(Record, frozen=True, kw_only=True):
     """A model: its versions by id, and the last number used where the versions that had it were removed."""
 
     last: Integer | UnsetType = UNSET
     versions: dict[str, VersionRecord]
-    extensions: Extensions | UnsetType = msgspec.field(default=UNSET, name="x-")
 
     @property
     def last_number(self) -> int:
@@ -159,7 +159,7 @@ class ModelRecord(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 NO_MODEL = ModelRecord(versions={})
 
 
-class EnsembleRecord(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class EnsembleRecord(Record, frozen=True, kw_only=True):
     """An ensemble: its members' ids and how they are combined."""
 
     classes: tuple[str, ...]
@@ -171,29 +171,26 @@ class EnsembleRecord(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     tags: tuple[str, ...] | UnsetType = UNSET
     temperatures: Raw | UnsetType = UNSET
     weights: Raw | UnsetType = UNSET
-    extensions: Extensions | UnsetType = msgspec.field(default=UNSET, name="x-")
 
 
-class Target(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Target(Record, frozen=True, kw_only=True):
     """What an alias points to: an ensemble, or a version of a model by its number."""
 
     ensemble: str | UnsetType = UNSET
     model: str | UnsetType = UNSET
     version: Integer | UnsetType = UNSET
-    extensions: Extensions | UnsetType = msgspec.field(default=UNSET, name="x-")
 
     def __str__(self) -> str:
         return str(self.ensemble) if self.ensemble is not UNSET else f"{self.model}@{self.version}"
 
 
-class AliasRecord(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class AliasRecord(Record, frozen=True, kw_only=True):
     """An alias: what it points to, and what it pointed to before, latest first."""
 
     before: tuple[Target, ...] | UnsetType = UNSET
     ensemble: str | UnsetType = UNSET
     model: str | UnsetType = UNSET
     version: Integer | UnsetType = UNSET
-    extensions: Extensions | UnsetType = msgspec.field(default=UNSET, name="x-")
 
     @property
     def target(self) -> Target:
@@ -235,11 +232,11 @@ CARRIED: dict[str, Any] = {
 }
 
 T = TypeVar("T")
-R = TypeVar("R", VersionRecord, ModelRecord, EnsembleRecord, AliasRecord, Target)
+R = TypeVar("R", bound=Record)
 _encode = msgspec.json.Encoder().encode
 
 
-def encoded(record: VersionRecord | EnsembleRecord | AliasRecord | Target) -> bytes:
+def encoded(record: Record) -> bytes:
     """The record's JSON, keys sorted, without spaces; those that begin with `x-` come last in that order anyway."""
     if isinstance(record, AliasRecord) and any(target.extensions for target in record.before or ()):
         before = b",".join(map(encoded, record.before or ()))
