@@ -1,6 +1,8 @@
 """The commands on the entries of a registry: seen, changed, moved in and out; and the merge of two registries."""
 
 import json
+import subprocess
+import sys
 
 from safetensors.torch import save_file
 
@@ -25,12 +27,22 @@ def test_register_takes_a_foreign_file_with_its_spec(registry, command, tmp_path
     assert (code, "expected a spec" in err) == (2, True)
 
 
+def test_the_40_classes_of_the_course_have_a_short_name(tmp_path):
+    """In a process of its own, in which nothing has imported the corpora."""
+    spec = zoo.Spec("mlp", features=2, context=1, classes=40, options={"widths": [4]})
+    save_file(zoo.build(spec, seed=5).state_dict(), tmp_path / "w.safetensors")
+    line = ["register", "p", "w.safetensors", "--classes", "phonemes", "--spec", spec.canonical()]
+    done = subprocess.run([sys.executable, "-m", "zoo", *line], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("saved as p@1\n", "")
+
+
 def test_tags_and_notes_are_added_and_taken_off(registry, command):
-    """Each answer is the whole entry."""
-    assert command("zoo tag a@1 x y").code == 0
+    """Each answer is one line, and the whole entry for programs."""
+    assert command("zoo tag a@1 y x").out == "a@1: tags x, y\n"
     assert command("zoo tag a@1 x --drop --json").data["tags"] == ["y"]
     assert command("zoo note a@1 --json", "the first").data["note"] == "the first"
-    assert command("zoo note a@1", "").code == 0
+    assert command("zoo note a@1", "again").out == "a@1: note 'again'\n"
+    assert command("zoo note a@1", "").out == "a@1: no note\n"
     assert registry.get("a@1").note == ""
 
 

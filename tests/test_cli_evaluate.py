@@ -17,10 +17,17 @@ STORED = "--outputs outputs --valid dev --test test"
 def test_evaluate_prints_members_and_rules_with_intervals(command, home):
     """One table; weights, frames, tie rate below."""
     out = command(f"ensemble evaluate {CORPUS}", code=0).out
-    for word in ("cylinder-a", "other", "= majority", "= maximum", "= mean", "= weighted", "(best on valid)"):
+    for word in ("cylinder-a", "other", "= majority", "= maximum", "= mean", "= weighted", "(best on dev)"):
         assert word in out
     assert "12 recordings" in out
     assert "votes tie on" in out
+
+
+@pytest.mark.parametrize("line", ["evaluate --rules mean nope", "compare mean nope", "fit --rule nope"])
+def test_an_unknown_rule_is_refused_before_any_member_runs(command, home, monkeypatch, line):
+    """Nobody waits minutes for a typing error."""
+    monkeypatch.setattr("ensemble.collect", None)
+    assert "rule named 'nope'" in command(f"ensemble {line} {CORPUS}", code=2).err
 
 
 def test_evaluate_as_json_is_what_the_report_holds(command, home):

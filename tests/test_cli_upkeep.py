@@ -14,6 +14,7 @@ def test_verify_answers_no_with_exit_code_one(registry, command):
     assert (code, "nothing matches aa b*" in err) == (2, True)
     found = command("zoo verify --json")
     assert (found.code, [problem["reason"] for problem in found.data["problems"]]) == (1, ["MISSING"])
+    assert "metrics" not in command("zoo verify").out
 
 
 def test_an_unknown_architecture_is_no_damage(registry, command, tmp_path, monkeypatch):
@@ -56,3 +57,13 @@ def test_a_lost_registry_is_recovered(registry, command):
     assert (found.code, "2 versions recovered" in found.out) == (0, True)
     assert found.err.startswith("warning: these blobs could not be recovered")
     assert len(registry.entries()) == 2
+    assert "0 versions recovered, 2 were there already" in command("zoo recover").out
+
+
+def test_nothing_is_recovered_where_there_are_no_checkpoints(command, tmp_path, monkeypatch):
+    """An error that names the folder; no registry is made."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("ZOO_REGISTRY", raising=False)
+    found = command("zoo recover", code=2)
+    assert "expected checkpoints to recover in" in found.err
+    assert [*tmp_path.iterdir()] == []

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-from cyclopts import App, CycloptsError, Group, Parameter
+from cyclopts import App, CoercionError, CycloptsError, Group, MissingArgumentError, Parameter, UnusedCliTokensError
 
 from zoo._names import own_version
 
@@ -73,12 +73,26 @@ def command_line(
             code, message = 130, str(interrupt) or "interrupted; what was finished before is saved"
         except RecursionError:
             code, message = 2, "expected plain data, got something nested too deep"
-        except (CycloptsError, ValueError, TypeError, LookupError, OSError, ImportError, MemoryError) as error:
+        except CycloptsError as error:
+            code, message = 2, _wrong_usage(error)
+        except (ValueError, TypeError, LookupError, OSError, ImportError, MemoryError) as error:
             code, message = 2, str(error) or type(error).__name__
         print(f"error: {' '.join(message.split())}", file=sys.stderr)
         return code
 
     return run
+
+
+def _wrong_usage(error: CycloptsError) -> str:
+    """What cyclopts refuses, in the form of all other messages."""
+    if isinstance(error, UnusedCliTokensError) and error.unused_tokens:
+        return f"unexpected argument {error.unused_tokens[0]!r}; --help shows what the command takes"
+    if isinstance(error, CoercionError) and error.token and error.target_type in (int, float) and error.argument:
+        kind = "a whole number" if error.target_type is int else "a number"
+        return f"expected {kind} for {error.token.keyword or error.argument.name}, got {error.token.value!r}"
+    if isinstance(error, MissingArgumentError) and error.argument:
+        return f"expected a value for {error.keyword or error.argument.name}, got none"
+    return str(error)
 
 
 def _check_renamed(arguments: Sequence[str], renamed: Mapping[str, str]) -> None:
@@ -112,7 +126,7 @@ def _app(name: str, help: str, commands: Iterable[Callable[..., Answer]]) -> App
         Args:
             tokens: the command and its own arguments.
             json: print one JSON document in place of tables.
-            import_: a Python module or file with your own architectures, shapes, activations or rules; may be repeated.
+            import_: a Python module or file with your own architectures, rules, optimisers, ...; may be repeated.
         """
         for target in import_:
             import_own(target)

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ensemble
-from ensemble.cli.options import NO_SOURCE, Collection, Source, named_rules, require_writable
+from ensemble.cli.options import NO_SOURCE, Collection, Source, named_rules, require_rules
 from zoo import _files
 from zoo._console import Answer, Table, progress
-from zoo.cli.options import Names
+from zoo.cli.options import Names, require_writable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,14 +30,16 @@ def evaluate(*, source: Source = NO_SOURCE, rules: Names = _RULES, report: Path 
     Example: ensemble evaluate --corpus my-corpus --valid dev --test test --members "cyl*" "diamond*"
 
     Args:
-        rules: names of rules. Fitted on the validation frames are "weighted", the weighted mean; "calibrated", the same
-            with a temperature; "log_pool"; "bayes_vote"; "stacked"; and "auto", the simplest of the rules that are
-            about as good as the best.
+        rules: names of rules: majority, maximum, minimum, mean, median, product, borda, log_mean, power_mean,
+            trimmed_mean, or one of your own. Fitted on the validation frames are "weighted", the weighted mean;
+            "calibrated", the same with a temperature; "log_pool"; "bayes_vote"; "stacked"; and "auto", the simplest of
+            the rules that are about as good as the best.
         report: HTML file for the whole report as one page (needs the extra `report`).
     """
     if report is not None:
         require_writable(report)
     collection = Collection(source)
+    require_rules(rules, collection.ensembles(source.members))
     valid, test = collection.outputs(source.valid), collection.outputs(source.test)
     saved = collection.saved_rules(source.members, test)
     with progress("fitting and judging rules"):
@@ -50,7 +52,7 @@ def evaluate(*, source: Source = NO_SOURCE, rules: Names = _RULES, report: Path 
         _files.write(report, page(result).encode())
     weights = weights_in(chosen, test)
     data = result.to_json() | {"weights": weights, "collect_seconds": collection.seconds}
-    return Answer(data, [_table(result), *_remarks(result, weights, collection.seconds)])
+    return Answer(data, [_table(result, source.valid), *_remarks(result, weights, collection.seconds)])
 
 
 def compare(first: str, second: str, /, *, source: Source = NO_SOURCE) -> Answer:
@@ -66,6 +68,7 @@ def compare(first: str, second: str, /, *, source: Source = NO_SOURCE) -> Answer
         second: a member, an ensemble or a rule.
     """
     collection = Collection(source)
+    require_rules((first, second), [*collection.names, *collection.ensembles((first, second))])
     valid, test = collection.outputs(source.valid), collection.outputs(source.test)
     saved = collection.saved_rules((first, second), test)
     rules = saved | named_rules((first, second), valid, others=(*test.members, *saved))
@@ -174,12 +177,12 @@ def _right(name: str, rules: Mapping[str, ensemble.Rule], test: ensemble.MemberO
     return np.concatenate([piece.numpy() for piece in pieces])
 
 
-def _table(result: ensemble.Report) -> Table:
+def _table(result: ensemble.Report, valid: str) -> Table:
     """Members above, rules below."""
     rows: list[dict[str, Any]] = []
     for row in (*result.members.to_dict("records"), *result.rules.to_dict("records")):
         single = len(rows) < len(result.members)
-        mark = " (best on valid)" if row["name"] == result.baseline else ""
+        mark = f" (best on {valid})" if row["name"] == result.baseline else ""
         rows.append(
             {
                 "member or = rule": f"{row['name']}{mark}" if single else f"= {row['name']}",
@@ -196,7 +199,7 @@ def _remarks(result: ensemble.Report, weights: Mapping[str, float], seconds: flo
     positive = [f"{name} {weight:.3f}" for name, weight in weights.items() if weight > 0]
     lines = [f"\nweights: {', '.join(positive)}"] if positive else []
     lines += [
-        f"{row['name']}: optimism of the fitted weights on their own recordings: {row['optimism']:.4f} nats, "
+        f"{row['name']}: on recordings left out of the fit, the weights lose {row['optimism']:.4f} nats and "
         f"{100 * row['optimism_accuracy']:.2f} points of accuracy"
         for row in result.rules.dropna(subset="optimism").to_dict("records")
     ]

@@ -6,7 +6,7 @@ from typing import Any
 
 import ensemble
 from ensemble.cli.evaluate import cross_fits, interval, weights_in
-from ensemble.cli.options import NO_SOURCE, Collection, Source, named_rules
+from ensemble.cli.options import NO_SOURCE, Collection, Source, named_rules, require_rules
 from zoo._console import Answer, Table, progress
 
 
@@ -23,6 +23,7 @@ def fit(*, source: Source = NO_SOURCE, rule: str = "weighted", save: str | None 
         save: register the rule and its members as an ensemble of this name; members without influence are left out.
     """
     collection = Collection(source)
+    require_rules([rule])
     collection.require_savable(save)
     valid = collection.outputs(source.valid)
     with progress(f"fitting {rule}"):

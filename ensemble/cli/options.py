@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -80,6 +79,11 @@ class Collection:
         """The members, hash-checked and ready to run."""
         source = self.source
         return ensemble.load(self.registry, self.versions.values(), device=source.device, precision=source.precision)
+
+    @property
+    def names(self) -> Iterable[str]:
+        """Names of the members, known before any of them runs."""
+        return self.versions if self.source.outputs is None else self.outputs(self.source.valid).members
 
     def ensembles(self, names: Iterable[str]) -> dict[str, zoo.EnsembleEntry]:
         """The saved ensembles, or aliases of one, among these names; none where there is no registry."""
@@ -192,27 +196,18 @@ def rule_names() -> list[str]:
     return [*ensemble.fit.FITTERS, *ensemble.list_rules()]
 
 
-def named_rules(
-    names: Sequence[str], valid: ensemble.MemberOutputs, *, others: Sequence[str] = ()
-) -> dict[str, ensemble.Rule]:
-    """Name -> rule, fitted on `valid` where it has numbers, if all names are known; those of `others` are left out."""
-    fitters, known = ensemble.fit.FITTERS, [*others, *rule_names()]
+def require_rules(names: Iterable[str], others: Iterable[str] = ()) -> None:
+    """Refuse before the work a name of no rule, unless it is one of the others."""
+    known = [*(others := [*others]), *rule_names()]
     for name in names:
         if name not in known:
             raise ValueError(ensemble.rules.no_such("member or rule" if others else "rule", name, known))
+
+
+def named_rules(
+    names: Sequence[str], valid: ensemble.MemberOutputs, *, others: Sequence[str] = ()
+) -> dict[str, ensemble.Rule]:
+    """Name -> rule, fitted on `valid` where it has numbers; those of `others` are left out."""
+    fitters = ensemble.fit.FITTERS
     wanted = [name for name in names if name not in others]
     return {name: fitters[name](valid) if name in fitters else ensemble.get_rule(name) for name in wanted}
-
-
-def require_writable(path: Path) -> None:
-    """Refuse before the work a path that its result could not be written to."""
-    if path.is_dir():
-        wrong = "a folder itself"
-    elif not path.parent.is_dir():
-        wrong = "no such folder"
-    elif not os.access(path.parent, os.W_OK | os.X_OK):
-        wrong = "read-only"
-    else:
-        return
-    msg = f"expected the path of a file in a folder that can be written to, got {str(path)!r}: {wrong}"
-    raise ValueError(msg)

@@ -7,10 +7,10 @@ from typing import Literal
 
 import ensemble
 import zoo
-from ensemble.cli.options import NO_SOURCE, Collection, Precision, Source, require_writable
+from ensemble.cli.options import NO_SOURCE, Collection, Precision, Source
 from zoo import _files
 from zoo._console import Answer, Table, progress
-from zoo.cli.options import Corpus, Device, RegistryFile, read_partition
+from zoo.cli.options import Corpus, Device, RegistryFile, read_partition, require_writable
 
 
 def predict(

@@ -79,7 +79,8 @@ def diff(first: str, second: str, /, *, registry: RegistryFile = None) -> Answer
     tensors = [{**row, "first": as_text(row["first"]), "second": as_text(row["second"])} for row in found["tensors"]]
     if not pairs and not tensors:
         return Answer(found, [f"{names[0]} and {names[1]} are equal"])
-    return Answer(found, [Table(pairs), Table(tensors)], code=1)
+    title = "\ntensors: largest difference, and norm of the difference relative to the first's"
+    return Answer(found, [Table(pairs), Table(tensors, title)], code=1)
 
 
 def register(
@@ -109,11 +110,11 @@ def register(
     """
     names: list[str] | None = [*classes] or None
     if classes == ("phonemes",):
-        names = [*zoo.data.corpus.PHONEMES]
+        names = [*zoo.PHONEMES]
     elif len(classes) == 1 and Path(classes[0]).is_file():
         names = Path(classes[0]).read_text(encoding="utf-8").removesuffix("\n").split("\n")
     parsed = None if spec is None else zoo.Spec.from_dict(spec_fields(spec))
-    return described(zoo.Registry(registry).register(name, file, spec=parsed, classes=names, note=note, tags=tags))
+    return _saved(zoo.Registry(registry).register(name, file, spec=parsed, classes=names, note=note, tags=tags))
 
 
 def alias(
@@ -160,8 +161,11 @@ def tag(reference: str, /, *tags: str, drop: bool = False, registry: RegistryFil
         tags: short words.
         drop: take these tags off.
     """
+    if not tags:
+        raise ValueError(f"expected tags for {reference}, got none; `zoo show {reference}` prints what it has")
     added, dropped = ((), tags) if drop else (tags, ())
-    return described(zoo.Registry(registry).annotate(reference, add_tags=added, drop_tags=dropped))
+    entry = zoo.Registry(registry).annotate(reference, add_tags=added, drop_tags=dropped)
+    return Answer(entry.to_json(), [f"{entry.reference}: tags {', '.join(entry.tags) or 'none'}"])
 
 
 def note(reference: str, text: str, /, *, registry: RegistryFile = None) -> Answer:
@@ -173,7 +177,8 @@ def note(reference: str, text: str, /, *, registry: RegistryFile = None) -> Answ
         reference: a version.
         text: the new note.
     """
-    return described(zoo.Registry(registry).annotate(reference, note=text))
+    entry = zoo.Registry(registry).annotate(reference, note=text)
+    return Answer(entry.to_json(), [f"{entry.reference}: {'no note' if not entry.note else f'note {entry.note!r}'}"])
 
 
 def remove(reference: str, /, *, force: bool = False, registry: RegistryFile = None) -> Answer:
@@ -212,7 +217,7 @@ def import_(folder: Path, /, *, save: str | None = None, registry: RegistryFile 
         folder: the folder.
         save: name to register it under; its exported name if left out.
     """
-    return described(zoo.import_folder(zoo.Registry(registry), folder, name=save))
+    return _saved(zoo.import_folder(zoo.Registry(registry), folder, name=save))
 
 
 def push(reference: str, repository: str, /, *, public: bool = False, registry: RegistryFile = None) -> Answer:
@@ -241,7 +246,7 @@ def pull(
         save: name to register it under; its exported name if left out.
         revision: branch, tag or commit.
     """
-    return described(zoo.pull(zoo.Registry(registry), repository, name=save, revision=revision))
+    return _saved(zoo.pull(zoo.Registry(registry), repository, name=save, revision=revision))
 
 
 def versions(
@@ -275,6 +280,12 @@ def described(entry: zoo.Entry | zoo.EnsembleEntry) -> Answer:
     return Answer(entry.to_json(), [Table(rows)])
 
 
-def as_text(value: Any) -> str:
-    """A value in a cell: text as it is, everything else as JSON."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+def as_text(value: Any) -> str | None:
+    """A value in a cell: text as it is, None as an empty cell, everything else as JSON."""
+    return value if isinstance(value, str | None) else json.dumps(value, ensure_ascii=False)
+
+
+def _saved(entry: zoo.Entry | zoo.EnsembleEntry) -> Answer:
+    """The entry for programs; for people one line, as `zoo show` prints the rest."""
+    name = entry.reference if isinstance(entry, zoo.Entry) else entry.name
+    return Answer(entry.to_json(), [f"saved as {name}"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tomllib
 from dataclasses import dataclass, fields, make_dataclass, replace
 from pathlib import Path
@@ -118,3 +119,17 @@ def spec_fields(text: str) -> dict[str, Any]:
         msg = f"expected a spec as a JSON object, or a .json or .toml file, got {text[:80]!r}: {error}"
         raise ValueError(msg) from error
     return found
+
+
+def require_writable(path: Path) -> None:
+    """Refuse before the work a path that its result could not be written to."""
+    if path.is_dir():
+        wrong = "a folder itself"
+    elif not path.parent.is_dir():
+        wrong = "no such folder"
+    elif not os.access(path.parent, os.W_OK | os.X_OK):
+        wrong = "read-only"
+    else:
+        return
+    msg = f"expected the path of a file in a folder that can be written to, got {str(path)!r}: {wrong}"
+    raise ValueError(msg)

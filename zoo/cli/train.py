@@ -26,6 +26,7 @@ from zoo.cli.options import (
     flag_fields,
     options_from,
     recipe_from,
+    require_writable,
     spec_fields,
 )
 from zoo.training.recipe import Recipe
@@ -91,7 +92,8 @@ def train(
 
     Args:
         name: name to save it under; it may be left out where a directory is given.
-        spec: an architecture, or a whole spec as JSON or as a .json or .toml file.
+        spec: an architecture (basic, bottleneck, cylinder, diamond, inverted_pyramid, mlp, pyramid, or your own), or a
+            whole spec as JSON or as a .json or .toml file.
         context: frames on each side, in place of the spec's own; 20 if the spec is an architecture.
         from_: a registered model whose spec and recipe are used; other flags replace single fields. With an
             architecture as --spec, its features, context and classes are used, but none of its options.
@@ -159,6 +161,8 @@ def average(
     """
     from zoo.checkpoint import read
 
+    if picture is not None:
+        require_writable(picture)
     home = zoo.Registry(registry)
     home.check_nameable(name)
     checkpoints = []
@@ -247,6 +251,7 @@ def picture(
     from zoo.search.pictures import plot_samples
     from zoo.search.sample import draw_many
 
+    require_writable(file)
     inputs = (2 * context + 1) * _FEATURES
     per_unit = 2 if options_from(option).get("batchnorm", True) else 1
     _save_picture(plot_samples(draw_many(samples, max_parameters, inputs=inputs, per_unit=per_unit, seed=seed)), file)
@@ -304,7 +309,6 @@ def study(
 
 def _save_picture(axes: Any, path: Path) -> None:
     """Write the figure that these axes belong to."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     axes.figure.savefig(path, dpi=150)
 
 

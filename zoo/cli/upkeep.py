@@ -62,7 +62,7 @@ def verify(
     shown: list[Table | str] = [
         Table(measured, formats={"recorded": ".4f", "measured": ".4f"}),
         Table(problems),
-        f"{len(entries)} versions checked, {len(problems)} damaged, {len(wrong)} metrics differ",
+        f"{len(entries)} versions checked, {len(problems)} damaged" + f", {len(wrong)} metrics differ" * metrics,
     ]
     if foreign:
         unknown = ", ".join(sorted({entry.architecture for entry in foreign}))
@@ -114,13 +114,16 @@ def recover(*, registry: RegistryFile = None) -> Answer:
 
     Example: zoo recover
     """
+    home = zoo.Registry(registry)
+    before = {entry.id for entry in home.entries()} if home.path.exists() else set()
     with warnings.catch_warnings(record=True) as left_out:
         warnings.simplefilter("always")
-        entries = zoo.Registry(registry).recover()
+        entries = home.recover()
+    known = sum(entry.id in before for entry in entries)
     for warning in left_out:
         print(f"warning: {warning.message}", file=sys.stderr)
     data = {"recovered": [entry.to_json() for entry in entries]}
-    return Answer(data, [versions(entries), f"{len(entries)} versions recovered"])
+    return Answer(data, [versions(entries), f"{len(entries) - known} versions recovered, {known} were there already"])
 
 
 def merge(base: Path, ours: Path, theirs: Path, /) -> Answer:

@@ -148,6 +148,9 @@ def recover(blobs: Blobs, commit: Callable[[Change], Snapshot]) -> tuple[list[En
                 found[path.name] = _read_back(path, sha256, modified)
         except (OSError, ValueError) as error:
             damaged[path.name] = str(error)
+    if not found:
+        also = f"; these are damaged: {', '.join(sorted(damaged))}" if damaged else ""
+        raise RegistryError("MISSING", f"expected checkpoints to recover in {blobs.folder}, found none{also}")
     refused: dict[str, str] = {}
 
     def add_all(draft: Snapshot) -> None:
