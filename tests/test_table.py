@@ -209,7 +209,7 @@ class Favourite(ensemble.rules.FittedRule):
     fingerprint: str = ""
     members: tuple[str, ...] = ()
 
-    def combine(self, probabilities):
+    def _combine(self, probabilities):
         return probabilities[self.position]
 """
 

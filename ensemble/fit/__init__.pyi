@@ -7,12 +7,12 @@ from .fitters import FITTERS as FITTERS
 from .fitters import auto as auto
 from .fitters import bayes_vote as bayes_vote
 from .fitters import calibrated as calibrated
+from .fitters import fit_bayes_vote as fit_bayes_vote
+from .fitters import fit_stacked as fit_stacked
 from .fitters import fitter as fitter
 from .fitters import log_pool as log_pool
 from .fitters import stacked as stacked
 from .fitters import weighted as weighted
-from .fusion import fit_bayes_vote as fit_bayes_vote
-from .fusion import fit_stacked as fit_stacked
 from .temperature import PoolTemperatures as PoolTemperatures
 from .temperature import TemperatureFit as TemperatureFit
 from .temperature import fit_pool_temperatures as fit_pool_temperatures

@@ -62,8 +62,7 @@ class WeightedMean(FittedRule):
         """The same weights, renormalised where members abstain."""
         return replace(self, abstain=True)
 
-    def combine(self, probabilities: Tensor) -> Tensor:
-        """Combine (M, N, C) into (N, C)."""
+    def _combine(self, probabilities: Tensor) -> Tensor:
         if not self.abstain:
             return weighted_sum(probabilities, self.weights)
         absent = probabilities.isnan().any(dim=-1, keepdim=True)  # (M, N, 1)
@@ -106,8 +105,7 @@ class ClasswiseMean(FittedRule):
             raise ValueError(msg)
         self.put(common=common, weights=weights)
 
-    def combine(self, probabilities: Tensor) -> Tensor:
-        """Combine (M, N, C) into (N, C)."""
+    def _combine(self, probabilities: Tensor) -> Tensor:
         if probabilities.shape[-1] != len(self.weights):
             came = probabilities.shape[-1]
             msg = f"expected probabilities of {len(self.weights)} classes, as many as the rule has, got {came}"
@@ -146,8 +144,7 @@ class LogPool(FittedRule):
     def __post_init__(self) -> None:
         self.put(weights=_numbers(self.weights, "weights", least=0.0))
 
-    def combine(self, probabilities: Tensor) -> Tensor:
-        """Combine (M, N, C) into (N, C)."""
+    def _combine(self, probabilities: Tensor) -> Tensor:
         return pooled_logs(probabilities, self.weights, floor=self.floor)
 
 
@@ -183,7 +180,7 @@ class Temperature(FittedRule):
         if isinstance(self.value, tuple):
             return super().__call__(probabilities)
         rows = probabilities if isinstance(probabilities, Tensor) else torch.as_tensor(_array(probabilities))
-        result = self.combine(rows)
+        result = self._combine(rows)
         return cast(Tensor, result.numpy()) if isinstance(probabilities, np.ndarray) else result
 
     @property
@@ -191,8 +188,7 @@ class Temperature(FittedRule):
         """Itself: it passes NaN on to the next step of its chain."""
         return self
 
-    def combine(self, probabilities: Tensor) -> Tensor:
-        """Rows of the same shape and order."""
+    def _combine(self, probabilities: Tensor) -> Tensor:
         logs = probabilities.to(wide(probabilities)).log()
         value = torch.tensor(self.value, dtype=logs.dtype, device=logs.device)
         return (logs / (value[:, None, None] if value.ndim else value)).softmax(dim=-1).to(probabilities.dtype)
@@ -223,8 +219,7 @@ class BayesVote(FittedRule):
         shape = ("M", len(priors), len(priors))
         self.put(log_priors=priors, log_likelihoods=_numbers(self.log_likelihoods, "log likelihoods", shape))
 
-    def combine(self, probabilities: Tensor) -> Tensor:
-        """Combine (M, N, C) into (N, C)."""
+    def _combine(self, probabilities: Tensor) -> Tensor:
         tables = torch.tensor(self.log_likelihoods, dtype=torch.float64, device=probabilities.device)
         logs = torch.tensor(self.log_priors, dtype=torch.float64, device=probabilities.device)
         logs = logs.expand(probabilities.shape[1:]).clone()  # (N, C)
@@ -259,8 +254,7 @@ class Stacked(FittedRule):
         shape = (len(intercepts), "M", len(intercepts))
         self.put(intercepts=intercepts, coefficients=_numbers(self.coefficients, "coefficients", shape))
 
-    def combine(self, probabilities: Tensor) -> Tensor:
-        """Combine (M, N, C) into (N, C)."""
+    def _combine(self, probabilities: Tensor) -> Tensor:
         dtype = wide(probabilities)
         slopes = torch.tensor(self.coefficients, dtype=dtype, device=probabilities.device)  # (C, M, C)
         logits = torch.tensor(self.intercepts, dtype=dtype, device=probabilities.device)

@@ -128,7 +128,7 @@ class FittedRule:
     """The interface of rules with numbers, with the answers that suit most of them.
 
     A new one is a frozen dataclass under `@fitted_rule` whose fields are its numbers, `fingerprint` and `members`.
-    It defines `combine`, and of the rest only what differs.
+    It defines `_combine`, and of the rest only what differs.
 
     Attributes:
         fingerprint: identifies the frames that the numbers were fitted on; "" if unknown.
@@ -148,10 +148,10 @@ class FittedRule:
         if self.count not in (None, len(rows)):
             msg = f"expected probabilities of {self.count} members, as many as the rule has, got {len(rows)}"
             raise ValueError(msg)
-        result = self.combine(rows)
+        result = self._combine(rows)
         return cast(Tensor, result.numpy()) if isinstance(probabilities, np.ndarray) else result
 
-    def combine(self, probabilities: Tensor) -> Tensor:
+    def _combine(self, probabilities: Tensor) -> Tensor:
         """Combine (M, N, C) into (N, C), after the type and the number of members were checked."""
         raise NotImplementedError
 
@@ -240,7 +240,7 @@ def fitted_rule(kind: _K) -> _K:
         ...     fingerprint: str = ""
         ...     members: tuple[str, ...] = ()
         ...
-        ...     def combine(self, probabilities):
+        ...     def _combine(self, probabilities):
         ...         return probabilities[self.position]
         >>> rule_from_json({"rule": "Favourite", "position": 1})
         Favourite(position=1, fingerprint='', members=())
@@ -389,8 +389,7 @@ class Abstaining(FittedRule):
         """The rule inside over these members."""
         return Abstaining(declared(self.of).restricted(positions)) if self.has_numbers else self
 
-    def combine(self, probabilities: Tensor) -> Tensor:
-        """Combine (M, N, C) into (N, C)."""
+    def _combine(self, probabilities: Tensor) -> Tensor:
         absent = probabilities.isnan().any(dim=-1)  # (M, N)
         if not absent.any():
             return self.of(probabilities)
