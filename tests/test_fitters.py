@@ -1,4 +1,4 @@
-"""`FITTERS`, what every fit gives and refuses, Bayes votes counted by hand, stacking against automatic differentiation."""
+"""`FITTERS`, what every fit gives and refuses; Bayes votes counted by hand, stacking against autograd."""
 
 import subprocess
 import sys
