@@ -23,52 +23,37 @@ _FEW = 20  # recordings
 
 @dataclass(frozen=True, eq=False)
 class Report:
-    """The result of `evaluate`.
+    """The result of `evaluate`."""
 
-    Args:
-        members: one row per member: name, accuracy, log_loss (nats; a probability of the true class below 2^-52
-            counts as 2^-52, and a note gives the number of such frames), calibration_error (of the top class, 15
-            bins of equal width), macro_f1 (over classes that occur, on frames with an answer), parameters,
-            abstained (frames).
-        rules: the same per rule, then gain (accuracy minus the baseline's) with gain_low and gain_high, the
-            ends of its 95 % interval, NaN for fewer than two recordings; mean_gain over the uniform mean, and
-            loss_gain (the baseline's log-loss minus the rule's), each with its ends; fitted_here: whether it was
-            fitted on these frames; fitted_on_training: whether it was fitted on frames that a member was trained on;
-            optimism: its log-loss in nats on recordings left out of the fit minus that on its own fitting frames, and
-            optimism_accuracy how much less accurate it is there, both NaN without `cross_fits`.
-        pairs: one row per pair of members: first, second, and every pairwise measure of `diversity`.
-        classes: one row per class: frames, accuracy of the baseline and of the best rule, the class that the rule
-            takes it for most often, the member of highest F1 on it (trust), and the fraction of its frames on which
-            some member is right (oracle).
-        confusions: per class, the three classes that the best rule takes it for most often, how often (frames, and
-            share of the class's own), and the baseline's share of the same mistake.
-        reliability: per member and rule, the bins behind calibration_error.
-        baseline: the best single member, or the one named.
-        best: the rule of highest accuracy, lower log-loss where equal; None where there are no rules.
-        frames: number of frames judged.
-        recordings: number of groups that they come from.
-        oracle: fraction of the frames where some member is right: no choice among members beats it.
-        tie_rate: fraction of the frames where the members' votes tie for first place.
-        seconds: duration of the pass over the frames.
-        notes: what to keep in mind when reading the figures.
-        fingerprint: of the frames judged.
-    """
-
+    #: one row per member: name, accuracy, log_loss (nats; a probability of the true class below 2^-52 counts as 2^-52,
+    #: and a note gives the number of such frames), calibration_error (of the top class, 15 bins of equal width),
+    #: macro_f1 (over classes that occur, on frames with an answer), parameters, abstained (frames)
     members: pd.DataFrame
+    #: the same per rule, then gain (accuracy minus the baseline's) with gain_low and gain_high, the ends of its 95 %
+    #: interval, NaN for fewer than two recordings; mean_gain over the uniform mean, and loss_gain (the baseline's
+    #: log-loss minus the rule's), each with its ends; fitted_here: whether it was fitted on these frames;
+    #: fitted_on_training: whether it was fitted on frames that a member was trained on; optimism: its log-loss in nats
+    #: on recordings left out of the fit minus that on its own fitting frames, and optimism_accuracy how much less
+    #: accurate it is there, both NaN without `cross_fits`
     rules: pd.DataFrame
-    pairs: pd.DataFrame
+    pairs: pd.DataFrame  #: one row per pair of members: first, second, and every pairwise measure of `diversity`
+    #: one row per class: frames, accuracy of the baseline and of the best rule, the class that the rule takes it for
+    #: most often, the member of highest F1 on it (trust), and the fraction of its frames on which some member is right
+    #: (oracle)
     classes: pd.DataFrame
+    #: per class, the three classes that the best rule takes it for most often, how often (frames, and share of the
+    #: class's own), and the baseline's share of the same mistake
     confusions: pd.DataFrame
-    reliability: pd.DataFrame
-    baseline: str
-    best: str | None
-    frames: int
-    recordings: int
-    oracle: float
-    tie_rate: float
-    seconds: float
-    notes: tuple[str, ...]
-    fingerprint: str
+    reliability: pd.DataFrame  #: per member and rule, the bins behind calibration_error
+    baseline: str  #: the best single member, or the one named
+    best: str | None  #: the rule of highest accuracy, lower log-loss where equal; None where there are no rules
+    frames: int  #: number of frames judged
+    recordings: int  #: number of groups that they come from
+    oracle: float  #: fraction of the frames where some member is right: no choice among members beats it
+    tie_rate: float  #: fraction of the frames where the members' votes tie for first place
+    seconds: float  #: duration of the pass over the frames
+    notes: tuple[str, ...]  #: what to keep in mind when reading the figures
+    fingerprint: str  #: of the frames judged
 
     @property
     def frames_per_second(self) -> float:

@@ -39,26 +39,17 @@ class Test:
 
 @dataclass(frozen=True, eq=False)
 class CrossFit:
-    """What fitted weights are worth on recordings that they were not fitted on.
+    """What fitted weights are worth on recordings that they were not fitted on."""
 
-    Args:
-        loss: mean log-loss in nats over the frames that some split tests, at the weights fitted without them; infinite
-            where these give a frame's true class zero.
-        accuracy: fraction of these frames whose true class has the highest pooled probability.
-        optimism: `loss` minus the log-loss, on the same frames, of weights fitted on all frames.
-        optimism_accuracy: the accuracy of those weights minus `accuracy`.
-        weights: (splits, M), fitted on the training frames of each split.
-        fold: (N,) the first split that tests a frame; -1 where none does.
-        dropped: frames left out of the losses because every member gave the true class exactly zero.
-    """
-
+    #: mean log-loss in nats over the frames that some split tests, at the weights fitted without them; infinite where
+    #: these give a frame's true class zero
     loss: float
-    accuracy: float
-    optimism: float
-    optimism_accuracy: float
-    weights: NDArray[np.float64]
-    fold: NDArray[np.intp]
-    dropped: int = 0
+    accuracy: float  #: fraction of these frames whose true class has the highest pooled probability
+    optimism: float  #: `loss` minus the log-loss, on the same frames, of weights fitted on all frames
+    optimism_accuracy: float  #: the accuracy of those weights minus `accuracy`
+    weights: NDArray[np.float64]  #: (splits, M), fitted on the training frames of each split
+    fold: NDArray[np.intp]  #: (N,) the first split that tests a frame; -1 where none does
+    dropped: int = 0  #: frames left out of the losses because every member gave the true class exactly zero
 
 
 def sums_by_group(values: ArrayLike, groups: ArrayLike) -> tuple[Floats, Floats]:

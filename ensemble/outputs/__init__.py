@@ -7,7 +7,6 @@ arrays that come from outside stands here too: rows that are distributions, and 
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
@@ -25,48 +24,34 @@ _TOLERANCE = 1e-3  # rows whose sum is further from one than this are refused
 
 @dataclass(frozen=True)
 class About:
-    """What is known of one member besides its outputs; the defaults mean unknown.
+    """What is known of one member besides its outputs; the defaults mean unknown."""
 
-    Args:
-        parameters: number of trainable parameters.
-        trained_on: fingerprint of the frames it was trained on, comparable with `MemberOutputs.fingerprint`.
-        reference: its version in a registry, `name@id`.
-    """
-
-    parameters: int | None = None
-    trained_on: str = ""
-    reference: str = ""
+    parameters: int | None = None  #: number of trainable parameters
+    trained_on: str = ""  #: fingerprint of the frames it was trained on, comparable with `MemberOutputs.fingerprint`
+    reference: str = ""  #: its version in a registry, `name@id`
 
 
 @dataclass(frozen=True, eq=False)
 class MemberOutputs:
     """Log-probabilities of M members for N frames and C classes, with what is needed to judge them.
 
-    Args:
-        log_probabilities: (M, N, C) floating, natural logarithms; each row's exponentials sum to one.
-        members: M distinct names, in the order of the first axis.
-        classes: C names, in the order of the last axis.
-        labels: (N,) int64 indices into `classes`, or None where the truth is unknown.
-        groups: (N,) int64, the recording a frame belongs to; frames of one recording are correlated,
-            so intervals resample groups. Defaults to every frame being its own group.
-        fingerprint: identifies the frames and labels, as `FrameSet.fingerprint` does; computed from labels and groups
-            if empty.
-        abstain: members may abstain on a frame, by a row of NaN: they are then left out there (see
-            `ensemble.abstaining`) and counted. Without this declaration NaN is refused wherever it is found.
-        about: what is known of each member, in the order of `members`; nothing if left out.
-
     Raises:
         ValueError: shapes, names or labels do not fit together.
     """
 
-    log_probabilities: Tensor
-    members: tuple[str, ...]
-    classes: tuple[str, ...]
-    labels: Tensor | None = None
+    log_probabilities: Tensor  #: (M, N, C) floating, natural logarithms; each row's exponentials sum to one
+    members: tuple[str, ...]  #: M distinct names, in the order of the first axis
+    classes: tuple[str, ...]  #: C names, in the order of the last axis
+    labels: Tensor | None = None  #: (N,) int64 indices into `classes`, or None where the truth is unknown
+    #: (N,) int64, the recording a frame belongs to; frames of one recording are correlated, so intervals resample
+    #: groups. Defaults to every frame being its own group.
     groups: Tensor | None = None
+    #: identifies the frames and labels, as `FrameSet.fingerprint` does; computed from labels and groups if empty
     fingerprint: str = ""
+    #: members may abstain on a frame, by a row of NaN: they are then left out there (see `ensemble.abstaining`) and
+    #: counted. Without this declaration NaN is refused wherever it is found.
     abstain: bool = False
-    about: tuple[About, ...] = ()
+    about: tuple[About, ...] = ()  #: what is known of each member, in the order of `members`; nothing if left out
 
     def __post_init__(self) -> None:
         put, shape = object.__setattr__, tuple(self.log_probabilities.shape)
@@ -148,12 +133,15 @@ class MemberOutputs:
             msg = f"expected only members {list(arrays)} in `about`, got {unknown}"
             raise ValueError(msg)
         names = tuple(classes) if classes is not None else tuple(map(str, range(shape[-1])))
+        recordings = None if groups is None else np.asarray(groups)
+        if recordings is not None and recordings.dtype.kind not in "iu":  # names
+            recordings = np.unique(recordings, return_inverse=True)[1]
         return cls(
             torch.stack(list(arrays.values())).log_(),
             tuple(arrays),
             names,
             labels=None if labels is None else _class_indices(labels, names),
-            groups=None if groups is None else _group_indices(groups),
+            groups=None if recordings is None else torch.as_tensor(recordings),
             fingerprint=fingerprint,
             abstain=abstain,
             about=tuple(known.get(name, About()) for name in arrays),
@@ -204,19 +192,15 @@ class MemberOutputs:
         for start in range(0, self.shape[1], frames):
             where = slice(start, min(start + frames, self.shape[1]))
             block = self.log_probabilities[:, where].float().exp()
-            if nan == "refuse" or (nan == "if declared" and not self.abstain):
-                self._refuse_nan(start, block)
-            yield where, block
-
-    def _refuse_nan(self, start: int, block: Tensor) -> None:
-        way_out = "if it abstains there, declare abstain=True"
-        if self.abstain:
-            way_out = "use frames where no member abstains"
-        for name, rows, total in zip(self.members, block, block.sum(dim=(1, 2)).tolist(), strict=True):
-            if math.isnan(total):
-                frame = start + int(rows.isnan().any(dim=1).nonzero()[0])
-                msg = f"expected probabilities from member {name!r}, got NaN at frame {frame}; {way_out}"
+            refused = nan == "refuse" or (nan == "if declared" and not self.abstain)
+            if refused and block.sum().isnan():
+                m, b = block.isnan().any(dim=2).nonzero()[0].tolist()
+                came = f"{self.members[m]!r}, got NaN at frame {start + b}"
+                declare = "if it abstains there, declare abstain=True"
+                way_out = "use frames where no member abstains" if self.abstain else declare
+                msg = f"expected probabilities from member {came}; {way_out}"
                 raise ValueError(msg)
+            yield where, block
 
     def at(self, frames: Tensor) -> Self:
         """The same members on some frames only, by index (K,) or by mask (N,); they get a fingerprint of their own."""
@@ -253,12 +237,6 @@ def _class_indices(labels: Any, classes: tuple[str, ...]) -> Tensor:
         msg = f"expected labels among the classes {list(classes)}, got {unknown}"
         raise ValueError(msg)
     return torch.tensor([table[name] for name in names])
-
-
-def _group_indices(groups: Any) -> Tensor:
-    """(N,) from integers, which stay as they are, or from any sortable names."""
-    array = np.asarray(groups)
-    return torch.as_tensor(array if array.dtype.kind in "iu" else np.unique(array, return_inverse=True)[1])
 
 
 def distributions(values: Any, whose: str = "", *, dtype: torch.dtype = torch.float32, abstain: bool = False) -> Tensor:

@@ -27,28 +27,17 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True, eq=False)
 class Selection:
-    """The members chosen, with their weights, and what is known of every other choice.
+    """The members chosen, with their weights, and what is known of every other choice."""
 
-    Attributes:
-        members: names with a positive weight, in the outputs' order.
-        weights: (len(members),) non-negative, summing to one.
-        loss: log-loss of their pool on the frames kept, in nats.
-        bound: no subset within the limits has a loss below this, whatever its weights.
-        proven: whether `loss - bound` is within the requested tolerance.
-        nodes: number of convex problems solved.
-        cost: sum of the members' costs.
-        dropped: frames left out because every member, chosen or not, gave the true class exactly zero.
-    """
-
-    members: tuple[str, ...]
-    weights: Array
-    loss: float
-    bound: float
-    proven: bool
-    nodes: int
-    cost: float
-    fingerprint: str = ""
-    dropped: int = 0
+    members: tuple[str, ...]  #: names with a positive weight, in the outputs' order
+    weights: Array  #: (len(members),) non-negative, summing to one
+    loss: float  #: log-loss of their pool on the frames kept, in nats
+    bound: float  #: no subset within the limits has a loss below this, whatever its weights
+    proven: bool  #: whether `loss - bound` is within the requested tolerance
+    nodes: int  #: number of convex problems solved
+    cost: float  #: sum of the members' costs
+    fingerprint: str = ""  #: of the frames
+    dropped: int = 0  #: frames left out because every member, chosen or not, gave the true class exactly zero
 
     @property
     def rule(self) -> WeightedMean:

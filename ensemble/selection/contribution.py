@@ -24,21 +24,15 @@ _EXACT = 10  # up to this many members all subsets are computed
 
 @dataclass(frozen=True, eq=False)
 class Contributions:
-    """Nats by which each member reduces the log-loss of the pool; negative where it does harm.
-
-    Attributes:
-        leave_one_out: (M,) loss without the member minus the loss of all.
-        shapley: (M,) mean reduction over the orders in which members may join; the values add up to
-            the loss of equal probabilities minus the loss of all members.
-        error: (M,) standard error of `shapley`; zero where it is exact.
-        pool: "mean" for equal weights, "weighted" for weights fitted anew to every subset.
-    """
+    """Nats by which each member reduces the log-loss of the pool; negative where it does harm."""
 
     members: tuple[str, ...]
-    leave_one_out: Array
+    leave_one_out: Array  #: (M,) loss without the member minus the loss of all
+    #: (M,) mean reduction over the orders in which members may join; the values add up to the loss of equal
+    #: probabilities minus the loss of all members
     shapley: Array
-    error: Array
-    pool: Pool
+    error: Array  #: (M,) standard error of `shapley`; zero where it is exact
+    pool: Pool  #: "mean" for equal weights, "weighted" for weights fitted anew to every subset
 
 
 def contributions(

@@ -31,23 +31,18 @@ _PER_FRAME = ("frames", "labels", "least", "most", "low", "high", "rival", "sum"
 class GreedySelection:
     """Members picked one by one, each to make the mean of the picks most accurate.
 
-    Attributes:
-        picks: names in the order of picking, all rounds, with repeats.
-        accuracies: (rounds,) accuracy of the mean of the picks so far.
-        weights: (M,) shares of the picks up to the best round (highest accuracy, then lowest log-loss, then
-            fewest picks), in the order of `members`.
-        accuracy, loss: of these weights on the frames, computed from the sum of the picks. `rule` rounds
-            differently, so a frame where two classes tie exactly may go the other way there. The loss
-            is infinite where all picks give a frame's true class zero.
+    Accuracy and loss are computed from the sum of the picks. `rule` rounds differently, so a frame where two classes
+    tie exactly may go the other way there.
     """
 
-    picks: tuple[str, ...]
-    accuracies: Array
+    picks: tuple[str, ...]  #: names in the order of picking, all rounds, with repeats
+    accuracies: Array  #: (rounds,) accuracy of the mean of the picks so far
+    #: (M,) shares of the picks up to the best round (highest accuracy, then lowest log-loss, then fewest picks)
     weights: Array
-    accuracy: float
-    loss: float
-    members: tuple[str, ...]
-    fingerprint: str = ""
+    accuracy: float  #: of these weights on the frames
+    loss: float  #: of these weights, in nats; infinite where all picks give a frame's true class zero
+    members: tuple[str, ...]  #: M names, in the order of the weights
+    fingerprint: str = ""  #: of the frames
 
     @property
     def rule(self) -> WeightedMean:

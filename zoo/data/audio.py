@@ -171,9 +171,7 @@ def mask(windows: Tensor, *, max_time: int, max_features: int, generator: torch.
             if not 0 <= longest <= length:
                 msg = f"expected {name} between 0 and {length}, the length of its axis, got {longest}"
                 raise ValueError(msg)
-            if (
-                longest
-            ):  # torchaudio truncates a draw from [0, mask_param), so that longest + 1 makes `longest` possible
+            if longest:  # torchaudio truncates a draw from [0, mask_param): with longest + 1, `longest` is possible
                 every = torch.ones(len(windows), length, 1)
                 kept = torchaudio.functional.mask_along_axis_iid(every, longest + 1, 0.0, axis=1)
                 masked.masked_fill_((kept == 0).movedim(1, axis).to(windows.device), 0.0)

@@ -26,22 +26,15 @@ _BLOCK = 65_536  # frames normalised at a time, so that preparing a corpus does 
 class FrameSet:
     """Frames of one or more recordings, one after another.
 
-    Args:
-        features: (T, F) float32, raw, on any device.
-        labels: (T,) int64 indices into `classes`, or None.
-        starts: (U + 1,) int64, the first frame of each recording, then T; no recording is empty.
-        classes: the class names, in order.
-        names: U names of the recordings; "0", "1", ... if empty.
-
     Raises:
         ValueError: the parts do not fit together, or a feature is not finite.
     """
 
-    features: Tensor
-    labels: Tensor | None
-    starts: Tensor
-    classes: tuple[str, ...]
-    names: tuple[str, ...] = ()
+    features: Tensor  #: (T, F) float32, raw, on any device
+    labels: Tensor | None  #: (T,) int64 indices into `classes`, or None
+    starts: Tensor  #: (U + 1,) int64, the first frame of each recording, then T; no recording is empty
+    classes: tuple[str, ...]  #: the class names, in order
+    names: tuple[str, ...] = ()  #: U names of the recordings; "0", "1", ... if empty
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "classes", tuple(self.classes))
@@ -168,16 +161,11 @@ class Stretch:
 
     The rows are K zeros or real neighbours, the first recording, K zeros, the next recording, and so
     on. Overlapping windows share them, so that they take no more memory than the frames and the gaps.
-
-    Args:
-        rows: (R, F) float32.
-        firsts: (B,) int64, the row at which the window of each frame begins.
-        context: K.
     """
 
-    rows: Tensor
-    firsts: Tensor
-    context: int
+    rows: Tensor  #: (R, F) float32
+    firsts: Tensor  #: (B,) int64, the row at which the window of each frame begins
+    context: int  #: K
 
     @property
     def view(self) -> Tensor:
