@@ -38,7 +38,7 @@ def laid_out(header: object, data: bytes = b"") -> bytes:
 
 
 def reason_of(data: bytes) -> str:
-    """The verdict on a file's bytes."""
+    """The answer to a file's bytes."""
     try:
         verify_bytes(data)
     except CheckpointError as error:
@@ -48,7 +48,7 @@ def reason_of(data: bytes) -> str:
 
 @pytest.mark.skipif(not CASES, reason="the collection of malformed files is not here")
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["case"])
-def test_each_file_of_the_collection_gets_its_verdict(case):
+def test_each_file_of_the_collection_gets_its_answer(case):
     """Malformed files are refused for the right reason, within a second; odd but valid ones are read."""
     data = zlib.decompress(base64.b64decode(case["zlib_b64"])) if "zlib_b64" in case else base64.b64decode(case["b64"])
     started = time.process_time()
@@ -78,7 +78,7 @@ OWN_CASES = {
     "no UTF-8": (laid_out(b'{"\xff":1}'), "HEADER_ENCODING"),
     "byte order mark": (laid_out(b"\xef\xbb\xbf{}"), "HEADER_ENCODING"),
     "NaN": (laid_out(b'{"t":{"dtype":"F32","shape":[NaN],"data_offsets":[0,4]}}', b"1234"), "NUMBER_RANGE"),
-    "minus nought": (laid_out(b'{"t":{"dtype":"F32","shape":[-0],"data_offsets":[0,0]}}'), "NOT_INTEGER"),
+    "minus zero": (laid_out(b'{"t":{"dtype":"F32","shape":[-0],"data_offsets":[0,0]}}'), "NOT_INTEGER"),
     "metadata of a number": (laid_out({"__metadata__": {"a": 1}}), "METADATA_TYPE"),
     "boolean that is whole": (laid_out({"t": {"dtype": "BOOL", "shape": [2], "data_offsets": [0, 2]}}, b"\0\1"), "OK"),
     "nested a hundred deep": (laid_out(b'{"t":' + b"[" * 100 + b"]" * 100 + b"}"), "HEADER_DEPTH"),
@@ -88,8 +88,8 @@ OWN_CASES = {
 @pytest.mark.parametrize("name", OWN_CASES)
 def test_malformed_files_are_refused_for_their_reason(name):
     """One file has one reading, or is refused."""
-    data, verdict = OWN_CASES[name]
-    assert reason_of(data) == verdict
+    data, reason = OWN_CASES[name]
+    assert reason_of(data) == reason
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_what_is_no_safetensors_file_is_named(start, hint):
 
 @given(st.binary(max_size=300))
 def test_no_bytes_raise_anything_but_the_typed_error(data):
-    """Whatever the file holds, the answer is a verdict."""
+    """Whatever the file holds, the answer is a reason or OK."""
     reason_of(data)
 
 

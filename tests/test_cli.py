@@ -120,6 +120,7 @@ def test_a_former_spelling_is_answered_with_the_new_one(command, line):
         ("zoo show", "expected a value for REFERENCE, got none"),
         ("zoo train m cylinder", "unexpected argument 'cylinder'"),
         ("zoo train m --epochs x", "expected a whole number for --epochs, got 'x'"),
+        ("zoo merge a b c", "registry file to merge, got 'a'"),
         ("zoo tag other", "expected tags for other, got none"),
         ("zoo picture nowhere/x.png", "no such folder"),
         ("zoo average m a b --picture nowhere/x.png", "no such folder"),

@@ -176,7 +176,7 @@ def test_an_alias_remembers_and_can_demand(registry):
     assert registry.get("best").reference == "a@2"
     registry.alias_back("best")
     assert registry.aliases() == {"best": "a@1"}
-    with pytest.raises(RegistryError, match="remembers nothing"):
+    with pytest.raises(RegistryError, match="nothing to go back to"):
         registry.alias_back("best")
 
 

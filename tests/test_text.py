@@ -45,7 +45,7 @@ ID = "0123456789ab"
 TIME = VERSION["created"]
 
 
-def verdict(check, value) -> str:
+def answer(check, value) -> str:
     """OK, or the reason of the typed error; any other error goes on."""
     try:
         check(value)
@@ -59,11 +59,11 @@ needs_corpus = pytest.mark.skipif(not CASES["names"], reason="the collection of 
 
 @needs_corpus
 @pytest.mark.parametrize("case", CASES["registry_texts"], ids=lambda case: case["case"])
-def test_each_text_of_the_collection_gets_its_verdict(case):
+def test_each_text_of_the_collection_gets_its_answer(case):
     """Within a second."""
     raw = base64.b64decode(case["b64"]) if case["text"] is None else case["text"].encode()
     started = time.process_time()
-    assert verdict(parse, raw) == case["required"]
+    assert answer(parse, raw) == case["required"]
     assert time.process_time() - started < 1
 
 
@@ -146,13 +146,13 @@ TEXTS = {
 
 
 @pytest.mark.parametrize("name", TEXTS)
-def test_texts_get_their_verdict(name):
+def test_texts_get_their_answer(name):
     """Refused for the right reason, or read."""
-    raw, verdicts = TEXTS[name]
-    assert verdict(parse, raw) in verdicts.split()
+    raw, answers = TEXTS[name]
+    assert answer(parse, raw) in answers.split()
 
 
-@pytest.mark.parametrize("name", [name for name, (_, verdicts) in TEXTS.items() if "OK" not in verdicts])
+@pytest.mark.parametrize("name", [name for name, (_, answers) in TEXTS.items() if "OK" not in answers])
 def test_a_refused_text_is_never_written_over(name, tmp_path):
     """A change of a registry that does not parse leaves its bytes alone."""
     path = tmp_path / "registry.json"
@@ -172,7 +172,7 @@ plain = st.recursive(
     max_leaves=12,
 )
 names = st.from_regex(r"[a-z0-9]([a-z0-9._-]{0,12}[a-z0-9])?", fullmatch=True).filter(
-    lambda n: verdict(check_name, n) == "OK"
+    lambda n: answer(check_name, n) == "OK"
 )
 words = st.text(st.characters(categories=["L", "N", "P", "Zs"]), max_size=8)
 
@@ -229,7 +229,7 @@ def test_whatever_stands_in_a_place_is_refused_by_name_or_kept(changes):
             holder = holder[key] if isinstance(holder, dict) and key in holder else None
         if isinstance(holder, dict) and isinstance(last, str):
             holder[last] = copy.deepcopy(value)
-    if verdict(parse, text := json.dumps(table).encode()) == "OK":
+    if answer(parse, text := json.dumps(table).encode()) == "OK":
         assert json.loads(write(parse(text))) == table
 
 
@@ -266,7 +266,7 @@ AROUND = '{"format":"zoo-registry","schema":1,"ensembles":{},"aliases":{},"model
 def test_a_text_means_what_it_means_however_its_lines_are_broken(models, wanted):
     """Where a line ends has no meaning."""
     text = (AROUND % models).encode()
-    assert verdict(parse, text) == wanted
+    assert answer(parse, text) == wanted
     if wanted == "OK":
         document = parse(text)
         expected = {name: model["versions"] for name, model in json.loads(text)["models"].items()}
@@ -280,13 +280,13 @@ def test_a_text_means_what_it_means_however_its_lines_are_broken(models, wanted)
 )
 def test_half_a_pair_is_refused_whatever_stands_beside_it(text):
     """An escaped backslash and letters are no half of anything."""
-    assert verdict(parse, with_extension(text)) == "REGISTRY_ENCODING"
+    assert answer(parse, with_extension(text)) == "REGISTRY_ENCODING"
 
 
 @pytest.mark.parametrize("text", [r'"\ud83d\ude00"', r'"\\\\ud800"', r'"\ud83d\ude00\ud83d\ude00"'])
 def test_whole_pairs_and_escaped_backslashes_pass(text):
     """As any reader takes them."""
-    assert verdict(parse, with_extension(text)) == "OK"
+    assert answer(parse, with_extension(text)) == "OK"
 
 
 @pytest.mark.parametrize(
@@ -304,12 +304,12 @@ def test_whole_pairs_and_escaped_backslashes_pass(text):
 )
 def test_what_would_fail_when_it_is_used_is_refused_when_it_is_read(fields):
     """Numbers of a probe, parts of a metric, a day that is none, a number that no reference can name."""
-    assert verdict(parse, with_version(**fields)) in ("FIELD_TYPE", "VERSION_NUMBER")
+    assert answer(parse, with_version(**fields)) in ("FIELD_TYPE", "VERSION_NUMBER")
 
 
 def test_a_key_that_names_control_characters_may_not_stand_twice():
     """The reason is what is wrong, not what the message happens to hold."""
-    assert verdict(parse, with_extension('{"control character":1,"control character":2}')) == "DUPLICATE_KEY"
+    assert answer(parse, with_extension('{"control character":1,"control character":2}')) == "DUPLICATE_KEY"
 
 
 @pytest.mark.parametrize("bad", ["n", "blob"])
@@ -382,7 +382,7 @@ def test_the_fast_reader_lets_nothing_pass_that_the_strict_one_refuses(old, new,
     """Not in the parts that are only carried either, and not what bytes alone would not show."""
     raw = CANONICAL.replace(old, new, 1)
     assert raw != CANONICAL
-    assert verdict(registry_text._strict, raw) == verdict(parse, raw) == wanted
+    assert answer(registry_text._strict, raw) == answer(parse, raw) == wanted
     if wanted == "OK":
         assert parse(raw).entry("m", ID).recipe == {"a": 1e-08, "b": [1]}
 

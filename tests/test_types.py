@@ -22,7 +22,7 @@ CASES = json.loads(CORPUS.read_text()) if CORPUS.exists() else {"names": [], "di
 ID = "0123456789ab"
 
 
-def verdict(check, value) -> str:
+def answer(check, value) -> str:
     """OK, or the reason of the typed error; any other error goes on."""
     try:
         check(value)
@@ -35,22 +35,22 @@ needs_corpus = pytest.mark.skipif(not CASES["names"], reason="the collection of 
 
 
 names = st.from_regex(r"[a-z0-9]([a-z0-9._-]{0,12}[a-z0-9])?", fullmatch=True).filter(
-    lambda n: verdict(check_name, n) == "OK"
+    lambda n: answer(check_name, n) == "OK"
 )
 
 
 @needs_corpus
 @pytest.mark.parametrize("case", CASES["names"], ids=lambda case: case["why"])
-def test_each_name_of_the_collection_gets_its_verdict(case):
+def test_each_name_of_the_collection_gets_its_answer(case):
     """What may name a model on one system may name it on all."""
-    assert verdict(check_name, case["input"]) == case["required"]
+    assert answer(check_name, case["input"]) == case["required"]
 
 
 @needs_corpus
 @pytest.mark.parametrize("case", CASES["digests"], ids=lambda case: case["why"])
-def test_each_digest_of_the_collection_gets_its_verdict(case):
+def test_each_digest_of_the_collection_gets_its_answer(case):
     """One algorithm, one spelling."""
-    assert verdict(check_digest, case["input"]) == case["required"]
+    assert answer(check_digest, case["input"]) == case["required"]
 
 
 @given(st.text(max_size=100))
@@ -59,7 +59,7 @@ def test_each_digest_of_the_collection_gets_its_verdict(case):
 @example("NONE")
 def test_a_name_that_passes_is_safe_everywhere(name):
     """It is its own reference, its own file name, and ASCII."""
-    if verdict(check_name, name) == "OK":
+    if answer(check_name, name) == "OK":
         assert name.isascii()
         assert Path(name).name == name
         assert parse_reference(name) == Reference(name)

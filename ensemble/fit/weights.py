@@ -1,4 +1,4 @@
-"""One weight per member: of the linear pool by log-loss or Brier score, for each class, of the log-linear pool."""
+"""Fit the linear pool, with one weight per member or one per member and class, and the log-linear pool."""
 
 from __future__ import annotations
 
@@ -78,8 +78,9 @@ def fit_weights(
     Args:
         outputs: with labels; read in blocks, so they may be memory-mapped.
         objective: "nll" for the log-loss, "brier" for the squared error of the whole distribution.
-        alpha: strength of the pull towards equal weights. "nll": M pseudo-frames of total weight alpha N, each of
-            which one member alone gets right; "brier": alpha times the squared distance from equal weights.
+        alpha: strength of the pull towards equal weights. "nll": as if M further frames, of total weight alpha N, had
+            been added, on each of which exactly one member is right; "brier": alpha times the squared distance from
+            equal weights.
         sample_weights: (N,) non-negative; integers act as repeated frames.
         start: (M,) weights to begin from ("nll" only; the Brier score needs none).
         on_nan: "drop" gives weight 0 to a member with NaN on some frame, with a warning.

@@ -65,7 +65,7 @@ def page(report: Report, *, title: str = "Is the ensemble better?") -> str:
     figures = [plots.reliability, plots.classes] if report.frames else []
     figures += [plots.gains] if report.frames and len(report.rules) else []
     figures += [plots.disagreement] if report.frames and len(report.pairs) else []
-    closest = report.pairs.sort_values("disagreement", ascending=False).head(_MOST_PAIRS)
+    farthest = report.pairs.sort_values("disagreement", ascending=False).head(_MOST_PAIRS)
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     text = environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
         title=title,
@@ -76,9 +76,9 @@ def page(report: Report, *, title: str = "Is the ensemble better?") -> str:
             "members": _table(report.members),
             "classes": _table(report.classes, first="class"),
             "confusions": _table(report.confusions, first="class"),
-            "pairs": _table(closest),
+            "pairs": _table(farthest),
         },
-        pairs_left_out=len(report.pairs) - len(closest),
+        pairs_left_out=len(report.pairs) - len(farthest),
         figures={draw.__name__: plots.svg(draw(report)) for draw in figures},
     )
     return text.lstrip()

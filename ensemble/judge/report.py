@@ -94,7 +94,7 @@ def evaluate(
 
     Args:
         outputs: of all members, with labels; read in blocks; intervals resample its groups.
-        rules: name in the report -> rule. One that knows its members' names is applied to the members of these names.
+        rules: name in the report -> rule. One that knows the names of its members is applied to those, in any order.
         baseline: the member that gains are measured against, chosen on other frames. If None, the most
             accurate member on these frames, which makes gains look smaller than they are; a note says so.
         parameters: member -> number of parameters, in place of those in `outputs.about`.

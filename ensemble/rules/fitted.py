@@ -1,8 +1,8 @@
 """Rules with numbers, and rules made of rules: frozen dataclasses under the interface `FittedRule`.
 
 The `fit_*` functions return them as `fit.rule`. Each knows the fingerprint of the frames that it was fitted on, so that
-a report can say when it is judged there, and the names of the members, so that no number reaches the wrong one: the
-fields `fingerprint` and `members` of all, see `FittedRule`.
+a report can say when it is judged there, and the names of the members, so that no number reaches the wrong one. Both
+are fields of every fitted rule; see `FittedRule`.
 """
 
 from __future__ import annotations
@@ -351,8 +351,8 @@ def rule_for(rule: Rule, members: Sequence[str]) -> FittedRule:
 
     Args:
         rule: any rule; one that knows no names takes the members as they come.
-        members: M names in the order of the outputs' first axis. Members that the rule was not fitted on have no
-            influence; members that have none in the rule may be missing.
+        members: M names in the order of the outputs' first axis. Members that the rule does not know get no weight. A
+            member whose weight in the rule is zero may be missing.
 
     Returns:
         The rule by position, without names.

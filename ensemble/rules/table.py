@@ -189,7 +189,7 @@ class FittedRule:
 
     @property
     def has_numbers(self) -> bool:
-        """False for plain functions, which were never fitted."""
+        """Whether the rule has numbers; plain functions have none."""
         return bool(self.fingerprints)
 
     @property

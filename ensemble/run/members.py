@@ -374,7 +374,8 @@ def versions(
             continue
         names = registry.list(reference) if set(reference) & set("*?[") else [reference]
         if not names:
-            msg = f"expected models that match {reference!r}, got none; the registry has {registry.list()}"
+            have = registry.list() or "no models yet"
+            msg = f"expected models that match {reference!r}, got none; the registry has {have}"
             raise ValueError(msg)
         entries |= {entry.id: entry for entry in map(registry.get, names)}
     bare = Counter(entry.name for entry in entries.values())

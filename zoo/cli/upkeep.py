@@ -141,6 +141,9 @@ def merge(base: Path, ours: Path, theirs: Path, /) -> Answer:
     """
     from zoo.registry.merge import merge_files
 
+    for path in (base, ours, theirs):
+        if not path.exists():
+            raise FileNotFoundError(f"expected a registry file to merge, got {str(path)!r}, which does not exist")
     try:
         merge_files(base, ours, theirs)
     except zoo.RegistryError as error:

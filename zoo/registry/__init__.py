@@ -216,7 +216,7 @@ class Registry:
         changes.check_nameable(self.snapshot() if self.path.exists() else Snapshot(), name)
 
     def add(self, name: str, prepared: Prepared) -> Entry:
-        """The second half of `register`: write the blob, then the record; see `transaction`."""
+        """Register what `register.prepare` made: write the blob, then the record; see `transaction`."""
         from zoo.registry.load import problem_of
 
         self.blobs.put(prepared.data)
@@ -288,7 +288,7 @@ class Registry:
         drop_tags: Iterable[str] = (),
         metrics: Mapping[str, Any] | None = None,
     ) -> Entry:
-        """Change what is said about a version; what is left out stays, and so does what others have said meanwhile.
+        """Change a version's note, tags or metrics; what is not named stays as it is, with changes by others meanwhile.
 
         `note` replaces its note ("" removes it), `tags` all its tags; `add_tags` are added, `drop_tags` removed.
         `metrics` are added; one of the same name is replaced.

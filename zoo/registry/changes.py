@@ -231,8 +231,8 @@ def move_alias(known: Snapshot, name: str, target: str | None, expect: str | Non
         elif len(before) > 1:
             _, new, *before = before
         else:
-            what = f"there are {sorted(draft.pointers)}" if alias is None else "it remembers nothing"
-            raise RegistryError("UNKNOWN", f"expected an alias {name!r} with something before; {what}")
+            what = "there is no alias" if alias is None else "nothing to go back to: no earlier target of the alias"
+            raise RegistryError("UNKNOWN", f"{what} {name!r}")
         if to is None or new != now:
             draft.set(pointers={**draft.pointers, name: (alias or AliasRecord()).moved(new, before)})
 

@@ -165,8 +165,8 @@ def read_bytes(path: Path, *, missing: bool = False) -> Bytes | None:
             return None
         raise RegistryError(
             "NO_REGISTRY",
-            f"there is no registry at {path}; registering a model there makes one (`zoo register`, `zoo train`), "
-            f"`zoo recover` rebuilds a lost one, --registry or ZOO_REGISTRY names another",
+            f"there is no registry at {path}; name another with --registry or ZOO_REGISTRY, or make one with "
+            "`zoo train` or `zoo register`; `zoo recover` rebuilds a lost one",
         ) from None
     except OSError as error:
         raise RegistryError("DISK", f"cannot read the registry {path}: {error}") from error

@@ -40,7 +40,7 @@ class RegistryError(ValueError):
     NAME_COLLISION, ID, DIGEST, VERSION_NUMBER, DANGLING.
     The request: UNKNOWN, SPEC, EXISTS, HELD, CLASSES, ARGUMENT, CONFLICT, LOCKED, NO_REGISTRY, LINK.
     The disk: DISK (nothing has changed), NOT_DURABLE (changed, but a power cut may undo it).
-    A blob: MISSING, NOT_A_FILE, BLOB_SIZE, BLOBDIGEST, BLOB, PROBE, METRICS.
+    A blob: MISSING, NOT_A_FILE, BLOB_SIZE, BLOB_DIGEST, BLOB, PROBE.
     """
 
     def __init__(self, reason: str, message: str) -> None:
