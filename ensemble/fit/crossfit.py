@@ -7,16 +7,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from ensemble.fit._solver import settle
-from ensemble.fit._solver.newton import Rows
+from ensemble.fit._solver import Array, settle
+from ensemble.fit._solver.newton import Indices, Rows
 from ensemble.fit.weights import Objective, explained_matrix, fit_weights, labelled
 from ensemble.judge.significance import CrossFit
 from ensemble.outputs import MemberOutputs
-
-Array = NDArray[np.float64]
-Indices = NDArray[np.intp]
 
 _PRESENT = 1e-3  # a weight above this counts as the member being included
 _SETTLED = 1e-3

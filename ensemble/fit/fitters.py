@@ -11,10 +11,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from scipy.optimize import minimize
-from torch import Tensor
 
+from ensemble.fit._solver import Array
 from ensemble.fit.temperature import fit_temperature
 from ensemble.fit.weights import fit_log_linear, fit_weights, labelled, positive
 from ensemble.outputs import MemberOutputs
@@ -157,14 +156,22 @@ def fit_stacked(
     for block, probabilities in outputs.blocks(max(1, _CELLS // (members * classes)), nan="refuse"):
         table[block] = probabilities.clamp(min=floor).log().transpose(0, 1).flatten(1)
     centre = torch.eye(classes)[:, present].repeat(members, 1) / members  # (M C, present)
-    found = minimize(
-        _loss_and_slope,
-        np.concatenate([centre.numpy().ravel(), np.zeros(len(present))]),
-        args=(table, torch.from_numpy(targets)[:, None], centre, strength),
-        jac=True,
-        method="L-BFGS-B",
-        options={"maxiter": max_iterations, "ftol": 1e-7, "gtol": 1e-5},
-    )
+    truth = torch.from_numpy(targets)[:, None]  # (N, 1)
+
+    def objective(flat: Array) -> tuple[float, Array]:
+        """Log-loss with the ridge, and its gradient: slopes (M C, present) and intercepts without a penalty, flat."""
+        numbers = torch.from_numpy(flat).float().reshape(-1, len(present))
+        slopes, intercepts = numbers[:-1], numbers[-1]
+        logs = torch.addmm(intercepts, table, slopes).log_softmax(dim=-1)
+        away = slopes - centre
+        loss = -logs.gather(1, truth).double().mean() + strength / 2 * away.double().square().sum()
+        wrong = logs.exp_().scatter_add_(1, truth, torch.full(truth.shape, -1.0)) / frames  # (N, present)
+        gradient = torch.cat([table.T @ wrong + strength * away, wrong.sum(dim=0, keepdim=True)])
+        return float(loss), gradient.double().numpy().ravel()
+
+    start = np.append(centre.numpy().ravel(), np.zeros(len(present)))
+    settings: Any = {"maxiter": max_iterations, "ftol": 1e-7, "gtol": 1e-5}
+    found = minimize(objective, start, jac=True, method="L-BFGS-B", options=settings)
     if found.nit >= max_iterations:
         msg = f"stacking on {frames} frames stopped after {max_iterations} iterations: raise max_iterations or strength"
         warnings.warn(msg, RuntimeWarning, stacklevel=2)
@@ -173,20 +180,3 @@ def fit_stacked(
     offsets: Any = np.full(classes, intercepts.min() - 50.0 - np.abs(slopes).sum() * abs(np.log(floor)))
     coefficients[present], offsets[present] = slopes.reshape(-1, members, classes), intercepts
     return Stacked(coefficients, offsets, floor, outputs.fingerprint, outputs.members)
-
-
-def _loss_and_slope(
-    flat: NDArray[np.float64], table: Tensor, targets: Tensor, centre: Tensor, strength: float
-) -> tuple[float, NDArray[np.float64]]:
-    """Log-loss of a linear model with a ridge around `centre`, and its gradient.
-
-    Coefficients (D, K) and K intercepts without a penalty come flat; the table is (N, D) float32, the targets (N, 1).
-    """
-    numbers = torch.from_numpy(flat).float().reshape(-1, centre.shape[1])
-    slopes, intercepts = numbers[:-1], numbers[-1]
-    logs = torch.addmm(intercepts, table, slopes).log_softmax(dim=-1)
-    away = slopes - centre
-    loss = -logs.gather(1, targets).double().mean() + strength / 2 * away.double().square().sum()
-    wrong = logs.exp_().scatter_add_(1, targets, torch.full(targets.shape, -1.0)) / len(table)  # (N, K)
-    gradient = torch.cat([table.T @ wrong + strength * away, wrong.sum(dim=0, keepdim=True)])
-    return float(loss), gradient.double().numpy().ravel()

@@ -8,15 +8,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from scipy.optimize import minimize
 from torch import Tensor
 
+from ensemble.fit._solver import Array
 from ensemble.outputs import MemberOutputs, distributions, indices
 from ensemble.rules.fitted import Chain, Temperature, WeightedMean, rule_for
 from ensemble.rules.table import Rule
 
-Floats = NDArray[np.float64]
 _Blocks = Callable[[], Iterable[tuple[Tensor, Tensor]]]  # (M, b, C) logarithms in float64 and (b,) labels
 
 _CELLS = 2**21  # probabilities processed together
@@ -120,7 +119,7 @@ def _from_outputs(outputs: MemberOutputs, rule: Rule | None) -> _Blocks:
     return blocks
 
 
-def _newton(blocks: _Blocks, members: int, frames: int) -> tuple[Floats, Floats, Floats]:
+def _newton(blocks: _Blocks, members: int, frames: int) -> tuple[Array, Array, Array]:
     """(M,) inverse temperatures, losses before and after; all members share the passes over the blocks."""
     b = torch.ones(members, dtype=torch.float64)
     low, high = torch.full_like(b, 1 / _HOTTEST), torch.full_like(b, 1 / _COLDEST)
@@ -201,7 +200,7 @@ def fit_pool_temperatures(outputs: MemberOutputs, weights: Sequence[float] | Non
         raise ValueError(msg)
     shares = torch.tensor(pool.weights, dtype=torch.float64)
 
-    def objective(logarithms: Floats) -> tuple[float, Floats]:
+    def objective(logarithms: Array) -> tuple[float, Array]:
         x = torch.tensor(logarithms, requires_grad=True)
         total = 0.0
         for z, labels in blocks():
@@ -213,8 +212,8 @@ def fit_pool_temperatures(outputs: MemberOutputs, weights: Sequence[float] | Non
         assert x.grad is not None
         return total / frames, x.grad.numpy() / frames
 
-    none: Floats = np.zeros(members + 1)
-    own: Floats = np.append(np.log(np.atleast_1d(fit_temperature(outputs).value)), 0.0)
+    none: Array = np.zeros(members + 1)
+    own: Array = np.append(np.log(np.atleast_1d(fit_temperature(outputs).value)), 0.0)
     settings: Any = {"method": "L-BFGS-B", "options": {"ftol": 1e-12, "gtol": 1e-9, "maxiter": 1000}}
     settings["bounds"] = [(float(np.log(_COLDEST)), float(np.log(_HOTTEST)))] * (members + 1)
     found = min((minimize(objective, start, jac=True, **settings) for start in (none, own)), key=lambda end: end.fun)

@@ -13,12 +13,10 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from torch import Tensor
 
-from ensemble.fit._solver import SimplexFit, at_least_zero, checked_weights, fit_simplex_weights
+from ensemble.fit._solver import Array, SimplexFit, at_least_zero, checked_weights, fit_simplex_weights
 from ensemble.fit._solver.newton import nonnegative_minimum
 from ensemble.outputs import MemberOutputs
 from ensemble.rules.fitted import ClasswiseMean, LogPool, WeightedMean
-
-Array = NDArray[np.float64]
 
 Objective = Literal["nll", "brier"]
 _EXACT = 2**22  # a true-class matrix of up to this many numbers is kept in float64
@@ -328,28 +326,26 @@ def fit_log_linear(outputs: MemberOutputs, *, start: object | None = None, ridge
     if begin.shape != (M,) or not np.isfinite(begin).all() or (begin < 0).any():
         msg = f"expected a start of {M} finite, non-negative exponents, got {begin}"
         raise ValueError(msg)
-    labelled(outputs)
+    labels, frames = labelled(outputs), outputs.shape[1]
     for _ in outputs.blocks(_FRAMES, nan="refuse"):  # refuses NaN, by name
         pass
+
+    def objective(w: Array) -> tuple[float, Array]:
+        """Log-loss with the ridge, in nats per frame, and its gradient (M,)."""
+        exponents, loss, slope = torch.from_numpy(w), 0.0, torch.zeros(M, dtype=torch.float64)
+        for first in range(0, frames, _FRAMES):
+            where = slice(first, first + _FRAMES)
+            logs = outputs.log_probabilities[:, where].double().clamp_min(_LOWEST)  # (M, b, C)
+            pooled = torch.einsum("m,mbc->bc", exponents, logs).log_softmax(dim=-1)
+            truth = labels[where, None]
+            loss -= float(pooled.gather(1, truth).sum())
+            error = pooled.exp().scatter_add_(1, truth, torch.full_like(truth, -1, dtype=torch.float64))
+            slope += torch.einsum("bc,mbc->m", error, logs)
+        return loss / frames + ridge / 2 * float(w @ w), slope.numpy() / frames + ridge * w
+
     settings: Any = {"method": "L-BFGS-B", "options": {"ftol": 1e-13, "gtol": 1e-8, "maxiter": 500}}
-    found = minimize(_loss_and_slope, begin, args=(outputs, ridge), jac=True, bounds=[(0.0, None)] * M, **settings)
+    found = minimize(objective, begin, jac=True, bounds=[(0.0, None)] * M, **settings)
     w = np.asarray(found.x, dtype=np.float64)
-    loss, slope = _loss_and_slope(w, outputs, ridge)
+    loss, slope = objective(w)
     violation = np.where(w > 0, np.abs(slope), np.maximum(-slope, 0.0)).max()
     return LogLinearFit(w, loss - ridge / 2 * float(w @ w), float(violation), outputs.members, outputs.fingerprint)
-
-
-def _loss_and_slope(w: Array, outputs: MemberOutputs, ridge: float) -> tuple[float, Array]:
-    """Log-loss of the log-linear pool with its ridge, in nats per frame, and its gradient (M,)."""
-    labels, frames = outputs.require_labels(), outputs.shape[1]
-    exponents = torch.from_numpy(w)
-    loss, slope = 0.0, torch.zeros(len(w), dtype=torch.float64)
-    for start in range(0, frames, _FRAMES):
-        where = slice(start, start + _FRAMES)
-        logs = outputs.log_probabilities[:, where].double().clamp_min(_LOWEST)  # (M, b, C)
-        pooled = torch.einsum("m,mbc->bc", exponents, logs).log_softmax(dim=-1)
-        truth = labels[where, None]
-        loss -= float(pooled.gather(1, truth).sum())
-        error = pooled.exp().scatter_add_(1, truth, torch.full_like(truth, -1, dtype=torch.float64))
-        slope += torch.einsum("bc,mbc->m", error, logs)
-    return loss / frames + ridge / 2 * float(w @ w), slope.numpy() / frames + ridge * w

@@ -28,10 +28,8 @@ class WeightedMean(FittedRule):
     Args:
         weights: M finite, non-negative numbers with a positive sum, as a tensor, an array or any sequence;
             kept as floats that sum to one. A member of weight 0 has no effect, not even where it gives NaN.
-        fingerprint: of the frames that the weights were fitted on; "" if they come from elsewhere.
         abstain: members may abstain by a row of NaN; the others' weights are then renormalised on that
             frame. Frames where every member with a weight abstains get equal probabilities. See `abstaining`.
-        members: names of the M members, in order; () for members by position.
 
     Raises:
         ValueError: the weights are not as above, or their number is not the number of members.
