@@ -79,7 +79,7 @@ def diff(first: str, second: str, /, *, registry: RegistryFile = None) -> Answer
     tensors = [{**row, "first": as_text(row["first"]), "second": as_text(row["second"])} for row in found["tensors"]]
     if not pairs and not tensors:
         return Answer(found, [f"{names[0]} and {names[1]} are equal"])
-    title = "\ntensors: largest difference, and norm of the difference relative to the first's"
+    title = "\ntensors: largest and relative difference"
     return Answer(found, [Table(pairs), Table(tensors, title)], code=1)
 
 

@@ -461,7 +461,7 @@ class Snapshot:
                 raise RegistryError("UNKNOWN", f"{wanted.name!r} is an ensemble, expected a model")
             if is_id(wanted.name):
                 raise RegistryError("UNKNOWN", f"no version has the id {wanted.name!r}")
-            raise RegistryError("UNKNOWN", unknown("model", wanted.name, [*self.pointers, *self.list()]))
+            raise RegistryError("UNKNOWN", unknown("name", wanted.name, [*self.pointers, *self.list()]))
         for id, version in model.versions.items():
             if id == wanted.id or version.n == wanted.number:
                 return Entry(wanted.name, id, version)
