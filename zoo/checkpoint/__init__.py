@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from zoo import _files
 from zoo._json import TextError, canonical, depth, parse_strictly
-from zoo.checkpoint.header import DTYPES, CheckpointError, Header, Piece, read_header
+from zoo.checkpoint.header import DTYPES, CheckpointError, Header, read_header
 from zoo.checkpoint.match import check_fit, check_values, fill, restore, template
 from zoo.models.spec import Spec, build
 
@@ -125,14 +125,10 @@ class Checkpoint:
 
     def about(self) -> dict[str, Any]:
         """Where the checkpoint comes from, as plain data: metrics, recipe, parents, kind, trained_on, note."""
-        return {
-            "metrics": {key: dict(value) for key, value in self.metrics.items()},
-            "recipe": None if self.recipe is None else dict(self.recipe),
-            "parents": list(self.parents),
-            "kind": self.kind,
-            "trained_on": self.trained_on,
-            "note": self.note,
-        }
+        fields = {name: getattr(self, name) for name in _ABOUT}
+        fields["metrics"] = {key: dict(value) for key, value in self.metrics.items()}
+        fields["recipe"] = None if self.recipe is None else dict(self.recipe)
+        return {**fields, "parents": list(self.parents)}
 
     def to_module(self, device: torch.device | str = "cpu") -> nn.Module:
         """A new model in eval mode with these weights; it shares no memory with the checkpoint."""
@@ -237,17 +233,15 @@ def pack(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
 def tensors_of(data: bytes | bytearray, header: Header) -> dict[str, Tensor]:
     """The tensors as views of the file's bytes, in the order of the header."""
     buffer = data if isinstance(data, bytearray) else bytearray(data)
-    return {name: _view(buffer, piece) for name, piece in header.pieces.items()}
-
-
-def _view(buffer: bytearray, piece: Piece) -> Tensor:
-    if piece.start == piece.stop:
-        return torch.empty(piece.shape, dtype=piece.dtype)
-    if piece.start % piece.dtype.itemsize:  # a header of odd length: elements would lie across words
-        raw = torch.frombuffer(buffer, dtype=torch.uint8, count=piece.stop - piece.start, offset=piece.start)
-        return raw.clone().view(piece.dtype).reshape(piece.shape)
-    count = (piece.stop - piece.start) // piece.dtype.itemsize
-    return torch.frombuffer(buffer, dtype=piece.dtype, count=count, offset=piece.start).reshape(piece.shape)
+    found = {}
+    for name, piece in header.pieces.items():
+        raw, size = torch.empty(0, dtype=torch.uint8), piece.stop - piece.start
+        if size:
+            raw = torch.frombuffer(buffer, dtype=torch.uint8, count=size, offset=piece.start)
+        if piece.start % piece.dtype.itemsize:  # a header of odd length: elements would lie across words
+            raw = raw.clone()
+        found[name] = raw.view(piece.dtype).reshape(piece.shape)
+    return found
 
 
 def write(checkpoint: Checkpoint, path: Path | str, *, name: str = "") -> None:

@@ -11,14 +11,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from math import prod
-from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 
-from zoo._files import opened, read_some
+from zoo._files import read_some
 from zoo._json import TextError, depth, has_surrogate, parse_integers
 
 DTYPES: dict[str, torch.dtype] = {
@@ -114,19 +112,8 @@ def read_header(data: bytes | bytearray) -> Header:
     return header
 
 
-def header_at(path: Path, *, follow: bool = True) -> Header:
-    """The header of a file, without reading its data: the values of boolean tensors stay unchecked.
-
-    Raises:
-        CheckpointError: as `read_header`.
-        OSError: not a plain file, unreadable.
-    """
-    with opened(path, follow=follow) as (file, size):
-        return header_of(file, size)[1]
-
-
 def header_of(file: int, size: int) -> tuple[bytes, Header]:
-    """The bytes before the data of an opened file, and the header in them; as `header_at`."""
+    """The bytes before the data of an opened file, and the header in them; as `read_header`, but no data is checked."""
     first = read_some(file, 8)
     length = int.from_bytes(first, "little") if len(first) == 8 else 0
     head = first + read_some(file, min(length, MOST_HEADER + 1, size))
@@ -153,7 +140,12 @@ def _located(data: bytes | bytearray, size: int) -> Header:
         _refuse_deep(table)  # only what is refused anyway can be nested so deep
         _refuse_deep(metadata)
         raise
-    _check_cover(pieces, base=8 + length, end=size)
+    place = 8 + length
+    for start, stop in [*sorted((piece.start, piece.stop) for piece in pieces.values()), (size, size)]:
+        if start != place:  # every byte of the data belongs to one tensor, and nothing follows the last
+            what = "overlap" if start < place else "a hole"
+            _refuse("OFFSETS", f"expected tensors that fill the data, got {what} between bytes {place} and {start}")
+        place = stop
     return Header(pieces, metadata)
 
 
@@ -200,15 +192,6 @@ def _piece(name: str, fields: Any, base: int) -> Piece:
 
 def _are_sizes(value: Any) -> bool:
     return type(value) is list and {*map(type, value)} <= {int} and (not value or min(value) >= 0)
-
-
-def _check_cover(pieces: Mapping[str, Piece], base: int, end: int) -> None:
-    """Every byte of the data belongs to one tensor: no holes, no overlaps, nothing behind the last."""
-    ranges = sorted((piece.start, piece.stop) for piece in pieces.values())
-    for (_, before), (after, _) in pairwise([(base, base), *ranges, (end, end)]):
-        if before != after:
-            what = "overlap" if after < before else "a hole"
-            _refuse("OFFSETS", f"expected tensors that fill the data, got {what} between bytes {before} and {after}")
 
 
 def _refuse(reason: str, message: str) -> NoReturn:

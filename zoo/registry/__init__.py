@@ -126,7 +126,8 @@ class Registry:
         """
         from zoo.registry.load import checkpoint
 
-        return checkpoint(self.blobs, self._entry(version))
+        entry = self._entry(version)
+        return checkpoint(entry, self.blobs.read(entry))
 
     def load(self, version: str | Entry, *, device: torch.device | str = "cpu") -> nn.Module:
         """A version as a model in eval mode, whole and checked; the errors of `checkpoint`."""
@@ -177,21 +178,17 @@ class Registry:
     ) -> Entry:
         """Register a model under a name, as its next version; the same weights again are the same version.
 
+        Registering the same weights again repairs a version whose blob is damaged or missing. The arguments that are
+        not below are as in `Checkpoint`; None leaves what a checkpoint has.
+
         Args:
             name: the model's name.
-            model: a `Checkpoint`, a live module, or the path of a safetensors file, which is checked and
-                written anew.
-            spec: the model's spec; needed with a module or a foreign file.
+            model: a `Checkpoint`, a live module, or the path of a safetensors file, which is checked and written anew.
+            spec: what the model computes; needed with a module or a foreign file.
             classes: names of the classes; likewise.
             metrics: name -> number, or `{"value", "unit", "n", "frames"}`.
-            recipe: how it was trained, as plain data.
             parents: references to the versions it was averaged or distilled from.
-            kind: trained, averaged or imported.
-            trained_on: fingerprint of the training frames.
-            note: free text.
             tags: short words.
-
-        Registering the same weights again repairs a version whose blob is damaged or missing.
 
         Returns:
             The entry. Within a transaction its number may still move if others register the same name.
@@ -213,19 +210,20 @@ class Registry:
 
     def check_nameable(self, name: str) -> None:
         """Refuse (NAME, NAME_COLLISION) a name under which no model could be registered, before hours of work."""
-        changes.check_nameable(self.snapshot() if self.path.exists() else Snapshot(), name)
+        known = self.snapshot() if self.path.exists() else Snapshot()
+        if name not in known.models:
+            changes.check_new(known, name)
 
     def add(self, name: str, prepared: Prepared) -> Entry:
         """Register what `register.prepare` made: write the blob, then the record; see `transaction`."""
         from zoo.registry.load import problem_of
 
-        self.blobs.put(prepared.data)
-        id, record, sha256 = prepared.id, prepared.record, prepared.sha256
+        id, record, sha256 = prepared.id, prepared.record, self.blobs.put(prepared.data)
         data = b"" if self._file.collecting else prepared.data  # a transaction cannot hold all of them in memory
 
         def change(draft: Snapshot) -> None:
-            if is_id(name):
-                changes.check_nameable(draft, name)
+            if is_id(name) and name not in draft.models:
+                changes.check_new(draft, name)
             if not changes.add_version(draft, name, id, record) and problem_of(self.blobs, draft.entry(name, id)):
                 changes.change_blob(draft, name, id, record)
 
@@ -238,12 +236,8 @@ class Registry:
     def register_ensemble(self, name: str, ensemble: Any, *, note: str = "", tags: Iterable[str] = ()) -> EnsembleEntry:
         """Register an ensemble: its members by id, its rule and numbers.
 
-        Args:
-            name: the ensemble's name.
-            ensemble: plain data with `members` (references) and `rule`, and where known `classes`, `weights`,
-                `temperatures`, `fitted_on`; or an object whose `to_json()` gives it.
-            note: free text.
-            tags: short words.
+        `ensemble` is plain data with `members` (references) and `rule`, and where known `classes`, `weights`,
+        `temperatures`, `fitted_on`; or an object whose `to_json()` gives it.
 
         Raises:
             RegistryError: a member is not registered, or has other classes, or the name is taken.
@@ -260,10 +254,7 @@ class Registry:
     def alias(self, name: str, target: str, *, expect: str | None = None) -> None:
         """Make an alias point to a version or an ensemble; it remembers what it pointed to before.
 
-        Args:
-            name: the alias's name.
-            target: a reference, or the name of an ensemble.
-            expect: what it must point to now, else nothing is changed; "" if it must not exist yet.
+        `expect` is what it must point to now, else nothing is changed; "" if it must not exist yet.
 
         Raises:
             RegistryError: UNKNOWN target, NAME_COLLISION, CONFLICT where it points elsewhere than expected; ARGUMENT.
@@ -271,11 +262,7 @@ class Registry:
         self._file.commit(changes.move_alias(self.snapshot(), name, target, expect))
 
     def alias_back(self, name: str, *, expect: str | None = None) -> None:
-        """Make an alias point again to what it pointed to before; `expect` and CONFLICT are as for `alias`.
-
-        Raises:
-            RegistryError: UNKNOWN where it remembers nothing; CONFLICT.
-        """
+        """Make an alias point again to what it pointed to before, as `alias`; UNKNOWN where it remembers nothing."""
         self._file.commit(changes.move_alias(self.snapshot(), name, None, expect))
 
     def annotate(
@@ -308,17 +295,10 @@ class Registry:
         return self._file.commit(change).entry(entry.name, entry.id)
 
     def remove(self, reference: str, *, force: bool = False) -> Names:
-        """Remove a version, an ensemble or an alias; the blob stays until `collect_garbage`.
+        """Remove an ensemble, an alias or a version (a bare name is its newest, `name@*` all of them).
 
-        Args:
-            reference: a version (a bare name is its newest, `name@*` all of them), an ensemble, an alias.
-            force: remove also the ensembles and aliases that hold it.
-
-        Returns:
-            The ensembles and aliases that held it.
-
-        Raises:
-            RegistryError: UNKNOWN; HELD, naming what holds it.
+        Blobs stay until `collect_garbage`. `force` removes also the ensembles and aliases that hold it, which are
+        returned; without it they raise a RegistryError (HELD).
         """
         removed = changes.pinned_all(self.snapshot(), reference)
         held: Names = []
@@ -341,13 +321,10 @@ class Registry:
     def verify(
         self, include: Patterns = "*", exclude: Patterns = (), *, fast: bool = False, probe: bool = False
     ) -> Problems:
-        """Check the blobs of versions; the list of what is wrong with them is empty if nothing is.
+        """Check the blobs of the models that match; what is wrong with them, an empty list if nothing is.
 
-        Args:
-            include: names of models, shell wildcards.
-            exclude: names to leave out, likewise.
-            fast: check only sizes and headers, hash nothing.
-            probe: also run each model on the probe batch and compare its outputs with those at registration.
+        `fast` checks only sizes and headers and hashes nothing; `probe` also runs each model on the probe batch and
+        compares its outputs with those at registration.
         """
         return [problem for _, problem in self.verified(include, exclude, fast=fast, probe=probe) if problem]
 
@@ -361,14 +338,10 @@ class Registry:
             yield entry, problem_of(self.blobs, entry, fast=fast, probe=probe)
 
     def collect_garbage(self, *, dry_run: bool = False, older_than: float = 86_400.0) -> Paths:
-        """Remove temporary files and blobs that no version refers to; under the lock.
+        """Remove temporary files and blobs that no version refers to, under the lock; returns their paths.
 
-        Args:
-            dry_run: remove nothing.
-            older_than: seconds; younger files may belong to a registration in progress, and stay.
-
-        Returns:
-            The files that were removed, or would be; where the registry cannot be read nothing is, and it raises.
+        Files younger than `older_than` seconds stay: they may belong to a registration in progress. `dry_run` only
+        returns the paths. Where the registry cannot be read, nothing is removed, and it raises.
         """
         return collect_garbage(self.path, self.blobs, timeout=self.timeout, dry_run=dry_run, older_than=older_than)
 

@@ -11,7 +11,7 @@ import os
 import re
 import stat
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -141,7 +141,16 @@ def collect_garbage(path: Path, blobs: Blobs, *, timeout: float, dry_run: bool, 
         temporary = sorted(path.parent.glob(f".{path.name}.*{_files.TEMPORARY}"))  # of a process that died
         found += [file for file in temporary if (_modified_at(file) or limit + 1) <= limit]
         if not dry_run:
-            _remove(found)
+            failed = []
+            for file in found:
+                try:
+                    with suppress(FileNotFoundError):
+                        _files.system.remove(file)
+                except OSError as error:
+                    failed.append(f"{file}: {error}")
+            if failed:
+                msg = f"cannot remove {'; '.join(failed)}; everything else that nothing refers to is removed"
+                raise RegistryError("DISK", msg)
         return found
 
 
@@ -165,17 +174,3 @@ def _is_registry(file: Path) -> bool:
     except OSError as error:
         msg = f"cannot read {file}, which may be a registry of the same store: {error}; nothing was removed"
         raise RegistryError("DISK", msg) from error
-
-
-def _remove(files: Iterable[Path]) -> None:
-    """Remove all that can be removed; then raise for the rest."""
-    failed = []
-    for file in files:
-        try:
-            with suppress(FileNotFoundError):
-                _files.system.remove(file)
-        except OSError as error:
-            failed.append(f"{file}: {error}")
-    if failed:
-        msg = f"cannot remove {'; '.join(failed)}; everything else that nothing refers to is removed"
-        raise RegistryError("DISK", msg)

@@ -82,11 +82,7 @@ def annotate(
     drop: Sequence[str],
     metrics: Mapping[str, Any],
 ) -> None:
-    """Change a version's note and tags where these are not None, and add and drop tags and metrics.
-
-    Raises:
-        RegistryError: UNKNOWN, where it was removed meanwhile; what no file can hold.
-    """
+    """Change a version as `Registry.annotate` does; UNKNOWN where it was removed meanwhile."""
     entry = draft.get(f"{name}@{id}")
     new: dict[str, Any] = {} if note is None else {"note": note}
     if tags is not None or add or drop:
@@ -100,18 +96,9 @@ def annotate(
 
 
 def remove(draft: Snapshot, removed: Sequence[str], *, force: bool) -> list[str]:
-    """Remove an alias, an ensemble, or versions, by the stable references of `pinned_all`.
+    """Remove, as `Registry.remove` does, what the stable references of `pinned_all` name.
 
-    Args:
-        draft: the content.
-        removed: the references; those that others removed meanwhile are left out.
-        force: also remove what holds them.
-
-    Returns:
-        The ensembles and aliases that held them.
-
-    Raises:
-        RegistryError: UNKNOWN, where all were removed meanwhile; HELD, naming what holds them, unless `force`.
+    Those that others removed meanwhile are left out; where that is all of them, RegistryError (UNKNOWN).
     """
     first = removed[0]
     if first in draft.pointers:
@@ -183,7 +170,7 @@ def add_ensemble(draft: Snapshot, name: str, record: EnsembleRecord) -> None:
     """
     known = draft.ensembles.get(name)
     if known is None:
-        _check_new(draft, name)
+        check_new(draft, name)
     elif msgspec.structs.replace(known, created="") == msgspec.structs.replace(record, created=""):
         return
     else:
@@ -200,17 +187,10 @@ def add_ensemble(draft: Snapshot, name: str, record: EnsembleRecord) -> None:
 
 
 def move_alias(known: Snapshot, name: str, target: str | None, expect: str | None) -> Change:
-    """The change that makes an alias point elsewhere and remember what it pointed to before.
+    """The change of `Registry.alias`, and with None as target of `alias_back`.
 
-    Args:
-        known: the content now, by which the references are understood.
-        name: the alias's name.
-        target: a reference, or the name of an ensemble; None for what the alias pointed to before.
-        expect: what it must point to now; "" if it must not exist yet; None for anything.
-
-    Raises:
-        RegistryError: ARGUMENT for an empty target; UNKNOWN, NAME. The change raises NAME, NAME_COLLISION; UNKNOWN
-            where there is nothing before; CONFLICT where the alias does not point to what is expected.
+    References are understood by the content now, `known`; the change raises NAME_COLLISION, CONFLICT, and UNKNOWN
+    where there is nothing before.
     """
     if target == "":
         raise RegistryError("ARGUMENT", f"expected a target for the alias {name!r}, got nothing; see `remove`")
@@ -219,7 +199,7 @@ def move_alias(known: Snapshot, name: str, target: str | None, expect: str | Non
     def change(draft: Snapshot) -> None:
         alias = draft.pointers.get(name)
         if alias is None and to is not None:
-            _check_new(draft, name)
+            check_new(draft, name)
         now = _NOWHERE if alias is None else alias.target
         if wanted is not None and now != (expected := _target_of(draft, wanted)):
             words = [repr(str(one)) if one != _NOWHERE else "nothing" for one in (expected, now)]
@@ -261,11 +241,7 @@ def pinned(known: Snapshot, target: str) -> str:
 
 
 def pinned_all(known: Snapshot, reference: str) -> list[str]:
-    """Stable references of everything that `reference`, as of `Registry.remove`, would remove.
-
-    Raises:
-        RegistryError: UNKNOWN, NAME, ARGUMENT.
-    """
+    """Stable references of everything that `reference`, as of `Registry.remove`, would remove."""
     if reference in known.pointers or reference in known.ensembles:
         return [reference]
     name, _, version = reference.partition("@")
@@ -275,17 +251,8 @@ def pinned_all(known: Snapshot, reference: str) -> list[str]:
     return [f"{name}@{id}" for id in known.models[name].versions]
 
 
-def check_nameable(known: Snapshot, name: str) -> None:
-    """Refuse a name under which no version could be registered, as long as nothing is changed.
-
-    Raises:
-        RegistryError: NAME, also where it could be taken for a version's id; NAME_COLLISION.
-    """
-    if name not in known.models:
-        _check_new(known, name)
-
-
-def _check_new(known: Snapshot, name: str) -> None:
+def check_new(known: Snapshot, name: str) -> None:
+    """Refuse (NAME, NAME_COLLISION) a new name that is invalid or taken, or could be taken for a version's id."""
     if is_id(name):
         msg = f"expected a name, got {name!r}, which has the form of a version's id; choose another"
         raise RegistryError("NAME", msg)
@@ -341,18 +308,15 @@ def metrics_of(given: Mapping[str, Any] | None) -> dict[str, dict[str, Any]] | N
         return None
     if not isinstance(given, Mapping):
         raise RegistryError("ARGUMENT", f"expected metrics as name -> number, got {str(given)[:80]!r}")
-    return {str(key): _metric(str(key), value) for key, value in given.items()}
-
-
-def _metric(key: str, value: Any) -> dict[str, Any]:
-    fields = dict(value) if isinstance(value, Mapping) else {"value": value}
-    try:
-        number = float(fields["value"])
-    except (KeyError, TypeError, ValueError):
-        number = float("nan")
-    fields["value"] = number
-    if not isfinite(number) or any(_METRIC.get(name) is not type(field) for name, field in fields.items()):
-        expected = ", ".join(f"{name} ({kind.__name__})" for name, kind in _METRIC.items())
-        msg = f"expected metric {key!r} as a finite number, or with the fields {expected}, got {str(value)[:80]}"
-        raise RegistryError("ARGUMENT", msg)
-    return fields
+    found: dict[str, dict[str, Any]] = {}
+    for key, value in given.items():
+        fields = found[str(key)] = dict(value) if isinstance(value, Mapping) else {"value": value}
+        try:
+            fields["value"] = float(fields["value"])
+        except (KeyError, TypeError, ValueError):
+            fields["value"] = float("nan")
+        if not isfinite(fields["value"]) or any(_METRIC.get(name) is not type(one) for name, one in fields.items()):
+            expected = ", ".join(f"{name} ({kind.__name__})" for name, kind in _METRIC.items())
+            msg = f"expected metric {str(key)!r} as a finite number, or with the fields {expected}"
+            raise RegistryError("ARGUMENT", f"{msg}, got {str(value)[:80]}")
+    return found

@@ -20,7 +20,7 @@ from torch.nn import functional
 from zoo import _files
 from zoo._json import canonical
 from zoo.checkpoint import Checkpoint, about_of, decode, tensors_of
-from zoo.checkpoint.header import CheckpointError, header_at, header_of, read_header
+from zoo.checkpoint.header import CheckpointError, header_of, read_header
 from zoo.checkpoint.match import check_fit, check_probe, check_values, template
 from zoo.data.frames import FrameSet, stretch
 from zoo.models.architectures import list_architectures
@@ -42,35 +42,31 @@ def known(entry: Entry) -> bool:
     return entry.architecture in list_architectures()
 
 
-def checkpoint(blobs: Blobs, entry: Entry) -> Checkpoint:
-    """The checkpoint of a version.
+def checkpoint(entry: Entry, data: bytearray) -> Checkpoint:
+    """The checkpoint in the bytes of a version, which `Blobs.read` gave.
 
     Raises:
         RegistryError: the blob is not what was registered.
         CheckpointError: it cannot be used by this program.
     """
-    return _decoded(entry, blobs.read(entry))
+    with _naming(entry):
+        found = decode(data)
+    _refuse_swapped(entry, found.spec.to_dict(), entry.spec.to_dict(), found.classes)
+    return found
 
 
 def tensors(entry: Entry, data: bytearray) -> Mapping[str, Tensor]:
-    """The weights in the bytes of a version, which `Blobs.read` gave; the errors of `checkpoint`.
+    """The weights in the bytes of a version; the errors of `checkpoint`.
 
     All is checked that `checkpoint` checks; where the architecture is unknown, all but the fit to the model.
     """
     if known(entry):
-        return _decoded(entry, data).tensors
+        return checkpoint(entry, data).tensors
     with _naming(entry):
         header = read_header(data)
         about, found = about_of(header), tensors_of(data, header)
         check_values(found)
     _refuse_swapped(entry, about["spec"], entry.spec_data, about["classes"])
-    return found
-
-
-def _decoded(entry: Entry, data: bytearray) -> Checkpoint:
-    with _naming(entry):
-        found = decode(data)
-    _refuse_swapped(entry, found.spec.to_dict(), entry.spec.to_dict(), found.classes)
     return found
 
 
@@ -117,7 +113,7 @@ def stacked(blobs: Blobs, entries: Sequence[Entry]) -> dict[str, Tensor]:
     def fill(row: int) -> None:
         rows = {name: memoryview(array[row]) for name, array in raw.items()}
         if not _straight(blobs, entries[row], heads[row], rows):
-            found = checkpoint(blobs, entries[row]).tensors
+            found = checkpoint(entries[row], blobs.read(entries[row])).tensors
             check_fit(expected, found)
             for name, tensor in found.items():
                 state[name][row].copy_(tensor)
@@ -128,7 +124,7 @@ def stacked(blobs: Blobs, entries: Sequence[Entry]) -> dict[str, Tensor]:
         check_values(state)
     except CheckpointError:
         for entry in entries:
-            checkpoint(blobs, entry)  # names the version
+            checkpoint(entry, blobs.read(entry))  # names the version
         raise
     return state
 
@@ -156,16 +152,14 @@ def _straight(blobs: Blobs, entry: Entry, head: Head | None, rows: Mapping[str, 
     """Read a blob's data into the rows; False where its hash is another, and the rows are meaningless."""
     if head is None:
         return False
-    digest = hashlib.sha256(head[0])
+    data = [rows[name] for name in head[1]]
     try:
         with _files.opened(blobs.path(entry.sha256), follow=False) as (file, _):
-            if _files.read_some(file, len(head[0])) != head[0]:
-                return False
-            data = [rows[name] for name in head[1]]
-            if not _files.read_each(file, data):
+            if _files.read_some(file, len(head[0])) != head[0] or not _files.read_each(file, data):
                 return False
     except OSError:
         return False
+    digest = hashlib.sha256(head[0])
     for row in data:
         digest.update(row)
     return digest.hexdigest() == entry.sha256
@@ -175,25 +169,19 @@ def _straight(blobs: Blobs, entry: Entry, head: Head | None, rows: Mapping[str, 
 
 
 def problem_of(blobs: Blobs, entry: Entry, *, fast: bool = False, probe: bool = False) -> Problem | None:
-    """What is wrong with a version's blob, or None.
+    """What is wrong with a version's blob, or None; `fast` and `probe` are as in `Registry.verify`.
 
     A model of an architecture that this program does not know is not built: its bytes are checked, not its fit.
-
-    Args:
-        blobs: the store.
-        entry: the version.
-        fast: check only the blob's size and header.
-        probe: also compare the model's answer to the probe batch with the recorded one.
     """
     try:
         if fast:
             blobs.check_size(entry)
-            with _naming(entry):
-                header_at(blobs.path(entry.sha256), follow=False)
+            with _naming(entry), _files.opened(blobs.path(entry.sha256), follow=False) as (file, size):
+                header_of(file, size)
         elif not known(entry):
             tensors(entry, blobs.read(entry))
         else:
-            found = checkpoint(blobs, entry)
+            found = checkpoint(entry, blobs.read(entry))
             if probe and entry.probe:
                 with _naming(entry):
                     check_probe(entry.probe, found.to_module(), found.spec.inputs)
@@ -216,18 +204,8 @@ def measured_again(entry: Entry, found: Checkpoint, frames: FrameSet) -> list[di
         for name, metric in entry.metrics.items()
         if metric.get("frames") == frames.fingerprint and name.rpartition("/")[2] in _TOLERANCE
     }
-    now = _measured(found, frames) if recorded else {}
-    rows = []
-    for name, value in recorded.items():
-        kind = name.rpartition("/")[2]
-        limit = _TOLERANCE[kind] * (max(1.0, abs(value)) if kind == "loss" else 1.0)
-        row = {"version": entry.reference, "metric": name, "recorded": value, "measured": now[kind]}
-        rows.append({**row, "agrees": abs(now[kind] - value) <= limit})
-    return rows
-
-
-def _measured(found: Checkpoint, frames: FrameSet) -> dict[str, float]:
-    """Accuracy (fraction) and loss (mean nats per frame) of a checkpoint on labelled frames."""
+    if not recorded:
+        return []
     spec = found.spec
     if frames.labels is None or frames.classes != found.classes or frames.features.shape[1] != spec.features:
         msg = f"expected labelled frames of {spec.features} features and the checkpoint's classes, got others"
@@ -241,7 +219,14 @@ def _measured(found: Checkpoint, frames: FrameSet) -> dict[str, float]:
             logits = model(prepared.windows(some))  # (B, C)
             right += int((logits.argmax(dim=1) == labels[some]).sum())
             loss += float(functional.cross_entropy(logits.double(), labels[some], reduction="sum"))
-    return {"accuracy": right / len(frames), "loss": loss / len(frames)}
+    now = {"accuracy": right / len(frames), "loss": loss / len(frames)}  # fraction, and mean nats per frame
+    rows = []
+    for name, value in recorded.items():
+        kind = name.rpartition("/")[2]
+        limit = _TOLERANCE[kind] * (max(1.0, abs(value)) if kind == "loss" else 1.0)
+        row = {"version": entry.reference, "metric": name, "recorded": value, "measured": now[kind]}
+        rows.append({**row, "agrees": abs(now[kind] - value) <= limit})
+    return rows
 
 
 # ---- how two versions differ
@@ -263,6 +248,17 @@ def difference(blobs: Blobs, first: Entry, second: Entry) -> dict[str, Any]:
     specs = [entry.spec.to_dict() if known(entry) else entry.spec_data for entry in sides]
     values = [{name: float(metric["value"]) for name, metric in entry.metrics.items()} for entry in sides]
     metrics = _changed(*values)
+    rows = []
+    for name in sorted({*a, *b}):
+        x, y = a.get(name), b.get(name)
+        row: dict[str, Any] = {"name": name}
+        row |= {"first": None if x is None else [*x.shape], "second": None if y is None else [*y.shape]}
+        if x is None or y is None or x.shape != y.shape:
+            rows.append({**row, "largest": None, "relative": None})
+        elif not torch.equal(x, y):
+            moved, scale = x.double() - y.double(), float(x.double().norm())
+            relative = float(moved.norm()) / scale if scale else None
+            rows.append({**row, "largest": float(moved.abs().max()), "relative": relative})
     return {
         "first": first.reference,
         "second": second.reference,
@@ -271,21 +267,9 @@ def difference(blobs: Blobs, first: Entry, second: Entry) -> dict[str, Any]:
         "recipe": _changed(first.recipe or {}, second.recipe or {}),
         "classes": _changed(*({"classes": list(entry.classes)} for entry in sides)),
         "metrics": {n: [x, y, None if x is None or y is None else y - x] for n, (x, y) in metrics.items()},
-        "tensors": [row for name in sorted({*a, *b}) for row in _row(name, a.get(name), b.get(name))],
+        "tensors": rows,
     }
 
 
 def _changed(a: dict[str, Any], b: dict[str, Any]) -> dict[str, list[Any]]:
     return {key: [a.get(key), b.get(key)] for key in sorted({*a, *b}) if a.get(key) != b.get(key)}
-
-
-def _row(name: str, a: Tensor | None, b: Tensor | None) -> list[dict[str, Any]]:
-    """The row of a tensor that differs; none of one that is equal."""
-    row = {"name": name, "first": None if a is None else list(a.shape), "second": None if b is None else list(b.shape)}
-    if a is None or b is None or a.shape != b.shape:
-        return [{**row, "largest": None, "relative": None}]
-    if torch.equal(a, b):
-        return []
-    moved, scale = a.double() - b.double(), float(a.double().norm())
-    relative = float(moved.norm()) / scale if scale else None
-    return [{**row, "largest": float(moved.abs().max()), "relative": relative}]

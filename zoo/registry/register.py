@@ -62,41 +62,32 @@ def checkpoint_of(model: Model, spec: Spec | None, classes: Sequence[str] | None
         raise RegistryError("ARGUMENT", f"expected a recipe as name -> value, got {str(about['recipe'])[:80]!r}")
     given = {key: value for key, value in about.items() if value is not None}
     if isinstance(model, str | os.PathLike):
-        return _from_file(Path(model), spec, classes, given)
+        path = Path(model)
+        try:
+            data = _files.read(path)
+        except OSError as error:
+            raise RegistryError("DISK", f"cannot read {path}: {error}") from error
+        try:
+            if "zoo" in read_header(data).metadata:
+                return checkpoint_of(decode(data), spec, classes, **about)
+            if spec is None or classes is None:
+                msg = f"expected a spec and class names with {path}, which does not know them"
+                raise RegistryError("ARGUMENT", msg)
+            return foreign(data, spec, classes, **given)
+        except CheckpointError as error:
+            raise CheckpointError(error.reason, f"{path}: {error.message}") from error
     if isinstance(model, Checkpoint):
-        return _completed(model, spec, classes, given)
+        if spec is not None and spec != model.spec:
+            raise RegistryError("ARGUMENT", f"expected the checkpoint's own spec {model.spec}, got {spec}")
+        if classes is not None and tuple(classes) != model.classes:
+            raise RegistryError("ARGUMENT", f"expected the checkpoint's own classes {model.classes}, got {classes}")
+        return replace(model, **given) if given else model
     if not isinstance(model, nn.Module):
         msg = f"expected a Checkpoint, a module or the path of a safetensors file, got {type(model).__name__}"
         raise RegistryError("ARGUMENT", msg)
     if spec is None or classes is None:
         raise RegistryError("ARGUMENT", "expected spec=... and classes=... with a module, which does not know them")
     return Checkpoint.from_module(model, spec, classes, **given)
-
-
-def _from_file(path: Path, spec: Spec | None, classes: Sequence[str] | None, about: Mapping[str, Any]) -> Checkpoint:
-    """Read once; a file of ours knows its spec and classes, any other needs them as arguments."""
-    try:
-        data = _files.read(path)
-    except OSError as error:
-        raise RegistryError("DISK", f"cannot read {path}: {error}") from error
-    try:
-        if "zoo" in read_header(data).metadata:
-            return _completed(decode(data), spec, classes, about)
-        if spec is None or classes is None:
-            raise RegistryError("ARGUMENT", f"expected a spec and class names with {path}, which does not know them")
-        return foreign(data, spec, classes, **about)
-    except CheckpointError as error:
-        raise CheckpointError(error.reason, f"{path}: {error.message}") from error
-
-
-def _completed(
-    checkpoint: Checkpoint, spec: Spec | None, classes: Sequence[str] | None, about: Mapping[str, Any]
-) -> Checkpoint:
-    if spec is not None and spec != checkpoint.spec:
-        raise RegistryError("ARGUMENT", f"expected the checkpoint's own spec {checkpoint.spec}, got {spec}")
-    if classes is not None and tuple(classes) != checkpoint.classes:
-        raise RegistryError("ARGUMENT", f"expected the checkpoint's own classes {checkpoint.classes}, got {classes}")
-    return replace(checkpoint, **about) if about else checkpoint
 
 
 def prepare(name: str, checkpoint: Checkpoint, *, tags: Iterable[str] = (), created: str | None = None) -> Prepared:

@@ -138,11 +138,7 @@ class RegistryFile:
 
 
 def read_snapshot(path: Path) -> Snapshot:
-    """The content of a registry; no lock is taken.
-
-    Raises:
-        RegistryError: NO_REGISTRY, DISK, or what the text is refused for.
-    """
+    """The content of a registry, read without a lock; RegistryError as of `read_bytes` and `parse`."""
     return parse(read_bytes(path) or b"")
 
 
@@ -153,11 +149,7 @@ def check_there(path: Path) -> None:
 
 
 def read_bytes(path: Path, *, missing: bool = False) -> Bytes | None:
-    """The bytes of a registry; None where it is missing and may be.
-
-    Raises:
-        RegistryError: NO_REGISTRY, which says how to make one; DISK.
-    """
+    """The bytes of a registry; None where it is missing and may be; RegistryError (NO_REGISTRY, DISK)."""
     try:
         return _files.read(path)
     except FileNotFoundError:

@@ -98,12 +98,10 @@ def parse_reference(text: str) -> Reference:
     """
     name, at, version = str(text).partition("@")
     check_name(name)
-    if not at:
-        return Reference(name)
     if is_id(version):
         return Reference(name, id=version)
-    if _NUMBER.fullmatch(version):
-        return Reference(name, number=int(version))
+    if not at or _NUMBER.fullmatch(version):
+        return Reference(name, number=int(version) if at else None)
     raise RegistryError("ARGUMENT", f"expected NAME, NAME@NUMBER or NAME@ID (12 hex digits), got {str(text)[:120]!r}")
 
 
