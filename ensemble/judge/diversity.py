@@ -211,8 +211,7 @@ def coincident_failure_diversity(shares: Floats) -> float:
 def correct(outputs: MemberOutputs) -> NDArray[np.bool_]:
     """(M, N): where each member's top class is the true one; a member that abstains is not right.
 
-    Raises:
-        ValueError: there are no labels, or a member gives NaN and no abstentions are declared.
+    A `ValueError` without labels, or where a member gives NaN and no abstentions are declared.
     """
     labels, (members, frames, classes) = outputs.require_labels(), outputs.shape
     right = np.empty((members, frames), dtype=bool)
@@ -275,9 +274,7 @@ def log_loss_split(outputs: MemberOutputs) -> Split:
     The split is exact (Heskes, "Selecting weighting factors in logarithmic opinion pools", NIPS 1998). Logarithms are
     used as they are, however low, except that -inf (a probability of exactly zero), which would make both parts
     infinite, counts as ln 2^-126 = -87.3. Without frames, and where a member abstains, both parts are NaN.
-
-    Raises:
-        ValueError: there are no labels.
+    A `ValueError` without labels.
     """
 
     def sums(logs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -294,10 +291,7 @@ def brier_split(outputs: MemberOutputs) -> Split:
     """Split the Brier score of the linear pool (`mean`): the diversity is the members' mean squared spread.
 
     The split is exact (Krogh and Vedelsby, "Neural network ensembles, cross validation, and active learning", NIPS
-    1994). Without frames, and where a member abstains, both parts are NaN.
-
-    Raises:
-        ValueError: there are no labels.
+    1994). Without frames, and where a member abstains, both parts are NaN. A `ValueError` without labels.
     """
 
     def sums(logs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

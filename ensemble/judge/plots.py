@@ -107,9 +107,8 @@ def svg(ax: Axes) -> str:
         raise ValueError(msg)
     buffer = io.StringIO()
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "report"}):
-        figure.savefig(
-            buffer, format="svg", bbox_inches="tight", transparent=True, metadata={"Date": None, "Creator": None}
-        )
+        unstamped = {"Date": None, "Creator": None}
+        figure.savefig(buffer, format="svg", bbox_inches="tight", transparent=True, metadata=unstamped)
     text = buffer.getvalue()
     return text[text.index("<svg") :]
 

@@ -24,10 +24,7 @@ def bin_sums(confidence: ArrayLike, right: ArrayLike, *, bins: int = BINS) -> Fl
     Args:
         confidence: (N,) probability of the top class.
         right: (N,) whether the top class is the true one.
-        bins: number of bins of equal width; each includes its upper end, the first one zero too.
-
-    Raises:
-        ValueError: fewer than one bin.
+        bins: number of bins of equal width, at least one; each includes its upper end, the first one zero too.
     """
     if bins < 1:
         msg = f"expected one bin or more, got {bins}"
@@ -66,9 +63,7 @@ def brier_score(probabilities: Any, labels: Any) -> float:
     """Mean squared distance from the one-hot truth, summed over classes: 0 to 2; NaN for no frames.
 
     See Brier, "Verification of forecasts expressed in terms of probability", Monthly Weather Review 78, 1950.
-
-    Raises:
-        ValueError: as `expected_calibration_error`.
+    Arguments and errors are those of `expected_calibration_error`.
     """
     rows, truth = _checked(probabilities, labels)
     return float((rows - torch.nn.functional.one_hot(truth, rows.shape[1])).square().sum(dim=1).mean())
@@ -93,10 +88,8 @@ def murphy(probabilities: Any, labels: Any, *, bins: int = BINS) -> Murphy:
     """The parts of the top class's Brier score over bins of confidence.
 
     See Murphy, "A new vector partition of the probability score", J. Applied Meteorology 12, 1973, and for the part
-    within bins Stephenson et al., Weather and Forecasting 23, 2008.
-
-    Raises:
-        ValueError: as `expected_calibration_error`.
+    within bins Stephenson et al., Weather and Forecasting 23, 2008. Arguments and errors are those of
+    `expected_calibration_error`.
     """
     confidence, right = _top(probabilities, labels)
     frames, sure, hits = bin_sums(confidence, right, bins=bins)

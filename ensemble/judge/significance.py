@@ -140,9 +140,7 @@ def t_interval(values: ArrayLike, groups: ArrayLike, *, level: float = 0.95) -> 
 
     It needs no resampling, and is the better choice below some twenty recordings, where the bootstrap is too narrow.
     The mean is a ratio of sums (Cochran, "Sampling techniques", 1977, section 6.4).
-
-    Raises:
-        ValueError: values and groups differ in length, or a level outside (0, 1).
+    Arguments and errors are those of `bootstrap_interval`.
     """
     sums, sizes, mean = _mean(values, groups, level)
     count = len(sizes)
@@ -166,8 +164,7 @@ def _mean(values: ArrayLike, groups: ArrayLike, level: float) -> tuple[Floats, F
 def right_and_wrong(first: ArrayLike, second: ArrayLike) -> NDArray[np.int64]:
     """(2, 2) counts of frames, [[both right, only first], [only second, both wrong]], from where each is right, (N,).
 
-    Raises:
-        ValueError: they are not of one length.
+    A `ValueError` where they are not of one length.
     """
     a, b = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool)
     if a.ndim != 1 or a.shape != b.shape:
@@ -218,10 +215,7 @@ def cochran_q(correct: ArrayLike) -> Test:
 
     It is McNemar's question for more than two. The statistic is chi-squared with M - 1 degrees of freedom; it is 0, and
     p is 1, where all are right on the same frames. See Cochran, "The comparison of percentages in matched samples",
-    Biometrika 37, 1950.
-
-    Raises:
-        ValueError: fewer than two members.
+    Biometrika 37, 1950. A `ValueError` for fewer than two members.
     """
     right = np.asarray(correct, dtype=bool)
     if right.ndim != 2 or len(right) < 2:

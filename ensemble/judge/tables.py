@@ -100,25 +100,21 @@ def tally(outputs: MemberOutputs, rules: Mapping[str, Rule]) -> Tally:
         truth, where = labels[block], sums.group[block]
         right = [sums.add(member, rows, truth, where) for member, rows in enumerate(probabilities)]
         for index, (name, rule) in enumerate(applied.items(), start=members):
-            sums.add(index, _distribution(name, rule, probabilities), truth, where)
+            rows = torch.as_tensor(rule(probabilities))
+            if rows.shape != probabilities.shape[1:]:
+                wanted, came = tuple(probabilities.shape[1:]), tuple(rows.shape)
+                msg = f"expected rows of shape {wanted} from rule {name!r}, got {came}"
+                raise ValueError(msg)
+            off = ~((rows.sum(dim=1) - 1).abs() <= _TOLERANCE)
+            if off.any():
+                msg = f"expected rows that sum to one from rule {name!r}, got a sum of {float(rows[off][0].sum()):.6g}"
+                raise ValueError(msg)
+            sums.add(index, rows, truth, where)
         sums.add(-1, uniform(probabilities), truth, where)
         sums.joint.both[:] += Joint.of(right).both
         sums.some_right += np.bincount(truth.numpy()[np.any(right, axis=0)], minlength=classes)
         sums.ties += tie_rate(probabilities) * len(truth)
     return sums
-
-
-def _distribution(name: str, rule: Rule, probabilities: Tensor) -> Tensor:
-    """The rule's (B, C) rows, checked."""
-    rows = torch.as_tensor(rule(probabilities))
-    if rows.shape != probabilities.shape[1:]:
-        msg = f"expected rows of shape {tuple(probabilities.shape[1:])} from rule {name!r}, got {tuple(rows.shape)}"
-        raise ValueError(msg)
-    off = ~((rows.sum(dim=1) - 1).abs() <= _TOLERANCE)
-    if off.any():
-        msg = f"expected rows that sum to one from rule {name!r}, got a sum of {float(rows[off][0].sum()):.6g}"
-        raise ValueError(msg)
-    return rows
 
 
 def best(sums: Tally, answers: Iterable[int], *, by: Literal["accuracy", "log_loss"] = "accuracy") -> int:
@@ -131,8 +127,7 @@ def best(sums: Tally, answers: Iterable[int], *, by: Literal["accuracy", "log_lo
 def best_member(outputs: MemberOutputs) -> str:
     """The most accurate member; of equals the one with the lower log-loss, then the first.
 
-    Raises:
-        ValueError: no labels, or NaN that is not declared.
+    A `ValueError` without labels, or where a member gives NaN that is not declared.
     """
     return outputs.members[best(tally(outputs, {}), range(len(outputs.members)))]
 

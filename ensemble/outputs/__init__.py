@@ -35,8 +35,7 @@ class About:
 class MemberOutputs:
     """Log-probabilities of M members for N frames and C classes, with what is needed to judge them.
 
-    Raises:
-        ValueError: shapes, names or labels do not fit together.
+    A `ValueError` where shapes, names or labels do not fit together.
     """
 
     log_probabilities: Tensor  #: (M, N, C) floating, natural logarithms; each row's exponentials sum to one

@@ -176,8 +176,7 @@ class Store:
     def read(self, digests: Sequence[str]) -> Tensor:
         """(M, N, C) of these members: mapped where they are neighbours in the store, otherwise copied into memory.
 
-        Raises:
-            StoreError: a member is not there, or not complete.
+        A `StoreError` where one is not there, or not complete.
         """
         if unfinished := [digest for digest in digests if self._done.get(digest, 0) < self.shards]:
             raise StoreError(f"{self.folder} holds no complete outputs of {unfinished}")
@@ -202,11 +201,7 @@ class Store:
         self._save()
 
     def outputs(self) -> MemberOutputs:
-        """The outputs last collected into this store, mapped where `read` can map them.
-
-        Raises:
-            StoreError: none were, or the files do not fit together.
-        """
+        """The outputs last collected into this store, mapped where possible; a `StoreError` where there are none."""
         if self._collected is None:
             way_out = "collect into it again"
             raise StoreError(f"{self.folder} holds rows without names, unfinished or of an older version; {way_out}")

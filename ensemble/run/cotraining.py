@@ -66,8 +66,7 @@ def cotrain(
         seeds: seeds of initialisation and dropout, one a member.
         own_order: whether each member also sees the frames in an order (and with masks) of its own seed; by
             default all share the order of `recipe`, and so the work of preparing the frames.
-        learning_rates: one a member in place of the recipe's.
-        weight_decays: likewise.
+        learning_rates, weight_decays: one a member in place of the recipe's.
         together: members that are stepped together; None measures a few steps and takes what is fastest. If
             that would take more than a twentieth of the training, up to 16 members with at most a million
             parameters in all.
@@ -116,10 +115,8 @@ def train_alike(
     """Train a model for each spec, equal specs together, as the `trainer` of `zoo.search.halving`.
 
     A spec that is repeated is drawn as often, under seeds counted up from the recipe's. So a study compares each
-    shape by several draws of its weights for little more than the time of one.
-
-    Returns:
-        A checkpoint per spec, in their order; None where the loss diverged.
+    shape by several draws of its weights for little more than the time of one. The result
+    has a checkpoint per spec, in their order; None where the loss diverged.
     """
     found: list[zoo.Checkpoint | None] = [None] * len(specs)
     for spec in dict.fromkeys(specs):

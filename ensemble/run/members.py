@@ -76,12 +76,6 @@ class Members:
         plan: "auto" measures; "loop" runs the models one by one, "stack" all at once.
         stacks: groups that are stacked already, with the positions of their members.
 
-    Attributes:
-        names: M names, in the user's order.
-        about: what is known of each: parameters, training frames, version in a registry.
-        classes: names of the C outputs, in the order of the first member.
-        step: frames whose inputs are held at a time; memory grows with them, not with N.
-
     Raises:
         ValueError: no members, a name used twice, other classes, or a device, precision or plan that does not exist
             here.
@@ -97,7 +91,8 @@ class Members:
         stacks: Sequence[tuple[Stack, list[int]]] = (),
     ) -> None:
         self._members = tuple(members)
-        self.names = tuple(member.name for member in self._members)
+        self.names = tuple(member.name for member in self._members)  #: M names, in the user's order
+        #: what is known of each: parameters, training frames, version in a registry
         self.about = tuple(member.about for member in self._members)
         if not self._members:
             msg = "expected at least one member, got none"
@@ -110,8 +105,9 @@ class Members:
                 msg = f"expected {what} {' or '.join(map(repr, known))}, got {value!r}"
                 raise ValueError(msg)
         self.device, self.precision, self.forced = _names.usable_device(device), precision, plan
+        #: frames whose inputs are held at a time; memory grows with them, not with N
         self.step = _GPU_STEP if self.device.type == "cuda" else _STEP
-        self.classes = self._members[0].classes
+        self.classes = self._members[0].classes  #: names of the C outputs, in the order of the first member
         wanted = "members of the same classes"
         self._orders = [
             class_order(member.classes, self.classes, wanted, repr(member.name), repr(self.names[0]))
@@ -326,14 +322,13 @@ def load(
 ) -> Members:
     """Members from a registry; each blob is read and hashed once, straight into its place in a stack.
 
+    Members are named as in the registry, with their version where two versions of one name take part.
+
     Args:
         registry: where the models are.
         references: names, `name@version`, ids, aliases, shell wildcards, entries; each model is taken once, in this
             order. The registry's file is read once, and not at all where all are entries.
         device, precision, plan: as in `Members`.
-
-    Returns:
-        Members named as in the registry; with their version where two versions of one name take part.
 
     Raises:
         ValueError: a wildcard matches nothing, a name is unknown, a blob is not what was registered.
@@ -361,8 +356,7 @@ def versions(
 ) -> dict[str, zoo.Entry]:
     """The versions that `load` would load, by the names that it gives the members; no blob is read.
 
-    Raises:
-        ValueError: a wildcard matches nothing, or a name is unknown.
+    A `ValueError` where a wildcard matches nothing or a name is unknown.
     """
     wanted = [references] if isinstance(references, str) else list(references)
     if isinstance(registry, zoo.Registry) and any(isinstance(reference, str) for reference in wanted):

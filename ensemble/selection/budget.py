@@ -57,7 +57,8 @@ def select(
     """The subset of members within a total cost whose optimally weighted pool has the least log-loss.
 
     Branch and bound: without the limits the problem is convex and its certified bound holds for every subset;
-    the search splits on a member until the convex optimum itself satisfies the limits.
+    the search splits on a member until the convex optimum itself satisfies the limits. See Land and Doig, "An automatic
+    method of solving discrete programming problems", Econometrica 28, 1960.
 
     Args:
         outputs: with labels.
@@ -77,9 +78,6 @@ def select(
         >>> outputs = MemberOutputs.from_probabilities({"good": good, "fair": fair}, labels=[0, 0])
         >>> select(outputs, max_parameters=10, parameters={"good": 20, "fair": 5}).members
         ('fair',)
-
-    References:
-        Land and Doig, "An automatic method of solving discrete programming problems", Econometrica 28, 1960.
     """
     at_least_zero(tolerance=tolerance)
     costs = np.array(_costs(outputs, parameters, needed=np.isfinite(max_parameters)), dtype=np.float64)
@@ -106,17 +104,9 @@ def pareto_front(
 ) -> list[Selection]:
     """The selections that no cheaper one matches in loss, from the most to the least expensive.
 
-    Each is the best under a limit just below the cost of the one before.
-
-    Args:
-        outputs: with labels.
-        parameters: see `select`; the cost of every member must be known.
-        max_parameters: limit of the most expensive selection.
-        max_members, tolerance: see `select`.
-        max_nodes: see `select`; for each selection.
-
-    Raises:
-        ValueError: as `select`.
+    Each is the best under a limit just below the cost of the one before. Arguments and errors are those of `select`,
+    but the cost of every member must be known; `max_parameters` is the limit of the most expensive selection, and
+    `max_nodes` holds for each.
     """
     costs = _costs(outputs, parameters)
     front: list[Selection] = []
@@ -216,8 +206,7 @@ def _costs(outputs: MemberOutputs, parameters: Mapping[str, float] | None, *, ne
     if missing:
         msg = f"expected the parameters of every member, got none for {missing}; pass parameters={{name: count}}"
         raise ValueError(msg)
-    wrong = [name for name in outputs.members if not 0 <= known[name] < np.inf]
-    if wrong:
+    if wrong := [name for name in outputs.members if not 0 <= known[name] < np.inf]:
         msg = f"expected finite costs of at least zero, got {known[wrong[0]]} for {wrong[0]!r}"
         raise ValueError(msg)
     return [float(known[name]) for name in outputs.members]

@@ -40,7 +40,9 @@ def contributions(
 ) -> Contributions:
     """Leave-one-out and Shapley contributions to the log-loss.
 
-    A member's probability of the true class counts as at least 2^-52, so all figures are finite and add up.
+    A member's probability of the true class counts as at least 2^-52, so all figures are finite and add up. See
+    Shapley, "A value for n-person games", 1953, and for random orders Castro et al., "Polynomial calculation of the
+    Shapley value based on sampling", Computers & Operations Research 36(5), 2009.
 
     Args:
         outputs: with labels.
@@ -51,10 +53,6 @@ def contributions(
 
     Raises:
         ValueError: no labels, no frames, NaN, an unknown pool, or fewer than two orders.
-
-    References:
-        Shapley, "A value for n-person games", 1953. Castro et al., "Polynomial calculation of the Shapley value
-        based on sampling", Computers & Operations Research 36(5), 2009.
     """
     if pool not in ("mean", "weighted") or permutations < 2:
         msg = f"expected the pool 'mean' or 'weighted' and at least two permutations, got {pool!r}, {permutations}"

@@ -56,6 +56,7 @@ def greedy(outputs: MemberOutputs, rounds: int = 50) -> GreedySelection:
     Ties go to the lower log-loss, then to the first member; within a frame, to the first class. The picks are
     those of the plain loop over all members and frames, but only frames that a member can flip are computed.
     Weights for accuracy may have a poor log-loss: recalibrate, or use `fit_weights`.
+    See Caruana et al., "Ensemble selection from libraries of models", ICML 2004.
 
     Args:
         outputs: with labels.
@@ -68,9 +69,6 @@ def greedy(outputs: MemberOutputs, rounds: int = 50) -> GreedySelection:
         >>> p, q = [[0.9, 0.1], [0.2, 0.8]], [[0.4, 0.6], [0.4, 0.6]]
         >>> greedy(MemberOutputs.from_probabilities({"p": p, "q": q}, labels=[0, 1]), rounds=2).picks
         ('p', 'p')
-
-    References:
-        Caruana et al., "Ensemble selection from libraries of models", ICML 2004.
     """
     if rounds < 1:
         msg = f"expected at least one round, got {rounds}"

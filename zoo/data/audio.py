@@ -29,6 +29,8 @@ def mfcc(waveform: Tensor | NDArray[np.floating], sample_rate: int = SAMPLE_RATE
     """MFCC frames of a waveform, as in the sample corpus and in the lectures.
 
     Frames are centred: frame t covers 25 ms around t * 10 ms, with mirrored ends. Nothing is normalised.
+    See Davis and Mermelstein, "Comparison of parametric representations for monosyllabic word recognition in
+    continuously spoken sentences", IEEE TASSP 28(4), 1980.
 
     Args:
         waveform: (S,) or (channels, S), floating point with full scale at 1; channels are averaged.
@@ -44,10 +46,6 @@ def mfcc(waveform: Tensor | NDArray[np.floating], sample_rate: int = SAMPLE_RATE
     Example:
         >>> mfcc(torch.zeros(16_000)).shape
         torch.Size([101, 27])
-
-    References:
-        Davis and Mermelstein, "Comparison of parametric representations for monosyllabic word recognition in
-        continuously spoken sentences", IEEE TASSP 28(4), 1980.
     """
     samples = torch.as_tensor(waveform)
     if not samples.is_floating_point():
@@ -113,6 +111,8 @@ def read_audio(path: str | Path) -> tuple[Tensor, int]:
 def resample(waveform: Tensor, sample_rate: int, to: int = SAMPLE_RATE) -> Tensor:
     """The same sound at another sample rate, band-limited (Hann-windowed sinc).
 
+    See Smith, "Digital Audio Resampling", https://ccrma.stanford.edu/~jos/resample/.
+
     Args:
         waveform: (..., S) floating point.
         sample_rate: rate of `waveform`, Hz.
@@ -120,9 +120,6 @@ def resample(waveform: Tensor, sample_rate: int, to: int = SAMPLE_RATE) -> Tenso
 
     Raises:
         ValueError: a rate is not a positive whole number of Hz.
-
-    References:
-        Smith, "Digital Audio Resampling", https://ccrma.stanford.edu/~jos/resample/
     """
     if not all(isinstance(rate, int) and rate > 0 for rate in (sample_rate, to)):
         msg = f"expected sample rates in whole Hz above 0, got {sample_rate!r} and {to!r}"
@@ -137,6 +134,7 @@ def mask(windows: Tensor, *, max_time: int, max_features: int, generator: torch.
     Zero is the mean of a normalised recording. Run lengths are uniform from 0 to the maximum. The draws are
     torchaudio's, made on the CPU under a seed from `generator`: each call takes one number from it and leaves torch's
     global random state as it was, and the masks are the same on every device.
+    See Park et al., "SpecAugment", Interspeech 2019.
 
     Args:
         windows: (B, W, F); the features of one recording can be passed as (1, T, F).
@@ -155,9 +153,6 @@ def mask(windows: Tensor, *, max_time: int, max_features: int, generator: torch.
         >>> masked = mask(torch.ones(2, 41, 27), max_time=8, max_features=4, generator=generator)
         >>> bool((masked == 0).any()), masked.shape
         (True, torch.Size([2, 41, 27]))
-
-    References:
-        Park et al., "SpecAugment", Interspeech 2019.
     """
     if windows.dim() != 3:
         msg = f"expected windows (B, W, F), got shape {tuple(windows.shape)}; pass one recording as features[None]"

@@ -61,7 +61,15 @@ def read_corpus(
         indices.setdefault("SIL", indices["[SIL]"])
     for index, path in enumerate(paths):
         span = slice(int(starts[index]), int(starts[index + 1]))
-        values[span] = _features(path, width)
+        array = _load(path).astype(np.float32, copy=False)
+        if array.shape[1] != width:
+            msg = f"{path}: expected {width} features per frame, got {array.shape[1]}"
+            raise CorpusError(msg)
+        finite = np.isfinite(array).all(axis=1)
+        if not finite.all():
+            msg = f"{path}: expected finite features, got NaN or infinity at frame {int(finite.argmin())}"
+            raise CorpusError(msg)
+        values[span] = torch.from_numpy(array)
         if labels is not None:
             labels[span] = _labels(transcripts[index], shapes[index][0], indices)
     return FrameSet(values, labels, starts, tuple(classes), tuple(path.stem for path in paths))
@@ -127,10 +135,8 @@ def _files(root: Path, partition: str) -> tuple[list[Path], list[Path]]:
     recordings = {path.name for path in paths}
     if alone := sorted(recordings ^ {path.name for path in transcripts.glob("*.npy")}):
         present, lacking = (folder, transcripts) if alone[0] in recordings else (transcripts, folder)
-        msg = (
-            f"{present / alone[0]}: expected a partner of the same name in {lacking}, "
-            f"got none ({len(alone)} such files)"
-        )
+        came = f"none ({len(alone)} such files)"
+        msg = f"{present / alone[0]}: expected a partner of the same name in {lacking}, got {came}"
         raise CorpusError(msg)
     return paths, [transcripts / path.name for path in paths]
 
@@ -157,19 +163,6 @@ def _shape(path: Path) -> tuple[int, int]:
         msg = f"{path}: expected features (T, F) of a floating type, at least one frame, got {came}"
         raise CorpusError(msg)
     return array.shape
-
-
-def _features(path: Path, width: int) -> Tensor:
-    """(T, width) float32."""
-    array = _load(path).astype(np.float32, copy=False)
-    if array.shape[1] != width:
-        msg = f"{path}: expected {width} features per frame, got {array.shape[1]}"
-        raise CorpusError(msg)
-    finite = np.isfinite(array).all(axis=1)
-    if not finite.all():
-        msg = f"{path}: expected finite features, got NaN or infinity at frame {int(finite.argmin())}"
-        raise CorpusError(msg)
-    return torch.from_numpy(array)
 
 
 def _labels(path: Path, frames: int, indices: Mapping[str, int]) -> Tensor:

@@ -26,8 +26,7 @@ _BLOCK = 65_536  # frames normalised at a time, so that preparing a corpus does 
 class FrameSet:
     """Frames of one or more recordings, one after another.
 
-    Raises:
-        ValueError: the parts do not fit together, or a feature is not finite.
+    A `ValueError` where the parts do not fit together or a feature is not finite.
     """
 
     features: Tensor  #: (T, F) float32, raw, on any device
