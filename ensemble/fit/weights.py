@@ -245,8 +245,7 @@ class ClasswiseFit:
     @property
     def rule(self) -> ClasswiseMean:
         """The class-wise mean of these members with these weights."""
-        weights = tuple(map(tuple, self.weights.tolist()))
-        return ClasswiseMean(tuple(self.common.tolist()), weights, self.fingerprint, self.members)
+        return ClasswiseMean(self.common.tolist(), self.weights.tolist(), self.fingerprint, self.members)
 
 
 def fit_class_weights(outputs: MemberOutputs, *, strength: float = 500.0) -> ClasswiseFit:

@@ -1,8 +1,6 @@
 """Rules with numbers, and rules made of rules: frozen dataclasses under the interface `FittedRule`.
 
-The `fit_*` functions return them as `fit.rule`. Each knows the fingerprint of the frames that it was fitted on, so that
-a report can say when it is judged there, and the names of the members, so that no number reaches the wrong one. Both
-are fields of every fitted rule; see `FittedRule`.
+The `fit_*` functions return them as `fit.rule`. Their fields `fingerprint` and `members` are described in `FittedRule`.
 """
 
 from __future__ import annotations
@@ -220,9 +218,8 @@ class BayesVote(FittedRule):
     def _combine(self, probabilities: Tensor) -> Tensor:
         tables = torch.tensor(self.log_likelihoods, dtype=torch.float64, device=probabilities.device)
         logs = torch.tensor(self.log_priors, dtype=torch.float64, device=probabilities.device)
-        logs = logs.expand(probabilities.shape[1:]).clone()  # (N, C)
         for row, table in zip(probabilities, tables, strict=True):
-            logs += table[row.argmax(dim=-1)]
+            logs = logs + table[row.argmax(dim=-1)]  # (N, C)
         return logs.softmax(dim=-1).to(probabilities.dtype)
 
 

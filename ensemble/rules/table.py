@@ -1,8 +1,6 @@
 """What a rule is: the interface, the tables that find one by name, JSON there and back, and members that abstain.
 
-A rule is any callable from (M, N, C) probabilities to (N, C) rows that sum to one. A rule without numbers is a function
-under `@rule`. A rule with numbers is a frozen dataclass under `@fitted_rule` that derives from `FittedRule`, where
-everything stands that others may ask of it. `declared` gives any rule that interface.
+`FittedRule` has everything that others may ask of a rule, and `declared` gives any rule that interface.
 """
 
 from __future__ import annotations
@@ -131,8 +129,10 @@ class FittedRule:
     It defines `_combine`, and of the rest only what differs.
 
     Attributes:
-        fingerprint: identifies the frames that the numbers were fitted on; "" if unknown.
-        members: names of the members it was fitted on, in order; () where members are known by position only.
+        fingerprint: identifies the frames that the numbers were fitted on, so that a report can say when the rule is
+            judged there; "" if unknown.
+        members: names of the members it was fitted on, in order, so that no number reaches the wrong one; () where
+            members are known by position only.
         axes: for each field with numbers per member, the axis of the members.
         parts: the rules that it is made of.
     """
