@@ -24,7 +24,7 @@ def bin_sums(confidence: ArrayLike, right: ArrayLike, *, bins: int = BINS) -> Fl
     Args:
         confidence: (N,) probability of the top class.
         right: (N,) whether the top class is the true one.
-        bins: number of bins of equal width, at least one; each includes its upper end, the first one zero too.
+        bins: number of bins of equal width; each includes its upper end, the first zero too. A `ValueError` below one.
     """
     if bins < 1:
         msg = f"expected one bin or more, got {bins}"

@@ -201,7 +201,7 @@ class Store:
         self._save()
 
     def outputs(self) -> MemberOutputs:
-        """The outputs last collected into this store, mapped where possible; a `StoreError` where there are none."""
+        """The outputs last collected, mapped where possible; a `StoreError` for none, or files that do not fit."""
         if self._collected is None:
             way_out = "collect into it again"
             raise StoreError(f"{self.folder} holds rows without names, unfinished or of an older version; {way_out}")
