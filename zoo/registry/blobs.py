@@ -53,11 +53,7 @@ class Blobs:
         return sha256
 
     def put_back(self, sha256: str, data: bytes) -> None:
-        """Restore a blob that was put and has been collected as garbage since.
-
-        Raises:
-            RegistryError: as `put`; MISSING where its bytes are no longer at hand, as in a long transaction.
-        """
+        """Restore a blob that has been collected as garbage since it was put; MISSING where `data` is empty."""
         if os.access(f"{self.folder}/{sha256}.safetensors", os.F_OK):  # a Path costs four times as much, per model
             return
         if not data:

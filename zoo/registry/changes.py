@@ -39,10 +39,7 @@ _METRIC = {"value": float, "unit": str, "n": int, "frames": str}
 
 
 def add_version(draft: Snapshot, name: str, id: str, record: VersionRecord) -> bool:
-    """Add a version, numbered next; the same content again changes nothing.
-
-    Returns:
-        Whether it is new.
+    """Add a version, numbered next, and return whether it is new: the same content again changes nothing.
 
     Raises:
         RegistryError: NAME, NAME_COLLISION; CLASSES where the same weights are there with other class names.
@@ -171,7 +168,7 @@ def add_ensemble(draft: Snapshot, name: str, record: EnsembleRecord) -> None:
     known = draft.ensembles.get(name)
     if known is None:
         check_new(draft, name)
-    elif msgspec.structs.replace(known, created="") == msgspec.structs.replace(record, created=""):
+    elif msgspec.structs.replace(known, created=record.created) == record:
         return
     else:
         msg = f"another ensemble has the name {name!r}; remove it first, or choose another name"
@@ -282,11 +279,7 @@ def written(time: datetime) -> str:
 
 
 def strings_of(what: str, given: Iterable[str]) -> list[str]:
-    """A list of strings, as tags, classes, parents and members are; a single string would become its letters.
-
-    Raises:
-        RegistryError: ARGUMENT: a single string, or what is no collection of strings.
-    """
+    """A list of strings, such as tags or classes; RegistryError (ARGUMENT) for a single string or anything else."""
     found = list(given) if isinstance(given, Iterable) and not isinstance(given, str) else [None]
     if not all(isinstance(text, str) for text in found):
         raise RegistryError("ARGUMENT", f"expected {what} as a list of strings, got {str(given)[:80]!r}")
@@ -299,11 +292,7 @@ def tags_of(given: Iterable[str]) -> list[str]:
 
 
 def metrics_of(given: Mapping[str, Any] | None) -> dict[str, dict[str, Any]] | None:
-    """Metrics as they are recorded: a bare number becomes `{"value": number}`, None stays None.
-
-    Raises:
-        RegistryError: ARGUMENT: no mapping, not a finite number, or an unknown field.
-    """
+    """Metrics as they are recorded: a bare number becomes `{"value": number}`; RegistryError (ARGUMENT)."""
     if given is None:
         return None
     if not isinstance(given, Mapping):

@@ -56,10 +56,7 @@ def checkpoint(entry: Entry, data: bytearray) -> Checkpoint:
 
 
 def tensors(entry: Entry, data: bytearray) -> Mapping[str, Tensor]:
-    """The weights in the bytes of a version; the errors of `checkpoint`.
-
-    All is checked that `checkpoint` checks; where the architecture is unknown, all but the fit to the model.
-    """
+    """The weights in the bytes of a version, checked as by `checkpoint`; for an unknown architecture, not the fit."""
     if known(entry):
         return checkpoint(entry, data).tensors
     with _naming(entry):
@@ -194,11 +191,7 @@ def problem_of(blobs: Blobs, entry: Entry, *, fast: bool = False, probe: bool = 
 
 
 def measured_again(entry: Entry, found: Checkpoint, frames: FrameSet) -> list[dict[str, Any]]:
-    """One row for each accuracy and loss recorded on these very frames: recorded, measured, whether they agree.
-
-    Raises:
-        ValueError: frames without labels, with another number of features, or with other classes.
-    """
+    """The rows of `Registry.measure`; ValueError for frames without labels, or with other features or classes."""
     recorded = {
         name: float(metric["value"])
         for name, metric in entry.metrics.items()

@@ -60,7 +60,6 @@ from zoo.registry.types import (
     check_name,
     encoded,
     extension_text,
-    is_digest,
     is_id,
 )
 
@@ -263,7 +262,16 @@ _decode_literally = msgspec.json.Decoder(float_hook=Raw).decode  # every number 
 
 def _strict(raw: Bytes) -> Snapshot:
     """The snapshot of any text that has one meaning, read slowly; every refusal names what is refused."""
-    table = _strictly(_decoded(raw))
+    if not raw:
+        _refuse("REGISTRY_JSON", f"expected a registry, got an empty file; {_RESCUE}")
+    if not raw.strip(b"\0"):
+        _refuse("REGISTRY_ENCODING", f"expected a registry, got {len(raw):,} zeros; {_RESCUE}")
+    if raw.startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")) or b"\0" in raw[:4]:
+        _refuse("REGISTRY_ENCODING", "expected UTF-8 without a byte order mark; save the file again in that encoding")
+    try:
+        table = _strictly(raw.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise RegistryError("REGISTRY_ENCODING", f"expected UTF-8: {error}; {_RESCUE}") from None
     _check_top(table)
     for section in _SECTIONS:
         if not isinstance(table[section], dict):
@@ -322,7 +330,7 @@ def record(kind: type[R], what: str, fields: Any) -> R:
     if missing := [key for key in needed if key not in fields]:
         _refuse("MISSING_KEY", f"expected {needed} in {what}, {missing} are missing")
     if unknown := [key for key in fields if key not in types and not key.startswith("x-")]:
-        _refuse("UNKNOWN_KEY", f"expected {list(types)} in {what}, got {unknown[0][:60]!r}")
+        _refuse("UNKNOWN_KEY", f"expected {sorted(types)} in {what}, got {unknown[0][:60]!r}")
     extensions = {key: _raw(value) for key, value in fields.items() if key.startswith("x-")}
     values = {key: _value(what, key, value, types[key]) for key, value in fields.items() if key in types}
     if depth(fields) > _DEEPEST:
@@ -391,29 +399,23 @@ def _check(snapshot: Snapshot) -> None:
             _refuse("VERSION_NUMBER", f"expected different numbers for the versions of {name!r}, got {sorted(numbers)}")
         if model.last is not UNSET and not max(numbers, default=0) < model.last <= LAST_NUMBER:
             _refuse("VERSION_NUMBER", f"expected 'last' of {name!r} beyond its versions, got {model.last}")
+        _check_ids(name, model.versions)
         for id, version in model.versions.items():
-            sound = is_id(id) and is_digest(version.blob) and _is_time(version.created)
-            if not (sound and 1 <= version.n <= LAST_NUMBER and version.bytes >= 1 and version.parameters >= 0):
-                _refuse_version(name, id, version)
+            check_digest(version.blob)
+            if not 1 <= version.n <= LAST_NUMBER:
+                expected = f"expected the number of {name}@{id} from 1 to {LAST_NUMBER:,}"
+                _refuse("VERSION_NUMBER", f"{expected}, got {version.n}")
+            if version.bytes < 1 or version.parameters < 0:
+                sizes = f"{version.bytes} bytes, {version.parameters} parameters"
+                _refuse("FIELD_TYPE", f"expected sizes of {name}@{id}, got {sizes}")
+            if not _is_time(version.created):
+                _refuse_time(f"{name}@{id}", version.created)
     for name, ensemble in snapshot.ensembles.items():
         check_ensemble(name, ensemble)
         if lost := [member for member in ensemble.members if snapshot.model_of(member) is None]:
             _refuse("DANGLING", f"the ensemble {name!r} holds {lost}, which the registry does not have")
     for name, alias in snapshot.pointers.items():
         _check_alias(name, alias, snapshot)
-
-
-def _refuse_version(name: str, id: str, version: VersionRecord) -> NoReturn:
-    """Say what is wrong with a version."""
-    _check_ids(name, [id])
-    check_digest(version.blob)
-    if not 1 <= version.n <= LAST_NUMBER:
-        expected = f"expected the number of {name}@{id} from 1 to {LAST_NUMBER:,}"
-        _refuse("VERSION_NUMBER", f"{expected}, got {version.n}")
-    if version.bytes < 1 or version.parameters < 0:
-        sizes = f"{version.bytes} bytes, {version.parameters} parameters"
-        _refuse("FIELD_TYPE", f"expected sizes of {name}@{id}, got {sizes}")
-    _refuse_time(f"{name}@{id}", version.created)
 
 
 def _check_ids(name: str, ids: Iterable[str]) -> None:
@@ -460,19 +462,6 @@ def _refuse_time(what: str, text: str) -> NoReturn:
 
 
 # ---- strict JSON
-
-
-def _decoded(raw: Bytes) -> str:
-    if not raw:
-        _refuse("REGISTRY_JSON", f"expected a registry, got an empty file; {_RESCUE}")
-    if not raw.strip(b"\0"):
-        _refuse("REGISTRY_ENCODING", f"expected a registry, got {len(raw):,} zeros; {_RESCUE}")
-    if raw.startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")) or b"\0" in raw[:4]:
-        _refuse("REGISTRY_ENCODING", "expected UTF-8 without a byte order mark; save the file again in that encoding")
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise RegistryError("REGISTRY_ENCODING", f"expected UTF-8: {error}; {_RESCUE}") from None
 
 
 def _strictly(text: str) -> Any:

@@ -182,13 +182,10 @@ class Target(Record, frozen=True, kw_only=True):
         return str(self.ensemble) if self.ensemble is not UNSET else f"{self.model}@{self.version}"
 
 
-class AliasRecord(Record, frozen=True, kw_only=True):
+class AliasRecord(Target, frozen=True, kw_only=True):
     """An alias: what it points to, and what it pointed to before, latest first."""
 
     before: tuple[Target, ...] | UnsetType = UNSET
-    ensemble: str | UnsetType = UNSET
-    model: str | UnsetType = UNSET
-    version: Integer | UnsetType = UNSET
 
     @property
     def target(self) -> Target:
@@ -236,8 +233,8 @@ _encode = msgspec.json.Encoder().encode
 
 def encoded(record: Record) -> bytes:
     """The record's JSON, keys sorted, without spaces; those that begin with `x-` come last in that order anyway."""
-    if isinstance(record, AliasRecord) and any(target.extensions for target in record.before or ()):
-        before = b",".join(map(encoded, record.before or ()))
+    if isinstance(record, AliasRecord) and record.before is not UNSET:
+        before = b",".join(map(encoded, record.before))
         return b'{"before":[%b],%b' % (before, encoded(msgspec.structs.replace(record, before=UNSET))[1:])
     if record.extensions is UNSET:
         return _encode(record)
