@@ -106,7 +106,7 @@ def test_kill_before_any_system_call_leaves_old_or_new_state(tmp_path, registry,
     """Registered or not, nothing else; the next registration works, and garbage collection tidies up."""
     count = calls_of(tmp_path, prepared, monkeypatch)
     old, text = state(registry), registry.path.read_bytes()
-    new = {**old, "model-2": prepared[2].sha256}
+    new = {**old, "model-2": prepared[2].record.blob.removeprefix("sha256:")}
     seen = set()
     for number in range(1, count + 1):
 
@@ -119,7 +119,7 @@ def test_kill_before_any_system_call_leaves_old_or_new_state(tmp_path, registry,
         assert now in (old, new), f"call {number}"
         seen.add(now == new)
         registry.add("model-3", prepared[3])
-        assert state(registry) == {**now, "model-3": prepared[3].sha256}
+        assert state(registry) == {**now, "model-3": prepared[3].record.blob.removeprefix("sha256:")}
         registry.collect_garbage(older_than=-60)
         blobs = {path.name for path in registry.blobs.folder.iterdir()}
         assert blobs == {f"{sha256}.safetensors" for sha256 in state(registry).values()}

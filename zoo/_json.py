@@ -68,9 +68,7 @@ def parse_integers(text: str) -> Any:
 
 
 def _read(text: str, integer: Callable[[str], int], real: Callable[[str], float]) -> Any:
-    decoder = json.JSONDecoder(
-        object_pairs_hook=_unique, parse_int=integer, parse_float=real, parse_constant=_no_constant
-    )
+    decoder = json.JSONDecoder(object_pairs_hook=_unique, parse_int=integer, parse_float=real, parse_constant=_float)
     try:
         return decoder.decode(text)
     except json.JSONDecodeError as error:
@@ -133,10 +131,6 @@ def _float(digits: str) -> float:
 
 def _no_float(digits: str) -> NoReturn:
     raise TextError("NOT_INTEGER", f"expected integers only, got {digits[:24]}")
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise TextError("NUMBER_RANGE", f"expected finite numbers, got {name}")
 
 
 _ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ensemble
-from ensemble.cli.options import NO_SOURCE, Collection, Source, named_rules, require_rules
+from ensemble.cli.options import Collection, Source, named_rules, require_rules
 from zoo import _files
 from zoo._console import Answer, Table, progress
 from zoo.cli.options import Names, require_writable
@@ -21,7 +21,7 @@ _FORMATS = {"accuracy": ".4f", "log_loss": ".4f", "calibration_error": ".4f", "m
 _RULES = ("majority", "maximum", "mean", "weighted")
 
 
-def evaluate(*, source: Source = NO_SOURCE, rules: Names = _RULES, report: Path | None = None) -> Answer:
+def evaluate(*, source: Source = Source(), rules: Names = _RULES, report: Path | None = None) -> Answer:
     """Fit rules on one partition, judge members and rules on another, and print one table.
 
     The gain of a rule is its accuracy minus that of the best single member, which is chosen on the validation frames;
@@ -55,7 +55,7 @@ def evaluate(*, source: Source = NO_SOURCE, rules: Names = _RULES, report: Path 
     return Answer(data, [_table(result, source.valid), *_remarks(result, weights, collection.seconds)])
 
 
-def compare(first: str, second: str, /, *, source: Source = NO_SOURCE) -> Answer:
+def compare(first: str, second: str, /, *, source: Source = Source()) -> Answer:
     """Is the first better than the second? Each is a member, a saved ensemble, or a rule over all members.
 
     The exit code is 0 if the 95 % interval of the difference lies above zero, otherwise 1: the answer is no. A single
@@ -95,7 +95,7 @@ def compare(first: str, second: str, /, *, source: Source = NO_SOURCE) -> Answer
     return Answer(data, shown, code=0 if gain.low > 0 else 1)
 
 
-def diversity(*, source: Source = NO_SOURCE) -> Answer:
+def diversity(*, source: Source = Source()) -> Answer:
     """Show how the members differ on the test partition: each pair, all together, and what each contributes.
 
     Example: ensemble diversity --members "cyl*" "diamond*"

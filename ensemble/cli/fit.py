@@ -6,11 +6,11 @@ from typing import Any
 
 import ensemble
 from ensemble.cli.evaluate import cross_fits, interval, weights_in
-from ensemble.cli.options import NO_SOURCE, Collection, Source, named_rules, require_rules
+from ensemble.cli.options import Collection, Source, named_rules, require_rules
 from zoo._console import Answer, Table, progress
 
 
-def fit(*, source: Source = NO_SOURCE, rule: str = "weighted", save: str | None = None) -> Answer:
+def fit(*, source: Source = Source(), rule: str = "weighted", save: str | None = None) -> Answer:
     """Fit the weights of the weighted mean, with their certificate, or another rule, on the validation partition.
 
     Beside each weight stand its 95 % interval and how often it is positive when recordings are resampled; a weight
@@ -43,7 +43,7 @@ def fit(*, source: Source = NO_SOURCE, rule: str = "weighted", save: str | None 
 
 def select(
     *,
-    source: Source = NO_SOURCE,
+    source: Source = Source(),
     max_parameters: float = 20_000_000,
     max_members: int | None = None,
     front: bool = False,

@@ -51,9 +51,6 @@ class Source:
     outputs: Path | None = None
 
 
-NO_SOURCE = Source()
-
-
 class Collection:
     """What a `Source` stands for: the members' outputs, partition by partition, and the versions that gave them."""
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 import ensemble
 import zoo
-from ensemble.cli.options import NO_SOURCE, Collection, Precision, Source
+from ensemble.cli.options import Collection, Precision, Source
 from zoo import _files
 from zoo._console import Answer, Table, progress
 from zoo.cli.options import Corpus, Device, RegistryFile, read_partition, require_writable
@@ -61,7 +61,7 @@ def predict(
     return Answer(data, [f"{len(frames):,} frames of {frames.recordings:,} recordings written to {output}"])
 
 
-def collect(folder: Path, /, *, source: Source = NO_SOURCE) -> Answer:
+def collect(folder: Path, /, *, source: Source = Source()) -> Answer:
     """Store the members' outputs on both partitions, to judge them later without any model.
 
     An interrupted run is continued where it stopped.
@@ -91,7 +91,7 @@ def collect(folder: Path, /, *, source: Source = NO_SOURCE) -> Answer:
     return Answer(data, [line])
 
 
-def plan(*, source: Source = NO_SOURCE, frames: int = 65_536) -> Answer:
+def plan(*, source: Source = Source(), frames: int = 65_536) -> Answer:
     """Measure how each group of equal members runs fastest on this machine, and explain the choice.
 
     Example: ensemble plan --members "cyl*" --precision auto

@@ -54,11 +54,7 @@ def fill(module: nn.Module, tensors: Tensors) -> nn.Module:
 
 @lru_cache(maxsize=64)
 def template(spec: Spec) -> Tensors:
-    """Names, shapes and element types of a spec's tensors, on the meta device: nothing is allocated.
-
-    Raises:
-        CheckpointError: SPEC, where no model can be built from it.
-    """
+    """Names, shapes and types of a spec's tensors, on the meta device; CheckpointError SPEC if none can be built."""
     try:
         return build(spec, device="meta").state_dict()
     except (ValueError, TypeError, RuntimeError) as error:
@@ -66,11 +62,7 @@ def template(spec: Spec) -> Tensors:
 
 
 def check_fit(expected: Tensors, found: Tensors) -> None:
-    """Refuse tensors whose names, shapes or element types are not the expected ones.
-
-    Raises:
-        CheckpointError: MISFIT, with all differences and a hint where only a prefix is wrong.
-    """
+    """Refuse (MISFIT) tensors of other names, shapes or types, with all differences, and a hint at a wrong prefix."""
     missing, extra = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
     differences = [f"missing {', '.join(missing)}"] if missing else []
     differences += [f"not in the model {', '.join(extra)}"] if extra else []
@@ -94,11 +86,7 @@ def check_fit(expected: Tensors, found: Tensors) -> None:
 
 
 def check_values(tensors: Tensors) -> None:
-    """Refuse NaN, infinity, and a running variance below zero.
-
-    Raises:
-        CheckpointError: NOT_FINITE or VARIANCE, with the names of all such tensors.
-    """
+    """Refuse NaN, infinity (NOT_FINITE) and running variances below zero (VARIANCE), naming all such tensors."""
     wild = [name for name, tensor in tensors.items() if not _finite(tensor)]
     if wild:
         raise CheckpointError("NOT_FINITE", f"expected finite weights, got NaN or infinity in {', '.join(wild)}")
@@ -142,11 +130,7 @@ def probe(module: nn.Module, inputs: int) -> dict[str, Any]:
 
 
 def check_probe(recorded: dict[str, Any], module: nn.Module, inputs: int) -> None:
-    """Refuse a model whose outputs are no longer those recorded at its registration.
-
-    Raises:
-        CheckpointError: PROBE, with both sets of numbers.
-    """
+    """Refuse (PROBE) a model whose outputs are not those recorded at its registration, with both sets of numbers."""
     now = probe(module, inputs)
     if now["digest"] == recorded.get("digest"):
         return

@@ -72,9 +72,6 @@ class Partitions:
         return train, valid
 
 
-NO_PARTITIONS = Partitions()
-
-
 def read_partition(corpus: Path | None, name: str) -> zoo.FrameSet:
     """A partition of a corpus, or of the bundled one."""
     return zoo.sample_corpus(name) if corpus is None else zoo.read_corpus(corpus, name)

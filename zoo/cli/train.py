@@ -15,7 +15,6 @@ from zoo._console import Answer, Table, progress
 from zoo.cli.entries import described
 from zoo.cli.options import (
     NO_FLAGS,
-    NO_PARTITIONS,
     Contexts,
     Names,
     Options,
@@ -67,9 +66,6 @@ class Sampling:
         return list(islice(random_budget(self.max_parameters, **settings), self.draws))
 
 
-_NO_SAMPLING = Sampling()
-
-
 def train(
     name: str | None = None,
     /,
@@ -79,7 +75,7 @@ def train(
     option: Options = (),
     from_: str | None = None,
     recipe: RecipeFile = None,
-    partitions: Partitions = NO_PARTITIONS,
+    partitions: Partitions = Partitions(),
     directory: Path | None = None,
     wandb: str | None = None,
     tensorboard: Path | None = None,
@@ -141,7 +137,7 @@ def average(
     *sources: str,
     method: str = "uniform",
     decay: float = 0.5,
-    partitions: Partitions = NO_PARTITIONS,
+    partitions: Partitions = Partitions(),
     picture: Path | None = None,
     registry: RegistryFile = None,
 ) -> Answer:
@@ -207,7 +203,7 @@ def runs(folder: Path = Path(), /) -> Answer:
     return Answer(rows, [Table(rows, formats={"best": ".4f", "loss": ".4f"})])
 
 
-def search(*, sampling: Sampling = _NO_SAMPLING, seed: int = 0) -> Answer:
+def search(*, sampling: Sampling = Sampling(), seed: int = 0) -> Answer:
     """Draw random specs under a parameter budget and print them.
 
     Example: zoo search --max-parameters 20_000_000 --members 8
@@ -260,14 +256,14 @@ def picture(
 
 def study(
     *,
-    sampling: Sampling = _NO_SAMPLING,
+    sampling: Sampling = Sampling(),
     draw_seed: int | None = None,
     optuna: int = 0,
     journal: Path | None = None,
     best: int = 1,
     save: str | None = None,
     recipe: RecipeFile = None,
-    partitions: Partitions = NO_PARTITIONS,
+    partitions: Partitions = Partitions(),
     registry: RegistryFile = None,
     flags: RecipeFlags = NO_FLAGS,
 ) -> Answer:

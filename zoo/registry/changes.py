@@ -128,11 +128,7 @@ def remove(draft: Snapshot, removed: Sequence[str], *, force: bool) -> list[str]
 
 
 def ensemble_record(known: Snapshot, data: Mapping[str, Any]) -> EnsembleRecord:
-    """The record of a new ensemble, as `Registry.register_ensemble` takes it: members by id, classes in order.
-
-    Raises:
-        RegistryError: ARGUMENT: something is missing or cannot be kept; UNKNOWN member.
-    """
+    """The record of an ensemble as `Registry.register_ensemble` takes it: members by id, classes in order."""
     members = [known.get(member) for member in strings_of("members", data.get("members", ()))]
     if not members or "rule" not in data:
         raise RegistryError("ARGUMENT", f"expected an ensemble with 'members' and 'rule', got {sorted(data)}")

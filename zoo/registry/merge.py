@@ -67,7 +67,7 @@ def merge(base: Snapshot, ours: Snapshot, theirs: Snapshot) -> Snapshot:
 def _model(name: str, sides: Sequence[ModelRecord], conflicts: list[str]) -> tuple[ModelRecord, dict[int, int]]:
     """One model merged, and their numbers -> the numbers that their versions have now."""
     base, ours, theirs = sides
-    lines = [{id: _without(_fields(one), "n") for id, one in side.versions.items()} for side in sides]
+    lines = [{id: _fields(one, "n") for id, one in side.versions.items()} for side in sides]
     merged = _section(f"version of {name!r}", lines, conflicts)
     known = {**base.versions, **ours.versions}
     numbers = {id: known[id].n for id in merged if id in known}
@@ -123,11 +123,11 @@ def _choose_fields(base: Fields, ours: Fields, theirs: Fields) -> Any:
     return merged
 
 
-def _fields(record: VersionRecord | EnsembleRecord) -> dict[str, Any]:
-    """The fields that a record has, by name, keys that begin with `x-` among them."""
-    found = {key: value for key in record.__struct_fields__ if (value := getattr(record, key)) is not UNSET}
-    extensions = found.pop("extensions", {})
-    return {**found, **extensions}
+def _fields(record: VersionRecord | EnsembleRecord, *omitted: str) -> dict[str, Any]:
+    """The fields that a record has, by name, keys that begin with `x-` among them, and none of the omitted ones."""
+    found = {key: getattr(record, key) for key in record.__struct_fields__ if key not in omitted}
+    found |= found.pop("extensions") or {}
+    return {key: value for key, value in found.items() if value is not UNSET}
 
 
 def _record(kind: type[R], fields: Fields) -> R:
@@ -139,12 +139,8 @@ def _record(kind: type[R], fields: Fields) -> R:
 
 def _as_one(ensemble: EnsembleRecord) -> dict[str, Any]:
     """An ensemble's fields, those that were fitted together as one."""
-    fields = _fields(ensemble)
-    return {**_without(fields, *_FITTED), _AS_ONE: {key: fields[key] for key in _FITTED if key in fields}}
-
-
-def _without(fields: Fields, *keys: str) -> dict[str, Any]:
-    return {key: value for key, value in fields.items() if key not in keys}
+    apart = _fields(ensemble, *_FITTED)
+    return {**apart, _AS_ONE: {key: value for key, value in _fields(ensemble).items() if key not in apart}}
 
 
 def _renumbered(alias: AliasRecord, moved: Mapping[str, Mapping[int, int]]) -> AliasRecord:

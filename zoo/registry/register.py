@@ -41,11 +41,6 @@ class Prepared(msgspec.Struct, frozen=True):
     data: bytes
     record: VersionRecord
 
-    @property
-    def sha256(self) -> str:
-        """Hash of the blob."""
-        return self.record.blob.removeprefix("sha256:")
-
 
 def checkpoint_of(model: Model, spec: Spec | None, classes: Sequence[str] | None, **about: Any) -> Checkpoint:
     """A checkpoint from what `register` takes; `about` replaces fields of the checkpoint where not None.
