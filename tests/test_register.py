@@ -61,9 +61,9 @@ def test_all_that_can_be_is_recovered_and_the_rest_is_listed(registry):
     assert sorted(entry.reference for entry in found) == ["model-0@1", "model-1@1"]
     message = str(warned[0].message)
     assert message.count(".safetensors: ") == 2
-    assert f"{others[0].sha256}.safetensors" in message
+    assert f"{others[0].record.blob.removeprefix('sha256:')}.safetensors" in message
     assert "[CLASSES]" in message
-    assert f"{others[1].sha256}.safetensors" in message
+    assert f"{others[1].record.blob.removeprefix('sha256:')}.safetensors" in message
     assert "[NAME_COLLISION]" in message
 
 
