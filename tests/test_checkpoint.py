@@ -19,7 +19,8 @@ from torch import nn
 import zoo
 from zoo import CheckpointError
 from zoo.checkpoint import decode, encode, read, verify, verify_bytes, write
-from zoo.checkpoint.match import check_probe, probe, restore
+from zoo.checkpoint.exam import check_probe
+from zoo.checkpoint.match import restore
 
 CORPUS = Path(__file__).parents[2] / "shared" / "corpus" / "safetensors.json"
 CASES = json.loads(CORPUS.read_text())["cases"] if CORPUS.exists() else []
@@ -268,12 +269,12 @@ def test_the_probe_finds_right_bytes_in_wrong_code():
         "cylinder", features=2, context=1, classes=2, options={"width": 4, "depth": 1, "activation": "gelu"}
     )
     kept = checkpoint()
-    recorded = probe(kept.to_module(), SPEC.inputs)
-    check_probe(recorded, kept.to_module(), SPEC.inputs)
+    recorded = kept.exam.record
+    check_probe(recorded, kept.exam)
     near = {"digest": "other", "values": [value * (1 + 1e-5) for value in recorded["values"]]}
-    check_probe(near, kept.to_module(), SPEC.inputs)
+    check_probe(near, kept.exam)
     with pytest.raises(CheckpointError, match="the code computes otherwise"):
-        check_probe(recorded, zoo.Checkpoint(other, kept.tensors, kept.classes).to_module(), SPEC.inputs)
+        check_probe(recorded, zoo.Checkpoint(other, kept.tensors, kept.classes).exam)
 
 
 class Odd(nn.Module):

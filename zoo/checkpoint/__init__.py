@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from zoo import _files
 from zoo._json import TextError, canonical, depth, parse_strictly
+from zoo.checkpoint.exam import Exam, examine, logits_of, probe_rows
 from zoo.checkpoint.header import DTYPES, CheckpointError, Header, read_header
 from zoo.checkpoint.match import check_fit, check_values, fill, restore, template
 from zoo.models.spec import Spec, build
@@ -28,12 +29,15 @@ __all__ = [
     "KINDS",
     "Checkpoint",
     "CheckpointError",
+    "Exam",
     "Header",
     "check_fit",
     "check_values",
     "decode",
     "encode",
+    "examine",
     "foreign",
+    "logits_of",
     "pack",
     "read",
     "restore",
@@ -122,6 +126,17 @@ class Checkpoint:
             if tensor.numel():
                 digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()
+
+    @cached_property
+    def exam(self) -> Exam:
+        """The answer to the probe batch of the model made of it; CheckpointError (ANSWERS) where it is unusable."""
+        module = self.to_module()
+        kinds = [parameter.dtype for parameter in module.parameters() if parameter.is_floating_point()]
+        rows = probe_rows(self.spec.inputs).to(kinds[0] if kinds else torch.float32)
+        try:
+            return examine(module, rows, self.spec.classes, name=self.spec.architecture)
+        except ValueError as error:
+            raise CheckpointError("ANSWERS", str(error)) from error
 
     def about(self) -> dict[str, Any]:
         """Where the checkpoint comes from, as plain data: metrics, recipe, parents, kind, trained_on, note."""

@@ -1,20 +1,13 @@
-"""Whether tensors fit a model, and whether the model they make behaves as it did when it was registered.
+"""Whether tensors fit a model.
 
 torch's own strict loading raises after it has changed some tensors, and lets pass other element types, NaN, and
 negative variances. Here all differences are found first and reported at once, before one tensor is touched.
-
-The probe finds right weights in changed code: it is a model's answer to a fixed batch. The batch comes from arithmetic
-of our own, so that it is the same whatever torch's generators become. The digest of the rounded logits is equal for
-equal behaviour on one machine; between machines the last bits differ and may round apart, so a few sums over all logits
-are kept beside it and decide.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,9 +18,6 @@ from zoo.models.spec import Spec, build
 Tensors = Mapping[str, Tensor]
 _WRAPPERS = ("module.", "_orig_mod.", "model.")
 _MOST_LISTED = 20
-_ROWS = 4  # of the probe batch
-_DIGITS = 3  # to which its logits are rounded
-_TOLERANCE = 1e-3  # of the largest value: far above the last bits, far below another activation
 
 
 def restore(module: nn.Module, tensors: Tensors) -> nn.Module:
@@ -104,39 +94,3 @@ def _finite(tensor: Tensor) -> bool:
         tensor = tensor.float()
     total = tensor.sum(dtype=torch.promote_types(tensor.dtype, torch.float32))
     return bool(torch.isfinite(total)) or bool(torch.isfinite(tensor).all())
-
-
-def probe(module: nn.Module, inputs: int) -> dict[str, Any]:
-    """A model's answer to the probe batch: `{"digest": 16 hex digits, "values": 4 numbers}`.
-
-    Args:
-        module: (B, inputs) -> (B, classes) logits, in eval mode, on the CPU.
-        inputs: length of its windows.
-
-    Example:
-        >>> sorted(probe(nn.Identity(), inputs=3))
-        ['digest', 'values']
-    """
-    index = torch.arange(_ROWS * inputs, dtype=torch.int64)
-    mixed = (index * 2_654_435_761 + 12_345) % 4_294_967_291 % 65_521  # a chaotic sequence of integers
-    batch = (mixed.double() / 65_521 * 4 - 2).float().reshape(_ROWS, inputs)  # between -2 and 2
-    with torch.inference_mode():
-        logits = module(batch).double()  # (4, C)
-    scale = float(logits.abs().max()) or 1.0
-    rounded = (logits / scale * 10**_DIGITS).round().long()
-    weights = torch.cos(torch.arange(logits.shape[1], dtype=torch.float64))
-    values = [float(f"{float(value):.6g}") for value in logits @ weights]
-    return {"digest": hashlib.sha256(str(rounded.tolist()).encode()).hexdigest()[:16], "values": values}
-
-
-def check_probe(recorded: dict[str, Any], module: nn.Module, inputs: int) -> None:
-    """Refuse (PROBE) a model whose outputs are not those recorded at its registration, with both sets of numbers."""
-    now = probe(module, inputs)
-    if now["digest"] == recorded.get("digest"):
-        return
-    before, after = recorded.get("values", []), now["values"]
-    limit = _TOLERANCE * max([1e-6, *map(abs, before)])
-    if len(before) == len(after) and all(abs(a - b) <= limit for a, b in zip(before, after, strict=True)):
-        return
-    msg = f"expected {before} from the probe batch, got {after}: the weights are right, the code computes otherwise"
-    raise CheckpointError("PROBE", msg)

@@ -20,8 +20,9 @@ from torch.nn import functional
 from zoo import _files
 from zoo._json import canonical
 from zoo.checkpoint import Checkpoint, about_of, decode, tensors_of
+from zoo.checkpoint.exam import check_probe, logits_of
 from zoo.checkpoint.header import CheckpointError, header_of, read_header
-from zoo.checkpoint.match import check_fit, check_probe, check_values, template
+from zoo.checkpoint.match import check_fit, check_values, template
 from zoo.data.frames import FrameSet, stretch
 from zoo.models.architectures import list_architectures
 from zoo.registry.blobs import Blobs
@@ -181,7 +182,7 @@ def problem_of(blobs: Blobs, entry: Entry, *, fast: bool = False, probe: bool = 
             found = checkpoint(entry, blobs.read(entry))
             if probe and entry.probe:
                 with _naming(entry):
-                    check_probe(entry.probe, found.to_module(), found.spec.inputs)
+                    check_probe(entry.probe, found.exam)
     except OSError as error:
         message = f"the blob of {entry.reference} cannot be read: {error}"
         return Problem(entry, "DISK", str(RegistryError("DISK", message)))
@@ -209,7 +210,8 @@ def measured_again(entry: Entry, found: Checkpoint, frames: FrameSet) -> list[di
         prepared = stretch(frames.to("cpu"), spec.context, spec.normalisation, spec.padding)
         for start in range(0, len(frames), _BATCH):
             some = slice(start, start + _BATCH)
-            logits = model(prepared.windows(some))  # (B, C)
+            windows = prepared.windows(some)
+            logits = logits_of(model(windows), windows, spec.classes, entry.reference)  # (B, C)
             right += int((logits.argmax(dim=1) == labels[some]).sum())
             loss += float(functional.cross_entropy(logits.double(), labels[some], reduction="sum"))
     now = {"accuracy": right / len(frames), "loss": loss / len(frames)}  # fraction, and mean nats per frame

@@ -24,7 +24,6 @@ from zoo import _files
 from zoo._names import own_version
 from zoo.checkpoint import Checkpoint, about_of, decode, encode, foreign
 from zoo.checkpoint.header import CheckpointError, read_header
-from zoo.checkpoint.match import probe
 from zoo.models.spec import Spec, count_parameters
 from zoo.registry.blobs import Blobs
 from zoo.registry.changes import Change, add_version, now, strings_of, tags_of, written
@@ -105,7 +104,7 @@ def prepare(name: str, checkpoint: Checkpoint, *, tags: Iterable[str] = (), crea
         **checkpoint.about(),
         "tags": tags_of(tags),
         "software": software(),
-        "probe": probe(checkpoint.to_module(), checkpoint.spec.inputs),
+        "probe": checkpoint.exam.record,
     }
     kept = {key: value for key, value in fields.items() if value not in ("", [], {}, None)}
     id = hashlib.sha256(content.encode()).hexdigest()[:12]
