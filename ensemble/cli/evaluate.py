@@ -21,10 +21,12 @@ _FORMATS = {"accuracy": ".4f", "log_loss": ".4f", "calibration_error": ".4f", "m
 _RULES = ("majority", "maximum", "mean", "weighted")
 
 
-def evaluate(*, source: Source = Source(), rules: Names = _RULES, report: Path | None = None) -> Answer:
+def evaluate(
+    *, source: Source = Source(), rules: Names = _RULES, metric: str = "accuracy", report: Path | None = None
+) -> Answer:
     """Fit rules on one partition, judge members and rules on another, and print one table.
 
-    The gain of a rule is its accuracy minus that of the best single member, which is chosen on the validation frames;
+    The gain of a rule is how much better it is than the best single member, which is chosen on the validation frames;
     its 95 % interval resamples whole recordings. A saved ensemble among the members is judged by its own rule too.
 
     Example: ensemble evaluate --corpus my-corpus --valid dev --test test --members "cyl*" "diamond*"
@@ -34,18 +36,21 @@ def evaluate(*, source: Source = Source(), rules: Names = _RULES, report: Path |
             trimmed_mean, or one of your own. Fitted on the validation frames are "weighted", the weighted mean;
             "calibrated", the same with a temperature; "log_pool"; "bayes_vote"; "stacked"; and "auto", the simplest of
             the rules that are about as good as the best.
+        metric: what gains are of and the best single member is chosen by: accuracy, log_loss, brier, macro_f1.
         report: HTML file for the whole report as one page (needs the extra `report`).
     """
     if report is not None:
         require_writable(report)
+    ensemble.judge.get_metric(metric)
     collection = Collection(source)
     require_rules(rules, collection.ensembles(source.members))
     valid, test = collection.outputs(source.valid), collection.outputs(source.test)
     saved = collection.saved_rules(source.members, test)
     with progress("fitting and judging rules"):
         chosen = named_rules(rules, valid, others=[*saved]) | saved
-        best = ensemble.judge.best_member(valid)
-        result = ensemble.evaluate(test, chosen, baseline=best, cross_fits=cross_fits(rules, valid))
+        best = ensemble.judge.best_member(valid, metric)
+        crossed = cross_fits(rules, valid)
+        result = ensemble.evaluate(test, chosen, metric=metric, baseline=best, cross_fits=crossed)
     if report is not None:
         from ensemble.judge.page import page
 
@@ -180,18 +185,20 @@ def _right(name: str, rules: Mapping[str, ensemble.Rule], test: ensemble.MemberO
 def _table(result: ensemble.Report, valid: str) -> Table:
     """Members above, rules below."""
     rows: list[dict[str, Any]] = []
+    formats = _FORMATS | {result.metric: ".4f"}
+    of = "" if result.metric == "accuracy" else f" in {ensemble.judge.get_metric(result.metric).title}"
     for row in (*result.members.to_dict("records"), *result.rules.to_dict("records")):
         single = len(rows) < len(result.members)
         mark = f" (best on {valid})" if row["name"] == result.baseline else ""
         rows.append(
             {
                 "member or = rule": f"{row['name']}{mark}" if single else f"= {row['name']}",
-                **{column: row[column] for column in _FORMATS},
-                "gain over best single": None if single else f"{row['gain']:+.4f}",
+                **{column: row[column] for column in formats},
+                f"gain{of} over best single": None if single else f"{row['gain']:+.4f}",
                 "95 % interval": None if single else interval(row["gain_low"], row["gain_high"]),
             }
         )
-    return Table(rows, formats=_FORMATS)
+    return Table(rows, formats=formats)
 
 
 def _remarks(result: ensemble.Report, weights: Mapping[str, float], seconds: float | None) -> list[str]:

@@ -9,6 +9,12 @@ from .diversity import crowd_measure as crowd_measure
 from .diversity import log_loss_split as log_loss_split
 from .diversity import pair_measure as pair_measure
 from .diversity import uncertainty as uncertainty
+from .metrics import METRICS as METRICS
+from .metrics import Answers as Answers
+from .metrics import Counts as Counts
+from .metrics import Metric as Metric
+from .metrics import get_metric as get_metric
+from .metrics import metric as metric
 from .reliability import Murphy as Murphy
 from .reliability import brier_score as brier_score
 from .reliability import expected_calibration_error as expected_calibration_error

@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from ensemble.judge import plots
+from ensemble.judge.metrics import METRICS, get_metric
 from ensemble.judge.report import Report
 
 try:
@@ -25,10 +26,7 @@ _MOST_PAIRS = 100
 _Style = tuple[float, str]  # a number is multiplied by the first, and formatted by the second
 _TEXT, _PERCENT, _POINTS, _NUMBER, _WHOLE = (0, ""), (100, ".2f"), (100, "+.2f"), (1, ".4f"), (1, ",.0f")
 _COLUMNS: dict[str, tuple[str, _Style]] = {  # column of a report's table -> heading, style of its cells
-    "accuracy": ("accuracy %", _PERCENT),
-    "log_loss": ("log-loss nats", _NUMBER),
     "calibration_error": ("calibration error %", _PERCENT),
-    "macro_f1": ("macro F1 %", _PERCENT),
     "parameters": ("parameters", _WHOLE),
     "gain": ("gain", _POINTS),
     "gain_low": ("from", _POINTS),
@@ -71,8 +69,9 @@ def page(report: Report, *, title: str = "Is the ensemble better?") -> str:
         title=title,
         report=report,
         conclusion=conclusion(report),
+        amount=get_metric(report.metric).amount,
         tables={
-            "rules": _table(report.rules),
+            "rules": _table(report.rules, gain=_gain(get_metric(report.metric).unit)),
             "members": _table(report.members),
             "classes": _table(report.classes, first="class"),
             "confusions": _table(report.confusions, first="class"),
@@ -89,18 +88,28 @@ def conclusion(report: Report) -> str:
     if report.best is None or not report.frames:
         return "No rule was judged, or there were no frames to judge it on."
     row = report.rules.set_index("name").loc[report.best]
-    gain, low, high = (f"{100 * row[column]:+.2f}" for column in ("gain", "gain_low", "gain_high"))
+    metric = get_metric(report.metric)
+    gain, low, high = (_cell(row[column], _gain(metric.unit)) for column in ("gain", "gain_low", "gain_high"))
     interval = f"95 % interval from {low} to {high}"
     if report.recordings < 2:
         interval = "no interval, because there is only one recording"
     best = f"{report.best}, the best of {len(report.rules)} rules here," if len(report.rules) > 1 else report.best
     answer = "Better" if row["gain_low"] > 0 else "Worse" if row["gain_high"] < 0 else "Not shown to be better"
-    return f"{answer}. {best} against {report.baseline}: {gain} points of accuracy, {interval}."
+    return f"{answer}. {best} against {report.baseline}: {gain} {metric.amount}, {interval}."
 
 
-def _table(table: pd.DataFrame, *, first: str = "name") -> dict[str, Any]:
+def _gain(unit: str) -> _Style:
+    """The style of gains in a metric of this unit."""
+    return _POINTS if unit == "%" else (1, "+.4f")
+
+
+def _table(table: pd.DataFrame, *, first: str = "name", gain: _Style = _POINTS) -> dict[str, Any]:
     """Headings and rows of text, each with whether it is a number. `first` is the heading of the column `name`."""
     columns = _COLUMNS | {"name": (first, _TEXT)}
+    for name, metric in METRICS.items():
+        columns[name] = (f"{metric.title} {metric.unit}".strip(), _PERCENT if metric.unit == "%" else _NUMBER)
+    for name in [name for name in columns if name.removeprefix("mean_") in ("gain", "gain_low", "gain_high")]:
+        columns[name] = (columns[name][0], gain)
     shown = [str(name) for name in table.columns if name not in _HIDDEN]
     styled = [columns.get(name, (name.replace("_", " "), _NUMBER)) for name in shown]
     rows = [

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ensemble.judge.metrics import get_metric
 from ensemble.judge.report import Report
 
 try:
@@ -25,16 +26,18 @@ _RULE, _BASELINE, _LINE = "#0b6e99", "#b4632f", "#999999"
 
 
 def gains(report: Report, ax: Axes | None = None) -> Axes:
-    """Each rule's gain over the best single member with its 95 % interval, in points of accuracy."""
+    """Each rule's gain over the best single member with its 95 % interval, per cent counted in points."""
     table = report.rules.iloc[::-1]
     ax = _bare(ax, 6.4, 1.0 + 0.3 * len(table))
-    gain, low, high = (100 * table[column].to_numpy(dtype=float) for column in ("gain", "gain_low", "gain_high"))
+    metric = get_metric(report.metric)
+    scale = 100 if metric.unit == "%" else 1
+    gain, low, high = (scale * table[column].to_numpy(dtype=float) for column in ("gain", "gain_low", "gain_high"))
     rows = np.arange(len(table))
     ax.axvline(0, color=_LINE, linewidth=1)
     ax.hlines(rows, low, high, color=_RULE, linewidth=2)
     ax.plot(gain, rows, "o", color=_RULE)
     ax.set_yticks(rows, [*map(_as_written, table["name"])])
-    ax.set_xlabel(f"accuracy gained over {_as_written(report.baseline)}, points")
+    ax.set_xlabel(f"gain over {_as_written(report.baseline)}, {metric.amount}")
     return ax
 
 

@@ -6,13 +6,14 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from ensemble.judge import tables
-from ensemble.judge.significance import CrossFit, cluster_bootstrap
+from ensemble.judge.metrics import get_metric
+from ensemble.judge.significance import CrossFit
 from ensemble.judge.tables import Tally
 from ensemble.outputs import MemberOutputs
 from ensemble.rules.fitted import WeightedMean
@@ -26,11 +27,13 @@ class Report:
     """The result of `evaluate`."""
 
     #: one row per member: name, accuracy, log_loss (nats; a probability of the true class below 2^-52 counts as 2^-52,
-    #: and a note gives the number of such frames), calibration_error (of the top class, 15 bins of equal width),
-    #: macro_f1 (over classes that occur, on frames with an answer), parameters, abstained (frames)
+    #: and a note gives the number of such frames), brier (0 to 2), calibration_error (of the top class, 15 bins of
+    #: equal width), macro_f1 (over classes that occur, on frames with an answer), further metrics of `METRICS`,
+    #: parameters, abstained (frames)
     members: pd.DataFrame
-    #: the same per rule, then gain (accuracy minus the baseline's) with gain_low and gain_high, the ends of its 95 %
-    #: interval, NaN for fewer than two recordings; mean_gain over the uniform mean, and loss_gain (the baseline's
+    #: the same per rule, then gain over the baseline in `metric`, positive where the rule is better, with gain_low and
+    #: gain_high, the ends of its 95 % interval, NaN for fewer than two recordings; mean_gain over the uniform mean, and
+    #: loss_gain (the baseline's
     #: log-loss minus the rule's), each with its ends; fitted_here: whether it was fitted on these frames;
     #: fitted_on_training: whether it was fitted on frames that a member was trained on; optimism: its log-loss in nats
     #: on recordings left out of the fit minus that on its own fitting frames, and optimism_accuracy how much less
@@ -46,7 +49,7 @@ class Report:
     confusions: pd.DataFrame
     reliability: pd.DataFrame  #: per member and rule, the bins behind calibration_error
     baseline: str  #: the best single member, or the one named
-    best: str | None  #: the rule of highest accuracy, lower log-loss where equal; None where there are no rules
+    best: str | None  #: the best rule by `metric`, by log-loss (or accuracy) where equal; None where there are none
     frames: int  #: number of frames judged
     recordings: int  #: number of groups that they come from
     oracle: float  #: fraction of the frames where some member is right: no choice among members beats it
@@ -54,6 +57,7 @@ class Report:
     seconds: float  #: duration of the pass over the frames
     notes: tuple[str, ...]  #: what to keep in mind when reading the figures
     fingerprint: str  #: of the frames judged
+    metric: str = "accuracy"  #: what the baseline and the best rule are chosen by, and gains are of
 
     @property
     def frames_per_second(self) -> float:
@@ -80,6 +84,7 @@ def evaluate(
     outputs: MemberOutputs,
     rules: Mapping[str, Rule],
     *,
+    metric: str = "accuracy",
     baseline: str | None = None,
     parameters: Mapping[str, int] | None = None,
     cross_fits: Mapping[str, CrossFit] | None = None,
@@ -95,16 +100,19 @@ def evaluate(
     Args:
         outputs: of all members, with labels; read in blocks; intervals resample its groups.
         rules: name in the report -> rule. One that knows the names of its members is applied to those, in any order.
-        baseline: the member that gains are measured against, chosen on other frames. If None, the most
-            accurate member on these frames, which makes gains look smaller than they are; a note says so.
+        metric: what gains are of, a name in `METRICS`: "accuracy", "log_loss", "brier", "macro_f1". Intervals are
+            percentiles over resampled recordings, for macro F1 too, which is computed anew from the counts of each
+            resample (Field and Welsh, "Bootstrapping clustered data", JRSS B 69(3), 2007).
+        baseline: the member that gains are measured against, chosen on other frames. If None, the best by the metric
+            on these frames, which makes gains look smaller than they are; a note says so.
         parameters: member -> number of parameters, in place of those in `outputs.about`.
         cross_fits: fitted rule -> what `cross_fit` found on its fitting frames, for the two columns of optimism.
         replicates: resamples behind each interval.
         seed: of the resampling; equal seeds, equal intervals.
 
     Raises:
-        ValueError: no labels; an unknown baseline; a rule that needs a member that is not there, or whose rows are
-            not distributions.
+        ValueError: no labels; an unknown metric or baseline; a rule that needs a member that is not there, or whose
+            rows are not distributions.
 
     Example:
         >>> from ensemble import mean
@@ -113,13 +121,13 @@ def evaluate(
         >>> evaluate(outputs, {"mean": mean}).rules[["name", "accuracy", "gain"]].values.tolist()
         [['mean', 1.0, 0.0]]
     """
-    names = list(outputs.members)
+    names, judged = list(outputs.members), get_metric(metric)
     if baseline is not None and baseline not in names:
         msg = f"expected the baseline among the members {names}, got {baseline!r}"
         raise ValueError(msg)
     M, known = len(names), cross_fits or {}
     began = time.perf_counter()
-    sums = tables.tally(outputs, rules)
+    sums = tables.tally(outputs, rules, judged)
     seconds = time.perf_counter() - began
     single = tables.best(sums, range(M)) if baseline is None else names.index(baseline)
     best = tables.best(sums, range(M, M + len(rules))) if rules else None
@@ -148,6 +156,7 @@ def evaluate(
         seconds=seconds,
         notes=tuple(_notes(outputs, sums, chosen=names[single] if baseline is None else "")),
         fingerprint=outputs.fingerprint,
+        metric=metric,
     )
 
 
@@ -194,7 +203,7 @@ class Choice:
 
     name: str  #: of the rule, or of the single member
     rule: Rule  #: for a single member, the `WeightedMean` that gives it all the weight
-    behind: dict[str, float]  #: each candidate's distance from the best on these frames, in accuracy or nats
+    behind: dict[str, float]  #: each candidate's distance from the best on these frames, in the metric
     error: dict[str, float]  #: standard error of that distance over recordings; NaN for fewer than two
 
 
@@ -202,7 +211,7 @@ def choose(
     outputs: MemberOutputs,
     rules: Mapping[str, Rule],
     *,
-    by: Literal["accuracy", "log_loss"] = "accuracy",
+    by: str = "accuracy",
     replicates: int = 1000,
     seed: int = 0,
 ) -> Choice:
@@ -216,12 +225,12 @@ def choose(
     Args:
         outputs: with labels, of frames that no rule was fitted on; otherwise fitted rules look better than they are.
         rules: name -> rule, in order of preference, from simple to elaborate.
-        by: the measure to compare by.
+        by: the metric to compare by, a name in `METRICS`.
         replicates: number of resamples behind the standard errors.
         seed: of the resampling.
 
     Raises:
-        ValueError: no labels, no frames, an unknown measure, or a rule with the name of a member.
+        ValueError: no labels, no frames, an unknown metric, or a rule with the name of a member.
 
     Example:
         >>> from ensemble import mean
@@ -230,23 +239,20 @@ def choose(
         >>> choose(outputs, {"mean": mean}).name  # both members are always right: no rule is needed
         'a'
     """
-    if by not in ("accuracy", "log_loss"):
-        msg = f"expected to choose by 'accuracy' or 'log_loss', got {by!r}"
-        raise ValueError(msg)
+    metric = get_metric(by)
     if taken := [name for name in rules if name in outputs.members]:
         msg = f"expected names for rules that no member has, got {taken}; the best member is a candidate already"
         raise ValueError(msg)
-    sums, members = tables.tally(outputs, rules), len(outputs.members)
+    sums, members = tables.tally(outputs, rules, metric), len(outputs.members)
     if sums.frames == 0:
         msg = "expected frames to choose on, got none"
         raise ValueError(msg)
-    single = tables.best(sums, range(members), by=by)
-    candidates = [single, *range(members, members + len(rules))]
-    goods = (sums.right if by == "accuracy" else -sums.loss)[candidates].T  # (G, 1 + R)
-    means = goods.sum(axis=0) / sums.frames
-    top = int(means.argmax())
-    resampled = cluster_bootstrap(goods, sums.sizes, replicates=replicates, seed=seed)
-    behind, error = means[top] - means, (resampled[:, [top]] - resampled).std(axis=0)
+    single = tables.best(sums, range(members))
+    candidates = np.array([single, *range(members, members + len(rules))])
+    values = metric.goods(sums.values(metric)[candidates])
+    top = int(values.argmax())
+    resampled = sums.resampled([metric], candidates, replicates=replicates, seed=seed)[0]
+    behind, error = values[top] - values, (resampled[:, [top]] - resampled).std(axis=0)
     chosen = int(np.argmax(~(behind > error)))  # the single member where the errors are NaN
     alone = WeightedMean(np.eye(members)[single], outputs.fingerprint, members=outputs.members)
     names = [outputs.members[single], *rules]

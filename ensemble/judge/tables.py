@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ensemble.judge.diversity import PAIR_MEASURES, Joint
+from ensemble.judge.metrics import METRICS, Answers, Counts, Metric, get_metric
 from ensemble.judge.reliability import BINS, bin_sums, calibration_error
 from ensemble.judge.significance import cluster_bootstrap, percentile_ends
 from ensemble.outputs import LEAST, MemberOutputs
@@ -24,10 +24,11 @@ from ensemble.rules.pooling import mean, tie_rate
 from ensemble.rules.table import FittedRule, Rule
 
 Floats = NDArray[np.float64]
-Counts = NDArray[np.int64]
+Integers = NDArray[np.int64]
 
 _CELLS = 2**24  # probabilities processed at once: 64 MiB
 _PILES = 10_000  # beyond so many recordings, they are dealt at random into piles, and piles are resampled
+_COUNTS = 2**25  # numbers of frames by answer, pile and class that are kept: piles are fewer where there are more
 _TOLERANCE = 1e-3
 
 
@@ -38,48 +39,91 @@ class Tally:
     loss of equal probabilities, and is left out of `confusion` and `bins`.
     """
 
-    def __init__(self, outputs: MemberOutputs, rules: Mapping[str, FittedRule]) -> None:
+    def __init__(self, outputs: MemberOutputs, rules: Mapping[str, FittedRule], metric: Metric) -> None:
         members, self.frames, classes = outputs.shape
         assert outputs.groups is not None  # MemberOutputs fills them in
         distinct, where = np.unique(outputs.groups.numpy(), return_inverse=True)
-        if len(distinct) > _PILES:
-            where = (np.random.default_rng(0).permutation(len(distinct)) % _PILES)[where]
-        self.rules, answers, groups = rules, members + len(rules) + 1, min(len(distinct), _PILES)
+        self.rules, self.metric, answers = rules, metric, members + len(rules) + 1
+        counted = metric.of is Counts
+        piles = min(_PILES, max(100, _COUNTS // (3 * answers * classes))) if counted else _PILES
+        if len(distinct) > piles:
+            where = (np.random.default_rng(0).permutation(len(distinct)) % piles)[where]
+        groups = min(len(distinct), piles)
         self.recordings = len(distinct)
         self.whole = self.frames or math.nan  # what fractions are of: NaN without frames
-        self.group: Counts = where.astype(np.int64)  # (N,) recording of each frame, or its pile, from 0
+        self.group: Integers = where.astype(np.int64)  # (N,) recording of each frame, or its pile, from 0
         self.sizes: Floats = np.bincount(where, minlength=groups).astype(np.float64)  # (G,)
-        self.confusion: Counts = np.zeros((answers, classes, classes), dtype=np.int64)  # true class, predicted class
-        self.loss: Floats = np.zeros((answers, groups))
-        self.right: Floats = np.zeros((answers, groups))
+        self.confusion: Integers = np.zeros((answers, classes, classes), dtype=np.int64)  # true class, predicted class
+        frame_by_frame = [name for name, each in METRICS.items() if each.of is Answers]
+        self.sums: dict[str, Floats] = {name: np.zeros((answers, groups)) for name in frame_by_frame}
+        #: frames by recording, predicted rightly, predicted, and true, of each class; where the metric needs them
+        self.counts = np.zeros((answers, groups if counted else 0, 3, classes), dtype=np.int32)
         self.bins: Floats = np.zeros((answers, 3, BINS))  # frames, confidence, right
-        self.clipped: Counts = np.zeros(answers, dtype=np.int64)  # frames whose true class had less than LEAST
-        self.abstained: Counts = np.zeros(answers, dtype=np.int64)
+        self.clipped: Integers = np.zeros(answers, dtype=np.int64)  # frames whose true class had less than LEAST
+        self.abstained: Integers = np.zeros(answers, dtype=np.int64)
         self.joint = Joint(np.zeros((members, members)), self.frames)
-        self.some_right: Counts = np.zeros(classes, dtype=np.int64)  # frames where any member is right, by true class
+        self.some_right: Integers = np.zeros(classes, dtype=np.int64)  # frames where any member is right, by true class
         self.ties = 0.0
 
-    def add(self, index: int, rows: Tensor, truth: Tensor, where: Counts) -> NDArray[np.bool_]:
+    def add(self, index: int, rows: Tensor, truth: Tensor, where: Integers) -> NDArray[np.bool_]:
         """Add one answer's (B, C) rows for a block of frames; returns (B,) where it is right."""
         classes, groups = rows.shape[1], len(self.sizes)
         labels, guesses = truth.numpy(), rows.numpy().argmax(axis=1)  # NumPy's is five times as fast as torch's max
         confidence = rows.gather(1, torch.from_numpy(guesses)[:, None])[:, 0].double().numpy()
         answered = ~np.isnan(confidence)  # the largest of a row with NaN is NaN
         correct: NDArray[np.bool_] = (labels == guesses) & answered
-        likelihood = np.where(answered, rows.gather(1, truth[:, None])[:, 0].double().numpy(), 1 / classes)
-        loss = -np.log(np.maximum(likelihood, LEAST))
+        known = rows.numpy() if answered.all() else np.where(answered[:, None], rows.numpy(), 1 / classes)
+        answers = Answers(known, labels, np.where(answered, guesses, -1))
         cells = np.bincount((labels * classes + guesses)[answered], minlength=classes**2)
         self.confusion[index] += cells.reshape(classes, classes)
-        self.loss[index] += np.bincount(where, loss, minlength=groups)
-        self.right[index] += np.bincount(where, correct, minlength=groups)
+        for name, sums in self.sums.items():
+            sums[index] += np.bincount(where, METRICS[name].function(answers), minlength=groups)
+        if self.counts.size:
+            flat, place = self.counts[index].reshape(-1), where * 3 * classes
+            for row, (chosen, column) in enumerate([(correct, labels), (answered, guesses), (answered, labels)]):
+                np.add.at(flat, (place + row * classes + column)[chosen], 1)
         self.bins[index] += bin_sums(confidence[answered], correct[answered])
-        self.clipped[index] += int((likelihood < LEAST).sum())
+        self.clipped[index] += int((answers.true_class < LEAST).sum())
         self.abstained[index] += int((~answered).sum())
         return correct
 
+    def values(self, metric: Metric) -> Floats:
+        """(A,) each answer's value of a metric over all frames; NaN without frames."""
+        if metric.of is Answers:
+            means: Floats = self.sums[metric.name].sum(axis=1) / self.whole
+            return means
+        hits = np.diagonal(self.confusion, axis1=1, axis2=2)
+        values: Floats = metric.function(Counts(hits, self.confusion.sum(axis=1), self.confusion.sum(axis=2)))
+        return values
 
-def tally(outputs: MemberOutputs, rules: Mapping[str, Rule]) -> Tally:
+    def resampled(self, metrics: Sequence[Metric], answers: Integers, *, replicates: int, seed: int) -> list[Floats]:
+        """For each metric (R, K) values of K answers, the better the higher, all on the same resamples of recordings.
+
+        A metric of `Counts` is no mean over frames: its counts are resampled, and it is computed from them; it must be
+        the one that the sums were made for.
+        """
+        counted = len(answers) * 3 * self.confusion.shape[1]
+        tables = [
+            self.sums[each.name][answers].T
+            if each.of is Answers
+            else self.counts[answers].transpose(1, 0, 2, 3).reshape(len(self.sizes), counted)
+            for each in metrics
+        ]
+        ends = np.cumsum([table.shape[1] for table in tables])[:-1].tolist()
+        means = cluster_bootstrap(np.concatenate(tables, axis=1), self.sizes, replicates=replicates, seed=seed)
+        found = []
+        for each, part in zip(metrics, np.split(means, ends, axis=1), strict=True):
+            if each.of is Counts:
+                counts = part.reshape(replicates, len(answers), 3, -1)
+                part = each.function(Counts(counts[:, :, 0], counts[:, :, 1], counts[:, :, 2]))
+            found.append(each.goods(part))
+        return found
+
+
+def tally(outputs: MemberOutputs, rules: Mapping[str, Rule], metric: Metric = METRICS["accuracy"]) -> Tally:
     """Add up the sums, of rules over the members that they name; the uniform mean is always the last answer.
+
+    What is needed to resample `metric` is kept, beside the means over frames, which always are.
 
     Raises:
         ValueError: no labels; NaN that is not declared; a rule that needs a missing member, or whose rows are not
@@ -95,7 +139,7 @@ def tally(outputs: MemberOutputs, rules: Mapping[str, Rule]) -> Tally:
             msg = f"rule {name!r}: {error}"
             raise ValueError(msg) from error
     applied = {name: rule.abstaining if outputs.abstain else rule for name, rule in aligned.items()}
-    sums = Tally(outputs, aligned)
+    sums = Tally(outputs, aligned, metric)
     for block, probabilities in outputs.blocks(max(1, _CELLS // (members * classes)), nan="if declared"):
         truth, where = labels[block], sums.group[block]
         right = [sums.add(member, rows, truth, where) for member, rows in enumerate(probabilities)]
@@ -117,37 +161,37 @@ def tally(outputs: MemberOutputs, rules: Mapping[str, Rule]) -> Tally:
     return sums
 
 
-def best(sums: Tally, answers: Iterable[int], *, by: Literal["accuracy", "log_loss"] = "accuracy") -> int:
-    """Index of the best of some answers; the other measure decides where they are equal, then their order."""
-    right, gain = sums.right.sum(axis=1), -sums.loss.sum(axis=1)
-    first, second = (right, gain) if by == "accuracy" else (gain, right)
-    return max(answers, key=lambda index: (first[index], second[index]))
+def best(sums: Tally, answers: Iterable[int]) -> int:
+    """Index of the best of some answers by the metric; equal ones by log-loss, or accuracy; then by their order."""
+    second = METRICS["accuracy" if sums.metric.name == "log_loss" else "log_loss"]
+    order = [metric.goods(sums.values(metric)) for metric in (sums.metric, second)]
+    return max(answers, key=lambda index: (order[0][index], order[1][index]))
 
 
-def best_member(outputs: MemberOutputs) -> str:
-    """The most accurate member; of equals the one with the lower log-loss, then the first.
+def best_member(outputs: MemberOutputs, metric: str = "accuracy") -> str:
+    """The best member by a metric; of equals the one with the lower log-loss, or the more accurate one; then the first.
 
-    A `ValueError` without labels, or where a member gives NaN that is not declared.
+    A `ValueError` without labels, for an unknown metric, or where a member gives NaN that is not declared.
     """
-    return outputs.members[best(tally(outputs, {}), range(len(outputs.members)))]
+    return outputs.members[best(tally(outputs, {}, get_metric(metric)), range(len(outputs.members)))]
 
 
 def scores(outputs: MemberOutputs, sums: Tally, parameters: Mapping[str, int]) -> pd.DataFrame:
-    """One row per member, then one per rule, which counts the parameters of the members that can influence it."""
+    """One row per member, then one per rule, which counts the parameters of the members that can influence it.
+
+    The uniform mean, which is only a yardstick, has none.
+    """
     own = pd.Series([parameters.get(name) for name in outputs.members], dtype="Int64")
     used = [own if rule.used is None else own.iloc[list(rule.used)] for rule in sums.rules.values()]
-    # all but the uniform mean, which is only a yardstick
-    right, loss, bins, confusion = (each[:-1] for each in (sums.right, sums.loss, sums.bins, sums.confusion))
-    hits = np.diagonal(confusion, axis1=1, axis2=2)  # (A - 1, C)
-    occurrences = confusion.sum(axis=1) + confusion.sum(axis=2)  # as a prediction or as a label
-    with np.errstate(invalid="ignore"):
-        f1 = (2 * hits / np.maximum(occurrences, 1)).sum(axis=1) / (occurrences > 0).sum(axis=1)
+    frame_by_frame, by_class = (
+        {name: sums.values(metric)[:-1] for name, metric in METRICS.items() if metric.of is kind}
+        for kind in (Answers, Counts)
+    )
     table = {
         "name": [*outputs.members, *sums.rules],
-        "accuracy": right.sum(axis=1) / sums.whole,
-        "log_loss": loss.sum(axis=1) / sums.whole,
-        "calibration_error": [calibration_error(each) for each in bins],
-        "macro_f1": f1,
+        **frame_by_frame,
+        "calibration_error": [calibration_error(each) for each in sums.bins[:-1]],
+        **by_class,
         "parameters": pd.Series([*own, *(some.sum(skipna=False) for some in used)], dtype="Int64"),
         "abstained": sums.abstained[:-1],
     }
@@ -159,19 +203,14 @@ def gains(sums: Tally, *, members: int, baseline: int, replicates: int, seed: in
 
     The rules follow the `members`; `baseline` is the index of the member that gains are measured against.
     """
-    answers, rules = len(sums.right), np.arange(members, len(sums.right) - 1)
-    goods = np.concatenate([sums.right, -sums.loss]).T  # (G, 2A)
-    resampled = cluster_bootstrap(goods, sums.sizes, replicates=replicates, seed=seed)
-    whole = goods.sum(axis=0) / sums.whole
+    answers = np.array([baseline, len(sums.confusion) - 1, *range(members, len(sums.confusion) - 1)])
+    both = (sums.metric, METRICS["log_loss"])
+    resampled = sums.resampled(both, answers, replicates=replicates, seed=seed)
     columns: dict[str, Floats] = {}
-    for name, mine, other in (
-        ("gain", rules, baseline),
-        ("mean_gain", rules, answers - 1),
-        ("loss_gain", rules + answers, baseline + answers),
-    ):
-        columns[name] = whole[mine] - whole[other]
-        ends = percentile_ends(resampled[:, mine] - resampled[:, [other]])
-        columns[f"{name}_low"], columns[f"{name}_high"] = ends
+    for name, which, other in (("gain", 0, 0), ("mean_gain", 0, 1), ("loss_gain", 1, 0)):
+        whole, drawn = both[which].goods(sums.values(both[which])[answers]), resampled[which]
+        columns[name] = whole[2:] - whole[other]
+        columns[f"{name}_low"], columns[f"{name}_high"] = percentile_ends(drawn[:, 2:] - drawn[:, [other]])
     return pd.DataFrame(columns)
 
 
