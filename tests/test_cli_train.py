@@ -235,3 +235,24 @@ def test_a_study_refuses_an_impossible_name_before_training(command, registry):
     registry.alias("found-1", "a@1")
     found = command("zoo study --save found --corpus nowhere")
     assert (found.code, "found-1" in found.err) == (2, True)
+
+
+def test_a_corpus_with_classes_of_its_own(tmp_path, command):
+    """Named by flag, as words or in a file; what is made from a model takes that model's classes."""
+    few = zoo.sample_corpus("train").select(torch.arange(4))
+    words = tuple(f"sound {index}" for index in range(40))
+    for partition in ("train", "valid"):
+        frames = zoo.FrameSet(few.features, few.labels, few.starts, words, few.names)
+        zoo.write_corpus(frames, tmp_path / "corpus", partition)
+    (tmp_path / "classes.txt").write_bytes(("\ufeff" + "\r\n".join(words) + "\r\n").encode())
+    common = ["--corpus", tmp_path / "corpus", "--registry", tmp_path / "registry.json", "--json"]
+    small, flag = [*SMALL, "--epochs", 1], ["--classes", tmp_path / "classes.txt"]
+    assert "--classes" in command("zoo train a", *small, *common, code=2).err
+    assert command("zoo train a", *small, *flag, *common, code=0).data["classes"] == [*words]
+    assert command("zoo train b", *small, "--classes", *words, *common, code=0).data["classes"] == [*words]
+    assert command("zoo train c --from a --seed 5", *common, code=0).data["classes"] == [*words]
+    assert command("zoo average d a b", *common, code=0).data["classes"] == [*words]
+    verified = command("zoo verify a --metrics", *common, code=0).data["metrics"]
+    assert [row["agrees"] for row in verified] == [True, True]
+    assert "blanks between them, or a file" in command("zoo train e --classes classes.tx", *small, *common, code=2).err
+    assert "expected --corpus" in command("zoo train e", *small, *flag, code=2).err

@@ -1,6 +1,8 @@
 """The HW1P2 layout, read and written, and every way in which a folder can be wrong."""
 
 import tracemalloc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -50,13 +52,97 @@ def test_a_partition_without_transcripts_has_no_labels(tmp_path: Path) -> None:
     assert zoo.read_corpus(tmp_path, "p").labels is None
 
 
-def test_the_order_file_of_a_partition_decides(root: Path) -> None:
-    """A header, then one file name per line."""
-    (root / "p" / "test_order.csv").write_text("name\nb.npy\na.npy\n")
-    assert zoo.read_corpus(root, "p").names == ("b", "a")
-    (root / "p" / "test_order.csv").write_text("name\nc.npy\n")
-    with pytest.raises(zoo.CorpusError, match=r"there is no c\.npy"):
-        zoo.read_corpus(root, "p")
+ORDERS = {  # text of test_order.csv for the recordings u1, u2 and u3.x -> what was wrong with it before
+    "name\nu2.npy\nu1.npy\nu3.x.npy\n": "a header, then one file name per line",
+    "u2.npy\nu1.npy\nu3.x.npy\n": "no header",
+    "u2\nu1\nu3.x": "no header, no suffix, no last line break",
+    "\ufeffu2.npy\r\nu1.npy\r\n\r\nu3.x.npy\r\n": "a byte order mark, line ends of Windows, an empty line",
+    "id,file,frames\n1,mfcc/u2.npy,10\n2,mfcc/u1.npy,12\n3,mfcc/u3.x.npy,9\n": "other columns, folders",
+    '"u2.npy";7\n"u1.npy";8\n"u3.x.npy";9': "semicolons and quotes",
+    "test\\\\mfcc\\\\u2.npy\t0\ntest\\\\mfcc\\\\u1.npy\t1\ntest\\\\mfcc\\\\u3.x.npy\t2": "tabs, paths of Windows",
+    "audio\nu2.flac\nu1.flac\nu3.x.flac": "the suffix of the audio",
+}
+
+
+@pytest.mark.parametrize("text", ORDERS, ids=ORDERS.get)
+def test_the_order_file_of_a_partition_decides(tmp_path: Path, text: str) -> None:
+    """It is looked at, not assumed: whichever column names recordings, with or without a header."""
+    for name in ("u1", "u2", "u3.x"):
+        save(tmp_path, name, np.zeros((2, 3)), None)
+    (tmp_path / "p" / "test_order.csv").write_bytes(text.encode())
+    assert zoo.read_corpus(tmp_path, "p").names == ("u2", "u1", "u3.x")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("name\nu2\nu9\nu1\n", "there is no u9"),
+        ("u9.npy\nu2.npy\nu1.npy\n", r"there is no u9\.npy"),  # in the place of a header, but written like a file
+        ("u9\nu2\nu1", "there is no u9"),
+        ("u2\nu1\nu2", "there is more than one u2"),
+        ("u2.npy\nu2\nu1", "there is more than one u2"),
+        ("name\nu2", "it leaves out u1"),
+        ("name\n", "there is no name"),
+        ("", "it leaves out u1, u2"),
+        ("u1,u2\nu2,u1", "one column that names recordings, got those of 'u2' and of 'u1'"),
+        ("name\nü".encode("latin-1"), "expected UTF-8 text"),
+    ],
+)
+def test_an_order_that_does_not_name_every_recording_once_is_refused(
+    tmp_path: Path, text: str | bytes, words: str
+) -> None:
+    """Nothing is lost, read twice or guessed."""
+    for name in ("u1", "u2"):
+        save(tmp_path, name, np.zeros((2, 3)), None)
+    (tmp_path / "p" / "test_order.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(zoo.CorpusError, match=words):
+        zoo.read_corpus(tmp_path, "p")
+
+
+def test_hidden_files_are_no_recordings(root: Path) -> None:
+    """What macOS and Windows leave in folders, in one of the two or in both."""
+    for folder in ("mfcc", "transcript"):
+        (root / "p" / folder / ".DS_Store").write_bytes(b"\0")
+        (root / "p" / folder / "Thumbs.db").write_bytes(b"\0")
+    (root / "p" / "mfcc" / "._a.npy").write_bytes(b"\0\5\x16\7" + bytes(60))
+    assert zoo.read_corpus(root, "p").names == ("a", "b")
+
+
+def test_any_table_of_classes_can_be_given(tmp_path: Path) -> None:
+    """In its own order, with names that are no phonemes, as text or as bytes."""
+    save(tmp_path, "a", np.zeros((3, 2)), np.array(["[SOS]", "cat", "dog", "cat", "[EOS]"]))
+    save(tmp_path, "b", np.zeros((2, 2)), np.array([b"<sos>", b"dog", "Ä".encode(), b"<eos>"]))
+    assert zoo.read_corpus(tmp_path, "p", classes=["dog", "Ä", "cat"]).labels.tolist() == [2, 0, 2, 0, 1]
+    with pytest.raises(zoo.CorpusError, match=r"unknown phoneme 'cat'.* are given by classes= or --classes"):
+        zoo.read_corpus(tmp_path, "p")
+    for classes in ("dog", ["dog", "dog", "cat"], ["dog", ""], [1, 2]):
+        with pytest.raises(zoo.CorpusError, match="expected a sequence of class names, each of them once"):
+            zoo.read_corpus(tmp_path, "p", classes=classes)
+
+
+@pytest.mark.parametrize("silence", ["[SIL]", "SIL"])
+def test_both_spellings_of_a_name_are_read_whichever_is_the_class(tmp_path: Path, silence: str) -> None:
+    """With 42 classes, where the two ends have numbers too; a name that is a class itself stands for itself."""
+    save(tmp_path, "a", np.zeros((3, 2)), np.array(["[SOS]", "[SIL]", "SIL", "<sos>", "[EOS]"]))
+    assert zoo.read_corpus(tmp_path, "p", classes=[silence, *PHONEMES[1:], "[SOS]", "[EOS]"]).labels.tolist() == [
+        0,
+        0,
+        40,
+    ]
+    assert zoo.read_corpus(tmp_path, "p", classes=["SIL", "[SIL]", "<sos>"]).labels.tolist() == [1, 0, 2]
+
+
+def test_reading_shows_its_progress(root: Path) -> None:
+    """One step per recording."""
+    shown: list[object] = []
+
+    @contextmanager
+    def progress(title: str, total: float | None = None) -> Iterator[Callable[..., None]]:
+        shown.append((title, total))
+        yield lambda steps=1, note="": shown.append(steps)
+
+    zoo.read_corpus(root, "p", progress=progress)
+    assert shown == [("reading p", 2), 1, 1]
 
 
 def test_what_was_written_is_read_again(frames: zoo.FrameSet, tmp_path: Path) -> None:
@@ -155,6 +241,18 @@ def test_an_expected_number_of_features_is_checked(root: Path) -> None:
     """All recordings agree with each other, but not with the caller."""
     with pytest.raises(zoo.CorpusError, match="expected 27 features per frame, got 4"):
         zoo.read_corpus(root, "p", features=27)
+
+
+@pytest.mark.parametrize("kind", ["<f4", ">f4", "<f8", "<f2"])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_features_of_any_floating_type_and_order_are_read(tmp_path: Path, kind: str, order: str) -> None:
+    """Straight into the result where they are float32, through a conversion otherwise; 1e300 is no float32."""
+    values = np.arange(12).reshape(3, 4).astype(kind, order=order)
+    save(tmp_path, "a", values, None)
+    assert zoo.read_corpus(tmp_path, "p").features.tolist() == values.tolist()
+    save(tmp_path, "a", np.full((3, 4), 1e300, order=order), None)
+    with pytest.raises(zoo.CorpusError, match="finite features, got NaN or infinity at frame 0"):
+        zoo.read_corpus(tmp_path, "p")
 
 
 def test_reading_peaks_at_little_more_than_the_result(tmp_path: Path) -> None:

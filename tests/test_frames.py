@@ -163,3 +163,13 @@ def test_no_centres_give_no_windows(frames: FrameSet) -> None:
 def test_frames_without_labels_need_no_classes() -> None:
     """Features alone are a frame set; an index of a class is only checked where there are labels."""
     assert FrameSet(torch.zeros(3, 2), None, torch.tensor([0, 3]), ()).labels is None
+
+
+def test_checking_the_features_needs_no_memory_of_their_size() -> None:
+    """A corpus just fits into memory: not even a mask of it is made."""
+    features, starts = torch.zeros(10_000, 20), torch.tensor([0, 10_000])
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True, acc_events=True
+    ) as profiled:
+        FrameSet(features, None, starts, ("a", "b"))
+    assert max(event.cpu_memory_usage for event in profiled.events()) < 1000

@@ -15,7 +15,7 @@ import ensemble
 import zoo
 
 ORDER = {
-    "zoo": "_files _json _names data models checkpoint logs training registry search exchange _console cli",
+    "zoo": "_files _json _names logs data models checkpoint training registry search exchange _console cli",
     "ensemble": "outputs rules judge fit selection run cli",
 }
 DOORS = {  # library -> the modules that may import it

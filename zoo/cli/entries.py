@@ -13,7 +13,7 @@ from typing import Any
 import zoo
 from zoo._console import Answer, Table
 from zoo._names import unknown
-from zoo.cli.options import Names, RegistryFile, spec_fields
+from zoo.cli.options import Names, RegistryFile, class_names, spec_fields
 
 
 def list_(*names: str, registry: RegistryFile = None) -> Answer:
@@ -103,16 +103,12 @@ def register(
         file: a checkpoint written by zoo, or any safetensors file together with --spec and --classes.
         spec: JSON, or a .json or .toml file, such as {"architecture": "cylinder", "features": 27, "context": 20,
             "classes": 40, "options": {"width": 512}}.
-        classes: names of the classes in the order of the logits, or a text file with one name per line;
-            "phonemes" stands for the 40 classes of HW1P2.
+        classes: names of the classes in the order of the logits, or a text file with one name per line; "phonemes"
+            stands for the 40 classes of HW1P2.
         note: free text.
         tags: short words.
     """
-    names: list[str] | None = [*classes] or None
-    if classes == ("phonemes",):
-        names = [*zoo.PHONEMES]
-    elif len(classes) == 1 and Path(classes[0]).is_file():
-        names = Path(classes[0]).read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    names = class_names(classes) or None
     parsed = None if spec is None else zoo.Spec.from_dict(spec_fields(spec))
     return _saved(zoo.Registry(registry).register(name, file, spec=parsed, classes=names, note=note, tags=tags))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, make_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 from cyclopts import Group, Parameter
 
 import zoo
+from zoo._console import progress
 from zoo._names import usable_device
 from zoo.training.recipe import Recipe
 
@@ -35,6 +37,14 @@ Contexts = Annotated[tuple[int, ...], Parameter(consume_multiple=True)]
 Corpus = Annotated[
     Path | None,
     Parameter(help="folder of partitions in the HW1P2 layout; the bundled synthesised speech if left out."),
+]
+Classes = Annotated[
+    tuple[str, ...],
+    Parameter(
+        consume_multiple=True,
+        help="names of the classes in the order of the labels, or a text file with one name per line; `phonemes` "
+        "stands for the 40 classes of HW1P2. If left out, those of the models that are named, otherwise the phonemes.",
+    ),
 ]
 Device = Annotated[str, Parameter(help="where the work runs: cpu, cuda, or auto, which is cuda where there is one.")]
 RegistryFile = Annotated[
@@ -62,19 +72,41 @@ class Partitions:
     """
 
     corpus: Corpus = None
+    classes: Classes = ()
     train: str = "train"
     valid: str = "valid"
     device: Device = "auto"
 
-    def load(self) -> tuple[zoo.FrameSet, zoo.FrameSet]:
-        """The training frames and the validation frames, on the device."""
-        train, valid = (read_partition(self.corpus, name).to(self.device) for name in (self.train, self.valid))
+    def load(self, classes: Sequence[str] = ()) -> tuple[zoo.FrameSet, zoo.FrameSet]:
+        """The training and the validation frames on the device; `classes` are those of the models, if there are any."""
+        wanted = class_names(self.classes) or classes
+        train, valid = (read_partition(self.corpus, name, wanted).to(self.device) for name in (self.train, self.valid))
         return train, valid
 
 
-def read_partition(corpus: Path | None, name: str) -> zoo.FrameSet:
-    """A partition of a corpus, or of the bundled one."""
-    return zoo.sample_corpus(name) if corpus is None else zoo.read_corpus(corpus, name)
+def class_names(words: Sequence[str]) -> tuple[str, ...]:
+    """The names that `--classes` stands for: themselves, "phonemes", or the lines of a file; none where it is left out.
+
+    A ValueError where one word is neither a file nor "phonemes".
+    """
+    if tuple(words) == ("phonemes",):
+        return zoo.PHONEMES
+    if len(words) != 1:
+        return tuple(words)
+    if not Path(words[0]).is_file():
+        msg = f"expected names of classes with blanks between them, or a file with one name per line, got {words[0]!r}"
+        raise ValueError(msg)
+    return tuple(line.strip() for line in Path(words[0]).read_text(encoding="utf-8-sig").rstrip().splitlines())
+
+
+def read_partition(corpus: Path | None, name: str, classes: Sequence[str] = ()) -> zoo.FrameSet:
+    """A partition of a corpus with these classes, by default the phonemes, or of the bundled one with its own."""
+    if corpus is not None:
+        return zoo.read_corpus(corpus, name, classes=classes or zoo.PHONEMES, progress=progress)
+    if set(classes) - set(zoo.PHONEMES):
+        msg = f"expected --corpus with other classes than the phonemes of the bundled speech, got {[*classes]}"
+        raise ValueError(msg)
+    return zoo.sample_corpus(name)
 
 
 def recipe_from(file: Path | None, flags: Recipe, device: str, base: Recipe | None = None) -> Recipe:

@@ -103,14 +103,15 @@ def train(
     home = zoo.Registry(registry)
     if name is not None:
         home.check_nameable(name)
-    frames, valid = partitions.load()
     base = base_recipe = None
+    own: tuple[str, ...] = ()
     if from_ is not None:
         entry = home.get(from_)
         if entry.recipe is None:
             msg = f"expected a model with a recipe, but {entry.reference} has none; give --spec and --recipe"
             raise ValueError(msg)
-        base, base_recipe = entry.spec, Recipe.from_dict(entry.recipe)
+        base, base_recipe, own = entry.spec, Recipe.from_dict(entry.recipe), entry.classes
+    frames, valid = partitions.load(own)
     wanted = _spec(spec, context, options_from(option), frames, base)
     settings = recipe_from(recipe, flags, partitions.device, base_recipe)
     trackers: list[logs.Log] = []
@@ -179,7 +180,7 @@ def average(
             "epoch and --keep 5 the last five"
         )
         raise ValueError(msg)
-    frames, valid = partitions.load()
+    frames, valid = partitions.load(checkpoints[0].classes)
     with progress(f"averaging {len(checkpoints)} checkpoints"):
         mean = zoo.average(checkpoints, frames=frames, valid=valid, method=method, decay=decay)
     if picture is not None:

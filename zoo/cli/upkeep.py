@@ -10,7 +10,7 @@ from typing import Any
 import zoo
 from zoo._console import Answer, Table, progress
 from zoo.cli.entries import versions
-from zoo.cli.options import Corpus, RegistryFile, read_partition
+from zoo.cli.options import Classes, Corpus, RegistryFile, class_names, read_partition
 
 
 def verify(
@@ -19,6 +19,7 @@ def verify(
     probe: bool = False,
     metrics: bool = False,
     corpus: Corpus = None,
+    classes: Classes = (),
     valid: str = "valid",
     registry: RegistryFile = None,
 ) -> Answer:
@@ -53,7 +54,10 @@ def verify(
                 problems.append({"version": entry.reference, "reason": problem.reason, "message": problem.message})
     foreign = [] if fast else [entry for entry in sound if not known(entry)]
     if metrics:
-        frames, built = read_partition(corpus, valid), [entry for entry in sound if entry not in foreign]
+        built = [entry for entry in sound if entry not in foreign]
+        tables = {entry.classes for entry in built}
+        own = tables.pop() if len(tables) == 1 and corpus is not None else ()
+        frames = read_partition(corpus, valid, class_names(classes) or own)
         with progress("evaluating", total=len(built)) as advance:
             for entry in built:
                 measured += home.measure(entry, frames)

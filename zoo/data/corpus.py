@@ -8,21 +8,35 @@ without a transcript folder has no labels. Nothing in these files is ever unpick
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from importlib.resources import as_file, files
-from itertools import pairwise
+from io import BufferedReader
+from itertools import pairwise, zip_longest
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
 from zoo._names import unknown
 from zoo.data.frames import FrameSet
+from zoo.logs import Progress, silent
 
 _PHONEMES = "[SIL] AA AE AH AO AW AY B CH D DH EH ER EY F G HH IH IY JH K L M N NG OW OY P R S SH T TH UH UW V W Y Z ZH"
 PHONEMES: tuple[str, ...] = tuple(_PHONEMES.split())
 _SENTENCE_ENDS = (("[SOS]", "<sos>"), ("[EOS]", "<eos>"))
+_SPELLINGS = (("[SIL]", "SIL"), *_SENTENCE_ENDS)
+_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+_THREADS = 4  # that read ahead; what they wait for is mostly the disk
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class CorpusError(ValueError):
@@ -30,48 +44,62 @@ class CorpusError(ValueError):
 
 
 def read_corpus(
-    root: str | Path, partition: str, *, classes: Sequence[str] = PHONEMES, features: int | None = None
+    root: str | Path,
+    partition: str,
+    *,
+    classes: Sequence[str] = PHONEMES,
+    features: int | None = None,
+    progress: Progress | None = None,
 ) -> FrameSet:
     """All recordings of one partition, in the order of their file names.
 
-    If the partition has a `test_order.csv` (a header, then one file name per line), its order is used instead.
-    Features are read straight into one array, so that the peak of memory is little more than the result.
+    If the partition has a `test_order.csv`, its order is used instead: a recording on each line, with or without a
+    header, `.npy`, a path, and other columns. It must name every recording once. Hidden files, such as the `._*.npy`
+    of macOS, are no recordings. A few threads read the features straight into one array, so that the peak of memory is
+    little more than the result.
 
     Args:
         root: the folder of the partitions.
         partition: a folder name such as "train-clean-100" or "dev-clean".
-        classes: the phonemes that transcripts may contain, in the order of the labels. "SIL" is read as "[SIL]".
+        classes: the names that transcripts may contain, in the order of the labels. The two spellings of silence and
+            of the ends ("[SIL]" and "SIL", "[SOS]" and "<sos>", "[EOS]" and "<eos>") are one name, unless both are
+            among the classes.
         features: expected number of features per frame; None takes that of the first recording.
+        progress: shows how many recordings have been read; None shows nothing.
 
     Returns:
         Raw features (T, F) float32; labels (T,) without the two ends, or None if there is no `transcript` folder.
 
     Raises:
         CorpusError: a folder or a recording's partner is missing, an array has another shape or type than
-            expected, a feature is not finite, or a phoneme is unknown.
+            expected, a feature is not finite, a name in a transcript is not among the classes, a class is named
+            twice, or `test_order.csv` does not name every recording once.
     """
+    indices = _indices(classes)
     paths, transcripts = _files(Path(root), partition)
-    shapes = [_shape(path) for path in paths]
+    shapes = [*_ahead(_shape, paths)]
     width = features or shapes[0][1]
     starts = torch.tensor([0] + [length for length, _ in shapes]).cumsum(0)
     values = torch.empty(int(starts[-1]), width)
     labels = torch.empty(len(values), dtype=torch.int64) if transcripts else None
-    indices = {name: index for index, name in enumerate(classes)}
-    if "[SIL]" in indices:
-        indices.setdefault("SIL", indices["[SIL]"])
-    for index, path in enumerate(paths):
-        span = slice(int(starts[index]), int(starts[index + 1]))
-        array = _load(path).astype(np.float32, copy=False)
-        if array.shape[1] != width:
-            msg = f"{path}: expected {width} features per frame, got {array.shape[1]}"
+
+    def fill(index: int) -> None:
+        span, path = slice(int(starts[index]), int(starts[index + 1])), paths[index]
+        if shapes[index][1] != width:
+            msg = f"{path}: expected {width} features per frame, got {shapes[index][1]}"
             raise CorpusError(msg)
-        finite = np.isfinite(array).all(axis=1)
+        rows = values[span].numpy()
+        _read_features(path, rows)
+        finite = np.isfinite(rows).all(axis=1)
         if not finite.all():
             msg = f"{path}: expected finite features, got NaN or infinity at frame {int(finite.argmin())}"
             raise CorpusError(msg)
-        values[span] = torch.from_numpy(array)
         if labels is not None:
-            labels[span] = _labels(transcripts[index], shapes[index][0], indices)
+            _read_labels(transcripts[index], labels[span].numpy(), indices)
+
+    with (progress or silent)(f"reading {partition}", total=len(paths)) as advance:
+        for _ in _ahead(fill, range(len(paths))):
+            advance(1)
     return FrameSet(values, labels, starts, tuple(classes), tuple(path.stem for path in paths))
 
 
@@ -113,27 +141,46 @@ def sample_corpus(partition: str) -> FrameSet:
         )
 
 
+def _indices(classes: Sequence[str]) -> dict[str, int]:
+    """Name -> label, with the other spelling of a name where only one of them is a class."""
+    indices = {name: index for index, name in enumerate(classes)}
+    if isinstance(classes, str) or len(indices) < len(classes) or not all(isinstance(n, str) and n for n in indices):
+        msg = f"expected a sequence of class names, each of them once, got {str(classes)[:200]!r}"
+        raise CorpusError(msg)
+    for one, other in (*_SPELLINGS, *(pair[::-1] for pair in _SPELLINGS)):
+        if one in classes:
+            indices.setdefault(other, indices[one])
+    return indices
+
+
+def _ahead(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """The function of each item in their order, computed ahead by a few threads; the first error ends it."""
+    with ThreadPoolExecutor(_THREADS) as pool:
+        yield from pool.map(function, items)
+
+
+def _recordings(folder: Path) -> list[Path]:
+    """The arrays of a folder by name, without the hidden files that systems put beside them."""
+    return sorted(path for path in folder.glob("*.npy") if not path.name.startswith("."))
+
+
 def _files(root: Path, partition: str) -> tuple[list[Path], list[Path]]:
     """The recordings of a partition in their order, and their transcripts; no transcripts if there is no folder."""
     folder, order, transcripts = (root / partition / name for name in ("mfcc", "test_order.csv", "transcript"))
     if not folder.is_dir():
-        others = sorted(path.parent.name for path in root.glob("*/mfcc"))
+        others = sorted(path.parent.name for path in root.glob("[!.]*/mfcc"))
         msg = f"expected a folder {folder}; partitions under {root}: {', '.join(others) or 'none'}"
         raise CorpusError(msg)
-    paths = sorted(folder.glob("*.npy"))
-    if order.is_file():
-        with order.open(newline="") as lines:
-            paths = [folder / f"{Path(row[0]).stem}.npy" for row in list(csv.reader(lines))[1:] if row]
-        if missing := [path.name for path in paths if not path.is_file()]:
-            msg = f"{order}: expected only files of {folder}, but there is no {', '.join(missing[:5])}"
-            raise CorpusError(msg)
+    paths = _recordings(folder)
     if not paths:
         msg = f"expected recordings *.npy in {folder}, got none"
         raise CorpusError(msg)
+    if order.is_file():
+        paths = [folder / f"{name}.npy" for name in _order(order, [path.stem for path in paths])]
     if not transcripts.is_dir():
         return paths, []
     recordings = {path.name for path in paths}
-    if alone := sorted(recordings ^ {path.name for path in transcripts.glob("*.npy")}):
+    if alone := sorted(recordings ^ {path.name for path in _recordings(transcripts)}):
         present, lacking = (folder, transcripts) if alone[0] in recordings else (transcripts, folder)
         came = f"none ({len(alone)} such files)"
         msg = f"{present / alone[0]}: expected a partner of the same name in {lacking}, got {came}"
@@ -141,45 +188,119 @@ def _files(root: Path, partition: str) -> tuple[list[Path], list[Path]]:
     return paths, [transcripts / path.name for path in paths]
 
 
-def _load(path: Path, *, header_only: bool = False) -> np.ndarray:
-    """The array of one file: no archives, no Python objects; mapped into memory if only its header is needed."""
+def _order(path: Path, recordings: Sequence[str]) -> list[str]:
+    """The recordings in the order of the lines of a file, which must name each of them once."""
     try:
-        if header_only:
-            return np.lib.format.open_memmap(path, mode="r")
+        lines = [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        tables = [[*csv.reader(lines, delimiter=mark)] for mark in ",;\t"]
+    except (UnicodeDecodeError, csv.Error) as error:
+        msg = f"{path}: expected UTF-8 text with a recording on each line, got: {error}"
+        raise CorpusError(msg) from error
+    known, columns = set(recordings), list[tuple[list[str], tuple[str, ...]]]()
+    for cells in (cells for rows in tables for cells in zip_longest(*rows, fillvalue="")):
+        names = [_named(cell, known) for cell in cells]
+        if all(names != others for others, _ in columns):
+            columns.append((names, cells))
+    columns.sort(key=lambda column: column[0].count(""))
+    if len(columns) > 1 and columns[0][0].count("") == columns[1][0].count(""):
+        first, second = (cells[-1] for _, cells in columns[:2])
+        msg = f"{path}: expected one column that names recordings, got those of {first!r} and of {second!r}; leave one"
+        raise CorpusError(msg)
+    names, cells = columns[0] if columns else ([], ())
+    header = len(names) > 1 and not names[0] and _form(cells[0]) not in {_form(cell) for cell in cells[1:]}
+    names, cells = names[header:], cells[header:]
+    problems = {
+        "there is no": [cell for cell, name in zip(cells, names, strict=True) if not name],
+        "there is more than one": [name for name, count in Counter(names).items() if name and count > 1],
+        "it leaves out": [name for name in recordings if name not in set(names)],
+    }
+    for problem, which in problems.items():
+        if which:
+            expected = f"expected each of the {len(recordings)} recordings of {path.with_name('mfcc')} once"
+            msg = f"{path}: {expected}, but {problem} {', '.join(which[:5])}{', ...' * (len(which) > 5)}"
+            raise CorpusError(f"{msg}; mend the file, or remove it to read them in the order of their names")
+    return names
+
+
+def _named(cell: str, recordings: Collection[str]) -> str:
+    """The recording that a cell names, with or without folders and a suffix; empty if there is none."""
+    name = cell.strip().replace("\\", "/").rpartition("/")[2]
+    return next((known for known in (name, name.rpartition(".")[0]) if known in recordings), "")
+
+
+def _form(cell: str) -> str:
+    """How a name with digits or a suffix is written, by which a missing recording is told from a header."""
+    form = re.sub(r"[0-9]+", "0", re.sub(r"[^\W\d_]+", "a", cell.strip()))
+    return form if "0" in form or "." in form else cell
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[BufferedReader, tuple[int, ...], bool, np.dtype]]:
+    """The file of one array behind its header, with its shape, Fortran order and type: no archives, no Python objects.
+
+    Any error of NumPy's becomes a CorpusError, here and while the array is read.
+    """
+    try:
         with path.open("rb") as file:
-            return np.lib.format.read_array(file, allow_pickle=False)
+            shape, fortran, dtype = _HEADERS[np.lib.format.read_magic(file)](file)
+            there = path.stat().st_size - file.tell()
+            if dtype.hasobject or min(shape, default=0) < 0 or there < math.prod(shape) * dtype.itemsize:
+                what = "Python objects" if dtype.hasobject else f"{there:,} bytes"
+                msg = f"{what} for shape {shape} {dtype}"
+                raise ValueError(msg)
+            yield file, shape, fortran, dtype
+    except CorpusError:
+        raise
     except Exception as error:  # a malformed header makes NumPy raise anything from SyntaxError to MemoryError
-        objects = "Python objects" in str(error) or "Object arrays" in str(error)
-        hint = "; Python objects are never unpickled: save plain arrays" if objects else ""
+        hint = "; Python objects are never unpickled: save plain arrays" if "Python objects" in str(error) else ""
         msg = f"{path}: expected an array written by numpy.save, got: {str(error)[:200]}{hint}"
         raise CorpusError(msg) from error
 
 
 def _shape(path: Path) -> tuple[int, int]:
     """Number of frames and of features of one recording, from the header of its file."""
-    array = _load(path, header_only=True)
-    if array.ndim != 2 or array.dtype.kind != "f" or not array.size:
-        came = f"{array.shape} {array.dtype}"
-        msg = f"{path}: expected features (T, F) of a floating type, at least one frame, got {came}"
-        raise CorpusError(msg)
-    return array.shape
+    with _opened(path) as (_, shape, _, dtype):
+        if len(shape) != 2 or dtype.kind != "f" or not math.prod(shape):
+            msg = f"{path}: expected features (T, F) of a floating type, at least one frame, got {shape} {dtype}"
+            raise CorpusError(msg)
+        return shape
 
 
-def _labels(path: Path, frames: int, indices: Mapping[str, int]) -> Tensor:
-    """(frames,) int64 from a transcript of frames + 2 strings."""
-    transcript = _load(path)
-    if transcript.dtype.kind != "U" or transcript.shape != (frames + 2,):
-        came = f"{transcript.dtype} {transcript.shape}"
-        msg = f"{path}: expected {frames + 2} strings ({frames} frames, [SOS], [EOS]), got {came}"
-        raise CorpusError(msg)
+def _read_features(path: Path, rows: NDArray[np.float32]) -> None:
+    """Fill rows (T, F) with the features of a file, straight from it where it holds float32."""
+    with _opened(path) as (file, shape, fortran, dtype):
+        if shape != rows.shape:
+            msg = f"shape {shape}, which was {rows.shape} a moment ago"
+            raise ValueError(msg)
+        if dtype == rows.dtype and not fortran:
+            if file.readinto(rows.data) != rows.nbytes:
+                raise ValueError("a file that became shorter")
+        else:
+            file.seek(0)
+            with np.errstate(over="ignore"):  # what float32 cannot hold is refused as infinity
+                rows[:] = np.lib.format.read_array(file, allow_pickle=False)
+
+
+def _read_labels(path: Path, labels: NDArray[np.int64], indices: Mapping[str, int]) -> None:
+    """Fill labels (T,) from a transcript of T + 2 strings."""
+    frames = len(labels)
+    with _opened(path) as (file, shape, _, dtype):
+        if dtype.kind not in "US" or shape != (frames + 2,):
+            msg = f"{path}: expected {frames + 2} strings ({frames} frames, [SOS], [EOS]), got {dtype} {shape}"
+            raise CorpusError(msg)
+        file.seek(0)
+        transcript = np.lib.format.read_array(file, allow_pickle=False)
+        transcript = np.char.decode(transcript, "utf-8") if dtype.kind == "S" else transcript
     for place, end, spellings in zip(("first", "last"), transcript[[0, -1]].tolist(), _SENTENCE_ENDS, strict=True):
         if end not in spellings:
             msg = f"{path}: expected {spellings[0]!r} as its {place} string, got {end!r}"
             raise CorpusError(msg)
-    names, places = np.unique(transcript[1:-1], return_inverse=True)
-    found = np.array([indices.get(name, -1) for name in names.tolist()])[places]
+    inner = transcript[1:-1]
+    firsts = np.flatnonzero(np.append(True, inner[1:] != inner[:-1]))  # a phoneme lasts for some frames
+    found = np.array([indices.get(name, -1) for name in inner[firsts].tolist()])
     if found.min() < 0:
-        frame = int(found.argmin())
-        msg = f"{path}: frame {frame}: " + unknown("phoneme", str(transcript[frame + 1]), indices)
+        frame = int(firsts[found.argmin()])
+        what = unknown("phoneme", str(inner[frame]), indices)
+        msg = f"{path}: frame {frame}: {what}; other names than these are given by classes= or --classes"
         raise CorpusError(msg)
-    return torch.from_numpy(found)
+    labels[:] = np.repeat(found, np.diff(firsts, append=frames))
