@@ -19,6 +19,7 @@ from ensemble.outputs import About
 from ensemble.run._engine import Batch, Group, first_line
 from ensemble.run.stack import Stack, linear_inputs, unlike
 from zoo import _names
+from zoo.checkpoint import outline
 
 _log = logging.getLogger("ensemble")
 PRECISIONS = ("float32", "auto")
@@ -113,8 +114,9 @@ class Members:
             class_order(member.classes, self.classes, wanted, repr(member.name), repr(self.names[0]))
             for member in self._members
         ]
-        given: Sequence[tuple[Stack | None, list[int]]]
-        given = stacks or [(None, places) for places in _alike(self._members)]
+        done = {place for _, places in stacks for place in places}
+        given: list[tuple[Stack | None, list[int]]] = [*stacks]
+        given += [(None, places) for places in _alike(self._members) if not done.issuperset(places)]
         self._groups = [(self._group(places, stack), places) for stack, places in given]
 
     def __len__(self) -> int:
@@ -339,14 +341,16 @@ def load(
         kinds.setdefault(entry.spec, []).append(name)
     members, stacks = {}, []
     for spec, names in kinds.items():
-        state = registry.stacked([named[name] for name in names])
-        template = zoo.build(spec, device="meta").eval()
-        stack = Stack.from_state(template, {key: tensor.to(where) for key, tensor in state.items()}, names)
-        stacks.append((stack, [list(named).index(name) for name in names]))
+        template = outline(spec)
+        if template is not None:
+            state = registry.stacked([named[name] for name in names])
+            stack = Stack.from_state(template.eval(), {key: tensor.to(where) for key, tensor in state.items()}, names)
+            stacks.append((stack, [list(named).index(name) for name in names]))
         for row, name in enumerate(names):
             entry = named[name]
             about = About(entry.parameters, entry.trained_on, f"{entry.name}@{entry.id}")
-            members[name] = Member(name, entry.classes, partial(stack.member, row), about, spec, entry.sha256)
+            make = partial(registry.load, entry) if template is None else partial(stack.member, row)
+            members[name] = Member(name, entry.classes, make, about, spec, entry.sha256)
     ordered = [members[name] for name in named]
     return Members(ordered, device=where, precision=precision, plan=plan, stacks=stacks)
 

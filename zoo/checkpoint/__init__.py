@@ -20,10 +20,22 @@ from torch import Tensor, nn
 
 from zoo import _files
 from zoo._json import TextError, canonical, depth, parse_strictly
-from zoo.checkpoint.exam import Exam, examine, logits_of, probe_rows
+from zoo.checkpoint.exam import FAR, Exam, asked, examine, logits_of, probe_rows, rows_for, same, unlike
 from zoo.checkpoint.header import DTYPES, CheckpointError, Header, read_header
-from zoo.checkpoint.match import check_fit, check_values, fill, restore, template
-from zoo.models.spec import Spec, build
+from zoo.checkpoint.match import (
+    adapted,
+    check_fit,
+    check_spec,
+    check_values,
+    outline,
+    prefix_of,
+    prefixes,
+    rebuilt,
+    restore,
+    state_of,
+    template,
+)
+from zoo.models.spec import Spec
 
 __all__ = [
     "KINDS",
@@ -31,6 +43,7 @@ __all__ = [
     "CheckpointError",
     "Exam",
     "Header",
+    "adapted",
     "check_fit",
     "check_values",
     "decode",
@@ -38,9 +51,13 @@ __all__ = [
     "examine",
     "foreign",
     "logits_of",
+    "outline",
     "pack",
+    "prefix_of",
+    "prefixes",
     "read",
     "restore",
+    "state_of",
     "template",
     "tensors_of",
     "verify",
@@ -98,12 +115,23 @@ class Checkpoint:
             raise CheckpointError("CLASSES", f"{expected}, got {count}: {names}")
         if self.kind not in KINDS:
             raise CheckpointError("METADATA", f"expected a kind of {', '.join(KINDS)}, got {self.kind!r}")
-        check_fit(template(self.spec), self.tensors)
+        check_spec(self.spec, self.tensors)
         check_values(self.tensors)
 
     @classmethod
-    def from_module(cls, module: nn.Module, spec: Spec, classes: Sequence[str], **fields: Any) -> Self:
-        """A copy of a live model's weights; `fields` are the other fields of the class.
+    def from_module(
+        cls, module: nn.Module, spec: Spec, classes: Sequence[str], *, strip_prefix: bool | str = False, **fields: Any
+    ) -> Self:
+        """A copy of a live model's weights, if the model made of them answers as the live one.
+
+        Args:
+            module: the live model, or a wrapper around it.
+            spec, classes: as above, and so are `fields`.
+            strip_prefix: where the model is in a wrapper, such as "module."; True finds it.
+
+        Raises:
+            CheckpointError: STATE, DTYPE: a state that tensors alone cannot hold. ANSWERS: no usable answers, or others
+                than those of the model that is made of spec and tensors. Others as in the class.
 
         Example:
             >>> import zoo
@@ -112,9 +140,13 @@ class Checkpoint:
             >>> checkpoint.kind, len(checkpoint.digest)
             ('trained', 64)
         """
-        state = module.state_dict()
+        if prefix := prefix_of(template(spec), module.state_dict(), strip_prefix) if strip_prefix else "":
+            module = module.get_submodule(prefix.removesuffix("."))
+        state = state_of(module, f"the model of {spec.architecture!r}")
         tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in state.items()}
-        return cls(spec, tensors, tuple(classes), **fields)
+        kept = cls(spec, tensors, tuple(classes), **fields)
+        kept.check_against(module)
+        return kept
 
     @cached_property
     def digest(self) -> str:
@@ -130,11 +162,27 @@ class Checkpoint:
     @cached_property
     def exam(self) -> Exam:
         """The answer to the probe batch of the model made of it; CheckpointError (ANSWERS) where it is unusable."""
-        module = self.to_module()
-        kinds = [parameter.dtype for parameter in module.parameters() if parameter.is_floating_point()]
-        rows = probe_rows(self.spec.inputs).to(kinds[0] if kinds else torch.float32)
+        return self._asked(examine, self.to_module())
+
+    def check_against(self, module: nn.Module) -> None:
+        """Refuse (ANSWERS) a checkpoint whose model answers otherwise than `module`, from which its tensors were taken.
+
+        It does where something else decides what the module computes: an activation that was changed after building,
+        constants that were drawn, attributes. The message names the first such difference.
+        """
+        live, again = self._asked(examine, module), self.to_module()
+        self.__dict__.setdefault("exam", self._asked(examine, again))  # what the property caches
+        far = [self._asked(asked, model, FAR) for model in (module, again)]
+        if same(live.logits, self.exam.logits) and same(*far):
+            return
+        why = unlike(module, again) or "its code computes otherwise, or its builder draws constants"
+        msg = f"expected the model of {self.spec.architecture!r} that is kept to answer as the one in hand, but {why}"
+        raise CheckpointError("ANSWERS", msg)
+
+    def _asked(self, question: Callable[..., T], module: nn.Module, scale: float = 1.0) -> T:
+        rows = rows_for(module, scale * probe_rows(self.spec.inputs))
         try:
-            return examine(module, rows, self.spec.classes, name=self.spec.architecture)
+            return question(module, rows, self.spec.classes, name=self.spec.architecture)
         except ValueError as error:
             raise CheckpointError("ANSWERS", str(error)) from error
 
@@ -147,12 +195,7 @@ class Checkpoint:
 
     def to_module(self, device: torch.device | str = "cpu") -> nn.Module:
         """A new model in eval mode with these weights; it shares no memory with the checkpoint."""
-        module = build(self.spec, device="meta")
-        if len([*module.buffers(), *module.parameters()]) == len(self.tensors):
-            module.to_empty(device=device)
-        else:  # buffers that no state_dict holds have their values from the builder
-            module = build(self.spec, seed=0).to(device)
-        return fill(module, self.tensors).eval()
+        return rebuilt(self.spec, self.tensors, device)
 
 
 def encode(checkpoint: Checkpoint, *, name: str = "") -> bytes:
@@ -219,14 +262,23 @@ def about_of(header: Header) -> dict[str, Any]:
     return about
 
 
-def foreign(data: bytes | bytearray, spec: Spec, classes: Sequence[str], **fields: Any) -> Checkpoint:
+def foreign(
+    data: bytes | bytearray, spec: Spec, classes: Sequence[str], *, strip_prefix: bool | str = False, **fields: Any
+) -> Checkpoint:
     """A checkpoint from any safetensors file, checked against a spec; the tensors are copies.
+
+    Args:
+        data: the file.
+        spec, classes: as in `Checkpoint`, and so are `fields`.
+        strip_prefix: what to cut off the names of the tensors, such as "module."; True finds it.
 
     Raises:
         CheckpointError: malformed, or tensors that do not fit.
     """
-    found = tensors_of(data, read_header(data))
-    check_fit(template(spec), found)
+    expected = template(spec)
+    given = tensors_of(data, read_header(data))
+    found = adapted(expected, given, prefix=prefix_of(expected, given, strip_prefix))
+    check_fit(expected, found)
     copies = {name: tensor.clone() for name, tensor in found.items()}
     return Checkpoint(spec, copies, tuple(classes), **{"kind": "imported", **fields})
 

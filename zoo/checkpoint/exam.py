@@ -21,16 +21,20 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from zoo.checkpoint.header import CheckpointError
+from zoo.models.spec import refuse_lazy
 
 _ROWS = 4  # of the probe batch
 _DIGITS = 3  # to which its logits are rounded
 _CHANGED = 1e-3  # of the largest value: far above the last bits, far below another activation
-_NOISE = {"float32": 1e-4, "float64": 1e-4}  # of the largest logit, between batches of different sizes
+_NOISE = 1e-4  # of the largest logit, between batches of different sizes
 _COARSE = 5e-2  # likewise, in types and settings of lower precision
+_REBUILT = 2e-5  # likewise, between a model and its copy, which run the same kernels
+FAR = 30.0  # times the probe batch: where activations that are alike near zero are not
 _REPEATS = 8  # of a model that draws random numbers, to see whether they matter
+_PLAIN = (bool, int, float, complex, str, bytes, tuple, torch.dtype, type(None))
+_OWN = frozenset(nn.Module().__dict__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +86,8 @@ def examine(model: Callable[[Tensor], Any], rows: Tensor, classes: int, *, name:
     if not len(rows):
         msg = f"expected at least one row to examine {name!r} with, got none"
         raise ValueError(msg)
-    refuse_lazy(model, name)
+    if isinstance(model, nn.Module):
+        refuse_lazy(model, name)
     written = False
 
     def ask(some: Tensor) -> Tensor:
@@ -137,25 +142,42 @@ def logits_of(answer: Any, rows: Tensor, classes: int, name: str) -> Tensor:
     return logits
 
 
-def refuse_lazy(model: object, name: str) -> None:
-    """Refuse (ValueError) a module with lazy layers, which have no sizes before their first batch; names them."""
-    if not isinstance(model, nn.Module):
-        return
-    lazy = [
-        f"{path or 'itself'!r} ({type(part).__name__})"
-        for path, part in model.named_modules()
-        if any(map(is_lazy, [*part.parameters(recurse=False), *part.buffers(recurse=False)]))
-    ]
-    if lazy:
-        msg = f"expected a model whose layers have their sizes, got lazy layers in {name!r}: {', '.join(lazy)}; "
-        raise ValueError(msg + "run one batch through it first, or give the sizes")
-
-
 def probe_rows(inputs: int) -> Tensor:
     """The probe batch: (4, inputs) float32 between -2 and 2, the same everywhere and always."""
     index = torch.arange(_ROWS * inputs, dtype=torch.int64)
     mixed = (index * 2_654_435_761 + 12_345) % 4_294_967_291 % 65_521  # a chaotic sequence of integers
     return (mixed.double() / 65_521 * 4 - 2).float().reshape(_ROWS, inputs)
+
+
+def rows_for(module: nn.Module, rows: Tensor) -> Tensor:
+    """The rows in the type and on the device of the module's first floating-point parameter, if it has one."""
+    like = next((parameter for parameter in module.parameters() if parameter.is_floating_point()), rows)
+    return rows.to(like.device, like.dtype)
+
+
+def asked(module: nn.Module, rows: Tensor, classes: int, *, name: str) -> Tensor:
+    """A module's logits for some rows, as `examine` asks for them, but they may be NaN or infinite."""
+    own = rows.clone()
+    with _undisturbed(module, own.device):
+        return logits_of(_answer(module, own, name), own, classes, name)
+
+
+def same(some: Tensor, others: Tensor) -> bool:
+    """Whether these are the logits of a model and of its copy; NaN and infinity in the same places count as equal."""
+    return _agree(some.cpu(), others.cpu(), _REBUILT if some.device == others.device else _CHANGED)
+
+
+def unlike(module: nn.Module, again: nn.Module) -> str:
+    """The first difference between modules of equal weights that may decide what they compute; "" if none is seen."""
+    others = dict(_parts(again))
+    for name, mine in _parts(module):
+        theirs = others.get(name, "missing")
+        if isinstance(mine, Tensor) and not (isinstance(theirs, Tensor) and _equal(mine, theirs)):
+            return f"{name!r} is a tensor in no state_dict with other values; register it as a persistent buffer"
+        plain = isinstance(mine, _PLAIN) and mine != theirs
+        if plain or (callable(mine) and getattr(mine, "__qualname__", "") != getattr(theirs, "__qualname__", "")):
+            return f"{name!r} is {mine!r} instead of {theirs!r}"
+    return ""
 
 
 def check_probe(recorded: dict[str, Any], exam: Exam) -> None:
@@ -188,12 +210,28 @@ def _described(answer: Any) -> str:
     return f"{type(answer).__name__}"
 
 
-def _agree(some: Tensor, others: Tensor) -> bool:
-    """Whether logits are equal up to the noise of other kernels for other sizes of batches."""
-    exact = torch.get_float32_matmul_precision() == "highest"
-    noise = _NOISE.get(str(some.dtype).removeprefix("torch."), _COARSE) if exact else _COARSE
-    scale = max(float(others.double().nan_to_num(neginf=0.0).abs().max()), 1e-30)
-    return torch.allclose(some.double(), others.double(), rtol=0, atol=noise * scale)
+def _agree(some: Tensor, others: Tensor, noise: float = _NOISE) -> bool:
+    """Whether logits are equal up to noise, of the largest finite one."""
+    exact = torch.get_float32_matmul_precision() == "highest" and some.dtype in (torch.float32, torch.float64)
+    finite = others[others.isfinite()].double()
+    scale = float(finite.abs().max()) if len(finite) else 0.0
+    limit = (noise if exact else max(noise, _COARSE)) * scale
+    return torch.allclose(some.double(), others.double(), rtol=0, atol=limit, equal_nan=True)
+
+
+def _parts(module: nn.Module) -> Iterator[tuple[str, object]]:
+    """What may decide what a module computes, other than its state: descriptions of its parts, and their attributes."""
+    kept = module.state_dict().keys()
+    for path, part in module.named_modules():
+        yield path or "the module", f"{type(part).__name__}({part.extra_repr()})"
+        for name, value in {**vars(part), **part._buffers}.items():
+            key = f"{path}.{name}".lstrip(".")
+            if name not in _OWN and key not in kept:
+                yield key, value
+
+
+def _equal(some: Tensor, other: Tensor) -> bool:
+    return some.shape == other.shape and torch.equal(some.detach().cpu(), other.detach().cpu())
 
 
 @contextmanager

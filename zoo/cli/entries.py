@@ -92,6 +92,7 @@ def register(
     classes: Names = (),
     note: str | None = None,
     tags: Names = (),
+    strip_prefix: bool = False,
     registry: RegistryFile = None,
 ) -> Answer:
     """Check a safetensors file against its spec and save it in the registry.
@@ -107,10 +108,12 @@ def register(
             stands for the 40 classes of HW1P2.
         note: free text.
         tags: short words.
+        strip_prefix: cut off what a wrapper put before every name, such as "module." or "model.".
     """
     names = class_names(classes) or None
     parsed = None if spec is None else zoo.Spec.from_dict(spec_fields(spec))
-    return _saved(zoo.Registry(registry).register(name, file, spec=parsed, classes=names, note=note, tags=tags))
+    about: dict[str, Any] = {"note": note, "tags": tags, "strip_prefix": strip_prefix}
+    return _saved(zoo.Registry(registry).register(name, file, spec=parsed, classes=names, **about))
 
 
 def alias(

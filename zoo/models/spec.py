@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from types import MappingProxyType
 from typing import Any, Self
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from zoo._names import unknown
 from zoo.data.frames import PADDINGS
@@ -134,7 +136,8 @@ def build(spec: Spec, *, seed: int | None = None, device: torch.device | str = "
         device: where the parameters go; "meta" allocates no memory.
 
     Raises:
-        ValueError: the builder refuses an option, or the model has more parameters than any frame classifier.
+        ValueError: the builder refuses an option, makes lazy layers or returns one module again and again, or the model
+            has more parameters than any frame classifier.
     """
     make = partial(find_architecture(spec.architecture).build, spec.inputs, spec.classes, **spec.options)
     try:
@@ -143,6 +146,7 @@ def build(spec: Spec, *, seed: int | None = None, device: torch.device | str = "
     except (RuntimeError, TypeError) as error:  # torch: sizes beyond 64 bits
         msg = f"cannot build {spec.architecture!r} with {dict(spec.options)}: {error}"
         raise ValueError(msg) from error
+    refuse_lazy(shapes, spec.architecture)
     if (parameters := _trainable(shapes)) > _MOST_PARAMETERS:
         came = f"{parameters:,} from {spec.architecture!r} with {dict(spec.options)}"
         msg = f"expected at most {_MOST_PARAMETERS:,} parameters, got {came}; check the widths"
@@ -151,10 +155,16 @@ def build(spec: Spec, *, seed: int | None = None, device: torch.device | str = "
         return shapes
     if seed is None:
         with torch.device(device):
-            return make()
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        torch.manual_seed(seed)
-        return make().to(device)
+            module = make()
+    else:
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+            torch.manual_seed(seed)
+            module = make()
+    if shared := dict(_tensors(shapes)).keys() & dict(_tensors(module)).keys():
+        names = [name for tensor, name in _tensors(module) if tensor in shared]
+        msg = f"expected a new module from {spec.architecture!r} each time, got one with the same {names[0]!r} again; "
+        raise ValueError(msg + "make its layers inside the function")
+    return module.to(device)
 
 
 def count_parameters(spec: Spec) -> int:
@@ -169,6 +179,23 @@ def fast_count(spec: Spec) -> int:
     """
     count = find_architecture(spec.architecture).count
     return count_parameters(spec) if count is None else count(spec.inputs, spec.classes, **spec.options)
+
+
+def refuse_lazy(module: nn.Module, name: str) -> None:
+    """Refuse (ValueError) a module with lazy layers, which have no sizes before their first batch; names them."""
+    lazy = [
+        f"{path or 'itself'!r} ({type(part).__name__})"
+        for path, part in module.named_modules()
+        if any(map(is_lazy, [*part.parameters(recurse=False), *part.buffers(recurse=False)]))
+    ]
+    if lazy:
+        msg = f"expected a model whose layers have their sizes, got lazy layers in {name!r}: {', '.join(lazy)}; "
+        raise ValueError(msg + "run one batch through it first, or give the sizes")
+
+
+def _tensors(module: nn.Module) -> Iterator[tuple[int, str]]:
+    """Identity and name of each parameter and buffer."""
+    return ((id(tensor), name) for name, tensor in chain(module.named_parameters(), module.named_buffers()))
 
 
 def _trainable(module: nn.Module) -> int:

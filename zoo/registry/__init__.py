@@ -175,6 +175,7 @@ class Registry:
         trained_on: str | None = None,
         note: str | None = None,
         tags: Iterable[str] = (),
+        strip_prefix: bool | str = False,
     ) -> Entry:
         """Register a model under a name, as its next version; the same weights again are the same version.
 
@@ -189,13 +190,16 @@ class Registry:
             metrics: name -> number, or `{"value", "unit", "n", "frames"}`.
             parents: references to the versions it was averaged or distilled from.
             tags: short words.
+            strip_prefix: of a foreign file, what to cut off the names of its tensors, such as "module."; of a module
+                in a wrapper, where it is; True finds it.
 
         Returns:
             The entry. Within a transaction its number may still move if others register the same name.
 
         Raises:
             RegistryError: a name that is invalid or taken, the disk, the lock.
-            CheckpointError: weights that do not fit the spec, NaN, infinity, a negative variance.
+            CheckpointError: weights that do not fit the spec, NaN, infinity, a negative variance; a live model that
+                answers otherwise than the one made of its spec and weights, or not as a classifier does.
         """
         from zoo.registry import register
 
@@ -205,7 +209,7 @@ class Registry:
             parents = [get(parent).id for parent in changes.strings_of("parents", parents)]
         about = {"metrics": changes.metrics_of(metrics), "recipe": recipe, "parents": parents, "kind": kind}
         about |= {"trained_on": trained_on, "note": note}
-        checkpoint = register.checkpoint_of(model, spec, classes, **about)
+        checkpoint = register.checkpoint_of(model, spec, classes, strip_prefix=strip_prefix, **about)
         return self.add(name, register.prepare(name, checkpoint, tags=tags))
 
     def check_nameable(self, name: str) -> None:

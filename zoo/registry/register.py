@@ -41,7 +41,9 @@ class Prepared(msgspec.Struct, frozen=True):
     record: VersionRecord
 
 
-def checkpoint_of(model: Model, spec: Spec | None, classes: Sequence[str] | None, **about: Any) -> Checkpoint:
+def checkpoint_of(
+    model: Model, spec: Spec | None, classes: Sequence[str] | None, *, strip_prefix: bool | str = False, **about: Any
+) -> Checkpoint:
     """A checkpoint from what `register` takes; `about` replaces fields of the checkpoint where not None.
 
     Raises:
@@ -67,7 +69,7 @@ def checkpoint_of(model: Model, spec: Spec | None, classes: Sequence[str] | None
             if spec is None or classes is None:
                 msg = f"expected a spec and class names with {path}, which does not know them"
                 raise RegistryError("ARGUMENT", msg)
-            return foreign(data, spec, classes, **given)
+            return foreign(data, spec, classes, strip_prefix=strip_prefix, **given)
         except CheckpointError as error:
             raise CheckpointError(error.reason, f"{path}: {error.message}") from error
     if isinstance(model, Checkpoint):
@@ -81,7 +83,7 @@ def checkpoint_of(model: Model, spec: Spec | None, classes: Sequence[str] | None
         raise RegistryError("ARGUMENT", msg)
     if spec is None or classes is None:
         raise RegistryError("ARGUMENT", "expected spec=... and classes=... with a module, which does not know them")
-    return Checkpoint.from_module(model, spec, classes, **given)
+    return Checkpoint.from_module(model, spec, classes, strip_prefix=strip_prefix, **given)
 
 
 def prepare(name: str, checkpoint: Checkpoint, *, tags: Iterable[str] = (), created: str | None = None) -> Prepared:
