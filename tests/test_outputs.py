@@ -48,8 +48,10 @@ def test_rows_of_half_precision_are_as_right_as_their_type(kind: torch.dtype) ->
     outputs = make({"a": logits.to(kind).softmax(-1)}, labels=[0] * 200)
     torch.testing.assert_close(outputs.probabilities.sum(-1), torch.ones(1, 200), rtol=0, atol=1e-6)
     ensemble.evaluate(outputs, {"mean": ensemble.mean})
-    with pytest.raises(ValueError, match="apply softmax"):
+    with pytest.raises(ValueError, match=r"sum 1\.02.* were rounded, .*renormalise=True"):
         make({"a": (1.02 * logits.softmax(-1)).to(kind)})
+    with pytest.raises(ValueError, match="apply softmax"):
+        make({"a": logits.to(kind)})
 
 
 def test_blocks_walk_over_all_frames() -> None:
@@ -104,8 +106,8 @@ def test_abstentions_that_are_not_declared_are_refused_by_name() -> None:
 
 def test_part_of_a_row_is_no_abstention() -> None:
     """A single NaN, or a wrong sum, is refused also where members may abstain."""
-    for row in ([math.nan, 0.5], [0.5, 0.4]):
-        with pytest.raises(ValueError, match=r"from member 'c', .* at frame 0 .*apply softmax"):
+    for row, cause in (([math.nan, 0.5], "part of a row is NaN"), ([0.5, 0.4], "renormalise=True")):
+        with pytest.raises(ValueError, match=rf"from member 'c', .* at frame 0 .*{cause}"):
             ensemble.MemberOutputs.from_probabilities({"c": [row]}, abstain=True)
 
 

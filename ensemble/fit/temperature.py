@@ -12,7 +12,8 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from ensemble.fit._solver import Array
-from ensemble.outputs import MemberOutputs, distributions, indices
+from ensemble.outputs import MemberOutputs
+from ensemble.outputs.arrays import class_indices, distributions, numbers
 from ensemble.rules.fitted import Chain, Temperature, WeightedMean, rule_for
 from ensemble.rules.table import Rule
 
@@ -91,7 +92,7 @@ def fit_temperature(
 
 def _from_array(given: Any, labels: Any | None, rule: Rule | None) -> tuple[_Blocks, int, int]:
     """The logarithms as one block, and the numbers of members (0 where there is one row per frame) and of frames."""
-    rows = given if isinstance(given, Tensor) else torch.as_tensor(np.asarray(given))
+    rows = numbers(given, "probabilities")
     if labels is None or rows.ndim not in (2, 3) or len(labels) != rows.shape[-2]:
         came = f"{tuple(rows.shape)} and {None if labels is None else len(labels)}"
         msg = f"expected outputs with labels, or (N, C) or (M, N, C) probabilities and N labels, got {came}"
@@ -99,7 +100,7 @@ def _from_array(given: Any, labels: Any | None, rule: Rule | None) -> tuple[_Blo
     if rule is not None:
         msg = "expected outputs beside a rule, got an array; for an array fit on rule(array)"
         raise ValueError(msg)
-    truth, single = indices(labels, "labels", rows.shape[-2], below=rows.shape[-1]), rows.ndim == 2
+    truth, single = class_indices(labels, None, rows.shape[-1], frames=rows.shape[-2]), rows.ndim == 2
     parts = {"": rows} if single else {f"from member {m}": part for m, part in enumerate(rows)}
     checked = torch.stack([distributions(part, whose, dtype=torch.float64) for whose, part in parts.items()])
     logs = checked.clamp(min=_LEAST).log()

@@ -20,6 +20,7 @@ from scipy import special
 from torch import Tensor
 
 from ensemble.outputs import MemberOutputs
+from ensemble.outputs.arrays import numbers
 
 Floats = NDArray[np.float64]
 
@@ -249,7 +250,7 @@ def uncertainty(probabilities: Tensor) -> Uncertainty:
         >>> uncertainty(torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]])).epistemic  # ln 2
         tensor([0.6931], dtype=torch.float64)
     """
-    rows = torch.as_tensor(probabilities).double()
+    rows = numbers(probabilities, "probabilities").double()
     aleatoric = torch.special.entr(rows).sum(dim=-1).mean(dim=0)
     total = torch.special.entr(rows.mean(dim=0)).sum(dim=-1)
     return Uncertainty(aleatoric, (total - aleatoric).clamp(min=0))

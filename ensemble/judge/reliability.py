@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from torch import Tensor
 
-from ensemble.outputs import distributions, indices
+from ensemble.outputs.arrays import floats, rows_and_labels
 
 Floats = NDArray[np.float64]
 
@@ -29,7 +28,7 @@ def bin_sums(confidence: ArrayLike, right: ArrayLike, *, bins: int = BINS) -> Fl
     if bins < 1:
         msg = f"expected one bin or more, got {bins}"
         raise ValueError(msg)
-    sure = np.asarray(confidence, dtype=np.float64)
+    sure = floats(confidence, "confidence")
     scale = bins * (1 - 2.0**-51)  # rounding may put an end above itself: 7 / 25 x 25 > 7
     where = np.clip(np.ceil(sure * scale).astype(np.int64) - 1, 0, bins - 1)
     return np.stack([np.bincount(where, amounts, minlength=bins) for amounts in (np.ones_like(sure), sure, right)])
@@ -65,7 +64,7 @@ def brier_score(probabilities: Any, labels: Any) -> float:
     See Brier, "Verification of forecasts expressed in terms of probability", Monthly Weather Review 78, 1950.
     Arguments and errors are those of `expected_calibration_error`.
     """
-    rows, truth = _checked(probabilities, labels)
+    rows, truth = rows_and_labels(probabilities, labels)
     return float((rows - torch.nn.functional.one_hot(truth, rows.shape[1])).square().sum(dim=1).mean())
 
 
@@ -103,12 +102,6 @@ def murphy(probabilities: Any, labels: Any, *, bins: int = BINS) -> Murphy:
 
 def _top(probabilities: Any, labels: Any) -> tuple[Floats, Floats]:
     """(N,) confidence of the top class, and 1 where it is right."""
-    rows, truth = _checked(probabilities, labels)
+    rows, truth = rows_and_labels(probabilities, labels)
     confidence, top = rows.max(dim=1)
     return confidence.numpy(), (top == truth).double().numpy()
-
-
-def _checked(probabilities: Any, labels: Any) -> tuple[Tensor, Tensor]:
-    """(N, C) float64 and (N,) int64 on the CPU."""
-    rows = distributions(probabilities, dtype=torch.float64)
-    return rows, indices(labels, "labels", len(rows), below=rows.shape[1])

@@ -19,6 +19,7 @@ from ensemble.judge.metrics import METRICS, Answers, Counts, Metric, get_metric
 from ensemble.judge.reliability import BINS, bin_sums, calibration_error
 from ensemble.judge.significance import cluster_bootstrap, percentile_ends
 from ensemble.outputs import LEAST, MemberOutputs
+from ensemble.outputs.arrays import numbers
 from ensemble.rules.fitted import WeightedMean, rule_for
 from ensemble.rules.pooling import mean, tie_rate
 from ensemble.rules.table import FittedRule, Rule
@@ -144,7 +145,7 @@ def tally(outputs: MemberOutputs, rules: Mapping[str, Rule], metric: Metric = ME
         truth, where = labels[block], sums.group[block]
         right = [sums.add(member, rows, truth, where) for member, rows in enumerate(probabilities)]
         for index, (name, rule) in enumerate(applied.items(), start=members):
-            rows = torch.as_tensor(rule(probabilities))
+            rows = numbers(rule(probabilities), f"rows from rule {name!r}").detach().cpu()
             if rows.shape != probabilities.shape[1:]:
                 wanted, came = tuple(probabilities.shape[1:]), tuple(rows.shape)
                 msg = f"expected rows of shape {wanted} from rule {name!r}, got {came}"

@@ -1,7 +1,6 @@
 """`MemberOutputs`: every member's probabilities for every frame, and what is known of the members.
 
-Models come before it; after it there is array arithmetic only, without any model or accelerator. The one check of
-arrays that come from outside stands here too: rows that are distributions, and indices that are in range.
+Models come before it; after it there is array arithmetic only, without any model or accelerator.
 """
 
 from __future__ import annotations
@@ -16,10 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ensemble.outputs.arrays import Aligned, class_indices, class_names, distributions, group_indices, indices, numbers
+
 __getattr__ = lazy_loader.attach(__name__, ["store"])[0]
 
 LEAST = 2.0**-52  # the least probability of the true class that a log-loss counts with, as in scikit-learn
-_TOLERANCE = 1e-3  # rows whose sum is further from one than this are refused
 
 
 @dataclass(frozen=True)
@@ -53,10 +53,11 @@ class MemberOutputs:
     about: tuple[About, ...] = ()  #: what is known of each member, in the order of `members`; nothing if left out
 
     def __post_init__(self) -> None:
-        put, shape = object.__setattr__, tuple(self.log_probabilities.shape)
-        M, C = len(self.members), len(self.classes)
+        put = object.__setattr__
+        put(self, "log_probabilities", numbers(self.log_probabilities, "log-probabilities").detach().cpu())
         put(self, "members", tuple(self.members))
-        put(self, "classes", tuple(self.classes))
+        put(self, "classes", class_names(self.classes))
+        shape, M, C = tuple(self.log_probabilities.shape), len(self.members), len(self.classes)
         put(self, "about", tuple(self.about) or (About(),) * M)
         if len(shape) != 3 or (shape[0], shape[2]) != (M, C):
             wanted = f"(M, N, C) = ({M}, N, {C}) for {M} members and {C} classes"
@@ -86,26 +87,31 @@ class MemberOutputs:
         *,
         labels: Any | None = None,
         groups: Any | None = None,
-        classes: Sequence[str] | None = None,
+        classes: Sequence[Any] | None = None,
         fingerprint: str = "",
         abstain: bool = False,
         about: Mapping[str, About] | None = None,
+        renormalise: bool = False,
     ) -> Self:
         """Outputs from arrays you already have, of any origin.
 
         Args:
-            probabilities: member name -> (N, C) array or tensor, rows summing to one within 1e-3; rows of float16 and
-                bfloat16, which cannot do so exactly, are divided by their sum.
-            labels: (N,) class indices, or class names where `classes` is given.
-            groups: (N,) recording of each frame: integers, or any sortable names.
-            classes: C names; "0", "1", ... if None.
+            probabilities: member name -> (N, C) array, tensor, list or table, rows summing to one within 1e-3; rows of
+                float16 and bfloat16, which cannot do so exactly, are divided by their sum. Tables are aligned: their
+                columns by the names of the classes, their rows by their index.
+            labels: (N,) names of classes, or indices of them; what can be both is refused. Names are text, or numbers
+                where `classes` are numbers. Where tables have an index, labels with an index are aligned too, and so
+                are groups.
+            groups: (N,) recording of each frame: integers, which are kept, or anything hashable.
+            classes: C names; if None, the names of a table's columns, or "0", "1", ..., which labels cannot name.
             fingerprint: as for the class, and so is `abstain`.
             about: member -> what is known of it; members that are left out are unknown.
+            renormalise: divide each row by its sum; for probabilities that were rounded, per cent, or counts.
 
         Raises:
-            TypeError: `probabilities` is not a mapping.
-            ValueError: see the class; or a row is no distribution (the message names the member and a frame), or a name
-                in `about` is not a member's.
+            TypeError: `probabilities` is not a mapping, or a member's are not numbers.
+            ValueError: see the class; or a row is no distribution (the message names the member and a frame, and tells
+                the likely cause), tables do not fit together, or a name in `about` is not a member's.
 
         Example:
             >>> p = [[0.9, 0.1], [0.2, 0.8]]
@@ -119,28 +125,29 @@ class MemberOutputs:
         if not probabilities:
             msg = "expected at least one member, got an empty mapping of probabilities"
             raise ValueError(msg)
-        given = probabilities.items()
-        arrays = {name: distributions(rows, f"from member {name!r}", abstain=abstain) for name, rows in given}
+        tables = Aligned(probabilities, classes)
+        arrays = {}
+        for name, given in tables.arrays.items():
+            rows = distributions(given, f"from member {name!r}", dtype=None, abstain=abstain, renormalise=renormalise)
+            arrays[name] = rows.log().float()  # in this order: what float64 holds may be zero in float32
         first, shape = next((name, rows.shape) for name, rows in arrays.items())
         for name, rows in arrays.items():
             if rows.shape != shape:
                 came = f"{tuple(shape)} from {first!r} and {tuple(rows.shape)} from {name!r}"
                 msg = f"expected one shape from all members, got {came}"
                 raise ValueError(msg)
-        known = dict(about or {})
+        known, (frames, count) = dict(about or {}), shape
         if unknown := sorted(set(known) - set(arrays)):
             msg = f"expected only members {list(arrays)} in `about`, got {unknown}"
             raise ValueError(msg)
-        names = tuple(classes) if classes is not None else tuple(map(str, range(shape[-1])))
-        recordings = None if groups is None else np.asarray(groups)
-        if recordings is not None and recordings.dtype.kind not in "iu":  # names
-            recordings = np.unique(recordings, return_inverse=True)[1]
+        truth = None if labels is None else tables.by_row(labels, "the labels")
+        recordings = None if groups is None else tables.by_row(groups, "the groups")
         return cls(
-            torch.stack(list(arrays.values())).log_(),
+            torch.stack(list(arrays.values())),
             tuple(arrays),
-            names,
-            labels=None if labels is None else _class_indices(labels, names),
-            groups=None if recordings is None else torch.as_tensor(recordings),
+            class_names(range(count) if tables.classes is None else tables.classes),
+            labels=None if truth is None else class_indices(truth, tables.classes, count, frames=frames),
+            groups=None if recordings is None else group_indices(recordings, frames),
             fingerprint=fingerprint,
             abstain=abstain,
             about=tuple(known.get(name, About()) for name in arrays),
@@ -224,69 +231,3 @@ class MemberOutputs:
             members=tuple(members),
             about=tuple(self.about[row] for row in rows),
         )
-
-
-def _class_indices(labels: Any, classes: tuple[str, ...]) -> Tensor:
-    """(N,) from indices, or from names of classes."""
-    array = np.asarray(labels)
-    if array.dtype.kind not in "UO":
-        return torch.as_tensor(array)
-    table, names = {name: index for index, name in enumerate(classes)}, list(map(str, array.tolist()))
-    if unknown := sorted(set(names) - set(table)):
-        msg = f"expected labels among the classes {list(classes)}, got {unknown}"
-        raise ValueError(msg)
-    return torch.tensor([table[name] for name in names])
-
-
-def distributions(values: Any, whose: str = "", *, dtype: torch.dtype = torch.float32, abstain: bool = False) -> Tensor:
-    """(N, C) rows on the CPU, checked; not to be written to. An error names `whose` they are: "from member 'a'".
-
-    Args:
-        values: array or tensor of any number type. The sums of float16 and bfloat16 rows may be off by the machine
-            epsilon of their type; these rows are divided by their sum.
-        dtype: of the rows returned.
-        abstain: accept rows that are all NaN.
-
-    Raises:
-        ValueError: another shape, or a row that is no distribution: its sum is further from one than 1e-3 (logits,
-            scores), or it holds a negative number or NaN.
-    """
-    given = values.detach().cpu() if isinstance(values, Tensor) else torch.as_tensor(np.asarray(values))
-    rows = given.to(dtype)
-    whose = f" {whose}" if whose else ""
-    if rows.ndim != 2:
-        msg = f"expected probabilities of shape (N, C){whose}, got {tuple(rows.shape)}"
-        raise ValueError(msg)
-    sums, half = rows.sum(dim=1), given.dtype in (torch.float16, torch.bfloat16)
-    tolerance = max(_TOLERANCE, torch.finfo(given.dtype).eps) if half else _TOLERANCE
-    bad = ~((sums - 1).abs() <= tolerance) | (rows < 0).any(dim=1)
-    if abstain:
-        bad &= ~rows.isnan().all(dim=1)
-    if bad.any():
-        frame = int(bad.nonzero()[0])
-        row, way_out = rows[frame], "apply softmax to logits first"
-        if row.isnan().all():
-            way_out = "if it abstains there, declare abstain=True to MemberOutputs, or leave those frames out"
-        came = f"a row with sum {float(row.sum()):.6g} and minimum {float(row.min()):.6g} at frame {frame}"
-        msg = f"expected rows of probabilities that sum to one{whose}, got {came} ({bad.sum()} such rows); {way_out}"
-        raise ValueError(msg)
-    return rows / sums[:, None] if half else rows
-
-
-def indices(values: Any, what: str, frames: int, *, below: int | None = None) -> Tensor:
-    """(N,) int64 on the CPU, from an array or tensor of N = `frames` integers of any type, from 0 to `below` - 1.
-
-    Raises:
-        ValueError: another shape or type, or a value out of range.
-    """
-    tensor = torch.as_tensor(values).detach().cpu()
-    whole = not (tensor.is_floating_point() or tensor.is_complex())
-    if tensor.shape != (frames,) or (frames and not whole):
-        came = f"{tuple(tensor.shape)} {tensor.dtype}"
-        msg = f"expected {what} of shape ({frames},) and an integer type, got {came}"
-        raise ValueError(msg)
-    tensor = tensor.long()  # first, because torch has no minimum of small unsigned types
-    if below is not None and frames and not 0 <= int(tensor.min()) <= int(tensor.max()) < below:
-        msg = f"expected {what} from 0 to {below - 1}, got {int(tensor.min())} to {int(tensor.max())}"
-        raise ValueError(msg)
-    return tensor

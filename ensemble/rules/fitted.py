@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ensemble.outputs.arrays import floats, numbers
 from ensemble.rules.pooling import pooled_logs, weighted_sum
 from ensemble.rules.table import FittedRule, Rule, declared, fitted_rule, read, take_over, wide
 
@@ -165,17 +166,17 @@ class Temperature(FittedRule):
     axes: ClassVar = {"value": 0}
 
     def __post_init__(self) -> None:
-        values = _numbers(np.atleast_1d(_array(self.value)), "temperatures")
+        values = _numbers(np.atleast_1d(floats(self.value)), "temperatures")
         if min(values) <= 0:
             msg = f"expected positive temperatures, got {list(values)}"
             raise ValueError(msg)
-        self.put(value=values if _array(self.value).ndim else values[0])
+        self.put(value=values if floats(self.value).ndim else values[0])
 
     def __call__(self, probabilities: Tensor, /) -> Tensor:
         """Rows of the same shape and order, (..., C), or (M, N, C) where there are M values."""
         if isinstance(self.value, tuple):
             return super().__call__(probabilities)
-        rows = probabilities if isinstance(probabilities, Tensor) else torch.as_tensor(_array(probabilities))
+        rows = numbers(probabilities, "probabilities")
         result = self._combine(rows)
         return cast(Tensor, result.numpy()) if isinstance(probabilities, np.ndarray) else result
 
@@ -376,13 +377,9 @@ def _placed(rule: FittedRule, places: Sequence[int], count: int) -> FittedRule:
     return rule if list(places) == list(range(count)) else Among(rule, tuple(places))
 
 
-def _array(values: Any) -> np.ndarray[Any, np.dtype[np.float64]]:
-    return np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values, dtype=np.float64)
-
-
 def _numbers(values: Any, what: str, shape: tuple[int | str, ...] = ("M",), *, least: float = -math.inf) -> Any:
     """Nested tuples of finite numbers; a letter in the shape stands for any size but zero."""
-    array = _array(values)
+    array = floats(values)
     fits = len(shape) == array.ndim and all(size in (n, "M") for size, n in zip(shape, array.shape, strict=True))
     if not fits or array.size == 0 or not np.isfinite(array).all():
         came = array.tolist() if array.ndim < 2 else f"shape {array.shape}"

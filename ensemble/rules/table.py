@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ensemble.outputs.arrays import numbers
+
 
 class Rule(Protocol):
     """Anything that turns (M, N, C) probabilities into (N, C) rows that sum to one."""
@@ -69,7 +71,7 @@ def enter(name: str, made: Any, table: dict[str, Any], *others: Mapping[str, Any
 
 def members_first(given: Any) -> Tensor:
     """(M, N, C) floating, M and C at least one."""
-    tensor = given if isinstance(given, Tensor) else torch.as_tensor(np.asarray(given))
+    tensor = numbers(given, "probabilities")
     if tensor.ndim != 3 or 0 in (tensor.shape[0], tensor.shape[2]):
         msg = f"expected probabilities of shape (members, frames, classes), got {tuple(tensor.shape)}"
         raise ValueError(msg)

@@ -13,11 +13,12 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]  # it ships no types
-from torch import Tensor
 
 from ensemble.fit._solver.newton import Curvature, Indices, Numbers, Rows, View, look, step
+from ensemble.outputs.arrays import floats, numbers
 from ensemble.rules.fitted import WeightedMean
 
 Array = NDArray[np.float64]
@@ -94,11 +95,8 @@ def fit_simplex_weights(
         Kim et al., "A fast algorithm for maximum likelihood estimation of mixture proportions using
         sequential quadratic programming", JCGS 29(2), 2020.
     """
-    if isinstance(P, Tensor):
-        P = (P if P.dtype.itemsize >= 4 else P.float()).detach().cpu().numpy()
-    values = np.asarray(P)
-    if values.dtype not in (np.float32, np.float64):
-        values = values.astype(np.float64)
+    given = numbers(P, "P").detach().cpu()
+    values = (given if given.dtype in (torch.float32, torch.float64) else given.double()).numpy()
     if values.ndim != 2 or 0 in values.shape:
         msg = f"expected P of shape (M, N), members by frames, neither empty; got {values.shape}"
         raise ValueError(msg)
@@ -258,7 +256,7 @@ def at_least_zero(**settings: float) -> None:
 
 def checked_weights(values: object, count: int, what: str = "sample weights") -> Array:
     """(count,) float64 weights, refused unless finite, non-negative and not all zero."""
-    array = np.asarray(values, dtype=np.float64)
+    array = floats(values, what)
     if array.shape != (count,) or not np.isfinite(array).all() or (array < 0).any() or not array.any():
         msg = f"expected {count} {what}, finite, non-negative, not all zero; got {array}"
         raise ValueError(msg)
