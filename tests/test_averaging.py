@@ -136,7 +136,7 @@ def test_the_average_of_a_run_follows_its_weights() -> None:
     module = nn.Linear(1, 1, bias=False)
     live = module.state_dict()
     live["weight"].zero_()
-    ema, swa = RunningAverage(live, ema=0.9, swa_from=0), RunningAverage(live, ema=0.0, swa_from=2)
+    ema, swa = (RunningAverage(lambda: live, ema=e, swa_from=s) for e, s in ((0.9, 0), (0.0, 2)))
     for number, value in enumerate((2.0, 5.0), start=1):
         live["weight"].fill_(value)
         for average_ in (ema, swa):
@@ -154,7 +154,7 @@ def test_without_an_average_the_weights_stay_in_place() -> None:
     """Neither steps nor epochs change anything, and no copy is held."""
     module = nn.Linear(2, 2)
     before = deepcopy(module.state_dict())
-    off = RunningAverage(module.state_dict(), ema=0.0, swa_from=0)
+    off = RunningAverage(module.state_dict, ema=0.0, swa_from=0)
     off.add_step()
     off.add_epoch(1)
     assert not off.tensors

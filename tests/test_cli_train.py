@@ -38,6 +38,29 @@ def test_train_registers_and_repeats(tmp_path, corpus, command):
     assert entries.get("a").number == 2
 
 
+def test_a_training_without_a_result_registers_nothing(tmp_path, corpus, command):
+    """The validation loss is never finite: exit code 1, one line, and no registry."""
+    frames = zoo.sample_corpus("valid").select(torch.arange(2))
+    huge = zoo.FrameSet(frames.features.sign() * 3e38, frames.labels, frames.starts, frames.classes)
+    zoo.write_corpus(huge, corpus, "huge")
+    spec = zoo.Spec("cylinder", 27, 2, 40, normalisation="none", options={"width": 8, "batchnorm": False}).canonical()
+    common = ["--corpus", corpus, "--registry", tmp_path / "registry.json", "--batch-size", 64, "--epochs", 1]
+    code, out, error = command("zoo train a --valid huge --spec", spec, *common)
+    assert (code, out) == (1, "")
+    assert error.startswith("error: the loss on the validation frames was NaN or infinite")
+    assert not (tmp_path / "registry.json").exists()
+
+
+def test_another_schedule_takes_no_fields_of_the_recorded_one(tmp_path, corpus, command):
+    """They would be refused beside it; a flag that can never act is."""
+    common = ["--corpus", corpus, "--registry", tmp_path / "registry.json", "--json"]
+    command("zoo train a", *SMALL, "--epochs", 3, "--schedule", "multi_step", "--milestones", 1, *common)
+    recipe = command("zoo train b --from a --schedule cosine --epochs 1", *common).data["recipe"]
+    assert (recipe["schedule"], recipe["milestones"]) == ("cosine", [])
+    code, _, error = command("zoo train c --from a --momentum 0.5", *common)
+    assert (code, "adamw takes no momentum" in error) == (2, True)
+
+
 @pytest.mark.parametrize(
     ("name", "words"), [("Best", "is taken by 'best'"), ("0123456789ab", "form of a version's id")]
 )

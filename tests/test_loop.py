@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,18 @@ import zoo
 from zoo import FrameSet, Recipe, Spec, TrainingError, _files, checkpoint, train
 from zoo.checkpoint import read
 from zoo.logs import JsonLines
+from zoo.models.architectures import ARCHITECTURES
 from zoo.training import step as training_steps
+from zoo.training.recipe import keywords
 from zoo.training.schedules import SCHEDULES
 from zoo.training.step import losses
 
 SPEC = Spec("cylinder", features=6, context=1, classes=4, options={"width": 8, "depth": 2, "dropout": 0.2})
 PLAIN = Spec("cylinder", features=6, context=1, classes=4, options={"width": 8, "depth": 1, "batchnorm": False})
 QUICK = Recipe(epochs=3, batch_size=32, learning_rate=0.01)
+
+
+ACTING = {"milestones": (1,), "every": 1}  # within three epochs
 
 
 class StopError(Exception):
@@ -46,7 +52,10 @@ def interrupted(recipe: Recipe, frames: FrameSet, directory: Path, after: int, s
 
 @pytest.mark.parametrize(
     "fields",
-    [{"schedule": name, "milestones": (1,), "every": 1} for name in sorted(SCHEDULES)]
+    [
+        {"schedule": name} | {field: value for field, value in ACTING.items() if field in keywords(entry.function)}
+        for name, entry in sorted(SCHEDULES.items())
+    ]
     + [
         {"ema": 0.9},
         {"swa_from": 2},
@@ -213,6 +222,206 @@ def test_weights_that_overflow_are_divergence_too(frames: FrameSet) -> None:
     recipe = Recipe(epochs=3, batch_size=32, optimiser="sgd", learning_rate=1e6, l2=1e6)
     with pytest.raises(TrainingError, match="the loss or a weight is no longer finite"):
         train(SPEC, recipe, frames, frames)
+
+
+@pytest.fixture
+def own() -> Iterator[Callable[[Callable[[int, int], nn.Module]], Spec]]:
+    """Enters a builder (inputs, classes) -> module as an architecture; its spec."""
+    before = dict(ARCHITECTURES)
+
+    def enter(build: Callable[[int, int], nn.Module]) -> Spec:
+        def brought(inputs: int, classes: int) -> nn.Module:
+            return build(inputs, classes)
+
+        brought.__name__ = build.__name__
+        zoo.architecture(brought)
+        return Spec(build.__name__, features=6, context=0, classes=4, normalisation="none")
+
+    yield enter
+    ARCHITECTURES.clear()
+    ARCHITECTURES.update(before)
+
+
+Enter = Callable[[Callable[[int, int], nn.Module]], Spec]
+
+
+class Centred(nn.Module):
+    """Replaces a buffer by another in training, and shrinks a weight by giving it new memory."""
+
+    def __init__(self, inputs: int, classes: int) -> None:
+        super().__init__()
+        self.layer = nn.Linear(inputs, classes)
+        self.register_buffer("mean", torch.zeros(inputs))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits of the distance to the running mean."""
+        if self.training:
+            self.mean = self.mean * 0.5 + 0.5 * x.mean(dim=0)
+            self.layer.weight.data = self.layer.weight.data.mul(0.999)
+        return self.layer(x - self.mean)  # type: ignore[no-any-return]
+
+
+def tied(inputs: int, classes: int) -> nn.Module:
+    """Two layers with one weight."""
+    model = nn.Sequential(nn.Linear(inputs, inputs), nn.Tanh(), nn.Linear(inputs, inputs), nn.Linear(inputs, classes))
+    model[2].weight = model[0].weight
+    return model
+
+
+def twice(inputs: int, classes: int) -> nn.Module:
+    """One layer under two names."""
+    layer = nn.Linear(inputs, inputs)
+    return nn.Sequential(layer, nn.Tanh(), layer, nn.Linear(inputs, classes))
+
+
+def transposed(inputs: int, classes: int) -> nn.Module:
+    """A weight that is not contiguous, and one with gaps."""
+    model = nn.Sequential(nn.Linear(inputs, inputs), nn.Linear(inputs, classes))
+    model[0].weight = nn.Parameter(model[0].weight.detach().t())
+    model[1].weight = nn.Parameter(torch.randn(classes, 2 * inputs)[:, ::2])
+    return model
+
+
+def spare(inputs: int, classes: int) -> nn.Module:
+    """A parameter that the logits do not depend on."""
+    model = nn.Sequential(nn.Linear(inputs, classes))
+    model.register_parameter("unused", nn.Parameter(torch.ones(3, 3)))
+    return model
+
+
+def writing(inputs: int, classes: int) -> nn.Module:
+    """Changes its input in place."""
+    return nn.Sequential(nn.ReLU(inplace=True), nn.Linear(inputs, classes))
+
+
+def frozen(inputs: int, classes: int) -> nn.Module:
+    """A layer that is not to be trained."""
+    model = nn.Sequential(nn.Linear(inputs, 8), nn.ReLU(), nn.Linear(8, classes))
+    model[0].requires_grad_(False)
+    return model
+
+
+BROUGHT = [Centred, tied, twice, transposed, spare, writing, frozen]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"ema": 0.9}, {"swa_from": 2}, {"optimiser": "sam", "l2": 0.01}, {"clip_norm": 0.1, "l1": 0.01}],
+    ids=str,
+)
+@pytest.mark.parametrize("build", BROUGHT)
+def test_what_is_evaluated_is_what_is_kept(
+    build: Any, fields: dict[str, Any], own: Enter, frames: FrameSet, tmp_path: Path
+) -> None:
+    """Whatever a model does with its tensors: the loss of the checkpoint is the recorded one, and a run resumes."""
+    spec, recipe = own(build), Recipe.from_dict({"epochs": 3, "batch_size": 32, "learning_rate": 0.01} | fields)
+    whole = train(spec, recipe, frames, frames)
+    logits = whole.to_module()(zoo.windows(frames, torch.arange(len(frames)), 0, "none"))
+    loss = float(functional.cross_entropy(logits, frames.labels))
+    assert loss == pytest.approx(whole.metrics["valid/loss"]["value"], rel=1e-5)
+    interrupted(recipe, frames, tmp_path, 2, spec)
+    assert train(spec, recipe, frames, frames, directory=tmp_path).digest == whole.digest
+    first = zoo.build(spec, seed=0)
+    for name, parameter in first.named_parameters():
+        assert torch.equal(whole.tensors[name], parameter) != parameter.requires_grad or name == "unused"
+
+
+def test_penalties_reach_what_the_logits_do_not(own: Enter, frames: FrameSet) -> None:
+    """By hand: plain SGD at rate 0.1 with l1 = 0.5 and l2 = 1 takes 1 to 1 - 0.1 * (0.5 + 1)."""
+    recipe = Recipe(epochs=1, batch_size=1000, optimiser="sgd", learning_rate=0.1, l1=0.5, l2=1.0)
+    torch.testing.assert_close(train(own(spare), recipe, frames, frames).tensors["unused"], torch.full((3, 3), 0.85))
+
+
+@pytest.mark.parametrize("name", ["ema", "sam"])
+def test_tied_weights_are_averaged_and_stepped_once(name: str, own: Enter, frames: FrameSet) -> None:
+    """The same model with one name for its weight gives the same."""
+
+    class Once(nn.Module):
+        def __init__(self, inputs: int, classes: int) -> None:
+            super().__init__()
+            model = tied(inputs, classes)
+            self.first, self.last = model[0], model[3]
+            self.bias = model[2].bias
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = torch.tanh(self.first(x))
+            return self.last(functional.linear(x, self.first.weight, self.bias))  # type: ignore[no-any-return]
+
+    fields: dict[str, Any] = {"ema": 0.9} if name == "ema" else {"optimiser": "sam"}
+    recipe = Recipe.from_dict({"epochs": 2, "batch_size": 32, "learning_rate": 0.01} | fields)
+    two, one = (train(own(build), recipe, frames, frames) for build in (tied, Once))
+    torch.testing.assert_close(two.tensors["0.weight"], one.tensors["first.weight"])
+    assert torch.equal(two.tensors["0.weight"], two.tensors["2.weight"])
+
+
+def views(inputs: int, classes: int) -> nn.Module:
+    """Two parameters that share memory."""
+    model = nn.Sequential(nn.Linear(inputs, inputs), nn.Linear(inputs, classes))
+    model[1].weight = nn.Parameter(model[0].weight.detach()[:classes])
+    return model
+
+
+class Further(nn.Linear):
+    """An entry in the `state_dict` that is no tensor."""
+
+    def get_extra_state(self) -> dict[str, int]:
+        """Anything."""
+        return {"calls": 0}
+
+    def set_extra_state(self, state: Any) -> None:
+        """Take it."""
+
+
+class Replaced(nn.Linear):
+    """Puts another parameter in the place of its weight."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The same logits."""
+        if self.training:
+            self.weight = nn.Parameter(self.weight.detach())
+        return super().forward(x)
+
+
+class Growing(Centred):
+    """Puts a buffer of another shape in the place of one."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits."""
+        if self.training:
+            self.mean = self.mean.expand(2, -1)[0][None]
+        return self.layer(x - self.mean)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("build", "words"),
+    [
+        (views, "0.weight and 1.weight of 'views' share memory"),
+        (Further, "_extra_state"),
+        (Replaced, "weight of 'Replaced' would not be trained"),
+        (Growing, "expected mean of 'Growing' to stay"),
+        (lambda *sizes: frozen(*sizes).requires_grad_(False), "got none that requires a gradient"),
+    ],
+)
+def test_a_model_that_cannot_be_kept_is_refused(build: Any, words: str, own: Enter, frames: FrameSet) -> None:
+    """The message names the tensor."""
+    with pytest.raises(ValueError, match=words):
+        train(own(build), QUICK, frames, frames)
+
+
+def test_without_a_finite_loss_on_the_validation_frames_nothing_is_returned(frames: FrameSet) -> None:
+    """Features whose products overflow: the message says where; a run that is resumed says it again."""
+    huge = FrameSet(frames.features.sign() * 3e38, frames.labels, frames.starts, frames.classes)
+    with pytest.raises(TrainingError, match=r"validation frames was NaN or infinite .*\(seed 0\).*'none'") as caught:
+        train(replace(PLAIN, normalisation="none"), QUICK, frames, huge)
+    assert caught.value.checkpoints == (None,)
+
+
+def test_settings_that_never_acted_do_not_make_another_run(frames: FrameSet, tmp_path: Path) -> None:
+    """A folder of an older version, which recorded them, is resumed by the recipe without them."""
+    whole = train(SPEC, QUICK, frames, frames)
+    interrupted(QUICK, frames, tmp_path, 2)
+    rewritten(tmp_path, QUICK.to_dict() | {"swa_from": 9, "momentum": 0.5, "milestones": [2]}, [[0], [], [], []])
+    assert train(SPEC, QUICK, frames, frames, directory=tmp_path).digest == whole.digest
 
 
 def test_frames_that_do_not_fit_are_refused(frames: FrameSet) -> None:

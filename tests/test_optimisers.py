@@ -15,6 +15,7 @@ import zoo
 from zoo import FrameSet, Recipe
 from zoo.training import optimiser
 from zoo.training.optimisers import OPTIMISERS, AdamSGD, norms, perturb, restored
+from zoo.training.recipe import keywords
 
 SPEC = zoo.Spec("cylinder", features=6, context=1, classes=4, options={"width": 8, "depth": 2, "dropout": 0.2})
 RATES = {"sgd": 0.1, "momentum": 0.1, "nesterov": 0.1, "sam": 0.1, "adadelta": 10.0, "adagrad": 0.1}
@@ -55,9 +56,10 @@ def start() -> Tensor:
 @pytest.mark.parametrize("name", sorted(OPTIMISERS))
 def test_each_optimiser_walks_as_torchs(name: str) -> None:
     """The fields of the recipe reach the optimiser of that name."""
-    decay = 0.0 if name == "adam_sgd" else 0.01
-    recipe = Recipe(
-        optimiser=name, learning_rate=0.1, momentum=0.8, beta1=0.85, beta2=0.95, epsilon=1e-6, weight_decay=decay
+    fields = {"momentum": 0.8, "beta1": 0.85, "beta2": 0.95, "epsilon": 1e-6, "weight_decay": 0.01}
+    taken = keywords(OPTIMISERS[name].make)
+    recipe = Recipe.from_dict(
+        {"optimiser": name, "learning_rate": 0.1} | {field: value for field, value in fields.items() if field in taken}
     )
     ours, theirs = start(), start()
     walked = walk(made(ours, recipe), ours)
@@ -99,13 +101,15 @@ def test_perturbed_weights_are_rho_along_the_gradient() -> None:
     torch.testing.assert_close(p.detach(), torch.tensor([1.3, 1.4]))
 
 
-def test_tensors_are_restored_to_the_bit() -> None:
-    """A parameter that is moved, and the statistics of BatchNorm after a batch in train mode."""
+def test_a_module_is_restored_to_the_bit() -> None:
+    """Parameters that are moved or get new memory, BatchNorm's statistics, and a buffer replaced by another."""
     norm = nn.BatchNorm1d(2)
     before = deepcopy(norm.state_dict())
-    with restored([*norm.parameters(), *norm.buffers()]):
+    with restored(norm):
         norm(torch.randn(8, 2) + 5)
         norm.weight.data += 1 / 3
+        norm.bias.data = norm.bias.data + 1
+        norm.running_var = norm.running_var * 2
         assert not torch.equal(norm.running_mean, before["running_mean"])
     for name, tensor in norm.state_dict().items():
         assert torch.equal(tensor, before[name])

@@ -3,36 +3,102 @@
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from zoo import Recipe
+from zoo.training.loop import schedule_factor
 from zoo.training.optimisers import OPTIMISERS
-from zoo.training.schedules import SCHEDULES
+from zoo.training.recipe import _CHOSEN, acting, keywords
+from zoo.training.schedules import SCHEDULES, Position
 
-
-@given(
-    st.builds(
-        Recipe,
-        epochs=st.integers(1, 99),
-        learning_rate=st.floats(0, 10),
-        schedule=st.sampled_from(sorted(SCHEDULES)),
-        optimiser=st.sampled_from(sorted(OPTIMISERS)),
-        milestones=st.sets(st.integers(1, 50), max_size=4).map(sorted).map(tuple),
-        order_seed=st.none() | st.integers(0, 9),
-    )
+RECORDED = st.builds(  # any fields, as older versions recorded them
+    dict,
+    epochs=st.integers(1, 99),
+    learning_rate=st.floats(0, 10),
+    schedule=st.sampled_from(sorted(SCHEDULES)),
+    optimiser=st.sampled_from(sorted(OPTIMISERS)),
+    milestones=st.sets(st.integers(1, 50), max_size=4).map(sorted),
+    every=st.integers(1, 50),
+    momentum=st.sampled_from([0.5, 0.9]),
+    swa_from=st.integers(0, 50),
+    restart_factor=st.integers(1, 2),
+    order_seed=st.none() | st.integers(0, 9),
 )
-def test_a_recipe_survives_its_dictionary(recipe: Recipe) -> None:
-    """There and back is the same recipe."""
+
+
+@given(RECORDED)
+def test_a_recipe_survives_its_dictionary(fields: dict[str, Any]) -> None:
+    """There and back is the same recipe; one that was recorded becomes one without what can never act."""
+    recipe = Recipe.from_dict(acting(fields))
     assert Recipe.from_dict(recipe.to_dict()) == recipe
+    assert acting(recipe.to_dict()) == recipe.to_dict()
+
+
+@given(RECORDED)
+def test_what_can_never_act_changes_no_learning_rate(fields: dict[str, Any]) -> None:
+    """The factors of the whole run with the fields as recorded are those without what is left out of them."""
+    recipe = Recipe.from_dict(acting(fields))
+    recorded = dict(fields, milestones=tuple(fields["milestones"]))
+    schedule = SCHEDULES[recorded["schedule"]]
+    then = {name: recorded.get(name, getattr(Recipe(), name)) for name in keywords(schedule.function)}
+    for step in range(0 if schedule.reactive else 2 * recipe.epochs):
+        at = Position(step, 2, recipe.epochs)
+        assert schedule.function(at, **then) == schedule_factor(at, recipe)
+
+
+@given(RECORDED)
+def test_a_recipe_is_accepted_or_names_what_can_never_act(fields: dict[str, Any]) -> None:
+    """A field that is refused is one that `acting` leaves out."""
+    if changed := [name for name, value in fields.items() if acting(fields)[name] != value]:
+        with pytest.raises(ValueError, match="|".join(changed)):
+            Recipe.from_dict(fields)
+    else:
+        Recipe.from_dict(fields)
+
+
+def test_the_fields_of_the_tables_are_those_that_only_they_read() -> None:
+    """Every field that one of the optimisers or schedules takes, but those that each run reads."""
+    for what, functions in {
+        "optimiser": [one.make for one in OPTIMISERS.values()],
+        "schedule": [one.function for one in SCHEDULES.values()],
+    }.items():
+        taken = {name for function in functions for name in keywords(function)}
+        assert taken - {"learning_rate", "members"} == {*_CHOSEN[what]} - {"rho"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"momentum": 0.5}, r"adamw takes no momentum, got 0\.5; leave it out"),
+        ({"optimiser": "sgd", "beta1": 0.5}, "sgd takes no beta1"),
+        ({"rho": 0.1}, "adamw takes no rho"),
+        ({"milestones": (1,)}, r"constant takes no milestones, got \(1,\)"),
+        ({"schedule": "linear", "gamma": 0.5}, "linear takes no gamma"),
+        ({"schedule": "cosine", "restart_factor": 2}, "restart_factor=2 needs restart"),
+        ({"epochs": 2, "swa_from": 3}, "swa_from=3 would act in epoch 3, but training ends with epoch 2"),
+        ({"epochs": 3, "schedule": "multi_step", "milestones": (1, 3)}, "would act in epoch 4"),
+        ({"epochs": 3, "schedule": "step", "every": 4}, "every=4 would act in epoch 5"),
+        ({"epochs": 3, "schedule": "plateau", "every": 4}, "every=4 would act in epoch 5"),
+        ({"epochs": 3, "patience": 3}, "patience=3 would act in epoch 4"),
+        ({"epochs": 3, "optimiser": "adam_sgd", "switch_epoch": 3}, "switch_epoch=3 would act in epoch 4"),
+        ({"epochs": 3, "warmup": 3.5}, r"warmup to end within the 3 epochs of training, got 3\.5"),
+        ({"epochs": 3, "schedule": "cosine", "restart": 4}, "restart to end within the 3 epochs"),
+    ],
+)
+def test_what_can_never_act_is_refused(fields: dict[str, Any], words: str) -> None:
+    """By the optimiser's and the schedule's own fields, and by the number of epochs."""
+    with pytest.raises(ValueError, match=words):
+        Recipe.from_dict(fields)
 
 
 @pytest.mark.parametrize("ending", ["toml", "json"])
 def test_a_recipe_survives_its_file(ending: str, tmp_path: Path) -> None:
     """TOML and JSON hold every field, None by leaving it out."""
-    recipe = Recipe(optimiser="sam", milestones=(2, 5), epsilon=1e-9, ema=0.99, schedule="multi_step")
+    recipe = Recipe(optimiser="adam", milestones=(2, 5), epsilon=1e-9, ema=0.99, schedule="multi_step")
     recipe.write(tmp_path / f"recipe.{ending}")
     assert Recipe.read(tmp_path / f"recipe.{ending}") == recipe
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, make_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
@@ -15,7 +15,7 @@ from cyclopts import Group, Parameter
 import zoo
 from zoo._console import progress
 from zoo._names import usable_device
-from zoo.training.recipe import Recipe
+from zoo.training.recipe import Recipe, acting
 
 if TYPE_CHECKING:
     Fields = Recipe
@@ -109,16 +109,17 @@ def read_partition(corpus: Path | None, name: str, classes: Sequence[str] = ()) 
     return zoo.sample_corpus(name)
 
 
-def recipe_from(file: Path | None, flags: Recipe, device: str, base: Recipe | None = None) -> Recipe:
-    """The recipe of a file, or `base`, with the fields that were given as flags in place of its own."""
-    recipe = (base or Recipe()) if file is None else Recipe.read(file)
+def recipe_from(file: Path | None, flags: Recipe, device: str, base: Mapping[str, Any] | None = None) -> Recipe:
+    """The recipe of a file, or a recorded one, with the fields that were given as flags in place of its own."""
     given = {name: value for name, value in vars(flags).items() if value is not None}
     if given.get("precision") == "auto":  # a recipe records what was done
         import torch
 
         on_gpu = usable_device(device).type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         given["precision"] = "bfloat16" if on_gpu else "float32"
-    return replace(recipe, **given)
+    if file is not None or base is None:
+        return replace(Recipe() if file is None else Recipe.read(file), **given)
+    return Recipe.from_dict(acting({**base, **given}) | given)  # another schedule needs no fields of the recorded one
 
 
 def options_from(pairs: tuple[str, ...]) -> dict[str, Any]:

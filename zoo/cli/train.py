@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -28,7 +29,6 @@ from zoo.cli.options import (
     require_writable,
     spec_fields,
 )
-from zoo.training.recipe import Recipe
 
 _CONTEXT = 20  # frames on each side where neither a flag nor a spec names another number, as in the lecture
 _FEATURES = 27  # per frame of HW1P2, for which specs are drawn
@@ -110,7 +110,7 @@ def train(
         if entry.recipe is None:
             msg = f"expected a model with a recipe, but {entry.reference} has none; give --spec and --recipe"
             raise ValueError(msg)
-        base, base_recipe, own = entry.spec, Recipe.from_dict(entry.recipe), entry.classes
+        base, base_recipe, own = entry.spec, entry.recipe, entry.classes
     frames, valid = partitions.load(own)
     wanted = _spec(spec, context, options_from(option), frames, base)
     settings = recipe_from(recipe, flags, partitions.device, base_recipe)
@@ -123,6 +123,9 @@ def train(
         trained = zoo.train(
             wanted, settings, frames, valid, directory=directory, log=logs.Several(*trackers), progress=progress
         )
+    except zoo.TrainingError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return Answer({"trained": None, "error": str(error)}, [], code=1)
     except KeyboardInterrupt:
         resumed = f"the same command resumes in {directory}" if directory else "nothing is saved without --directory"
         raise KeyboardInterrupt(f"interrupted; {resumed}") from None

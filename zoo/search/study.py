@@ -6,7 +6,7 @@ import json
 import os
 import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from zoo.logs import Progress, silent
 from zoo.models.spec import Spec, fast_count
 from zoo.search.sample import searched, widest_spec
 from zoo.training.loop import TrainingError, train
-from zoo.training.recipe import Recipe
+from zoo.training.recipe import Recipe, acting
 
 if TYPE_CHECKING:
     import optuna
@@ -110,7 +110,7 @@ def halving(
         raise ValueError(msg)
     epochs, out = min(first_epochs, recipe.epochs), list[Trial]()
     while True:
-        trained = zip(going, trainer(going, replace(recipe, epochs=epochs), train_frames, valid), strict=True)
+        trained = zip(going, trainer(going, _shortened(recipe, epochs), train_frames, valid), strict=True)
         trials = [Trial(spec, epochs, one, _figure(one, "valid/accuracy")) for spec, one in trained]
         trials.sort(key=lambda trial: -trial.accuracy)
         if epochs == recipe.epochs or len(going) == 1:
@@ -118,6 +118,12 @@ def halving(
         kept = max(len(going) // factor, 1)
         out = trials[kept:] + out
         going, epochs = [trial.spec for trial in trials[:kept]], min(epochs * factor, recipe.epochs)
+
+
+def _shortened(recipe: Recipe, epochs: int) -> Recipe:
+    """The recipe for fewer epochs, without what would act only later."""
+    within = {name: min(getattr(recipe, name), epochs) for name in ("warmup", "restart")}
+    return Recipe.from_dict(acting(vars(recipe) | within | {"epochs": epochs}))
 
 
 def optuna_study(

@@ -6,9 +6,8 @@ estimated anew on frames, not averaged. Integer buffers cannot be averaged; they
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from copy import deepcopy
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
 import torch
@@ -176,11 +175,14 @@ def _greedy(checkpoints: Sequence[Checkpoint], trials: _Trials) -> tuple[dict[st
 
 
 class RunningAverage:
-    """The average of the live weights that a run keeps: exponential over steps, or plain from epoch `swa_from` on."""
+    """The average of the live weights that a run keeps: exponential over steps, or plain from epoch `swa_from` on.
 
-    def __init__(self, live: Tensors, ema: float, swa_from: int) -> None:
+    `live` returns the weights as they are, by their names.
+    """
+
+    def __init__(self, live: Callable[[], Tensors], ema: float, swa_from: int) -> None:
         self.live, self.ema, self.swa_from = live, ema, swa_from
-        self.tensors = deepcopy(dict(live)) if ema or swa_from else {}
+        self.tensors = {name: tensor.clone() for name, tensor in live().items()} if ema or swa_from else {}
         self.count = 0  # steps or epochs that are in the average
 
     def add_step(self) -> None:
@@ -196,7 +198,7 @@ class RunningAverage:
     def _add(self, share: float) -> None:
         """Move the average towards the current weights; what is not floating is copied."""
         self.count += 1
-        for name, tensor in self.live.items():
+        for name, tensor in self.live().items():
             if tensor.is_floating_point():
                 self.tensors[name].lerp_(tensor, share)
             else:
@@ -205,9 +207,9 @@ class RunningAverage:
     @contextmanager
     def in_place(self, module: nn.Module, batches: Iterable[Tensor]) -> Iterator[None]:
         """Give the module the average, if there is one yet, for the length of the block."""
-        with restored(self.live.values() if self.count else ()):
-            if self.count:
-                module.load_state_dict(self.tensors)
+        with restored(module) if self.count else nullcontext():
+            for name, tensor in self.live().items() if self.count else ():
+                tensor.copy_(self.tensors[name])
             if self.count and self.swa_from:
                 reestimate(module, batches)
             yield

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from copy import deepcopy
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -26,9 +25,9 @@ from zoo.logs import JsonLines, Log, Progress, Several, silent
 from zoo.models.spec import Spec, build
 from zoo.training.averaging import RunningAverage
 from zoo.training.optimisers import rows
-from zoo.training.recipe import Recipe
+from zoo.training.recipe import Recipe, acting
 from zoo.training.schedules import SCHEDULES, Position
-from zoo.training.step import OWN, Batches, Group, Scorer, Stepper, epoch_seed
+from zoo.training.step import OWN, Batches, Group, Scorer, State, Stepper, epoch_seed
 
 Record = Mapping[str, Any]
 _STATE = "state.safetensors"
@@ -71,7 +70,8 @@ def train(
 
     Raises:
         ValueError: frames that do not fit the spec or each other, or a directory that holds another run.
-        TrainingError: the loss became NaN or infinite; it carries the best checkpoint so far.
+        TrainingError: the loss became NaN or infinite, or that on the validation frames always was; it carries the best
+            checkpoint so far.
         OSError: an epoch could not be written; those before it are still there.
 
     Example:
@@ -92,7 +92,19 @@ def train(
 def single_group(spec: Spec, recipe: Recipe, device: torch.device | str = "cpu") -> Group:
     """A group of one new model."""
     model = build(spec, seed=recipe.seed).to(device)
-    return Group(spec, (recipe,), model, lambda x: model(x)[None], lambda seeds: torch.manual_seed(seeds[0]))
+
+    def forward(x: Tensor) -> Tensor:
+        answer = model(x)
+        logits: Tensor = answer if isinstance(answer, Tensor) else answer.logits
+        return logits[None]
+
+    def reseed(seeds: Sequence[int]) -> None:
+        torch.default_generator.manual_seed(seeds[0])  # `torch.manual_seed` would reseed every accelerator as well
+        if (place := torch.device(device)).type == "cuda":
+            with torch.cuda.device(place):
+                torch.cuda.manual_seed(seeds[0])
+
+    return Group(spec, (recipe,), model, forward, reseed)
 
 
 def train_group(
@@ -112,12 +124,12 @@ def train_group(
     record a member.
 
     Raises:
-        TrainingError: a member's loss is not finite before its first whole epoch, or all have diverged.
+        TrainingError: a member's loss is not finite before its first whole epoch, or all have diverged, or no epoch
+            of a member had a finite loss on the validation frames.
     """
     _check_frames(group, train, valid)
     recipe, logs, name = group.recipes[0], [] if log is None else [log], group.spec.architecture
-    cuda = [train.features.device] if train.features.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda):
+    with torch.random.fork_rng(devices=_generators(train)):
         run = _Run(group, train, valid, progress or silent)
         if directory is not None:
             folder = Path(directory)
@@ -137,6 +149,7 @@ def train_group(
                     on_epoch(records)
         finally:
             several.finish()
+        run.check_judged()
         return run.best_checkpoints()
 
 
@@ -148,7 +161,7 @@ def seconds_per_step(group: Group, train: FrameSet, *, patience: float = 0.5) ->
     stepper = Stepper(group, train.features.device.type)
     rates = torch.full((group.members,), recipe.learning_rate, dtype=torch.float64)
     group.module.train()
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=_generators(train)):
         took: list[float] = []
         coming = (some for epoch in count(1) for some in batches.epoch(epoch))
         while len(took) < 5 or sum(took) < patience:
@@ -156,6 +169,11 @@ def seconds_per_step(group: Group, train: FrameSet, *, patience: float = 0.5) ->
             stepper.step(next(coming), rates).cpu()
             took.append(time.perf_counter() - begin)
     return min(took[1:])
+
+
+def _generators(frames: FrameSet) -> list[torch.device]:
+    """The device whose generator training draws from, besides that of the CPU."""
+    return [frames.features.device] if frames.features.device.type == "cuda" else []
 
 
 def schedule_factor(at: Position, recipe: Recipe) -> float:
@@ -199,13 +217,13 @@ class _Run:
 
     def __init__(self, group: Group, train: FrameSet, valid: FrameSet, progress: Progress) -> None:
         self.group, self.recipe, self.train, self.progress = group, group.recipes[0], train, progress
+        self.state = State(group.module, group.spec.architecture)
         self.batches = Batches(train, group.spec, group.recipes)
         self.scorer = Scorer(valid, group.spec)
         self.stepper = Stepper(group, train.features.device.type)
         self.rates = torch.tensor([recipe.learning_rate for recipe in group.recipes], dtype=torch.float64)
-        self.live = group.module.state_dict()  # shares memory with the module
-        self.best = deepcopy(dict(self.live))
-        self.average = RunningAverage(self.live, self.recipe.ema, self.recipe.swa_from)
+        self.best = {name: tensor.clone().contiguous() for name, tensor in self.state.tensors().items()}
+        self.average = RunningAverage(self.state.tensors, self.recipe.ema, self.recipe.swa_from)
         self.standing = _Standing(group.members)
         self.history: list[list[Record]] = []
         self.folder: Path | None = None
@@ -219,6 +237,7 @@ class _Run:
     def epoch(self, number: int) -> list[Record]:
         """Train, evaluate and write one epoch; one record a member."""
         begin, M = time.perf_counter(), self.group.members
+        self.stepper.check_parameters()
         self.group.reseed([epoch_seed(recipe.seed, number, "dropout") for recipe in self.group.recipes])
         self.stepper.kind.begin_epoch(self.stepper.optimiser, number)
         train_accuracy, train_loss, rate = self.learn(number)
@@ -228,13 +247,14 @@ class _Run:
             self.group.module.eval()
             accuracy, loss = self.scorer(self.group.forward, M)
             better = self.standing.update(number, accuracy, loss, self.recipe).to(self.train.features.device)
-            for name, tensor in self.live.items():
-                rows(self.best[name], M)[better] = rows(tensor, M)[better]
+            live = self.state.tensors()
+            for name, tensor in live.items():
+                rows(self.best[name], M)[better] = rows(tensor.contiguous(), M)[better]
             checkpoints = {}
             if self.folder is not None:
-                finite = loss.isfinite() & _largest(self.live, M).isfinite()
+                finite = loss.isfinite() & _largest(live, M).isfinite()
                 for m in finite.nonzero().flatten().tolist():
-                    checkpoints["" if M == 1 else f"-{m:03}"] = self.checkpoint(m, self.live, accuracy, loss)
+                    checkpoints["" if M == 1 else f"-{m:03}"] = self.checkpoint(m, live, accuracy, loss)
         figures = {"train/loss": train_loss, "train/accuracy": train_accuracy}
         figures |= {"valid/loss": loss, "valid/accuracy": accuracy, "learning_rate": rate}
         speed = {"frames_per_second": round(self.batches.count / seconds), "seconds": round(seconds, 3)}
@@ -267,7 +287,7 @@ class _Run:
                     figures = f"loss {loss:.3f} accuracy {accuracy:.3f} rate {float(rates.max()):.1e}"
                     advance(seen - shown, note=f"{figures} {speed:,.0f} frames/s")
                     shown = seen
-        self.stop_diverged(number, _largest(self.live, M))
+        self.stop_diverged(number, _largest(self.state.checked(), M))
         accuracies, means = (sums / seen).cpu()
         return accuracies, means, rates
 
@@ -285,8 +305,22 @@ class _Run:
             f"{f'the best epoch before is {epoch}' if epoch else 'there is no whole epoch before'}; "
             f"lower the learning rate ({rate:g}) or clip the gradient"
         )
+        raise TrainingError(msg, self.found())
+
+    def check_judged(self) -> None:
+        """Raise TrainingError where no epoch of a member had a finite loss on the validation frames."""
+        if never := [r.seed for r, best in zip(self.group.recipes, self.standing.best_epoch, strict=True) if not best]:
+            msg = (
+                f"the loss on the validation frames was NaN or infinite after every epoch (seed "
+                f"{', '.join(map(str, never))}), so that none can be chosen; check the values of these frames, "
+                f"and the spec's normalisation, {self.group.spec.normalisation!r}"
+            )
+            raise TrainingError(msg, self.found())
+
+    def found(self) -> list[Checkpoint | None]:
+        """Each member after its best epoch, None where there is none."""
         best = self.best_checkpoints()
-        raise TrainingError(msg, [one if at else None for one, at in zip(best, standing.best_epoch, strict=True)])
+        return [one if at else None for one, at in zip(best, self.standing.best_epoch, strict=True)]
 
     def best_checkpoints(self) -> list[Checkpoint]:
         """Each member after its best epoch."""
@@ -296,7 +330,8 @@ class _Run:
     def checkpoint(self, m: int, tensors: Mapping[str, Tensor], accuracy: Tensor, loss: Tensor) -> Checkpoint:
         """Member m of these tensors and scores (M,)."""
         M, group = self.group.members, self.group
-        own = {name: rows(tensors[name], M)[m].view(shape) for name, shape in group.shapes.items()}
+        present = {name: tensors[first] for name, first in self.state.first.items()}
+        own = {name: rows(present[name].contiguous(), M)[m].view(shape) for name, shape in group.shapes.items()}
         return Checkpoint(
             group.spec,
             {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in own.items()},
@@ -309,7 +344,7 @@ class _Run:
     def tensors(self) -> dict[str, Tensor]:
         """All tensors that are changed in place, by the names that they have in the file of the state."""
         standing = vars(self.standing)
-        parts = {"live": self.live, "best": self.best, "average": self.average.tensors, "vectors": standing}
+        parts = {"live": self.state.tensors(), "best": self.best, "average": self.average.tensors, "vectors": standing}
         return {f"{part}.{name}": tensor for part, some in parts.items() for name, tensor in some.items()}
 
     def write(self, folder: Path, number: int, checkpoints: Mapping[str, Checkpoint]) -> None:
@@ -363,12 +398,12 @@ class _Run:
 def _current(identity: dict[str, Any]) -> dict[str, Any]:
     """An identity in its current form; it used to hold one recipe, and lists of what members had of their own."""
     if "recipes" in identity:
-        return identity
+        return identity | {"recipes": [acting(recipe) for recipe in identity["recipes"]]}
     recipe, (seeds, *lists) = identity.pop("recipe"), identity.pop("members")
     own = {"seed": seeds if len(seeds) > 1 else []} | dict(zip(OWN[1:], lists, strict=True))
     given = {name: values for name, values in own.items() if values}
     recipes = [recipe | {name: values[m % len(values)] for name, values in given.items()} for m in range(len(seeds))]
-    return identity | {"recipes": recipes}
+    return _current(identity | {"recipes": recipes})
 
 
 def _check_frames(group: Group, train: FrameSet, valid: FrameSet) -> None:
@@ -394,8 +429,8 @@ def _check_frames(group: Group, train: FrameSet, valid: FrameSet) -> None:
 
 def _largest(tensors: Mapping[str, Tensor], members: int) -> Tensor:
     """(M,) largest magnitude of each member's weights and statistics, to see whether they are finite."""
-    floating = [t for t in tensors.values() if t.is_floating_point()]
-    return torch.stack([rows(t, members).abs().amax(dim=1) for t in floating]).sum(dim=0).cpu()
+    floating = [t for t in tensors.values() if t.is_floating_point() and t.numel()]
+    return torch.stack([rows(t.contiguous(), members).abs().amax(dim=1) for t in floating]).sum(dim=0).cpu()
 
 
 def _flat(records: Sequence[Record]) -> dict[str, Any]:

@@ -6,14 +6,14 @@ members in one tensor step as M models would; what looks at a whole model looks 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, optim
+from torch import Tensor, nn, optim
 from torch.optim import Optimizer
 
 from zoo._names import enter
@@ -216,12 +216,14 @@ def perturb(parameters: Sequence[Tensor], rho: float, members: int) -> None:
 
 
 @contextmanager
-def restored(tensors: Iterable[Tensor]) -> Iterator[None]:
-    """Give the tensors back the values, to the bit, that they had before the block."""
-    before = [(tensor, tensor.detach().clone()) for tensor in tensors]
+def restored(module: nn.Module) -> Iterator[None]:
+    """Give a module the parameters and buffers back, with the values, to the bit, that they had before the block."""
+    stores = [store for layer in module.modules() for store in (layer._parameters, layer._buffers)]
+    before = [(store, key, t, t.detach().clone()) for store in stores for key, t in store.items() if t is not None]
     yield
     with torch.no_grad():
-        for tensor, old in before:
+        for store, key, tensor, old in before:
+            store[key] = tensor  # type: ignore[assignment]  # it came from there
             tensor.copy_(old)
 
 

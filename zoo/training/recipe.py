@@ -35,6 +35,13 @@ _BOUNDS: dict[tuple[float, float], str] = {
     (1, 100_000): "epochs every",
     (2, 10_000_000): "batch_size",
 }
+# fields that nothing reads but an optimiser, or a schedule, that takes them
+_CHOSEN = {
+    "optimiser": ["momentum", "beta1", "beta2", "epsilon", "rho", "switch_epoch", "weight_decay"],
+    "schedule": ["gamma", "every", "milestones", "final_rate", "restart", "restart_factor", "peak"],
+}
+_FIRST = {"swa_from": 0, "switch_epoch": 1, "every": 1, "milestones": 1, "patience": 1}  # n acts in epoch n + this
+_WITHIN = ("warmup", "restart")  # epochs that must be over by the end of the run
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,8 @@ class Recipe:
     """Everything that steers training, except the model (a `Spec`) and the frames.
 
     Zero switches off warm-up, penalties, clipping, masks, patience and averages; elsewhere the field says its meaning.
+    A field that differs from its default must be able to act: the optimiser or the schedule takes it, and it comes
+    into effect before the last epoch is over.
 
     Args:
         epochs: passes over the training frames.
@@ -84,7 +93,8 @@ class Recipe:
         keep: number of epoch checkpoints to keep in the directory, the newest ones; 0 keeps all.
 
     Raises:
-        ValueError: an unknown name (the message names the nearest), a number outside its bounds, a contradiction.
+        ValueError: an unknown name (the message names the nearest), a number outside its bounds, a contradiction, a
+            field that can never act.
         TypeError: a field of the wrong type.
 
     Example:
@@ -154,11 +164,13 @@ class Recipe:
         if self.ema and self.swa_from:
             msg = f"expected one average of weights, got ema={self.ema} and swa_from={self.swa_from}; set one to 0"
             raise ValueError(msg)
-        kind = OPTIMISERS[self.optimiser]
-        if self.weight_decay and "weight_decay" not in keywords(kind.make):
-            msg = f"{self.optimiser} takes no weight_decay, got {self.weight_decay}; use l2, which is part of the loss"
-            raise ValueError(msg)
-        if kind.gradients > 1 and self.precision == "float16":
+        for reason in _idle(vars(self)).values():
+            raise ValueError(reason)
+        for name in _WITHIN:
+            if getattr(self, name) > self.epochs:
+                msg = f"expected {name} to end within the {self.epochs} epochs of training, got {getattr(self, name)}"
+                raise ValueError(msg)
+        if OPTIMISERS[self.optimiser].gradients > 1 and self.precision == "float16":
             msg = f"{self.optimiser} takes several gradients a step: float16's scaling fails; use bfloat16 or float32"
             raise ValueError(msg)
 
@@ -223,12 +235,58 @@ class Recipe:
         _files.write(Path(path), f"{text}\n".encode())
 
 
+def acting(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a recorded recipe, without settings that could never act, which were once accepted.
+
+    They take their defaults, milestones beyond the end are left out, and a schedule that would act only beyond the
+    end becomes "constant": training is the same, to the bit.
+    """
+    values = dict(data)
+    while idle := _idle(_DEFAULTS | values):
+        name, early = next(iter(idle)), [m for m in values.get("milestones", ()) if m < values["epochs"]]
+        if name == "every" and name in keywords(SCHEDULES[values["schedule"]].function):
+            values["schedule"] = "constant"
+        else:
+            partly = len(early) < len(values.get("milestones", ()))
+            values[name] = _DEFAULTS[name] if name != "milestones" else early if partly else []
+    return values
+
+
+def _idle(values: Mapping[str, Any]) -> dict[str, str]:
+    """Why fields that differ from their defaults can never act, by their names."""
+    from zoo.training.optimisers import OPTIMISERS  # needs torch
+
+    if values["optimiser"] not in OPTIMISERS or values["schedule"] not in SCHEDULES:
+        return {}  # of one's own, and not imported
+    kind, schedule, epochs = OPTIMISERS[values["optimiser"]], SCHEDULES[values["schedule"]], values["epochs"]
+    taken = {*keywords(kind.make), *keywords(schedule.function), *(["rho"] if kind.gradients > 1 else [])}
+    given = {name: value for name, value in values.items() if value not in (_DEFAULTS[name], [])}
+    found = {}
+    for what, names in _CHOSEN.items():
+        for name in names:
+            if name in given and name not in taken:
+                way_out = "use l2, which is part of the loss" if name == "weight_decay" else "leave it out"
+                found[name] = f"{values[what]} takes no {name}, got {given[name]}; {way_out}"
+    if "restart_factor" in given and not values["restart"]:
+        found.setdefault("restart_factor", f"restart_factor={given['restart_factor']} needs restart, got none")
+    for name, after in _FIRST.items():
+        if name in given:
+            first = after + (max(given[name]) if name == "milestones" else given[name])
+            if first > epochs:
+                late = f"{name}={given[name]} would act in epoch {first}, but training ends with epoch {epochs}"
+                found.setdefault(name, late)
+    return found
+
+
 def _format(path: Path) -> str:
     """The suffix of a file, which says its format."""
     if path.suffix not in (".json", ".toml"):
         msg = f"expected a recipe in a file ending in .json or .toml, got {path.name}"
         raise ValueError(msg)
     return path.suffix
+
+
+_DEFAULTS = {field.name: field.default for field in fields(Recipe)}
 
 
 @cache

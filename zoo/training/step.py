@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -160,12 +161,70 @@ class Scorer:
         }
 
 
+class State:
+    """The parameters and buffers in a module's `state_dict`, looked up wherever they stand at the moment.
+
+    Training may put another tensor in the place of one (`self.mean = ...`, `weight.data = ...`); so their places are
+    kept here, and no tensor. Of several names for one tensor the first counts.
+
+    Raises:
+        ValueError: the `state_dict` has other entries, or two of its tensors share memory; the message names them.
+    """
+
+    def __init__(self, module: nn.Module, name: str) -> None:
+        found = module.state_dict()
+        self._name, self._places = name, dict[str, tuple[dict[str, Any], str]]()
+        for prefix, layer in module.named_modules(remove_duplicate=False):
+            for store in (layer._parameters, layer._buffers):
+                for key in store:
+                    if (full := f"{prefix}.{key}" if prefix else key) in found:
+                        self._places[full] = store, key
+        if others := [entry for entry in found if entry not in self._places]:
+            msg = (
+                f"expected a state_dict of parameters and buffers from {name!r}, got {', '.join(others)}; register them"
+            )
+            raise ValueError(msg)
+        firsts: dict[int, str] = {}
+        self.first = {entry: firsts.setdefault(id(store[key]), entry) for entry, (store, key) in self._places.items()}
+        tensors = self.tensors()
+        spans = sorted((t.data_ptr(), entry, t) for entry, t in tensors.items() if t.numel())
+        for (at, entry, tensor), (after, other, _) in pairwise(spans):
+            steps = zip(tensor.shape, tensor.stride(), strict=True)
+            if at + (sum((n - 1) * step for n, step in steps) + 1) * tensor.element_size() > after:
+                msg = (
+                    f"{entry} and {other} of {name!r} share memory, but are different tensors; assign one to both names"
+                )
+                raise ValueError(msg)
+        self._forms = {entry: (tensor.shape, tensor.dtype) for entry, tensor in tensors.items()}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors by their first names, detached; they share memory with the module."""
+        return {
+            name: self._places[name][0][self._places[name][1]].detach() for name in dict.fromkeys(self.first.values())
+        }
+
+    def checked(self) -> dict[str, Tensor]:
+        """As `tensors`; ValueError where training has put one of another shape or type, or no tensor, in a place."""
+        for name, form in self._forms.items():
+            store, key = self._places[name]
+            tensor = store.get(key)
+            if tensor is None or (tensor.shape, tensor.dtype) != form:
+                came = "nothing" if tensor is None else f"{tuple(tensor.shape)} {tensor.dtype}"
+                msg = f"expected {name} of {self._name!r} to stay {tuple(form[0])} {form[1]} in training, got {came}"
+                raise ValueError(msg)
+        return self.tensors()
+
+
 class Stepper:
     """A group's parameters with their optimiser and, for float16, the scaling of their gradients."""
 
     def __init__(self, group: Group, device: str) -> None:
         self.group, self.recipe, self.device = group, group.recipes[0], device
         self.parameters = [p for p in group.module.parameters() if p.requires_grad]
+        if not self.parameters:
+            msg = f"expected parameters to train in {group.spec.architecture!r}, got none that requires a gradient"
+            raise ValueError(msg)
+        self.check_parameters()
         matrices = {name for name, shape in group.shapes.items() if len(shape) > 1}
         self.matrices = [p for name, p in group.module.named_parameters() if name in matrices and p.requires_grad]
         decays = [recipe.weight_decay for recipe in group.recipes]
@@ -175,12 +234,23 @@ class Stepper:
         self.optimiser = self.kind.make(self.parameters, **shared.arguments(self.kind.make, members=group.members))
         self.scaler = GradScaler(device, enabled=self.recipe.precision == "float16")
 
+    def check_parameters(self) -> None:
+        """Lay the parameters out without gaps, as fused optimisers need; ValueError if the model has put in others."""
+        known = {id(p) for p in self.parameters}
+        trained = {name: p for name, p in self.group.module.named_parameters() if p.requires_grad}
+        if others := [name for name, p in trained.items() if id(p) not in known]:
+            msg = f"{', '.join(others)} of {self.group.spec.architecture!r} would not be trained: "
+            raise ValueError(msg + "a model cannot replace or unfreeze its parameters while it is trained")
+        for p in self.parameters:
+            p.data = p.data.contiguous()
+
     def step(self, batches: Sequence[Batch], rates: Tensor) -> Tensor:
         """One step at each member's learning rate (M,); their correct frames and summed losses in nats (2, M)."""
         recipe, M = self.recipe, self.group.members
-        sums = self.gradient(batches)
-        if self.kind.gradients > 1:
-            with restored([*self.parameters, *self.group.module.buffers()]):
+        twice = self.kind.gradients > 1
+        sums = self.gradient([(x.clone(), y) for x, y in batches] if twice else batches)  # a model may change its input
+        if twice:
+            with restored(self.group.module):
                 perturb(self.parameters, recipe.rho, M)
                 self.gradient(batches)
         if recipe.clip_value:
@@ -198,18 +268,29 @@ class Stepper:
         recipe, mixed = self.recipe, self.recipe.precision != "float32"
         self.optimiser.zero_grad(set_to_none=True)
         sums = torch.zeros(2, self.group.members, dtype=torch.float64, device=self.device)
+        lost = torch.zeros(self.group.members, dtype=torch.bool, device=self.device)
         for windows, labels in batches:
             with torch.autocast(self.device, getattr(torch, recipe.precision)) if mixed else nullcontext():
                 logits = self.group.forward(windows)
             loss = losses(logits.float(), labels, recipe.label_smoothing)  # (M, B)
             total = loss.mean(dim=1).sum() / len(batches)
+            if not total.requires_grad:
+                msg = (
+                    f"expected logits of {self.group.spec.architecture!r} that depend on its parameters, got a constant"
+                )
+                raise ValueError(msg)
             self.scaler.scale(total).backward()  # type: ignore[no-untyped-call]  # untyped in torch
             sums[0] += (logits.detach().argmax(dim=-1) == labels).sum(dim=1)
             sums[1] += loss.detach().sum(dim=1)
+            lost |= ~loss.detach().isfinite().all(dim=1)
+        if self.group.members > 1 and self.scaler.is_enabled():  # or the scaler would skip the others' steps as well
+            for gradient in (p.grad for p in self.parameters if p.grad is not None):
+                rows(gradient, self.group.members).masked_fill_(lost[:, None], 0)
         self.scaler.unscale_(self.optimiser)
         with torch.no_grad():
             for p in self.matrices if recipe.l1 or recipe.l2 else ():
-                assert p.grad is not None
+                if p.grad is None:  # the logits do not depend on it, but the penalties do
+                    p.grad = torch.zeros_like(p)
                 p.grad.add_(p.sign(), alpha=recipe.l1).add_(p, alpha=recipe.l2)
         return sums
 
@@ -224,7 +305,8 @@ class Stepper:
         for settings in self.optimiser.param_groups:
             settings["lr"] = top
         for p in self.parameters if len(self.decays) else ():
-            assert p.grad is not None
+            if p.grad is None:  # as torch's own decay
+                continue
             if self.kind.decoupled:
                 rows(p, M).mul_(1 - spread(rates * self.decays, p))
             else:
@@ -252,7 +334,12 @@ class Stepper:
                 _, index, name = key.split(".")
                 parameter = self.parameters[int(index)]
                 state = self.optimiser.state[parameter]
-                state[name] = value.to(state.get(name, parameter).device, copy=True)
+                # torch counts steps on the host, unless the count is part of a fused or captured step
+                on_host = name == "step" and not {True} & {
+                    self.optimiser.defaults.get(k) for k in ("fused", "capturable")
+                }
+                home = state[name].device if name in state else "cpu" if on_host else parameter.device
+                state[name] = value.to(home, copy=True)
         self.scaler.load_state_dict(scaler)
 
 
