@@ -15,16 +15,19 @@ import ensemble
 import zoo
 
 ORDER = {
-    "zoo": "_files _json _names logs data models checkpoint training registry search exchange _console cli",
+    "zoo": "_files _json _names logs data models checkpoint training registry search exchange onnx _console cli",
     "ensemble": "outputs rules judge fit selection run cli",
 }
 DOORS = {  # library -> the modules that may import it
-    "cyclopts": {"zoo._console", "zoo.cli.options", "ensemble.cli.options"},
+    "cyclopts": {"zoo._console", "zoo.cli", "ensemble.cli"},
     "filelock": {"zoo._files", "zoo.registry.transaction"},
     "huggingface_hub": {"zoo.exchange"},
     "jinja2": {"ensemble.judge.page"},
     "matplotlib": {"ensemble.judge.plots", "zoo.search.pictures"},
     "msgspec": {"ensemble.outputs.store", "zoo.registry"},
+    "onnx": {"zoo.onnx"},
+    "onnxruntime": {"zoo.onnx"},
+    "onnxscript": {"zoo.onnx"},
     "optuna": {"zoo.search.study"},
     "pandas": {"ensemble.cli.predict", "ensemble.judge", "ensemble.run.members", "zoo.logs", "zoo.registry"},
     "rich": {"zoo._console"},

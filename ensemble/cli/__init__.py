@@ -10,7 +10,7 @@ from zoo._console import command_line
 COMMANDS = (
     *(evaluate.evaluate, evaluate.compare, evaluate.diversity),
     *(fit.fit, fit.select),
-    *(predict.predict, predict.collect, predict.plan),
+    *(predict.predict, predict.export, predict.collect, predict.plan),
 )
 RENAMED = {"predict --partition": "--test"}  # former spelling -> what to write now
 

@@ -1,15 +1,18 @@
-"""Commands that run members: predict, collect, plan."""
+"""Commands that run members: predict, export, collect, plan."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter
 
 import ensemble
 import zoo
 from ensemble.cli.options import Collection, Precision, Source
 from zoo import _files
 from zoo._console import Answer, Table, progress
+from zoo.cli.entries import exported
 from zoo.cli.options import Corpus, Device, RegistryFile, read_partition, require_writable
 
 
@@ -40,13 +43,7 @@ def predict(
 
     require_writable(output)
     frames, home = read_partition(corpus, test), zoo.Registry(registry)
-    try:
-        final = ensemble.load_ensemble(home, name, device=device, precision=precision)
-    except zoo.RegistryError as error:
-        if error.reason != "UNKNOWN":
-            raise
-        members = ensemble.load(home, name, device=device, precision=precision)  # a model is an ensemble of one
-        final = ensemble.Ensemble(members, ensemble.mean)
+    final = _loaded(home, name, device=device, precision=precision)
     with progress(f"predicting {len(frames):,} frames"):
         probabilities = final.predict_proba(frames)
     table = pd.DataFrame({"label": np.asarray(final.classes_)[probabilities.argmax(axis=1)]})
@@ -59,6 +56,56 @@ def predict(
     _files.write(output, text.encode())
     data = {"name": name, "output": str(output), "frames": len(frames), "recordings": frames.recordings}
     return Answer(data, [f"{len(frames):,} frames of {frames.recordings:,} recordings written to {output}"])
+
+
+def export(
+    name: str,
+    file: Path,
+    /,
+    *,
+    with_windows: bool = False,
+    each: bool = False,
+    precision: Annotated[
+        Literal["float32", "float16", "int8"], Parameter(help="of the weights in the file.")
+    ] = "float32",
+    corpus: Corpus = None,
+    valid: str = "valid",
+    most_changed: float = 0.01,
+    registry: RegistryFile = None,
+) -> Answer:
+    """Write an ensemble or a model as one ONNX file that runs without this package (needs the extra `ship`).
+
+    The file is run by onnxruntime on the validation frames and compared with the ensemble before it appears. A JSON
+    file of the same name beside it says what a consumer has to know.
+
+    Example: ensemble export final final.onnx --with-windows
+
+    Args:
+        name: an ensemble or a model in the registry.
+        file: the file, with the ending .onnx; it replaces an existing one.
+        with_windows: the file takes the raw features of a recording instead of normalised windows.
+        each: the file gives every member's probabilities too.
+        valid: partition on which the file is compared with the ensemble.
+        most_changed: refuse a file that gives more than this fraction of the frames another class.
+    """
+    require_writable(file)
+    final = _loaded(zoo.Registry(registry), name)
+    frames = read_partition(corpus, valid, final.members.classes)
+    with progress(f"writing {file}, and comparing it on {len(frames):,} frames"):
+        written = final.to_onnx(
+            file, with_windows=with_windows, each=each, precision=precision, frames=frames, most_changed=most_changed
+        )
+    return exported(name, written)
+
+
+def _loaded(home: zoo.Registry, name: str, **options: Any) -> ensemble.Ensemble:
+    """A saved ensemble; a model is an ensemble of one."""
+    try:
+        return ensemble.load_ensemble(home, name, **options)
+    except zoo.RegistryError as error:
+        if error.reason != "UNKNOWN":
+            raise
+        return ensemble.Ensemble(ensemble.load(home, name, **options), ensemble.mean)
 
 
 def collect(folder: Path, /, *, source: Source = Source()) -> Answer:

@@ -65,7 +65,8 @@ def borda(probabilities: Tensor) -> Tensor:
     """
     members, _, classes = probabilities.shape
     leads = []
-    for block in torch.split(probabilities, _BLOCK, dim=1):
+    blocks = [probabilities] if torch.compiler.is_exporting() else torch.split(probabilities, _BLOCK, dim=1)
+    for block in blocks:
         rows = block.permute(2, 0, 1).contiguous()  # (C, M, N)
         lead = torch.zeros_like(rows[:, 0], dtype=wide(rows))  # members for a class minus those against it, over pairs
         for index in range(classes - 1):  # sorting takes longer
@@ -89,7 +90,7 @@ def maximum(probabilities: Tensor) -> Tensor:
         Kittler et al., "On combining classifiers", IEEE TPAMI 20(3), 1998.
     """
     surest = probabilities.amax(dim=-1).argmax(dim=0)  # (N,)
-    return probabilities[surest, torch.arange(len(surest), device=surest.device)]
+    return probabilities[surest, torch.arange(surest.shape[0], device=surest.device)]
 
 
 @rule
@@ -121,8 +122,12 @@ def median(probabilities: Tensor) -> Tensor:
         (N, C); for even M the mean of the middle two; the members' mean where all medians are zero.
     """
     members = len(probabilities)
-    lower = probabilities.kthvalue((members + 1) // 2, dim=0).values
-    upper = lower if members % 2 else probabilities.kthvalue(members // 2 + 1, dim=0).values
+    if torch.compiler.is_exporting():  # ONNX has no kthvalue
+        ranked = probabilities.sort(dim=0).values
+        lower, upper = ranked[(members - 1) // 2], ranked[members // 2]
+    else:
+        lower = probabilities.kthvalue((members + 1) // 2, dim=0).values
+        upper = lower if members % 2 else probabilities.kthvalue(members // 2 + 1, dim=0).values
     return _normalised((lower + upper) / 2, probabilities)
 
 
@@ -217,7 +222,7 @@ def pooled_logs(probabilities: Tensor, weights: Sequence[float], *, floor: float
             logs += weight * row.to(logs.dtype).clamp(min=floor).log()
     pooled = logs.softmax(dim=-1).to(probabilities.dtype)
     hopeless = (logs == -math.inf).all(dim=-1, keepdim=True)
-    if not hopeless.any():
+    if not torch.compiler.is_exporting() and not hopeless.any():
         return pooled
     total = sum(weights)
     return torch.where(hopeless, weighted_sum(probabilities, [weight / total for weight in weights]), pooled)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -18,6 +19,7 @@ from ensemble.rules.fitted import rule_for
 from ensemble.rules.table import Rule, rule_from_json
 from ensemble.run.collection import predictions
 from ensemble.run.members import Members, load
+from zoo.onnx import Exported
 
 Inputs = zoo.FrameSet | Tensor | NDArray[Any]
 Labels = Sequence[Any] | NDArray[Any] | Tensor
@@ -127,6 +129,72 @@ class Ensemble(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
         references = [about.reference for about in self.members.about]
         data = {"members": references, "rule": rule.to_json(), "classes": list(self.members.classes)}
         return data | ({"fitted_on": rule.fingerprint} if rule.fingerprint else {})
+
+    def to_onnx(
+        self,
+        path: str | Path,
+        *,
+        with_windows: bool = False,
+        each: bool = False,
+        precision: str = "float32",
+        frames: zoo.FrameSet | None = None,
+        most_changed: float = 0.01,
+    ) -> Exported:
+        """Write members and rule as one ONNX file, with a JSON file of the same name beside it.
+
+        Its outputs are `probabilities` (N, C), `class` (N,) and, where asked, `members` (M, N, C). Members that have
+        no influence on the rule are left out.
+
+        Args:
+            path: the file, whole or not there; its name ends in `.onnx`.
+            with_windows: the file takes the raw features (T, F) of one recording, and normalises and cuts windows by
+                itself; otherwise it takes windows (N, inputs) of the largest context.
+            each: whether the file gives each member's probabilities too.
+            precision: "float32"; "float16", half the bytes; "int8", weights as 8-bit integers, a quarter.
+            frames: frames on which the file is compared with the ensemble; required for float16 and int8.
+            most_changed: refuse a file that gives more than this fraction of the frames another class.
+
+        Raises:
+            ValueError: members or a rule that cannot be exported, or a file that does not agree with them.
+            ImportError: the extra `ship` is not installed.
+        """
+        from ensemble.run.folded import Folded
+        from zoo.onnx import input_contract, probe, write
+
+        rule, members = rule_for(self.rule, self.members.names), self.members
+        if (used := rule.used) is not None and len(used) < len(members):
+            rule, members = rule.restricted(used), members.subset([members.names[place] for place in used])
+        model, spec = Folded(members, rule, with_windows=with_windows, each=each), next(iter(members.widest), None)
+        compared = None
+        if frames is not None:
+            if spec is None:
+                msg = f"expected no frames for members without specs, which take inputs only, got {len(frames)}"
+                raise ValueError(msg)
+            compared = probe(frames, spec, members.classes, with_windows=with_windows)
+        columns = spec.features if spec and with_windows else members.inputs
+        if columns is None:
+            msg = "expected members that declare the length of their inputs by a spec or a first Linear layer"
+            raise ValueError(msg)
+        contract = {
+            "classes": list(members.classes),
+            "input": input_contract(spec, columns, with_windows=with_windows),
+            "members": [
+                {"name": member.name, "reference": member.about.reference, "sha256": member.digest}
+                for member in members
+            ],
+            "rule": rule.to_json(),
+            "fitted_on": list(filter(None, rule.fingerprints)),
+        }
+        return write(
+            model,
+            path,
+            contract=contract,
+            columns=columns,
+            precision=precision,
+            probe=compared,
+            most_changed=most_changed,
+            members=each,
+        )
 
     def __sklearn_is_fitted__(self) -> bool:
         return True

@@ -110,14 +110,14 @@ class Members:
         self.step = _GPU_STEP if self.device.type == "cuda" else _STEP
         self.classes = self._members[0].classes  #: names of the C outputs, in the order of the first member
         wanted = "members of the same classes"
-        self._orders = [
+        self.orders = [
             class_order(member.classes, self.classes, wanted, repr(member.name), repr(self.names[0]))
             for member in self._members
         ]
         done = {place for _, places in stacks for place in places}
         given: list[tuple[Stack | None, list[int]]] = [*stacks]
         given += [(None, places) for places in _alike(self._members) if not done.issuperset(places)]
-        self._groups = [(self._group(places, stack), places) for stack, places in given]
+        self.groups = [(self._group(places, stack), places) for stack, places in given]
 
     def __len__(self) -> int:
         """Number of members, M."""
@@ -156,7 +156,7 @@ class Members:
         """
         return PlanTable(
             {"group": self._title(places), "frames": frames, "rows": "yes" if neighbours else ""} | row
-            for group, places in self._groups
+            for group, places in self.groups
             for (frames, neighbours), plan in group.plans.items()
             for row in plan.rows()
         )
@@ -171,7 +171,7 @@ class Members:
             ValueError: inputs of another length than the specs require, or members that are prepared differently.
         """
         first = self._members[0]
-        other = next((member for member in self if _preparation(member.spec) != _preparation(first.spec)), None)
+        other = next((member for member in self if preparation(member.spec) != preparation(first.spec)), None)
         if other is not None:
             msg = (
                 f"expected members that share one input, got {first.name!r} with {first.spec} and {other.name!r} with "
@@ -194,15 +194,15 @@ class Members:
 
         They are those whose frames are prepared as `widest`, one of `self.widest`, says; None stands for foreign ones.
         """
-        for group, places in self._groups:
+        for group, places in self.groups:
             spec = self._members[places[0]].spec
-            if _preparation(spec) != _preparation(widest):
+            if preparation(spec) != preparation(widest):
                 continue
             cut, features = (widest.context - spec.context, spec.features) if spec and widest else (0, 0)
             group.run(batch.middle(cut, features), self._writer(places, out))
 
     def _writer(self, places: list[int], out: Tensor) -> Callable[[slice, slice, Tensor], None]:
-        orders = [self._orders[place] for place in places]
+        orders = [self.orders[place] for place in places]
         as_given = places == list(range(places[0], places[0] + len(places))) and all(each is None for each in orders)
 
         def write(members: slice, frames: slice, logits: Tensor) -> None:
@@ -219,7 +219,7 @@ class Members:
     def widest(self) -> list[zoo.Spec]:
         """For every way of preparing frames, the spec with the largest context; none for foreign modules."""
         specs = sorted((member.spec for member in self if member.spec), key=lambda spec: spec.context)
-        return list({_preparation(spec): spec for spec in specs}.values())
+        return list({preparation(spec): spec for spec in specs}.values())
 
     @cached_property
     def inputs(self) -> int | None:
@@ -247,7 +247,7 @@ class Members:
         )
 
 
-def _preparation(spec: zoo.Spec | None) -> tuple[int, str, str] | None:
+def preparation(spec: zoo.Spec | None) -> tuple[int, str, str] | None:
     """What decides how frames are prepared, except the context: a smaller one is the middle of a larger one."""
     return None if spec is None else (spec.features, spec.normalisation, spec.padding)
 

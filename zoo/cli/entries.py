@@ -7,13 +7,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Parameter
 
 import zoo
 from zoo._console import Answer, Table
 from zoo._names import unknown
-from zoo.cli.options import Names, RegistryFile, class_names, spec_fields
+from zoo.cli.options import Corpus, Names, RegistryFile, class_names, read_partition, require_writable, spec_fields
+
+if TYPE_CHECKING:
+    from zoo.onnx import Exported
 
 
 def list_(*names: str, registry: RegistryFile = None) -> Answer:
@@ -194,17 +200,61 @@ def remove(reference: str, /, *, force: bool = False, registry: RegistryFile = N
     return Answer({"removed": reference, "held_by": users}, [f"removed {reference}{also}"])
 
 
-def export(reference: str, folder: Path, /, *, registry: RegistryFile = None) -> Answer:
+def export(
+    reference: str,
+    place: Path,
+    /,
+    *,
+    onnx: bool = False,
+    with_windows: bool = False,
+    precision: Annotated[
+        Literal["float32", "float16", "int8"], Parameter(help="of the weights; with --onnx.")
+    ] = "float32",
+    corpus: Corpus = None,
+    valid: str = "valid",
+    registry: RegistryFile = None,
+) -> Answer:
     """Write a model or an ensemble as a plain folder: config.json, model.safetensors and a model card.
 
-    Example: zoo export cylinder-a cylinder-a-folder
+    With --onnx, write a model as one ONNX file instead, compared with the model on the validation frames before it
+    appears (needs the extra `ship`); `ensemble export` does the same for an ensemble.
+
+    Example: zoo export cylinder-a cylinder-a-folder; zoo export cylinder-a cylinder-a.onnx --onnx
 
     Args:
         reference: a version or an ensemble.
-        folder: a new or empty folder.
+        place: a new or empty folder; or with --onnx a file, which replaces an existing one.
+        onnx: write an ONNX file.
+        with_windows: the file takes the raw features of a recording instead of normalised windows.
+        valid: partition on which the file is compared with the model.
     """
-    written = zoo.export(zoo.Registry(registry), reference, folder)
-    return Answer({"exported": reference, "folder": str(written)}, [f"{reference} written to {written}"])
+    home = zoo.Registry(registry)
+    if not onnx:
+        written = zoo.export(home, reference, place)
+        return Answer({"exported": reference, "folder": str(written)}, [f"{reference} written to {written}"])
+    from zoo.onnx import export_onnx
+
+    require_writable(place)
+    frames = read_partition(corpus, valid, home.get(reference).classes)
+    return exported(
+        reference,
+        export_onnx(home, reference, place, with_windows=with_windows, precision=precision, frames=frames),
+    )
+
+
+def exported(name: str, written: Exported) -> Answer:
+    """What was written, and how it agrees with what it was written from."""
+    found = written.agreement
+    data = {"exported": name, "file": str(written.path), "bytes": written.size, "agreement": found and asdict(found)}
+    lines = [f"{name} written to {written.path}, {written.size:,} bytes"]
+    if found:
+        lines.append(
+            f"on {found.frames:,} frames, onnxruntime changes no probability by more than {found.moved:.1e}, and the "
+            f"class of {found.changed:.4%} of them"
+        )
+    if found and found.accuracy is not None:
+        lines.append(f"accuracy {found.accuracy:.4f}, before {found.accuracy_before:.4f}")
+    return Answer(data, lines)
 
 
 def import_(folder: Path, /, *, save: str | None = None, registry: RegistryFile = None) -> Answer:

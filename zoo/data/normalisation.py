@@ -49,15 +49,14 @@ def none(features: Tensor, starts: Tensor) -> None:
 @normalisation
 def mean(features: Tensor, starts: Tensor) -> Affine:
     """Subtract each recording's mean over time (cepstral mean subtraction)."""
-    recordings = torch.split(features, starts.diff().tolist())
-    means = torch.stack([recording.double().mean(dim=0) for recording in recordings])
+    means = torch.stack([recording.double().mean(dim=0) for recording in _split(features, starts)])
     return torch.ones_like(means).float(), -means.float()
 
 
 @normalisation
 def mean_std(features: Tensor, starts: Tensor) -> Affine:
     """Subtract each recording's mean over time, and divide by its standard deviation (of the population)."""
-    return _standardise(torch.split(features, starts.diff().tolist()))
+    return _standardise(_split(features, starts))
 
 
 @normalisation
@@ -76,8 +75,20 @@ def min_max(features: Tensor, starts: Tensor) -> Affine:
 
 def _standardise(recordings: Sequence[Tensor]) -> Affine:
     """Subtract the mean of each and divide by its standard deviation, in float64; a constant feature becomes zero."""
-    statistics = [torch.std_mean(recording.double(), dim=0, correction=0) for recording in recordings]
+    statistics = [_moments(recording.double()) for recording in recordings]
     deviation, mean = (torch.stack(column) for column in zip(*statistics, strict=True))
     noise = torch.finfo(torch.float32).eps * mean.abs()
     scale = torch.where(deviation > noise, 1 / deviation, 0.0)
     return scale.float(), (-mean * scale).float()
+
+
+def _split(features: Tensor, starts: Tensor) -> Sequence[Tensor]:
+    """The recordings, each (t, F); a single one without a look at its length, so that it can be traced."""
+    return [features] if len(starts) == 2 else torch.split(features, starts.diff().tolist())
+
+
+def _moments(recording: Tensor) -> tuple[Tensor, Tensor]:
+    """Standard deviation (of the population) and mean over time, each (F,)."""
+    if torch.compiler.is_exporting():  # torch 2.11 writes `std_mean` in two types, which no ONNX runtime takes
+        return recording.std(dim=0, correction=0), recording.mean(dim=0)
+    return torch.std_mean(recording, dim=0, correction=0)
