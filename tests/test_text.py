@@ -233,6 +233,17 @@ def test_whatever_stands_in_a_place_is_refused_by_name_or_kept(changes):
         assert json.loads(write(parse(text))) == table
 
 
+def test_keys_are_written_sorted():
+    """In every object of the file but that of the models, which stand in the order of a hash."""
+
+    def check(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        keys = [key for key, _ in pairs if key != "models"]
+        assert keys == sorted(keys) or {*keys} == {*FULL["models"]}
+        return dict(pairs)
+
+    assert json.loads(write(parse(json.dumps(FULL).encode())), object_pairs_hook=check) == FULL
+
+
 def test_every_layout_of_one_content_is_written_alike():
     """Somebody's editor may fold the lines; the next change unfolds them. Extensions stay as they stand."""
     theirs = '{"b": 1.50,\n  "a": [1e-400, "\\u00e9\\/"], "a line": {\n"0123456789ab":{}\n}}'
@@ -276,7 +287,15 @@ def test_a_text_means_what_it_means_however_its_lines_are_broken(models, wanted)
 
 
 @pytest.mark.parametrize(
-    "text", [r'"\\ud800\udc00"', r'"\ud800"', r'"\udc00\ud800"', r'"\ud800 \udc00"', r'"\ud800\ud800\udc00"']
+    "text",
+    [
+        r'"\\ud800\udc00"',
+        r'"\ud800"',
+        r'"\udc00\ud800"',
+        r'"\ud800 \udc00"',
+        r'"\ud800\ud800\udc00"',
+        r'"\ud800 \u00e9"',
+    ],
 )
 def test_half_a_pair_is_refused_whatever_stands_beside_it(text):
     """An escaped backslash and letters are no half of anything."""

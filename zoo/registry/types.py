@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, cast
 
 import msgspec
-from msgspec import UNSET, Raw, Struct, UnsetType
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from zoo._names import Patterns, matching, unknown
 
@@ -29,7 +29,10 @@ _RESERVED = re.compile(  # by references, and by Windows, which can make no file
     r"(?:latest|none|null|sha256|v[0-9]+)\Z|(?:con|prn|aux|nul|(?:com|lpt)[0-9])(?:\.|\Z)", re.ASCII
 )
 _NUMBER = re.compile(r"[1-9][0-9]{0,8}", re.ASCII)
+_ID = "[0-9a-f]{12}"
+_DIGEST = "sha256:[0-9a-f]{64}"
 LAST_NUMBER = 999_999_999  # the highest that a reference can name
+_MOST = 2**63 - 1
 
 
 class RegistryError(ValueError):
@@ -85,8 +88,8 @@ def check_digest(digest: object) -> None:
         raise RegistryError("DIGEST", f"expected 'sha256:' and 64 hex digits, got {str(digest)[:90]!r}")
 
 
-is_id = re.compile(r"[0-9a-f]{12}", re.ASCII).fullmatch  # of a text: whether it has the form of a version's id
-is_digest = re.compile(r"sha256:[0-9a-f]{64}", re.ASCII).fullmatch  # of a blob
+is_id = re.compile(_ID).fullmatch  # of a text: whether it has the form of a version's id
+is_digest = re.compile(_DIGEST).fullmatch  # of a blob
 
 
 def parse_reference(text: str) -> Reference:
@@ -107,95 +110,15 @@ def parse_reference(text: str) -> Reference:
 
 # ---- records: the lines of the file
 
-Extensions = dict[str, Raw]
-Integer = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
-
-
-class Record(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What all records share: keys that begin with `x-`; the encoded line never has this field by its name in JSON."""
-
-    extensions: Extensions | UnsetType = msgspec.field(default=UNSET, name="x-")
-
-
-class VersionRecord(Record, frozen=True, kw_only=True, gc=False):
-    """One version of a model, as its line in the file.
-
-    Parts that the registry only carries remain JSON text (`Raw`), so that every number comes back as it was written;
-    `CARRIED` lists their types. Absent fields are UNSET, and the fields are in the order of the file.
-    """
-
-    blob: str
-    bytes: Integer
-    classes: Raw
-    created: str
-    kind: Literal["trained", "averaged", "imported"] | UnsetType = UNSET
-    metrics: Raw | UnsetType = UNSET
-    n: Integer
-    note: str | UnsetType = UNSET
-    parameters: Integer
-    parents: tuple[str, ...] | UnsetType = UNSET
-    probe: Raw | UnsetType = UNSET
-    recipe: Raw | UnsetType = UNSET
-    software: Raw | UnsetType = UNSET
-    spec: Raw
-    tags: tuple[str, ...] | UnsetType = UNSET
-    trained_on: str | UnsetType = UNSET
-
-
-class ModelRecord(Record, frozen=True, kw_only=True):
-    """A model: its versions by id, and the last number used where the versions that had it were removed."""
-
-    last: Integer | UnsetType = UNSET
-    versions: dict[str, VersionRecord]
-
-    @property
-    def last_number(self) -> int:
-        """The highest number that the model's versions ever had, removed ones included."""
-        return max([self.last or 0, *(version.n for version in self.versions.values())])
-
-
-NO_MODEL = ModelRecord(versions={})
-
-
-class EnsembleRecord(Record, frozen=True, kw_only=True):
-    """An ensemble: its members' ids and how they are combined."""
-
-    classes: tuple[str, ...]
-    created: str
-    fitted_on: str | UnsetType = UNSET
-    members: tuple[str, ...]
-    note: str | UnsetType = UNSET
-    rule: Raw
-    tags: tuple[str, ...] | UnsetType = UNSET
-    temperatures: Raw | UnsetType = UNSET
-    weights: Raw | UnsetType = UNSET
-
-
-class Target(Record, frozen=True, kw_only=True):
-    """What an alias points to: an ensemble, or a version of a model by its number."""
-
-    ensemble: str | UnsetType = UNSET
-    model: str | UnsetType = UNSET
-    version: Integer | UnsetType = UNSET
-
-    def __str__(self) -> str:
-        return str(self.ensemble) if self.ensemble is not UNSET else f"{self.model}@{self.version}"
-
-
-class AliasRecord(Target, frozen=True, kw_only=True):
-    """An alias: what it points to, and what it pointed to before, latest first."""
-
-    before: tuple[Target, ...] | UnsetType = UNSET
-
-    @property
-    def target(self) -> Target:
-        """What it points to now."""
-        return Target(ensemble=self.ensemble, model=self.model, version=self.version)
-
-    def moved(self, target: Target, before: Iterable[Target]) -> AliasRecord:
-        """The same alias with another target and memory."""
-        fields = {"ensemble": target.ensemble, "model": target.model, "version": target.version}
-        return msgspec.structs.replace(self, **fields, before=tuple(before))
+Extensions = Annotated[dict[str, Raw], Meta(min_length=1, max_length=0)]  # never read as a field of this name
+Id = Annotated[str, Meta(pattern=rf"^{_ID}\Z", title="ID", description="12 hex digits")]
+Digest = Annotated[str, Meta(pattern=rf"^{_DIGEST}\Z", title="DIGEST", description="'sha256:' and 64 hex digits")]
+Number = Annotated[
+    int, Meta(ge=1, le=LAST_NUMBER, title="VERSION_NUMBER", description=f"a number from 1 to {LAST_NUMBER:,}")
+]
+Integer = Annotated[int, Meta(ge=-(2**63), le=_MOST)]
+Strings = tuple[str, ...]
+Object = Annotated[Raw, dict[str, Any]]
 
 
 class Metric(Struct, kw_only=True):
@@ -214,17 +137,97 @@ class Probe(Struct):
     values: list[float]
 
 
-CARRIED: dict[str, Any] = {
-    "classes": list[str],
-    "metrics": dict[str, Metric],
-    "probe": Probe,
-    "recipe": dict[str, Any],
-    "rule": dict[str, Any],
-    "software": dict[str, Any],
-    "spec": dict[str, Any],
-    "temperatures": list[float],
-    "weights": list[float],
-}
+class Record(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What all records share: keys that begin with `x-`, which are read apart and written behind the others.
+
+    The fields are in the order of the file; absent ones are UNSET. Their types say what a value must be: where a
+    limit has a title, this is the reason with which the registry refuses what is beyond it. Parts that the registry
+    only carries remain JSON text (`Raw`), so that every number comes back as it was written; the type beside `Raw` is
+    that of the value.
+    """
+
+    extensions: Extensions | UnsetType = msgspec.field(default=UNSET, name="x-")
+
+
+class VersionRecord(Record, frozen=True, kw_only=True, gc=False):
+    """One version of a model, as its line in the file."""
+
+    blob: Digest
+    bytes: Annotated[int, Meta(ge=1, le=_MOST)]
+    classes: Annotated[Raw, list[str]]
+    created: str
+    kind: Literal["trained", "averaged", "imported"] | UnsetType = UNSET
+    metrics: Annotated[Raw, dict[str, Metric]] | UnsetType = UNSET
+    n: Number
+    note: str | UnsetType = UNSET
+    parameters: Annotated[int, Meta(ge=0, le=_MOST)]
+    parents: Strings | UnsetType = UNSET
+    probe: Annotated[Raw, Probe] | UnsetType = UNSET
+    recipe: Object | UnsetType = UNSET
+    software: Object | UnsetType = UNSET
+    spec: Object
+    tags: Strings | UnsetType = UNSET
+    trained_on: str | UnsetType = UNSET
+
+
+class ModelRecord(Record, frozen=True, kw_only=True):
+    """A model: its versions by id, and the last number used where the versions that had it were removed."""
+
+    last: Number | UnsetType = UNSET
+    versions: dict[Id, VersionRecord]
+
+    @property
+    def last_number(self) -> int:
+        """The highest number that the model's versions ever had, removed ones included."""
+        return max([self.last or 0, *(version.n for version in self.versions.values())])
+
+
+NO_MODEL = ModelRecord(versions={})
+
+
+class EnsembleRecord(Record, frozen=True, kw_only=True):
+    """An ensemble: its members' ids and how they are combined."""
+
+    classes: Strings
+    created: str
+    fitted_on: str | UnsetType = UNSET
+    members: tuple[Id, ...]
+    note: str | UnsetType = UNSET
+    rule: Object
+    tags: Strings | UnsetType = UNSET
+    temperatures: Annotated[Raw, list[float]] | UnsetType = UNSET
+    weights: Annotated[Raw, list[float]] | UnsetType = UNSET
+
+
+class Target(Record, frozen=True, kw_only=True):
+    """What an alias points to: an ensemble, or a version of a model by its number."""
+
+    ensemble: str | UnsetType = UNSET
+    model: str | UnsetType = UNSET
+    version: Integer | UnsetType = UNSET
+
+    def __str__(self) -> str:
+        return str(self.ensemble) if self.ensemble is not UNSET else f"{self.model}@{self.version}"
+
+
+class AliasRecord(Record, frozen=True, kw_only=True):
+    """An alias: what it points to, and what it pointed to before, latest first."""
+
+    before: tuple[Target, ...] | UnsetType = UNSET
+    ensemble: str | UnsetType = UNSET
+    model: str | UnsetType = UNSET
+    version: Integer | UnsetType = UNSET
+
+    @property
+    def target(self) -> Target:
+        """What it points to now."""
+        return Target(ensemble=self.ensemble, model=self.model, version=self.version)
+
+    def moved(self, target: Target, before: Iterable[Target]) -> AliasRecord:
+        """The same alias with another target and memory."""
+        fields = {"ensemble": target.ensemble, "model": target.model, "version": target.version}
+        return msgspec.structs.replace(self, **fields, before=tuple(before))
+
 
 T = TypeVar("T")
 R = TypeVar("R", bound=Record)
@@ -233,13 +236,13 @@ _encode = msgspec.json.Encoder().encode
 
 def encoded(record: Record) -> bytes:
     """The record's JSON, keys sorted, without spaces; those that begin with `x-` come last in that order anyway."""
-    if isinstance(record, AliasRecord) and record.before is not UNSET:
-        before = b",".join(map(encoded, record.before))
-        return b'{"before":[%b],%b' % (before, encoded(msgspec.structs.replace(record, before=UNSET))[1:])
-    if record.extensions is UNSET:
+    changed: dict[str, Any] = {}
+    if isinstance(record, AliasRecord) and record.before:
+        changed["before"] = [Raw(encoded(target)) for target in record.before]
+    if record.extensions is UNSET and not changed:
         return _encode(record)
-    line = _encode(msgspec.structs.replace(record, extensions=UNSET))
-    return line[:-1] + extension_text(record.extensions) + b"}"
+    text = _encode(msgspec.structs.replace(record, extensions=UNSET, **changed))
+    return text[:-1] + extension_text(record.extensions or {}) + b"}"
 
 
 def extension_text(extensions: Extensions) -> bytes:
