@@ -50,17 +50,48 @@ def test_batches_from_a_loader(members: ensemble.Members) -> None:
         ensemble.collect(members, ["x"])
 
 
+@pytest.mark.parametrize("kind", [tuple, list])
+def test_batches_of_one_or_two_parts(kind: type, members: ensemble.Members) -> None:
+    """(x,) is x and (x, y) has labels, as a loader gives them; of any other batch it is said what was expected."""
+    x, y = torch.randn(5, 30), torch.randint(0, 4, (5,))
+    expected = ensemble.collect(members, [x]).probabilities
+    assert torch.equal(ensemble.collect(members, [kind((x,))]).probabilities, expected)
+    assert torch.equal(ensemble.collect(members, DataLoader(TensorDataset(x), batch_size=5)).probabilities, expected)
+    assert torch.equal(ensemble.collect(members, [kind((x, y))]).require_labels(), y)
+    wanted = r"expected batches of inputs, or of \(inputs,\) or \(inputs, labels\), as tensors, got"
+    for batch, came in (
+        (kind((x, y, torch.ones(5))), rf"a {kind.__name__} of 3 \(Tensor, Tensor, Tensor\) as batch 0"),
+        (kind(()), rf"a {kind.__name__} of 0 \(\) as batch 0"),
+        ({"x": x, "y": y}, r"a dict with \['x', 'y'\] as batch 0"),
+        (kind(("x", y)), rf"a {kind.__name__} of 2 \(str, Tensor\) as batch 0"),
+        (None, "NoneType as batch 0"),
+    ):
+        with pytest.raises(TypeError, match=f"{wanted} {came}"):
+            ensemble.collect(members, [batch])
+    with pytest.raises(ValueError, match=r"5 labels, one per row of batch 1, got \(4,\)"):
+        ensemble.collect(members, [(x, y), (x, y[:4])])
+    with pytest.raises(ValueError, match="labels with every batch or with none, got 1 of 2 with labels"):
+        ensemble.collect(members, [(x, y), x])
+
+
 def test_nan_is_refused_by_name(members: ensemble.Members, frames: zoo.FrameSet) -> None:
     """A member whose weights are broken is named, with a frame; also piece by piece."""
     modules = {member.name: member.module for member in members}
     with torch.no_grad():
         list(modules["b"].parameters())[-1].fill_(torch.nan)
     specs = {member.name: member.spec for member in members}
-    broken = ensemble.from_modules(modules, classes=CLASSES, specs=specs, plan="loop")
-    with pytest.raises(ValueError, match="from member 'b', got NaN at frame 0"):
-        ensemble.collect(broken, frames)
-    with pytest.raises(ValueError, match="from member 'b', got NaN at frame 0"):
-        next(ensemble.run.predictions(broken, frames))
+    with pytest.raises(ValueError, match=r"from 'b' .* got NaN or infinity; check its weights"):
+        ensemble.from_modules(modules, classes=CLASSES, specs=specs, plan="loop")
+    loose = {member.name: ensemble.run.Member(member.name, CLASSES, member.make) for member in members}
+    x = torch.randn(9, 30)
+    with pytest.raises(ValueError, match=r"from 'b' .* got NaN or infinity; check its weights"):
+        ensemble.collect(ensemble.Members(loose.values()), x)
+    x[3, 5] = torch.nan
+    whole = ensemble.Members([loose["a"]])
+    with pytest.raises(ValueError, match="from member 'a', got NaN at frame 3"):
+        ensemble.collect(whole, x)
+    with pytest.raises(ValueError, match="from member 'a', got NaN at frame 3"):
+        next(ensemble.run.predictions(whole, x))
 
 
 class Recorder(nn.Module):

@@ -38,7 +38,9 @@ def grouped(several: list[nn.Module], **wishes: str) -> Group:
     return Group(
         lambda: several,
         Stack(several).eval(),
-        device=torch.device("cpu"),
+        torch.device("cpu"),
+        [*map(str, range(len(several)))],
+        classes=4,
         features=6,
         **wishes,  # type: ignore[arg-type]
     )

@@ -1,11 +1,19 @@
 """Stacking: what may be stacked, what must not, and that a stack is its members."""
 
+import weakref
+from collections.abc import Callable
+from functools import partial
+from typing import ClassVar
+from weakref import WeakKeyDictionary
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 import zoo
 from ensemble import Stack
+from ensemble.run.stack import Watch, unlike
 
 ARCHITECTURES = zoo.list_architectures(["basic", "bottleneck", "*cylinder", "diamond", "mlp", "*pyramid"])
 
@@ -104,14 +112,192 @@ def test_other_settings_of_one_class_are_refused() -> None:
 
     one, other = Scaled(3, 2), Scaled(3, 2)
     other.scale = 2.0
-    with pytest.raises(ValueError, match=r"cannot stack '1' with '0': the settings .* \{.*'scale': 2.0"):
+    with pytest.raises(ValueError, match=r"cannot stack '1' with '0': the attributes of '' are .*'scale'"):
         Stack([one, other])
+
+
+class Labelled(nn.Linear):
+    """Multiplies by a factor that is kept outside the module, where no comparison of structures can see it."""
+
+    factors: ClassVar[WeakKeyDictionary[nn.Module, float]] = WeakKeyDictionary()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 3) -> (B, 2)."""
+        return super().forward(x) * self.factors.get(self, 1.0)
 
 
 def test_what_only_the_outputs_show_is_refused_too() -> None:
     """A probe compares the stack with the models one by one."""
+    one, other = Labelled(3, 2), Labelled(3, 2)
+    Labelled.factors[other] = 2.0
     with pytest.raises(ValueError, match="cannot stack '1' with '0': on a probe their outputs differ"):
-        Stack([Applied(torch.tanh), Applied(lambda x: x + 1)])
+        Stack([one, other])
+
+
+def own(factor: float) -> object:
+    """Functions that one line of code makes, each with a value of its own."""
+    return lambda x: x * factor
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (torch.relu, torch.tanh),
+        (own(1.0), own(2.0)),
+        (partial(nn.functional.leaky_relu, negative_slope=0.1), partial(nn.functional.leaky_relu, negative_slope=0.2)),
+        (torch.zeros(3), torch.ones(3)),
+        (torch.zeros(3), torch.zeros(3, dtype=torch.float64)),
+        (np.zeros(3), np.ones(3)),
+        ([1, [2, 3]], [1, [2, 4]]),
+        ([torch.zeros(2)], [torch.ones(2)]),
+        ({"scale": 1.0}, {"scale": 2.0}),
+        ({"scale": 1}, {"scale": True}),
+        (1.0, 2.0),
+        (0.0, -0.0),
+        ("mean", "sum"),
+        ((1, 2), [1, 2]),
+        (None, 0),
+        ([nn.Linear(2, 2)], [nn.Linear(2, 2)]),
+        (object(), object()),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_attributes_of_any_type_are_compared(one: object, other: object) -> None:
+    """What a model keeps besides its layers may decide what it computes, so it has to be the same."""
+    a, b = nn.Flatten(), nn.Flatten()
+    a.kept, b.kept = one, other
+    assert unlike(b, a)
+    a.kept = b.kept = one
+    assert not unlike(b, a)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: torch.arange(3),
+        lambda: np.arange(3),
+        lambda: {"scale": [1.0, (2, "x")]},
+        lambda: partial(nn.functional.leaky_relu, negative_slope=0.1),
+        lambda: nn.Flatten(),
+        lambda: slice(1, 2),
+        lambda: torch.float32,
+    ],
+)
+def test_equal_attributes_are_no_difference(make: Callable[[], object]) -> None:
+    """Values of equal content, made twice; so are a model's own methods, layers and parameters, and loops of them."""
+    a, b = nn.Linear(2, 2), nn.Linear(2, 2)
+    for module in (a, b):
+        module.kept = make()
+        module.own = [module.forward, module.weight, [module], weakref.ref(module.bias)]
+    assert not unlike(b, a)
+
+
+def test_hooks_and_what_is_trained_are_compared() -> None:
+    """A hook may change an output; a frozen layer is trained differently."""
+    hooked, frozen = nn.Linear(2, 2), nn.Linear(2, 2)
+    hooked.register_forward_hook(lambda module, inputs, output: output * 2)
+    frozen.weight.requires_grad_(False)
+    for other in (hooked, frozen):
+        with pytest.raises(ValueError, match="cannot stack '1' with '0'"):
+            Stack([nn.Linear(2, 2), other])
+
+
+def test_equal_specs_do_not_hide_a_difference() -> None:
+    """A model that was changed after it was built from its spec is another model."""
+    one, other = zoo.build(spec(width=8), seed=0), zoo.build(spec(width=8), seed=1)
+    other.eval()
+    with pytest.raises(ValueError, match=r"cannot stack '1' with '0'.*group members by structure first"):
+        Stack([one, other], specs=[spec(width=8)] * 2)
+
+
+@pytest.mark.parametrize("first", [nn.ReLU(inplace=True), nn.Hardtanh(inplace=True)])
+def test_inputs_are_not_written_into(first: nn.Module) -> None:
+    """Models that change their inputs in place get a copy, at every call, with gradients or in inference mode."""
+    several, x = [nn.Sequential(first, nn.Flatten(), nn.Linear(3, 2)) for _ in range(2)], torch.randn(4, 3)
+    for stack in (Stack(several), Stack(several, probe=x)):
+        kept = x.clone()
+        for _ in range(2):
+            torch.testing.assert_close(stack(x), looped(several, x.clone()))
+            with torch.inference_mode():
+                stack(x)
+            assert torch.equal(x, kept)
+
+
+class Answer:
+    """What models of some libraries return."""
+
+    def __init__(self, logits: Tensor) -> None:
+        self.logits = logits
+
+
+def test_logits_in_an_object_are_taken() -> None:
+    """As many libraries return them."""
+    several, x = [Applied(Answer) for _ in range(2)], torch.randn(4, 3)
+    torch.testing.assert_close(Stack(several)(x), torch.stack([model(x).logits for model in several]))
+
+
+def test_models_of_which_a_stack_would_be_another_are_refused() -> None:
+    """Random in evaluation mode; weights that do not exist yet."""
+    with pytest.raises(ValueError, match=r"cannot stack 0, 1: .*random"):
+        Stack([Applied(nn.functional.dropout) for _ in range(2)])
+    with pytest.raises(ValueError, match="lazy layers in 'b': 'itself'"):
+        Stack([nn.LazyLinear(2), nn.LazyLinear(2)], names=["b", "c"])
+
+
+def test_a_guess_of_the_inputs_is_only_a_guess() -> None:
+    """A model whose first layer is a Linear may take more than vectors; it is compared on the rows that it is given."""
+
+    class Pooled(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).mean(dim=2).flatten(1)
+
+    several, x = [Pooled(3, 2) for _ in range(2)], torch.randn(4, 2, 5, 3)
+    torch.testing.assert_close(Stack(several)(x), looped(several, x))
+    torch.testing.assert_close(Stack(several, probe=x)(x), looped(several, x))
+    with pytest.raises(ValueError, match=r"models that take \(4, 3\) inputs of torch.float32, got"):
+        Stack(several, probe=torch.zeros(4, 3))
+
+
+def test_the_probe_is_drawn_from_all_rows() -> None:
+    """A difference that only the last row shows is found."""
+
+    class Late(Labelled):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.where(x[:, :1] > 5, super().forward(x), x[:, :2])
+
+    one, other = Late(3, 2), Late(3, 2)
+    Labelled.factors[other] = 2.0
+    x = torch.zeros(100, 3)
+    Stack([one, other], probe=x)
+    x[-1] = 9
+    with pytest.raises(ValueError, match="on a probe their outputs differ"):
+        Stack([one, other], probe=x)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m[0].weight.detach().mul_(2),
+        lambda m: m.load_state_dict(nn.Sequential(nn.Linear(3, 3), nn.ReLU()).state_dict()),
+        lambda m: setattr(m[0].weight, "data", torch.zeros(3, 3)),
+        lambda m: setattr(m[0], "weight", nn.Parameter(torch.zeros(3, 3))),
+        lambda m: m.__setitem__(1, nn.Tanh()),
+        lambda m: setattr(m[1], "inplace", True),
+        lambda m: m.train(),
+        lambda m: m.half(),
+    ],
+)
+def test_changed_models_are_noticed(change: Callable[[nn.Sequential], object]) -> None:
+    """Weights written or replaced, layers, attributes, mode."""
+    several = [nn.Sequential(nn.Linear(3, 3), nn.ReLU()).eval() for _ in range(3)]
+    watch = Watch(several)
+    for model in several:
+        model(torch.zeros(2, 3))
+    assert watch.changed() is None
+    change(several[1])
+    assert watch.changed() == 1
+    watch.renew()
+    assert watch.changed() is None
 
 
 def test_other_specs_are_refused_by_name() -> None:
@@ -175,3 +361,5 @@ def test_tied_weights_stay_tied() -> None:
     torch.testing.assert_close(stack(x), looped(several, x))
     again = stack.unstack()[0]
     assert again[0].weight is again[1].weight  # type: ignore[index]
+    with pytest.raises(ValueError, match=r"it shares other tensors between layers \(\['1.weight'\]\)"):
+        Stack([tied(), nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))])

@@ -34,7 +34,7 @@ def collect(
 
     Args:
         members: M models.
-        x: frames; or (N, inputs) inputs; or batches, each of them inputs or a pair (inputs, labels).
+        x: frames; or (N, inputs) inputs; or batches, each of them inputs, (inputs,) or (inputs, labels).
         cache: a folder for a store of outputs over one set of frames. Outputs are then mapped from there instead of
             held in memory, a run that was killed is continued, and only members not in the store are computed.
         dtype: "float32" or "float16", type of the log-probabilities in the store.
@@ -165,17 +165,39 @@ def _in_store(members: Members, x: zoo.FrameSet | Tensor, store: Store, progress
 
 def _from_batches(members: Members, batches: Iterable[object]) -> MemberOutputs:
     values, labels = [torch.empty(len(members), 0, len(members.classes))], []
-    for batch in batches:
-        inputs, target = batch if isinstance(batch, tuple | list) else (batch, None)
-        if not isinstance(inputs, Tensor):
-            msg = f"expected batches of inputs or of pairs (inputs, labels) as tensors, got {type(inputs).__name__}"
-            raise TypeError(msg)
+    for number, batch in enumerate(batches):
+        inputs, target = _parts(batch, number)
         values.append(members.log_probabilities(inputs).cpu())
-        labels += [] if target is None else [torch.as_tensor(target).cpu()]
+        labels += [] if target is None else [target]
+    if labels and len(labels) < len(values) - 1:
+        msg = f"expected labels with every batch or with none, got {len(labels)} of {len(values) - 1} with labels"
+        raise ValueError(msg)
     out = torch.cat(values, dim=1)
     _refuse_nan(members, out)
-    truth = torch.cat(labels) if labels and len(labels) == len(values) - 1 else None
+    truth = torch.cat(labels) if labels else None
     return MemberOutputs(out, members.names, members.classes, truth, about=members.about)
+
+
+def _parts(batch: object, number: int) -> tuple[Tensor, Tensor | None]:
+    """Inputs and labels of a batch."""
+    parts = tuple(batch) if isinstance(batch, tuple | list) else (batch,)
+    if not 1 <= len(parts) <= 2 or not isinstance(parts[0], Tensor):
+        came = type(batch).__name__
+        if isinstance(batch, tuple | list):
+            came = f"a {came} of {len(parts)} ({', '.join(type(part).__name__ for part in parts)})"
+        elif isinstance(batch, dict):
+            came = f"a {came} with {[*batch]}"
+        wanted = "batches of inputs, or of (inputs,) or (inputs, labels), as tensors"
+        msg = f"expected {wanted}, got {came} as batch {number}; pick them in a generator"
+        raise TypeError(msg)
+    inputs, target = parts[0], parts[1] if len(parts) == 2 else None
+    if target is None:
+        return inputs, None
+    labels = torch.as_tensor(target).detach().cpu()
+    if labels.shape != inputs.shape[:1]:
+        msg = f"expected {len(inputs)} labels, one per row of batch {number}, got {tuple(labels.shape)}"
+        raise ValueError(msg)
+    return inputs, labels
 
 
 def _refuse_nan(members: Members, values: Tensor, start: int = 0) -> None:

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 import zoo
 from ensemble.outputs import About
-from ensemble.run._engine import Batch, Group, first_line
-from ensemble.run.stack import Stack, linear_inputs, unlike
+from ensemble.run._engine import Batch, Group
+from ensemble.run.stack import Stack, Watch, first_line, linear_inputs, unlike
 from zoo import _names
 from zoo.checkpoint import outline
+from zoo.checkpoint.exam import probe_rows, refuse_lazy
 
 _log = logging.getLogger("ensemble")
 PRECISIONS = ("float32", "auto")
@@ -233,18 +234,32 @@ class Members:
     def _group(self, places: list[int], stack: Stack | None) -> Group:
         """Members of one structure: stacked already, or now where that is possible and wanted."""
         members = [self._members[place] for place in places]
+        names, watch = [member.name for member in members], None
         why = "plan='loop'" if self.forced == "loop" else ""
         if stack is None:
             modules = [member.module.to(self.device) for member in members]
             try:
-                stack = None if why else Stack(modules, names=[member.name for member in members]).eval()
+                stack = None if why else Stack(modules, names=names).eval()
             except (ValueError, TypeError, RuntimeError, NotImplementedError) as error:  # what vmap refuses
                 why = first_line(error)
                 _log.warning("%s run one by one: %s", self._title(places), why)
-        features = members[0].spec.features if members[0].spec else 0
-        return Group(
-            lambda: [each.module for each in members], stack, self.device, features, self.precision, self.forced, why
+            watch = Watch(modules)
+        spec = members[0].spec
+        group = Group(
+            lambda: [each.module for each in members],
+            stack,
+            self.device,
+            names,
+            len(self.classes),
+            spec.features if spec else 0,
+            self.precision,
+            self.forced,
+            why,
+            watch,
         )
+        if watch is not None and spec is not None:  # the form of its inputs is declared
+            group.examine(Batch.of(probe_rows(spec.inputs).to(self.device)), real=False)
+        return group
 
 
 def preparation(spec: zoo.Spec | None) -> tuple[int, str, str] | None:
@@ -302,6 +317,13 @@ def from_modules(
         >>> members.log_probabilities(torch.zeros(5, 3)).shape
         torch.Size([2, 5, 2])
     """
+    for name, module in modules.items():
+        if not isinstance(module, nn.Module):
+            came = f"the class {module.__name__}; make it" if isinstance(module, type) else type(module).__name__
+            way_out = "see from_estimators and from_callables for models outside torch"
+            msg = f"expected a torch.nn.Module for {name!r}, got {came}; {way_out}"
+            raise TypeError(msg)
+        refuse_lazy(module, name)
     named = classes if isinstance(classes, Mapping) else dict.fromkeys(modules, classes)
     if nameless := sorted(set(modules) - set(named)):
         msg = f"expected names of classes for every model, got none for {nameless}"

@@ -6,16 +6,23 @@ The only door to torch.func. What may be stacked is decided here; how it runs fa
 from __future__ import annotations
 
 import copy
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import chain
-from typing import Self
+from operator import attrgetter, is_
+from types import MethodType
+from typing import Any, Self
+from weakref import ref
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-_PLAIN = (bool, int, float, complex, str, bytes, tuple, frozenset, torch.dtype, torch.device, type(None))
+from zoo.checkpoint.exam import refuse_lazy
+
 _PROBED = 4  # rows on which a stack is compared with its members
+_version = attrgetter("_version")  # how often a tensor was written in place
 _OWN = frozenset(nn.Module().__dict__) - {"training"}
 
 
@@ -23,9 +30,9 @@ class Stack(nn.Module):
     """M models of one structure with their parameters and buffers stacked: (B, ...) -> (M, B, C).
 
     torch's own check before stacking looks at the class only: it stacks ReLU with GELU, or a deeper
-    model with a shallower one, and computes something else. Here models stack when their specs are
-    equal, or, where there are none, when all their modules, settings and shapes agree; and then only
-    if on a probe the stack's outputs are those of the models one by one.
+    model with a shallower one, and computes something else. Here models stack when their specs, if they have any, and
+    all their modules, attributes and shapes agree; and then only if on a probe the stack's outputs are those of the
+    models one by one. Inputs that the models write into are copied first.
 
     In train mode BatchNorm keeps statistics per member and dropout draws per member. The stacked
     parameters are ordinary ones: one optimiser over `parameters()` of the *sum* of the members'
@@ -34,11 +41,13 @@ class Stack(nn.Module):
     Args:
         modules: at least one; they are copied, never changed.
         names: M names for messages; "0", "1", ... if empty.
-        specs: M values whose equality means "stackable", such as `zoo.Spec`; compared instead of the structures.
-        probe: (b, ...) inputs for the comparison; if None and the first layer is a Linear, random ones.
+        specs: M values that have to be equal, such as `zoo.Spec`.
+        probe: (b, ...) inputs for the comparison, of which some are drawn; if None and the first layer is a Linear,
+            random ones, where the models take those.
 
     Raises:
-        ValueError: two models cannot be stacked; the message names both and the difference.
+        ValueError: two models cannot be stacked (the message names both and the difference), a model's weights are not
+            there yet, or it is random in evaluation mode.
 
     Example:
         >>> models = [nn.Linear(3, 2) for _ in range(5)]
@@ -64,24 +73,23 @@ class Stack(nn.Module):
             raise ValueError(msg)
         names = tuple(names) or tuple(map(str, range(len(modules))))
         for place, module in enumerate(modules):
-            if specs:
-                difference = "" if specs[place] == specs[0] else f"{specs[place]} differs from {specs[0]}"
-            else:
-                difference = unlike(module, modules[0])
+            refuse_lazy(module, names[place])
+            differs = bool(specs) and specs[place] != specs[0]
+            difference = f"{specs[place]} differs from {specs[0]}" if differs else unlike(module, modules[0])
             if difference:
-                way_out = f"group members by {'spec' if specs else 'structure'} first"
+                way_out = f"group members by {'spec' if differs else 'structure'} first"
                 msg = f"cannot stack {names[place]!r} with {names[0]!r}: {difference}; {way_out}"
                 raise ValueError(msg)
         states = [dict(chain(module.named_parameters(), module.named_buffers())) for module in modules]
         stacked = {name: torch.stack([state[name].detach() for state in states]) for name in states[0]}
         hollow = {name: tensor.detach().to("meta") for name, tensor in states[0].items()}
         self._set(_holding(modules[0], hollow), stacked, names)
-        inputs = linear_inputs(modules[0])
+        guessed, inputs = probe is None, linear_inputs(modules[0])
         if probe is None and inputs is not None:
             random = torch.randn(_PROBED, inputs, generator=torch.Generator().manual_seed(0))
             probe = random.to(next(modules[0].parameters()))
         if probe is not None:
-            self._refuse_disparity(modules, probe[:_PROBED])
+            self._refuse_disparity(modules, probe[drawn(len(probe), _PROBED)], guessed=guessed)
 
     @classmethod
     def from_state(cls, template: nn.Module, state: Mapping[str, Tensor], names: Sequence[str]) -> Self:
@@ -96,11 +104,14 @@ class Stack(nn.Module):
 
     def _set(self, template: nn.Module, state: Mapping[str, Tensor], names: tuple[str, ...]) -> None:
         self.names = names
-        self._keys = {name: name.replace(".", "/") for name in state}  # torch allows no dot here
-        for name, parameter in template.named_parameters():
-            self.register_parameter(self._keys[name], nn.Parameter(state[name], parameter.requires_grad))
-        for name, _ in template.named_buffers():
-            self.register_buffer(self._keys[name], state[name])
+        self._writes: bool | None = None  # into its inputs
+        own = dict(chain(template.named_parameters(), template.named_buffers()))
+        self._keys = {name: name.replace(".", "/") for name in own}  # torch allows no dot here
+        for name, tensor in own.items():
+            if isinstance(tensor, nn.Parameter):
+                self.register_parameter(self._keys[name], nn.Parameter(state[name], tensor.requires_grad))
+            else:
+                self.register_buffer(self._keys[name], state[name])
         object.__setattr__(self, "template", template)  # not a submodule: its parameters must not count
         self.training = template.training
 
@@ -119,9 +130,21 @@ class Stack(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, ...) shared by all members -> (M, B, C)."""
+        if self._writes:
+            return self._together(x.clone())
+        if self._writes is None:  # the first time: an inference tensor does not count how often it is written
+            with torch.inference_mode(False):
+                own = x.clone()
+            version = own._version
+            outputs = self._together(own)
+            self._writes = own._version != version
+            return outputs
+        return self._together(x)
 
+    def _together(self, x: Tensor) -> Tensor:
         def one(state: dict[str, Tensor], x: Tensor) -> Tensor:
-            return functional_call(self.template, state, (x,))  # type: ignore[no-any-return]  # untyped in torch
+            answer: Tensor = tensor_in(functional_call(self.template, state, (x,)))
+            return answer
 
         randomness = "different" if self.training else "error"
         return vmap(one, in_dims=(0, None), randomness=randomness)(self.state(), x)
@@ -135,13 +158,24 @@ class Stack(nn.Module):
         states = [{name: tensor.detach()[m].clone() for name, tensor in self.state().items()} for m in range(len(self))]
         return [_holding(self.template, state) for state in states]
 
-    def _refuse_disparity(self, modules: Sequence[nn.Module], probe: Tensor) -> None:
+    def _refuse_disparity(self, modules: Sequence[nn.Module], probe: Tensor, *, guessed: bool) -> None:
         modes = {part: part.training for whole in (*modules, self.template, self) for part in whole.modules()}
         try:
             for whole in (*modules, self):
                 whole.eval()
-            with torch.inference_mode():
-                alone, together = torch.stack([module(probe) for module in modules]), self(probe)
+            with torch.no_grad():
+                try:
+                    alone = torch.stack([tensor_in(module(probe.clone())) for module in modules])
+                except Exception as error:
+                    if guessed:  # it takes inputs of another form
+                        return
+                    msg = f"expected models that take {tuple(probe.shape)} inputs of {probe.dtype}, got: {error}"
+                    raise ValueError(msg) from error
+                try:
+                    together = self(probe)
+                except (RuntimeError, TypeError, NotImplementedError) as error:  # what vmap refuses
+                    msg = f"cannot stack {', '.join(self.names)}: {first_line(error)}; run them one by one"
+                    raise ValueError(msg) from error
         finally:
             for part, mode in modes.items():
                 part.training = mode
@@ -157,34 +191,151 @@ class Stack(nn.Module):
             raise ValueError(msg)
 
 
-def unlike(one: nn.Module, other: nn.Module) -> str:
-    """The first difference between two models that decides what they compute, other than weights; "" if none.
+class Watch:
+    """Notices that models are changed: a tensor is written, or a tensor, layer, attribute or mode replaced.
 
-    Module by module it compares name, class, printed description, plain settings, and the shapes and types of
-    parameters and buffers.
+    What is written in place behind torch's back, through `.data` or memory shared with NumPy, it does not see.
+    """
+
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
+        self._modules = list(modules)
+        self.renew()
+
+    def renew(self) -> None:
+        """Take the models as they should be from now on."""
+        self._kept = [_kept(module) for module in self._modules]
+
+    def changed(self) -> int | None:
+        """The position of a model that is no longer as it should be, or None."""
+        for place, (tables, names, values, tensors, versions, memory) in enumerate(self._kept):
+            if (
+                not all(map(is_, map(dict.get, tables, names), values))
+                or [*map(_version, tensors)] != versions
+                or [*map(Tensor.data_ptr, tensors)] != memory
+            ):
+                return place
+        return None
+
+
+def _kept(module: nn.Module) -> tuple[list[Any], list[str], list[Any], list[Tensor], list[int], list[int]]:
+    """Where each part of a model stands, and what stands there; its tensors, how often written, and where."""
+    tables: list[Any] = []
+    for part in module.modules():
+        tables += [vars(part), part._parameters, part._buffers, part._modules]
+    found = [(table, name) for table in tables for name in table if name not in _OWN]
+    values = [table[name] for table, name in found]
+    tensors = [value for value in values if isinstance(value, Tensor) and not value.is_inference()]
+    own = [table for table, _ in found], [name for _, name in found], values
+    return *own, tensors, [*map(_version, tensors)], [*map(Tensor.data_ptr, tensors)]
+
+
+def tensor_in(answer: Any) -> Any:
+    """A model's answer, or its `.logits` where it has such a tensor."""
+    logits = None if isinstance(answer, Tensor) else getattr(answer, "logits", None)
+    return logits if isinstance(logits, Tensor) else answer
+
+
+def drawn(count: int, most: int) -> Tensor:
+    """Positions of at most so many rows, spread evenly from the first to the last."""
+    return torch.linspace(0, max(count - 1, 0), min(count, most)).round().long()
+
+
+def first_line(error: Exception) -> str:
+    """Of its message; its class where there is none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def unlike(one: nn.Module, other: nn.Module, known: frozenset[tuple[int, int]] = frozenset()) -> str:
+    """The first difference between two models that may decide what they compute, other than weights; "" if none.
+
+    Module by module it compares name, class, printed description, attributes, hooks, and the shapes and types of
+    parameters and buffers, and whether these are trained. Attributes agree if they are the same object, or plain data
+    of equal content: numbers, text, arrays, tensors, and containers of such. Two functions made by the same line of
+    code do not agree, for each may hold values of its own. `known` are pairs of ids of objects that agree.
 
     Example:
         >>> unlike(nn.Sequential(nn.ReLU()), nn.Sequential(nn.GELU()))
         "'0' is ReLU() instead of GELU(approximate='none')"
     """
+    paired = frozenset((id(a), id(b)) for a, b in zip(_parts(one), _parts(other), strict=False)) | known
     for (name, a), (path, b) in zip(one.named_modules(), other.named_modules(), strict=False):
         if name != path:
             return f"it has {name!r} instead of {path!r}"
         if type(a) is not type(b) or a.extra_repr() != b.extra_repr():
             first, second = (f"{type(module).__name__}({module.extra_repr()})" for module in (a, b))
             return f"{name!r} is {first} instead of {second}"
-        for what, mine in _fixed(a).items():
-            if mine != _fixed(b)[what]:
-                return f"the {what} of {name!r} are {mine} instead of {_fixed(b)[what]}"
+        if _tensors(a) != _tensors(b):
+            return f"the tensors of {name!r} are {_tensors(a)} instead of {_tensors(b)}"
+        mine, theirs = _attributes(a), _attributes(b)
+        if mine.keys() != theirs.keys():
+            return f"the attributes of {name!r} are {sorted(mine)} instead of {sorted(theirs)}"
+        for key, value in mine.items():
+            if not _same(value, theirs[key], paired):
+                return f"{key!r} of {name!r} is {_brief(value)} instead of {_brief(theirs[key])}"
     counts = [sum(1 for _ in module.modules()) for module in (one, other)]
-    return "" if counts[0] == counts[1] else f"it has {counts[0]} modules instead of {counts[1]}"
+    if counts[0] != counts[1]:
+        return f"it has {counts[0]} modules instead of {counts[1]}"
+    names = [{name for name, _ in chain(model.named_parameters(), model.named_buffers())} for model in (one, other)]
+    return "" if names[0] == names[1] else f"it shares other tensors between layers ({sorted(names[0] ^ names[1])})"
 
 
-def _fixed(module: nn.Module) -> dict[str, object]:
-    """A module's plain settings, and the shapes and types of its own parameters and buffers."""
-    settings = {name: value for name, value in vars(module).items() if name not in _OWN and isinstance(value, _PLAIN)}
+def _parts(model: nn.Module) -> Iterator[object]:
+    """What is compared, or stacked, in its own right."""
+    yield from chain(model.modules(), model.parameters(), model.buffers())
+
+
+def _tensors(module: nn.Module) -> dict[str, tuple[object, ...]]:
+    """Shape, type and whether it is trained of a module's own parameters and buffers."""
     own = chain(module.named_parameters(recurse=False), module.named_buffers(recurse=False))
-    return {"settings": settings, "tensors": {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in own}}
+    return {name: (tuple(tensor.shape), tensor.dtype, tensor.requires_grad) for name, tensor in own}
+
+
+def _attributes(module: nn.Module) -> dict[str, object]:
+    """What decides, besides its layers and tensors, what a module computes: attributes, absent parts, hooks."""
+    found: dict[str, object] = {name: value for name, value in vars(module).items() if name not in _OWN}
+    hooks = [*module._forward_pre_hooks.values()], [*module._forward_hooks.values()]
+    return found | ({"its hooks": hooks} if any(hooks) else {})
+
+
+def _same(one: object, other: object, paired: frozenset[tuple[int, int]]) -> bool:
+    """Whether two attributes certainly have one effect; `paired` are modules that are compared elsewhere."""
+    if one is other or (id(one), id(other)) in paired:
+        return True
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        alike = (one.dtype, one.shape, one.layout, one.device) == (other.dtype, other.shape, other.layout, other.device)
+        return alike and not one.is_meta and torch.equal(one, other)
+    if isinstance(one, np.ndarray) and isinstance(other, np.ndarray):
+        return one.dtype == other.dtype and not one.dtype.hasobject and np.array_equal(one, other)
+    paired = paired | {(id(one), id(other))}  # what contains itself is not entered twice
+    if isinstance(one, nn.Module) and isinstance(other, nn.Module):
+        states = [dict(chain(part.named_parameters(), part.named_buffers())) for part in (one, other)]
+        return not unlike(one, other, paired) and all(
+            torch.equal(tensor, states[1][name]) for name, tensor in states[0].items()
+        )
+    if isinstance(one, dict) and isinstance(other, dict):
+        return [*one] == [*other] and all(_same(value, other[key], paired) for key, value in one.items())
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return len(one) == len(other) and all(_same(a, b, paired) for a, b in zip(one, other, strict=True))
+    if isinstance(one, partial) and isinstance(other, partial):
+        return _same((one.func, one.args, one.keywords), (other.func, other.args, other.keywords), paired)
+    if isinstance(one, ref) and isinstance(other, ref):
+        return _same(one(), other(), paired)
+    if isinstance(one, MethodType) and isinstance(other, MethodType):
+        return one.__func__ is other.__func__ and _same(one.__self__, other.__self__, paired)
+    if isinstance(one, float | complex):
+        return repr(one) == repr(other)  # which tells 0.0 from -0.0
+    try:  # equality that a class declares, not that of places in memory
+        return type(one).__eq__ is not object.__eq__ and bool(one == other)
+    except (TypeError, ValueError, RuntimeError):
+        return False
+
+
+def _brief(value: object) -> str:
+    """For a message: a value in one short line."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def linear_inputs(module: nn.Module) -> int | None:

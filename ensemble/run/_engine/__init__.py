@@ -4,7 +4,8 @@ In go M modules, the same modules as a `Stack` where they can be stacked, and a 
 logits (m, b, C) through a callback; together they cover every member and frame once. The law that proves it right: a
 form runs only after `plan.agreement` has compared it with the plain loop over the modules, on frames of the very batch
 that asked for it, and found no probability moved by more than 1e-5 (in faster types, by more than their rule allows).
-So a mistake in one of the forms shows as a slower plan, not as a wrong number.
+So a mistake in one of the forms shows as a slower plan, not as a wrong number. The modules themselves are believed
+once `zoo.checkpoint.examine` has asked each of them rows drawn from the real input.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -21,15 +23,17 @@ from ensemble.run._engine import forms, plan
 from ensemble.run._engine.batch import Batch, hop
 from ensemble.run._engine.dense import Dense, NotDenseError, dense
 from ensemble.run._engine.forms import Form
-from ensemble.run._engine.plan import Agreement, Plan, Trial, first_line
-from ensemble.run.stack import Stack
+from ensemble.run._engine.plan import Plan, Trial
+from ensemble.run.stack import Stack, Watch, drawn, tensor_in
+from zoo.checkpoint import examine
 
-__all__ = ["Batch", "Form", "Group", "Plan", "fast_types", "first_line"]
+__all__ = ["Batch", "Form", "Group", "Plan", "fast_types"]
 
 _WORTH = 2e7  # multiplications below which a batch is done before a measurement pays
 _AS_THEY_ARE = ("stack", "loop")  # kinds that run the models unchanged, in the type of their weights
 _SIMPLE = ("prepacked", "folded", "stack", "loop")  # kinds that need no measurement to be worth it
 _FEW = 128  # frames below which blocks of them do not pay
+_EXAMINED = 8  # rows of the real input that every model is asked before it is believed
 
 _log = logging.getLogger("ensemble")
 
@@ -43,11 +47,17 @@ class Group:
     make: Callable[[], Sequence[nn.Module]]  # the M modules, in evaluation mode on `device`, when first needed
     stack: Stack | None  # the same members; None where they cannot be stacked
     device: torch.device
+    names: Sequence[str]  # M names, for messages
+    classes: int  # C
     features: int = 0  # per frame, F, where the inputs are windows of frames
     precision: str = "float32"  # or "auto"
     forced: str = "auto"  # or "loop" or "stack"
     why: str = ""  # there is no stack
+    watch: Watch | None = None  # over the modules, where somebody else has them too
     plans: dict[tuple[int, bool], Plan] = field(default_factory=dict, init=False)
+    _examined: dict[torch.dtype | None, int] = field(default_factory=dict, init=False)  # type of inputs -> rows asked
+    _own_copy: set[int] = field(default_factory=set, init=False)  # members that write into their inputs
+    _as_given: set[torch.dtype] = field(default_factory=set, init=False)  # of integers that the models take themselves
     _runners: dict[tuple[str, str], forms.Runner] = field(default_factory=dict, init=False)
 
     @cached_property
@@ -67,33 +77,82 @@ class Group:
     @cached_property
     def dtype(self) -> torch.dtype:
         """Of the weights."""
-        return next((p.dtype for p in self.modules[0].parameters()), torch.float32)
+        tensors = chain(self.modules[0].parameters(), self.modules[0].buffers())
+        return next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), torch.float32)
+
+    def examine(self, batch: Batch, *, real: bool = True) -> None:
+        """Ask every model some rows of a batch, unless they have been asked as many of that type already.
+
+        Args:
+            batch: inputs; rows with NaN or infinity are not asked.
+            real: whether later batches need no further exam.
+
+        Raises:
+            ValueError: as `zoo.checkpoint.examine`; or a model's answer to a row depends on the other rows.
+        """
+        rows = batch.at(drawn(batch.count, _EXAMINED))
+        kind = None if rows.is_floating_point() else rows.dtype
+        rows = rows[rows.isfinite().flatten(1).all(dim=1)]
+        if len(rows) <= self._examined.get(kind, 0):
+            return
+        if kind is not None and _takes(self.modules[0], rows):
+            self._as_given.add(kind)
+        for place, (name, module) in enumerate(zip(self.names, self.modules, strict=True)):
+            exam = examine(module, self.cast(rows), self.classes, name=name)
+            if exam.needs_whole_batch:
+                msg = f"expected an answer to each row by itself from {name!r}, got others for a row alone than among "
+                way_out = "is there a BatchNorm without running statistics?"
+                raise ValueError(
+                    f"{msg}{len(rows)}, so that batches of other sizes would change its answers; {way_out}"
+                )
+            self._own_copy |= {place} if exam.writes_input else set()
+        if real:
+            self._examined[kind] = len(rows)
+
+    def cast(self, x: Tensor) -> Tensor:
+        """Inputs in the type of the weights, except integers that the models take as they are."""
+        return x if x.dtype in self._as_given else x.to(self.dtype)
 
     def run(self, batch: Batch, write: Write) -> None:
         """Give `write` the (m, b, C) logits of all members and frames, piece by piece.
 
-        Where memory runs out, the tile is halved and the batch begun again.
+        Where memory runs out, the tile is halved and the batch begun again; with the loop where a form just chosen does
+        not agree with it on rows drawn from the whole batch.
         """
+        if self.watch is not None and (changed := self.watch.changed()) is not None:
+            msg = f"expected {self.names[changed]!r} as it was when it became a member, but it was changed since then: "
+            raise ValueError(f"{msg}its weights, layers, attributes, or train() was called; make the members again")
+        self.examine(batch)
         key = _bucket(batch.count), batch.overlaps
-        if key not in self.plans:
-            chosen = self.plans[key] = self._plan(batch)
-            self._runners.clear()  # let go of the weights and graphs of forms that were only tried
-            failed = [trial.note for trial in chosen.trials if trial.note]
-            if chosen.form.kind == "loop" and self.forced != "loop" and failed:
-                _log.warning("%d members run one by one: %s", len(self.modules), failed[0])
-        chosen = self.plans[key]
+        fresh = key not in self.plans
+        sample = self._decide(key, batch) if fresh else None
         while True:
+            chosen = self.plans[key]
+            found = None if sample is None else torch.empty_like(sample.alone)
             try:
-                for piece in self.pieces(chosen.form, batch):
-                    write(*piece)
-                return
+                for members, frames, logits in self.pieces(chosen.form, batch):
+                    write(members, frames, logits)
+                    if sample is not None and found is not None:
+                        sample.copy(found, members, frames, logits)
             except RuntimeError as error:
                 memory = isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
                 if not memory or chosen.form.tile < 2:
                     raise
                 self._runners.clear()
                 half = replace(chosen.form, tile=chosen.form.tile // 2)
-                chosen = self.plans[key] = Plan(half, f"{chosen.why}; memory ran out, tile halved", chosen.trials)
+                self.plans[key] = Plan(half, f"{chosen.why}; memory ran out, tile halved", chosen.trials)
+                continue
+            if sample is None or found is None or sample.agreement_drawn(chosen.form, found).near:
+                break
+            if self.forced == "stack":
+                msg = f"expected members {[*self.names]} to give together what they give alone, got something else; "
+                raise ValueError(f"{msg}use plan='loop'")
+            loop = Form("loop", chosen.form.tile)
+            note = f"{chosen.form.kind} does not agree with the loop on frames drawn from the whole batch"
+            self.plans[key], sample = Plan(loop, note, chosen.trials), None
+            _log.warning("%d members run one by one: %s", len(self.names), note)
+        if self.watch is not None and (fresh or chosen.form.kind == "loop"):
+            self.watch.renew()  # what a model itself keeps from call to call is its own affair
 
     def pieces(self, form: Form, batch: Batch) -> Iterator[forms.Piece]:
         """The logits of all members in one form; CUDA's float32 products use TF32 if that is its precision."""
@@ -108,15 +167,24 @@ class Group:
 
     def _runner(self, form: Form) -> forms.Runner:
         if form.kind == "loop" or self.stack is None:
-            steps = [lambda x, tile, module=module: module(x).unsqueeze(0) for module in self.modules]
-            return forms.windowed(steps, self.dtype)
+            return forms.windowed([self._alone(place) for place in range(len(self.modules))], self.cast)
         if form.kind == "stack" or self.dense is None:
             stack = self.stack
-            return forms.windowed([lambda x, tile: stack(x)], self.dtype)
+            return forms.windowed([lambda x, tile: stack(x)], self.cast)
         dtype = forms.DTYPES[form.precision]
         if form.kind == "overlap":
             return forms.overlapped(self.dense, dtype, self.features, self.device)
-        return forms.windowed([forms.FOLDED[form.kind](self.dense.to(dtype))], dtype)
+        return forms.windowed([forms.FOLDED[form.kind](self.dense.to(dtype))], lambda x: x.to(dtype))
+
+    def _alone(self, place: int) -> forms.Step:
+        """One model as it is, on inputs of its own where it writes into them."""
+        module, own_copy = self.modules[place], place in self._own_copy
+
+        def step(x: Tensor, tile: int) -> Tensor:
+            logits: Tensor = tensor_in(module(x.clone() if own_copy else x))
+            return logits.unsqueeze(0)
+
+        return step
 
     def log_probabilities(self, form: Form, batch: Batch) -> Tensor:
         """(M, B, C) float32 in one form, for comparing and timing it."""
@@ -158,27 +226,40 @@ class Group:
         most = _bucket(batch.count)
         return list(dict.fromkeys(Form(kind, min(tile, most), precision) for kind, tile, precision in found))
 
-    def _plan(self, batch: Batch) -> Plan:
-        """The likeliest form where there is little work, the form cached for this machine, or the fastest one tried."""
+    def _decide(self, key: tuple[int, bool], batch: Batch) -> plan.Sample | None:
+        """Choose a plan; where it is not simply the loop, frames on which the loop and the form must agree."""
         wanted = self.candidates(batch)
         if len(wanted) == 1:
-            return Plan(wanted[0], self.why or "the only form there is")
-        probe = batch.head(plan.PROBED)
-        alone = self.log_probabilities(Form("loop", plan.PROBED), probe)
-        tolerance = 2e-2 if self.dtype.itemsize < 4 else 1e-5
+            self.plans[key] = Plan(wanted[0], self.why or "the only form there is")
+            return None
+        where = plan.spread(batch.count)
+        alone = self.log_probabilities(Form("loop", plan.PROBED), Batch.of(batch.at(where)))
+        sound = ~alone.isnan().any(dim=2).any(
+            dim=0
+        )  # of NaN, such as inputs with NaN give, no form is nearer than another
+        where, alone = where[sound.cpu()], alone[:, sound]
+        sample = plan.Sample(where, alone, 2e-2 if self.dtype.itemsize < 4 else 1e-5)
+        chosen = self.plans[key] = self._plan(batch, wanted, sample)
+        self._runners.clear()  # let go of the weights and graphs of forms that were only tried
+        failed = [trial.note for trial in chosen.trials if trial.note]
+        if chosen.form.kind != "loop":
+            return sample
+        if self.forced != "loop" and failed:
+            _log.warning("%d members run one by one: %s", len(self.modules), failed[0])
+        return None
 
-        def compare(form: Form, values: Tensor) -> Agreement:
-            count, exact = min(plan.PROBED, values.shape[1]), form.precision == "float32"
-            return plan.agreement(alone[:, :count], values[:, :count], exact=exact, tolerance=tolerance)
+    def _plan(self, batch: Batch, wanted: Sequence[Form], sample: plan.Sample) -> Plan:
+        """The likeliest form where there is little work, the form cached for this machine, or the fastest one tried."""
 
         def run(form: Form, count: int) -> Tensor:
             return self.log_probabilities(form, batch.head(count))
 
+        probed, compare = min(batch.count, plan.PROBED), sample.agreement
         size = sum(parameter.numel() for module in self.modules for parameter in module.parameters())
         if size * batch.count < _WORTH:
             trials: list[Trial] = []
             for form in [form for form in wanted if form.precision == "float32" and form.kind in _SIMPLE]:
-                trials.append(plan.attempt(form, run, probe.count, compare))
+                trials.append(plan.attempt(form, run, probed, compare))
                 if trials[-1].agreement.near:
                     return Plan(form, "too little work to measure", tuple(trials))
             return plan.choose(trials)
@@ -187,12 +268,21 @@ class Group:
         file = plan.file_of(**asked, device=str(self.device))
         known = plan.recall(file)
         if known in wanted and known is not None:
-            near = compare(known, run(known, probe.count))
+            near = compare(known, run(known, probed))
             if near.near:
                 return Plan(known, "measured earlier on this machine", (Trial(known, float("inf"), near),))
         chosen = plan.choose(plan.try_all(wanted, run, frames=batch.count, compare=compare))
         plan.remember(file, chosen.form)
         return replace(chosen, why=f"{chosen.why}; {self.why}") if self.why else chosen
+
+
+def _takes(module: nn.Module, rows: Tensor) -> bool:
+    """Whether a model answers such rows at all."""
+    try:
+        module(rows.clone())
+    except Exception:  # a foreign forward may raise anything; what it says of the rows as floats will be reported
+        return False
+    return True
 
 
 def _bucket(frames: int) -> int:

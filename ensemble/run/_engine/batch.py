@@ -53,6 +53,12 @@ class Batch:
         """Whether the frames are neighbours, and close enough for computing the gaps between recordings as well."""
         return self.stretch is not None and len(self.stretch.view) <= _MOST_ROWS * self.count
 
+    def at(self, which: Tensor) -> Tensor:
+        """The inputs of some frames, by their positions; other windows are not built for it."""
+        if self.stretch is not None and "windows" not in vars(self):
+            return self.stretch.windows(which.to(self.stretch.firsts.device))
+        return self.windows[which.to(self.windows.device)]
+
     def middle(self, cut: int, features: int) -> Batch:
         """The same frames with `cut` frames less on each side of every window; no copy."""
         if not cut:

@@ -48,14 +48,13 @@ class Form:
     precision: str = "float32"  # or "bfloat16" or "tf32"
 
 
-def windowed(steps: Sequence[Step], dtype: torch.dtype) -> Runner:
-    """Tiles of windows through steps that have the members in order, each some of them or all."""
+def windowed(steps: Sequence[Step], cast: Callable[[Tensor], Tensor]) -> Runner:
+    """Tiles of windows, in the type that is wanted, through steps that have the members in order, some or all each."""
 
     def run(batch: Batch, tile: int) -> Iterator[Piece]:
         for start in range(0, batch.count, tile):
-            x = batch.windows[start : start + tile]
+            x = cast(batch.windows[start : start + tile])
             frames = slice(start, start + len(x))
-            x = x.to(dtype) if x.is_floating_point() else x
             first = 0
             for step in steps:
                 logits = step(x, tile)

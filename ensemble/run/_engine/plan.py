@@ -21,9 +21,10 @@ import torch
 from torch import Tensor
 
 from ensemble.run._engine.forms import Form
+from ensemble.run.stack import drawn, first_line
 from zoo import _files
 
-PROBED = 256  # frames on which a form is compared with the loop
+PROBED = 256  # frames on which a form is compared with the loop: half from the whole batch, half from its beginning
 _EXACT = 1e-5  # largest change of a probability in float32
 _MOVED = 0.01  # largest change of a probability in a faster type
 _MARGIN = 0.02  # lead of the best class from which on a frame's class may not change
@@ -76,6 +77,37 @@ class Plan:
             }
             for form, trial in (tried if self.form in tried else {self.form: None} | tried).items()
         ]
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """Frames drawn from a batch, and what the loop gives for them."""
+
+    where: Tensor  # (r,) positions, ascending
+    alone: Tensor  # (M, r, C) log-probabilities
+    tolerance: float  # largest change of a probability in float32
+
+    def agreement(self, form: Form, values: Tensor) -> Agreement:
+        """Of the loop with a form's log-probabilities for the first b frames of the batch, (M, b, C)."""
+        seen = self.where[self.where < values.shape[1]]
+        return self.agreement_drawn(form, values[:, seen.to(values.device)])
+
+    def agreement_drawn(self, form: Form, values: Tensor) -> Agreement:
+        """Of the loop with a form's log-probabilities for the first of the frames drawn, (M, <= r, C)."""
+        alone, exact = self.alone[:, : values.shape[1]], form.precision == "float32"
+        return agreement(alone, values, exact=exact, tolerance=self.tolerance)
+
+    def copy(self, into: Tensor, members: slice, frames: slice, logits: Tensor) -> None:
+        """From a piece of logits, the log-probabilities for the frames drawn, into (M, r, C)."""
+        inside = ((self.where >= frames.start) & (self.where < frames.stop)).nonzero().flatten()
+        rows = (self.where[inside] - frames.start).to(logits.device)
+        into[members, inside.to(into.device)] = logits[:, rows].log_softmax(-1, dtype=torch.float32)
+
+
+def spread(count: int) -> Tensor:
+    """Positions of at most `PROBED` frames: half from the whole batch, half from its beginning, which all forms run."""
+    whole, beginning = drawn(count, PROBED // 2), drawn(min(count, PROBED), PROBED // 2)
+    return torch.tensor(sorted({*whole.tolist(), *beginning.tolist()}), dtype=torch.long)
 
 
 Run = Callable[[Form, int], Tensor]  # on the first so many frames: (M, frames, C) log-probabilities
@@ -147,11 +179,6 @@ def attempt(form: Form, run: Run, frames: int, compare: Compare) -> Trial:
     except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:  # what vmap refuses
         return Trial(form, _NEVER, Agreement(_NEVER, 1.0, near=False), first_line(error))
     return Trial(form, seconds, near)
-
-
-def first_line(error: Exception) -> str:
-    """Of its message; its class where there is none."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _seconds(run: Run, form: Form, frames: int) -> float:
