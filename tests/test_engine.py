@@ -87,6 +87,16 @@ def test_the_overlap_form_is_the_product_of_windows(context: int, features: int,
     torch.testing.assert_close(form(rows)[0, :count], expected, rtol=0, atol=2e-5)
 
 
+@pytest.mark.parametrize("kind", ["prepacked", "folded", "stack", "loop"])
+def test_a_row_with_nan_gives_nan(kind: str) -> None:
+    """In every form, and in no other row: a number there would be an answer to nothing."""
+    x = torch.randn(9, 30)
+    x[3, 5] = torch.nan
+    with torch.inference_mode():
+        found = grouped(models(width=16)).log_probabilities(Form(kind, 4), Batch.of(x))
+    assert found.isnan().any(dim=2).any(dim=0).nonzero().tolist() == [[3]]
+
+
 def test_the_overlap_form_wants_whole_frames() -> None:
     """Ten inputs are no windows of three features."""
     with pytest.raises(ValueError, match="whole frames of 3 features, got 10 inputs"):

@@ -65,12 +65,17 @@ def windowed(steps: Sequence[Step], cast: Callable[[Tensor], Tensor]) -> Runner:
 
 
 def prepacked(dense: Dense) -> Step:
-    """Weights laid out for the tile; the last, smaller tile is filled up to quarters of one."""
+    """Weights laid out for the tile; the last, smaller tile is filled up to quarters of one.
+
+    Rows with NaN give NaN, as in the other forms: an activation that oneDNN fuses would make numbers of them.
+    """
     laid_out = layouts(dense)
 
     def step(x: Tensor, tile: int) -> Tensor:
         missing = -len(x) % max(1, tile // 4)
-        return laid_out(len(x) + missing)(pad(x, (0, 0, 0, missing)) if missing else x)[:, : len(x)]
+        logits = laid_out(len(x) + missing)(pad(x, (0, 0, 0, missing)) if missing else x)[:, : len(x)]
+        lost = x.flatten(1).sum(dim=1).isnan()
+        return logits.masked_fill(lost[:, None], torch.nan) if lost.any() else logits
 
     return step
 
