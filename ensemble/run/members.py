@@ -20,7 +20,8 @@ from ensemble.run._engine import Batch, Group
 from ensemble.run.stack import Stack, Watch, first_line, linear_inputs, unlike
 from zoo import _names
 from zoo.checkpoint import outline
-from zoo.checkpoint.exam import probe_rows, refuse_lazy
+from zoo.checkpoint.exam import probe_rows
+from zoo.models.spec import refuse_lazy
 
 _log = logging.getLogger("ensemble")
 PRECISIONS = ("float32", "auto")

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from zoo.checkpoint.exam import refuse_lazy
+from zoo.models.spec import refuse_lazy
 
 _PROBED = 4  # rows on which a stack is compared with its members
 _version = attrgetter("_version")  # how often a tensor was written in place
