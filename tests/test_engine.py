@@ -284,6 +284,24 @@ def test_a_damaged_cache_is_no_answer(tmp_path: Path) -> None:
     assert plan.recall(plan.file_of(frames=128)) is None
 
 
+def test_a_choice_is_forgotten_where_there_is_no_place_for_it(monkeypatch, tmp_path):
+    """A user without a home folder, as in a container, or one whose cache cannot be written."""
+
+    def nowhere() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    file = plan.file_of(frames=64)
+    plan.remember(file, Form("folded", 64))
+    assert plan.recall(file) is None
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", nowhere)
+    assert plan.file_of(frames=64) is None
+    plan.remember(None, Form("folded", 64))
+    assert plan.recall(None) is None
+
+
 def test_out_of_memory_halves_the_tile(monkeypatch: pytest.MonkeyPatch) -> None:
     """The batch is begun again with smaller steps, down to what fits."""
     several, x = models(width=8), torch.randn(64, 30)

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
@@ -11,6 +16,7 @@ import pytest
 
 import zoo
 from zoo import _files
+from zoo.exchange import export, import_folder
 from zoo.registry import Registry, RegistryError
 from zoo.registry.register import Prepared, prepare
 from zoo.registry.text import parse
@@ -285,3 +291,166 @@ def test_what_cannot_be_written_is_named_as_it_was_asked_for(tmp_path: Path) -> 
     with pytest.raises(FileNotFoundError) as caught:
         _files.write(tmp_path / "no" / "r.html", b"")
     assert str(caught.value).endswith(f"{str(tmp_path / 'no' / 'r.html')!r}")
+
+
+REFUSALS = [errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM, errno.EACCES]
+
+
+class Lacking(_files.System):
+    """A file system that answers with an error number to what it does not offer."""
+
+    def __init__(self, code: int, *lacks: str) -> None:
+        self.code, self.lacks = code, lacks
+
+    def refuse(self, what: str) -> None:
+        """Raise, if it is that which is lacking."""
+        if what in self.lacks:
+            raise OSError(self.code, os.strerror(self.code))
+
+    def open(self, path: Path, flags: int, mode: int = 0o666) -> int:
+        """Some let no folder be opened."""
+        if path.is_dir():
+            self.refuse("open folder")
+        return super().open(path, flags, mode)
+
+    def sync(self, file: int) -> None:
+        """Some flush no folder."""
+        if stat.S_ISDIR(os.fstat(file).st_mode):
+            self.refuse("sync folder")
+        super().sync(file)
+
+    def chmod(self, file: int, mode: int) -> None:
+        """Some have no permissions."""
+        self.refuse("chmod")
+        super().chmod(file, mode)
+
+    def touch(self, path: Path) -> None:
+        """Some let only an owner, or nobody, set times."""
+        self.refuse("touch")
+        super().touch(path)
+
+    def lock(self, file: int) -> None:
+        """Some have no locks."""
+        self.refuse("lock")
+        super().lock(file)
+
+    def rename(self, source: Path, target: Path) -> None:
+        """Some replace no file that is there."""
+        if target.exists():
+            self.refuse("replace")
+        super().rename(source, target)
+
+
+@pytest.mark.parametrize("lack", ["open folder", "sync folder", "chmod", "touch"])
+@pytest.mark.parametrize("code", [*REFUSALS, errno.EBADF, errno.EISDIR, 524])
+def test_what_endangers_nothing_is_done_without(tmp_path, two, frames, monkeypatch, lack: str, code: int) -> None:
+    """Every way in which something is written, on a file system that lacks a part of the protocol."""
+    monkeypatch.setattr(_files, "system", Lacking(code, lack))
+    registry = Registry(tmp_path / "new" / "registry.json")
+    for _ in range(2):  # the second time, what is there is kept and replaced
+        for name, prepared in zip(("first", "second"), two, strict=True):
+            registry.add(name, prepared)
+    registry.alias("best", "first")
+    assert registry.verify() == []
+    assert registry.collect_garbage(older_than=-60) == []
+    folder = export(registry, "best", tmp_path / "exported")
+    assert import_folder(Registry(tmp_path / "other.json"), folder).id == registry.get("first").id
+    spec = zoo.Spec("mlp", features=6, context=0, classes=4, options={"widths": [4]})
+    for epochs in (1, 2):
+        zoo.train(spec, zoo.Recipe(epochs=epochs, batch_size=64), frames, frames, directory=tmp_path / f"run {epochs}")
+    assert not [*tmp_path.rglob("*.tmp")]
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EROFS, errno.ENOENT])
+def test_a_broken_disk_is_not_one_that_lacks_something(tmp_path: Path, monkeypatch, code: int) -> None:
+    """Its errors are raised, whichever step they meet."""
+    for lack in ("open folder", "sync folder", "chmod", "replace"):
+        monkeypatch.setattr(_files, "system", Lacking(code, lack))
+        (tmp_path / "file").touch()
+        with pytest.raises(OSError, match=os.strerror(code)):
+            _files.write(tmp_path / "file", b"new", mode=0o600)
+    assert {path.name for path in tmp_path.iterdir()} == {"file"}
+
+
+def test_a_file_is_never_readable_by_more_than_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not for a moment, nor where permissions cannot be set."""
+    for lacks in ((), ("chmod",)):
+        monkeypatch.setattr(_files, "system", Lacking(errno.EPERM, *lacks))
+        with _files.staged(tmp_path / "secret", b"data", mode=0o600) as temporary:
+            assert temporary.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM, 524])
+def test_without_locks_nothing_is_changed_and_the_way_out_is_named(tmp_path, two, monkeypatch, code: int) -> None:
+    """Before anything is written or trained; reading works as ever."""
+    registry = Registry(tmp_path / "registry.json")
+    registry.add("first", two[0])
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    monkeypatch.setattr(_files, "system", Lacking(code, "lock"))
+    changes: list[Callable[[], object]] = [
+        lambda: registry.add("second", two[1]),
+        lambda: registry.check_nameable("second"),
+        lambda: registry.alias("best", "first"),
+        lambda: registry.annotate("first", note="x"),
+        lambda: registry.remove("first"),
+        lambda: registry.collect_garbage(older_than=-60),
+    ]
+    for change in changes:
+        with pytest.raises(RegistryError, match=r"offers no locks .*use a folder on another file system") as caught:
+            change()
+        assert caught.value.reason == "DISK"
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert registry.list() == ["first"]
+    assert not registry.load("first").training
+
+
+@pytest.mark.parametrize("code", [errno.EEXIST, errno.EBUSY, *REFUSALS])
+def test_where_no_file_replaces_another_the_old_one_stays(tmp_path, two, monkeypatch, code: int) -> None:
+    """To remove the old one first would leave none if the process dies; so it is refused, with the way out."""
+    registry = Registry(tmp_path / "registry.json")
+    registry.add("first", two[0])
+    before = registry.path.read_bytes()
+    monkeypatch.setattr(_files, "system", Lacking(code, "replace"))
+    with pytest.raises(RegistryError, match=r"cannot be replaced; keep it in a folder where .* local disk"):
+        registry.add("second", two[1])
+    assert registry.path.read_bytes() == before
+    assert not [*tmp_path.rglob("*.tmp")]
+
+
+def test_a_lock_is_held_until_it_is_given_back_or_its_process_dies(tmp_path: Path) -> None:
+    """However long that takes: age says nothing. A lock file that is merely there is no lock."""
+    path = tmp_path / "lock"
+    path.write_text("process 1 on elsewhere\n")
+    os.utime(path, (0, 0))
+    code = f"import sys; from pathlib import Path; from zoo import _files; lock = _files.locked(Path({str(path)!r}), "
+    code += "timeout=10); lock.__enter__(); print(flush=True); sys.stdin.read()"
+    holder = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    holder.stdout.readline()
+    os.utime(path, (0, 0))
+    with pytest.raises(TimeoutError, match=r"has held the lock for 0\.3 s"), _files.locked(path, timeout=0.3):
+        pass
+    _files.check_locks(path)  # locks are offered, whoever has this one
+    holder.kill()
+    holder.wait()
+    started = time.monotonic()
+    with _files.locked(path, timeout=10), pytest.raises(TimeoutError), _files.locked(path, timeout=0):
+        pass
+    assert time.monotonic() - started < 5
+
+
+def test_a_lock_file_that_somebody_removes_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lock of a file that has no name any more would keep nobody out."""
+    path = tmp_path / "lock"
+
+    class Removed(_files.System):
+        removals = 0
+
+        def lock(self, file: int) -> None:
+            if self.removals < 2:
+                self.removals += 1
+                path.unlink()
+            super().lock(file)
+
+    monkeypatch.setattr(_files, "system", Removed())
+    with _files.locked(path, timeout=10):
+        assert path.exists()

@@ -20,7 +20,6 @@ ORDER = {
 }
 DOORS = {  # library -> the modules that may import it
     "cyclopts": {"zoo._console", "zoo.cli", "ensemble.cli"},
-    "filelock": {"zoo._files", "zoo.registry.transaction"},
     "huggingface_hub": {"zoo.exchange"},
     "jinja2": {"ensemble.judge.page"},
     "matplotlib": {"ensemble.judge.plots", "zoo.search.pictures"},

@@ -1,5 +1,7 @@
 """Studies: successive halving worked out by hand, optuna under a budget, and the freeing of dead trials."""
 
+import errno
+import fcntl
 import os
 import socket
 import subprocess
@@ -72,6 +74,24 @@ def test_optunas_trials_respect_the_budget_and_share_a_journal(frames: FrameSet,
     assert len(study.trials) == 4
     assert all(count_parameters(trial.spec) <= 2000 for trial in trials)
     assert trials[0].accuracy == study.best_value
+
+
+def test_a_journal_needs_no_links_and_is_refused_without_locks(frames, tmp_path, monkeypatch) -> None:
+    """A link or file that lies there as a lock would outlive its process, or be taken from a living one."""
+    pytest.importorskip("optuna")
+
+    def refused(*_: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "symlink", refused)
+    (tmp_path / "j.log.lock").touch()  # as optuna leaves where a process was killed
+    settings = {"budget": 2000, "trials": 1, "contexts": (0,), "journal": tmp_path / "j.log"}
+    assert len(optuna_study(RECIPE, frames, frames, **settings).trials) == 1
+    monkeypatch.setattr(fcntl, "flock", refused)
+    before = (tmp_path / "j.log").read_bytes()
+    with pytest.raises(ValueError, match=r"offers no locks .*use a folder on another file system"):
+        optuna_study(RECIPE, frames, frames, **settings)
+    assert (tmp_path / "j.log").read_bytes() == before
 
 
 def test_the_trial_of_a_dead_process_is_freed(frames: FrameSet, tmp_path: Path) -> None:

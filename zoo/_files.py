@@ -5,27 +5,37 @@ fail is in one place, and a test can put another object there.
 
 The order that is safe: write a new file beside the old one, flush it, rename it over the old one, flush the folder.
 Without the first flush the new name can point to an empty file; without the second the rename itself can be lost.
+
+Shared drives and mounted buckets do not offer all of this. What cannot be had there and endangers nothing else is done
+without: the flush of a folder, permissions, the time of a change. Without locks, or without a rename that replaces the
+old file, the content itself would be in danger: these are refused.
 """
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import stat
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING
 from uuid import uuid4
-
-if TYPE_CHECKING:
-    from filelock import BaseFileLock
 
 Buffer = bytes | bytearray | memoryview
 TEMPORARY = ".tmp"
 MOST_BYTES = 64 * 2**30  # a checkpoint beyond this is a mistake or a sparse file
 _STEP = 64 * 2**20
 _MOST_TARGETS = 512  # the system takes 1,024
+_POLL = 0.01  # seconds between two attempts to take a lock
+_HELD = frozenset({errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES})  # a lock, by another process
+_NOT_OFFERED = frozenset(  # what file systems answer when asked for something that they do not have
+    {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOTTY, errno.ENOLCK, errno.EINVAL, errno.EBADF}
+    | {errno.EPERM, errno.EACCES, errno.EISDIR, 524}  # 524 is ENOTSUPP, the kernel's own, which some let out
+)
+_NOT_REPLACED = _NOT_OFFERED | {errno.EEXIST, errno.EBUSY, errno.EXDEV}  # by a rename; a mounted file is busy
 _KINDS = {stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe", stat.S_IFCHR: "device", stat.S_IFBLK: "device"}
 
 
@@ -49,9 +59,9 @@ class System:
         """Read some bytes into the targets, one after another; returns how many, 0 at the end of the file."""
         return os.readv(file, targets)
 
-    def lock(self, lock: BaseFileLock) -> None:
-        """Wait for a lock."""
-        lock.acquire()
+    def lock(self, file: int) -> None:
+        """Take the lock of an opened file, or raise BlockingIOError at once where another process has it."""
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 system = System()
@@ -59,6 +69,20 @@ system = System()
 
 class NotRegularError(OSError):
     """A link, folder, pipe or device where a plain file is expected."""
+
+
+class NoLocksError(OSError, ValueError):
+    """A file system that offers no locks."""
+
+
+@contextmanager
+def if_offered() -> Iterator[None]:
+    """Do without what a file system does not offer; a full, broken or read-only disk is an error as ever."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NOT_OFFERED:
+            raise
 
 
 def write(path: Path, data: Buffer, *, mode: int | None = None) -> None:
@@ -74,24 +98,39 @@ def write(path: Path, data: Buffer, *, mode: int | None = None) -> None:
             is then visible but may not survive a power cut.
     """
     with staged(path, data, mode=mode) as temporary:
-        system.rename(temporary, path)
+        replace(temporary, path)
     sync_folder(path.parent)
+
+
+def replace(source: Path, target: Path) -> None:
+    """Rename a file, in place of another one if that is there."""
+    try:
+        system.rename(source, target)
+    except OSError as error:
+        if error.errno not in _NOT_REPLACED or not target.exists():
+            raise
+        remedy = "keep it in a folder where a renamed file may replace another, such as one on the local disk"
+        raise OSError(error.errno, f"{error.strerror}: it cannot be replaced; {remedy}", str(target)) from error
 
 
 @contextmanager
 def staged(path: Path, data: Buffer, *, mode: int | None = None) -> Iterator[Path]:
-    """A flushed temporary file beside `path` that holds `data`; removed at the end unless it was renamed."""
+    """A flushed temporary file beside `path` that holds `data`; removed at the end unless it was renamed.
+
+    Where permissions cannot be set, it has at most those of `mode`.
+    """
     temporary = path.with_name(f".{path.name}.{uuid4().hex}{TEMPORARY}")
     try:
         try:
-            file = system.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+            file = system.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666 if mode is None else mode)
         except OSError as error:
             if error.filename is not None:
                 error.filename = str(path)  # the one that the caller asked for
             raise
         try:
             if mode is not None:
-                system.chmod(file, mode)
+                with if_offered():
+                    system.chmod(file, mode)
             rest = memoryview(data).cast("B")
             while rest:
                 rest = rest[system.write(file, rest[:_STEP]) :]
@@ -114,12 +153,63 @@ def make_folders(path: Path) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Flush the names in a folder to the disk."""
-    file = system.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    """Flush the names in a folder to the disk, where the file system can."""
+    with if_offered():
+        file = system.open(path, os.O_RDONLY)
+        try:
+            system.sync(file)
+        finally:
+            system.close(file)
+
+
+@contextmanager
+def locked(path: Path, *, timeout: float) -> Iterator[None]:
+    """Hold the lock of a file, which is made where there is none, and never removed: that would split those who wait.
+
+    The system releases the lock of a process that dies, and nothing else does. A file that is merely there is no lock,
+    so where the file system offers none, none is taken.
+
+    Raises:
+        TimeoutError: another process has held it for `timeout` seconds.
+        NoLocksError: the file system offers no locks.
+        OSError: the file cannot be made or opened.
+    """
+    end = time.monotonic() + timeout
+    while (file := _attempt(path)) is None:
+        if time.monotonic() > end:
+            raise TimeoutError(errno.ETIMEDOUT, f"another process has held the lock for {timeout:g} s", str(path))
+        time.sleep(_POLL)
     try:
-        system.sync(file)
+        yield
     finally:
-        system.close(file)
+        os.close(file)
+
+
+def check_locks(path: Path) -> None:
+    """As `locked`, but only a look whether locks are offered, whoever holds this one."""
+    if (file := _attempt(path)) is not None:
+        os.close(file)
+
+
+def _attempt(path: Path) -> int | None:
+    """The file, opened and locked; None where another process has the lock, or has removed the file."""
+    file = system.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW)
+    kept = False
+    try:
+        system.lock(file)
+        kept = os.fstat(file).st_nlink > 0
+    except OSError as error:
+        if error.errno in _HELD:
+            return None
+        if error.errno not in _NOT_OFFERED:
+            raise
+        msg = f"the file system of {path.parent} offers no locks ({error.strerror}), without which two processes could "
+        remedy = "undo each other's changes; use a folder on another file system, such as the local disk"
+        raise NoLocksError(error.errno, msg + remedy) from error
+    finally:
+        if not kept:
+            os.close(file)
+    return file if kept else None
 
 
 def read(path: Path, *, size: int | None = None, follow: bool = True) -> bytearray:

@@ -41,7 +41,7 @@ def export(registry: Registry, reference: str, folder: str | Path) -> Path:
     place = Path(folder).resolve()
     if place.exists() and (not place.is_dir() or any(place.iterdir())):
         raise RegistryError("ARGUMENT", f"expected a new or empty folder, got {folder}")
-    if place == Path.cwd():  # it is replaced, so our working folder would no longer exist
+    if place.exists() and place.samefile(Path.cwd()):  # it is replaced, so our working folder would no longer exist
         raise RegistryError("ARGUMENT", f"expected a new folder other than the working folder, got {folder}")
     staging = place.with_name(f".{place.name}.{uuid4().hex}{_files.TEMPORARY}")
     try:

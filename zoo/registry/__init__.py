@@ -213,15 +213,17 @@ class Registry:
         return self.add(name, register.prepare(name, checkpoint, tags=tags))
 
     def check_nameable(self, name: str) -> None:
-        """Refuse (NAME, NAME_COLLISION) a name under which no model could be registered, before hours of work."""
+        """Refuse (NAME, NAME_COLLISION, DISK) what would let no model be registered, before hours of work."""
         known = self.snapshot() if self.path.exists() else Snapshot()
         if name not in known.models:
             changes.check_new(known, name)
+        self._file.check_changeable()
 
     def add(self, name: str, prepared: Prepared) -> Entry:
         """Register what `register.prepare` made: write the blob, then the record; see `transaction`."""
         from zoo.registry.load import problem_of
 
+        self._file.check_changeable()
         id, record, sha256 = prepared.id, prepared.record, self.blobs.put(prepared.data)
         data = b"" if self._file.collecting else prepared.data  # a transaction cannot hold all of them in memory
 

@@ -44,7 +44,8 @@ class Blobs:
         try:
             _files.make_folders(self.folder)
             if _hash_of(path, len(data)) == sha256:
-                _files.system.touch(path)  # garbage collection keeps what is young
+                with _files.if_offered():
+                    _files.system.touch(path)  # garbage collection keeps what is young
                 _files.sync_folder(self.folder)
             else:
                 _files.write(path, data)

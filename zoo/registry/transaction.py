@@ -27,10 +27,8 @@ import os
 import socket
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-
-from filelock import FileLock, Timeout
 
 from zoo import _files
 from zoo.registry.changes import Change
@@ -38,7 +36,6 @@ from zoo.registry.text import Bytes, collector_off, parse, write_checked
 from zoo.registry.types import RegistryError, Snapshot
 
 _ATTEMPTS = 3
-_POLL = 0.01  # seconds between two attempts to take the lock
 
 
 class RegistryFile:
@@ -102,6 +99,12 @@ class RegistryFile:
                     return draft
         msg = f"{self.path} was changed {_ATTEMPTS} times by a program that takes no lock; nothing was written"
         raise RegistryError("CONFLICT", msg)
+
+    def check_changeable(self) -> None:
+        """Refuse (DISK) a registry that cannot be locked, before work that would be lost; makes its folder."""
+        with _disk_errors(self.path):
+            _files.make_folders(self.path.parent)
+            _files.check_locks(lock_path(self.path))
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -173,22 +176,20 @@ def locked(path: Path, *, timeout: float) -> Iterator[None]:
     Raises:
         RegistryError: LOCKED after `timeout` seconds, naming who holds it; DISK.
     """
-    lock = FileLock(lock_path(path), timeout=timeout, poll_interval=_POLL)
-    with _disk_errors(path):
+    with ExitStack() as stack, _disk_errors(path):
         try:
-            _files.system.lock(lock)
-        except Timeout:
+            stack.enter_context(_files.locked(lock_path(path), timeout=timeout))
+        except TimeoutError:
             holder = ""
             with suppress(OSError):
                 holder = lock_path(path).read_text(encoding="utf-8").strip()
             msg = f"waited {timeout:g} s for the registry {path}, which is held by {holder or 'another process'}; "
             raise RegistryError("LOCKED", f"{msg}let it finish, or end it: the lock is then free at once") from None
-    try:
+        held = stack.pop_all()
+    with held:
         with suppress(OSError):  # naming the holder is only a courtesy
             lock_path(path).write_text(f"process {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
         yield
-    finally:
-        lock.release()
 
 
 def lock_path(path: Path) -> Path:
@@ -206,7 +207,7 @@ def _replace(path: Path, raw: Bytes | None, text: bytes) -> bool:
         with _files.staged(path, text, mode=mode) as temporary:
             if read_bytes(path, missing=True) != raw:
                 return False
-            _files.system.rename(temporary, path)
+            _files.replace(temporary, path)
     try:
         _files.sync_folder(path.parent)
     except OSError as error:

@@ -6,10 +6,12 @@ import json
 import os
 import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from zoo import _files
 from zoo.checkpoint import Checkpoint
 from zoo.data.frames import FrameSet
 from zoo.logs import Progress, silent
@@ -22,6 +24,24 @@ if TYPE_CHECKING:
     import optuna
 
 Trainer = Callable[[Sequence[Spec], Recipe, FrameSet, FrameSet], Sequence[Checkpoint | None]]
+
+_PATIENCE = 60.0  # seconds to wait for another process that writes to the journal of a study
+
+
+class _JournalLock:
+    """The system's lock of a journal, for optuna: its own are links or files, which it takes from a living process."""
+
+    def __init__(self, journal: Path) -> None:
+        self._path, self._held = journal.with_name(f"{journal.name}.flock"), ExitStack()
+
+    def acquire(self) -> bool:
+        """Wait for it; the errors of `_files.locked`."""
+        self._held.enter_context(_files.locked(self._path, timeout=_PATIENCE))
+        return True
+
+    def release(self) -> None:
+        """Let the next process have it."""
+        self._held.close()
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,7 +163,7 @@ def optuna_study(
 
     Several processes may share one study through its journal file; each runs `trials` trials. A trial whose
     process has died on this machine is marked as failed, and its settings are tried again. Without optuna it raises
-    ImportError.
+    ImportError, and a ValueError for a journal on a file system without locks.
 
     Args:
         recipe: the recipe of every trial, which learns from `train_frames` and is scored on `valid`.
@@ -158,9 +178,13 @@ def optuna_study(
     except ImportError as error:
         msg = "an optuna study needs optuna: pip install 'zoo-ensemble[search]'"
         raise ImportError(msg) from error
+    storage = None
+    if journal is not None:
+        lock: Any = _JournalLock(Path(journal))
+        storage = optuna.storages.JournalStorage(JournalFileBackend(str(journal), lock))
     study = optuna.create_study(
         study_name=name,
-        storage=None if journal is None else optuna.storages.JournalStorage(JournalFileBackend(str(journal))),
+        storage=storage,
         direction="maximize",
         load_if_exists=True,
         sampler=optuna.samplers.TPESampler(seed=seed),

@@ -190,8 +190,8 @@ def _seconds(run: Run, form: Form, frames: int) -> float:
     return (time.perf_counter() - start) / max(frames, 1)
 
 
-def file_of(**facts: object) -> Path:
-    """Where the choice for these facts is cached on this machine."""
+def file_of(**facts: object) -> Path | None:
+    """Where the choice for these facts is cached on this machine; None for a user without a home folder."""
     machine = {
         "torch": torch.__version__,
         "cpu": torch.backends.cpu.get_cpu_capability() + platform.machine() + platform.node(),
@@ -199,20 +199,25 @@ def file_of(**facts: object) -> Path:
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "",
     }
     key = hashlib.sha256(json.dumps({**machine, **facts}, sort_keys=True, default=str).encode()).hexdigest()
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "zoo-ensemble" / "plans" / f"{key}.json"
+    try:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:  # neither $HOME nor an entry of the user says where it is
+        return None
+    return base / "zoo-ensemble" / "plans" / f"{key}.json"
 
 
-def recall(file: Path) -> Form | None:
+def recall(file: Path | None) -> Form | None:
     """The form chosen earlier; None where there is none, or the file is not one of ours."""
     try:
-        return Form(**json.loads(file.read_text(encoding="utf-8")))
+        return None if file is None else Form(**json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
 
 
-def remember(file: Path, form: Form) -> None:
-    """Cache the form for next time; a folder that cannot be written is no reason to fail."""
+def remember(file: Path | None, form: Form) -> None:
+    """Cache the form for next time; no folder, or one that cannot be written, is no reason to fail."""
+    if file is None:
+        return
     with suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
         _files.write(file, json.dumps(asdict(form)).encode())
