@@ -1,12 +1,19 @@
 """Logs of runs, three calls each, and their comparison."""
 
+import json
+import re
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 
+import ensemble
 import zoo
 from zoo import FrameSet, read_runs
 from zoo.logs import Advance, JsonLines, TensorBoard, Wandb
@@ -139,6 +146,106 @@ def test_a_log_gets_what_the_file_gets(frames: zoo.FrameSet, tmp_path: Path) -> 
     zoo.train(SPEC, zoo.Recipe(batch_size=32, epochs=2), frames, frames, log=log, directory=tmp_path / "run")
     assert log.calls == ["init run", "log 1", "log 2", "finish"]
     assert read_runs(tmp_path)["done"].tolist() == [2]
+
+
+@pytest.mark.parametrize("where", ["init", "log", "finish"])
+def test_a_log_that_fails_does_not_end_the_run(where: str, frames: FrameSet, tmp_path: Path) -> None:
+    """One warning, however often it fails; the checkpoint and the other log are as without it."""
+
+    class Broken(Recorder):
+        def fail(self, *args: object, **settings: object) -> None:
+            raise RuntimeError("no network")
+
+    log = Broken()
+    setattr(log, where, log.fail)
+    recipe = zoo.Recipe(batch_size=32, epochs=3)
+    with pytest.warns(UserWarning, match="Broken failed with RuntimeError: no network; its log is incomplete") as seen:
+        found = zoo.train(SPEC, recipe, frames, frames, log=log, directory=tmp_path)
+    assert len(seen) == 1
+    assert found.digest == zoo.train(SPEC, recipe, frames, frames).digest
+    assert read_runs(tmp_path)["done"].tolist() == [3]
+
+
+def test_a_figure_that_is_not_finite_is_left_out_or_null(tmp_path: Path) -> None:
+    """TensorBoard takes no None; in the file it is null, and the best epoch is one that has a figure."""
+    pytest.importorskip("tensorboard")
+    for log in (TensorBoard(tmp_path), JsonLines(tmp_path / "log.jsonl")):
+        log.init("trial", {})
+        for step, value in enumerate((None, 0.5, None), start=1):
+            log.log({"valid/accuracy": value, "valid/loss": value}, step)
+        log.finish()
+    [row] = read_runs(tmp_path).to_dict("records")
+    assert (row["done"], row["best"], row["at"], row["loss"]) == (3, 0.5, 2, None)
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """The keywords of every `wandb.init`, by a package that does nothing else."""
+    calls: list[dict[str, Any]] = []
+    package = ModuleType("wandb")
+    vars(package).update(
+        init=lambda **settings: calls.append(settings), log=lambda *figures, **step: None, finish=lambda: None
+    )
+    monkeypatch.setitem(sys.modules, "wandb", package)
+    return calls
+
+
+def test_every_run_has_an_id_of_its_own_and_keeps_it(
+    opened: list[dict[str, Any]], frames: FrameSet, tmp_path: Path
+) -> None:
+    """Other seeds, the same run again, folders of one name; a resumed run is the same run."""
+    recipe = zoo.Recipe(batch_size=32, epochs=1)
+    for seed in (0, 0, 1):
+        zoo.train(SPEC, replace(recipe, seed=seed), frames, frames, log=Wandb("p"))
+    for folder in ("a/run 1", "b/run 1", "a/run 1"):
+        zoo.train(SPEC, recipe, frames, frames, log=Wandb("p"), directory=tmp_path / folder)
+    ids = [call["id"] for call in opened]
+    assert len({*ids}) == 5
+    assert ids[3] == ids[5]
+    assert [call["name"] for call in opened] == ["cylinder"] * 3 + ["run 1"] * 3
+    assert all(re.fullmatch(r"(cylinder|run-1)-[0-9a-f]{12}", one) for one in ids)
+
+
+def test_a_run_of_an_older_version_keeps_the_id_that_it_had(
+    opened: list[dict[str, Any]], frames: FrameSet, tmp_path: Path
+) -> None:
+    """The name of its folder."""
+    recipe, path = zoo.Recipe(batch_size=32, epochs=1), tmp_path / "run" / "state.safetensors"
+    zoo.train(SPEC, recipe, frames, frames, directory=tmp_path / "run")
+    header = zoo.checkpoint.verify_bytes(path.read_bytes())
+    about = json.loads(header.metadata["run"])
+    del about["plain"]["id"]
+    tensors = zoo.checkpoint.tensors_of(path.read_bytes(), header)
+    path.write_bytes(zoo.checkpoint.pack(tensors, {"run": json.dumps(about)}))
+    zoo.train(SPEC, recipe, frames, frames, directory=tmp_path / "run", log=Wandb("p"))
+    assert opened[0]["id"] == "run"
+
+
+def test_ones_own_settings_are_honoured(opened: list[dict[str, Any]], frames: FrameSet) -> None:
+    """An id, a name, and further entries of the configuration."""
+    log = Wandb("p", id="mine", name="first try", config={"room": 7}, entity="us")
+    zoo.train(SPEC, zoo.Recipe(batch_size=32, epochs=1), frames, frames, log=log)
+    [call] = opened
+    assert (call["id"], call["name"], call["entity"]) == ("mine", "first try", "us")
+    assert (call["config"]["room"], call["config"]["recipe"]["epochs"]) == (7, 1)
+
+
+def test_runs_of_one_name_have_folders_of_their_own(frames: FrameSet, tmp_path: Path) -> None:
+    """In TensorBoard, where the folder is the run."""
+    pytest.importorskip("tensorboard")
+    for seed in (0, 1):
+        zoo.train(SPEC, zoo.Recipe(batch_size=32, epochs=1, seed=seed), frames, frames, log=TensorBoard(tmp_path))
+    assert len(list(tmp_path.glob("cylinder-*"))) == 2
+
+
+def test_members_of_a_group_are_compared_one_by_one(frames: FrameSet, tmp_path: Path) -> None:
+    """A row for each, by its number in the group, with what it has of its own."""
+    recipe = zoo.Recipe(batch_size=32, epochs=2)
+    ensemble.cotrain(SPEC, recipe, frames, frames, seeds=[3, 4], together=2, directory=tmp_path)
+    table = read_runs(tmp_path).sort_values("run")
+    assert table["run"].tolist() == ["members-000/0", "members-000/1"]
+    assert table["seed"].tolist() == [3, 4]
+    assert table["best"].notna().all()
 
 
 def test_training_shows_how_far_each_epoch_has_come(frames: FrameSet) -> None:

@@ -6,7 +6,9 @@ Logs are JSON lines by default; Weights & Biases and TensorBoard need the extra 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -38,13 +40,16 @@ def silent(title: str, total: float | None = None) -> Iterator[Advance]:
 
 
 class Log(Protocol):
-    """An experiment tracker. A resumed run calls `init` and logs its past epochs again."""
+    """An experiment tracker. A resumed run calls `init` and logs its past epochs again.
+
+    An exception in it, of any kind but an interruption, becomes a warning: it does not end the training.
+    """
 
     def init(self, run: str, config: Mapping[str, Any]) -> None:
-        """Begin a run with all its settings."""
+        """Begin a run of this name with all its settings; `config["id"]` is its own, and a resumed run keeps it."""
 
     def log(self, metrics: Metrics, step: int) -> None:
-        """Add the figures at the end of epoch `step`."""
+        """Add the figures at the end of epoch `step`; one that is not finite is None."""
 
     def finish(self) -> None:
         """End the run, also after an error."""
@@ -81,31 +86,43 @@ class JsonLines:
 
 
 class Several:
-    """Several logs as one, called in their order; without any, a log that writes nothing."""
+    """Several logs as one, called in their order; without any, a log that writes nothing.
+
+    One that fails is named in a warning, the first time, and does not stop the others.
+    """
 
     def __init__(self, *logs: Log) -> None:
         self._logs = logs
+        self._failed = set[int]()
 
     def init(self, run: str, config: Mapping[str, Any]) -> None:
         """Begin the run in all logs."""
-        for log in self._logs:
-            log.init(run, config)
+        self._each(lambda log: log.init(run, config))
 
     def log(self, metrics: Metrics, step: int) -> None:
         """Add the figures to all logs."""
-        for log in self._logs:
-            log.log(metrics, step)
+        self._each(lambda log: log.log(metrics, step))
 
     def finish(self) -> None:
         """End the run in all logs."""
-        for log in self._logs:
-            log.finish()
+        self._each(lambda log: log.finish())
+
+    def _each(self, call: Callable[[Log], object]) -> None:
+        for index, log in enumerate(self._logs):
+            try:
+                call(log)
+            except Exception as error:  # a tracker may raise anything
+                if index not in self._failed:
+                    what = f"{type(log).__name__} failed with {type(error).__name__}: {error}"
+                    warnings.warn(f"{what}; its log is incomplete, the run goes on", stacklevel=3)
+                self._failed.add(index)
 
 
 class Wandb:
     """A log to Weights & Biases; set WANDB_MODE=offline to keep everything on this machine.
 
-    `settings` are further keywords of `wandb.init`, such as `entity` or `dir`.
+    `settings` are further keywords of `wandb.init`, such as `entity` or `dir`, or a `name` or an `id` of your own in
+    place of the run's.
     """
 
     def __init__(self, project: str, **settings: Any) -> None:
@@ -114,12 +131,14 @@ class Wandb:
         self._wandb, self._settings = wandb, {"project": project, **settings}
 
     def init(self, run: str, config: Mapping[str, Any]) -> None:
-        """Open the run, or resume the one of that name."""
-        self._wandb.init(name=run, id=run, resume="allow", config=dict(config), **self._settings)
+        """Open the run, or resume the one of that id."""
+        own = re.sub(r"[^A-Za-z0-9_.-]", "-", config.get("id", run))[-64:]  # what wandb takes as an id
+        settings = {"name": run, "id": own, "resume": "allow"} | self._settings
+        self._wandb.init(**settings | {"config": {**config, **self._settings.get("config", {})}})
 
     def log(self, metrics: Metrics, step: int) -> None:
-        """Send the figures; wandb itself ignores steps that it already has."""
-        self._wandb.log(dict(metrics), step=step)
+        """Send the finite figures; wandb itself ignores steps that it already has."""
+        self._wandb.log({name: value for name, value in metrics.items() if value is not None}, step=step)
 
     def finish(self) -> None:
         """Close the run."""
@@ -137,14 +156,15 @@ class TensorBoard:
 
     def init(self, run: str, config: Mapping[str, Any]) -> None:
         """Open the run's folder and write the settings as text."""
-        self._writer = self._open(str(self._folder / run))
+        self._writer = self._open(str(self._folder / config.get("id", run)))
         self._writer.add_text("config", json.dumps(dict(config), indent=1))
 
     def log(self, metrics: Metrics, step: int) -> None:
-        """Write one scalar per figure."""
+        """Write one scalar per finite figure."""
         assert self._writer is not None, "call init first"
         for name, value in metrics.items():
-            self._writer.add_scalar(name, value, step)
+            if value is not None:
+                self._writer.add_scalar(name, value, step)
 
     def finish(self) -> None:
         """Write the rest and close the files."""
@@ -163,7 +183,7 @@ def _extra(package: str) -> Iterator[None]:
 
 
 def read_runs(folder: str | Path) -> pd.DataFrame:
-    """One row per run with a `log.jsonl` under `folder`, best validation accuracy first.
+    """One row per run, or member of a group, with a `log.jsonl` under `folder`, best validation accuracy first.
 
     Columns: run, done (epochs), best, at (its epoch) and the last loss; then every setting in which the runs
     differ, so none for a single run. An incomplete last line, left by a killed run, is ignored. A folder without logs
@@ -175,13 +195,13 @@ def read_runs(folder: str | Path) -> pd.DataFrame:
     if not paths:
         msg = f"expected logs (log.jsonl) under {folder}, found none; zoo train --directory writes them"
         raise ValueError(msg)
-    table = pd.DataFrame([_row(path) for path in paths])
+    table = pd.DataFrame([row for path in paths for row in _rows(path)])
     same = [key for key in table.columns[5:] if table[key].astype(str).nunique(dropna=False) == 1]  # settings
     return table.drop(columns=same).sort_values("best", ascending=False, ignore_index=True)
 
 
-def _row(path: Path) -> dict[str, Any]:
-    """The figures of one log, then its settings; those of the recipe and the spec have their own names."""
+def _rows(path: Path) -> list[dict[str, Any]]:
+    """The figures of one log, a row for each member, then the settings of recipe and spec by their own names."""
     lines = []
     for text in path.read_text(encoding="utf-8").splitlines():
         try:
@@ -189,15 +209,27 @@ def _row(path: Path) -> dict[str, Any]:
         except json.JSONDecodeError:
             break
     head, *epochs = lines or [{"run": path.parent.name, "config": {}}]
-    best: dict[str, Any] = max(epochs, key=lambda line: line.get("valid/accuracy", float("-inf")), default={})
-    row = {
-        "run": head["run"],
-        "done": len(epochs),
-        "best": best.get("valid/accuracy"),
-        "at": best.get("step"),
-        "loss": epochs[-1].get("valid/loss") if epochs else None,
-    }
+    settings: dict[str, Any] = {}
     for key, value in head["config"].items():
-        for name, setting in (value if isinstance(value, dict) else {key: value}).items():
-            row[name] = str(setting) if isinstance(setting, dict | list) else setting
-    return row
+        settings |= value if isinstance(value, dict) else {key: value}
+    settings.pop("id", None)
+    members = settings.pop("members", [{}])  # what those of a group have of their own
+    return [
+        _row(head["run"], epochs, settings | own, f"/{m}" if len(members) > 1 else "") for m, own in enumerate(members)
+    ]
+
+
+def _row(run: str, epochs: list[dict[str, Any]], settings: Mapping[str, Any], member: str) -> dict[str, Any]:
+    """One member's figures, whose names end in `member`, and settings."""
+    accuracies = [line.get(f"valid/accuracy{member}") for line in epochs]
+    scored = [(value, -index) for index, value in enumerate(accuracies) if value is not None]
+    best, at = max(scored, default=(None, 0))
+    row = {
+        "run": f"{run}{member}",
+        "done": len(epochs),
+        "best": best,
+        "at": epochs[-at].get("step") if scored else None,
+        "loss": epochs[-1].get(f"valid/loss{member}") if epochs else None,
+    }
+    plain = {name: str(value) if isinstance(value, dict | list) else value for name, value in settings.items()}
+    return row | plain

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import torch
 from torch import Tensor
@@ -65,7 +66,8 @@ def train(
             (fraction), valid/loss, valid/accuracy, learning_rate, frames_per_second, seconds.
         directory: where each epoch leaves a checkpoint, and the run its state. If it holds this same run
             already, the run is resumed: the result is that of an uninterrupted run, to the bit on a CPU.
-        log: receives the figures too; with a directory, they are also written there as JSON lines.
+        log: receives the figures too; with a directory, they are also written there as JSON lines. An error in it
+            is a warning.
         progress: shows how far each epoch has come; None shows nothing.
 
     Raises:
@@ -128,18 +130,21 @@ def train_group(
             of a member had a finite loss on the validation frames.
     """
     _check_frames(group, train, valid)
-    recipe, logs, name = group.recipes[0], [] if log is None else [log], group.spec.architecture
+    recipe, logs = group.recipes[0], [] if log is None else [log]
     with torch.random.fork_rng(devices=_generators(train)):
         run = _Run(group, train, valid, progress or silent)
         if directory is not None:
             folder = Path(directory)
             run.resume(folder)
-            name, lines = folder.name, (folder / "log.jsonl").resolve()
+            lines = (folder / "log.jsonl").resolve()
             if not (isinstance(log, JsonLines) and log.path.resolve() == lines):
-                logs.append(JsonLines(lines))  # the last, to stay as it was if the given log cannot begin
+                logs.append(JsonLines(lines))
         several = Several(*logs)
+        config: dict[str, Any] = {"id": run.id, "recipe": recipe.to_dict(), "spec": group.spec.to_dict()}
+        if group.members > 1:
+            config["members"] = [{field: getattr(one, field) for field in OWN} for one in group.recipes]
         try:
-            several.init(name, {"recipe": recipe.to_dict(), "spec": group.spec.to_dict()})
+            several.init(run.name, config)
             for number, records in enumerate(run.history, start=1):
                 several.log(_flat(records), number)
             while len(run.history) < recipe.epochs and not run.standing.stopped.all():
@@ -226,6 +231,8 @@ class _Run:
         self.average = RunningAverage(self.state.tensors, self.recipe.ema, self.recipe.swa_from)
         self.standing = _Standing(group.members)
         self.history: list[list[Record]] = []
+        self.name = group.spec.architecture
+        self.id = _new_id(self.name)
         self.folder: Path | None = None
         self.identity = {
             "spec": group.spec.to_dict(),
@@ -350,7 +357,12 @@ class _Run:
     def write(self, folder: Path, number: int, checkpoints: Mapping[str, Checkpoint]) -> None:
         """Write an epoch's checkpoints, by the suffix of the file's stem, and, last, the whole state."""
         tensors = {name: tensor.detach().cpu() for name, tensor in (self.tensors() | self.stepper.tensors()).items()}
-        plain = {"scaler": self.stepper.scaler.state_dict(), "averaged": self.average.count, "history": self.history}
+        plain = {
+            "scaler": self.stepper.scaler.state_dict(),
+            "averaged": self.average.count,
+            "history": self.history,
+            "id": self.id,
+        }
         text = json.dumps({"identity": self.identity, "plain": plain}, allow_nan=False)
         try:
             for suffix, one in checkpoints.items():
@@ -366,7 +378,8 @@ class _Run:
 
     def resume(self, folder: Path) -> None:
         """Write to this folder from now on, and return to the last whole epoch that it holds, if there is one."""
-        self.folder, path = folder, folder / _STATE
+        self.folder, self.name, path = folder, folder.resolve().name, folder / _STATE
+        self.id = _new_id(self.name)
         _files.make_folders(folder)
         if not path.exists():
             return
@@ -392,7 +405,14 @@ class _Run:
         for name, tensor in self.tensors().items():
             tensor.copy_(tensors[name])
         self.stepper.restore(tensors, about["plain"]["scaler"])
-        self.average.count, self.history = about["plain"]["averaged"], about["plain"]["history"]
+        plain = about["plain"]
+        self.average.count, self.history = plain["averaged"], plain["history"]
+        self.id = plain.get("id", self.name)  # runs of older versions had none of their own
+
+
+def _new_id(name: str) -> str:
+    """The id of a new run: its name, and what no other run has, even of the same name and settings."""
+    return f"{name}-{uuid4().hex[:12]}"
 
 
 def _current(identity: dict[str, Any]) -> dict[str, Any]:
