@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import ensemble
-from ensemble.rules.fitted import BayesVote, Chain, ClasswiseMean, LogPool, Stacked, Temperature
+from ensemble.rules.fitted import Among, BayesVote, Chain, ClasswiseMean, LogPool, Stacked, Temperature
 
 
 def random_rows(members: int, frames: int, classes: int, *, seed: int = 0, scale: float = 2.0) -> Tensor:
@@ -202,3 +202,56 @@ def test_a_rule_finds_its_members_by_name() -> None:
         Chain((Temperature((2.0, 1.0), members=("b", "a")), ensemble.WeightedMean([1, 3], members=("a", "b"))))
     with pytest.raises(ValueError, match="2 distinct names of members"):
         ensemble.WeightedMean([1, 3], members=("a", "a"))
+
+
+# Probabilities that underflow: log-probabilities decide
+
+LOW = torch.tensor([[0.0, -160.0, -200.0], [-300.0, -150.0, 0.0], [-180.0, 0.0, -170.0]])[:, None]  # (M, 1, C)
+OF_SCORES = {  # a rule -> the scores whose softmax it is, from log-probabilities in float64
+    ensemble.product: lambda logs: logs.sum(dim=0),
+    ensemble.log_mean: lambda logs: logs.mean(dim=0),
+    ensemble.minimum: lambda logs: logs.amin(dim=0),
+    functools.partial(ensemble.rules.power_mean, power=0.01): lambda logs: (0.01 * logs).exp().mean(dim=0).log() / 0.01,
+    Chain((Temperature((2.0, 1.0, 4.0)), ensemble.product)): lambda logs: (
+        (logs / torch.tensor([2.0, 1.0, 4.0]).double()[:, None, None]).log_softmax(-1).sum(0)
+    ),
+    Chain((Temperature(50.0), ensemble.product)): lambda logs: (logs / 50).log_softmax(-1).sum(0),
+    Chain((ensemble.product, Temperature(30.0))): lambda logs: logs.sum(0) / 30,
+    Among(ensemble.product, (0, 2)): lambda logs: logs[[0, 2]].sum(0),
+    Among(Chain((ensemble.log_mean, Temperature(30.0))), (2, 0)): lambda logs: logs[[0, 2]].mean(0) / 30,
+    ensemble.abstaining(ensemble.product): lambda logs: logs.sum(0),
+}
+
+
+@pytest.mark.parametrize("rule", OF_SCORES)
+def test_logarithmic_rules_lose_nothing_to_underflow(rule: ensemble.Rule) -> None:
+    """The class of the summed logarithms, although every class has a member whose probability is zero in float32."""
+    logs = LOW.log_softmax(dim=-1)
+    declared = ensemble.rules.declared(rule)
+    assert declared.logarithmic
+    expected = OF_SCORES[rule](logs.double()).softmax(dim=-1)
+    torch.testing.assert_close(declared.of_logs(logs).double(), expected, rtol=1e-4, atol=1e-6)
+    outputs = ensemble.MemberOutputs(logs, ("a", "b", "c"), ("x", "y", "z"), torch.tensor([int(expected.argmax())]))
+    assert ensemble.evaluate(outputs, {"rule": rule}, baseline="a").rules.accuracy.tolist() == [1.0]
+
+
+def test_where_nothing_underflows_both_ways_agree() -> None:
+    """Every rule of the table, and every rule with numbers."""
+    p = random_rows(3, 20, 4)
+    fitted = [LogPool([0.5, 1.0, 0.2]), Temperature((0.5, 1.0, 2.0)), ensemble.WeightedMean([1, 2, 3])]
+    for rule in [*map(ensemble.get_rule, ensemble.list_rules()), *fitted, *OF_SCORES]:
+        declared = ensemble.rules.declared(rule)
+        torch.testing.assert_close(declared.of_logs(p.log()), rule(p), rtol=1e-9, atol=1e-12)
+
+
+def test_members_that_abstain_are_left_out_of_logarithms_too() -> None:
+    """The product of those that answer; with weights, the mean of those that answer in place of the others."""
+    logs = LOW.log_softmax(dim=-1).clone()
+    logs[1] = torch.nan
+    product = ensemble.rules.declared(ensemble.abstaining(ensemble.product))
+    torch.testing.assert_close(product.of_logs(logs), logs[[0, 2]].sum(dim=0).softmax(dim=-1))
+    pool = LogPool([1.0, 1.0, 1.0])
+    filled = ensemble.rules.declared(ensemble.abstaining(pool)).of_logs(logs)
+    mean = torch.stack([logs[0], logs[0].exp().add(logs[2].exp()).div(2).log(), logs[2]])
+    torch.testing.assert_close(filled, pool.of_logs(mean))
+    assert product.of_logs(torch.full((3, 1, 3), torch.nan)).tolist() == [[pytest.approx(1 / 3)] * 3]

@@ -177,8 +177,12 @@ def _right(name: str, rules: Mapping[str, ensemble.Rule], test: ensemble.MemberO
         right: NDArray[np.bool_] = correct(test.subset([name]))[0]
         return right
     labels, rule = test.require_labels(), ensemble.rules.rule_for(rules[name], test.members)
-    applied = rule.abstaining if test.abstain else rule
-    pieces = [applied(rows).argmax(dim=1) == labels[where] for where, rows in test.blocks()]
+    applied = ensemble.rules.declared(rule.abstaining if test.abstain else rule)
+    logs = test.log_probabilities
+    pieces = [
+        (applied.of_logs(logs[:, at].float()) if applied.logarithmic else applied(rows)).argmax(dim=1) == labels[at]
+        for at, rows in test.blocks()
+    ]
     return np.concatenate([piece.numpy() for piece in pieces])
 
 

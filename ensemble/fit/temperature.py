@@ -114,7 +114,8 @@ def _from_outputs(outputs: MemberOutputs, rule: Rule | None) -> _Blocks:
 
     def blocks() -> Iterable[tuple[Tensor, Tensor]]:
         for where, probabilities in outputs.blocks(max(1, _CELLS // (members * classes)), nan="refuse"):
-            rows = probabilities if pool is None else pool(probabilities)[None]
+            logs = outputs.log_probabilities[:, where].float()
+            rows = probabilities if pool is None else pool.of_logs(logs)[None]
             yield rows.double().clamp(min=_LEAST).log(), labels[where]
 
     return blocks

@@ -22,7 +22,7 @@ from ensemble.outputs import LEAST, MemberOutputs
 from ensemble.outputs.arrays import numbers
 from ensemble.rules.fitted import WeightedMean, rule_for
 from ensemble.rules.pooling import mean, tie_rate
-from ensemble.rules.table import FittedRule, Rule
+from ensemble.rules.table import FittedRule, Rule, declared
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -139,13 +139,14 @@ def tally(outputs: MemberOutputs, rules: Mapping[str, Rule], metric: Metric = ME
         except ValueError as error:
             msg = f"rule {name!r}: {error}"
             raise ValueError(msg) from error
-    applied = {name: rule.abstaining if outputs.abstain else rule for name, rule in aligned.items()}
+    applied = {name: declared(rule.abstaining) if outputs.abstain else rule for name, rule in aligned.items()}
     sums = Tally(outputs, aligned, metric)
     for block, probabilities in outputs.blocks(max(1, _CELLS // (members * classes)), nan="if declared"):
-        truth, where = labels[block], sums.group[block]
+        truth, where, logs = labels[block], sums.group[block], outputs.log_probabilities[:, block]
         right = [sums.add(member, rows, truth, where) for member, rows in enumerate(probabilities)]
         for index, (name, rule) in enumerate(applied.items(), start=members):
-            rows = numbers(rule(probabilities), f"rows from rule {name!r}").detach().cpu()
+            rows = rule.of_logs(logs.float()) if rule.logarithmic else rule(probabilities)
+            rows = numbers(rows, f"rows from rule {name!r}").detach().cpu()
             if rows.shape != probabilities.shape[1:]:
                 wanted, came = tuple(probabilities.shape[1:]), tuple(rows.shape)
                 msg = f"expected rows of shape {wanted} from rule {name!r}, got {came}"

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ensemble.outputs.arrays import floats, numbers
-from ensemble.rules.pooling import pooled_logs, weighted_sum
+from ensemble.rules.pooling import weighted_sum
 from ensemble.rules.table import FittedRule, Rule, declared, fitted_rule, read, take_over, wide
 
 
@@ -141,8 +141,14 @@ class LogPool(FittedRule):
     def __post_init__(self) -> None:
         self.put(weights=_numbers(self.weights, "weights", least=0.0))
 
-    def _combine(self, probabilities: Tensor) -> Tensor:
-        return pooled_logs(probabilities, self.weights, floor=self.floor)
+    @property
+    def logarithmic(self) -> bool:
+        """It is."""
+        return True
+
+    def log_scores(self, logs: Tensor, /) -> Tensor:
+        """The weighted sum of logarithms."""
+        return weighted_sum(logs.clamp(min=math.log(self.floor)), self.weights)
 
 
 @fitted_rule
@@ -177,18 +183,23 @@ class Temperature(FittedRule):
         if isinstance(self.value, tuple):
             return super().__call__(probabilities)
         rows = numbers(probabilities, "probabilities")
-        result = self._combine(rows)
+        result = self.log_scores(rows.to(wide(rows)).log()).softmax(dim=-1).to(rows.dtype)
         return cast(Tensor, result.numpy()) if isinstance(probabilities, np.ndarray) else result
+
+    @property
+    def logarithmic(self) -> bool:
+        """It is."""
+        return True
 
     @property
     def abstaining(self) -> Temperature:
         """Itself: it passes NaN on to the next step of its chain."""
         return self
 
-    def _combine(self, probabilities: Tensor) -> Tensor:
-        logs = probabilities.to(wide(probabilities)).log()
+    def log_scores(self, logs: Tensor, /) -> Tensor:
+        """The logarithms over the value, of the shape that they have."""
         value = torch.tensor(self.value, dtype=logs.dtype, device=logs.device)
-        return (logs / (value[:, None, None] if value.ndim else value)).softmax(dim=-1).to(probabilities.dtype)
+        return logs / (value[:, None, None] if value.ndim else value)
 
 
 @fitted_rule
@@ -286,6 +297,18 @@ class Chain(FittedRule):
             probabilities = step(probabilities)
         return probabilities
 
+    def log_scores(self, logs: Tensor, /) -> Tensor:
+        """Those of the last step; the steps before it hand on log-probabilities."""
+        *before, last = map(declared, self.steps)
+        for step in before:
+            logs = step.log_scores(logs).log_softmax(dim=-1)
+        return last.log_scores(logs)
+
+    @property
+    def logarithmic(self) -> bool:
+        """Whether a step is."""
+        return any(declared(step).logarithmic for step in self.steps)
+
     @property
     def used(self) -> tuple[int, ...] | None:
         """The members that every step uses."""
@@ -323,6 +346,15 @@ class Among(FittedRule):
     def __call__(self, probabilities: Tensor, /) -> Tensor:
         """Combine those of (M, N, C) into (N, C)."""
         return self.of(probabilities[list(self.places)])
+
+    def log_scores(self, logs: Tensor, /) -> Tensor:
+        """Those of the rule inside."""
+        return declared(self.of).log_scores(logs[list(self.places)])
+
+    @property
+    def logarithmic(self) -> bool:
+        """As the rule inside."""
+        return declared(self.of).logarithmic
 
     @property
     def used(self) -> tuple[int, ...]:

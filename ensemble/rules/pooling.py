@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -93,14 +94,14 @@ def maximum(probabilities: Tensor) -> Tensor:
     return probabilities[surest, torch.arange(surest.shape[0], device=surest.device)]
 
 
-@rule
-def minimum(probabilities: Tensor) -> Tensor:
+@partial(rule, logarithmic=True)
+def minimum(logs: Tensor) -> Tensor:
     """Each class's lowest probability over the members, normalised.
 
     Returns:
         (N, C); the members' mean where every class has a member that gives it zero.
     """
-    return _normalised(probabilities.amin(dim=0), probabilities)
+    return logs.amin(dim=0)
 
 
 @rule
@@ -148,8 +149,8 @@ def trimmed_mean(probabilities: Tensor, *, trim: float = 0.2) -> Tensor:
     return _normalised(kept.mean(dim=0), probabilities)
 
 
-@rule
-def product(probabilities: Tensor) -> Tensor:
+@partial(rule, logarithmic=True)
+def product(logs: Tensor) -> Tensor:
     """The normalised product: the posterior if members were independent and classes equally frequent.
 
     Computed from sums of logarithms, so that many members do not underflow. Overconfident where members agree
@@ -158,11 +159,11 @@ def product(probabilities: Tensor) -> Tensor:
     Returns:
         (N, C); the members' mean where every class has a member that gives it zero.
     """
-    return pooled_logs(probabilities, [1.0] * len(probabilities))
+    return weighted_sum(logs, [1.0] * len(logs))
 
 
-@rule
-def log_mean(probabilities: Tensor) -> Tensor:
+@partial(rule, logarithmic=True)
+def log_mean(logs: Tensor) -> Tensor:
     """The normalised geometric mean: the log-linear pool with equal weights.
 
     Returns:
@@ -171,29 +172,27 @@ def log_mean(probabilities: Tensor) -> Tensor:
     References:
         Hinton, "Products of experts", ICANN 1999.
     """
-    return pooled_logs(probabilities, [1 / len(probabilities)] * len(probabilities))
+    return weighted_sum(logs, [1 / len(logs)] * len(logs))
 
 
-@rule
-def power_mean(probabilities: Tensor, *, power: float = 0.5) -> Tensor:
+@partial(rule, logarithmic=True)
+def power_mean(logs: Tensor, *, power: float = 0.5) -> Tensor:
     """The normalised power mean: 1 is the arithmetic mean, towards 0 the geometric, large the maximum.
 
     Args:
-        probabilities: (M, N, C), each row summing to one.
+        logs: (M, N, C), the logarithms of rows that sum to one.
         power: the exponent, refused unless positive; one half lies between `mean` and `log_mean`.
     """
     if not isinstance(power, int | float) or not 0 < power < math.inf:
         msg = f"expected a positive power, got {power}; towards zero it becomes log_mean"
         raise ValueError(msg)
-    rows = probabilities.to(wide(probabilities))
-    top = rows.amax(dim=0)  # (N, C), taken out so that large powers do not underflow
-    shares = rows / top.clamp(min=torch.finfo(top.dtype).tiny)
+    top = logs.amax(dim=0)  # (N, C), taken out so that large powers do not underflow
+    shares = logs - top.masked_fill(top == -math.inf, 0)
     if power > 0.1:
-        pooled = shares.pow(power).mean(dim=0).pow(1 / power)
-    else:  # x^p is close to 1 + p log x: the difference from 1 is what matters, so it is computed by itself
-        least = max(float(power), 1e-30)  # below, the result is the geometric mean to the last bit
-        pooled = ((shares.log() * least).expm1().mean(dim=0).log1p() / least).exp()
-    return _normalised(top * pooled, rows).to(probabilities.dtype)
+        return top + (shares * power).exp().mean(dim=0).log() / power
+    # x^p is close to 1 + p log x: the difference from 1 is what matters, so it is computed by itself
+    least = max(float(power), 1e-30)  # below, the result is the geometric mean to the last bit
+    return top + (shares * least).expm1().mean(dim=0).log1p() / least
 
 
 def _normalised(scores: Tensor, probabilities: Tensor) -> Tensor:
@@ -209,20 +208,3 @@ def weighted_sum(rows: Tensor, weights: Sequence[float]) -> Tensor:
         if weight:
             total += weight * row
     return total.to(rows.dtype)
-
-
-def pooled_logs(probabilities: Tensor, weights: Sequence[float], *, floor: float = 0.0) -> Tensor:
-    """(N, C) rows proportional to the product of the members' powers; members of weight 0 stay out.
-
-    Probabilities below the floor count as it. Where every class is ruled out by some member, the weighted mean.
-    """
-    logs = torch.zeros(probabilities.shape[1:], dtype=wide(probabilities), device=probabilities.device)
-    for row, weight in zip(probabilities, weights, strict=True):
-        if weight:
-            logs += weight * row.to(logs.dtype).clamp(min=floor).log()
-    pooled = logs.softmax(dim=-1).to(probabilities.dtype)
-    hopeless = (logs == -math.inf).all(dim=-1, keepdim=True)
-    if not torch.compiler.is_exporting() and not hopeless.any():
-        return pooled
-    total = sum(weights)
-    return torch.where(hopeless, weighted_sum(probabilities, [weight / total for weight in weights]), pooled)

@@ -28,16 +28,25 @@ class Rule(Protocol):
 
 
 RULES: dict[str, Callable[..., Tensor]] = {}
+_LOG_SCORES: dict[
+    object, Callable[..., Tensor]
+] = {}  # logarithmic rule -> (M, N, C) log-probabilities to (N, C) scores
 FITTED_RULES: dict[str, type[FittedRule]] = {}
 
 _F = TypeVar("_F", bound=Callable[..., Tensor])
 _K = TypeVar("_K", bound="type[FittedRule]")
 
 
-def rule(function: _F) -> _F:
+def rule(function: _F, *, logarithmic: bool = False) -> _F:
     """Enter a function into the table of rules under its own name; its first argument is then checked at each call.
 
     NumPy arrays are accepted too, and answered with NumPy arrays. Keyword arguments are the rule's settings.
+
+    Args:
+        function: (M, N, C) probabilities, then keyword arguments -> (N, C) rows that sum to one.
+        logarithmic: the function instead turns (M, N, C) log-probabilities into (N, C) scores of which the softmax is
+            taken, so that nothing is lost where probabilities underflow; a frame where all scores are -inf gets the
+            members' mean. Written `@functools.partial(rule, logarithmic=True)`.
 
     Raises:
         ValueError: another rule has that name already.
@@ -53,10 +62,23 @@ def rule(function: _F) -> _F:
 
     @functools.wraps(function)
     def checked(probabilities: Any, **options: Any) -> Any:
-        result = function(members_first(probabilities), **options)
+        rows = members_first(probabilities)
+        if logarithmic:
+            result = scores(rows.to(wide(rows)).log(), **options).softmax(dim=-1).to(rows.dtype)
+        else:
+            result = function(rows, **options)
         return result.numpy() if isinstance(probabilities, np.ndarray) else result
 
+    def scores(logs: Tensor, **options: Any) -> Tensor:
+        found = function(logs, **options)
+        impossible = (found == -torch.inf).all(dim=-1, keepdim=True)
+        if not torch.compiler.is_exporting() and not impossible.any():
+            return found
+        return torch.where(impossible, logs.exp().mean(dim=0).log(), found)
+
     enter(function.__name__, checked, RULES, FITTED_RULES)
+    if logarithmic:
+        _LOG_SCORES[checked] = scores
     return cast(_F, checked)
 
 
@@ -128,7 +150,8 @@ class FittedRule:
     """The interface of rules with numbers, with the answers that suit most of them.
 
     A new one is a frozen dataclass under `@fitted_rule` whose fields are its numbers, `fingerprint` and `members`.
-    It defines `_combine`, and of the rest only what differs.
+    It defines `_combine`, and of the rest only what differs. One that works on logarithms is `logarithmic`, and defines
+    `log_scores` instead.
 
     Attributes:
         fingerprint: identifies the frames that the numbers were fitted on, so that a report can say when the rule is
@@ -150,8 +173,27 @@ class FittedRule:
         if self.count not in (None, len(rows)):
             msg = f"expected probabilities of {self.count} members, as many as the rule has, got {len(rows)}"
             raise ValueError(msg)
-        result = self._combine(rows)
+        if self.logarithmic:
+            result = self.log_scores(rows.to(wide(rows)).log()).softmax(dim=-1).to(rows.dtype)
+        else:
+            result = self._combine(rows)
         return cast(Tensor, result.numpy()) if isinstance(probabilities, np.ndarray) else result
+
+    def of_logs(self, logs: Tensor, /) -> Tensor:
+        """Combine (M, N, C) log-probabilities into (N, C) probabilities.
+
+        What `__call__` makes of their exponentials; a logarithmic rule loses nothing where these underflow.
+        """
+        return self.log_scores(logs).softmax(dim=-1) if self.logarithmic else self(logs.exp())
+
+    def log_scores(self, logs: Tensor, /) -> Tensor:
+        """Combine (M, N, C) log-probabilities into (N, C) numbers whose softmax is the result."""
+        return self(logs.exp()).log()
+
+    @property
+    def logarithmic(self) -> bool:
+        """Whether it works on logarithms, so that `of_logs` is more exact than the rule of the exponentials."""
+        return False
 
     def _combine(self, probabilities: Tensor) -> Tensor:
         """Combine (M, N, C) into (N, C), after the type and the number of members were checked."""
@@ -272,6 +314,20 @@ class _Plain(FittedRule):
         return self.function(probabilities)
 
     @property
+    def logarithmic(self) -> bool:
+        return self._bound[0] in _LOG_SCORES
+
+    def log_scores(self, logs: Tensor, /) -> Tensor:
+        function, options = self._bound
+        return _LOG_SCORES[function](logs, **options) if self.logarithmic else super().log_scores(logs)
+
+    @property
+    def _bound(self) -> tuple[Any, dict[str, Any]]:
+        """The function, and the settings that are bound to it."""
+        bound = self.function
+        return (bound.func, bound.keywords) if isinstance(bound, functools.partial) else (bound, {})
+
+    @property
     def fingerprints(self) -> tuple[str, ...]:
         return ()
 
@@ -281,12 +337,11 @@ class _Plain(FittedRule):
 
     def to_json(self) -> dict[str, Any]:
         """Its name in the table, and its settings."""
-        bound = self.function
-        function, options = (bound.func, bound.keywords) if isinstance(bound, functools.partial) else (bound, {})
+        function, options = self._bound
         for name, known in RULES.items():
             if known is function:
                 return {"rule": name, **options}
-        msg = f"cannot write the rule {bound!r}: it is not in the table; put @ensemble.rule above its function"
+        msg = f"cannot write the rule {self.function!r}: it is not in the table; put @ensemble.rule above its function"
         raise ValueError(msg)
 
 
@@ -387,25 +442,39 @@ class Abstaining(FittedRule):
         """Itself."""
         return self
 
+    @property
+    def logarithmic(self) -> bool:
+        """As the rule inside."""
+        return declared(self.of).logarithmic
+
     def restricted(self, positions: Sequence[int]) -> FittedRule:
         """The rule inside over these members."""
         return Abstaining(declared(self.of).restricted(positions)) if self.has_numbers else self
 
+    def log_scores(self, logs: Tensor, /) -> Tensor:
+        """Those of the rule inside over the members that answer."""
+        return self._over_present(logs, declared(self.of).log_scores, logs=True)
+
     def _combine(self, probabilities: Tensor) -> Tensor:
-        absent = probabilities.isnan().any(dim=-1)  # (M, N)
+        return self._over_present(probabilities, self.of, logs=False)
+
+    def _over_present(self, given: Tensor, combine: Callable[[Tensor], Tensor], *, logs: bool) -> Tensor:
+        """The rule over the members that answer; `given` are probabilities, or their logarithms."""
+        absent = given.isnan().any(dim=-1)  # (M, N)
         if not absent.any():
-            return self.of(probabilities)
+            return combine(given)
         if self.has_numbers:  # the mean of the members that answer in place of each that abstains
-            total = probabilities.masked_fill(absent[..., None], 0).sum(dim=0, dtype=wide(probabilities))
-            mean = (total / (~absent).sum(dim=0).clamp(min=1)[:, None]).to(probabilities.dtype)
-            rows = self.of(torch.where(absent[..., None], mean, probabilities))
+            rows = given.to(wide(given)).exp() if logs else given
+            total = rows.masked_fill(absent[..., None], 0).sum(dim=0, dtype=wide(rows))
+            mean = (total / (~absent).sum(dim=0).clamp(min=1)[:, None]).to(given.dtype)
+            rows = combine(torch.where(absent[..., None], mean.log() if logs else mean, given))
         else:
             # line up the members that answer, in their order; frames with equally many are combined together
             order, present = absent.int().argsort(dim=0, stable=True), (~absent).sum(dim=0)  # (M, N), (N,)
-            lined_up = probabilities.gather(0, order[..., None].expand_as(probabilities))
-            rows = torch.empty_like(probabilities[0])
+            lined_up = given.gather(0, order[..., None].expand_as(given))
+            rows = torch.empty_like(given[0])
             for count in torch.unique(present[present > 0]).tolist():
-                rows[present == count] = self.of(lined_up[:count, present == count])
+                rows[present == count] = combine(lined_up[:count, present == count])
         return rows.masked_fill(absent.all(dim=0)[:, None], 1 / rows.shape[-1])
 
 
