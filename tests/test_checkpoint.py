@@ -18,7 +18,7 @@ from torch import nn
 
 import zoo
 from zoo import CheckpointError
-from zoo.checkpoint import decode, encode, read, verify, verify_bytes, write
+from zoo.checkpoint import adapted, decode, encode, foreign, prefix_of, prefixes, read, verify, verify_bytes, write
 from zoo.checkpoint.exam import check_probe
 from zoo.checkpoint.match import restore
 
@@ -196,12 +196,60 @@ def test_all_differences_are_told_at_once():
         )
 
 
-@pytest.mark.parametrize("prefix", ["module.", "_orig_mod."])
-def test_a_wrapper_s_prefix_is_recognised(prefix):
-    """DataParallel and torch.compile put one before every name."""
-    tensors = {prefix + name: tensor for name, tensor in checkpoint().tensors.items()}
-    with pytest.raises(CheckpointError, match=f"begin with '{prefix}'"):
-        zoo.Checkpoint(SPEC, tensors, ("no", "yes"))
+PREFIXES = ("module.", "_orig_mod.", "model.", "net.module._orig_mod.", "student.backbone.", "0.")
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_any_prefix_with_which_all_names_fit_is_named_and_stripped_when_asked(tmp_path, prefix):
+    """By file, found or told; not without being asked, and not where another one was told."""
+    file = tmp_path / "foreign.safetensors"
+    file.write_bytes(save({prefix + name: tensor for name, tensor in checkpoint().tensors.items()}))
+    registry = zoo.Registry(tmp_path / "registry.json")
+    for asked, message in ((False, f"begin with '{prefix}'.*strip it with strip_prefix=True"), ("other.", "missing")):
+        with pytest.raises(CheckpointError, match=message):
+            registry.register("a", file, spec=SPEC, classes=["no", "yes"], strip_prefix=asked)
+    for asked in (True, prefix, prefix[:-1]):
+        entry = registry.register("a", file, spec=SPEC, classes=["no", "yes"], strip_prefix=asked)
+        assert registry.checkpoint(entry).digest == checkpoint().digest
+
+
+def test_a_prefix_is_found_beside_other_tensors_and_never_guessed():
+    """Weights of a loss stay where they are; of two copies none is chosen."""
+    names = ["0.weight", "0.bias"]
+    model, copy = ([f"{front}.{name}" for name in names] for front in ("model", "ema"))
+    assert prefixes(names, [*model, "loss.weight"]) == ["model."]
+    assert prefix_of(names, names) == ""
+    assert prefixes(names, [*copy, *model, *names, "0.0.weight"]) == ["", "ema.", "model."]
+    assert prefixes(names, ["x0.weight", "x0.bias"]) == []
+    with pytest.raises(CheckpointError, match=r"expected one prefix.*got 'ema\.' and 'model\.'"):
+        prefix_of(names, [*model, *copy])
+    with pytest.raises(CheckpointError, match=r"expected one prefix.*got none among 1\.weight"):
+        prefix_of(names, ["1.weight"])
+    with pytest.raises(CheckpointError, match=r"names that differ without 'model\.'"):
+        adapted({}, {"a": torch.ones(1), "model.a": torch.zeros(1)}, prefix="model.")
+
+
+@pytest.mark.parametrize("kind", [None, torch.int32, torch.int16, torch.int64])
+def test_counters_of_batch_norm_are_completed_as_torch_does(tmp_path, kind):
+    """Files of older programs have none, or shorter integers; the counts stay."""
+    counter = "0.1.num_batches_tracked"
+    tensors = changed(**{counter.replace(".", "__"): None if kind is None else torch.tensor(7, dtype=kind)})
+    found = foreign(save(tensors), SPEC, ["no", "yes"]).tensors[counter]
+    assert (int(found), found.dtype) == (0 if kind is None else 7, torch.int64)
+    for wrong in (torch.tensor(7.0), torch.zeros(1, dtype=torch.int32), torch.tensor(True)):
+        with pytest.raises(CheckpointError, match="num_batches_tracked: expected"):
+            foreign(save({**tensors, counter: wrong}), SPEC, ["no", "yes"])
+
+
+def test_a_tied_tensor_may_be_in_a_file_once():
+    """As programs write it that keep each tensor once."""
+    net = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    net[1].weight = net[0].weight
+    whole = net.state_dict()
+    for left_out in ("0.weight", "1.weight"):
+        found = adapted(whole, {name: tensor for name, tensor in whole.items() if name != left_out})
+        assert found.keys() == whole.keys()
+        assert torch.equal(found[left_out], net[0].weight)
 
 
 def test_large_finite_weights_pass():
@@ -269,12 +317,12 @@ def test_the_probe_finds_right_bytes_in_wrong_code():
         "cylinder", features=2, context=1, classes=2, options={"width": 4, "depth": 1, "activation": "gelu"}
     )
     kept = checkpoint()
-    recorded = kept.exam.record
-    check_probe(recorded, kept.exam)
+    recorded = kept.exam().record
+    check_probe(recorded, kept.exam())
     near = {"digest": "other", "values": [value * (1 + 1e-5) for value in recorded["values"]]}
-    check_probe(near, kept.exam)
+    check_probe(near, kept.exam())
     with pytest.raises(CheckpointError, match="the code computes otherwise"):
-        check_probe(recorded, zoo.Checkpoint(other, kept.tensors, kept.classes).exam)
+        check_probe(recorded, zoo.Checkpoint(other, kept.tensors, kept.classes).exam())
 
 
 class Odd(nn.Module):

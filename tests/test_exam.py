@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+import ensemble
 import zoo
 from zoo.checkpoint import examine
 
@@ -160,6 +162,304 @@ def test_no_rows_are_refused():
     """There is nothing to see."""
     with pytest.raises(ValueError, match="at least one row"):
         examine(linear(), ROWS[:0], 2, name="a")
+
+
+# ---- what is registered is what answers
+
+
+class Made(nn.Module):
+    """A linear layer, whatever `set_up` adds, and a forward pass."""
+
+    def __init__(self, set_up: Callable[[Any], Any], answer: Callable[[Any, Tensor], Any]) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+        set_up(self)
+        self.answer = answer
+
+    def forward(self, x: Tensor) -> Any:
+        """`answer(self, x)`."""
+        return self.answer(self, x)
+
+
+def chain(*layers: nn.Module, tie: bool = False) -> nn.Sequential:
+    """Three to two by way of the layers; where tied, the first two share a weight."""
+    net = nn.Sequential(*layers, nn.Linear(4, 2))
+    if tie:
+        net[1].weight = net[0].weight
+    return net
+
+
+def window(net: nn.Module) -> nn.Module:
+    """With a buffer that is in no state_dict."""
+    net.register_buffer("window", torch.full((4,), 7.0), persistent=False)
+    net.register_forward_pre_hook(lambda module, given: (given[0] * module.window[:3],))
+    return net
+
+
+def renamed(module: nn.Module, state: dict[str, Tensor], *_: object) -> None:
+    """A hook that gives entries of a state_dict other names."""
+    for name in list(state):
+        state[f"own_{name}"] = state.pop(name)
+
+
+def hooked(net: nn.Module, hook: Callable[..., None]) -> nn.Module:
+    """With a hook on its state_dict."""
+    net._register_state_dict_hook(hook)
+    return net
+
+
+class Extra(nn.Linear):
+    """State that is no tensor."""
+
+    def get_extra_state(self) -> dict[str, int]:
+        """A setting."""
+        return {"setting": 1}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        """Nothing to set."""
+
+
+def constant(values: Callable[[], Any]) -> Callable[[], nn.Module]:
+    """A model that multiplies its input by a constant of its builder's, which a closure holds."""
+
+    def make() -> nn.Module:
+        held = values()
+        return Made(lambda m: None, lambda m, x: m.layer(x * held))
+
+    return make
+
+
+def attribute(values: Callable[[], Any]) -> Callable[[], nn.Module]:
+    """Likewise, as a plain attribute."""
+    return lambda: Made(lambda m: setattr(m, "held", values()), lambda m, x: m.layer(x * m.held))
+
+
+def buffer(values: Callable[[], Tensor], *, persistent: bool) -> Callable[[], nn.Module]:
+    """Likewise, as a buffer."""
+    return lambda: Made(
+        lambda m: m.register_buffer("held", values(), persistent=persistent), lambda m, x: m.layer(x * m.held)
+    )
+
+
+def transposed() -> nn.Module:
+    """Two layers of one memory, read across."""
+    net = chain(nn.Linear(3, 4), nn.Linear(4, 3), nn.Linear(3, 4))
+    net[1].weight = nn.Parameter(net[0].weight.data.t())
+    return net
+
+
+def flipped(weight: Tensor) -> nn.Parameter:
+    """The same values, column by column in memory."""
+    return nn.Parameter(weight.detach().t().contiguous().t())
+
+
+HALVES = torch.arange(6.0).reshape(2, 3)
+three = partial(torch.linspace, 1, 2, 3)
+KEPT: dict[str, Callable[[], nn.Module]] = {
+    "a plain tensor": attribute(three),
+    "a tensor in a closure": constant(three),
+    "tensors in a list": lambda: Made(lambda m: setattr(m, "held", [three()]), lambda m, x: m.layer(x * m.held[0])),
+    "a tensor of the program": attribute(lambda: HALVES[1]),
+    "a NumPy array": buffer(lambda: torch.from_numpy(np.ones(3, np.float32) * 2), persistent=False),
+    "a buffer in no state_dict": buffer(three, persistent=False),
+    "a drawn buffer in the state_dict": buffer(lambda: torch.randn(3), persistent=True),
+    "a drawn permutation": lambda: Made(
+        lambda m: m.register_buffer("order", torch.randperm(3)), lambda m, x: m.layer(x[:, m.order])
+    ),
+    "two buffers in one memory": lambda: Made(
+        lambda m: [m.register_buffer(name, row) for name, row in zip("ab", HALVES.clone(), strict=True)],
+        lambda m, x: m.layer(x * m.a + m.b),
+    ),
+    "no value, no element, one element": lambda: Made(
+        lambda m: [m.register_buffer(n, t) for n, t in (("a", None), ("b", torch.ones(0)), ("c", torch.tensor(3)))],
+        lambda m, x: m.layer(x) * m.c,
+    ),
+    "a mask": buffer(lambda: torch.tensor([True, False, True]), persistent=True),
+    "tied weights": lambda: chain(nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 4), tie=True),
+    "tied weights and a window": lambda: window(chain(nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 4), tie=True)),
+    "a layer used twice": lambda: chain(*[nn.Linear(3, 3)] * 2, nn.Linear(3, 4)),
+    "tied and transposed": transposed,
+    "a view of a weight": lambda: Made(
+        lambda m: setattr(m, "row", m.layer.weight[:1]), lambda m, x: m.layer(x) + x @ m.row.t()
+    ),
+    "a transposed parameter": lambda: Made(
+        lambda m: setattr(m, "w", nn.Parameter(torch.randn(2, 3).t())), lambda m, x: x @ m.w
+    ),
+    "channels last": lambda: nn.Sequential(
+        nn.Unflatten(1, (1, 1, 3)),
+        nn.Conv2d(1, 4, (1, 3)).to(memory_format=torch.channels_last),
+        nn.Conv2d(4, 2, 1).to(memory_format=torch.channels_last),
+        nn.Flatten(),
+    ),
+    "weight_norm by a hook": lambda: chain(nn.utils.weight_norm(nn.Linear(3, 4))),
+    "spectral_norm by a hook": lambda: chain(nn.utils.spectral_norm(nn.Linear(3, 4))),
+    "weight_norm": lambda: chain(nn.utils.parametrizations.weight_norm(nn.Linear(3, 4))),
+    "spectral_norm": lambda: chain(nn.utils.parametrizations.spectral_norm(nn.Linear(3, 4))),
+    "an answer with logits": lambda: Made(lambda m: None, lambda m, x: SimpleNamespace(logits=m.layer(x))),
+}
+DRAWN = {
+    "a drawn tensor": attribute(lambda: torch.randn(3)),
+    "a drawn tensor in a closure": constant(lambda: torch.randn(3)),
+    "a drawn buffer": buffer(lambda: torch.randn(3), persistent=False),
+    "NumPy's draw": constant(lambda: np.random.standard_normal()),  # noqa: NPY002
+    "Python's draw": attribute(random.random),
+}
+UNKEPT: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "extra state": (lambda: Extra(3, 2), "_extra_state: dict, which is no tensor"),
+    "names of a hook": (lambda: hooked(nn.Linear(3, 2), renamed), "own_weight: .*made by a hook"),
+    "values of a hook": (
+        lambda: hooked(nn.Linear(3, 2), lambda m, state, *_: state.update({n: t * 2 for n, t in state.items()})),
+        "weight: .*made by a hook",
+    ),
+    "complex numbers": (buffer(lambda: torch.ones(3, dtype=torch.complex64), persistent=True), "held of torch.complex"),
+    "a sparse buffer": (
+        lambda: Made(lambda m: m.register_buffer("held", torch.eye(3).to_sparse()), lambda m, x: m.layer(x)),
+        "held: a quantised, sparse",
+    ),
+    "repeated memory": (
+        lambda: Made(lambda m: setattr(m, "gain", nn.Parameter(torch.ones(1).expand(2))), lambda m, x: m.layer(x)),
+        "gain: elements that share one place",
+    ),
+    "a lazy layer": (lambda: nn.Sequential(nn.LazyLinear(2)), r"lazy layers in .*'0' \(LazyLinear\)"),
+    **{kind: (make, "answer as the one in hand, but") for kind, make in DRAWN.items()},
+}
+ALTERED: dict[str, tuple[Callable[[nn.Sequential], object], str]] = {
+    "activation": (lambda m: m.__setitem__(2, nn.Tanh()), r"'2' is Tanh\(\) instead of ReLU\(\)"),
+    "activation alike near zero": (lambda m: m.__setitem__(2, nn.ReLU6()), r"'2' is ReLU6\(\)"),
+    "form of GELU": (lambda m: m.__setitem__(4, nn.GELU("tanh")), r"'4' is GELU\(approximate='tanh'\)"),
+    "epsilon": (lambda m: setattr(m[1], "eps", 1e-3), "'1' is BatchNorm1d.*eps=0.001"),
+    "softmax at the end": (lambda m: m.append(nn.Softmax(-1)), r"'6' is Softmax\(dim=-1\) instead of nothing"),
+    "hook": (lambda m: m[0].register_forward_hook(lambda m, given, y: y.abs()), "as hook instead of"),
+    "forward": (lambda m: setattr(m, "forward", lambda x: m[5](m[:3](x))), "'forward' is .*lambda"),
+}
+
+
+def layered() -> nn.Sequential:
+    """A network that is altered after it was built."""
+    first = nn.Linear(3, 8), nn.BatchNorm1d(8), nn.ReLU()
+    return nn.Sequential(*first, nn.Linear(8, 8), nn.GELU(), nn.Linear(8, 2))
+
+
+@pytest.fixture
+def entered(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], nn.Module]], zoo.Spec]:
+    """Register an architecture of (3 -> 2); the table is as before after the test."""
+    monkeypatch.setattr("zoo.models.architectures.ARCHITECTURES", {})
+
+    def enter(make: Callable[[], nn.Module]) -> zoo.Spec:
+        def examined(inputs: int, classes: int) -> nn.Module:
+            return make()
+
+        zoo.architecture(examined)
+        return zoo.Spec("examined", features=3, context=0, classes=2)
+
+    return enter
+
+
+def says(module: nn.Module) -> Tensor:
+    """Its logits."""
+    return examine(module, ROWS, 2, name="a").logits
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", KEPT)
+def test_what_is_registered_is_what_answers(kind, entered, tmp_path):
+    """Loaded alone and as members of an ensemble, whatever the builder makes beside the parameters."""
+    spec = entered(KEPT[kind])
+    registry = zoo.Registry(tmp_path / "registry.json")
+    models = [zoo.build(spec, seed=seed) for seed in (0, 1)]
+    for name, model in zip("ab", models, strict=True):
+        registry.register(name, model, spec=spec, classes=["no", "yes"])
+        assert torch.equal(says(registry.load(name)), says(model))
+    assert registry.verify(probe=True) == []
+    if kind != "an answer with logits":
+        found = ensemble.load(registry, "*").log_probabilities(ROWS)
+        wanted = torch.stack([says(model).log_softmax(-1) for model in models])
+        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", UNKEPT)
+def test_what_tensors_alone_cannot_hold_is_refused_by_name(kind, entered, tmp_path):
+    """Nothing is registered, nothing left on the disk."""
+    make, message = UNKEPT[kind]
+    spec = entered(make)
+    with pytest.raises(ValueError, match=message):
+        zoo.Registry(tmp_path / "registry.json").register("m", make(), spec=spec, classes=["no", "yes"])
+    assert [*tmp_path.iterdir()] == []
+
+
+@pytest.mark.parametrize("kind", ALTERED)
+def test_a_module_changed_after_it_was_built_is_refused(kind, entered):
+    """The message names what differs from the architecture."""
+    alter, message = ALTERED[kind]
+    spec = entered(layered)
+    model = zoo.build(spec, seed=0)
+    alter(model)
+    with pytest.raises(zoo.CheckpointError, match=message):
+        zoo.Checkpoint.from_module(model, spec, ["no", "yes"])
+
+
+def test_changes_without_consequence_are_none(entered):
+    """Dropout, which is not active, weights in another order in memory, a layer trained further."""
+    spec = entered(lambda: nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.5), nn.ReLU(), nn.Linear(8, 2)))
+    model = zoo.build(spec, seed=0)
+    model[1], model[2] = nn.Identity(), nn.ReLU(inplace=True)
+    model[0].weight, model[3].weight = flipped(model[0].weight), flipped(model[3].weight)
+    model.requires_grad_(False)
+    kept = zoo.Checkpoint.from_module(model, spec, ["no", "yes"]).to_module()
+    torch.testing.assert_close(says(kept), says(model), rtol=1e-5, atol=1e-6)  # another order of sums
+
+
+def test_tied_weights_with_two_values_are_refused_by_name(entered):
+    """What the model would be is not what the tensors say."""
+    spec = entered(KEPT["tied weights"])
+    model = zoo.build(spec, seed=0)
+    model[1].weight = nn.Parameter(torch.zeros(3, 3))
+    with pytest.raises(zoo.CheckpointError, match=r"0\.weight and 1\.weight: one tensor, with different values"):
+        zoo.Checkpoint.from_module(model, spec, ["no", "yes"])
+
+
+def test_an_architecture_that_is_defined_again_counts_as_it_is_now(entered, tmp_path):
+    """Also where only something that its builder calls has changed: no tensor is broadcast, none left out."""
+    sizes = {"gain": 1}
+
+    def make() -> nn.Module:
+        return Made(
+            lambda m: setattr(m, "gain", nn.Parameter(torch.ones(sizes["gain"]))), lambda m, x: m.layer(x) * m.gain
+        )
+
+    spec = entered(make)
+    registry = zoo.Registry(tmp_path / "registry.json")
+    old = zoo.Checkpoint.from_module(zoo.build(spec, seed=0), spec, ["no", "yes"])
+    registry.register("old", old)
+    sizes["gain"] = 2
+    uses = [
+        old.to_module,
+        lambda: registry.load("old"),
+        lambda: registry.stacked(["old"]),
+        lambda: ensemble.load(registry, "old"),
+        lambda: registry.register("again", old),
+        lambda: zoo.checkpoint.restore(zoo.build(spec), old.tensors),
+    ]
+    for use in uses:
+        with pytest.raises(zoo.CheckpointError, match=r"gain: expected shape \(2,\), got \(1,\)"):
+            use()
+    registry.register("new", zoo.build(spec, seed=0), spec=spec, classes=["no", "yes"])
+    assert registry.load("new").gain.shape == (2,)
+
+
+def test_a_wrapped_model_is_registered_without_its_wrapper(entered, tmp_path):
+    """Where it is asked for; without that, the refusal names the prefix and the option."""
+    spec = entered(lambda: nn.Linear(3, 2))
+    registry = zoo.Registry(tmp_path / "registry.json")
+    for name, wrapped in {
+        "parallel": nn.DataParallel(linear()),
+        "compiled": torch.compile(linear()),
+        "nested": nn.ModuleDict({"net": nn.Sequential(linear())}),
+    }.items():
+        with pytest.raises(zoo.CheckpointError, match=r"begin with '.*strip it with strip_prefix=True"):
+            registry.register(name, wrapped, spec=spec, classes=["no", "yes"])
+        registry.register(name, wrapped, spec=spec, classes=["no", "yes"], strip_prefix=True)
+        assert torch.equal(says(registry.load(name)), says(linear()))
 
 
 def test_what_cannot_answer_is_not_registered(tmp_path, monkeypatch):

@@ -1,6 +1,8 @@
 """Specs: defaults, JSON, and everything that is refused."""
 
 import pytest
+import torch
+from torch import nn
 
 import zoo
 
@@ -78,3 +80,27 @@ def test_a_spec_with_unknown_fields_is_refused() -> None:
     data = zoo.Spec("mlp", features=5, context=1, classes=4).to_dict()
     with pytest.raises(ValueError, match="expected a spec with the fields"):
         zoo.Spec.from_dict({**data, "colour": "red"})
+
+
+def test_a_builder_makes_a_new_model_each_time(monkeypatch):
+    """One that returns layers which exist already is refused: models would share their weights."""
+    monkeypatch.setattr("zoo.models.architectures.ARCHITECTURES", {})
+    once = nn.Linear(3, 2)
+
+    def same_again(inputs, classes):
+        return nn.Sequential(once)
+
+    def lazy(inputs, classes):
+        return nn.Sequential(nn.LazyLinear(classes))
+
+    def drawn(inputs, classes):
+        return nn.Dropout(torch.linspace(0, 1, 3)[1].item())
+
+    for builder, message in (
+        (same_again, "expected a new module from 'same_again' each time, got one with the same '0.weight' again"),
+        (lazy, r"lazy layers in 'lazy': '0' \(LazyLinear\)"),
+        (drawn, "meta tensors; it is first built without values: compute constants from numbers"),
+    ):
+        zoo.architecture(builder)
+        with pytest.raises(ValueError, match=message):
+            zoo.build(zoo.Spec(builder.__name__, features=3, context=0, classes=2), seed=0)

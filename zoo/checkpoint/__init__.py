@@ -159,9 +159,8 @@ class Checkpoint:
                 digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
-    @cached_property
     def exam(self) -> Exam:
-        """The answer to the probe batch of the model made of it; CheckpointError (ANSWERS) where it is unusable."""
+        """What the model made of it answers to the probe batch; CheckpointError (ANSWERS) where that is unusable."""
         return self._asked(examine, self.to_module())
 
     def check_against(self, module: nn.Module) -> None:
@@ -170,12 +169,12 @@ class Checkpoint:
         It does where something else decides what the module computes: an activation that was changed after building,
         constants that were drawn, attributes. The message names the first such difference.
         """
-        live, again = self._asked(examine, module), self.to_module()
-        self.__dict__.setdefault("exam", self._asked(examine, again))  # what the property caches
-        far = [self._asked(asked, model, FAR) for model in (module, again)]
-        if same(live.logits, self.exam.logits) and same(*far):
+        pair = module, self.to_module()
+        near = self._asked(examine, module).logits, self._asked(asked, pair[1])
+        far = [self._asked(asked, model, FAR) for model in pair]
+        if same(*near) and same(*far):
             return
-        why = unlike(module, again) or "its code computes otherwise, or its builder draws constants"
+        why = unlike(*pair) or "its code computes otherwise, or its builder draws constants"
         msg = f"expected the model of {self.spec.architecture!r} that is kept to answer as the one in hand, but {why}"
         raise CheckpointError("ANSWERS", msg)
 

@@ -16,6 +16,7 @@ import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ _COARSE = 5e-2  # likewise, in types and settings of lower precision
 _REBUILT = 2e-5  # likewise, between a model and its copy, which run the same kernels
 FAR = 30.0  # times the probe batch: where activations that are alike near zero are not
 _REPEATS = 8  # of a model that draws random numbers, to see whether they matter
-_PLAIN = (bool, int, float, complex, str, bytes, tuple, torch.dtype, type(None))
+_PLAIN = (bool, int, float, complex, str, tuple, list, dict, np.ndarray, torch.dtype, type(None))
 _OWN = frozenset(nn.Module().__dict__)
 
 
@@ -171,12 +172,12 @@ def unlike(module: nn.Module, again: nn.Module) -> str:
     """The first difference between modules of equal weights that may decide what they compute; "" if none is seen."""
     others = dict(_parts(again))
     for name, mine in _parts(module):
-        theirs = others.get(name, "missing")
-        if isinstance(mine, Tensor) and not (isinstance(theirs, Tensor) and _equal(mine, theirs)):
-            return f"{name!r} is a tensor in no state_dict with other values; register it as a persistent buffer"
-        plain = isinstance(mine, _PLAIN) and mine != theirs
-        if plain or (callable(mine) and getattr(mine, "__qualname__", "") != getattr(theirs, "__qualname__", "")):
-            return f"{name!r} is {mine!r} instead of {theirs!r}"
+        theirs = others.get(name, "nothing")
+        if isinstance(mine, Tensor):
+            if not isinstance(theirs, Tensor) or not _equal(mine, theirs):
+                return f"{name!r} is a tensor in no state_dict with other values; register it as a persistent buffer"
+        elif _text(mine) != _text(theirs):
+            return f"{name!r} is {_text(mine)} instead of {_text(theirs)}"
     return ""
 
 
@@ -223,11 +224,20 @@ def _parts(module: nn.Module) -> Iterator[tuple[str, object]]:
     """What may decide what a module computes, other than its state: descriptions of its parts, and their attributes."""
     kept = module.state_dict().keys()
     for path, part in module.named_modules():
-        yield path or "the module", f"{type(part).__name__}({part.extra_repr()})"
+        hooks = [*part._forward_hooks.values(), *part._forward_pre_hooks.values()]
+        after = f" with {', '.join(map(_text, hooks))} as hook" if hooks else ""
+        yield path or "the module", f"{type(part).__name__}({part.extra_repr()}){after}"
         for name, value in {**vars(part), **part._buffers}.items():
             key = f"{path}.{name}".lstrip(".")
             if name not in _OWN and key not in kept:
                 yield key, value
+
+
+def _text(value: object) -> str:
+    """A value for comparison and for messages: plain data as it prints, functions and objects by their own names."""
+    if isinstance(value, _PLAIN):
+        return shorten(str(value), 120)
+    return str(getattr(value, "__qualname__", type(value).__name__))
 
 
 def _equal(some: Tensor, other: Tensor) -> bool:

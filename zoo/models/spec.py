@@ -144,7 +144,8 @@ def build(spec: Spec, *, seed: int | None = None, device: torch.device | str = "
         with torch.device("meta"):
             shapes = make()
     except (RuntimeError, TypeError) as error:  # torch: sizes beyond 64 bits
-        msg = f"cannot build {spec.architecture!r} with {dict(spec.options)}: {error}"
+        way_out = "; it is first built without values: compute constants from numbers" if "meta" in str(error) else ""
+        msg = f"cannot build {spec.architecture!r} with {dict(spec.options)}: {error}{way_out}"
         raise ValueError(msg) from error
     refuse_lazy(shapes, spec.architecture)
     if (parameters := _trainable(shapes)) > _MOST_PARAMETERS:

@@ -106,7 +106,7 @@ def prepare(name: str, checkpoint: Checkpoint, *, tags: Iterable[str] = (), crea
         **checkpoint.about(),
         "tags": tags_of(tags),
         "software": software(),
-        "probe": checkpoint.exam.record,
+        "probe": checkpoint.exam().record,
     }
     kept = {key: value for key, value in fields.items() if value not in ("", [], {}, None)}
     id = hashlib.sha256(content.encode()).hexdigest()[:12]
