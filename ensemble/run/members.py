@@ -260,6 +260,7 @@ class Members:
         )
         if watch is not None and spec is not None:  # the form of its inputs is declared
             group.examine(Batch.of(probe_rows(spec.inputs).to(self.device)), real=False)
+            watch.renew()  # a hook that makes weights has made them
         return group
 
 
