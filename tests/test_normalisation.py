@@ -54,6 +54,69 @@ def test_a_constant_feature_becomes_zero_and_not_nan() -> None:
         assert rows[:, 0].abs().max() < 1e-6
 
 
+MAGNITUDES = [10.0**exponent for exponent in (-45, -42, -40, -39, -38, -37, -30, 0, 30, 37)]
+
+
+@pytest.mark.parametrize("name", [*NORMALISATIONS, "peak"])
+def test_finite_features_have_finite_windows(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of any magnitude down to the smallest, constant or not, alone or around another value."""
+    monkeypatch.setitem(NORMALISATIONS, "peak", peak)
+    noise = torch.randn(40, 1, generator=torch.Generator().manual_seed(0)).clamp(-3, 3)
+    columns = [noise * size for size in MAGNITUDES] + [noise * size + 1 for size in MAGNITUDES]
+    columns += [torch.full((40, 1), value) for value in (0.0, 1e-41, 0.1, -1e38)]
+    columns.append(torch.eye(40)[:, :1] * 1e-39)  # all zero but one
+    features = torch.cat(columns, dim=1)
+    frames = FrameSet(features, None, torch.tensor([0, 1, 25, 40]), ("a", "b"))  # in the first, all are constant
+    for rows in (windows(frames, torch.arange(40), 1, name), zoo.data.stretch(frames, 1, name).windows()):
+        assert rows.isfinite().all()
+        if name in ("mean_std", "z_score", "min_max"):
+            assert not rows[3:20, 25:][:, :4].any(), "features near 1e-39 are constant"
+
+
+def peak(features: Tensor, starts: Tensor) -> Affine:
+    """Divide by the largest magnitude, as CONTRIBUTING.md shows it: 1 / 0 for a feature that is always zero."""
+    scale = 1 / features.abs().amax(dim=0, keepdim=True)
+    return scale, torch.zeros_like(scale)
+
+
+ANSWERS: dict[str, object] = {
+    "no tensors": (1.0, 0.0),
+    "one tensor": torch.ones(1, 6),
+    "float64": (torch.ones(1, 6, dtype=torch.float64), torch.zeros(1, 6, dtype=torch.float64)),
+    "scale and shift of different sizes": (torch.ones(1, 6), torch.zeros(5, 6)),
+    "a row too many": (torch.ones(6, 6), torch.zeros(6, 6)),
+    "a number per frame": (torch.ones(138, 6), torch.zeros(138, 6)),
+    "a number per feature": (torch.ones(6), torch.zeros(6)),
+}
+
+
+@pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS)
+def test_a_normalisation_that_answers_with_something_else_is_refused(
+    frames: FrameSet, monkeypatch: pytest.MonkeyPatch, answer: object
+) -> None:
+    """Broadcast, it would scale by the numbers of another recording."""
+    monkeypatch.setitem(NORMALISATIONS, "odd", named("odd", lambda features, starts: answer))
+    with pytest.raises(ValueError, match=r"normalisation 'odd' a scale and a shift, both float32 \(1, 6\) or \(5, 6\)"):
+        windows(frames, torch.arange(3), 1, "odd")
+
+
+def test_a_scale_that_is_not_finite_is_refused_for_a_feature_that_varies(
+    frames: FrameSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is no constant, so zero in its place would hide a mistake; the message says which feature."""
+    scale = torch.ones(5, 6)
+    scale[2, 3] = torch.nan
+    monkeypatch.setitem(NORMALISATIONS, "odd", named("odd", lambda features, starts: (scale, scale * 0)))
+    with pytest.raises(ValueError, match="'odd', got nan and nan for feature 3 of the frames 41 to 100, which varies"):
+        frames.affine("odd")
+
+
+def named(name: str, function: Callable[..., object]) -> Callable[..., object]:
+    """The function with that name."""
+    function.__name__ = name
+    return function
+
+
 def test_a_normalisation_of_ones_own_is_one_function(monkeypatch: pytest.MonkeyPatch, frames: FrameSet) -> None:
     """Its name goes into a spec, and windows and stretches apply it; a name of another module's is refused."""
     monkeypatch.setitem(NORMALISATIONS, "peak", NORMALISATIONS["none"])  # taken away again after the test

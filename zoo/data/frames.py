@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from zoo._names import find, unknown, usable_device
-from zoo.data.normalisation import NORMALISATIONS, Affine, Normalisation
+from zoo.data.normalisation import NORMALISATIONS, Affine, Normalisation, affine_of
 
 PADDINGS = ("recording", "corpus")
 _BLOCK = 65_536  # frames normalised at a time, so that preparing a corpus does not need a second copy of it
@@ -109,7 +109,7 @@ class FrameSet:
         function = find(NORMALISATIONS, "normalisation", normalisation)
         cache: dict[Normalisation, Affine | None] = self.__dict__.setdefault("_affine", {})
         if function not in cache:
-            cache[function] = function(self.features, self.starts)
+            cache[function] = affine_of(function, self.features, self.starts)
         return cache[function]
 
 

@@ -18,13 +18,16 @@ Normalisation = Callable[[Tensor, Tensor], Affine | None]
 
 NORMALISATIONS: dict[str, Normalisation] = {}
 
+_TINY = torch.finfo(torch.float32).tiny  # below it float32 loses its digits, and 1 / x is soon no float32
+
 
 def normalisation(function: Normalisation) -> Normalisation:
     """Register `function(features, starts)` under its own name.
 
     The function takes the raw features (T, F) float32 and the first frame of each recording, then T, as (U + 1,)
     int64. It returns scale and shift of `features * scale + shift`, float32 and each (U, F), or (1, F) for all
-    recordings alike; None leaves the features as they are.
+    recordings alike; None leaves the features as they are. Where one of them is not finite for a feature that does not
+    vary, both are taken to be zero.
 
     Example:
         >>> @normalisation
@@ -69,15 +72,44 @@ def z_score(features: Tensor, starts: Tensor) -> Affine:
 def min_max(features: Tensor, starts: Tensor) -> Affine:
     """Map each feature's range over this frame set to 0 .. 1; a constant feature becomes zero."""
     low, high = (bound.double() for bound in features.aminmax(dim=0))
-    scale = torch.where(high > low, 1 / (high - low), 0.0)
+    scale = torch.where(high - low > _TINY, 1 / (high - low), 0.0)
     return scale.float()[None], (-low * scale).float()[None]
+
+
+def affine_of(function: Normalisation, features: Tensor, starts: Tensor) -> Affine | None:
+    """What a normalisation answers for these frames, so that finite features stay finite.
+
+    Raises:
+        ValueError: it answers with other than float32 tensors (U, F) or (1, F), or with NaN or infinity for a feature
+            that varies.
+    """
+    answer = function(features, starts)
+    if answer is None:
+        return None
+    found = [(tuple(part.shape), part.dtype) if isinstance(part, Tensor) else type(part) for part in answer]
+    shapes = [(rows, features.shape[1]) for rows in (1, len(starts) - 1)]
+    if found not in [[(shape, torch.float32)] * 2 for shape in shapes]:
+        expected = f"a scale and a shift, both float32 {shapes[0]} or {shapes[1]}"
+        msg = f"expected of the normalisation {function.__name__!r} {expected}, got {found}"
+        raise ValueError(msg)
+    scale, shift = answer
+    wrong = ~(scale.isfinite() & shift.isfinite())
+    for row, feature in wrong.nonzero().tolist():
+        first, last = (0, len(features)) if len(scale) == 1 else starts[row : row + 2].tolist()
+        low, high = features[first:last, feature].double().aminmax()
+        if high - low > _TINY:
+            values = f"{float(scale[row, feature])} and {float(shift[row, feature])}"
+            where = f"feature {feature} of the frames {first} to {last - 1}, which varies from {low:g} to {high:g}"
+            msg = f"expected a finite scale and shift of the normalisation {function.__name__!r}"
+            raise ValueError(f"{msg}, got {values} for {where}")
+    return scale.masked_fill(wrong, 0.0), shift.masked_fill(wrong, 0.0)
 
 
 def _standardise(recordings: Sequence[Tensor]) -> Affine:
     """Subtract the mean of each and divide by its standard deviation, in float64; a constant feature becomes zero."""
     statistics = [_moments(recording.double()) for recording in recordings]
     deviation, mean = (torch.stack(column) for column in zip(*statistics, strict=True))
-    noise = torch.finfo(torch.float32).eps * mean.abs()
+    noise = (torch.finfo(torch.float32).eps * mean.abs()).clamp(min=_TINY)
     scale = torch.where(deviation > noise, 1 / deviation, 0.0)
     return scale.float(), (-mean * scale).float()
 
