@@ -15,11 +15,13 @@ import ensemble
 import zoo
 
 ORDER = {
-    "zoo": "_files _json _names logs data models checkpoint training registry search exchange onnx _console cli",
+    "zoo": "_files _json _names logs data models checkpoint training registry search exchange onnx signature "
+    "_console cli",
     "ensemble": "outputs rules judge fit selection run cli",
 }
 DOORS = {  # library -> the modules that may import it
     "cyclopts": {"zoo._console", "zoo.cli", "ensemble.cli"},
+    "cryptography": {"zoo.signature"},
     "huggingface_hub": {"zoo.exchange"},
     "jinja2": {"ensemble.judge.page"},
     "matplotlib": {"ensemble.judge.plots", "zoo.search.pictures"},

@@ -11,7 +11,7 @@ COMMANDS = (
     *(entries.list_, entries.show, entries.diff, entries.register),
     *(entries.alias, entries.tag, entries.note, entries.remove),
     *(entries.export, entries.import_, entries.push, entries.pull),
-    *(upkeep.verify, upkeep.load, upkeep.gc, upkeep.recover, upkeep.merge),
+    *(upkeep.verify, upkeep.sign, upkeep.load, upkeep.gc, upkeep.recover, upkeep.merge),
     *(train.train, train.average, train.runs, train.search, train.picture, train.study),
 )
 RENAMED = {  # former spelling -> what to write now

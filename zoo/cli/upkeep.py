@@ -1,16 +1,21 @@
-"""Commands on a whole registry: verify, load, gc, recover, merge."""
+"""Commands on a whole registry: verify, sign, load, gc, recover, merge."""
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import zoo
 from zoo._console import Answer, Table, progress
 from zoo.cli.entries import versions
 from zoo.cli.options import Classes, Corpus, RegistryFile, class_names, read_partition
+
+if TYPE_CHECKING:
+    from zoo.signature import Signed
 
 
 def verify(
@@ -21,13 +26,18 @@ def verify(
     corpus: Corpus = None,
     classes: Classes = (),
     valid: str = "valid",
+    key: Path | None = None,
+    place: Path | None = None,
+    signature: Path | None = None,
+    not_before: datetime | None = None,
     registry: RegistryFile = None,
 ) -> Answer:
     """Check every blob against the registry; exit code 1 if something is wrong.
 
-    The blob of an unknown architecture is checked, but no model is built from it; --import makes it known.
+    The blob of an unknown architecture is checked, but no model is built from it; --import makes it known. With --key,
+    the signature of the registry, or of the folder or file at --place, is checked first.
 
-    Example: zoo verify --probe
+    Example: zoo verify --probe; zoo verify --key maker.pub --not-before 2026-11-01
 
     Args:
         names: names or wildcards; everything if left out.
@@ -35,10 +45,29 @@ def verify(
         probe: also run each model on a fixed batch and compare with its outputs at registration.
         metrics: also evaluate each model again and compare with the metrics recorded on the same frames.
         valid: partition for --metrics.
+        key: public key (PEM) of whoever signed; needs the extra `sign`.
+        place: a signed folder or file to check in place of the registry.
+        signature: file of the signature, where it is not at its usual place.
+        not_before: date or time (UTC) before which the signature must not have been made.
     """
     from zoo.registry.load import known
 
     home = zoo.Registry(registry)
+    if place is not None and key is None:
+        raise ValueError(f"expected --key with --place, got none; {place} is checked by its signature")
+    signed = None
+    if key is not None:
+        from zoo.signature import SignatureError, verify
+
+        try:
+            signed = verify(place or home, key, signature=signature, not_before=not_before)
+        except SignatureError as error:
+            if error.reason in ("KEY", "UNREADABLE"):
+                raise
+            print(f"error: {error}", file=sys.stderr)
+            return Answer({"signed": False, "reason": error.reason, "message": str(error)}, [], code=1)
+        if place is not None:
+            return _signed(signed, "verified")
     entries = home.entries(names or "*")
     if names and not entries:  # a typing error must not pass for a clean result
         raise ValueError(f"nothing matches {' '.join(names)} in {home.path}; it has {', '.join(home.list())}")
@@ -80,7 +109,41 @@ def verify(
         "metrics": measured,
         "not_built": [entry.reference for entry in foreign],
     }
+    if signed is not None:
+        shown += _signed(signed, "verified").shown
+        data |= _signed(signed, "verified").data
     return Answer(data, shown, code=1 if problems or wrong else 0)
+
+
+def sign(
+    place: Path | None = None, /, *, key: Path, signature: Path | None = None, registry: RegistryFile = None
+) -> Answer:
+    """Sign the registry and every blob it names, or a folder or file, with your private key (needs the extra `sign`).
+
+    The signature is a file in the format of OpenSSF Model Signing 1.0, which other tools verify too. The password of
+    an encrypted key is read from $ZOO_KEY_PASSWORD.
+
+    Example: zoo sign --key maker.key; zoo sign final.onnx --key maker.key
+
+    Args:
+        place: a folder or file; the registry if left out.
+        key: private key in PEM, on the curve P-256, P-384 or P-521, as `openssl ecparam -name prime256v1 -genkey`
+            writes it.
+        signature: where to write it; by default registry.json.sig, model.sig in a folder, or FILE.sig.
+    """
+    from zoo import signature as signatures
+
+    password = os.environ.get("ZOO_KEY_PASSWORD")
+    return _signed(
+        signatures.sign(place or zoo.Registry(registry), key, signature=signature, password=password), "signed"
+    )
+
+
+def _signed(found: Signed, done: str) -> Answer:
+    """What a signature covers."""
+    at = found.at and found.at.isoformat()
+    data = {"signed": True, "signature": str(found.signature), "signed_at": at, "files": dict(found.files)}
+    return Answer(data, [f"{len(found.files)} files {done} by {found.signature}, made {at or 'at an unknown time'}"])
 
 
 def load(reference: str, /, *, registry: RegistryFile = None) -> Answer:
