@@ -13,6 +13,8 @@ from .fitters import fitter as fitter
 from .fitters import log_pool as log_pool
 from .fitters import stacked as stacked
 from .fitters import weighted as weighted
+from .greedy import GreedySelection as GreedySelection
+from .greedy import greedy as greedy
 from .temperature import PoolTemperatures as PoolTemperatures
 from .temperature import TemperatureFit as TemperatureFit
 from .temperature import fit_pool_temperatures as fit_pool_temperatures

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from ensemble.fit._solver import Array, settle
+from ensemble.fit._solver import Array, labelled, settle
 from ensemble.fit._solver.newton import Indices, Rows
-from ensemble.fit.weights import Objective, explained_matrix, fit_weights, labelled
+from ensemble.fit.weights import Objective, explained_matrix, fit_weights
 from ensemble.judge.significance import CrossFit
 from ensemble.outputs import MemberOutputs
 

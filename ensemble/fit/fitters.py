@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from scipy.optimize import minimize
 
-from ensemble.fit._solver import Array
+from ensemble.fit._solver import Array, labelled, positive
 from ensemble.fit.temperature import fit_temperature
-from ensemble.fit.weights import fit_log_linear, fit_weights, labelled, positive
+from ensemble.fit.weights import fit_log_linear, fit_weights
 from ensemble.outputs import MemberOutputs
 from ensemble.rules.fitted import BayesVote, Stacked, WeightedMean
 from ensemble.rules.pooling import mean

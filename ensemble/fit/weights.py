@@ -11,10 +11,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.optimize import minimize
-from torch import Tensor
 
-from ensemble.fit._solver import Array, SimplexFit, at_least_zero, checked_weights, fit_simplex_weights
+from ensemble.fit._solver import (
+    Array,
+    SimplexFit,
+    at_least_zero,
+    checked_weights,
+    fit_simplex_weights,
+    labelled,
+    positive,
+    refuse_nan,
+)
 from ensemble.fit._solver.newton import nonnegative_minimum
+from ensemble.fit.greedy import residual_products
 from ensemble.outputs import MemberOutputs
 from ensemble.rules.fitted import ClasswiseMean, LogPool, WeightedMean
 
@@ -133,31 +142,6 @@ def _members_kept(outputs: MemberOutputs, sums: NDArray[np.floating], on_nan: st
     return kept
 
 
-def labelled(outputs: MemberOutputs) -> Tensor:
-    """(N,) labels to fit on; refuse outputs without labels or frames."""
-    labels = outputs.require_labels()
-    if not len(labels):
-        msg = "expected frames to fit on, got none"
-        raise ValueError(msg)
-    return labels
-
-
-def positive(name: str, value: float) -> None:
-    """Refuse a setting that is not a positive number."""
-    if not 0 < value < np.inf:
-        msg = f"expected a positive {name}, got {value}"
-        raise ValueError(msg)
-
-
-def refuse_nan(outputs: MemberOutputs, numbers: NDArray[np.floating]) -> None:
-    """Refuse numbers (M, N) with NaN; the message names the members."""
-    names = [name for name, missing in zip(outputs.members, np.isnan(numbers).any(axis=1), strict=True) if missing]
-    if names:
-        way_out = "leave them out, as fit_weights does with on_nan='drop'"
-        msg = f"expected numbers from every member, got NaN from {names}; {way_out}"
-        raise ValueError(msg)
-
-
 def explained_matrix(outputs: MemberOutputs) -> tuple[NDArray[np.floating], Array, NDArray[np.bool_]]:
     """P (M, N) and the logarithms (N,) of its divisors, see `_true_class_matrix`; and the frames that count, (N,) bool.
 
@@ -198,20 +182,12 @@ def _least_brier(
 ) -> tuple[SimplexFit, NDArray[np.intp]]:
     """The weights of least Brier score, with the pull, and the members that they are of.
 
-    With R (M, M), the mean inner products of the members' residuals (probabilities - one-hot), the score of a pool is
-    w' R w, since the residual of a pool is the pool of the residuals. Of w' Q w, Q = R + alpha I, Frank and Wolfe's
-    gap is 2 (w' Q w - min Q w).
+    The score of a pool is w' R w, see `residual_products`. Of w' Q w, Q = R + alpha I, Frank and Wolfe's gap is
+    2 (w' Q w - min Q w).
     """
-    labels, (M, N, C) = labelled(outputs), outputs.shape
-    counts = np.ones(N) if sample_weights is None else checked_weights(sample_weights, N)
-    R = np.zeros((M, M))
-    for where, block in outputs.blocks(max(1, _BLOCK // (M * C))):
-        residual = block.double().numpy().copy()
-        residual[:, np.arange(residual.shape[1]), labels[where].numpy()] -= 1.0
-        residual *= np.sqrt(counts[where])[None, :, None]
-        flat = residual.reshape(M, -1)
-        R += flat @ flat.T
-    R /= counts.sum()
+    labels = labelled(outputs)
+    counts = np.ones(len(labels)) if sample_weights is None else checked_weights(sample_weights, len(labels))
+    R = residual_products(outputs, counts)
     kept = _members_kept(outputs, np.diag(R), on_nan)
     R, unit = R[np.ix_(kept, kept)], np.eye(len(kept))
     Q = R + alpha * unit

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 
 from ensemble.fit._solver import at_least_zero, first_equal, refit
 from ensemble.fit._solver.newton import Rows
+from ensemble.fit.greedy import GreedySelection as GreedySelection
+from ensemble.fit.greedy import greedy as greedy
 from ensemble.fit.weights import explained_matrix
 from ensemble.outputs import MemberOutputs
 from ensemble.rules.fitted import WeightedMean

@@ -11,9 +11,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ensemble.fit._solver import fit_simplex_weights, refit
+from ensemble.fit._solver import fit_simplex_weights, labelled, refit, refuse_nan
 from ensemble.fit._solver.newton import Rows
-from ensemble.fit.weights import labelled, refuse_nan
 from ensemble.outputs import LEAST, MemberOutputs
 
 Array = NDArray[np.float64]

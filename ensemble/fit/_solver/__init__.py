@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]  # it ships no types
 
 from ensemble.fit._solver.newton import Curvature, Indices, Numbers, Rows, View, look, step
+from ensemble.outputs import MemberOutputs
 from ensemble.outputs.arrays import floats, numbers
 from ensemble.rules.fitted import WeightedMean
 
@@ -254,6 +255,13 @@ def at_least_zero(**settings: float) -> None:
             raise ValueError(msg)
 
 
+def positive(name: str, value: float) -> None:
+    """Refuse a setting that is not a positive number."""
+    if not 0 < value < np.inf:
+        msg = f"expected a positive {name}, got {value}"
+        raise ValueError(msg)
+
+
 def checked_weights(values: object, count: int, what: str = "sample weights") -> Array:
     """(count,) float64 weights, refused unless finite, non-negative and not all zero."""
     array = floats(values, what)
@@ -261,6 +269,24 @@ def checked_weights(values: object, count: int, what: str = "sample weights") ->
         msg = f"expected {count} {what}, finite, non-negative, not all zero; got {array}"
         raise ValueError(msg)
     return array
+
+
+def labelled(outputs: MemberOutputs) -> Tensor:
+    """(N,) labels to fit on; refuse outputs without labels or frames."""
+    labels = outputs.require_labels()
+    if not len(labels):
+        msg = "expected frames to fit on, got none"
+        raise ValueError(msg)
+    return labels
+
+
+def refuse_nan(outputs: MemberOutputs, numbers: NDArray[np.floating]) -> None:
+    """Refuse numbers (M, N) with NaN; the message names the members."""
+    names = [name for name, missing in zip(outputs.members, np.isnan(numbers).any(axis=1), strict=True) if missing]
+    if names:
+        way_out = "leave them out, as fit_weights does with on_nan='drop'"
+        msg = f"expected numbers from every member, got NaN from {names}; {way_out}"
+        raise ValueError(msg)
 
 
 @lru_cache(maxsize=1)
