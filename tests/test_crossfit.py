@@ -137,3 +137,34 @@ def test_a_splitter_without_splits_is_refused():
     """An empty list of splits, for instance."""
     with pytest.raises(ValueError, match="expected a splitter with splits of these frames, got none"):
         ensemble.fit.cross_fit(some_outputs(M=2, N=60), splitter=[])
+
+
+@pytest.mark.parametrize("objective", ["nll", "brier", "accuracy", "macro_f1"])
+def test_the_metric_fitted_for_is_judged_on_recordings_left_out(objective):
+    """Fold by fold, with the weights of that fold's own fit; optimism is what the weights of all frames add."""
+    outputs = some_outputs(N=200)
+    found = ensemble.fit.cross_fit(outputs, 3, objective=objective)
+    whole = ensemble.fit_weights(outputs, objective)
+    rows = np.empty(outputs.shape[1:])
+    for k in range(3):
+        rest = ensemble.fit_weights(outputs.at(torch.from_numpy(found.fold != k)), objective)
+        np.testing.assert_allclose(found.weights[k], rest.weights, atol=2e-3)
+        here = torch.from_numpy(found.fold == k)
+        rows[found.fold == k] = ensemble.WeightedMean(found.weights[k])(outputs.probabilities.double()[:, here])
+    assert found.metric == whole.metric
+    value = ensemble.judge.score(rows, outputs.labels, found.metric)
+    full = ensemble.judge.score(whole.rule(outputs.probabilities.double()), outputs.labels, found.metric)
+    assert found.value == pytest.approx(value, abs=1e-6)
+    sign = 1 if ensemble.judge.METRICS[found.metric].higher else -1
+    assert found.optimism_value == pytest.approx(sign * (full - value), abs=1e-6)
+
+
+@pytest.mark.parametrize("objective", ["brier", "accuracy"])
+def test_weights_of_every_objective_have_their_spread(objective):
+    """Intervals around them, from fits of their own."""
+    outputs = some_outputs(N=120)
+    found = ensemble.fit.bootstrap_weights(outputs, 8, objective=objective)
+    assert found.weights.tolist() == ensemble.fit_weights(outputs, objective).weights.tolist()
+    np.testing.assert_allclose(found.replicates.sum(axis=1), 1)
+    assert (found.low <= found.high).all()
+    assert np.ptp(found.replicates, axis=0).max() > 0

@@ -29,6 +29,8 @@ def some_outputs(seed: int = 0) -> ensemble.MemberOutputs:
 FITS = {
     "fit_weights": ensemble.fit_weights,
     "fit_weights, Brier": lambda outputs: ensemble.fit_weights(outputs, "brier"),
+    "fit_weights, accuracy": lambda outputs: ensemble.fit_weights(outputs, "accuracy"),
+    "fit_weights, macro F1": lambda outputs: ensemble.fit_weights(outputs, "macro_f1"),
     "fit_class_weights": ensemble.fit.fit_class_weights,
     "fit_log_linear": ensemble.fit.fit_log_linear,
     "fit_temperature": ensemble.fit.fit_temperature,
@@ -40,6 +42,7 @@ FITS = {
     "fit_stacked": ensemble.fit.fit_stacked,
     "select": lambda outputs: ensemble.select(outputs, np.inf),
     "greedy": ensemble.greedy,
+    "greedy, macro F1": lambda outputs: ensemble.greedy(outputs, metric="macro_f1"),
 }
 
 

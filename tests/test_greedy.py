@@ -70,6 +70,59 @@ def test_greedy_reads_members_where_they_lie(layout):
     assert found.accuracies.tolist() == right.double().mean(dim=1).tolist()
 
 
+def judged(metric, rows, labels):
+    """More is better."""
+    return ensemble.judge.METRICS[metric].goods(ensemble.judge.score(rows, labels, metric))
+
+
+@pytest.mark.parametrize("decimals", [None, 1])
+@pytest.mark.parametrize("metric", ["accuracy", "macro_f1", "log_loss", "brier"])
+def test_every_metric_is_picked_for_as_the_plain_loop_does(metric, decimals):
+    """Value by value."""
+    outputs = some_outputs(5, N=150, seed=4, decimals=decimals)
+    p, y = outputs.probabilities.double().numpy(), outputs.labels.numpy()
+    found, total = greedy(outputs, 12, metric=metric), np.zeros(p.shape[1:])
+    for k, name in enumerate(found.picks):
+        values = [judged(metric, (total + q) / (k + 1), y) for q in p]
+        m = outputs.members.index(name)
+        assert values[m] == pytest.approx(max(values), abs=1e-9)
+        assert ensemble.judge.METRICS[metric].goods(found.values[k]) == pytest.approx(values[m], abs=1e-6)
+        total += p[m]
+    assert found.metric == metric
+    assert found.value == (max if ensemble.judge.METRICS[metric].higher else min)(found.values)
+    assert np.isnan(found.accuracy) == (metric != "accuracy")
+
+
+def test_picks_stay_among_those_allowed():
+    """Here never more than two different members."""
+    outputs = some_outputs(6)
+    found = greedy(outputs, 20, allowed=lambda chosen: chosen if chosen.sum() == 2 else np.ones(6, dtype=bool))
+    assert len(set(found.picks)) <= 2
+    assert found.accuracy >= greedy(outputs, 1).accuracy
+
+
+def test_an_own_metric_of_decisions_is_picked_for_and_one_of_frames_is_refused():
+    """Balanced accuracy is as good as any; a mean over frames would take a loop over all of them."""
+    try:
+
+        @ensemble.judge.metric(ensemble.judge.Counts)
+        def balanced(counts):
+            return (counts.hits / counts.true).mean(axis=-1)
+
+        @ensemble.judge.metric(ensemble.judge.Answers)
+        def certainty(answers):
+            return answers.rows.max(axis=1)
+
+        outputs = some_outputs(4)
+        assert greedy(outputs, 5, metric="balanced").value >= greedy(outputs, 1, metric="balanced").value
+        assert ensemble.fit_weights(outputs, "balanced").gap == np.inf
+        with pytest.raises(ValueError, match="a metric of Counts to pick by, got 'certainty'"):
+            greedy(outputs, metric="certainty")
+    finally:
+        for name in ("balanced", "certainty"):
+            ensemble.judge.METRICS.pop(name, None)
+
+
 def test_greedy_is_at_least_as_accurate_as_the_best_member_and_the_simplex_fits_better():
     """Accuracy: greedy >= best member. Log-loss: simplex <= greedy."""
     outputs = some_outputs(6)

@@ -91,8 +91,8 @@ def test_brier_weights_agree_with_scipy_and_their_gap_bounds_the_truth():
 def test_an_unknown_objective_or_missing_labels_are_refused():
     """With the names that exist, and the way out."""
     outputs = some_outputs()
-    with pytest.raises(ValueError, match="'nll' or 'brier'"):
-        fit_weights(outputs, "accuracy")
+    with pytest.raises(ValueError, match="no objective named 'acuracy'; did you mean 'accuracy'"):
+        fit_weights(outputs, "acuracy")
     with pytest.raises(ValueError, match="with labels"):
         fit_weights(ensemble.MemberOutputs(outputs.log_probabilities, outputs.members, outputs.classes))
 
@@ -139,3 +139,67 @@ def test_class_weights_shrink_to_the_common_ones():
     assert loss(weak.rule) <= loss(ensemble.WeightedMean(weak.common)) + 1e-6
     with pytest.raises(ValueError, match="positive number of frames"):
         ensemble.fit.fit_class_weights(outputs, strength=0)
+
+
+DECISIONS = ["accuracy", "macro_f1"]
+
+
+@pytest.mark.parametrize("metric", DECISIONS)
+def test_weights_for_decisions_beat_every_member_and_lie_within_their_gap_of_all_weights(metric):
+    """On a grid of all weights of three members; the loss is that of the rule."""
+    outputs = some_outputs(M=3, N=60)
+    p, labels = outputs.probabilities.double(), outputs.labels.numpy()
+    judged = lambda w: 1 - ensemble.judge.score(ensemble.WeightedMean(w)(p), labels, metric)  # noqa: E731
+    fit = fit_weights(outputs, metric)
+    assert judged(fit.weights) == pytest.approx(fit.loss, abs=1e-12)
+    assert fit.loss <= min(judged(w) for w in np.eye(3)) + 1e-12
+    grid = [(a, b, 20 - a - b) for a in range(21) for b in range(21 - a)]
+    assert fit.loss - fit.gap <= min(judged(w) for w in grid) + 1e-12
+    assert 0 <= fit.gap < fit.loss
+    assert np.isnan(fit.multipliers).all()
+
+
+def test_frames_lost_to_every_pool_prove_weights_for_decisions_optimal():
+    """All members are wrong in the same way on one frame of three, and one is right on the others."""
+    good, bad = [[0.9, 0.1], [0.2, 0.8], [0.3, 0.7]], [[0.4, 0.6], [0.4, 0.6], [0.4, 0.6]]
+    outputs = ensemble.MemberOutputs.from_probabilities({"good": good, "bad": bad}, labels=[0, 1, 0])
+    fit = fit_weights(outputs, "accuracy")
+    assert (fit.loss, fit.gap) == (pytest.approx(1 / 3), 0.0)
+    macro = fit_weights(outputs, "macro_f1")
+    assert macro.loss == pytest.approx(1 - (2 / 3 + 2 / 3) / 2)
+    assert macro.loss - macro.gap == pytest.approx(1 - (2 / 3 + 1) / 2)  # as if the lost frame were predicted as none
+
+
+@pytest.mark.parametrize("objective", ["nll", "brier", *DECISIONS])
+def test_sample_weights_are_repeated_frames_for_every_objective(objective):
+    """Zeros leave frames out."""
+    outputs = some_outputs(M=4, N=80)
+    times = np.random.default_rng(0).integers(0, 4, 80)
+    weighted = fit_weights(outputs, objective, sample_weights=times)
+    repeated = fit_weights(outputs.at(torch.from_numpy(np.repeat(np.arange(80), times))), objective)
+    np.testing.assert_allclose(weighted.weights, repeated.weights, atol=2e-3)
+    assert weighted.loss == pytest.approx(repeated.loss, abs=2e-6)
+    assert weighted.gap == pytest.approx(repeated.gap, abs=2e-6)
+
+
+def test_what_decisions_do_not_offer_is_refused_and_a_member_with_nan_left_out():
+    """No pull towards equal weights; weight 0 with a warning."""
+    outputs = some_outputs(M=3, N=60)
+    with pytest.raises(ValueError, match="alpha 0 for accuracy"):
+        fit_weights(outputs, "accuracy", alpha=0.1)
+    logs = outputs.log_probabilities.clone()
+    logs[1, 7] = torch.nan
+    holes = ensemble.MemberOutputs(logs, outputs.members, outputs.classes, outputs.labels)
+    with pytest.raises(ValueError, match="got NaN from"):
+        fit_weights(holes, "macro_f1")
+    with pytest.warns(UserWarning, match="get weight 0"):
+        found = fit_weights(holes, "macro_f1", on_nan="drop")
+    assert found.weights[1] == 0
+
+
+def test_log_loss_is_a_name_of_the_default_objective():
+    """The same weights, the same proof."""
+    outputs = some_outputs()
+    first, second = fit_weights(outputs), fit_weights(outputs, "log_loss")
+    assert first.weights.tolist() == second.weights.tolist()
+    assert (first.metric, first.gap) == (second.metric, second.gap)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from ensemble.fit._solver import Array, labelled, settle
 from ensemble.fit._solver.newton import Indices, Rows
 from ensemble.fit.weights import Objective, explained_matrix, fit_weights
+from ensemble.judge.metrics import METRICS, Answers
 from ensemble.judge.significance import CrossFit
 from ensemble.outputs import MemberOutputs
 
@@ -44,16 +46,18 @@ class WeightIntervals:
 
 
 def bootstrap_weights(
-    outputs: MemberOutputs, replicates: int = 200, *, seed: int = 0, level: float = 0.95
+    outputs: MemberOutputs, replicates: int = 200, *, objective: Objective = "nll", seed: int = 0, level: float = 0.95
 ) -> WeightIntervals:
-    """Intervals and inclusion frequencies of log-loss weights, with recordings drawn with replacement.
+    """Intervals and inclusion frequencies of fitted weights, with recordings drawn with replacement.
 
-    Each replicate is refitted from the full fit's weights, until another step would move them by less than
-    0.001. Frames to whose true class every member gives zero are left out, and so are recordings of nothing else.
+    Each replicate of log-loss weights is refitted from the full fit's weights, until another step would move them by
+    less than 0.001; for other objectives it is a fit of its own, so that fewer replicates may have to do. Frames to
+    whose true class every member gives zero are left out, and so are recordings of nothing else.
 
     Args:
         outputs: with labels and groups (recordings); without groups, frames are drawn.
         replicates: R, the number of resamples.
+        objective: see `fit_weights`.
         seed: seed of the resampling.
         level: nominal coverage of the percentile intervals.
 
@@ -67,7 +71,7 @@ def bootstrap_weights(
         msg = f"expected at least one replicate and a level in (0, 1), got {replicates} and {level}"
         raise ValueError(msg)
     P, _, alive = explained_matrix(outputs)
-    fit = fit_weights(outputs)
+    fit = fit_weights(outputs, objective)
     assert outputs.groups is not None  # filled in when made
     distinct, recording = np.unique(outputs.groups.numpy()[alive], return_inverse=True)
     count = len(distinct)
@@ -78,7 +82,12 @@ def bootstrap_weights(
     drawn = np.empty((replicates, len(outputs.members)))
     for r in range(replicates):
         times = generator.multinomial(count, np.full(count, 1.0 / count)).astype(np.float64)
-        drawn[r] = settle(rows.reweighted(times[recording]), start=fit.weights, within=_SETTLED)
+        if fit.metric == "log_loss":
+            drawn[r] = settle(rows.reweighted(times[recording]), start=fit.weights, within=_SETTLED)
+        else:
+            every = np.zeros(len(alive))
+            every[alive] = times[recording]
+            drawn[r] = fit_weights(outputs, objective, sample_weights=every).weights
     low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=0)
     inclusion = (drawn > _PRESENT).mean(axis=0)
     return WeightIntervals(outputs.members, fit.weights, low, high, inclusion, drawn, level, fit.dropped)
@@ -93,7 +102,7 @@ def cross_fit(
     alpha: float = 0.0,
     seed: int = 0,
 ) -> CrossFit:
-    """Log-loss and accuracy of fitted weights on recordings that the fit did not see.
+    """Log-loss, accuracy and the metric fitted for, of fitted weights on recordings that the fit did not see.
 
     Args:
         outputs: with labels and groups; whole recordings are dealt out to the folds.
@@ -117,28 +126,38 @@ def cross_fit(
     """
     splits = _splits(outputs, folds, splitter, seed)
     P, log_scale, alive = explained_matrix(outputs)
-    labels, full = labelled(outputs), fit_weights(outputs, objective, alpha=alpha).weights
+    labels, whole = labelled(outputs), fit_weights(outputs, objective, alpha=alpha)
+    full, metric = whole.weights, METRICS[whole.metric]
     times = [np.bincount(train, minlength=len(alive)) for train, _ in splits]
     fits = [fit_weights(outputs, objective, alpha=alpha, sample_weights=own, start=full) for own in times]
 
-    def judged(pools: Array) -> tuple[float, float]:
-        """Log-loss and accuracy of pools (splits, M), each on the test frames of its split."""
-        nats, right = [], []
+    def answers(pools: Array) -> Iterator[Answers]:
+        """Those of pools (splits, M), each on the test frames of its split."""
+        for own, (_, test) in zip(pools, splits, strict=True):
+            for part in torch.split(torch.from_numpy(test), _FRAMES):
+                rows = np.einsum("m,mnc->nc", own, outputs.log_probabilities[:, part].float().exp().numpy())
+                yield Answers(rows, labels[part].numpy(), rows.argmax(axis=1))
+
+    def judged(pools: Array) -> tuple[float, float, float]:
+        """Log-loss, accuracy, and the metric fitted for."""
+        nats = []
         for own, (_, test) in zip(pools, splits, strict=True):
             kept = test[alive[test]]
             with np.errstate(divide="ignore"):
                 nats.append(-(np.log(np.einsum("m,mn->n", own, P[:, kept], dtype=np.float64)) + log_scale[kept]))
-            for part in torch.split(torch.from_numpy(test), _FRAMES):
-                rows = outputs.log_probabilities[:, part].float().exp().numpy()
-                right.append(np.einsum("m,mnc->nc", own, rows).argmax(axis=1) == labels[part].numpy())
-        return float(np.concatenate(nats).mean()), float(np.concatenate(right).mean())
+        known = {"log_loss": float(np.concatenate(nats).mean()), "accuracy": METRICS["accuracy"].over(answers(pools))}
+        value = known[metric.name] if metric.name in known else metric.over(answers(pools))
+        return known["log_loss"], known["accuracy"], value
 
     weights, fold = np.stack([fit.weights for fit in fits]), np.full(len(alive), -1)
     for k in reversed(range(len(splits))):
         fold[splits[k][1]] = k
-    (loss, accuracy), (full_loss, full_accuracy) = judged(weights), judged(np.tile(full, (len(splits), 1)))
+    loss, accuracy, value = judged(weights)
+    full_loss, full_accuracy, full_value = judged(np.tile(full, (len(splits), 1)))
     dropped = int((~alive & (fold >= 0)).sum())
-    return CrossFit(loss, accuracy, loss - full_loss, full_accuracy - accuracy, weights, fold, dropped)
+    optimism_value = full_value - value if metric.higher else value - full_value
+    found = loss, accuracy, loss - full_loss, full_accuracy - accuracy, weights, fold, dropped
+    return CrossFit(*found, metric=metric.name, value=value, optimism_value=optimism_value)
 
 
 def _splits(outputs: MemberOutputs, folds: int, splitter: Any, seed: int) -> list[tuple[Indices, Indices]]:

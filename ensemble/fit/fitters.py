@@ -47,6 +47,24 @@ def weighted(outputs: MemberOutputs) -> FittedRule:
 
 
 @fitter
+def weighted_accuracy(outputs: MemberOutputs) -> FittedRule:
+    """The mean with weights for accuracy, picked greedily."""
+    return fit_weights(outputs, "accuracy").rule
+
+
+@fitter
+def weighted_brier(outputs: MemberOutputs) -> FittedRule:
+    """The mean with weights of least Brier score."""
+    return fit_weights(outputs, "brier").rule
+
+
+@fitter
+def weighted_macro_f1(outputs: MemberOutputs) -> FittedRule:
+    """The mean with weights for macro F1, picked greedily."""
+    return fit_weights(outputs, "macro_f1").rule
+
+
+@fitter
 def calibrated(outputs: MemberOutputs) -> FittedRule:
     """The weighted mean, then one temperature."""
     return fit_temperature(outputs, rule=weighted(outputs)).rule

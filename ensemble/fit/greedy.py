@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ensemble.fit._solver import Array, checked_weights, labelled, refuse_nan
 from ensemble.judge.metrics import METRICS, Counts, Metric, get_metric
-from ensemble.outputs import MemberOutputs
+from ensemble.outputs import LEAST, MemberOutputs
 from ensemble.rules.fitted import WeightedMean
 
 Mask = NDArray[np.bool_]
@@ -236,8 +236,8 @@ class _Decisions:
 
     def _counted(self, guess: NDArray[np.intp], labels: NDArray[np.intp], times: Array) -> tuple[Array, Array]:
         """(C,) each: hits and predictions by class."""
-        right = np.bincount(guess, times * (guess == labels), self.classes)
-        return right, np.bincount(guess, times, self.classes).astype(np.float64)
+        hits, predicted = (np.bincount(guess, each, self.classes) for each in (times * (guess == labels), times))
+        return hits.astype(np.float64), predicted.astype(np.float64)
 
     def _keep(self, open_: Mask) -> None:
         """Go on with these frames only: the others keep their predictions."""
@@ -259,18 +259,17 @@ class _Scores:
 
     def best(self, allowed: Mask) -> tuple[int, float, float]:
         """As for `_Decisions`."""
-        after = self.counts.sum() + 1
+        pools, share = (self.true_sum + self.truth) / (self.counts.sum() + 1), self.times / self.times.sum()
         with np.errstate(divide="ignore"):
-            losses = [
-                -float(self.times @ np.log((self.true_sum + one) / after)) / self.times.sum() for one in self.truth
-            ]
-        values = -np.array(losses)
-        if self.products is not None:
+            losses = -np.log(pools) @ share
+        if self.products is None:
+            values = np.log(np.maximum(pools, LEAST)) @ share  # as the metric counts
+        else:
             R, c = self.products, self.counts
-            values = -(c @ R @ c + 2 * R @ c + np.diag(R)) / after**2
+            values = -(c @ R @ c + 2 * R @ c + np.diag(R)) / (c.sum() + 1) ** 2
         values = np.where(allowed, values, -np.inf)
         m = min(np.flatnonzero(allowed), key=lambda m: (-values[m], losses[m]))
-        return int(m), float(values[m]), losses[m]
+        return int(m), float(values[m]), float(losses[m])
 
     def add(self, m: int) -> None:
         self.true_sum += self.truth[m]
@@ -283,14 +282,15 @@ def residual_products(outputs: MemberOutputs, times: Array) -> Array:
     With these R, the Brier score of a pool is w' R w, since the residual of a pool is the pool of the residuals.
     """
     labels, (M, _, C) = labelled(outputs), outputs.shape
-    R = np.zeros((M, M))
+    R: Array = np.zeros((M, M))
     for where, block in outputs.blocks(max(1, _CELLS // (M * C))):
         residual = block.double().numpy().copy()
         residual[:, np.arange(residual.shape[1]), labels[where].numpy()] -= 1.0
         residual *= np.sqrt(times[where])[None, :, None]
         flat = residual.reshape(M, -1)
         R += flat @ flat.T
-    return R / times.sum()
+    R /= times.sum()
+    return R
 
 
 class _Table:

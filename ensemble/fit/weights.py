@@ -23,14 +23,17 @@ from ensemble.fit._solver import (
     refuse_nan,
 )
 from ensemble.fit._solver.newton import nonnegative_minimum
-from ensemble.fit.greedy import residual_products
+from ensemble.fit.greedy import greedy, residual_products
+from ensemble.judge.metrics import METRICS, Counts, Metric
 from ensemble.outputs import MemberOutputs
 from ensemble.rules.fitted import ClasswiseMean, LogPool, WeightedMean
+from ensemble.rules.table import no_such
 
-Objective = Literal["nll", "brier"]
+Objective = str  # "nll" or a name in `ensemble.judge.METRICS`
 _EXACT = 2**22  # a true-class matrix of up to this many numbers is kept in float64
 _BLOCK = 2**21  # numbers of (M, b, C) processed together
 _FRAMES = 8192  # frames processed together by the log-linear pool and by the class-wise fit
+_ROUNDING = 1e-6  # of a difference of probabilities in float32, and of their weighted means
 _LOWEST = math.log(LogPool.floor)
 
 
@@ -41,10 +44,11 @@ class WeightFit:
     Attributes:
         weights: (M,) float64, non-negative, summing to one, in the order of `members`.
         loss: the objective at these weights over the frames kept: nats per frame for "nll", mean squared
-            distance to the one-hot truth (0 to 2) for "brier"; without the shrinkage term.
-        gap: the objective is at most this far above its minimum.
+            distance to the one-hot truth (0 to 2) for "brier", one minus the metric for decisions; without the
+            shrinkage term.
+        gap: the objective is at most this far above its minimum; for decisions loose, see `fit_weights`.
         multipliers: (M,) d_m for "nll" (see `SimplexFit`); for "brier" 1 - (slope_m - w . slope), so that
-            both are 1 on the support and at most 1 elsewhere, up to the gap.
+            both are 1 on the support and at most 1 elsewhere, up to the gap; NaN for decisions.
         passes, dropped: see `SimplexFit`.
     """
 
@@ -57,6 +61,11 @@ class WeightFit:
     objective: Objective = "nll"
     dropped: int = 0
     fingerprint: str = ""
+
+    @property
+    def metric(self) -> str:
+        """The objective's name in `ensemble.judge.METRICS`."""
+        return "log_loss" if self.objective == "nll" else self.objective
 
     @property
     def rule(self) -> WeightedMean:
@@ -82,12 +91,19 @@ def fit_weights(
 ) -> WeightFit:
     """The best weights of the linear pool on these frames; judge them on other frames.
 
+    For the log-loss and the Brier score, which are convex, `gap` proves the weights optimal. Accuracy and macro F1 are
+    neither convex nor smooth: their weights are the shares of 50 greedy picks (see `greedy`), never worse than the best
+    single member on these frames, and `gap` compares them with a bound that no weights exceed, since some frames are
+    wrong whatever the weights: those where every member prefers one and the same class to the true one. Better weights
+    may exist. These objectives also flatter themselves more: see `cross_fit` for how much.
+
     Args:
         outputs: with labels; read in blocks, so they may be memory-mapped.
-        objective: "nll" for the log-loss, "brier" for the squared error of the whole distribution.
+        objective: "nll" or "log_loss", "brier" for the squared error of the whole distribution, or a metric of
+            decisions: "accuracy", "macro_f1", or your own of `Counts` (its gap is infinite).
         alpha: strength of the pull towards equal weights. "nll": as if M further frames, of total weight alpha N, had
             been added, on each of which exactly one member is right; "brier": alpha times the squared distance from
-            equal weights.
+            equal weights; 0 for decisions.
         sample_weights: (N,) non-negative; integers act as repeated frames.
         start: (M,) weights to begin from ("nll" only; the Brier score needs none).
         on_nan: "drop" gives weight 0 to a member with NaN on some frame, with a warning.
@@ -104,16 +120,18 @@ def fit_weights(
         >>> fit_weights(outputs).weights.tolist()
         [1.0, 0.0]
     """
-    if objective not in ("nll", "brier"):
-        msg = f"expected the objective 'nll' or 'brier', got {objective!r}"
-        raise ValueError(msg)
+    if objective not in (known := {"nll", *METRICS}):
+        raise ValueError(no_such("objective", objective, known))
+    metric = METRICS["log_loss" if objective == "nll" else objective]
     if on_nan not in ("raise", "drop"):
         msg = f"expected on_nan 'raise' or 'drop', got {on_nan!r}"
         raise ValueError(msg)
     at_least_zero(alpha=alpha, tolerance=tolerance)
     M, N, _ = outputs.shape
     offset = 0.0
-    if objective == "brier":
+    if metric.name not in ("log_loss", "brier"):
+        fit, kept = _best_decisions(outputs, metric, sample_weights, alpha, on_nan)
+    elif metric.name == "brier":
         fit, kept = _least_brier(outputs, sample_weights, alpha, on_nan)
     else:
         P, log_scale = _true_class_matrix(outputs)
@@ -132,6 +150,39 @@ def fit_weights(
     weights[kept], multipliers[kept] = fit.weights, fit.multipliers
     proof = fit.loss - offset, fit.gap, fit.passes, multipliers
     return WeightFit(weights, *proof, outputs.members, objective, fit.dropped, outputs.fingerprint)
+
+
+def _best_decisions(
+    outputs: MemberOutputs, metric: Metric, sample_weights: object | None, alpha: float, on_nan: str
+) -> tuple[SimplexFit, NDArray[np.intp]]:
+    """Greedy weights for a metric of decisions, with the gap to its bound, and the members that they are of."""
+    if alpha:
+        msg = f"expected alpha 0 for {metric.name}, whose weights cannot be pulled, got {alpha}"
+        raise ValueError(msg)
+    sums = np.array([sum(float(part.sum()) for part in member.split(_FRAMES)) for member in outputs.log_probabilities])
+    kept = _members_kept(outputs, sums, on_nan)
+    judged = outputs if len(kept) == len(outputs.members) else outputs.subset([outputs.members[m] for m in kept])
+    found = greedy(judged, metric=metric.name, sample_weights=sample_weights)
+    loss, support = 1 - found.value, tuple(np.flatnonzero(found.weights).tolist())
+    gap = max(loss - least_loss(judged, metric.name, sample_weights), 0.0)
+    return SimplexFit(found.weights, loss, gap, len(found.picks), np.full(len(kept), np.nan), support, 0), kept
+
+
+def least_loss(outputs: MemberOutputs, metric: str, sample_weights: object | None = None) -> float:
+    """A bound of one minus a metric of decisions, for every linear pool of some of the members; -inf where unknown.
+
+    A frame is lost to all pools where one class has more than the true one from every member. Were all others right,
+    macro F1 would be the mean of 2 h / (h + n) over the classes, with h of n frames not lost.
+    """
+    labels = labelled(outputs).numpy()
+    times = np.ones(len(labels)) if sample_weights is None else checked_weights(sample_weights, len(labels))
+    (M, _, C), lost = outputs.shape, np.empty(len(labels), dtype=bool)
+    for where, block in outputs.blocks(max(1, _BLOCK // (M * C))):
+        truth = block.gather(-1, torch.from_numpy(labels[where]).expand(M, -1)[..., None])
+        lost[where] = ((block - truth).amin(dim=0) > _ROUNDING).any(dim=-1).numpy()
+    n, h = np.bincount(labels, times, C), np.bincount(labels, times * ~lost, C)
+    bounds = {"accuracy": h.sum() / n.sum(), "macro_f1": METRICS["macro_f1"].function(Counts(h, h, n))}
+    return 1 - float(bounds.get(metric, np.inf))
 
 
 def _members_kept(outputs: MemberOutputs, sums: NDArray[np.floating], on_nan: str) -> NDArray[np.intp]:

@@ -15,6 +15,7 @@ from .metrics import Counts as Counts
 from .metrics import Metric as Metric
 from .metrics import get_metric as get_metric
 from .metrics import metric as metric
+from .metrics import score as score
 from .reliability import Murphy as Murphy
 from .reliability import brier_score as brier_score
 from .reliability import expected_calibration_error as expected_calibration_error

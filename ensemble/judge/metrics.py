@@ -7,7 +7,8 @@ Reports, pages, fits, selections and commands take the names from the table.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
@@ -16,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemble.outputs import LEAST
+from ensemble.outputs.arrays import rows_and_labels
 from ensemble.rules.table import no_such
 
 Floats = NDArray[np.float64]
@@ -35,6 +37,12 @@ class Answers:
     def true_class(self) -> Floats:
         """(B,) probability of the true class."""
         return self.rows[np.arange(len(self.labels)), self.labels].astype(np.float64)
+
+    @property
+    def by_class(self) -> list[tuple[NDArray[np.bool_], NDArray[np.int64]]]:
+        """For each field of `Counts` the frames that count, and their classes."""
+        answered = self.guesses >= 0
+        return [(self.guesses == self.labels, self.labels), (answered, self.guesses), (answered, self.labels)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +73,17 @@ class Metric:
     def amount(self) -> str:
         """What a gain is counted in, for sentences: "points of accuracy"."""
         return f"{'points' if self.unit == '%' else self.unit or 'units'} of {self.title}"
+
+    def over(self, blocks: Iterable[Answers]) -> float:
+        """Its value over all frames of some blocks; NaN without frames."""
+        if self.of is Answers:
+            numbers = [np.asarray(self.function(block), dtype=np.float64) for block in blocks]
+            return float(np.concatenate(numbers).mean()) if sum(map(len, numbers)) else math.nan
+        classes = [
+            [np.bincount(each[chosen], minlength=block.rows.shape[1]) for chosen, each in block.by_class]
+            for block in blocks
+        ]
+        return float(self.function(Counts(*np.sum(classes, axis=0))))
 
     def goods(self, values: Floats) -> Floats:
         """Values of this metric with such a sign that more is better."""
@@ -99,6 +118,25 @@ def get_metric(name: str) -> Metric:
     if name not in METRICS:
         raise ValueError(no_such("metric", name, METRICS))
     return METRICS[name]
+
+
+def score(probabilities: Any, labels: Any, metric: str = "accuracy") -> float:
+    """The value of a metric for given answers; NaN without frames.
+
+    Args:
+        probabilities: (N, C) rows that sum to one: an array, a tensor, a table.
+        labels: (N,) class indices, or names of the table's columns.
+        metric: a name in `METRICS`.
+
+    Raises:
+        ValueError: rows that are not distributions, labels that are not among the classes, or an unknown metric.
+
+    Example:
+        >>> score([[0.9, 0.1], [0.4, 0.6]], [0, 0], "brier")
+        0.37
+    """
+    own, (rows, truth) = get_metric(metric), rows_and_labels(probabilities, labels)
+    return own.over([Answers(rows.numpy(), truth.numpy(), rows.numpy().argmax(axis=1))])
 
 
 @metric(Answers, unit="%")

@@ -50,6 +50,9 @@ class CrossFit:
     weights: NDArray[np.float64]  #: (splits, M), fitted on the training frames of each split
     fold: NDArray[np.intp]  #: (N,) the first split that tests a frame; -1 where none does
     dropped: int = 0  #: frames left out of the losses because every member gave the true class exactly zero
+    metric: str = "log_loss"  #: that the weights were fitted for
+    value: float = math.nan  #: of `metric`, over the frames that some split tests, at the weights fitted without them
+    optimism_value: float = math.nan  #: how much better `metric` is, on these frames, at weights fitted on all frames
 
 
 def sums_by_group(values: ArrayLike, groups: ArrayLike) -> tuple[Floats, Floats]:

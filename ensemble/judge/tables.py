@@ -81,7 +81,7 @@ class Tally:
             sums[index] += np.bincount(where, METRICS[name].function(answers), minlength=groups)
         if self.counts.size:
             flat, place = self.counts[index].reshape(-1), where * 3 * classes
-            for row, (chosen, column) in enumerate([(correct, labels), (answered, guesses), (answered, labels)]):
+            for row, (chosen, column) in enumerate(answers.by_class):
                 np.add.at(flat, (place + row * classes + column)[chosen], 1)
         self.bins[index] += bin_sums(confidence[answered], correct[answered])
         self.clipped[index] += int((answers.true_class < LEAST).sum())

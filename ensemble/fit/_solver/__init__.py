@@ -271,7 +271,7 @@ def checked_weights(values: object, count: int, what: str = "sample weights") ->
     return array
 
 
-def labelled(outputs: MemberOutputs) -> Tensor:
+def labelled(outputs: MemberOutputs) -> torch.Tensor:
     """(N,) labels to fit on; refuse outputs without labels or frames."""
     labels = outputs.require_labels()
     if not len(labels):
