@@ -164,7 +164,7 @@ def seconds(work: Work) -> float:
 
 def machine(setting: Setting) -> str:
     """One line: processor, threads, torch, and what it multiplies at best; another one for what it lacks."""
-    capabilities = torch.cpu.get_capabilities()
+    capabilities: dict[str, str] = getattr(torch.cpu, "get_capabilities", dict)()  # from torch 2.11 on
     name = torch.cuda.get_device_name() if setting.device.type == "cuda" else capabilities.get("cpu_name", "")
     rates = ", ".join(f"{kind} {rate / 1e9:.0f} GFLOP/s" for kind, rate in setting.ceilings.items())
     parts = f"{name}, {platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"

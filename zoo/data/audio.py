@@ -1,22 +1,19 @@
 """MFCC frames from waveforms and audio files; time and frequency masks over windows of frames.
 
-The only module that imports torchaudio. The front end is fixed, because a model is useless on features other than
-its own: 16 kHz, 25 ms Hann windows every 10 ms, 40 mel bands, 27 coefficients, raw. See `normalisation` for the rest.
+The only module that imports torchaudio, and it does so only where audio becomes features. The front end is fixed,
+because a model is useless on features other than its own: 16 kHz, 25 ms Hann windows every 10 ms, 40 mel bands, 27
+coefficients, raw. See `normalisation` for the rest.
 """
 
 from functools import cache
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-
-try:
-    import torchaudio
-except (ImportError, OSError) as error:  # OSError: the binary was built for another torch
-    msg = f"expected torchaudio of the release of torch {torch.__version__}, got none; pip install 'torchaudio==2.11.*'"
-    raise ImportError(msg) from error
 
 SAMPLE_RATE = 16_000  # Hz
 WINDOW = 400  # samples: 25 ms
@@ -40,6 +37,7 @@ def mfcc(waveform: Tensor | NDArray[np.floating], sample_rate: int = SAMPLE_RATE
         (T, 27) float32 on the waveform's device, T = S // 160 + 1 with S counted at 16 kHz.
 
     Raises:
+        ImportError: torchaudio is not installed (the extra `audio`), or was built for another torch.
         TypeError: the samples are integers.
         ValueError: the waveform is shorter than one window, not finite, or not one- or two-dimensional.
 
@@ -65,10 +63,21 @@ def mfcc(waveform: Tensor | NDArray[np.floating], sample_rate: int = SAMPLE_RATE
     return frames.T.contiguous()
 
 
+def _torchaudio() -> ModuleType:
+    """torchaudio, an optional package, of which each release is built for one release of torch."""
+    try:
+        import torchaudio
+    except (ImportError, OSError, RuntimeError, AttributeError) as error:  # its binary was built for another torch
+        release = torch.__version__.partition("+")[0]
+        msg = f"MFCCs and resampling need torchaudio for torch {release}: pip install 'torchaudio<={release}' ({error})"
+        raise ImportError(msg) from error
+    return torchaudio  # type: ignore[no-any-return, unused-ignore]  # untyped
+
+
 @cache
-def _front_end(device: torch.device) -> torchaudio.transforms.MFCC:
+def _front_end(device: torch.device) -> Any:
     spectrum = {"n_fft": WINDOW, "win_length": WINDOW, "hop_length": HOP, "n_mels": MEL_BANDS, "center": True}
-    return torchaudio.transforms.MFCC(SAMPLE_RATE, COEFFICIENTS, melkwargs=spectrum).to(device)
+    return _torchaudio().transforms.MFCC(SAMPLE_RATE, COEFFICIENTS, melkwargs=spectrum).to(device)
 
 
 def mfcc_file(path: str | Path) -> Tensor:
@@ -119,21 +128,24 @@ def resample(waveform: Tensor, sample_rate: int, to: int = SAMPLE_RATE) -> Tenso
         to: wanted rate, Hz; equal rates return `waveform` itself.
 
     Raises:
+        ImportError: as `mfcc`, unless the rates are equal.
         ValueError: a rate is not a positive whole number of Hz.
     """
     if not all(isinstance(rate, int) and rate > 0 for rate in (sample_rate, to)):
         msg = f"expected sample rates in whole Hz above 0, got {sample_rate!r} and {to!r}"
         raise ValueError(msg)
-    resampled: Tensor = torchaudio.functional.resample(waveform, sample_rate, to)
+    if sample_rate == to:
+        return waveform
+    resampled: Tensor = _torchaudio().functional.resample(waveform, sample_rate, to)
     return resampled
 
 
 def mask(windows: Tensor, *, max_time: int, max_features: int, generator: torch.Generator) -> Tensor:
     """Set one run of frames and one run of features to zero in every window, drawn separately for each window.
 
-    Zero is the mean of a normalised recording. Run lengths are uniform from 0 to the maximum. The draws are
-    torchaudio's, made on the CPU under a seed from `generator`: each call takes one number from it and leaves torch's
-    global random state as it was, and the masks are the same on every device.
+    Zero is the mean of a normalised recording. Run lengths are uniform from 0 to the maximum. The draws are those of
+    torchaudio's `mask_along_axis_iid`, made on the CPU under a seed from `generator`: each call takes one number from
+    it and leaves torch's global random state as it was, and the masks are the same on every device.
     See Park et al., "SpecAugment", Interspeech 2019.
 
     Args:
@@ -166,8 +178,10 @@ def mask(windows: Tensor, *, max_time: int, max_features: int, generator: torch.
             if not 0 <= longest <= length:
                 msg = f"expected {name} between 0 and {length}, the length of its axis, got {longest}"
                 raise ValueError(msg)
-            if longest:  # torchaudio truncates a draw from [0, mask_param): with longest + 1, `longest` is possible
-                every = torch.ones(len(windows), length, 1)
-                kept = torchaudio.functional.mask_along_axis_iid(every, longest + 1, 0.0, axis=1)
-                masked.masked_fill_((kept == 0).movedim(1, axis).to(windows.device), 0.0)
+            if longest:
+                run = torch.rand(len(windows), 1) * (longest + 1)  # truncated below, so that `longest` is possible
+                start = (torch.rand(len(windows), 1) * (length - run)).long()
+                places = torch.arange(length)
+                blank = (places >= start) & (places < start + run.long())  # (B, length)
+                masked.masked_fill_(blank[:, :, None].movedim(1, axis).to(windows.device), 0.0)
     return masked

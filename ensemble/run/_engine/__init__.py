@@ -294,7 +294,8 @@ def fast_types(device: torch.device) -> list[str]:
     """Precisions in which this hardware multiplies faster than in float32."""
     if device.type == "cuda":
         return ["tf32", "bfloat16"] if torch.cuda.is_bf16_supported() else []
-    able = torch.cpu.get_capabilities()
+    newer = getattr(torch.cpu, "get_capabilities", None)  # from torch 2.11 on
+    able = newer() if newer else {"avx512_bf16": torch.cpu._is_avx512_bf16_supported()}
     limited = able.get("avx512_bf16") and not torch.backends.cpu.get_cpu_capability().startswith("AVX512")
     has = able.get("avx512_bf16") or able.get("amx_bf16") or able.get("bf16")
     return ["bfloat16"] if has and not limited else []  # ATEN_CPU_CAPABILITY=avx2 limits it
