@@ -179,8 +179,9 @@ class Registry:
     ) -> Entry:
         """Register a model under a name, as its next version; the same weights again are the same version.
 
-        Registering the same weights again repairs a version whose blob is damaged or missing. The arguments that are
-        not below are as in `Checkpoint`; None leaves what a checkpoint has.
+        Registering the same weights again repairs a version whose blob is damaged or missing; if they answer otherwise
+        than when they were registered, the code has changed, and they are refused. The arguments that are not below are
+        as in `Checkpoint`; None leaves what a checkpoint has.
 
         Args:
             name: the model's name.
@@ -221,6 +222,7 @@ class Registry:
 
     def add(self, name: str, prepared: Prepared) -> Entry:
         """Register what `register.prepare` made: write the blob, then the record; see `transaction`."""
+        from zoo.registry import register
         from zoo.registry.load import problem_of
 
         self._file.check_changeable()
@@ -230,7 +232,10 @@ class Registry:
         def change(draft: Snapshot) -> None:
             if is_id(name) and name not in draft.models:
                 changes.check_new(draft, name)
-            if not changes.add_version(draft, name, id, record) and problem_of(self.blobs, draft.entry(name, id)):
+            if changes.add_version(draft, name, id, record):
+                return
+            register.check_code(draft.entry(name, id), record)
+            if problem_of(self.blobs, draft.entry(name, id)):
                 changes.change_blob(draft, name, id, record)
 
         def ensure(draft: Snapshot) -> None:

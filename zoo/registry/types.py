@@ -131,7 +131,7 @@ class Metric(Struct, kw_only=True):
 
 
 class Probe(Struct):
-    """A model's recorded answer to the probe batch; see `zoo.checkpoint.match`."""
+    """A model's recorded answer to the probe batch; see `zoo.checkpoint.exam`."""
 
     digest: str
     values: list[float]
