@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from zoo._names import Patterns
 from zoo.registry import changes
@@ -24,7 +24,6 @@ from zoo.registry.transaction import RegistryFile
 from zoo.registry.types import EnsembleEntry, Entry, Problem, RegistryError, Snapshot, check_digest, check_name, is_id
 
 if TYPE_CHECKING:
-    import pandas
     import torch
     from torch import nn
 
@@ -45,11 +44,24 @@ __all__ = [
     "parse",
 ]
 
+Given = ParamSpec("Given")
+T = TypeVar("T")
+
 Names = list[str]  # aliases of types, since the class has a method of the name `list`
 Entries = list[Entry]
 Problems = list[Problem]
 Paths = list[Path]
 Rows = list[dict[str, Any]]
+
+
+def _now(question: Callable[Concatenate[Snapshot, Given], T]) -> Callable[Concatenate[Registry, Given], T]:
+    """The question to a snapshot as one to the registry, whose file is read for the answer."""
+
+    @wraps(question)
+    def answer(self: Registry, /, *args: Given.args, **more: Given.kwargs) -> T:
+        return question(self.snapshot(), *args, **more)
+
+    return answer
 
 
 class Registry:
@@ -83,39 +95,19 @@ class Registry:
     def __repr__(self) -> str:
         return f"Registry({str(self.path)!r})"
 
-    # ---- reading
+    # ---- reading: the questions of a snapshot, answered from the file as it is now
 
     def snapshot(self) -> Snapshot:
         """The content of the file at this moment, read once; within a transaction, as it will be."""
         return self._file.snapshot()
 
-    def list(self, include: Patterns = "*", exclude: Patterns = ()) -> Names:
-        """Sorted names of the models; shell wildcards, one or several, in both."""
-        return self.snapshot().list(include, exclude)
-
-    def entries(self, include: Patterns = "*", exclude: Patterns = ()) -> Entries:
-        """All versions of the models whose names match, by name and number."""
-        return self.snapshot().entries(include, exclude)
-
-    def get(self, reference: str) -> Entry:
-        """The version that a reference points to; RegistryError (UNKNOWN, NAME, ARGUMENT) where there is none."""
-        return self.snapshot().get(reference)
-
-    def get_ensemble(self, name: str) -> EnsembleEntry:
-        """The ensemble of a name or an alias; RegistryError (UNKNOWN, NAME) where there is none."""
-        return self.snapshot().get_ensemble(name)
-
-    def list_ensembles(self, include: Patterns = "*", exclude: Patterns = ()) -> Names:
-        """Sorted names of the ensembles."""
-        return self.snapshot().list_ensembles(include, exclude)
-
-    def aliases(self) -> dict[str, str]:
-        """Alias -> what it points to: `name@number`, or the name of an ensemble."""
-        return self.snapshot().aliases()
-
-    def table(self, include: Patterns = "*", exclude: Patterns = ()) -> pandas.DataFrame:
-        """One row per version: name, number, id, architecture, parameters, a column per metric, created."""
-        return self.snapshot().table(include, exclude)
+    list = _now(Snapshot.list)
+    entries = _now(Snapshot.entries)
+    get = _now(Snapshot.get)
+    get_ensemble = _now(Snapshot.get_ensemble)
+    list_ensembles = _now(Snapshot.list_ensembles)
+    aliases = _now(Snapshot.aliases)
+    table = _now(Snapshot.table)
 
     def checkpoint(self, version: str | Entry) -> Checkpoint:
         """A version's checkpoint; its file is read once, hashed, and those bytes are used without a copy.
