@@ -110,7 +110,7 @@ def parse_reference(text: str) -> Reference:
 
 # ---- records: the lines of the file
 
-Extensions = Annotated[dict[str, Raw], Meta(min_length=1, max_length=0)]  # never read as a field of this name
+Extensions = Annotated[dict[str, Raw], Meta(min_length=1, max_length=0)]  # not read as a field
 Id = Annotated[str, Meta(pattern=rf"^{_ID}\Z", title="ID", description="12 hex digits")]
 Digest = Annotated[str, Meta(pattern=rf"^{_DIGEST}\Z", title="DIGEST", description="'sha256:' and 64 hex digits")]
 Number = Annotated[
@@ -146,7 +146,7 @@ class Record(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     that of the value.
     """
 
-    extensions: Extensions | UnsetType = msgspec.field(default=UNSET, name="x-")
+    extensions: Extensions | UnsetType = UNSET
 
 
 class VersionRecord(Record, frozen=True, kw_only=True, gc=False):
