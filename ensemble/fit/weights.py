@@ -68,6 +68,11 @@ class WeightFit:
         return "log_loss" if self.objective == "nll" else self.objective
 
     @property
+    def value(self) -> float:
+        """The metric that `loss` stands for: one minus it where more is better."""
+        return 1 - self.loss if METRICS[self.metric].higher else self.loss
+
+    @property
     def rule(self) -> WeightedMean:
         """The weighted mean of these members with these weights."""
         return WeightedMean(tuple(self.weights.tolist()), self.fingerprint, members=self.members)

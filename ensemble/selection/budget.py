@@ -23,7 +23,7 @@ from ensemble.fit.greedy import GreedySelection as GreedySelection
 from ensemble.fit.greedy import greedy as greedy
 from ensemble.fit.greedy import residual_products
 from ensemble.fit.weights import explained_matrix, least_loss, least_quadratic
-from ensemble.judge.metrics import get_metric
+from ensemble.judge.metrics import METRICS, get_metric
 from ensemble.outputs import MemberOutputs
 from ensemble.rules.fitted import WeightedMean
 
@@ -48,6 +48,11 @@ class Selection:
     fingerprint: str = ""  #: of the frames
     dropped: int = 0  #: frames left out because every member, chosen or not, gave the true class exactly zero
     metric: str = "log_loss"  #: that they were chosen by
+
+    @property
+    def value(self) -> float:
+        """The metric that `loss` stands for: one minus it where more is better."""
+        return 1 - self.loss if METRICS[self.metric].higher else self.loss
 
     @property
     def rule(self) -> WeightedMean:
