@@ -1,5 +1,6 @@
 """Members trained together are members trained alone; what a stack of them computes, and what it refuses."""
 
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,12 @@ from torch import nn
 
 import ensemble
 import zoo
-from ensemble.run.cotraining import TrainingStack, fastest, measure_together
+from ensemble.run.cotraining import TrainingStack, fastest, measure_together, stacked_group
 from zoo import FrameSet, Recipe, Spec
+from zoo.models.architectures import ARCHITECTURES
 from zoo.search import searched
-from zoo.training.step import losses
+from zoo.training.optimisers import rows
+from zoo.training.step import Batches, Stepper, losses
 
 SPEC = Spec("cylinder", features=6, context=1, classes=4, options={"width": 8, "depth": 2, "dropout": 0.2})
 RECIPE = Recipe(epochs=4, batch_size=28, learning_rate=0.01, mask_features=1)  # 5 steps an epoch, 20 in all
@@ -302,3 +305,178 @@ def test_what_cannot_be_together_is_refused(members: list[nn.Module], words: str
     """Other structures, layers that cannot be stacked, and outputs that differ."""
     with pytest.raises(ValueError, match=words):
         TrainingStack(members)
+
+
+def frozen_first(trained: bool = False) -> nn.Module:
+    """A model whose first layer is to stay as it is."""
+    model = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 4))
+    model[0].requires_grad_(trained)
+    return model
+
+
+def test_frozen_layers_stay_frozen(frames: FrameSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when each member is trained alone, with every layer, statistic and average; and the others learn."""
+    monkeypatch.setattr("zoo.models.architectures.ARCHITECTURES", dict(ARCHITECTURES))
+
+    @zoo.architecture
+    def reservoir(inputs: int, classes: int) -> nn.Module:
+        return frozen_first()
+
+    spec = zoo.Spec("reservoir", features=6, context=0, classes=4)
+    for fields in ({}, {"l2": 0.1}, {"optimiser": "sam"}, {"ema": 0.9, "clip_norm": 0.1}):
+        recipe = zoo.Recipe.from_dict({"epochs": 2, "batch_size": 32} | fields)
+        together = ensemble.cotrain(
+            spec, recipe, frames, frames, seeds=[0, 1], weight_decays=[0, 0] if fields else [0, 0.1], together=2
+        )
+        for seed, one in enumerate(together):
+            before = zoo.build(spec, seed=seed).state_dict()
+            assert torch.equal(one.tensors["0.weight"], before["0.weight"])
+            assert torch.equal(one.tensors["0.bias"], before["0.bias"])
+            assert not torch.equal(one.tensors["2.weight"], before["2.weight"])
+            assert apart(one, zoo.train(spec, zoo.Recipe.from_dict(one.recipe or {}), frames, frames)) < 1e-4
+
+
+def tied() -> nn.Module:
+    """Two layers with one weight."""
+    model = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6))
+    model[2].weight = model[0].weight
+    return model
+
+
+def hooked() -> nn.Module:
+    """A layer that is changed by a hook."""
+    model = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6))
+    model[0].register_forward_hook(doubled)
+    return model
+
+
+def doubled(layer: nn.Module, arguments: object, output: torch.Tensor) -> torch.Tensor:
+    """Twice the output."""
+    return 2 * output
+
+
+def scaled_gradient() -> nn.Module:
+    """A weight whose gradient is changed by a hook."""
+    model = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6))
+    model[0].weight.register_hook(halved)
+    return model
+
+
+def halved(gradient: torch.Tensor) -> torch.Tensor:
+    """Half of it."""
+    return gradient / 2
+
+
+def normed() -> nn.Module:
+    """A weight that a hook makes of two others."""
+    model = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        nn.utils.weight_norm(model[0])
+    return model
+
+
+class Drawing(nn.Sequential):
+    """Drops units by a function and not by a layer."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits."""
+        return nn.functional.dropout(super().forward(x), 0.5, self.training)  # type: ignore[no-any-return]
+
+
+class Scaled(nn.Sequential):
+    """Has a number of its own."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__(nn.Linear(6, 6))
+        self.scale = scale
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Scaled in training."""
+        x = super().forward(x)
+        return x * self.scale if self.training else x
+
+
+class Pair(nn.Sequential):
+    """Answers with two tensors."""
+
+    def forward(self, x: torch.Tensor) -> Any:
+        """The output and the input."""
+        return super().forward(x), x
+
+
+@pytest.mark.parametrize(
+    ("members", "words"),
+    [
+        ([frozen_first(), frozen_first(trained=True)], "the tensors of '0' are .*True.* instead of .*False"),
+        ([tied(), tied()], r"2\.weight has another name as well"),
+        ([hooked(), hooked()], "hooks of '0' would not run"),
+        ([scaled_gradient(), scaled_gradient()], "hooks of '0' would not run"),
+        ([normed(), normed()], "train them one after another"),
+        ([Drawing(nn.Linear(6, 6)), Drawing(nn.Linear(6, 6))], "draw random numbers in training"),
+        ([Scaled(1.0), Scaled(2.0)], r"'scale' of '' is 2\.0 instead of 1\.0"),
+        ([nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6, momentum=None)) for _ in range(2)], "cannot stack model.1"),
+        ([Pair(nn.Linear(6, 6)), Pair(nn.Linear(6, 6))], "answer .* with a tensor"),
+    ],
+)
+def test_what_a_stack_would_lose_is_refused(members: list[nn.Module], words: str) -> None:
+    """Frozen layers, names of one tensor, hooks, random numbers, attributes; and the models stay as they are."""
+    before = [{name: tensor.clone() for name, tensor in model.state_dict().items()} for model in members]
+    with pytest.raises(ValueError, match=words):
+        TrainingStack(members)
+    for model, state in zip(members, before, strict=True):
+        for name, tensor in model.state_dict().items():
+            assert torch.equal(tensor, state[name])
+
+
+def test_what_cannot_be_stacked_is_trained_one_by_one(frames: FrameSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what cannot be kept is refused before the first epoch, whatever is to be stepped together."""
+    monkeypatch.setattr("zoo.models.architectures.ARCHITECTURES", dict(ARCHITECTURES))
+
+    @zoo.architecture
+    def bound(inputs: int, classes: int) -> nn.Module:
+        return nn.Sequential(tied(), nn.Linear(6, classes))
+
+    @zoo.architecture
+    def pairs(inputs: int, classes: int) -> nn.Module:
+        return Pair(nn.Linear(inputs, classes))
+
+    spec, recipe = zoo.Spec("bound", features=6, context=0, classes=4), zoo.Recipe(epochs=2, batch_size=32)
+    for one in ensemble.cotrain(spec, recipe, frames, frames, seeds=[0, 1]):
+        assert torch.equal(one.tensors["0.0.weight"], one.tensors["0.2.weight"])
+        alone = zoo.train(spec, zoo.Recipe.from_dict(one.recipe or {}), frames, frames)
+        assert one.digest == alone.digest
+    for together in (None, 1, 2):
+        with pytest.raises(ValueError, match=r"from 'pairs' .* got a tuple of 2"):
+            ensemble.cotrain(
+                zoo.Spec("pairs", features=6, context=0, classes=4), recipe, frames, frames, together=together
+            )
+
+
+def test_memory_that_runs_out_ends_the_measuring(frames: FrameSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Groups of the sizes before are compared."""
+
+    def seconds(group: zoo.training.Group, *arguments: object) -> float:
+        if group.members > 2:
+            raise torch.OutOfMemoryError("none left")
+        return 1.0
+
+    monkeypatch.setattr(zoo.training, "seconds_per_step", seconds)
+    recipes = [replace(RECIPE, seed=seed) for seed in range(8)]
+    assert measure_together(SPEC, recipes, frames) == {1: 1.0, 2: 0.5}
+
+
+def test_one_member_that_diverges_does_not_hold_up_the_others_in_float16(frames: FrameSet) -> None:
+    """Its NaN is in no gradient that decides whether a step is taken."""
+    recipes = [zoo.Recipe(batch_size=32, seed=seed, precision="float16", order_seed=0) for seed in (0, 1)]
+    group = stacked_group(SPEC, recipes)
+    stepper = Stepper(group, "cpu")
+    weight = group.module.get_parameter("0.0.weight")
+    rows(weight, 2)[1].data.fill_(torch.nan)
+    before = rows(weight, 2)[0].clone()
+    [batch] = next(Batches(frames, SPEC, recipes).epoch(1))
+    scale = stepper.scaler.get_scale()
+    stepper.step([batch], torch.tensor([0.01, 0.01]))
+    assert not torch.equal(rows(weight, 2)[0], before)
+    assert stepper.scaler.get_scale() == scale
+    assert rows(weight, 2)[0].isfinite().all()

@@ -6,9 +6,11 @@ import os
 import signal
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,13 +21,13 @@ from torch.nn import functional
 import ensemble
 import zoo
 from zoo import FrameSet, Recipe, Spec, TrainingError, _files, checkpoint, train
-from zoo.checkpoint import read
+from zoo.checkpoint import CheckpointError, read
 from zoo.logs import JsonLines
 from zoo.models.architectures import ARCHITECTURES
 from zoo.training import step as training_steps
 from zoo.training.recipe import keywords
 from zoo.training.schedules import SCHEDULES
-from zoo.training.step import losses
+from zoo.training.step import forward_of, losses
 
 SPEC = Spec("cylinder", features=6, context=1, classes=4, options={"width": 8, "depth": 2, "dropout": 0.2})
 PLAIN = Spec("cylinder", features=6, context=1, classes=4, options={"width": 8, "depth": 1, "batchnorm": False})
@@ -301,7 +303,40 @@ def frozen(inputs: int, classes: int) -> nn.Module:
     return model
 
 
-BROUGHT = [Centred, tied, twice, transposed, spare, writing, frozen]
+def double(inputs: int, classes: int) -> nn.Module:
+    """Weights of another type than the frames."""
+    return nn.Sequential(nn.Linear(inputs, 8), nn.Tanh(), nn.Linear(8, classes)).double()
+
+
+def normed(inputs: int, classes: int) -> nn.Module:
+    """Weights that hooks make of others before each call."""
+    model = nn.Sequential(nn.Linear(inputs, 8), nn.ReLU(), nn.Linear(8, classes))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        nn.utils.weight_norm(model[0])
+        nn.utils.spectral_norm(model[2])
+    return model
+
+
+class Answer(nn.Linear):
+    """Answers with an object that has logits."""
+
+    def forward(self, x: torch.Tensor) -> Any:
+        """The logits inside."""
+        return SimpleNamespace(logits=super().forward(x))
+
+
+class Turned(Centred):
+    """Gives its weight memory that is not contiguous."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits."""
+        if self.training:
+            self.layer.weight.data = self.layer.weight.data.t().contiguous().t()
+        return super().forward(x)
+
+
+BROUGHT = [Centred, tied, twice, transposed, spare, writing, frozen, double, normed, Answer, Turned]
 
 
 @pytest.mark.parametrize(
@@ -316,14 +351,59 @@ def test_what_is_evaluated_is_what_is_kept(
     """Whatever a model does with its tensors: the loss of the checkpoint is the recorded one, and a run resumes."""
     spec, recipe = own(build), Recipe.from_dict({"epochs": 3, "batch_size": 32, "learning_rate": 0.01} | fields)
     whole = train(spec, recipe, frames, frames)
-    logits = whole.to_module()(zoo.windows(frames, torch.arange(len(frames)), 0, "none"))
-    loss = float(functional.cross_entropy(logits, frames.labels))
+    windows = zoo.windows(frames, torch.arange(len(frames)), 0, "none")
+    with torch.no_grad():
+        logits = forward_of(whole.to_module())(windows)[0]
+    loss = float(functional.cross_entropy(logits.float(), frames.labels))
     assert loss == pytest.approx(whole.metrics["valid/loss"]["value"], rel=1e-5)
     interrupted(recipe, frames, tmp_path, 2, spec)
     assert train(spec, recipe, frames, frames, directory=tmp_path).digest == whole.digest
     first = zoo.build(spec, seed=0)
     for name, parameter in first.named_parameters():
         assert torch.equal(whole.tensors[name], parameter) != parameter.requires_grad or name == "unused"
+
+
+class Hidden(nn.Linear):
+    """Keeps what decides its answers where no checkpoint looks, and lets it change in some step of the training."""
+
+    def __init__(self, inputs: int, classes: int, *, after: int) -> None:
+        super().__init__(inputs, classes)
+        self.register_buffer("steps", torch.zeros(()), persistent=False)
+        self.after = after
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits that are larger after some steps."""
+        self.steps += self.training
+        return super().forward(x) * (2 if self.steps > self.after else 1)
+
+
+@pytest.mark.parametrize(("after", "epochs"), [(2, 1), (12, 3)])
+def test_a_model_with_a_hidden_state_is_refused(after: int, epochs: int, own: Enter, frames: FrameSet) -> None:
+    """After the first epoch if it shows by then, else at the end; 5 steps are an epoch."""
+    seen: list[Any] = []
+
+    def hidden(inputs: int, classes: int) -> nn.Module:
+        return Hidden(inputs, classes, after=after)
+
+    with pytest.raises(CheckpointError, match="'steps' is a tensor in no state_dict"):
+        train(own(hidden), replace(QUICK, monitor="valid/loss"), frames, frames, on_epoch=seen.append)
+    assert len(seen) == epochs - (epochs == 1)
+
+
+def test_what_depends_on_the_batch_is_evaluated_as_one(own: Enter, frames: FrameSet) -> None:
+    """BatchNorm without statistics, and more frames than are evaluated at once otherwise."""
+
+    def batchwise(inputs: int, classes: int) -> nn.Module:
+        return nn.Sequential(nn.Linear(inputs, 4), nn.BatchNorm1d(4, track_running_stats=False), nn.Linear(4, classes))
+
+    many = FrameSet(
+        frames.features.repeat(130, 1), frames.labels.repeat(130), torch.tensor([0, 138 * 130]), frames.classes
+    )
+    with pytest.warns(UserWarning, match="'batchwise' to a frame depend on the other frames"):
+        found = train(own(batchwise), replace(QUICK, epochs=1), frames, many)
+    logits = found.to_module()(zoo.windows(many, torch.arange(len(many)), 0, "none")).detach()
+    loss = float(functional.cross_entropy(logits, many.labels))
+    assert loss == pytest.approx(found.metrics["valid/loss"]["value"], rel=1e-5)
 
 
 def test_penalties_reach_what_the_logits_do_not(own: Enter, frames: FrameSet) -> None:
@@ -392,6 +472,22 @@ class Growing(Centred):
         return self.layer(x - self.mean)  # type: ignore[no-any-return]
 
 
+class Detached(nn.Linear):
+    """Logits without gradients."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits."""
+        return super().forward(x).detach()
+
+
+class Pair(nn.Linear):
+    """Answers with more than the logits."""
+
+    def forward(self, x: torch.Tensor) -> Any:
+        """Logits and inputs."""
+        return super().forward(x), x
+
+
 @pytest.mark.parametrize(
     ("build", "words"),
     [
@@ -400,6 +496,8 @@ class Growing(Centred):
         (Replaced, "weight of 'Replaced' would not be trained"),
         (Growing, "expected mean of 'Growing' to stay"),
         (lambda *sizes: frozen(*sizes).requires_grad_(False), "got none that requires a gradient"),
+        (Detached, "depend on its parameters, got a constant"),
+        (Pair, r"expected logits \(4, 4\) from 'Pair' .* got a tuple of 2"),
     ],
 )
 def test_a_model_that_cannot_be_kept_is_refused(build: Any, words: str, own: Enter, frames: FrameSet) -> None:

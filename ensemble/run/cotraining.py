@@ -23,8 +23,10 @@ from torch.autograd import Function
 from torch.nn import functional
 
 import zoo
+from ensemble.run.stack import unlike
 from zoo import _files
 from zoo.models.blocks import activation_of
+from zoo.training.optimisers import restored
 
 _SHARE = 0.05  # of the expected time of a training, which measuring may take
 _STEPS, _PATIENCE = 5, 0.5  # steps and seconds that `zoo.training.seconds_per_step` takes at least
@@ -93,6 +95,7 @@ def cotrain(
             raise ValueError(msg)
     recipes = [replace(recipe, **{name: values[m] for name, values in own.items()}) for m in range(len(seeds))]
     zoo.training.check_recipes(recipes)
+    zoo.training.check_group(zoo.training.single_group(spec, recipes[0]), train, valid)
     folder = None if directory is None else Path(directory)
     note = None if folder is None else folder / "together.json"  # a resumed run has the same groups
     if together is None and note is not None and note.exists():
@@ -149,9 +152,11 @@ def measure_together(spec: zoo.Spec, recipes: Sequence[zoo.Recipe], train: zoo.F
     for size in _sizes(len(recipes)):
         try:
             group = stacked_group(spec, recipes[:size], device)
-        except ValueError:  # a layer that cannot be stacked
+            found[size] = zoo.training.seconds_per_step(group, train) / size
+        except (ValueError, torch.OutOfMemoryError):  # a layer that cannot be stacked, or no room
+            if size == 1:
+                raise
             break
-        found[size] = zoo.training.seconds_per_step(group, train) / size
         if found[size] > 1.25 * min(found.values()):
             break
     again = zoo.training.seconds_per_step(stacked_group(spec, recipes[:1], device), train)
@@ -171,7 +176,7 @@ def _chosen(spec: zoo.Spec, recipes: Sequence[zoo.Recipe], train: zoo.FrameSet) 
         measuring = sum(max(_STEPS * step * size, _PATIENCE) for size in [*_sizes(members), 1])
         if measuring < _SHARE * steps * step:
             return fastest(measure_together(spec, recipes, train))
-    size = min(members, _MANY, _HELD // zoo.count_parameters(spec))
+    size = min(members, _MANY, _HELD // max(zoo.count_parameters(spec), 1))
     if size > 1:
         with suppress(ValueError):  # a layer that cannot be stacked
             stacked_group(spec, recipes[:2], device)
@@ -221,16 +226,37 @@ class TrainingStack(nn.Module):
         device = first.weight.device
         self.generators = [torch.Generator(device) for _ in models]
         self.body = _stacked(list(models), self.generators, "model")
+        if difference := _difference(models) or _loss(models[0], self.body, len(models)):
+            msg = f"cannot stack the models: {difference}; train them one after another"
+            raise ValueError(msg)
+        for name, parameter in models[0].named_parameters():
+            self.body.get_parameter(name).requires_grad_(parameter.requires_grad)
         x = torch.randn(_PROBED, first.in_features, generator=torch.Generator().manual_seed(0)).to(device)
         for model in (self, *models):
             model.eval()
-        with torch.no_grad():
-            alone, together = torch.stack([model(x) for model in models]), self(x)
+        try:
+            with torch.no_grad():
+                alone, together = torch.stack([model(x.clone()) for model in models]), self(x.clone())
+        except (TypeError, AttributeError, RuntimeError) as error:
+            msg = f"expected models that answer {tuple(x.shape)} inputs with a tensor, alone and stacked, got: {error}"
+            raise ValueError(msg) from error
         for model in (self, *models):
             model.train()
+        if self._draws(x):
+            msg = "cannot stack models that draw random numbers in training otherwise than by Dropout layers; "
+            raise ValueError(msg + "train them one after another")
         if alone.shape != together.shape or not torch.allclose(alone, together, rtol=1e-4, atol=1e-4):
             msg = "the stacked members do not compute what each computes alone; train them one after another"
             raise ValueError(msg)
+
+    def _draws(self, x: Tensor) -> bool:
+        """Whether training draws from the global generators, where members would not draw what each draws alone."""
+        devices = [x.device] if x.device.type == "cuda" else []
+        with torch.random.fork_rng(devices), torch.no_grad(), restored(self.body):
+            before = [torch.get_rng_state(), *map(torch.cuda.get_rng_state, devices)]
+            self(x.clone())
+            after = [torch.get_rng_state(), *map(torch.cuda.get_rng_state, devices)]
+        return not all(map(torch.equal, before, after))
 
     def forward(self, x: Tensor) -> Tensor:
         """(M, B, C) of (B, inputs) or (M, B, inputs)."""
@@ -241,6 +267,26 @@ class TrainingStack(nn.Module):
         """Restart each member's dropout from M seeds."""
         for generator, seed in zip(self.generators, seeds, strict=True):
             generator.manual_seed(seed)
+
+
+def _difference(models: Sequence[nn.Module]) -> str:
+    """The first difference between models that may decide what they compute or learn; "" if none."""
+    return next((difference for model in models[1:] if (difference := unlike(model, models[0]))), "")
+
+
+def _loss(model: nn.Module, body: nn.Module, members: int) -> str:
+    """What of a model the stack would lose: names of one tensor, entries of its state, hooks; "" if nothing."""
+    every = [name for name, _ in model.named_parameters(remove_duplicate=False)]
+    if shared := [name for name in every if name not in dict(model.named_parameters())]:
+        return f"{', '.join(shared)} has another name as well"
+    sizes = {name: members * tensor.numel() for name, tensor in zoo.checkpoint.state_of(model).items()}
+    if sizes != {name: tensor.numel() for name, tensor in body.state_dict().items()}:
+        return f"the state of the first, {', '.join(sizes)}, is not that of plain layers"
+    for name, part in model.named_modules():
+        hooks = [key for key, value in vars(part).items() if key.endswith("_hooks") and value]
+        if hooks or any(p._backward_hooks or p._post_accumulate_grad_hooks for p in part.parameters(recurse=False)):
+            return f"hooks of {name or 'the model'!r} would not run"
+    return ""
 
 
 class _WideLinear(nn.Module):
@@ -285,8 +331,9 @@ class _WideBatchNorm(nn.BatchNorm1d):
         super().__init__(
             len(layers) * first.num_features, first.eps, first.momentum, first.affine, first.track_running_stats
         )
-        for name, own in [*self.named_parameters(), *self.named_buffers()]:
-            own.data = torch.stack([getattr(layer, name).detach() for layer in layers]).flatten()
+        for name in [name for name, _ in (*first.named_parameters(), *first.named_buffers())]:
+            tensor = torch.stack([getattr(layer, name).detach() for layer in layers]).flatten()
+            setattr(self, name, nn.Parameter(tensor) if name in self._parameters else tensor)
 
     def forward(self, input: Tensor) -> Tensor:
         return super().forward(input.flatten(1)).view_as(input)
@@ -317,7 +364,7 @@ def _stacked(layers: list[Any], generators: list[torch.Generator], name: str) ->
         raise ValueError(msg)
     if type(first) is nn.Linear:
         return _WideLinear(layers)
-    if type(first) is nn.BatchNorm1d:
+    if type(first) is nn.BatchNorm1d and (first.momentum is not None or not first.track_running_stats):
         return _WideBatchNorm(layers)
     if type(first) is nn.Dropout:
         return _WideDropout(first.p, generators)

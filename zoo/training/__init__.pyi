@@ -1,6 +1,7 @@
 from .averaging import average as average
 from .averaging import losses_along as losses_along
 from .loop import TrainingError as TrainingError
+from .loop import check_group as check_group
 from .loop import seconds_per_step as seconds_per_step
 from .loop import single_group as single_group
 from .loop import train as train

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from zoo.checkpoint import Checkpoint
+from zoo.checkpoint.exam import rows_for
 from zoo.data.frames import FrameSet, stretch
 from zoo.training.optimisers import restored
-from zoo.training.step import Scorer, spread_batches
+from zoo.training.step import Scorer, forward_of, spread_batches
 
 METHODS = ("uniform", "ema", "greedy")
 _BATCH = 4096  # frames
@@ -158,7 +159,7 @@ class _Trials:
         assert self.scorer is not None
         self.model.load_state_dict(tensors)
         model = self.model.to(self.scorer.frames.features.device).eval()
-        return self.scorer(lambda x: model(x)[None])
+        return self.scorer(forward_of(model))
 
 
 def _greedy(checkpoints: Sequence[Checkpoint], trials: _Trials) -> tuple[dict[str, Tensor], list[Checkpoint]]:
@@ -233,7 +234,7 @@ def reestimate(module: nn.Module, batches: Iterable[Tensor]) -> None:
         for number, batch in enumerate(batches if layers else (), start=1):
             for layer in layers:
                 layer.momentum = 1 / number
-            module(batch)
+            module(rows_for(module, batch))
     for layer, momentum in zip(layers, momenta, strict=True):
         layer.momentum = momentum
     module.eval()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from itertools import count
 from pathlib import Path
@@ -19,16 +20,16 @@ import torch
 from torch import Tensor
 
 from zoo import _files, checkpoint
-from zoo.checkpoint import Checkpoint
+from zoo.checkpoint import Checkpoint, Exam
 from zoo.checkpoint.header import CheckpointError
 from zoo.data.frames import FrameSet
 from zoo.logs import JsonLines, Log, Progress, Several, silent
 from zoo.models.spec import Spec, build
 from zoo.training.averaging import RunningAverage
-from zoo.training.optimisers import rows
+from zoo.training.optimisers import restored, rows
 from zoo.training.recipe import Recipe, acting
 from zoo.training.schedules import SCHEDULES, Position
-from zoo.training.step import OWN, Batches, Group, Scorer, State, Stepper, epoch_seed
+from zoo.training.step import OWN, Batches, Group, Scorer, State, Stepper, epoch_seed, forward_of
 
 Record = Mapping[str, Any]
 _STATE = "state.safetensors"
@@ -71,7 +72,8 @@ def train(
         progress: shows how far each epoch has come; None shows nothing.
 
     Raises:
-        ValueError: frames that do not fit the spec or each other, or a directory that holds another run.
+        ValueError: frames that do not fit the spec or each other, a directory that holds another run, or a model that
+            could not be kept as it was judged; that is, with tensors or answers that no checkpoint can give back.
         TrainingError: the loss became NaN or infinite, or that on the validation frames always was; it carries the best
             checkpoint so far.
         OSError: an epoch could not be written; those before it are still there.
@@ -95,18 +97,13 @@ def single_group(spec: Spec, recipe: Recipe, device: torch.device | str = "cpu")
     """A group of one new model."""
     model = build(spec, seed=recipe.seed).to(device)
 
-    def forward(x: Tensor) -> Tensor:
-        answer = model(x)
-        logits: Tensor = answer if isinstance(answer, Tensor) else answer.logits
-        return logits[None]
-
     def reseed(seeds: Sequence[int]) -> None:
         torch.default_generator.manual_seed(seeds[0])  # `torch.manual_seed` would reseed every accelerator as well
         if (place := torch.device(device)).type == "cuda":
             with torch.cuda.device(place):
                 torch.cuda.manual_seed(seeds[0])
 
-    return Group(spec, (recipe,), model, forward, reseed)
+    return Group(spec, (recipe,), model, forward_of(model), reseed)
 
 
 def train_group(
@@ -129,10 +126,11 @@ def train_group(
         TrainingError: a member's loss is not finite before its first whole epoch, or all have diverged, or no epoch
             of a member had a finite loss on the validation frames.
     """
-    _check_frames(group, train, valid)
+    whole = check_group(group, train, valid).needs_whole_batch
     recipe, logs = group.recipes[0], [] if log is None else [log]
     with torch.random.fork_rng(devices=_generators(train)):
         run = _Run(group, train, valid, progress or silent)
+        run.scorer.whole = whole
         if directory is not None:
             folder = Path(directory)
             run.resume(folder)
@@ -154,8 +152,7 @@ def train_group(
                     on_epoch(records)
         finally:
             several.finish()
-        run.check_judged()
-        return run.best_checkpoints()
+        return run.result()
 
 
 def seconds_per_step(group: Group, train: FrameSet, *, patience: float = 0.5) -> float:
@@ -262,6 +259,8 @@ class _Run:
                 finite = loss.isfinite() & _largest(live, M).isfinite()
                 for m in finite.nonzero().flatten().tolist():
                     checkpoints["" if M == 1 else f"-{m:03}"] = self.checkpoint(m, live, accuracy, loss)
+            if number == 1 and M == 1 and better.all():  # if it answers otherwise, say so before all epochs are over
+                self.checkpoint(0, live, accuracy, loss).check_against(self.group.module)
         figures = {"train/loss": train_loss, "train/accuracy": train_accuracy}
         figures |= {"valid/loss": loss, "valid/accuracy": accuracy, "learning_rate": rate}
         speed = {"frames_per_second": round(self.batches.count / seconds), "seconds": round(seconds, 3)}
@@ -314,8 +313,13 @@ class _Run:
         )
         raise TrainingError(msg, self.found())
 
-    def check_judged(self) -> None:
-        """Raise TrainingError where no epoch of a member had a finite loss on the validation frames."""
+    def result(self) -> list[Checkpoint]:
+        """Each member after its best epoch; of a single one it is checked that it answers as it did in training.
+
+        Raises:
+            TrainingError: no epoch of a member had a finite loss on the validation frames.
+            CheckpointError: ANSWERS.
+        """
         if never := [r.seed for r, best in zip(self.group.recipes, self.standing.best_epoch, strict=True) if not best]:
             msg = (
                 f"the loss on the validation frames was NaN or infinite after every epoch (seed "
@@ -323,6 +327,13 @@ class _Run:
                 f"and the spec's normalisation, {self.group.spec.normalisation!r}"
             )
             raise TrainingError(msg, self.found())
+        best = self.best_checkpoints()
+        if self.group.members == 1:  # the layers of a stack are known to keep nothing but their state
+            with restored(self.group.module):
+                for name, tensor in self.state.tensors().items():
+                    tensor.copy_(self.best[name])
+                best[0].check_against(self.group.module)
+        return best
 
     def found(self) -> list[Checkpoint | None]:
         """Each member after its best epoch, None where there is none."""
@@ -356,7 +367,8 @@ class _Run:
 
     def write(self, folder: Path, number: int, checkpoints: Mapping[str, Checkpoint]) -> None:
         """Write an epoch's checkpoints, by the suffix of the file's stem, and, last, the whole state."""
-        tensors = {name: tensor.detach().cpu() for name, tensor in (self.tensors() | self.stepper.tensors()).items()}
+        parts = self.tensors() | self.stepper.tensors()
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in parts.items()}
         plain = {
             "scaler": self.stepper.scaler.state_dict(),
             "averaged": self.average.count,
@@ -424,6 +436,22 @@ def _current(identity: dict[str, Any]) -> dict[str, Any]:
     given = {name: values for name, values in own.items() if values}
     recipes = [recipe | {name: values[m % len(values)] for name, values in given.items()} for m in range(len(seeds))]
     return _current(identity | {"recipes": recipes})
+
+
+def check_group(group: Group, train: FrameSet, valid: FrameSet) -> Exam:
+    """What a member answers before its training, if it can be trained on these frames, judged and kept.
+
+    Raises:
+        ValueError: frames, spec and recipe do not fit each other.
+        CheckpointError: STATE, DTYPE, ANSWERS: tensors or answers of the model that no checkpoint can give back.
+    """
+    _check_frames(group, train, valid)
+    module = group.module if group.members == 1 else build(group.spec, seed=group.recipes[0].seed)
+    exam = Checkpoint.from_module(module, group.spec, train.classes).exam()
+    if exam.needs_whole_batch:
+        what = f"the answers of {group.spec.architecture!r} to a frame depend on the other frames of its batch"
+        warnings.warn(f"{what}; the validation frames are evaluated as one batch", stacklevel=2)
+    return exam
 
 
 def _check_frames(group: Group, train: FrameSet, valid: FrameSet) -> None:

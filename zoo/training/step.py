@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.nn import functional
 
+from zoo.checkpoint import state_of
+from zoo.checkpoint.exam import rows_for
 from zoo.data.audio import mask
 from zoo.data.frames import FrameSet, Stretch, stretch
 from zoo.models.spec import Spec, build
@@ -133,9 +135,13 @@ class Batches:
 
 
 class Scorer:
-    """Labelled frames, prepared once to evaluate models of one spec on the frames' device."""
+    """Labelled frames, prepared once to evaluate models of one spec on the frames' device.
+
+    With `whole` they are evaluated as one batch, for models whose answers depend on the other frames of a batch.
+    """
 
     def __init__(self, frames: FrameSet, spec: Spec) -> None:
+        self.whole = False
         self.frames = frames
         self._labels = labels_of(frames, "valid").to(frames.features.device)
         self._stretch = stretch(frames, spec.context, spec.normalisation, spec.padding)
@@ -143,7 +149,7 @@ class Scorer:
     @torch.no_grad()
     def __call__(self, forward: Callable[[Tensor], Tensor], members: int = 1) -> tuple[Tensor, Tensor]:
         """Accuracy (M,) as a fraction and loss (M,) in nats, float64; forward: (B, inputs) -> (M, B, C) logits."""
-        size = max(_AT_ONCE // members, 256)
+        size = len(self._labels) if self.whole else max(_AT_ONCE // members, 256)
         right, loss = torch.zeros(2, members, dtype=torch.float64)
         for at in range(0, len(self._labels), size):
             labels = self._labels[at : at + size]
@@ -168,22 +174,17 @@ class State:
     kept here, and no tensor. Of several names for one tensor the first counts.
 
     Raises:
-        ValueError: the `state_dict` has other entries, or two of its tensors share memory; the message names them.
+        ValueError: two of the tensors share memory, or as in `zoo.checkpoint.state_of`; the message names them.
     """
 
     def __init__(self, module: nn.Module, name: str) -> None:
-        found = module.state_dict()
         self._name, self._places = name, dict[str, tuple[dict[str, Any], str]]()
+        found = state_of(module, repr(name))
         for prefix, layer in module.named_modules(remove_duplicate=False):
             for store in (layer._parameters, layer._buffers):
                 for key in store:
                     if (full := f"{prefix}.{key}" if prefix else key) in found:
                         self._places[full] = store, key
-        if others := [entry for entry in found if entry not in self._places]:
-            msg = (
-                f"expected a state_dict of parameters and buffers from {name!r}, got {', '.join(others)}; register them"
-            )
-            raise ValueError(msg)
         firsts: dict[int, str] = {}
         self.first = {entry: firsts.setdefault(id(store[key]), entry) for entry, (store, key) in self._places.items()}
         tensors = self.tensors()
@@ -235,14 +236,21 @@ class Stepper:
         self.scaler = GradScaler(device, enabled=self.recipe.precision == "float16")
 
     def check_parameters(self) -> None:
-        """Lay the parameters out without gaps, as fused optimisers need; ValueError if the model has put in others."""
+        """Raise ValueError if the model has put in others; lay them out as `_lay_out` does."""
         known = {id(p) for p in self.parameters}
         trained = {name: p for name, p in self.group.module.named_parameters() if p.requires_grad}
         if others := [name for name, p in trained.items() if id(p) not in known]:
             msg = f"{', '.join(others)} of {self.group.spec.architecture!r} would not be trained: "
             raise ValueError(msg + "a model cannot replace or unfreeze its parameters while it is trained")
+        self._lay_out()
+
+    def _lay_out(self) -> None:
+        """Parameters and gradients in one piece each, as fused optimisers take for granted."""
         for p in self.parameters:
-            p.data = p.data.contiguous()
+            if not p.is_contiguous():
+                p.data = p.data.contiguous()
+            if p.grad is not None and not p.grad.is_contiguous():
+                p.grad = p.grad.contiguous()
 
     def step(self, batches: Sequence[Batch], rates: Tensor) -> Tensor:
         """One step at each member's learning rate (M,); their correct frames and summed losses in nats (2, M)."""
@@ -283,6 +291,7 @@ class Stepper:
             sums[0] += (logits.detach().argmax(dim=-1) == labels).sum(dim=1)
             sums[1] += loss.detach().sum(dim=1)
             lost |= ~loss.detach().isfinite().all(dim=1)
+        self._lay_out()
         if self.group.members > 1 and self.scaler.is_enabled():  # or the scaler would skip the others' steps as well
             for gradient in (p.grad for p in self.parameters if p.grad is not None):
                 rows(gradient, self.group.members).masked_fill_(lost[:, None], 0)
@@ -341,6 +350,17 @@ class Stepper:
                 home = state[name].device if name in state else "cpu" if on_host else parameter.device
                 state[name] = value.to(home, copy=True)
         self.scaler.load_state_dict(scaler)
+
+
+def forward_of(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    """(B, inputs) -> (1, B, C): a single model's logits for inputs that are cast to the type of its weights."""
+
+    def forward(x: Tensor) -> Tensor:
+        answer = model(rows_for(model, x))
+        logits: Tensor = answer if isinstance(answer, Tensor) else answer.logits  # as `check_group` has seen
+        return logits[None]
+
+    return forward
 
 
 def epoch_seed(seed: int, epoch: int, what: str) -> int:
