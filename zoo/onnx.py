@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import logging
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -239,11 +240,8 @@ def _traced(model: nn.Module, columns: int, name: str, outputs: Sequence[str]) -
     """The protocol buffer of a model with any number of rows."""
     _tools()
     rows = {0: torch.export.Dim("frames")}
-    log = logging.getLogger("torch.onnx")
-    before, log.level = log.level, logging.ERROR
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with _quiet("torch.onnx"):
             program = torch.onnx.export(
                 model.eval(),
                 (torch.zeros(7, columns),),
@@ -257,8 +255,6 @@ def _traced(model: nn.Module, columns: int, name: str, outputs: Sequence[str]) -
         first = next(iter(str(error.__cause__ or error).strip().splitlines()), type(error).__name__)
         msg = f"expected a model and a rule that torch can export to ONNX, got: {first[:200]}"
         raise ValueError(msg) from error
-    finally:
-        log.setLevel(before)
     assert program is not None  # as torch promises where dynamo=True
     return program.model_proto
 
@@ -274,8 +270,23 @@ def _reduced(proto: Any, precision: str) -> Any:
 
     with TemporaryDirectory() as folder:
         place = Path(folder) / "int8.onnx"
-        quantization.quantize_dynamic(proto, place, op_types_to_quantize=["MatMul", "Gemm"])
+        with _quiet(""):
+            quantization.quantize_dynamic(proto, place, op_types_to_quantize=["MatMul", "Gemm"])
         return onnx.load(place)
+
+
+@contextmanager
+def _quiet(logger: str) -> Iterator[None]:
+    """Without warnings on what a user cannot change, from Python and from a logger ("" is the root)."""
+    log = logging.getLogger(logger)
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(before)
 
 
 def _agreement(model: nn.Module, data: bytes, probe: Probe) -> Agreement:
