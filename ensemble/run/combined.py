@@ -158,42 +158,17 @@ class Ensemble(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
             ValueError: members or a rule that cannot be exported, or a file that does not agree with them.
             ImportError: the extra `ship` is not installed.
         """
-        from ensemble.run.folded import Folded
-        from zoo.onnx import input_contract, probe, write
+        from ensemble.run.folded import export
 
-        rule, members = rule_for(self.rule, self.members.names), self.members
-        if (used := rule.used) is not None and len(used) < len(members):
-            rule, members = rule.restricted(used), members.subset([members.names[place] for place in used])
-        model, spec = Folded(members, rule, with_windows=with_windows, each=each), next(iter(members.widest), None)
-        compared = None
-        if frames is not None:
-            if spec is None:
-                msg = f"expected no frames for members without specs, which take inputs only, got {len(frames)}"
-                raise ValueError(msg)
-            compared = probe(frames, spec, members.classes, with_windows=with_windows)
-        columns = spec.features if spec and with_windows else members.inputs
-        if columns is None:
-            msg = "expected members that declare the length of their inputs by a spec or a first Linear layer"
-            raise ValueError(msg)
-        contract = {
-            "classes": list(members.classes),
-            "input": input_contract(spec, columns, with_windows=with_windows),
-            "members": [
-                {"name": member.name, "reference": member.about.reference, "sha256": member.digest}
-                for member in members
-            ],
-            "rule": rule.to_json(),
-            "fitted_on": list(filter(None, rule.fingerprints)),
-        }
-        return write(
-            model,
+        return export(
+            self.members,
+            self.rule,
             path,
-            contract=contract,
-            columns=columns,
+            with_windows=with_windows,
+            each=each,
             precision=precision,
-            probe=compared,
+            frames=frames,
             most_changed=most_changed,
-            members=each,
         )
 
     def __sklearn_is_fitted__(self) -> bool:

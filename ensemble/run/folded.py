@@ -8,14 +8,63 @@ with the members run one by one.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from ensemble.rules.table import Rule
+from ensemble.rules.fitted import rule_for
+from ensemble.rules.table import Rule, declared
 from ensemble.run._engine.dense import Affine, Dense
 from ensemble.run.members import Members, preparation
-from zoo.onnx import Recording
+from zoo.data.frames import FrameSet
+from zoo.onnx import Exported, Recording, input_contract, probe, write
+
+
+def export(
+    members: Members,
+    rule: Rule,
+    path: str | Path,
+    *,
+    with_windows: bool,
+    each: bool,
+    precision: str,
+    frames: FrameSet | None,
+    most_changed: float,
+) -> Exported:
+    """Write members and a rule as an ONNX file; see `Ensemble.to_onnx`."""
+    rule = rule_for(rule, members.names)
+    if (used := rule.used) is not None and len(used) < len(members):
+        rule, members = rule.restricted(used), members.subset([members.names[place] for place in used])
+    model, spec = Folded(members, rule, with_windows=with_windows, each=each), next(iter(members.widest), None)
+    compared = None
+    if frames is not None:
+        if spec is None:
+            msg = f"expected no frames for members without specs, which take inputs only, got {len(frames)}"
+            raise ValueError(msg)
+        compared = probe(frames, spec, members.classes, with_windows=with_windows)
+    columns = spec.features if spec and with_windows else members.inputs
+    if columns is None:
+        msg = "expected members that declare the length of their inputs by a spec or a first Linear layer"
+        raise ValueError(msg)
+    known = [(member.name, member.about.reference, member.digest) for member in members]
+    contract = {
+        "classes": list(members.classes),
+        "input": input_contract(spec, columns, with_windows=with_windows),
+        "members": [dict(zip(("name", "reference", "sha256"), one, strict=True)) for one in known],
+        "rule": rule.to_json(),
+        "fitted_on": list(filter(None, rule.fingerprints)),
+    }
+    return write(
+        model,
+        path,
+        contract=contract,
+        columns=columns,
+        precision=precision,
+        probe=compared,
+        most_changed=most_changed,
+        members=each,
+    )
 
 
 class Folded(nn.Module):
@@ -34,7 +83,7 @@ class Folded(nn.Module):
 
     def __init__(self, members: Members, rule: Rule, *, with_windows: bool = False, each: bool = False) -> None:
         super().__init__()
-        self.rule, self.each = rule, each
+        self.rule, self.each = declared(rule), each
         widest = {preparation(spec): spec for spec in members.widest}
         foreign = [member.name for member in members if member.spec is None]
         if with_windows and foreign:
@@ -66,13 +115,13 @@ class Folded(nn.Module):
         found = torch.cat([part(inputs[source]) for part, source in zip(self.parts, self.reads, strict=True)])
         if self.places != sorted(self.places):
             found = found[[self.places.index(place) for place in range(len(self.places))]]
-        probabilities = self.rule(found)
+        probabilities = self.rule.of_logs(found)
         answer = probabilities, probabilities.argmax(-1)
-        return (*answer, found) if self.each else answer
+        return (*answer, found.exp()) if self.each else answer
 
 
 class _Part(nn.Module):
-    """Members of one structure: inputs of the widest window -> probabilities (m, N, C), in the common order."""
+    """Members of one structure: inputs of the widest window -> log-probabilities (m, N, C) in one order of classes."""
 
     def __init__(self, dense: Dense, cut: int, orders: Sequence[Tensor | None]) -> None:
         super().__init__()
@@ -91,7 +140,7 @@ class _Part(nn.Module):
         for step in self.steps:
             operation = self.layers[step.target] if isinstance(step.operation, Affine) else step.operation
             values[step.target] = operation(*(values[name] for name in step.sources))
-        rows = values[self.steps[-1].target].softmax(-1)
+        rows = values[self.steps[-1].target].log_softmax(-1)
         if all(order is None for order in self.orders):
             return rows
         return torch.stack(
