@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
 import ensemble
 import zoo
-from zoo.checkpoint import examine
+from zoo.checkpoint import decode, encode, examine, logits_of
 
 OWN = torch.Generator()
 ROWS = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
@@ -477,3 +479,95 @@ def test_what_cannot_answer_is_not_registered(tmp_path, monkeypatch):
         with pytest.raises(zoo.CheckpointError, match=r"'pair_for_test'.* got a tuple of 2.*ANSWERS"):
             zoo.Registry(tmp_path / "registry.json").register("m", model, spec=spec, classes=["a", "b"])
     assert [*tmp_path.iterdir()] == []
+
+
+# ---- at random, out of a grammar with faults in it
+
+PARTS: dict[str, Callable[[int], nn.Module]] = {
+    "linear": lambda n: nn.Linear(n, n),
+    "norm": nn.BatchNorm1d,
+    "norm without statistics": lambda n: nn.BatchNorm1d(n, track_running_stats=False),
+    "relu": lambda n: nn.ReLU(),
+    "gelu": lambda n: nn.GELU(),
+    "writes": lambda n: nn.ReLU(inplace=True),
+    "dropout": lambda n: nn.Dropout(0.5),
+    "drawn in evaluation": lambda n: Then(lambda x: functional.dropout(x, 0.5)),
+    "weight_norm": lambda n: nn.utils.weight_norm(nn.Linear(n, n)),
+    "spectral_norm": lambda n: nn.utils.spectral_norm(nn.Linear(n, n)),
+    "parametrised": lambda n: nn.utils.parametrizations.weight_norm(nn.Linear(n, n)),
+    "a constant": lambda n: Then(lambda x, held=None: x * held, torch.linspace(1, 2, n)),
+    "a drawn constant": lambda n: Then(lambda x, held=None: x + held, torch.randn(n)),
+    "a kept constant": lambda n: Then(lambda x, held=None: x - held, nn.Parameter(torch.randn(n))),
+    "extra state": lambda n: Extra(n, n),
+    "a name of a hook": lambda n: hooked(nn.Linear(n, n), renamed),
+    "lazy": lambda n: nn.LazyLinear(n),
+    "complex": lambda n: Then(lambda x, held=None: (x * held).abs(), nn.Parameter(torch.ones(n, dtype=torch.cfloat))),
+    "transposed": lambda n: Then(lambda x, held=None: x @ held, nn.Parameter(torch.randn(n, n).t())),
+}
+ENDS: dict[str, Callable[[Tensor], Any]] = {
+    "logits": lambda y: y,
+    "an object": lambda y: SimpleNamespace(logits=y),
+    "a tuple": lambda y: (y, y),
+    "one column": lambda y: y[:, :1],
+    "a vector": lambda y: y.sum(dim=1),
+    "squeezed": Tensor.squeeze,
+    "classes": lambda y: y.argmax(dim=1),
+    "probabilities": lambda y: y.softmax(dim=1),
+    "not finite": lambda y: y / y.new_zeros(()),
+    "over the batch": lambda y: y - y.mean(dim=0),
+}
+CHANGES: dict[str, Callable[[nn.Sequential], object]] = {
+    "none": lambda m: None,
+    "frozen": lambda m: m.requires_grad_(False),
+    "trained": lambda m: [p.data.add_(0.1) for p in m.parameters() if p.is_floating_point()],
+    "a layer": lambda m: m.__setitem__(0, nn.Tanh()),
+    "a hook": lambda m: m[0].register_forward_hook(lambda module, given, y: y + 1),
+    "a tie": lambda m: m[0]._parameters.update(weight=m[-2].weight) if "weight" in m[0]._parameters else None,
+    "half": lambda m: m.half(),
+    "NaN": lambda m: next(m.parameters()).data.fill_(torch.nan),
+    "a wrapper": lambda m: nn.Sequential(m),
+}
+
+
+class Then(nn.Module):
+    """A function with a tensor of its own: a parameter, or a plain attribute."""
+
+    def __init__(self, function: Callable[..., Any], held: Tensor | None = None) -> None:
+        super().__init__()
+        self.function, self.held = function, held
+
+    def forward(self, x: Tensor) -> Any:
+        """What the function makes of it."""
+        return self.function(x) if self.held is None else self.function(x, self.held)
+
+
+@pytest.mark.filterwarnings("ignore")
+@settings(max_examples=50, deadline=None)
+@given(
+    parts=st.lists(st.sampled_from([*PARTS]), max_size=4),
+    repeated=st.booleans(),
+    end=st.sampled_from(["logits"] * 5 + [*ENDS]),
+    change=st.sampled_from(["none"] * 5 + [*CHANGES]),
+    seed=st.integers(0, 3),
+)
+def test_a_random_model_is_refused_or_comes_back_as_it_was(parts, repeated, end, change, seed):
+    """On other rows than those of the probe, near and far; no error of any other kind."""
+
+    def drawn_at_random(inputs: int, classes: int) -> nn.Module:
+        body = [PARTS[part](3) for part in parts]
+        return nn.Sequential(*body, *(body if repeated else []), nn.Linear(3, 2), Then(ENDS[end]))
+
+    with pytest.MonkeyPatch.context() as patch, torch.random.fork_rng():
+        patch.setattr("zoo.models.architectures.ARCHITECTURES", {})
+        zoo.architecture(drawn_at_random)
+        spec = zoo.Spec("drawn_at_random", features=3, context=0, classes=2)
+        try:
+            model = zoo.build(spec, seed=seed)
+            CHANGES[change](model)
+            kept = zoo.Checkpoint.from_module(model, spec, ["no", "yes"])
+            again = decode(encode(kept)).to_module()
+        except ValueError:  # and no other error
+            return
+        for rows in (ROWS, 100 * ROWS):
+            answers = [logits_of(module.eval()(rows.clone()), rows, 2, "a") for module in (model, again)]
+            torch.testing.assert_close(answers[1], answers[0], rtol=1e-4, atol=1e-4 * float(answers[0].abs().max()))
