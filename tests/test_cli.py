@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import ensemble.cli
 import zoo
@@ -57,6 +58,7 @@ ARGUMENTS = {
     "zoo show": "other",
     "zoo diff": "other cylinder-a",
     "zoo register": "again {blob}",
+    "zoo adopt": "saved.pth --activation relu --features 27 --normalisation mean_std --classes phonemes",
     "zoo alias": "best other",
     "zoo tag": "other small",
     "zoo note": "other text",
@@ -93,6 +95,7 @@ def test_json_is_all_of_stdout(command, home, monkeypatch, line):
     registry = zoo.Registry()
     blob = registry.blobs.path(registry.get("other").sha256)
     zoo.export(registry, "other", "exported")
+    torch.save(registry.load("other").state_dict(), "saved.pth")
     Path("runs/a").mkdir(parents=True)
     Path("runs/a/log.jsonl").write_text('{"run": "a", "config": {}}\n')
     monkeypatch.setattr("zoo.push", lambda *_, **__: "address")

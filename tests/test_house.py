@@ -43,11 +43,14 @@ SHARED = {"_console", "_files", "_names"}  # of zoo: machinery that both package
 PUBLIC = ["zoo", "zoo.data", "zoo.models", "zoo.search", "zoo.training"]
 PUBLIC += ["ensemble", "ensemble.fit", "ensemble.judge", "ensemble.rules", "ensemble.run", "ensemble.selection"]
 TESTED_WITH = {"tables": "report"}  # tables are what a report is made of
-MOST_FILES, MOST_NAMES = 95, 40
+MOST_FILES, MOST_NAMES = 96, 40
 CODE_FROM_TEXT = (
     r"torch\.load\(|\bpickle\.[a-zA-Z]|import pickle|import_module|runpy|__import__|(?<![\w.])(?:eval|exec)\("
 )
-IMPORT_OPTION = "importlib.import_module(path.stem if is_file else target)"  # of `--import`, which a person types
+ALLOWED = {  # module -> the one line of it that may: the import of `--import`, which a person types; tensors alone
+    "zoo._console": "importlib.import_module(path.stem if is_file else target)",
+    "zoo.checkpoint.adoption": 'torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)',
+}
 
 
 def dotted(path: Path) -> str:
@@ -123,11 +126,11 @@ def test_each_library_has_one_door(name: str) -> None:
 
 @pytest.mark.parametrize("name", SOURCES)
 def test_no_code_comes_from_data(name: str) -> None:
-    """No unpickling, no evaluation of text, no import by a computed name, except what the person names by --import."""
+    """No unpickling, no evaluation of text, no import by a computed name, except in two places, once each."""
     text = SOURCES[name].read_text(encoding="utf-8")
-    if name == "zoo._console":
-        assert text.count(IMPORT_OPTION) == 1
-        text = text.replace(IMPORT_OPTION, "")
+    if name in ALLOWED:
+        assert text.count(ALLOWED[name]) == 1
+        text = text.replace(ALLOWED[name], "")
     assert not re.findall(CODE_FROM_TEXT, text)
 
 
@@ -139,7 +142,7 @@ def test_only_the_command_line_imports_by_name() -> None:
 
 
 def test_the_house_stays_small() -> None:
-    """At most 95 modules, and names that tell them apart; a command's module is named after its command."""
+    """At most 96 modules, and names that tell them apart; a command's module is named after its command."""
     assert len(SOURCES) <= MOST_FILES
     rooms = [name for name in SOURCES if ".cli" not in name and not name.endswith("__main__")]
     shared = [last for last, count in Counter(name.split(".")[-1] for name in rooms).items() if count > 1]

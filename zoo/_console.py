@@ -19,7 +19,7 @@ from typing import Annotated, Any
 
 from cyclopts import App, CoercionError, CycloptsError, Group, MissingArgumentError, Parameter, UnusedCliTokensError
 
-from zoo._names import own_version
+from zoo._names import own_version, unknown
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,8 @@ def _app(name: str, help: str, commands: Iterable[Callable[..., Answer]]) -> App
         Args:
             tokens: the command and its own arguments.
             json: print one JSON document in place of tables.
-            import_: a Python module or file with your own architectures, rules, optimisers, ...; may be repeated.
+            import_: a Python module or file with your own architectures, rules, optimisers, ...; student.py:Network
+                also makes an architecture of the class Network in it; may be repeated.
         """
         for target in import_:
             import_own(target)
@@ -147,8 +148,11 @@ def _app(name: str, help: str, commands: Iterable[Callable[..., Answer]]) -> App
 def import_own(target: str) -> None:
     """Import a module or a .py file that the person named with `--import`; the only import of a name given as text.
 
-    The file's folder, or the working folder for a module, is searched after everything that is installed.
+    With `:NAME` behind it, the class (or function) of that name becomes an architecture. The file's folder, or the
+    working folder for a module, is searched after everything that is installed.
     """
+    place, colon, name = target.rpartition(":")
+    target = place if colon else target
     path = Path(target)
     is_file = path.suffix == ".py"
     folder = str(path.parent.resolve() if is_file else Path.cwd())
@@ -166,6 +170,13 @@ def import_own(target: str) -> None:
     if is_file and not path.samefile(getattr(module, "__file__", None) or os.devnull):  # a built-in one has none
         msg = f"expected a file whose name no other module has, got {target!r}: {path.stem} is {module}; rename it"
         raise ImportError(msg)
+    if colon:
+        from zoo.models.architectures import architecture_of  # which needs torch
+
+        if not callable(model := getattr(module, name, None)) or not hasattr(model, "__name__"):
+            own = [key for key, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]
+            raise ImportError(unknown(f"class in {target}", name, own))
+        architecture_of(model)
 
 
 def print_json(data: Any) -> None:

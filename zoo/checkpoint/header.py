@@ -44,8 +44,8 @@ _FIELDS = {"dtype", "shape", "data_offsets"}
 _NAME = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.\-]{0,510}[A-Za-z0-9_])?")
 
 _SIGNS = {  # how a file begins -> what it seems to be
-    rb"PK\x03\x04": "a zip archive (torch.save writes those)",
-    rb"\x80[\x02\x04\x05]": "a pickle",
+    rb"PK\x03\x04": "a zip archive, as torch.save writes them: `zoo adopt` reads those",
+    rb"\x80[\x02\x04\x05]": "a pickle, as torch.save wrote them: `zoo adopt` reads those of tensors",
     rb"\x1f\x8b": "a gzip archive",
     rb"version https://git-lfs": "a Git LFS pointer: fetch the file itself with `git lfs pull`",
     rb"\x89HDF": "an HDF5 file",
@@ -61,7 +61,7 @@ class CheckpointError(ValueError):
     The file: TOO_SMALL, HEADER_LENGTH, HEADER_TOO_LARGE, HEADER_ENCODING, HEADER_JSON, HEADER_DEPTH,
     HEADER_ROOT, DUPLICATE_KEY, NUMBER_RANGE, NOT_INTEGER, METADATA_TYPE, TENSOR_NAME, TENSOR_FIELDS, DTYPE,
     SHAPE, OFFSETS, SIZE, BOOL_VALUE, NOT_A_FILE, UNREADABLE, DIGEST. Its content: METADATA, SPEC, MISFIT, NOT_FINITE,
-    VARIANCE, CLASSES, ANSWERS, PROBE.
+    VARIANCE, CLASSES, ANSWERS, PROBE. A file that was saved elsewhere: PICKLE, DAMAGED, CONTENT.
     """
 
     def __init__(self, reason: str, message: str) -> None:
@@ -107,8 +107,8 @@ def read_header(data: bytes | bytearray) -> Header:
     except CheckpointError as error:
         start = bytes(data[:64])
         hint = next((kind for sign, kind in _SIGNS.items() if re.match(sign, start)), "")
-        like = f"; the file looks like {hint}" if hint else ""
-        raise CheckpointError(error.reason, error.message + like) from None
+        found = f"expected a safetensors file, got what looks like {hint}" if hint else error.message
+        raise CheckpointError(error.reason, found) from None
     return header
 
 

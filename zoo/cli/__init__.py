@@ -6,9 +6,10 @@ import sys
 
 from zoo._console import command_line
 from zoo.cli import entries, train, upkeep
+from zoo.cli.adopt import adopt
 
 COMMANDS = (
-    *(entries.list_, entries.show, entries.diff, entries.register),
+    *(entries.list_, entries.show, entries.diff, entries.register, adopt),
     *(entries.alias, entries.tag, entries.note, entries.remove),
     *(entries.export, entries.import_, entries.push, entries.pull),
     *(upkeep.verify, upkeep.sign, upkeep.load, upkeep.gc, upkeep.recover, upkeep.merge),

@@ -45,6 +45,7 @@ class Architecture:
 
 
 ARCHITECTURES: dict[str, Architecture] = {}
+GIVEN: list[str] = []  # the names that `architecture_of` has returned, such as that of a class given to `--import`
 
 
 def architecture(builder: _Builder, /, *, count: Callable[..., int] | None = None) -> _Builder:
@@ -106,6 +107,60 @@ def shape(widths: _Shape) -> _Shape:
     entry = Architecture(partial(_layered, chain), own | _SHARED, count)
     enter(ARCHITECTURES, "architecture", widths, entry)
     return widths
+
+
+def architecture_of(model: Callable[..., nn.Module]) -> str:
+    """Register a class, or a function that gives a module, as it stands, and return the name of its architecture.
+
+    Arguments whose defaults are plain data become options, and so do those without a default; of those that are left
+    out, the first is given the number of inputs and the second that of the classes. What is registered already, by its
+    own decorator, stays as it is.
+
+    Example:
+        >>> class Net(nn.Module):
+        ...     def __init__(self, n_in, n_out, hidden=8):
+        ...         super().__init__()
+        ...         self.net = nn.Sequential(nn.Linear(n_in, hidden), nn.Tanh(), nn.Linear(hidden, n_out))
+        >>> dict(ARCHITECTURES[architecture_of(Net)].options), ARCHITECTURES.pop("Net").build(6, 2, hidden=3).net[0]
+        ({'n_in': None, 'n_out': None, 'hidden': 8}, Linear(in_features=6, out_features=3, bias=True))
+    """
+    name, entry = model.__name__, ARCHITECTURES.get(model.__name__)
+    if name not in GIVEN:
+        GIVEN.append(name)
+    if entry is not None and model in (entry.build, *getattr(entry.build, "args", ())[:1]):
+        return name
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    defaults = {p.name: p.default for p in inspect.signature(model).parameters.values() if p.kind in kinds}
+    options = {name: None if value is inspect.Parameter.empty else value for name, value in defaults.items()}
+    plain = {name: value for name, value in options.items() if _is_plain(value)}
+    enter(ARCHITECTURES, "architecture", model, Architecture(partial(_constructed, model, defaults), plain))
+    return name
+
+
+def _constructed(
+    model: Callable[..., nn.Module], defaults: Mapping[str, Any], inputs: int, classes: int, /, **options: Any
+) -> nn.Module:
+    """What a class makes of its options, with the sizes in place of required arguments that are left out."""
+    required = [name for name, default in defaults.items() if default is inspect.Parameter.empty]
+    left_out = [name for name in required if options[name] is None]
+    if len(left_out) > 2:
+        msg = f"{model.__name__} requires {', '.join(left_out)}: expected options for all but two of them, which are"
+        raise ValueError(f"{msg} given the number of inputs and that of the classes")
+    listed = {  # a spec has tuples alone
+        name: list(value) if type(value) is tuple and type(defaults[name]) is not tuple else value
+        for name, value in options.items()
+    }
+    try:
+        return model(**listed | dict(zip(left_out, (inputs, classes), strict=False)))
+    except Exception as error:  # the class is the user's own
+        msg = f"cannot make {model.__name__} of {listed}: {type(error).__name__}: {error}"
+        raise ValueError(msg) from error
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a default can stand in a spec."""
+    kinds = {type(item) for item in value} if type(value) in (list, tuple) else {type(value)}
+    return kinds <= {bool, int, float, str, type(None)}
 
 
 def list_architectures(include: Patterns = "*", exclude: Patterns = ()) -> list[str]:

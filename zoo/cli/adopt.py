@@ -1,0 +1,511 @@
+"""The command that brings in checkpoints that were saved elsewhere: adopt."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import zoo
+from zoo._console import Answer, Table, progress
+from zoo._names import find
+from zoo.cli.options import (
+    Corpus,
+    Names,
+    Options,
+    RegistryFile,
+    class_names,
+    flag_fields,
+    options_from,
+    read_partition,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from zoo.checkpoint.adoption import Chain, Foreign
+
+T = TypeVar("T")
+Made = TypeVar("Made")
+_TRIED_ON = 1000  # frames on which settings are compared
+_FINALISTS = 3  # settings that are compared on all frames
+_EQUAL = 1e-6  # accuracies of one model on the same frames
+_ROUNDED = 5e-4  # what an accuracy may have lost when it was written down, such as 77.2
+_APART = 0.02  # accuracy: what a file says and what is measured differ by more only if something is wrong
+
+
+@flag_fields
+@dataclass(frozen=True)
+class Untold:
+    """What the shapes of tensors do not tell.
+
+    Args:
+        activation: of the hidden layers: relu, gelu, sigmoid, ..., or your own.
+        batchnorm: where BatchNorm stands, seen from the activation.
+        context: frames on each side of the classified one.
+        features: features per frame; each model's context then follows from its inputs.
+        normalisation: how features were normalised: none, mean, mean_std, z_score, min_max, or your own.
+        padding: zeros stood beyond the ends of each recording (recording), or only of the whole partition (corpus);
+            recording if left out.
+        classes: names of the classes in the order of the outputs, or a text file with one name per line; phonemes
+            stands for the 40 classes of HW1P2.
+    """
+
+    activation: str | None = None
+    batchnorm: Literal["before", "after"] | None = None
+    context: int | None = None
+    features: int | None = None
+    normalisation: str | None = None
+    padding: Literal["recording", "corpus"] | None = None
+    classes: Names = ()
+
+
+@dataclass(frozen=True)
+class Found:
+    """The tensors of a file, and the chain of layers that they are; None where the person names their class."""
+
+    foreign: Foreign
+    chain: Chain | None
+
+
+@dataclass(frozen=True)
+class Adopted:
+    """The checkpoint made of a file, and the settings that were tried for it, the best first."""
+
+    checkpoint: zoo.Checkpoint
+    tried: Sequence[Mapping[str, Any]] = ()
+
+
+def adopt(
+    *sources: Path,
+    untold: Untold = Untold(),
+    architecture: str | None = None,
+    option: Options = (),
+    key: str | None = None,
+    save: str | None = None,
+    corpus: Corpus = None,
+    valid: str | None = None,
+    try_: bool = False,
+    all_or_none: bool = False,
+    registry: RegistryFile = None,
+) -> Answer:
+    """Register checkpoints that were saved elsewhere: .pt, .pth, .ckpt, .bin and .safetensors files.
+
+    Tensors are found inside what people save, and the architecture of Linear and BatchNorm layers is read off their
+    shapes; what these do not tell is asked for. A model of other layers needs its class: --import student.py:Network.
+    No code in a file is run. The files are registered together, under their own names. The exit code is 1 if some of
+    them could not be.
+
+    Example: zoo adopt notebook --activation gelu --features 27 --normalisation mean_std --classes phonemes
+
+    Args:
+        sources: files, and folders in which files with these endings are looked for.
+        architecture: a built-in one where the shapes allow several (mlp, basic), or your own from --import.
+        key: where in a file the tensors stand, such as ema.module, if it holds several models.
+        save: name to register a single file under; the file's own if left out.
+        corpus: folder of partitions in the HW1P2 layout, to measure each model's accuracy on.
+        valid: partition of the corpus, or of the bundled synthesised speech, to measure on.
+        try_: measure every combination of what was not told, and take the one that fits.
+        all_or_none: register nothing if one of the files cannot be adopted.
+    """
+    home = zoo.Registry(registry)
+    files, problems = _named(sources, home, save)
+    classes = class_names(untold.classes)
+    if try_ and corpus is None and valid is None:
+        raise ValueError("expected frames to try settings on, got none: give --corpus ROOT --valid PARTITION")
+    frames = None if corpus is None and valid is None else read_partition(corpus, valid or "valid", classes)
+    own = _own(architecture)
+    maker = _Maker(untold, classes, own, architecture or "", options_from(option), frames, try_)
+    try:
+        found = _each("reading", files, lambda path: _found(path, key, own), problems)
+        maker.require_told(found)
+        adopted = _each("building", found, maker.adopted, problems)
+        saved: dict[str, zoo.Entry] = {}
+        if not (all_or_none and problems):
+            with home.transaction():
+                saved = {name: home.register(name, one.checkpoint) for name, one in adopted.items()}
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("interrupted; nothing was adopted") from None
+    rows = [_row(files[name], found[name], adopted[name], saved.get(name)) for name in adopted]
+    refused = [{"file": str(files[name]), "message": message} for name, message in problems.items()]
+    lines = [f"{row['file']}: {row['message']}" for row in refused]
+    return Answer(
+        {"adopted": rows, "refused": refused},
+        [*_tables(rows), *lines, *_remarks(rows, refused, own, frames, home)],
+        code=1 if refused else 0,
+    )
+
+
+# ---- files and their names
+
+
+def _named(sources: Sequence[Path], home: zoo.Registry, save: str | None) -> tuple[dict[str, Path], dict[str, str]]:
+    """Name -> file, each file once; and name -> why it cannot be the name of a model."""
+    from zoo.checkpoint.adoption import SUFFIXES
+
+    files: dict[Path, Path] = {}
+    for source in sources:
+        if source.is_dir():
+            inside = sorted(path for path in source.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+            hidden = [path for path in inside if any(part.startswith(".") for part in path.relative_to(source).parts)]
+            some = [
+                path for path in inside if path not in hidden and path.parent.resolve() != home.blobs.folder.resolve()
+            ]
+            if not some:
+                raise ValueError(f"expected files {', '.join(SUFFIXES)} in {source}, found none")
+        elif source.exists():
+            some = [source]
+        else:
+            raise FileNotFoundError(f"expected a file or a folder to adopt, got {str(source)!r}, which does not exist")
+        files |= {path.resolve(): path for path in some if path.resolve() not in files}
+    if not files:
+        raise ValueError("expected files or folders to adopt, got none")
+    if save is not None and len(files) > 1:
+        raise ValueError(f"expected a single file with --save, got {len(files)}; the others keep their own names")
+    stems = Counter(_name(path.stem).casefold() for path in files.values())
+    named: dict[str, Path] = {}
+    problems: dict[str, str] = {}
+    for path in files.values():
+        name = _name(path.stem)
+        if stems[name.casefold()] > 1:
+            name = _name(f"{path.resolve().parent.name}-{path.stem}")
+        name = save or name
+        if name.casefold() in {other.casefold() for other in named}:
+            name, problem = str(path), f"another file has the name {name!r} too; adopt it alone, with --save NAME"
+            problems[name] = problem
+        named[name] = path
+        try:
+            home.check_nameable(name)
+        except zoo.RegistryError as error:
+            problems.setdefault(name, f"{error.message}; adopt it alone, with --save NAME")
+    return named, problems
+
+
+def _name(stem: str) -> str:
+    """A file's name as that of a model: other characters than letters, digits, ".", "_" and "-" become "-"."""
+    return re.sub(r"\.{2,}", ".", re.sub(r"[^A-Za-z0-9._-]+", "-", stem)).strip("._-")
+
+
+def _each(title: str, given: Mapping[str, T], make: Callable[[T], Made], problems: dict[str, str]) -> dict[str, Made]:
+    """What `make` makes of each that has no problem yet; its errors are noted and leave the others alone."""
+    made: dict[str, Made] = {}
+    with progress(title, total=len(given)) as advance:
+        for name, one in given.items():
+            advance(note=name)
+            if name not in problems:
+                try:
+                    made[name] = make(one)
+                except ValueError as error:
+                    problems[name] = getattr(error, "message", str(error))
+    return made
+
+
+# ---- from a file to a checkpoint
+
+
+def _own(architecture: str | None) -> str:
+    """The architecture whose tensors are found by name: one that is named, or the class given to `--import`; or ""."""
+    from zoo.checkpoint.adoption import READ_OFF
+    from zoo.models.architectures import GIVEN, find_architecture
+
+    if architecture is not None:
+        find_architecture(architecture)
+        return "" if architecture in READ_OFF else architecture
+    if len(GIVEN) > 1:
+        raise ValueError(f"expected --architecture with one of the classes {', '.join(GIVEN)}, got none")
+    return GIVEN[0] if GIVEN else ""
+
+
+def _found(path: Path, key: str | None, own: str) -> Found:
+    from zoo.checkpoint.adoption import chain_of, read_foreign
+
+    foreign = read_foreign(path, key=key)
+    return Found(foreign, None if own else chain_of(foreign))
+
+
+@dataclass(frozen=True)
+class _Maker:
+    """What the person told, and the frames to try the rest on."""
+
+    untold: Untold
+    classes: tuple[str, ...]
+    own: str
+    architecture: str
+    options: Mapping[str, Any]
+    frames: zoo.FrameSet | None
+    trying: bool
+
+    def require_told(self, found: Mapping[str, Found]) -> None:
+        """Refuse what cannot be adopted without further flags, all of which the message names; check those given."""
+        from zoo.data.normalisation import NORMALISATIONS
+        from zoo.models.blocks import ACTIVATIONS
+
+        told = self.untold
+        chains = {name: one.chain for name, one in found.items() if one.chain is not None}
+        for table, what in ((ACTIVATIONS, "activation"), (NORMALISATIONS, "normalisation")):
+            if getattr(told, what) is not None:
+                find(table, what, getattr(told, what))
+        if told.activation is not None and self.own:
+            raise ValueError(f"expected --option for the activation of {self.own}, if it has one, got --activation")
+        if self.options and not self.own:
+            raise ValueError("expected --option only with a class of your own, got it for layers read off the shapes")
+        missing = []
+        if chains and told.activation is None and not self.trying:
+            missing.append(f"--activation ({', '.join(ACTIVATIONS)})")
+        asking = [name for name, chain in chains.items() if chain.asks_place]
+        if asking and told.batchnorm is None and not self.trying:
+            missing.append(f"--batchnorm (before or after the activation, of {', '.join(asking[:5])})")
+        if told.features is None and self.frames is None and told.context is None and chains:
+            missing.append("--context (frames on each side) or --features (per frame)")
+        if self.own and told.context is None:
+            missing.append("--context (frames on each side)")
+        if self.own and told.features is None and self.frames is None:
+            missing.append("--features (per frame)")
+        if told.normalisation is None and not self.trying:
+            missing.append(f"--normalisation ({', '.join(NORMALISATIONS)})")
+        if not self.classes:
+            missing.append("--classes (their names in the order of the outputs)")
+        if missing and found:
+            hint = "" if self.trying else "; with --corpus and --valid, --try finds what it can by measuring"
+            raise ValueError(f"the files do not tell {'; '.join(missing)}; give these flags{hint}")
+
+    def adopted(self, found: Found) -> Adopted:
+        """The checkpoint made of a file, with its accuracy where there are frames."""
+        told, tried = self.untold, []
+        settings: dict[str, Any] = {
+            "architecture": self.architecture,
+            "batchnorm": told.batchnorm or "",
+            "activation": told.activation,
+            "normalisation": told.normalisation,
+            "padding": told.padding or "recording",
+        }
+        if self.trying:
+            tried = self.tried(found, settings)
+            settings = {name: tried[0][name] for name in settings}
+        checkpoint = self.made(found, settings)
+        checkpoint.exam()  # refuses what could not be registered, before any of them is
+        if self.frames is not None:
+            checkpoint = replace(checkpoint, metrics=_measured(checkpoint, self.frames))
+        return Adopted(checkpoint, tried)
+
+    def made(self, found: Found, settings: Mapping[str, Any]) -> zoo.Checkpoint:
+        """The checkpoint with these settings."""
+        from zoo.checkpoint.adoption import checkpoint_by_name
+
+        told, chain = self.untold, found.chain
+        features = told.features or (None if self.frames is None else self.frames.features.shape[1])
+        given = {name: settings[name] for name in ("normalisation", "padding")}
+        note = (
+            "adopted"
+            if found.foreign.accuracy is None
+            else "adopted; its file says {} {:.4f}".format(*found.foreign.accuracy)
+        )
+        if chain is None:
+            assert features is not None  # by `require_told`
+            assert told.context is not None
+            spec = zoo.Spec(self.own, features, told.context, len(self.classes), **given, options=self.options)
+            return checkpoint_by_name(found.foreign, spec, self.classes, note=note)
+        if told.context is not None:
+            frames = 2 * told.context + 1
+            if chain.inputs % frames or features not in (None, chain.inputs // frames):
+                wanted = f"{frames} frames" + (f" of {features} features" if features else "")
+                raise ValueError(
+                    f"expected inputs of {wanted}, got {chain.inputs} in its first layer; give another --context"
+                )
+            features = chain.inputs // frames
+        assert features is not None
+        return chain.checkpoint(
+            self.classes,
+            activation=settings["activation"],
+            features=features,
+            **given,
+            place=settings["batchnorm"],
+            architecture=settings["architecture"],
+            note=note,
+        )
+
+    def tried(self, found: Found, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """The best of every combination of what was not told, compared on some of the frames; as of `finalists`."""
+        import torch
+
+        from zoo.checkpoint.adoption import PLACES
+        from zoo.data.normalisation import NORMALISATIONS
+        from zoo.models.blocks import ACTIVATIONS
+
+        told, chain, frames = self.untold, found.chain, self.frames
+        assert frames is not None
+        if frames.labels is None:
+            raise ValueError("expected frames with labels to try settings on, got none")
+        architectures = [self.architecture] if self.architecture or chain is None else chain.architectures
+        asked = chain is not None and chain.asks_place and told.batchnorm is None
+        places = PLACES if asked else [settings["batchnorm"]]
+        activations = [told.activation] if told.activation or chain is None else [*ACTIVATIONS]
+        normalisations = [told.normalisation] if told.normalisation else [*NORMALISATIONS]
+        count = min(len(frames), _TRIED_ON)
+        centres = torch.arange(count) * len(frames) // count
+        labels = frames.labels[centres]
+        rows: list[dict[str, Any]] = []
+
+        def score(settings: dict[str, Any], advance: Callable[..., None]) -> None:
+            base = self.made(found, {**settings, "activation": settings["activation"] or "relu"})
+            windows = zoo.windows(frames, centres, base.spec.context, base.spec.normalisation, base.spec.padding)
+            for activation in activations if settings["activation"] is None else [settings["activation"]]:
+                options = {} if activation is None else {"activation": activation}
+                spec = replace(base.spec, options={**base.spec.options, **options})
+                logits = _logits(replace(base, spec=spec), windows).double()
+                accuracy = float((logits.argmax(dim=1) == labels).double().mean())
+                loss = float(torch.nn.functional.cross_entropy(logits, labels))
+                rows.append({**settings, "activation": activation, "accuracy": accuracy, "loss": loss})
+                advance()
+
+        ways = [
+            {**settings, "architecture": a, "batchnorm": place, "normalisation": n, "activation": None}
+            for a, place, n in product(architectures, places, normalisations)
+            if not (place == "after" and a == "basic")
+        ]
+        with progress("trying", total=len(ways) * len(activations)) as advance:
+            for way in ways:
+                score(way, advance)
+        rows.sort(key=lambda row: row["loss"])
+        chance = float(torch.bincount(labels).max()) / count
+        if rows[0]["accuracy"] <= chance + _APART:
+            best = rows[0]["accuracy"]
+            msg = f"expected one of {len(rows)} settings to fit, got an accuracy of {best:.3f} from the best"
+            raise ValueError(f"{msg}, no more than from the most frequent class; are the classes in another order?")
+        finalists, stated = rows[:_FINALISTS], found.foreign.accuracy
+        if stated is not None:
+            finalists += sorted(rows[_FINALISTS:], key=lambda row: abs(row["accuracy"] - stated[1]))[:_FINALISTS]
+        return self.finalists(found, [{name: row[name] for name in settings} for row in finalists])
+
+    def finalists(self, found: Found, ways: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Accuracy and loss on all frames, of the first also with other padding; the one that fits best first.
+
+        One whose accuracy is what the file says is preferred to any other; else the lowest loss is, and the usual
+        padding unless another lowers the loss by more than one per cent.
+        """
+        from zoo.data.frames import PADDINGS
+
+        assert self.frames is not None
+        usual, stated = ways[0]["padding"], found.foreign.accuracy
+        others = [] if self.untold.padding else [padding for padding in PADDINGS if padding != usual]
+        rows = []
+        for way in (*ways, *({**ways[0], "padding": padding} for padding in others)):
+            metrics = _measured(self.made(found, way), self.frames)
+            rows.append({**way, **{name: metrics[f"valid/{name}"]["value"] for name in ("accuracy", "loss")}})
+
+        def rank(row: Mapping[str, Any]) -> tuple[int, float]:
+            apart = 1.0 if stated is None else abs(row["accuracy"] - stated[1])
+            return (apart > _EQUAL) + (apart > _ROUNDED), row["loss"] * (1.0 if row["padding"] == usual else 1.01)
+
+        return sorted(rows, key=rank)
+
+
+def _logits(checkpoint: zoo.Checkpoint, windows: Tensor) -> Tensor:
+    """Logits (B, C) of windows (B, inputs)."""
+    import torch
+
+    from zoo.checkpoint import logits_of
+
+    with torch.inference_mode():
+        answer = checkpoint.to_module()(windows)
+    return logits_of(answer, windows, checkpoint.spec.classes, checkpoint.spec.architecture)
+
+
+def _measured(checkpoint: zoo.Checkpoint, frames: zoo.FrameSet) -> dict[str, dict[str, Any]]:
+    """Accuracy and loss on all frames, as a checkpoint records them."""
+    from zoo.checkpoint import logits_of
+    from zoo.training.step import Scorer
+
+    spec, model = checkpoint.spec, checkpoint.to_module()
+    if (found := (frames.features.shape[1], len(frames.classes))) != (spec.features, spec.classes):
+        expected = f"frames of {spec.features} features and {spec.classes} classes"
+        raise ValueError(f"expected {expected} to measure it on, got {found[0]} and {found[1]}")
+    scorer = Scorer(frames, spec)
+    accuracy, loss = scorer(lambda x: logits_of(model(x), x, spec.classes, spec.architecture)[None])
+    return scorer.metrics(accuracy[0], loss[0])
+
+
+# ---- what is said
+
+
+def _row(path: Path, found: Found, adopted: Adopted, saved: zoo.Entry | None) -> dict[str, Any]:
+    """Everything about one file, for programs."""
+    foreign, spec = found.foreign, adopted.checkpoint.spec
+    metrics = {name: figure["value"] for name, figure in adopted.checkpoint.metrics.items()}
+    return {
+        "file": str(path),
+        "saved": None if saved is None else saved.reference,
+        "spec": spec.to_dict(),
+        "parameters": None if saved is None else saved.parameters,
+        "taken": ".".join(part for part in (foreign.key, foreign.prefix.rstrip(".")) if part),
+        "left": [*foreign.left],
+        "converted": [*foreign.converted],
+        "accuracy": metrics.get("valid/accuracy"),
+        "loss": metrics.get("valid/loss"),
+        "stated": None if foreign.accuracy is None else dict(zip(("name", "accuracy"), foreign.accuracy, strict=True)),
+        "tried": [*adopted.tried],
+        "digest": adopted.checkpoint.digest,
+    }
+
+
+def _tables(rows: Sequence[Mapping[str, Any]]) -> Iterator[Table]:
+    """One row for each adopted file; and for each that settings were tried for, the best of these."""
+    columns = []
+    for row in rows:
+        spec, stated = row["spec"], row["stated"]
+        options = spec["options"]
+        sizes = options.get("widths") or [options[name] for name in ("width", "depth") if name in options]
+        inner = "-".join(map(str, sizes))
+        columns.append(
+            {
+                "file": row["file"],
+                "saved as": row["saved"] or "",
+                "architecture": f"{spec['architecture']} {inner}".strip(),
+                "activation": options.get("activation", ""),
+                "batchnorm": "yes" if options.get("batchnorm") else "",
+                "context": spec["context"],
+                "taken": row["taken"] or "all",
+                "left": ", ".join(row["left"]),
+                "accuracy": row["accuracy"],
+                "its file says": None if stated is None else f"{stated['name']} {stated['accuracy']:.4f}",
+            }
+        )
+    yield Table(columns, formats={"accuracy": ".4f"})
+    for row in rows:
+        some = [{name: value for name, value in tried.items() if value != ""} for tried in row["tried"]]
+        title = f"\n{row['file']}: settings that fit, the best first"
+        yield Table(some, title, {"accuracy": ".4f", "loss": ".4f"})
+
+
+def _remarks(
+    rows: Sequence[Mapping[str, Any]],
+    refused: Sequence[object],
+    own: str,
+    frames: zoo.FrameSet | None,
+    home: zoo.Registry,
+) -> Iterator[str]:
+    """What the reader should know."""
+    for row in rows:
+        if row["converted"]:
+            yield f"{row['file']}: {', '.join(row['converted'])} converted to float32"
+        stated = row["stated"]
+        if stated is not None and row["accuracy"] is not None and abs(row["accuracy"] - stated["accuracy"]) > _APART:
+            yield (
+                f"{row['file']}: accuracy {row['accuracy']:.4f}, but its file says {stated['accuracy']:.4f}: "
+                "another partition, or a wrong activation, normalisation or order of classes? --try measures"
+            )
+    digests = Counter(row["digest"] for row in rows)
+    for digest in [digest for digest, count in digests.items() if count > 1]:
+        yield f"the same weights are in {', '.join(row['file'] for row in rows if row['digest'] == digest)}"
+    if frames is None and rows:
+        yield "not measured: --corpus ROOT --valid PARTITION shows whether these settings fit"
+    if own and rows:
+        yield f"commands that run these models need --import FILE.py:{own}"
+    done = [row for row in rows if row["saved"]]
+    yield f"{len(done)} of {len(rows) + len(refused)} files adopted in {home.path}" + (
+        "; nothing was registered" if rows and not done else ""
+    )
