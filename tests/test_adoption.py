@@ -604,7 +604,7 @@ def test_a_prefix_may_be_the_models(tmp_path, own) -> None:
 def test_several_models_that_fit_are_refused(tmp_path, own_class) -> None:
     """Nothing is chosen by chance."""
     state = {f"{name}.{key}": tensor for name in ("a", "b") for key, tensor in Own(6, 5).state_dict().items()}
-    with pytest.raises(zoo.CheckpointError, match=r"got 'b\.' and 'a\.'"):
+    with pytest.raises(zoo.CheckpointError, match=r"got '[ab]\.' and '[ab]\.'"):
         checkpoint_by_name(read_foreign(saved(tmp_path, state)), zoo.Spec("Own", 6, 0, 5), "abcde")
 
 

@@ -171,12 +171,12 @@ def import_own(target: str) -> None:
         msg = f"expected a file whose name no other module has, got {target!r}: {path.stem} is {module}; rename it"
         raise ImportError(msg)
     if colon:
-        from zoo.models.architectures import architecture_of  # which needs torch
+        from zoo.models.architectures import GIVEN, architecture_of  # which need torch
 
         if not callable(model := getattr(module, name, None)) or not hasattr(model, "__name__"):
             own = [key for key, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]
             raise ImportError(unknown(f"class in {target}", name, own))
-        architecture_of(model)
+        GIVEN.append(architecture_of(model))
 
 
 def print_json(data: Any) -> None:

@@ -215,9 +215,9 @@ def _own(architecture: str | None) -> str:
     if architecture is not None:
         find_architecture(architecture)
         return "" if architecture in READ_OFF else architecture
-    if len(GIVEN) > 1:
-        raise ValueError(f"expected --architecture with one of the classes {', '.join(GIVEN)}, got none")
-    return GIVEN[0] if GIVEN else ""
+    if len(given := sorted({*GIVEN})) > 1:
+        raise ValueError(f"expected --architecture with one of the classes {', '.join(given)}, got none")
+    return "".join(given)
 
 
 def _found(path: Path, key: str | None, own: str) -> Found:

@@ -45,7 +45,7 @@ class Architecture:
 
 
 ARCHITECTURES: dict[str, Architecture] = {}
-GIVEN: list[str] = []  # the names that `architecture_of` has returned, such as that of a class given to `--import`
+GIVEN: list[str] = []  # names of the architectures that the person gave directly, by `--import FILE.py:CLASS`
 
 
 def architecture(builder: _Builder, /, *, count: Callable[..., int] | None = None) -> _Builder:
@@ -125,8 +125,6 @@ def architecture_of(model: Callable[..., nn.Module]) -> str:
         ({'n_in': None, 'n_out': None, 'hidden': 8}, Linear(in_features=6, out_features=3, bias=True))
     """
     name, entry = model.__name__, ARCHITECTURES.get(model.__name__)
-    if name not in GIVEN:
-        GIVEN.append(name)
     if entry is not None and model in (entry.build, *getattr(entry.build, "args", ())[:1]):
         return name
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
