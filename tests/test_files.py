@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
+from textwrap import dedent
 
 import pytest
 
@@ -415,6 +416,24 @@ def test_where_no_file_replaces_another_the_old_one_stays(tmp_path, two, monkeyp
         registry.add("second", two[1])
     assert registry.path.read_bytes() == before
     assert not [*tmp_path.rglob("*.tmp")]
+
+
+def test_a_user_without_a_name_or_a_home_can_train(tmp_path: Path) -> None:
+    """As in a container that runs as a number: torch would ask for the name before the first step."""
+    code = """
+    import getpass, os, pathlib, pwd
+    def nobody(*_):
+        raise KeyError("getpwuid(): uid not found: 12345")
+    pwd.getpwuid = nobody
+    import torch, zoo
+    frames = zoo.FrameSet(torch.randn(8, 2), torch.arange(8) % 2, torch.tensor([0, 8]), ("a", "b"))
+    spec = zoo.Spec("mlp", features=2, context=0, classes=2, options={"widths": [2]})
+    zoo.Registry().register("a", zoo.train(spec, zoo.Recipe(epochs=1, batch_size=8), frames, frames))
+    """
+    kept = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ}
+    done = subprocess.run([sys.executable, "-c", dedent(code)], cwd=tmp_path, env=kept, capture_output=True, text=True)
+    assert done.stderr == ""
+    assert Registry(tmp_path / "registry.json").list() == ["a"]
 
 
 def test_a_lock_is_held_until_it_is_given_back_or_its_process_dies(tmp_path: Path) -> None:

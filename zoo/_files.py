@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import getpass
 import os
 import stat
 import time
@@ -22,6 +23,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import takewhile
 from pathlib import Path
+from tempfile import gettempdir
 from uuid import uuid4
 
 Buffer = bytes | bytearray | memoryview
@@ -160,6 +162,17 @@ def sync_folder(path: Path) -> None:
             system.sync(file)
         finally:
             system.close(file)
+
+
+def name_compiler_cache() -> None:
+    """Name the cache folder of torch's compiler for a user without a name, as in a container.
+
+    torch asks for the name as soon as it makes an optimiser or exports a model, even where it compiles nothing.
+    """
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):  # OSError from Python 3.13 on
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{gettempdir()}/torchinductor_{os.getuid()}")
 
 
 @contextmanager

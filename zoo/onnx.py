@@ -242,6 +242,7 @@ def _traced(model: nn.Module, columns: int, name: str, outputs: Sequence[str]) -
     rows = {0: torch.export.Dim("frames")}
     try:
         with _quiet("torch.onnx"):
+            _files.name_compiler_cache()
             program = torch.onnx.export(
                 model.eval(),
                 (torch.zeros(7, columns),),

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.nn import functional
 
+from zoo import _files
 from zoo.checkpoint import state_of
 from zoo.checkpoint.exam import rows_for
 from zoo.data.audio import mask
@@ -232,6 +233,7 @@ class Stepper:
         self.decays = torch.tensor(decays if len(set(decays)) > 1 else [], dtype=torch.float64)  # else torch's own
         self.kind = OPTIMISERS[self.recipe.optimiser]
         shared = replace(self.recipe, weight_decay=0.0) if len(self.decays) else self.recipe
+        _files.name_compiler_cache()
         self.optimiser = self.kind.make(self.parameters, **shared.arguments(self.kind.make, members=group.members))
         self.scaler = GradScaler(device, enabled=self.recipe.precision == "float16")
 
