@@ -23,6 +23,8 @@ from .rules import median as median
 from .rules import minimum as minimum
 from .rules import product as product
 from .rules import rule as rule
+from .run.adapters import from_callables as from_callables
+from .run.adapters import from_estimators as from_estimators
 from .run.collection import collect as collect
 from .run.combined import Ensemble as Ensemble
 from .run.combined import load_ensemble as load_ensemble

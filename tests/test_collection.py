@@ -46,7 +46,7 @@ def test_batches_from_a_loader(members: ensemble.Members) -> None:
     assert ensemble.collect(members, []).shape == (2, 0, 4)
     with pytest.raises(ValueError, match="batches, which have no fingerprint"):
         ensemble.collect(members, [x], cache="anywhere")
-    with pytest.raises(TypeError, match="as tensors, got str"):
+    with pytest.raises(TypeError, match="as tensors, arrays or tables, got str"):
         ensemble.collect(members, ["x"])
 
 
@@ -58,7 +58,7 @@ def test_batches_of_one_or_two_parts(kind: type, members: ensemble.Members) -> N
     assert torch.equal(ensemble.collect(members, [kind((x,))]).probabilities, expected)
     assert torch.equal(ensemble.collect(members, DataLoader(TensorDataset(x), batch_size=5)).probabilities, expected)
     assert torch.equal(ensemble.collect(members, [kind((x, y))]).require_labels(), y)
-    wanted = r"expected batches of inputs, or of \(inputs,\) or \(inputs, labels\), as tensors, got"
+    wanted = r"expected batches of inputs, or of \(inputs,\) or \(inputs, labels\), as tensors, arrays or tables, got"
     for batch, came in (
         (kind((x, y, torch.ones(5))), rf"a {kind.__name__} of 3 \(Tensor, Tensor, Tensor\) as batch 0"),
         (kind(()), rf"a {kind.__name__} of 0 \(\) as batch 0"),

@@ -50,7 +50,6 @@ FROZEN = {
     "check_do_not_raise_errors_in_init_or_set_params": "an ensemble is complete and consistent when it is made",
     "check_n_features_in_after_fitting": "the members decide what length the inputs have, not the data",
     "check_n_features_in": "the length of the inputs is known before fit",
-    "check_estimators_nan_inf": "the check's labels are floats; NaN and infinity are refused, see below",
     "check_classifiers_one_label": NAMES,
     "check_classifiers_classes": NAMES,
     "check_supervised_y_2d": NAMES,

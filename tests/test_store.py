@@ -30,6 +30,7 @@ from ensemble.outputs.store import (
     write_outputs,
     write_rows,
 )
+from ensemble.run._engine import Batch
 
 CLASSES = ("a", "b", "c", "d")
 SPEC = zoo.Spec("cylinder", features=6, context=1, classes=4, options={"width": 8, "depth": 1})
@@ -126,27 +127,35 @@ def test_a_failing_disk_is_reported(tmp_path: Path, frames: zoo.FrameSet, monkey
     assert torch.equal(found.log_probabilities, ensemble.collect(members_of(0), frames).log_probabilities)
 
 
-def test_a_store_answers_again_without_running_anything(
-    tmp_path: Path, frames: zoo.FrameSet, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The second time no member runs, whole or in part, in whatever order."""
-    first = ensemble.collect(members_of(0, 1, 2), frames, cache=tmp_path)
-    monkeypatch.setattr(ensemble.Members, "write", None)
-    again = ensemble.collect(members_of(2, 0), frames, cache=tmp_path)
-    assert torch.equal(again.log_probabilities, first.log_probabilities[[2, 0]])
-
-
-def test_a_new_member_costs_only_itself(tmp_path: Path, frames: zoo.FrameSet, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Members that are in the store do not run again."""
-    ensemble.collect(members_of(0, 1), frames, cache=tmp_path)
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
+    """Names of the members, each time some of them run; single frames, which are compared with the store, aside."""
     ran: list[tuple[str, ...]] = []
     write = ensemble.Members.write
 
-    def spy(members: ensemble.Members, *arguments: object) -> None:
-        ran.append(members.names)
-        write(members, *arguments)  # type: ignore[arg-type]
+    def spy(members: ensemble.Members, batch: Batch, *arguments: object) -> None:
+        ran.extend([members.names] * (batch.count > 1))
+        write(members, batch, *arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(ensemble.Members, "write", spy)
+    return ran
+
+
+def test_a_store_answers_again_without_running_anything(
+    tmp_path: Path, frames: zoo.FrameSet, ran: list[tuple[str, ...]]
+) -> None:
+    """The second time no member runs, whole or in part, in whatever order, but for the frames that are compared."""
+    first = ensemble.collect(members_of(0, 1, 2), frames, cache=tmp_path)
+    assert ran.pop() == first.members
+    again = ensemble.collect(members_of(2, 0), frames, cache=tmp_path)
+    assert torch.equal(again.log_probabilities, first.log_probabilities[[2, 0]])
+    assert not ran
+
+
+def test_a_new_member_costs_only_itself(tmp_path: Path, frames: zoo.FrameSet, ran: list[tuple[str, ...]]) -> None:
+    """Members that are in the store do not run again."""
+    ensemble.collect(members_of(0, 1), frames, cache=tmp_path)
+    ran.clear()
     found = ensemble.collect(members_of(0, 1, 2), frames, cache=tmp_path)
     assert set(ran) == {("m2",)}
     assert torch.equal(found.log_probabilities, ensemble.collect(members_of(0, 1, 2), frames).log_probabilities)
@@ -400,7 +409,7 @@ def test_other_files_are_refused(data: bytes, tmp_path: Path) -> None:
 
 
 def test_a_cache_without_names_is_completed_by_collecting(
-    tmp_path: Path, frames: zoo.FrameSet, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, frames: zoo.FrameSet, ran: list[tuple[str, ...]]
 ) -> None:
     """As an earlier version left it: refused when read alone, but none of its members runs again."""
     first = ensemble.collect(members_of(0, 1), frames, cache=tmp_path)
@@ -409,6 +418,7 @@ def test_a_cache_without_names_is_completed_by_collecting(
     (tmp_path / "outputs.json").write_text(json.dumps(description))
     with pytest.raises(StoreError, match="rows without names, unfinished or of an older version; collect into it"):
         read_outputs(tmp_path)
-    monkeypatch.setattr(ensemble.Members, "write", None)
+    ran.clear()
     assert same(ensemble.collect(members_of(0, 1), frames, cache=tmp_path), first)
+    assert not ran
     assert same(read_outputs(tmp_path), first)

@@ -1,3 +1,5 @@
+from .adapters import from_callables as from_callables
+from .adapters import from_estimators as from_estimators
 from .collection import collect as collect
 from .collection import predictions as predictions
 from .combined import Ensemble as Ensemble

@@ -3,28 +3,39 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 import zoo
 from ensemble.outputs import MemberOutputs
-from ensemble.outputs.store import DTYPES, Contents, Pieces, Store
+from ensemble.outputs.arrays import class_indices, numbers
+from ensemble.outputs.store import DTYPES, Contents, Pieces, Store, StoreError
 from ensemble.run._engine import Batch
-from ensemble.run.members import Members, class_order
+from ensemble.run._engine.batch import count_rows, take_rows
+from ensemble.run.members import Members, class_order, content_digest, preparation
 from zoo.logs import Progress, silent
 
+_log = logging.getLogger("ensemble")
+_CHECKED = 4  # frames that are computed again before a stored row is believed
+_ROUNDED = 1000  # a probability's part in a member's identity is a whole number of so many
+
+Inputs = zoo.FrameSet | Any | Mapping[str, zoo.FrameSet | Any]
+"""Frames, or (N, ...) rows as a tensor, array or table; or member name -> its own."""
 Feed = Callable[[int, int], Iterator[tuple[slice, Tensor]]]
 """From a first frame up to a last: slices of them, and their (M, b, C) log-probabilities on the members' device."""
 
 
 def collect(
     members: Members,
-    x: zoo.FrameSet | Tensor | Iterable[object],
+    x: Inputs | Iterable[object],
     cache: str | Path | None = None,
     *,
     dtype: str = "float32",
@@ -34,9 +45,13 @@ def collect(
 
     Args:
         members: M models.
-        x: frames; or (N, inputs) inputs; or batches, each of them inputs, (inputs,) or (inputs, labels).
+        x: frames; or (N, ...) inputs, a tensor, an array, or a table for members that take one; or a mapping of member
+            name to frames or inputs, for members that take different ones of the same N rows; or batches, each of them
+            inputs, (inputs,) or (inputs, labels).
         cache: a folder for a store of outputs over one set of frames. Outputs are then mapped from there instead of
-            held in memory, a run that was killed is continued, and only members not in the store are computed.
+            held in memory, a run that was killed is continued, and only members not in the store are computed. Some
+            frames are computed again and compared before a stored row is believed. A member that cannot be identified
+            by its content, such as a function outside torch, is not stored, with a warning.
         dtype: "float32" or "float16", type of the log-probabilities in the store.
         progress: shows how many frames, or shards of the store, are done.
 
@@ -44,8 +59,10 @@ def collect(
         (M, N, C) log-probabilities with the labels, groups and fingerprint of the frames.
 
     Raises:
-        ValueError: a member cannot take these inputs or returns NaN, the classes of the frames are
-            not the members', or the store holds outputs of something else.
+        TypeError: batches or inputs of another form.
+        ValueError: a member cannot take these inputs, is not believed (`zoo.checkpoint.examine` asks each some rows of
+            the input) or returns NaN, the classes of the frames are not the members', or the store holds outputs of
+            something else.
 
     Example:
         >>> from ensemble import from_modules
@@ -53,52 +70,96 @@ def collect(
         >>> collect(members, torch.zeros(5, 3)).shape
         (1, 5, 2)
     """
-    if not isinstance(x, zoo.FrameSet | Tensor):
+    shown = progress or silent
+    if not (isinstance(x, zoo.FrameSet | Mapping) or hasattr(x, "shape")):
         if cache is not None:
-            msg = "expected a FrameSet or a tensor where a cache is used, got batches, which have no fingerprint"
+            msg = "expected frames or inputs where a cache is used, got batches, which have no fingerprint"
             raise ValueError(msg)
         return _from_batches(members, x)
-    if isinstance(x, zoo.FrameSet):
-        wanted = "frames with the members' classes"
-        order = class_order(members.classes, x.classes, wanted, "the members", "the frames")
-        labels = x.labels if order is None or x.labels is None else order[x.labels]
-        groups, fingerprint = x.groups, x.fingerprint
-    else:
-        labels, groups, fingerprint = None, None, _fingerprint(x)
-    contents = Contents(fingerprint, len(x), members.classes, members.precision, dtype)
-    store = None if cache is None else Store(Path(cache), contents)
-    shown = progress or silent
-    values = _in_memory(members, x, shown) if store is None else _in_store(members, x, store, shown)
-    outputs = MemberOutputs(values, members.names, members.classes, labels, groups, fingerprint, about=members.about)
-    if store is not None:
-        store.present(outputs, members.digests)
-    return outputs
+    x = inputs_of(members, x)
+    labels, groups, fingerprint = _known_of(members, x)
+
+    def outputs(of: Members, values: Tensor) -> MemberOutputs:
+        return MemberOutputs(values, of.names, of.classes, labels, groups, fingerprint, about=of.about)
+
+    if cache is None:
+        return outputs(members, _in_memory(members, x, shown))
+    checks = _Checks.of(members, x)
+    known = members if len(checks.keys) == len(members) else None
+    if known is None:
+        opaque = [name for name in members.names if name not in checks.keys]
+        _log.warning("%s are not stored in %s: what decides their outputs cannot be read off them", opaque, cache)
+        if len(opaque) == len(members):
+            return outputs(members, _in_memory(members, x, shown))
+        known = members.subset([*checks.keys])
+    store = Store(Path(cache), Contents(fingerprint, count_inputs(x), members.classes, members.precision, dtype))
+    values = _in_store(known, x, store, checks.keys, shown)
+    checks.refuse_stale(known, values, store)
+    store.present(outputs(known, values), [*checks.keys.values()])
+    if known is members:
+        return outputs(members, values)
+    whole = values.new_empty(len(members), *values.shape[1:])
+    rest = members.subset(opaque)
+    for part, rows in ((known, values), (rest, _in_memory(rest, x, shown))):
+        whole[[members.names.index(name) for name in part.names]] = rows.to(whole.dtype)
+    return outputs(members, whole)
 
 
-def predictions(members: Members, x: zoo.FrameSet | Tensor) -> Iterator[Tensor]:
+def inputs_of(members: Members, x: Inputs) -> Inputs:
+    """The inputs, of a mapping only those of the members.
+
+    Raises:
+        TypeError: neither frames nor an array or table.
+        ValueError: no input for a member, or inputs of different lengths.
+    """
+    if isinstance(x, Mapping):
+        if missing := [name for name in members.names if name not in x]:
+            msg = f"expected a mapping with an input for each member, got none for {missing}; there are {[*x]}"
+            raise ValueError(msg)
+        x = {name: inputs_of(members, x[name]) for name in members.names}
+        counts = {name: count_inputs(each) for name, each in x.items()}
+        if len(set(counts.values())) > 1:
+            msg = f"expected inputs of one length for all members, got {counts}"
+            raise ValueError(msg)
+    elif not isinstance(x, zoo.FrameSet) and not getattr(x, "shape", None):
+        msg = f"expected frames, or inputs (N, ...) as a tensor, array or table, got {type(x).__name__}"
+        raise TypeError(msg)
+    return x
+
+
+def count_inputs(x: Inputs) -> int:
+    """Number of frames or rows, N."""
+    if isinstance(x, Mapping):
+        return count_inputs(next(iter(x.values())))
+    return len(x) if isinstance(x, zoo.FrameSet) else count_rows(x)
+
+
+def predictions(members: Members, x: Inputs) -> Iterator[Tensor]:
     """Every member's outputs, piece by piece: (M, b, C) log-probabilities on the members' device.
 
     Memory is that of one piece, however many frames there are.
 
     Raises:
-        ValueError: as `collect`.
+        TypeError, ValueError: as `collect`.
     """
-    for frames, values in feed_of(members, x)(0, len(x)):
+    x = inputs_of(members, x)
+    for frames, values in feed_of(members, x)(0, count_inputs(x)):
         _refuse_nan(members, values, frames.start)
         yield values
 
 
 def feed_of(
-    members: Members,
-    x: zoo.FrameSet | Tensor,
-    dtype: torch.dtype = torch.float32,
-    memory: Callable[..., Tensor] = torch.empty,
+    members: Members, x: Inputs, dtype: torch.dtype = torch.float32, memory: Callable[..., Tensor] = torch.empty
 ) -> Feed:
     """How these members run over these frames or inputs: results of this type, on a CPU in memory that `memory` gives.
 
     Raises:
         ValueError: a member has no spec, or wants another number of features than the frames have.
     """
+    if members.device.type != "cpu":
+        memory = partial(torch.empty, device=members.device)
+    if isinstance(x, Mapping):
+        return _joined(members, x, dtype, memory)
     if isinstance(x, zoo.FrameSet):
         found = x.features.shape[1]
         for name, spec in [(member.name, member.spec) for member in members]:
@@ -109,14 +170,12 @@ def feed_of(
                 msg = f"expected frames of {spec.features} features for member {name!r}, got {found}"
                 raise ValueError(msg)
         x = x.to(members.device)
-    if members.device.type != "cpu":
-        memory = partial(torch.empty, device=members.device)
 
     def feed(start: int, stop: int) -> Iterator[tuple[slice, Tensor]]:
         for first in range(start, stop, members.step):
             frames = slice(first, min(first + members.step, stop))
-            if isinstance(x, Tensor):
-                yield frames, members.log_probabilities(x[frames]).to(dtype)
+            if not isinstance(x, zoo.FrameSet):
+                yield frames, members.log_probabilities(take_rows(x, frames)).to(dtype)
                 continue
             out = memory((len(members), frames.stop - first, len(members.classes)), dtype=dtype)
             for spec in members.widest:
@@ -127,11 +186,32 @@ def feed_of(
     return feed
 
 
-def _in_memory(members: Members, x: zoo.FrameSet | Tensor, progress: Progress) -> Tensor:
-    on_gpu = members.device.type == "cuda"
-    out = torch.empty(len(members), len(x), len(members.classes), pin_memory=on_gpu)
-    with progress("frames", total=len(x)) as advance:
-        for frames, values in feed_of(members, x)(0, len(x)):
+def _joined(members: Members, x: Mapping[str, Any], dtype: torch.dtype, memory: Callable[..., Tensor]) -> Feed:
+    """Members that take different inputs: those that share one, and its preparation, run as one."""
+    teams: dict[tuple[Any, ...], list[int]] = {}
+    for place, member in enumerate(members):
+        given = x[member.name]
+        way = None if isinstance(given, zoo.FrameSet) else preparation(member.spec)
+        teams.setdefault((id(given), way), []).append(place)
+    names = [tuple(members.names[place] for place in places) for places in teams.values()]
+    feeds = [feed_of(members.part(some), x[some[0]], dtype) for some in names]
+
+    def feed(start: int, stop: int) -> Iterator[tuple[slice, Tensor]]:
+        for pieces in zip(*(each(start, stop) for each in feeds), strict=True):
+            frames = pieces[0][0]
+            out = memory((len(members), frames.stop - frames.start, len(members.classes)), dtype=dtype)
+            for places, (_, values) in zip(teams.values(), pieces, strict=True):
+                out[places] = values
+            yield frames, out
+
+    return feed
+
+
+def _in_memory(members: Members, x: Inputs, progress: Progress) -> Tensor:
+    on_gpu, count = members.device.type == "cuda", count_inputs(x)
+    out = torch.empty(len(members), count, len(members.classes), pin_memory=on_gpu)
+    with progress("frames", total=count) as advance:
+        for frames, values in feed_of(members, x)(0, count):
             out[:, frames].copy_(values, non_blocking=on_gpu)
             advance(values.shape[1])
     if on_gpu:
@@ -140,37 +220,115 @@ def _in_memory(members: Members, x: zoo.FrameSet | Tensor, progress: Progress) -
     return out
 
 
-def _in_store(members: Members, x: zoo.FrameSet | Tensor, store: Store, progress: Progress) -> Tensor:
-    store.add(members.digests)
+def _in_store(members: Members, x: Inputs, store: Store, keys: Mapping[str, str], progress: Progress) -> Tensor:
+    store.add([keys[name] for name in members.names])
     teams: dict[tuple[str, ...], tuple[Members, Feed]] = {}
     with progress("shards", total=store.shards) as advance, ThreadPoolExecutor(1) as disk:
         pending: Future[None] = disk.submit(lambda: None)
         for shard in range(store.shards):
-            lacking = tuple(member.name for member in members if store.lacks(member.digest, shard))
+            lacking = tuple(name for name in members.names if store.lacks(keys[name], shard))
             if lacking:
                 if lacking not in teams:
                     team = members if lacking == members.names else members.subset(lacking)
                     teams[lacking] = team, feed_of(team, x, DTYPES[store.contents.dtype], Pieces())
                 team, feed = teams[lacking]
+                rows = [keys[name] for name in lacking]
                 for frames, values in feed(*store.frames(shard)):
                     _refuse_nan(team, values, frames.start)
                     pending.result()  # a piece is written while the next is computed, in the memory of the one before
-                    pending = disk.submit(store.put, team.digests, frames.start, values)
+                    pending = disk.submit(store.put, rows, frames.start, values)
                 pending.result()
-                pending = disk.submit(store.finish, team.digests, shard)
+                pending = disk.submit(store.finish, rows, shard)
             advance()
         pending.result()
-    return store.read(members.digests)
+    return store.read([keys[name] for name in members.names])
+
+
+@dataclass(frozen=True, eq=False)
+class _Checks:
+    """What tells whether a row of a store is of a member as it is now."""
+
+    names: tuple[str, ...]  # of M members
+    keys: dict[str, str]  # name -> identity in a store; without the members of which it cannot be told
+    frames: list[int]  # some of N, on which every member was asked alone
+    probabilities: Tensor  # (M, k, C), what they answered
+    tolerances: list[float]  # how far a stored probability may be from that
+
+    @classmethod
+    def of(cls, members: Members, x: Inputs) -> Self:
+        """Ask every member a few frames, one by one.
+
+        A member from a registry is identified by its checkpoint. Any other also by its answers, for its code may differ
+        where its weights do not, and by its own input where members have different ones.
+        """
+        count = count_inputs(x)
+        frames = sorted({place * (count - 1) // (_CHECKED - 1) for place in range(_CHECKED)}) if count else []
+        alone = Members([*members], device=members.device, plan="loop", classes=members.classes)
+        feed = feed_of(alone, x)
+        answers = [values.cpu() for frame in frames for _, values in feed(frame, frame + 1)]
+        probabilities = torch.cat(answers or [torch.empty(len(members), 0, len(members.classes))], dim=1).exp()
+        keys, tolerances = {}, [0.0] * len(members)
+        for member, rows in zip(members, probabilities, strict=True):
+            key = member.sha256
+            if not key and member.digest:
+                answer = (rows.double() * _ROUNDED).round().long()
+                key = hashlib.sha256(f"{member.digest} {answer.tolist()}".encode()).hexdigest()
+            if key and isinstance(x, Mapping):
+                key = hashlib.sha256(f"{key} {_fingerprint(x[member.name])}".encode()).hexdigest()
+            if key:
+                keys[member.name] = key
+        for group, places in alone.groups:
+            for place in places:
+                tolerances[place] = 2e-2 if members.precision == "auto" or group.dtype.itemsize < 4 else 1e-3
+        return cls(members.names, keys, frames, probabilities, tolerances)
+
+    def refuse_stale(self, members: Members, values: Tensor, store: Store) -> None:
+        """Refuse (StoreError) stored outputs (M, N, C) that are not what the members, of those asked, answer now."""
+        now = dict(zip(self.names, zip(self.probabilities, self.tolerances, strict=True), strict=True))
+        for name, row in zip(members.names, values, strict=True):
+            answers, tolerance = now[name]
+            moved = (row[self.frames].float().exp() - answers).abs().flatten()
+            if len(moved) and not moved.max() <= tolerance:
+                msg = f"{store.folder} holds outputs of {name!r} that it no longer gives (a probability moved by "
+                way_out = "its code, or that of its architecture, has changed; use another folder"
+                raise StoreError(f"{msg}{float(moved.max()):.2g}): {way_out}")
+
+
+def _known_of(members: Members, x: Inputs) -> tuple[Tensor | None, Tensor | None, str]:
+    """Labels in the order of the members' classes and recordings, where frames have them; and the fingerprint."""
+    given = {id(each): each for each in (x.values() if isinstance(x, Mapping) else [x])}
+    framed = [each for each in given.values() if isinstance(each, zoo.FrameSet)]
+    if not framed:
+        prints = sorted(_fingerprint(each) for each in given.values())
+        return None, None, prints[0] if len(prints) == 1 else hashlib.sha256(" ".join(prints).encode()).hexdigest()
+    known = []
+    for frames in framed:
+        wanted = "frames with the members' classes"
+        order = class_order(members.classes, frames.classes, wanted, "the members", "the frames")
+        known.append(frames.labels if order is None or frames.labels is None else order[frames.labels])
+        if not torch.equal(frames.groups, framed[0].groups) or not _equal(known[-1], known[0]):
+            msg = "expected frames of the same recordings with the same labels for all members, got different ones"
+            raise ValueError(msg)
+    return known[0], framed[0].groups, framed[0].fingerprint
+
+
+def _equal(one: Tensor | None, other: Tensor | None) -> bool:
+    return one is other or (one is not None and other is not None and torch.equal(one, other))
 
 
 def _from_batches(members: Members, batches: Iterable[object]) -> MemberOutputs:
-    values, labels = [torch.empty(len(members), 0, len(members.classes))], []
-    for number, batch in enumerate(batches):
-        inputs, target = _parts(batch, number)
-        values.append(members.log_probabilities(inputs).cpu())
-        labels += [] if target is None else [target]
-    if labels and len(labels) < len(values) - 1:
-        msg = f"expected labels with every batch or with none, got {len(labels)} of {len(values) - 1} with labels"
+    values, labels, number = [torch.empty(len(members), 0, len(members.classes))], [], 0
+    for number, batch in enumerate(batches, 1):
+        inputs, target = _parts(members, batch, number - 1)
+        count = count_inputs(inputs)
+        values += [piece.cpu() for _, piece in feed_of(members, inputs)(0, count)]
+        if target is not None:
+            if len(target) != count:
+                msg = f"expected {count} labels, one per row of batch {number - 1}, got {len(target)}"
+                raise ValueError(msg)
+            labels.append(class_indices(target, members.classes, len(members.classes), frames=count))
+    if labels and len(labels) < number:
+        msg = f"expected labels with every batch or with none, got {len(labels)} of {number} with labels"
         raise ValueError(msg)
     out = torch.cat(values, dim=1)
     _refuse_nan(members, out)
@@ -178,26 +336,21 @@ def _from_batches(members: Members, batches: Iterable[object]) -> MemberOutputs:
     return MemberOutputs(out, members.names, members.classes, truth, about=members.about)
 
 
-def _parts(batch: object, number: int) -> tuple[Tensor, Tensor | None]:
-    """Inputs and labels of a batch."""
+def _parts(members: Members, batch: object, number: int) -> tuple[Inputs, Any]:
+    """Inputs and labels of a batch; labels are None where it has none."""
     parts = tuple(batch) if isinstance(batch, tuple | list) else (batch,)
-    if not 1 <= len(parts) <= 2 or not isinstance(parts[0], Tensor):
-        came = type(batch).__name__
-        if isinstance(batch, tuple | list):
-            came = f"a {came} of {len(parts)} ({', '.join(type(part).__name__ for part in parts)})"
-        elif isinstance(batch, dict):
-            came = f"a {came} with {[*batch]}"
-        wanted = "batches of inputs, or of (inputs,) or (inputs, labels), as tensors"
-        msg = f"expected {wanted}, got {came} as batch {number}; pick them in a generator"
-        raise TypeError(msg)
-    inputs, target = parts[0], parts[1] if len(parts) == 2 else None
-    if target is None:
-        return inputs, None
-    labels = torch.as_tensor(target).detach().cpu()
-    if labels.shape != inputs.shape[:1]:
-        msg = f"expected {len(inputs)} labels, one per row of batch {number}, got {tuple(labels.shape)}"
-        raise ValueError(msg)
-    return inputs, labels
+    inputs = parts[0] if 1 <= len(parts) <= 2 else None
+    named = isinstance(inputs, Mapping) and all(name in inputs for name in members.names)
+    if named or (not isinstance(inputs, Mapping) and getattr(inputs, "shape", None)):
+        return inputs_of(members, inputs), parts[1] if len(parts) == 2 else None
+    came = type(batch).__name__
+    if isinstance(batch, tuple | list):
+        came = f"a {came} of {len(parts)} ({', '.join(type(part).__name__ for part in parts)})"
+    elif isinstance(batch, Mapping):
+        came = f"a {came} with {[*batch]}"
+    wanted = "batches of inputs, or of (inputs,) or (inputs, labels), as tensors, arrays or tables"
+    msg = f"expected {wanted}, got {came} as batch {number}; pick them in a generator"
+    raise TypeError(msg)
 
 
 def _refuse_nan(members: Members, values: Tensor, start: int = 0) -> None:
@@ -209,7 +362,17 @@ def _refuse_nan(members: Members, values: Tensor, start: int = 0) -> None:
             raise ValueError(msg)
 
 
-def _fingerprint(x: Tensor) -> str:
+def _fingerprint(x: Any) -> str:
+    """Of frames, and of inputs by their content; a TypeError where that cannot be read."""
+    if isinstance(x, zoo.FrameSet):
+        return x.fingerprint
+    try:
+        x = numbers(x, "inputs")
+    except (TypeError, ValueError):  # tables of text and numbers, text, sparse matrices
+        if not (found := content_digest(x)):
+            msg = f"expected inputs as a tensor, array or table, got {type(x).__name__}"
+            raise TypeError(msg) from None
+        return found
     digest = hashlib.sha256(f"{tuple(x.shape)} {x.dtype}".encode())
     for block in torch.split(x, 65_536):
         digest.update(block.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,13 +15,13 @@ from sklearn.utils.validation import check_array, column_or_1d, validate_data
 from torch import Tensor
 
 import zoo
+from ensemble.outputs.arrays import class_indices, numbers
 from ensemble.rules.fitted import rule_for
 from ensemble.rules.table import Rule, rule_from_json
-from ensemble.run.collection import predictions
+from ensemble.run.collection import Inputs, count_inputs, inputs_of, predictions
 from ensemble.run.members import Members, load
 from zoo.onnx import Exported
 
-Inputs = zoo.FrameSet | Tensor | NDArray[Any]
 Labels = Sequence[Any] | NDArray[Any] | Tensor
 
 
@@ -88,7 +88,7 @@ class Ensemble(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
         Memory beyond the result is that of one piece of the frames, however many there are.
         """
         inputs = self._inputs(x)
-        out = torch.empty(len(inputs), len(self.members.classes))
+        out = torch.empty(count_inputs(inputs), len(self.members.classes))
         start = 0
         for values in predictions(self.members, inputs):
             rows = self._combine(values.exp())
@@ -122,6 +122,9 @@ class Ensemble(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
         Raises:
             ValueError: a member does not come from a registry, or the rule has no name.
         """
+        if outside := [member.name for member in self.members if member.outside]:
+            msg = f"expected members whose weights a registry can keep, but {outside} are no torch modules"
+            raise ValueError(msg)
         if foreign := [member.name for member in self.members if not member.about.reference]:
             msg = f"expected members from a registry, but {foreign} come from elsewhere; register them first"
             raise ValueError(msg)
@@ -186,17 +189,21 @@ class Ensemble(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
             raise ValueError(msg)
         return rows
 
-    def _inputs(self, x: Inputs, *, least: int = 0) -> zoo.FrameSet | Tensor:
-        """Frames and tensors as they are; any other array checked as scikit-learn does, with at least so many rows."""
-        if isinstance(x, zoo.FrameSet | Tensor):
-            return x
+    def _inputs(self, x: Inputs, *, least: int = 0) -> Inputs:
+        """Frames, tensors and mappings as they are, and what members outside torch are to get.
+
+        Any other array is checked as scikit-learn does, with at least so many rows.
+        """
+        if isinstance(x, zoo.FrameSet | Tensor | Mapping):
+            return inputs_of(self.members, x)
+        if any(member.outside for member in self.members):
+            return inputs_of(self.members, x if hasattr(x, "shape") else np.asarray(x))
         wanted = {"dtype": "numeric", "allow_nd": True, "ensure_min_samples": least}
         flat = np.ndim(x) <= 2  # else its second axis is not that of features
         array = validate_data(self, x, reset=False, **wanted) if flat else check_array(x, **wanted)
-        inputs = torch.from_numpy(np.require(array, requirements=["C", "W"]))
-        return inputs if inputs.is_floating_point() or self.members.inputs is None else inputs.float()
+        return numbers(array, "inputs")
 
-    def _truth(self, x: zoo.FrameSet | Tensor, y: Labels | None) -> NDArray[Any]:
+    def _truth(self, x: Inputs, y: Labels | None) -> NDArray[Any]:
         """(N,) class names from names or indices, one per frame."""
         if y is None:
             if not isinstance(x, zoo.FrameSet) or x.labels is None:
@@ -205,19 +212,12 @@ class Ensemble(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
                 raise ValueError(msg)
             y = np.array(x.classes)[x.labels.numpy()]
         given: NDArray[Any] = column_or_1d(np.asarray(y), warn=True)
-        classes = self.classes_
-        if len(given) != len(x):
-            msg = f"expected {len(x)} labels, one per frame, got {len(given)}"
+        count, classes = count_inputs(x), self.members.classes
+        if len(given) != count:
+            msg = f"expected {count} labels, one per frame, got {len(given)}"
             raise ValueError(msg)
-        if given.dtype.kind in "iu":
-            if given.size and not 0 <= given.min() <= given.max() < len(classes):
-                msg = f"expected labels from 0 to {len(classes) - 1}, got {given.min()} to {given.max()}"
-                raise ValueError(msg)
-            given = classes[given]
-        if unknown := sorted(set(given.tolist()) - set(classes.tolist())):
-            msg = f"expected labels among {classes.tolist()}, got {unknown}"
-            raise ValueError(msg)
-        return given
+        truth: NDArray[Any] = self.classes_[class_indices(given, classes, len(classes), frames=count).numpy()]
+        return truth
 
 
 def load_ensemble(registry: zoo.Registry, name: str, **options: Any) -> Ensemble:

@@ -9,14 +9,18 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import chain
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodType
 from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 import zoo
 from ensemble.outputs import About
+from ensemble.outputs.arrays import class_names
 from ensemble.run._engine import Batch, Group
+from ensemble.run._engine.batch import count_rows, take_rows
 from ensemble.run.stack import Stack, Watch, first_line, linear_inputs, unlike
 from zoo import _names
 from zoo.checkpoint import outline
@@ -26,6 +30,7 @@ from zoo.models.spec import refuse_lazy
 _log = logging.getLogger("ensemble")
 PRECISIONS = ("float32", "auto")
 PLANS = ("auto", "loop", "stack")
+_MODULE = frozenset(nn.Module().__dict__)  # attributes of every module
 _STEP, _GPU_STEP = 4096, 32_768  # frames whose inputs are held at a time
 
 
@@ -39,6 +44,9 @@ class Member:
     about: About = field(default_factory=About)  # its trainable parameters, training frames, version in a registry
     spec: zoo.Spec | None = None  # its input contract; None for a foreign module, which takes tensors only
     sha256: str = ""  # of its checkpoint, if it has one
+    #: whether the module stands for something outside torch: it takes rows as they came (arrays, tables, text) and
+    #: returns logarithms of probabilities, and there are no weights to keep
+    outside: bool = False
 
     @cached_property
     def module(self) -> nn.Module:
@@ -47,14 +55,14 @@ class Member:
 
     @cached_property
     def digest(self) -> str:
-        """64 hex digits that change with the weights or the structure."""
+        """64 hex digits that change with the weights, the structure or an attribute.
+
+        It is empty where what decides the member's answers cannot be read off it: memory of a library in another
+        language, a function outside torch.
+        """
         if self.sha256:
             return self.sha256
-        digest = hashlib.sha256(repr((self.spec, self.module, self.classes)).encode())
-        for name, tensor in chain(self.module.named_parameters(), self.module.named_buffers()):
-            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-        return digest.hexdigest()
+        return content_digest((str(self.spec), self.classes, self.module))
 
 
 class PlanTable(list[dict[str, Any]]):
@@ -78,6 +86,7 @@ class Members:
             changes except in near-ties.
         plan: "auto" measures; "loop" runs the models one by one, "stack" all at once.
         stacks: groups that are stacked already, with the positions of their members.
+        classes: the order of the classes; that of the first member if empty.
 
     Raises:
         ValueError: no members, a name used twice, other classes, or a device, precision or plan that does not exist
@@ -92,6 +101,7 @@ class Members:
         precision: str = "float32",
         plan: str = "auto",
         stacks: Sequence[tuple[Stack, list[int]]] = (),
+        classes: Sequence[str] = (),
     ) -> None:
         self._members = tuple(members)
         self.names = tuple(member.name for member in self._members)  #: M names, in the user's order
@@ -110,7 +120,9 @@ class Members:
         self.device, self.precision, self.forced = _names.usable_device(device), precision, plan
         #: frames whose inputs are held at a time; memory grows with them, not with N
         self.step = _GPU_STEP if self.device.type == "cuda" else _STEP
-        self.classes = self._members[0].classes  #: names of the C outputs, in the order of the first member
+        #: names of the C outputs, in the order of the first member
+        self.classes = tuple(classes) or self._members[0].classes
+        self._parts: dict[tuple[str, ...], Members] = {}
         wanted = "members of the same classes"
         self.orders = [
             class_order(member.classes, self.classes, wanted, repr(member.name), repr(self.names[0]))
@@ -128,11 +140,33 @@ class Members:
     def __iter__(self) -> Iterator[Member]:
         return iter(self._members)
 
+    def __add__(self, other: Members) -> Members:
+        """These members, then those of the other set, in one.
+
+        A ValueError where two members have one name, where classes differ, or where both sets hold torch modules and
+        differ in device, precision or plan.
+        """
+        if not isinstance(other, Members):
+            return NotImplemented
+        both = [each for each in (self, other) if not all(member.outside for member in each)] or [self]
+        settings = [{"device": each.device, "precision": each.precision, "plan": each.forced} for each in both]
+        if settings[0] != settings[-1]:
+            msg = f"expected two sets of members with equal settings, got {settings[0]} and {settings[-1]}"
+            raise ValueError(msg)
+        stacks = [
+            (group.stack, [start + place for place in places])
+            for start, each in ((0, self), (len(self), other))
+            for group, places in each.groups
+            if group.stack is not None and group.watch is None  # from a registry: nobody can have changed its models
+        ]
+        return Members([*self, *other], stacks=stacks, **settings[0])  # type: ignore[arg-type]  # a dict of mixed types
+
     def __deepcopy__(self, memo: object) -> Self:
         return self  # so that scikit-learn's `clone` shares them
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return partial(Members, device=self.device, precision=self.precision, plan=self.forced), (self._members,)
+        make = partial(Members, device=self.device, precision=self.precision, plan=self.forced, classes=self.classes)
+        return make, (self._members,)
 
     def __repr__(self) -> str:
         return f"Members({', '.join(self.names)})"
@@ -143,12 +177,18 @@ class Members:
         return tuple(member.digest for member in self._members)
 
     def subset(self, names: Sequence[str]) -> Members:
-        """Only these members, in this order; a ValueError where a name is not among them."""
+        """Only these members, in this order, the classes in theirs; a ValueError where a name is not among them."""
         if missing := [name for name in names if name not in self.names]:
             msg = f"no member named {missing}; there are {list(self.names)}"
             raise ValueError(msg)
         chosen = [self._members[self.names.index(name)] for name in names]
-        return Members(chosen, device=self.device, precision=self.precision, plan=self.forced)
+        return Members(chosen, device=self.device, precision=self.precision, plan=self.forced, classes=self.classes)
+
+    def part(self, names: tuple[str, ...]) -> Members:
+        """`subset`, which is made once and kept; all members are these members themselves."""
+        if names not in self._parts:
+            self._parts[names] = self if names == self.names else self.subset(names)
+        return self._parts[names]
 
     def plan(self) -> PlanTable:
         """What was chosen for each group and size of batch so far, and why: rows that print as a table.
@@ -164,30 +204,35 @@ class Members:
         )
 
     @torch.inference_mode()
-    def log_probabilities(self, x: Tensor) -> Tensor:
+    def log_probabilities(self, x: Any) -> Tensor:
         """(M, B, C) log-probabilities of all members for (B, ...) inputs, float32, on the members' device.
 
-        Where the members have specs, the inputs are windows of the largest context.
+        Inputs are a tensor, an array or a table. They are cast to the type of each model's weights, except integers
+        that a model takes as they are; a member outside torch gets them as they came. Where the members have specs, the
+        inputs are windows of the largest context.
 
         Raises:
-            ValueError: inputs of another length than the specs require, or members that are prepared differently.
+            ValueError: inputs of another length than the specs require, members that are prepared differently, or a
+                model that is not believed: `zoo.checkpoint.examine` asks each some of the first rows.
         """
         first = self._members[0]
         other = next((member for member in self if preparation(member.spec) != preparation(first.spec)), None)
         if other is not None:
             msg = (
                 f"expected members that share one input, got {first.name!r} with {first.spec} and {other.name!r} with "
-                f"{other.spec}; collect over a FrameSet, which is prepared for each"
+                f"{other.spec}; collect over a FrameSet, which is prepared for each, or over a mapping of member name "
+                "to input"
             )
             raise ValueError(msg)
         spec = next(iter(self.widest), None)
-        if spec is not None and (x.ndim != 2 or x.shape[1] != spec.inputs):
+        if spec is not None and tuple(x.shape[1:]) != (spec.inputs,):
             msg = f"expected inputs (B, {spec.inputs}) for {spec}, got {tuple(x.shape)}"
             raise ValueError(msg)
-        out = torch.empty(len(self), len(x), len(self.classes), device=self.device)
-        for start in range(0, len(x), self.step):
-            part = x[start : start + self.step].to(self.device)
-            self.write(Batch.of(part), spec, out[:, start : start + len(part)])
+        count = count_rows(x)
+        out = torch.empty(len(self), count, len(self.classes), device=self.device)
+        for start in range(0, count, self.step):
+            some = slice(start, min(start + self.step, count))
+            self.write(Batch.of(take_rows(x, some), self.device), spec, out[:, some])
         return out
 
     @torch.inference_mode()
@@ -235,9 +280,9 @@ class Members:
     def _group(self, places: list[int], stack: Stack | None) -> Group:
         """Members of one structure: stacked already, or now where that is possible and wanted."""
         members = [self._members[place] for place in places]
-        names, watch = [member.name for member in members], None
-        why = "plan='loop'" if self.forced == "loop" else ""
-        if stack is None:
+        names, watch, outside = [member.name for member in members], None, members[0].outside
+        why = "plan='loop'" if self.forced == "loop" else "no torch module" if outside else ""
+        if stack is None and not outside:
             modules = [member.module.to(self.device) for member in members]
             try:
                 stack = None if why else Stack(modules, names=names).eval()
@@ -256,12 +301,96 @@ class Members:
             self.precision,
             self.forced,
             why,
+            outside,
             watch,
         )
         if watch is not None and spec is not None:  # the form of its inputs is declared
             group.examine(Batch.of(probe_rows(spec.inputs).to(self.device)), real=False)
             watch.renew()  # a hook that makes weights has made them
         return group
+
+
+def content_digest(value: Any) -> str:
+    """64 hex digits that change with what decides how an object behaves; empty where that cannot be read off it."""
+    digest = hashlib.sha256()
+    try:
+        _feed(digest.update, value, {})
+    except (_OpaqueError, RecursionError):
+        return ""
+    return digest.hexdigest()
+
+
+class _OpaqueError(Exception):
+    """An object's content cannot be read."""
+
+
+def _feed(update: Callable[[Any], object], value: Any, seen: dict[int, tuple[int, object]]) -> None:
+    """Feed what decides how an object behaves into a hash: types by name, data by content, functions by their code.
+
+    Not seen are globals that a function reads, and the code of classes. `seen` holds the objects that were fed before,
+    which count by their number.
+
+    Raises:
+        _OpaqueError: memory that Python does not see.
+    """
+    kind = type(value)
+    update(f"<{kind.__module__}.{kind.__qualname__} ".encode())
+    if value is None or isinstance(value, bool | int | float | complex | str | bytes | torch.dtype | torch.device):
+        update(repr(value).encode())
+        return
+    if id(value) in seen:
+        update(str(seen[id(value)][0]).encode())
+        return
+    seen[id(value)] = len(seen), value  # kept alive, so that no other object gets its id
+    for part in _content(update, value):
+        _feed(update, part, seen)
+    update(b">")
+
+
+def _content(update: Callable[[Any], object], value: Any) -> Iterable[Any]:
+    """The parts of an object, in order; bytes of tensors and arrays are fed at once."""
+    if isinstance(value, Tensor):
+        if value.layout != torch.strided or value.is_meta:
+            raise _OpaqueError
+        update(f"{tuple(value.shape)} {value.dtype}".encode())
+        update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        return ()
+    if isinstance(value, np.generic):
+        value = np.asarray(value)
+    if isinstance(value, np.ndarray):
+        update(f"{value.shape} {value.dtype.descr if value.dtype.names else value.dtype.str}".encode())
+        if value.dtype.hasobject:
+            return [*value.ravel()]
+        if value.dtype.names:  # between the fields may be anything
+            return [value[name] for name in value.dtype.names]
+        update(value.tobytes())
+        return ()
+    if isinstance(value, nn.Module):
+        own = {name: each for name, each in vars(value).items() if name not in _MODULE}
+        hooks = [*value._forward_pre_hooks.values()], [*value._forward_hooks.values()]
+        return own, hooks, value._parameters, value._buffers, value._modules
+    if isinstance(value, dict):
+        return chain.from_iterable(value.items())
+    if isinstance(value, list | tuple):
+        return value
+    if isinstance(value, set | frozenset):
+        return sorted(value, key=repr)
+    if isinstance(value, partial):
+        return value.func, value.args, value.keywords
+    if isinstance(value, MethodType):
+        return value.__func__, value.__self__
+    if isinstance(value, FunctionType):
+        held = [cell.cell_contents for cell in value.__closure__ or ()]
+        return value.__module__, value.__qualname__, value.__code__, value.__defaults__, value.__kwdefaults__, held
+    if isinstance(value, CodeType):
+        return value.co_code, value.co_consts, value.co_names
+    if isinstance(value, type | BuiltinFunctionType | np.ufunc):
+        return getattr(value, "__module__", None), getattr(value, "__qualname__", value.__name__)
+    try:
+        state = value.__reduce_ex__(4)  # how it would be made again; nothing is made, and nothing pickled
+    except Exception as error:  # whatever a foreign class does there
+        raise _OpaqueError from error
+    return (state,) if isinstance(state, str) else [[*part] if isinstance(part, Iterator) else part for part in state]
 
 
 def preparation(spec: zoo.Spec | None) -> tuple[int, str, str] | None:
@@ -276,11 +405,26 @@ def _alike(members: Sequence[Member]) -> list[list[int]]:
     for place, member in enumerate(members):
         if member.spec is not None:
             by_spec.setdefault(member.spec, []).append(place)
-        elif home := next((kind for kind in kinds if not unlike(member.module, members[kind[0]].module)), None):
+        elif home := next((kind for kind in kinds if _same_structure(member, members[kind[0]])), None):
             home.append(place)
         else:
             kinds.append([place])
     return sorted([*by_spec.values(), *kinds])
+
+
+def _same_structure(one: Member, other: Member) -> bool:
+    return not one.outside and not other.outside and not unlike(one.module, other.module)
+
+
+def named_classes(
+    models: Iterable[str], classes: Sequence[str] | Mapping[str, Sequence[str]]
+) -> dict[str, tuple[str, ...]]:
+    """Model -> names of its classes, as text; a ValueError where one has none."""
+    named = classes if isinstance(classes, Mapping) else dict.fromkeys(models, classes)
+    if nameless := sorted(set(models) - set(named)):
+        msg = f"expected names of classes for every model, got none for {nameless}"
+        raise ValueError(msg)
+    return {name: class_names(named[name]) for name in models}
 
 
 def class_order(found: Sequence[str], wanted: Sequence[str], expected: str, *names: str) -> Tensor | None:
@@ -326,15 +470,12 @@ def from_modules(
             msg = f"expected a torch.nn.Module for {name!r}, got {came}; {way_out}"
             raise TypeError(msg)
         refuse_lazy(module, name)
-    named = classes if isinstance(classes, Mapping) else dict.fromkeys(modules, classes)
-    if nameless := sorted(set(modules) - set(named)):
-        msg = f"expected names of classes for every model, got none for {nameless}"
-        raise ValueError(msg)
+    named = named_classes(modules, classes)
     members = []
     for name, module in modules.items():
         about = About(sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad))
         make = module.eval  # a bound method can be sent to another process; it returns the module
-        members.append(Member(name, tuple(named[name]), make, about, (specs or {}).get(name)))
+        members.append(Member(name, named[name], make, about, (specs or {}).get(name)))
     return Members(members, device=device, precision=precision, plan=plan)
 
 

@@ -20,12 +20,12 @@ import torch
 from torch import Tensor, nn
 
 from ensemble.run._engine import forms, plan
-from ensemble.run._engine.batch import Batch, hop
+from ensemble.run._engine.batch import Batch, hop, take_rows
 from ensemble.run._engine.dense import Dense, NotDenseError, dense
 from ensemble.run._engine.forms import Form
 from ensemble.run._engine.plan import Plan, Trial
 from ensemble.run.stack import Stack, Watch, drawn, tensor_in
-from zoo.checkpoint import examine
+from zoo.checkpoint import Exam, examine
 
 __all__ = ["Batch", "Form", "Group", "Plan", "fast_types"]
 
@@ -53,6 +53,7 @@ class Group:
     precision: str = "float32"  # or "auto"
     forced: str = "auto"  # or "loop" or "stack"
     why: str = ""  # there is no stack
+    outside: bool = False  # one member that is no torch module, and takes rows as they came
     watch: Watch | None = None  # over the modules, where somebody else has them too
     plans: dict[tuple[int, bool], Plan] = field(default_factory=dict, init=False)
     _examined: dict[torch.dtype | None, int] = field(default_factory=dict, init=False)  # type of inputs -> rows asked
@@ -90,6 +91,9 @@ class Group:
         Raises:
             ValueError: as `zoo.checkpoint.examine`; or a model's answer to a row depends on the other rows.
         """
+        if self.outside:
+            self._examine_outside(batch)
+            return
         rows = batch.at(drawn(batch.count, _EXAMINED))
         kind = None if rows.is_floating_point() else rows.dtype
         rows = rows[rows.isfinite().flatten(1).all(dim=1)]
@@ -108,6 +112,24 @@ class Group:
             self._own_copy |= {place} if exam.writes_input else set()
         if real:
             self._examined[kind] = len(rows)
+
+    def _examine_outside(self, batch: Batch) -> None:
+        """The same for a member that is no torch module: what it is asked is the positions of rows."""
+        which = drawn(batch.count, _EXAMINED)
+        if len(which) <= self._examined.get(None, 0):
+            return
+        (name,), (module,) = self.names, self.modules
+        module(take_rows(batch.rows, which))  # an error of its own is clearer than the exam's
+        exam = examine(lambda some: module(take_rows(batch.rows, some)), which, self.classes, name=name)
+        self._refuse_batches(name, exam)
+        self._examined[None] = len(which)
+
+    def _refuse_batches(self, name: str, exam: Exam) -> None:
+        """Answers that depend on the other rows would change with the size of batches and steps."""
+        if exam.needs_whole_batch:
+            msg = f"expected an answer to each row by itself from {name!r}, got others for a row alone than among "
+            way_out = "is there a BatchNorm without running statistics, or a normalisation over the rows?"
+            raise ValueError(f"{msg}{len(exam.logits)} rows; {way_out}")
 
     def cast(self, x: Tensor) -> Tensor:
         """Inputs in the type of the weights, except integers that the models take as they are."""
@@ -166,6 +188,8 @@ class Group:
             torch.backends.cuda.matmul.allow_tf32 = before
 
     def _runner(self, form: Form) -> forms.Runner:
+        if self.outside:
+            return forms.outside(self.modules[0])
         if form.kind == "loop" or self.stack is None:
             return forms.windowed([self._alone(place) for place in range(len(self.modules))], self.cast)
         if form.kind == "stack" or self.dense is None:

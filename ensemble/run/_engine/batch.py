@@ -16,12 +16,13 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 import zoo
+from ensemble.outputs.arrays import numbers
 from ensemble.run._engine.dense import Affine
 
 _MOST_ROWS = 1.25  # per frame; where the gaps between short recordings make more, building windows is cheaper
@@ -35,13 +36,19 @@ class Batch:
     count: int  # B
     gather: Callable[[], Tensor]  # makes the (B, ...) inputs; called once, when they are first needed
     stretch: zoo.data.Stretch | None = None  # the rows in which windows overlap, and where each begins
+    rows: Any = None  # the inputs as they came, for members outside torch
 
     @classmethod
-    def of(cls, source: Tensor | zoo.data.Stretch) -> Self:
-        """From (B, ...) inputs, or from a stretch of neighbouring frames."""
-        if isinstance(source, Tensor):
-            return cls(len(source), lambda: source)
-        return cls(len(source.firsts), source.windows, source)
+    def of(cls, source: Any, device: torch.device | None = None) -> Self:
+        """From a stretch of neighbouring frames, or from (B, ...) inputs, for torch on this device."""
+        if isinstance(source, zoo.data.Stretch):
+            return cls(len(source.firsts), source.windows, source)
+
+        def gather() -> Tensor:
+            inputs = numbers(source, "inputs")
+            return inputs if device is None else inputs.to(device)
+
+        return cls(count_rows(source), gather, rows=source)
 
     @cached_property
     def windows(self) -> Tensor:
@@ -77,6 +84,18 @@ class Batch:
             stop = int(start.firsts[count - 1]) + 2 * start.context + 1
             start = zoo.data.Stretch(start.rows[:stop], start.firsts[:count], start.context)
         return Batch(count, lambda: self.windows[:count], start)
+
+
+def count_rows(x: Any) -> int:
+    """Number of rows of a tensor, array or table."""
+    return int(x.shape[0]) if hasattr(x, "shape") else len(x)
+
+
+def take_rows(x: Any, which: Tensor | slice) -> Any:
+    """Some rows of a tensor, array or table, by position."""
+    if isinstance(x, Tensor):
+        return x[which]
+    return getattr(x, "iloc", x)[which.numpy() if isinstance(which, Tensor) else which]
 
 
 class Overlap:

@@ -16,6 +16,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -62,6 +63,11 @@ def windowed(steps: Sequence[Step], cast: Callable[[Tensor], Tensor]) -> Runner:
                 first += len(logits)
 
     return run
+
+
+def outside(module: Callable[[Any], Tensor]) -> Runner:
+    """All rows as they came through one member that is no torch module."""
+    return lambda batch, tile: iter([(slice(0, 1), slice(0, batch.count), module(batch.rows).unsqueeze(0))])
 
 
 def prepacked(dense: Dense) -> Step:
