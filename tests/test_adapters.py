@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 import ensemble
 import zoo
-from ensemble.outputs.store import StoreError
+from ensemble.outputs.store import StoreError, read_outputs
 
 X, Y = load_iris(return_X_y=True)
 NAMES = np.array(["setosa", "versicolor", "virginica"])
@@ -126,7 +126,7 @@ def test_mixed_with_torch(tmp_path: Path) -> None:
     assert len(scores) == 3
     assert clone(final).members is members
     assert members.subset(["forest", "net"]).classes == order
-    again = pickle.loads(pickle.dumps(members))  # noqa: S301  # as scikit-learn's worker processes do
+    again = pickle.loads(pickle.dumps(members))  # as scikit-learn's worker processes do
     np.testing.assert_allclose(ensemble.collect(again, X).probabilities, outputs.probabilities, atol=1e-6)
     registry = zoo.Registry(tmp_path / "registry.json")
     with pytest.raises(ValueError, match=r"whose weights a registry can keep, but \['forest', 'bayes'\] are no torch"):
@@ -138,14 +138,14 @@ def test_a_set_keeps_its_settings_when_joined() -> None:
     one = ensemble.from_modules({"a": linear()}, classes=NAMES, plan="loop")
     other = ensemble.from_estimators({"forest": fitted("forest")})
     assert (one + other).forced == (other + one).forced == "loop"
-    with pytest.raises(ValueError, match="two sets of members with equal settings, got .*'loop'.* and .*'auto'"):
+    with pytest.raises(ValueError, match=r"two sets of members with equal settings, got .*'loop'.* and .*'auto'"):
         one + ensemble.from_modules({"b": linear()}, classes=NAMES)
     with pytest.raises(ValueError, match=r"distinct names of members, got \['a'\]"):
         one + ensemble.from_modules({"a": linear()}, classes=NAMES, plan="loop")
     with pytest.raises(ValueError, match="expected members of the same classes"):
         one + ensemble.from_callables({"f": uniform}, classes=["x", "y", "z"], returns="probabilities")
     with pytest.raises(TypeError, match="unsupported operand"):
-        one + [linear()]  # type: ignore[operator]
+        one + linear()
 
 
 def test_members_from_a_registry_stay_one_stack(tmp_path: Path) -> None:
@@ -199,7 +199,7 @@ def test_different_inputs_by_name(tmp_path: Path) -> None:
     np.testing.assert_allclose(again.probabilities[2], narrow.predict_proba(X[:, :2] + 1), atol=1e-6)
     with pytest.raises(ValueError, match=r"an input for each member, got none for \['thin', 'net'\]; there are"):
         ensemble.collect(members, {name: inputs[name] for name in ("words", "columns", "narrow")})
-    with pytest.raises(ValueError, match="inputs of one length for all members, got .*'narrow': 149"):
+    with pytest.raises(ValueError, match=r"inputs of one length for all members, got .*'narrow': 149"):
         ensemble.collect(members, inputs | {"narrow": X[1:, :2]})
     with pytest.raises(TypeError, match=r"inputs \(N, ...\) as a tensor, array or table, got list"):
         ensemble.collect(members, inputs | {"narrow": X.tolist()})
@@ -329,7 +329,7 @@ def test_wrong_arguments_are_refused() -> None:
         ensemble.from_callables({"f": uniform, "g": uniform}, classes=NAMES, returns={"f": "logits"})
     with pytest.raises(TypeError, match="a function for 'f', got int"):
         ensemble.from_callables({"f": 3}, classes=NAMES, returns="logits")  # type: ignore[dict-item]
-    with pytest.raises(TypeError, match="a torch.nn.Module for 'f', got RandomForestClassifier; see from_estimators"):
+    with pytest.raises(TypeError, match=r"a torch.nn.Module for 'f', got RandomForestClassifier; see from_estimators"):
         ensemble.from_modules({"f": fitted("forest")}, classes=NAMES)
     with pytest.raises(ValueError, match="probabilities from 'pipeline' for 8 rows, got ValueError: X has 2 features"):
         ensemble.from_estimators({"pipeline": fitted("pipeline")}).log_probabilities(X[:, :2])
@@ -360,30 +360,37 @@ def test_an_estimator_is_identified_by_its_content(name: str, tmp_path: Path) ->
 
 def test_what_cannot_be_identified_is_not_stored(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """It is computed each time, which is said; the others are stored and answered from there."""
-    calls: list[int] = []
-
-    def counted(rows: Any) -> NDArray[np.float64]:
-        calls.append(len(rows))
-        return uniform(rows)
-
-    members = ensemble.from_callables({"f": counted}, classes=NAMES[::-1], returns="probabilities")
+    lock = Locked()
+    members = ensemble.from_callables({"lock": lock}, classes=NAMES[::-1], returns="probabilities")
     members = members + ensemble.from_estimators({"forest": fitted("forest")})
-    members = members + ensemble.from_callables({"lock": Locked()}, classes=NAMES, returns="probabilities")
+    members = members + ensemble.from_callables({"f": uniform}, classes=NAMES, returns="probabilities")
     direct = ensemble.collect(members, X)
     for _ in range(2):
-        calls.clear()
+        lock.calls.clear()
         found = ensemble.collect(members, X, cache=tmp_path / "store")
         assert torch.equal(found.log_probabilities, direct.log_probabilities)
-        assert max(calls) == 150
-        assert f"['f', 'lock'] are not stored in {tmp_path / 'store'}" in caplog.messages[-1]
-    stored = ensemble.outputs.store.read_outputs(tmp_path / "store")
-    assert (stored.members, stored.classes) == (("forest",), members.classes)
-    assert torch.equal(stored.log_probabilities[0], direct.log_probabilities[1])
-    alone = members.subset(["f"])
-    assert torch.equal(
-        ensemble.collect(alone, X, cache=tmp_path / "none").log_probabilities[0], direct.log_probabilities[0]
-    )
+        assert max(lock.calls) == 150
+        assert f"['lock'] are not stored in {tmp_path / 'store'}: what decides" in caplog.messages[-1]
+    stored = read_outputs(tmp_path / "store")
+    assert (stored.members, stored.classes) == (("forest", "f"), members.classes)
+    assert torch.equal(stored.log_probabilities, direct.log_probabilities[1:])
+    found = ensemble.collect(members.subset(["lock"]), X, cache=tmp_path / "none")
+    assert torch.equal(found.log_probabilities[0], direct.log_probabilities[0])
     assert not (tmp_path / "none").exists()
+
+
+def test_a_function_is_identified_by_what_it_holds() -> None:
+    """Its code, its defaults and what it closes over; not by its name alone."""
+
+    def weighted(weight: float) -> Callable[[Any], Any]:
+        return lambda rows: uniform(rows) * weight
+
+    def digest(function: Callable[[Any], Any]) -> str:
+        return ensemble.from_callables({"f": function}, classes=NAMES, returns="logits").digests[0]
+
+    assert digest(weighted(1.0)) == digest(weighted(1.0)) != digest(weighted(2.0))
+    assert digest(functools.partial(uniform)) == digest(functools.partial(uniform)) != digest(uniform)
+    assert not digest(Locked())
 
 
 class Locked:
@@ -391,9 +398,11 @@ class Locked:
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
+        self.calls: list[int] = []
 
     def __call__(self, rows: Any) -> NDArray[np.float64]:
         """Equal probabilities."""
+        self.calls.append(len(rows))
         return uniform(rows)
 
 
@@ -436,10 +445,6 @@ def test_a_store_is_believed_only_where_the_model_still_answers_so(
     )
     registry.register("m", zoo.build(spec, seed=0), spec=spec, classes=frames.classes)
     ensemble.collect(ensemble.load(registry, "m"), frames, cache=tmp_path / "stored")
-    builder = (
-        zoo.models.architectures.ARCHITECTURES["mlp"] if hasattr(zoo.models.architectures, "ARCHITECTURES") else None
-    )
-    assert builder is not None
     relu = nn.ReLU.forward
     monkeypatch.setattr(nn.ReLU, "forward", lambda self, x: relu(self, x) * 3)
     with pytest.raises(StoreError, match=r"holds outputs of 'm' that it no longer gives \(a probability moved by"):

@@ -27,8 +27,8 @@ def from_estimators(estimators: Mapping[str, Any]) -> Members:
     what the estimators were fitted on, as arrays or tables; where members take different ones, give `collect`,
     `Ensemble.predict_proba` and the like a mapping of member name to input.
 
-    Their numbers of parameters are unknown. In a store of outputs they are identified by their content; an estimator
-    whose content Python cannot read is computed anew each time.
+    Their numbers of parameters are unknown. In a store of outputs they are identified by their content and by their
+    answers to some rows; an estimator whose content Python cannot read is computed anew each time, with a warning.
 
     Args:
         estimators: name -> fitted estimator; the objects themselves, which must not be fitted again.
@@ -72,7 +72,8 @@ def from_callables(
     """Members from any functions of rows, such as models of another library or a service.
 
     A function gets the rows as you gave them, at most 4096 at a time, and must answer each row by itself. In a store of
-    outputs they are computed anew each time.
+    outputs it is identified by its code, what it holds (defaults, closure, attributes of an object) and its answers to
+    some rows, not by what it reads elsewhere; where that cannot be read it is computed anew each time, with a warning.
 
     Args:
         functions: name -> function; rows -> (b, C) numbers as an array, tensor or table.
