@@ -1,5 +1,8 @@
 """The one door for arrays: what just works, what is refused with its cause, and that nothing is guessed."""
 
+import inspect
+import itertools
+import re
 from collections.abc import Callable
 from decimal import Decimal
 from fractions import Fraction
@@ -562,3 +565,94 @@ def test_no_labels_at_all_are_no_labels(frames: int) -> None:
     else:
         assert class_indices([], ["a", "b"], 2, frames=0).tolist() == []
         assert group_indices([], 0).tolist() == []
+
+
+OUTPUTS = make({"a": ROWS, "b": ROWS[:, [1, 2, 0]], "c": ROWS[:, [2, 0, 1]]}, labels=LABELS, groups=[0, 0, 1, 1])
+RIGHT = np.array([[True, True, False, True], [True, False, False, True], [False, True, True, True]])
+GAINS, COUNTS, TIMES = np.array([1.0, 0.5, -1.0, 0.25]), np.array([[3, 2], [1, 4]]), np.array([1, 2, 0, 1])
+MIX, TRUTH = np.array([0.5, 0.25, 0.25]), np.array(LABELS)
+ENTRIES: dict[str, tuple[Callable[..., Any], list[Any]]] = {  # public function -> a call of it, and plain arrays for it
+    "bonferroni": (ensemble.judge.bonferroni, [MIX]),
+    "holm": (ensemble.judge.holm, [MIX]),
+    "bootstrap_interval": (ensemble.judge.bootstrap_interval, [GAINS, TIMES]),
+    "t_interval": (ensemble.judge.t_interval, [GAINS, TIMES]),
+    "cluster_bootstrap": (ensemble.judge.cluster_bootstrap, [np.array([[1.0, 2], [3, 4]]), np.array([3, 4])]),
+    "cochran_q": (ensemble.judge.cochran_q, [RIGHT]),
+    "right_and_wrong": (ensemble.judge.right_and_wrong, [RIGHT[0], RIGHT[1]]),
+    "mcnemar": (ensemble.judge.mcnemar, [COUNTS]),
+    "mcnemar_exact": (ensemble.judge.mcnemar_exact, [COUNTS]),
+    "brier_score": (brier_score, [ROWS, TRUTH]),
+    "expected_calibration_error": (expected_calibration_error, [ROWS, TRUTH]),
+    "murphy": (murphy, [ROWS, TRUTH]),
+    "score": (lambda *given: [ensemble.judge.score(*given, name) for name in ensemble.judge.METRICS], [ROWS, TRUTH]),
+    "uncertainty": (lambda p: ensemble.judge.uncertainty(p).total.detach(), [np.stack([ROWS, ROWS])]),
+    "fit_simplex_weights": (
+        lambda P, t, w, s: ensemble.fit_simplex_weights(P, alpha=0.5, towards=t, sample_weights=w, start=s).weights,
+        [ROWS.T, np.array([1, 2, 1]), TIMES, MIX],
+    ),
+    "fit_weights": (lambda w, s: ensemble.fit_weights(OUTPUTS, sample_weights=w, start=s).weights, [TIMES, MIX]),
+    "greedy": (lambda w: ensemble.greedy(OUTPUTS, 5, sample_weights=w).weights, [TIMES]),
+    "fit_temperature": (lambda *given: ensemble.fit.fit_temperature(*given).after, [np.stack([ROWS, ROWS]), TRUTH]),
+    "fit_log_linear": (lambda s: ensemble.fit.fit_log_linear(OUTPUTS, start=s).weights, [MIX]),
+    "fit_pool_temperatures": (lambda w: ensemble.fit.fit_pool_temperatures(OUTPUTS, w).each, [MIX]),
+}
+ENTRIES |= {
+    name: (each, [RIGHT]) for name, each in (ensemble.judge.PAIR_MEASURES | ensemble.judge.CROWD_MEASURES).items()
+}
+EVERYWHERE: dict[str, Callable[[np.ndarray], Any]] = {  # forms of any number of axes
+    form: FORMS[form]
+    for form in ("list", "float32", "float16", "longdouble", "big endian", "read-only", "Fortran order", "objects")
+} | {
+    "masked, nothing masked": FORMS["masked, nothing masked"],
+    "array-like": ArrayLike,
+    "negative strides": lambda p: p[..., ::-1].copy()[..., ::-1],
+    "every other": lambda p: np.repeat(p, 2, -1)[..., ::2],
+    "tensor with gradient": lambda p: torch.tensor(p, dtype=torch.float64, requires_grad=True),
+    "bfloat16": lambda p: torch.tensor(p).bfloat16(),
+    "table": lambda p: pd.Series(p) if p.ndim == 1 else pd.DataFrame(p) if p.ndim == 2 else p,
+}
+
+
+def flat(found: Any) -> np.ndarray:
+    """The numbers of any result."""
+    fields = found.__dict__.values() if hasattr(found, "__dataclass_fields__") else found
+    return np.concatenate([np.ravel(each) for each in fields]) if not np.isscalar(fields) else np.array([fields])
+
+
+@pytest.mark.parametrize("form", EVERYWHERE)
+@pytest.mark.parametrize("name", ENTRIES)
+def test_every_entry_takes_numbers_of_any_form(name: str, form: str) -> None:
+    """The same as for plain arrays, to the bit or to the order of a sum; what came is left as it was."""
+    ask, plain = ENTRIES[name]
+    given = [EVERYWHERE[form](each) for each in plain]
+    np.testing.assert_allclose(flat(ask(*given)), flat(ask(*plain)), rtol=1e-6, atol=1e-6)
+    for each, before in zip(given, plain, strict=True):
+        np.testing.assert_array_equal(numbers(each).detach().double(), before)
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_every_entry_refuses_what_holds_no_numbers(name: str) -> None:
+    """One clear error, whichever argument it is."""
+    ask, plain = ENTRIES[name]
+    for place, wrong in itertools.product(
+        range(len(plain)), (None, object(), {"a": 1}, 1 + 2j, torch.tensor([1 + 2j]))
+    ):
+        if wrong is None and name not in ("holm", "cochran_q", "brier_score"):
+            continue  # None is a default of some
+        given: list[Any] = [*plain]
+        given[place] = wrong
+        with pytest.raises((ValueError, TypeError), match=r"expected|no "):
+            ask(*given)
+
+
+def test_no_public_function_with_arrays_is_left_out() -> None:
+    """By their annotations; what takes functions, outputs and splitters has no arrays of its own."""
+    found = set()
+    for package in (ensemble.judge, ensemble.fit, ensemble.selection):
+        for name in package.__all__:
+            function = getattr(package, name)
+            if inspect.isfunction(function):
+                kinds = " ".join(str(each.annotation) for each in inspect.signature(function).parameters.values())
+                if re.search(r"ArrayLike|Tensor|object|Sequence\[float\]|\bAny\b(?!\])", kinds):
+                    found.add(name)
+    assert found - {"cross_fit"} <= set(ENTRIES)

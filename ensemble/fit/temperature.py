@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ensemble.fit._solver import Array
 from ensemble.outputs import MemberOutputs
-from ensemble.outputs.arrays import class_indices, distributions, numbers
+from ensemble.outputs.arrays import class_indices, distributions, floats, numbers, rows_and_labels
 from ensemble.rules.fitted import Chain, Temperature, WeightedMean, rule_for
 from ensemble.rules.table import Rule
 
@@ -93,16 +93,21 @@ def fit_temperature(
 def _from_array(given: Any, labels: Any | None, rule: Rule | None) -> tuple[_Blocks, int, int]:
     """The logarithms as one block, and the numbers of members (0 where there is one row per frame) and of frames."""
     rows = numbers(given, "probabilities")
-    if labels is None or rows.ndim not in (2, 3) or len(labels) != rows.shape[-2]:
-        came = f"{tuple(rows.shape)} and {None if labels is None else len(labels)}"
+    if labels is None or rows.ndim not in (2, 3):
+        came = f"{tuple(rows.shape)} and {labels if labels is None else type(labels).__name__}"
         msg = f"expected outputs with labels, or (N, C) or (M, N, C) probabilities and N labels, got {came}"
         raise ValueError(msg)
     if rule is not None:
         msg = "expected outputs beside a rule, got an array; for an array fit on rule(array)"
         raise ValueError(msg)
-    truth, single = class_indices(labels, None, rows.shape[-1], frames=rows.shape[-2]), rows.ndim == 2
-    parts = {"": rows} if single else {f"from member {m}": part for m, part in enumerate(rows)}
-    checked = torch.stack([distributions(part, whose, dtype=torch.float64) for whose, part in parts.items()])
+    single = rows.ndim == 2
+    if single:
+        checked, truth = rows_and_labels(given, labels)
+        checked = checked[None]
+    else:
+        truth = class_indices(labels, None, rows.shape[-1], frames=rows.shape[-2])
+        parts = [distributions(part, f"from member {m}", dtype=torch.float64) for m, part in enumerate(rows)]
+        checked = torch.stack(parts)
     logs = checked.clamp(min=_LEAST).log()
     return (lambda: [(logs, truth)]), 0 if single else len(logs), len(truth)
 
@@ -195,7 +200,7 @@ def fit_pool_temperatures(outputs: MemberOutputs, weights: Sequence[float] | Non
     if frames == 0:
         msg = "expected frames to fit temperatures on, got none"
         raise ValueError(msg)
-    given = (1.0,) * members if weights is None else tuple(weights)
+    given = (1.0,) * members if weights is None else tuple(floats(weights, "weights of the pool").ravel().tolist())
     pool = WeightedMean(given, outputs.fingerprint)
     if pool.count != members:
         msg = f"expected {members} weights, one for each member, got {pool.count}"

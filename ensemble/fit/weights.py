@@ -26,6 +26,7 @@ from ensemble.fit._solver.newton import nonnegative_minimum
 from ensemble.fit.greedy import greedy, residual_products
 from ensemble.judge.metrics import METRICS, Counts, Metric
 from ensemble.outputs import MemberOutputs
+from ensemble.outputs.arrays import floats
 from ensemble.rules.fitted import ClasswiseMean, LogPool, WeightedMean
 from ensemble.rules.table import no_such
 
@@ -137,7 +138,7 @@ def fit_weights(
         P, log_scale = _true_class_matrix(outputs)
         kept = _members_kept(outputs, P.sum(axis=1), on_nan)
         if len(kept) < M:
-            P, start = P[kept], None if start is None else np.asarray(start, dtype=np.float64)[kept]
+            P, start = P[kept], None if start is None else floats(start, "weights to start from")[kept]
         settings: Any = {"alpha": alpha, "start": start, "tolerance": tolerance, "max_passes": max_passes}
         fit = fit_simplex_weights(P, sample_weights=sample_weights, **settings)
         counts = np.ones(N) if sample_weights is None else checked_weights(sample_weights, N)
@@ -348,7 +349,7 @@ def fit_log_linear(outputs: MemberOutputs, *, start: object | None = None, ridge
     """
     at_least_zero(ridge=ridge)
     M = len(outputs.members)
-    begin = np.full(M, 1.0 / M) if start is None else np.asarray(start, dtype=np.float64)
+    begin = np.full(M, 1.0 / M) if start is None else floats(start, "exponents to start from")
     if begin.shape != (M,) or not np.isfinite(begin).all() or (begin < 0).any():
         msg = f"expected a start of {M} finite, non-negative exponents, got {begin}"
         raise ValueError(msg)

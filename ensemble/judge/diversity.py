@@ -20,7 +20,7 @@ from scipy import special
 from torch import Tensor
 
 from ensemble.outputs import MemberOutputs
-from ensemble.outputs.arrays import numbers
+from ensemble.outputs.arrays import floats, numbers, truths
 
 Floats = NDArray[np.float64]
 
@@ -41,7 +41,7 @@ class Joint:
         """Count from (M, N) bool by matrix products, which are exact: no block reaches 2^24."""
         if isinstance(given, Joint):
             return given
-        right = np.asarray(given, dtype=bool)
+        right = _two_dimensions(given)
         both = np.zeros((len(right), len(right)))
         for start in range(0, right.shape[1], _BLOCK):
             block = right[:, start : start + _BLOCK].astype(np.float32)
@@ -69,11 +69,20 @@ class Joint:
         return self.frames - self.both - self.only_first - self.only_second
 
 
+def _two_dimensions(given: ArrayLike) -> NDArray[np.bool_]:
+    right = truths(given)
+    if right.ndim != 2:
+        msg = f"expected right and wrong of shape (M, N), got {right.shape}"
+        raise ValueError(msg)
+    return right
+
+
 def crowd_histogram(given: ArrayLike) -> Floats:
     """(M + 1,) share of the frames where exactly 0, 1, ... M members are right, of (M, N) bool; NaN for no frames."""
-    if np.ndim(given) == 1:  # such a histogram already
-        return np.asarray(given, dtype=np.float64)
-    right = np.asarray(given, dtype=bool)
+    given = numbers(given, "right and wrong")
+    if given.ndim == 1:  # such a histogram already
+        return floats(given)
+    right = _two_dimensions(given)
     return np.bincount(right.sum(axis=0), minlength=len(right) + 1) / (right.shape[1] or math.nan)
 
 

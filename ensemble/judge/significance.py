@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
+from ensemble.outputs.arrays import floats, group_indices, truths
+
 Floats = NDArray[np.float64]
 
 _CHUNK = 256  # replicates drawn at once: limits memory, changes no result
@@ -65,11 +67,11 @@ def sums_by_group(values: ArrayLike, groups: ArrayLike) -> tuple[Floats, Floats]
     Raises:
         ValueError: values and groups are not of one length.
     """
-    table, recordings = np.asarray(values, dtype=np.float64), np.asarray(groups)
-    if table.ndim not in (1, 2) or recordings.shape != table.shape[:1]:
-        came = f"{table.shape} and {recordings.shape}"
-        msg = f"expected values of shape (N,) or (N, K) and a group for each frame, (N,), got {came}"
+    table = floats(values, "values")
+    if table.ndim not in (1, 2):
+        msg = f"expected values of shape (N,) or (N, K) and a group for each frame, (N,), got {table.shape}"
         raise ValueError(msg)
+    recordings = group_indices(groups, len(table)).numpy()
     _, where, sizes = np.unique(recordings, return_inverse=True, return_counts=True)
     columns = [np.bincount(where, column, minlength=len(sizes)) for column in np.atleast_2d(table.T)]
     return np.stack(columns, axis=1), sizes.astype(np.float64)
@@ -90,7 +92,7 @@ def cluster_bootstrap(sums: ArrayLike, sizes: ArrayLike, *, replicates: int = 20
     Raises:
         ValueError: sums and sizes do not fit together, or fewer than one replicate.
     """
-    sums, sizes = np.asarray(sums, dtype=np.float64), np.asarray(sizes, dtype=np.float64)
+    sums, sizes = floats(sums, "sums"), floats(sizes, "sizes")
     if sums.ndim != 2 or sizes.shape != sums.shape[:1]:
         msg = f"expected sums and sizes of shapes (G, K) and (G,), got {sums.shape} and {sizes.shape}"
         raise ValueError(msg)
@@ -169,7 +171,7 @@ def right_and_wrong(first: ArrayLike, second: ArrayLike) -> NDArray[np.int64]:
 
     A `ValueError` where they are not of one length.
     """
-    a, b = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool)
+    a, b = truths(first), truths(second)
     if a.ndim != 1 or a.shape != b.shape:
         msg = f"expected right and wrong of both over the same frames, (N,), got {a.shape} and {b.shape}"
         raise ValueError(msg)
@@ -206,7 +208,7 @@ def mcnemar_exact(table: ArrayLike) -> Test:
 
 
 def _discordant(table: ArrayLike) -> tuple[int, int]:
-    counts = np.asarray(table)
+    counts = floats(table, "a table of counts")
     if counts.shape != (2, 2) or not ((counts >= 0) & (counts % 1 == 0)).all():
         msg = f"expected a (2, 2) table of counts, got {counts.tolist()}; see right_and_wrong"
         raise ValueError(msg)
@@ -220,7 +222,7 @@ def cochran_q(correct: ArrayLike) -> Test:
     p is 1, where all are right on the same frames. See Cochran, "The comparison of percentages in matched samples",
     Biometrika 37, 1950. A `ValueError` for fewer than two members.
     """
-    right = np.asarray(correct, dtype=bool)
+    right = truths(correct)
     if right.ndim != 2 or len(right) < 2:
         msg = f"expected right and wrong of shape (M, N) with two members or more, got {right.shape}"
         raise ValueError(msg)
@@ -241,13 +243,22 @@ def holm(p_values: ArrayLike) -> Floats:
         >>> holm([0.01, 0.04, 0.03]).tolist()
         [0.03, 0.06, 0.06]
     """
-    p = np.asarray(p_values, dtype=np.float64)
+    p = _p_values(p_values)
     order = np.argsort(p, kind="stable")
     stepped = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
     return np.minimum(stepped, 1)[np.argsort(order)]
 
 
+def _p_values(given: ArrayLike) -> Floats:
+    """(K,) float64, each from 0 to 1."""
+    p = floats(given, "p-values")
+    if p.ndim != 1 or not ((p >= 0) & (p <= 1)).all():
+        msg = f"expected p-values of shape (K,), from 0 to 1, got {p}"
+        raise ValueError(msg)
+    return p
+
+
 def bonferroni(p_values: ArrayLike) -> Floats:
     """(K,) p-values times their number, at most one: simpler than `holm`, and never more powerful."""
-    p = np.asarray(p_values, dtype=np.float64)
+    p = _p_values(p_values)
     return np.minimum(p * len(p), 1)

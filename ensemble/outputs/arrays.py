@@ -76,6 +76,21 @@ def floats(values: Any, what: str = "numbers") -> NDArray[np.float64]:
     return array
 
 
+def truths(values: Any, what: str = "right and wrong") -> NDArray[np.bool_]:
+    """Booleans, or numbers that are 0 or 1, of any origin as an array on the CPU.
+
+    Raises:
+        TypeError: as for `numbers`.
+        ValueError: as for `numbers`, or another number.
+    """
+    given = numbers(values, what).detach().cpu()
+    array: NDArray[np.bool_] = given.bool().numpy()
+    if given.dtype != torch.bool and (off := given[given != given.bool()]).numel():
+        msg = f"expected {what} as booleans, or as 0 and 1, got {off[0].item()}"
+        raise ValueError(msg)
+    return array
+
+
 _KINDS = {
     "U": "text",
     "S": "bytes",
@@ -273,6 +288,8 @@ def _distinct(values: Any, what: str, count: int) -> tuple[list[Any], NDArray[np
                 array[place] = item
     else:
         array = np.asarray(values)
+    if array.dtype.kind == "f" and array.dtype.itemsize > 8:
+        array = array.astype(np.float64)
     if array.shape != (count,):
         hint = {2: "; for one-hot rows take their argmax, for one column its ravel()"}.get(array.ndim, "")
         came = f"{tuple(array.shape)} {array.dtype}" if array.ndim else type(values).__name__
