@@ -27,6 +27,18 @@ def test_register_takes_a_foreign_file_with_its_spec(registry, command, tmp_path
     assert (code, "expected a spec" in err) == (2, True)
 
 
+def test_a_wrapper_s_prefix_is_stripped_by_flag(registry, command, tmp_path):
+    """Without the flag, the one line of the error names it."""
+    spec = registry.get("a").spec
+    state = {f"module.net.{name}": tensor for name, tensor in zoo.build(spec, seed=5).state_dict().items()}
+    save_file(state, tmp_path / "w.safetensors")
+    line = f"zoo register b {tmp_path}/w.safetensors --classes no yes --spec"
+    code, _, err = command(line, spec.canonical())
+    assert (code, "begin with 'module.net.'" in err, "--strip-prefix" in err) == (2, True, True)
+    assert command(line, spec.canonical(), "--strip-prefix").code == 0
+    assert registry.checkpoint("b").tensors.keys() == zoo.build(spec).state_dict().keys()
+
+
 def test_the_40_classes_of_the_course_have_a_short_name(tmp_path):
     """In a process of its own, in which nothing has imported the corpora."""
     spec = zoo.Spec("mlp", features=2, context=1, classes=40, options={"widths": [4]})
