@@ -90,6 +90,7 @@ USABLE: dict[str, Callable[[], Any]] = {
     "an object with logits": lambda: Says(lambda y, x: SimpleNamespace(logits=y, loss=None)),
     "half precision": lambda: Says(lambda y, x: y.bfloat16()),
     "a class of probability zero": lambda: Says(lambda y, x: torch.stack([y[:, 0], y[:, 0] - torch.inf], dim=1)),
+    "noise in a row of small logits": lambda: Says(lambda y, x: y * (x[:, :1] != ROWS[-1, 0]) + 1e-7 * len(x)),
     "equal logits": lambda: Says(lambda y, x: torch.zeros_like(y)),
     "a random number without consequence": lambda: Says(lambda y, x: y + 0 * torch.rand(())),
     "a wide model": lambda: nn.Sequential(
@@ -297,6 +298,7 @@ KEPT: dict[str, Callable[[], nn.Module]] = {
     "spectral_norm by a hook": lambda: chain(nn.utils.spectral_norm(nn.Linear(3, 4))),
     "weight_norm": lambda: chain(nn.utils.parametrizations.weight_norm(nn.Linear(3, 4))),
     "spectral_norm": lambda: chain(nn.utils.parametrizations.spectral_norm(nn.Linear(3, 4))),
+    "overflow far from the probe": lambda: Made(lambda m: None, lambda m, x: (20 * m.layer(x)).exp() - 1),
     "an answer with logits": lambda: Made(lambda m: None, lambda m, x: SimpleNamespace(logits=m.layer(x))),
 }
 DRAWN = {

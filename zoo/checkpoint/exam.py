@@ -97,7 +97,11 @@ def examine(model: Callable[[Tensor], Any], rows: Tensor, classes: int, *, name:
         version = own._version
         answer = _answer(model, own, name)
         written |= own._version != version or not torch.equal(own, some)
-        return logits_of(answer, some, classes, name).clone()
+        logits = logits_of(answer, some, classes, name)
+        if bool(logits.double().log_softmax(dim=-1).isnan().any()):
+            msg = f"expected finite logits from {name!r}, got NaN or infinity; check its weights and its inputs' scale"
+            raise ValueError(msg)
+        return logits.clone()
 
     with _undisturbed(model, rows.device):
         drawn = _generators(rows.device)
@@ -107,12 +111,13 @@ def examine(model: Callable[[Tensor], Any], rows: Tensor, classes: int, *, name:
             one, failure = ask(rows[-1:]), None
         except ValueError as error:
             failure = error
-        apart = failure is not None or not _agree(one, whole[-1:])
-        if any(not _agree(ask(rows), whole) for _ in range(max(repeats, apart))):
+        scale = _scale(whole)
+        apart = failure is not None or not _agree(one, whole[-1:], scale)
+        if any(not _agree(ask(rows), whole, scale) for _ in range(max(repeats, apart))):
             msg = f"expected the same answers from {name!r} to the same rows, got others the second time; "
             raise ValueError(msg + "it is random in evaluation (dropout outside train mode?) or keeps a state")
         half = rows[len(rows) // 2 :]
-        if failure is not None and (len(half) == len(rows) or _agree(ask(half), whole[-len(half) :])):
+        if failure is not None and (len(half) == len(rows) or _agree(ask(half), whole[-len(half) :], scale)):
             raise failure
     return Exam(whole, written, apart)
 
@@ -136,9 +141,6 @@ def logits_of(answer: Any, rows: Tensor, classes: int, name: str) -> Tensor:
         raise ValueError(msg)
     if logits.shape != (len(rows), classes):
         msg = f"{wanted}, got {tuple(logits.shape)}"
-        raise ValueError(msg)
-    if bool(logits.double().log_softmax(dim=-1).isnan().any()):
-        msg = f"{wanted} that are finite, got NaN or infinity; check its weights and the scale of its inputs"
         raise ValueError(msg)
     return logits
 
@@ -165,7 +167,8 @@ def asked(module: nn.Module, rows: Tensor, classes: int, *, name: str) -> Tensor
 
 def same(some: Tensor, others: Tensor) -> bool:
     """Whether these are the logits of a model and of its copy; NaN and infinity in the same places count as equal."""
-    return _agree(some.cpu(), others.cpu(), _REBUILT if some.device == others.device else _CHANGED)
+    noise = _REBUILT if some.device == others.device else _CHANGED
+    return _agree(some.cpu(), others.cpu(), _scale(others), noise)
 
 
 def unlike(module: nn.Module, again: nn.Module) -> str:
@@ -211,13 +214,17 @@ def _described(answer: Any) -> str:
     return f"{type(answer).__name__}"
 
 
-def _agree(some: Tensor, others: Tensor, noise: float = _NOISE) -> bool:
-    """Whether logits are equal up to noise, of the largest finite one."""
+def _agree(some: Tensor, others: Tensor, scale: float, noise: float = _NOISE) -> bool:
+    """Whether logits are equal up to noise, a fraction of their scale."""
     exact = torch.get_float32_matmul_precision() == "highest" and some.dtype in (torch.float32, torch.float64)
-    finite = others[others.isfinite()].double()
-    scale = float(finite.abs().max()) if len(finite) else 0.0
     limit = (noise if exact else max(noise, _COARSE)) * scale
     return torch.allclose(some.double(), others.double(), rtol=0, atol=limit, equal_nan=True)
+
+
+def _scale(logits: Tensor) -> float:
+    """The largest magnitude among those that are finite."""
+    finite = logits[logits.isfinite()].double()
+    return float(finite.abs().max()) if len(finite) else 0.0
 
 
 def _parts(module: nn.Module) -> Iterator[tuple[str, object]]:

@@ -85,8 +85,10 @@ def restore(module: nn.Module, tensors: Tensors) -> nn.Module:
     Raises:
         CheckpointError: STATE, MISFIT, NOT_FINITE or VARIANCE; `module` is then as it was.
     """
+    state = _fitting(module, tensors)
     check_values(tensors)
-    return _filled(module, tensors)
+    _copy(tensors, state)
+    return module
 
 
 def rebuilt(spec: Spec, tensors: Tensors, device: torch.device | str = "cpu") -> nn.Module:
@@ -96,16 +98,21 @@ def rebuilt(spec: Spec, tensors: Tensors, device: torch.device | str = "cpu") ->
     """
     hollow = outline(spec)
     module = build(spec, seed=0).to(device) if hollow is None else hollow.to_empty(device=device)
-    return _filled(module, tensors).eval()
+    _copy(tensors, _fitting(module, tensors))
+    return module.eval()
 
 
-def _filled(module: nn.Module, tensors: Tensors) -> nn.Module:
+def _fitting(module: nn.Module, tensors: Tensors) -> Tensors:
+    """The state of a module that the tensors fit."""
     state = state_of(module)
     check_fit(state, tensors)
+    return state
+
+
+def _copy(tensors: Tensors, state: Tensors) -> None:
     with torch.no_grad():
         for name, tensor in state.items():
             tensor.copy_(tensors[name])
-    return module
 
 
 def outline(spec: Spec) -> nn.Module | None:
