@@ -1,5 +1,6 @@
 """The commands that make models: train, average, runs, search, picture, study; the zoo that the project brings."""
 
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -277,5 +278,12 @@ def test_a_corpus_with_classes_of_its_own(tmp_path, command):
     assert command("zoo average d a b", *common, code=0).data["classes"] == [*words]
     verified = command("zoo verify a --metrics", *common, code=0).data["metrics"]
     assert [row["agrees"] for row in verified] == [True, True]
+    line = "zoo study --max-parameters 60_000 --contexts 2 --epochs 1 --draws 1"
+    for partition in ("train", "valid"):
+        shutil.rmtree(tmp_path / "corpus" / partition)
+        frames = zoo.FrameSet(few.features[:, :13].contiguous(), few.labels, few.starts, (*words, "x"), few.names)
+        zoo.write_corpus(frames, tmp_path / "corpus", partition)
+    spec = command(line, "--classes", *words, "x", *common, code=0).data["trials"][0]
+    assert spec["parameters"] < 60_000
     assert "blanks between them, or a file" in command("zoo train e --classes classes.tx", *small, *common, code=2).err
     assert "expected --corpus" in command("zoo train e", *small, *flag, code=2).err

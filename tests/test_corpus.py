@@ -3,6 +3,7 @@
 import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -154,6 +155,13 @@ def test_what_was_written_is_read_again(frames: zoo.FrameSet, tmp_path: Path) ->
     assert again.fingerprint == frames.fingerprint
     with pytest.raises(zoo.CorpusError, match="p exists; choose another name"):
         write_corpus(frames, tmp_path, "p")
+    twice = replace(frames, names=("a", "b", "c", "b", "d"))
+    with pytest.raises(zoo.CorpusError, match=r"differ as file names, got .*b\.npy twice"):
+        write_corpus(twice, tmp_path, "q")
+    for name in ("", ".hidden", "a/b", ".."):
+        with pytest.raises(zoo.CorpusError, match="names of visible files"):
+            write_corpus(replace(frames, names=(name, *"bcde")), tmp_path, "q")
+    assert not (tmp_path / "q").exists()
 
 
 GOOD = np.zeros((3, 4))

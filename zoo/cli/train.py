@@ -55,11 +55,16 @@ class Sampling:
     contexts: Contexts = (20,)
     option: Options = ()
 
-    def specs(self, seed: int) -> list[zoo.Spec]:
-        """The specs that are drawn with this seed."""
+    def specs(self, seed: int, **sizes: int) -> list[zoo.Spec]:
+        """The specs that are drawn with this seed, by default for the features and classes of HW1P2."""
         from zoo.search.sample import random_budget, random_members
 
-        settings: dict[str, Any] = {"contexts": self.contexts, "options": options_from(self.option), "seed": seed}
+        settings: dict[str, Any] = {
+            "contexts": self.contexts,
+            "options": options_from(self.option),
+            "seed": seed,
+            **sizes,
+        }
         settings["architectures"] = self.architectures or None
         if self.members:
             return random_members(self.max_parameters, self.members, **settings)
@@ -296,7 +301,8 @@ def study(
         made = optuna_study(settings, frames, valid, trials=optuna, journal=journal, options=options, **limits)
         trials = optuna_trials(made)
     else:
-        trials = halving(sampling.specs(seed), settings, frames, valid, trainer=partial(one_by_one, progress=progress))
+        specs = sampling.specs(seed, features=frames.features.shape[1], classes=len(frames.classes))
+        trials = halving(specs, settings, frames, valid, trainer=partial(one_by_one, progress=progress))
     saved = []
     for index, trial in enumerate(trials[:best] if save else (), start=1):
         checkpoint = trial.checkpoint or zoo.train(trial.spec, settings, frames, valid, progress=progress)

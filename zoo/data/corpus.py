@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import math
 import re
+import shutil
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -106,21 +107,34 @@ def read_corpus(
 def write_corpus(frames: FrameSet, root: str | Path, partition: str) -> None:
     """Write recordings in the layout of `read_corpus`, with transcripts if there are labels, as a new partition.
 
-    A partition that exists raises CorpusError.
+    Raises:
+        CorpusError: the partition exists, a recording's name is no visible file's, or two would be one file, since
+            their names are equal or, on a file system that ignores capitals, nearly so; nothing is left of it then.
     """
     folder = Path(root) / partition
     if folder.exists():
         msg = f"expected a new partition, but {folder} exists; choose another name"
         raise CorpusError(msg)
-    (folder / "mfcc").mkdir(parents=True)
-    if frames.labels is not None:
-        (folder / "transcript").mkdir()
+    if unfit := [name for name in frames.names if name.startswith(".") or not name or Path(name).name != name]:
+        msg = f"expected recordings with names of visible files, got {unfit[:5]}"
+        raise CorpusError(msg)
     classes = np.array(frames.classes)
-    for name, (start, stop) in zip(frames.names, pairwise(frames.starts.tolist()), strict=True):
-        np.save(folder / "mfcc" / f"{name}.npy", frames.features[start:stop].cpu().numpy(), allow_pickle=False)
-        if frames.labels is not None:
-            transcript = np.concatenate((["[SOS]"], classes[frames.labels[start:stop].numpy()], ["[EOS]"]))
-            np.save(folder / "transcript" / f"{name}.npy", transcript, allow_pickle=False)
+    try:
+        for name, (start, stop) in zip(frames.names, pairwise(frames.starts.tolist()), strict=True):
+            arrays = {"mfcc": frames.features[start:stop].cpu().numpy()}
+            if frames.labels is not None:
+                words = classes[frames.labels[start:stop].numpy()]
+                arrays["transcript"] = np.concatenate((["[SOS]"], words, ["[EOS]"]))
+            for kind, array in arrays.items():
+                (folder / kind).mkdir(parents=True, exist_ok=True)
+                with (folder / kind / f"{name}.npy").open("xb") as file:
+                    np.save(file, array, allow_pickle=False)
+    except BaseException as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, FileExistsError):
+            msg = f"expected recordings with names that differ as file names, got {error.filename} twice"
+            raise CorpusError(msg) from error
+        raise
 
 
 def sample_corpus(partition: str) -> FrameSet:
