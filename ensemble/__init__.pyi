@@ -29,6 +29,7 @@ from .run.collection import collect as collect
 from .run.combined import Ensemble as Ensemble
 from .run.combined import load_ensemble as load_ensemble
 from .run.cotraining import cotrain as cotrain
+from .run.folder import from_pretrained as from_pretrained
 from .run.members import Members as Members
 from .run.members import from_modules as from_modules
 from .run.members import load as load

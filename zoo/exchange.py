@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Any
 from uuid import uuid4
 
@@ -21,7 +21,7 @@ from torch import nn
 
 from zoo import _files
 from zoo._json import TextError, parse_strictly
-from zoo.checkpoint import Checkpoint, decode, foreign
+from zoo.checkpoint import Checkpoint, decode, foreign, pack
 from zoo.checkpoint.header import CheckpointError, read_header
 from zoo.models.spec import Spec
 from zoo.registry import Registry
@@ -32,8 +32,22 @@ _REPOSITORY = re.compile(r"(?:[\w-][\w.-]*/)?[\w-][\w.-]*", re.ASCII)
 _CONFIG, _WEIGHTS, _CARD, _MEMBERS = "config.json", "model.safetensors", "README.md", "members"
 
 
-def export(registry: Registry, reference: str, folder: str | Path) -> Path:
+def export(
+    registry: Registry,
+    reference: str,
+    folder: str | Path,
+    *,
+    card: str = "",
+    more: Mapping[str, bytes] = MappingProxyType({}),
+) -> Path:
     """Write a version or an ensemble as a folder, whole or not at all; the folder must be empty or not exist.
+
+    Args:
+        registry: where it is.
+        reference: a version or an ensemble.
+        folder: a new or empty folder.
+        card: Markdown to add to the model card, such as results and the intended use.
+        more: further files by name, such as an ONNX file.
 
     Raises:
         RegistryError: the reference is unknown, a blob is damaged, the folder is in use, or it cannot be written.
@@ -46,7 +60,9 @@ def export(registry: Registry, reference: str, folder: str | Path) -> Path:
     staging = place.with_name(f".{place.name}.{uuid4().hex}{_files.TEMPORARY}")
     try:
         _files.make_folders(staging)
-        _export(registry, reference, staging)
+        _export(registry, reference, staging, card)
+        for name, data in more.items():
+            _files.write(staging / name, data)
         if place.exists():
             place.rmdir()
         _files.system.rename(staging, place)
@@ -94,7 +110,7 @@ def from_pretrained(source: str | Path, *, device: str = "cpu") -> nn.Module:
             return from_pretrained(_downloaded(str(source), temporary), device=device)
     config = _config(Path(source))
     if "members" in config:
-        raise RegistryError("ARGUMENT", f"{source} holds an ensemble; import it into a registry to use it")
+        raise RegistryError("ARGUMENT", f"{source} holds an ensemble; use ensemble.from_pretrained")
     return _model(Path(source), config).to_module(device)
 
 
@@ -146,12 +162,12 @@ def _downloaded(repository: str, folder: str, revision: str | None = None) -> Pa
         raise RegistryError("UNKNOWN", message) from error
 
 
-def _export(registry: Registry, reference: str, folder: Path) -> None:
+def _export(registry: Registry, reference: str, folder: Path, card: str) -> None:
     now = registry.snapshot()
     try:
         entry = now.get_ensemble(reference)
     except RegistryError:  # not an ensemble
-        _export_model(registry, now.get(reference), folder)
+        _export_model(registry, now.get(reference), folder, card)
         return
     members = {f"{index:03}-{member.name}": member for index, member in enumerate(map(now.get, entry.members))}
     for name, member in members.items():
@@ -159,13 +175,14 @@ def _export(registry: Registry, reference: str, folder: Path) -> None:
         _export_model(registry, member, folder / _MEMBERS / name)
     about = {key: value for key, value in entry.to_json().items() if key not in ("name", "members", "created")}
     config = {"model_type": "zoo-ensemble", "name": entry.name, "members": [*members], "ensemble": about}
-    _write(folder, config, "ensemble", _ensemble_card(entry, members.values()))
+    _write(folder, config, "ensemble", _ensemble_card(entry, members.values()) + card)
 
 
-def _export_model(registry: Registry, entry: Entry, folder: Path) -> None:
+def _export_model(registry: Registry, entry: Entry, folder: Path, card: str = "") -> None:
     data = registry.blobs.read(entry)
-    tensors(entry, data)  # refuses a blob that differs from what was registered
-    _files.write(folder / _WEIGHTS, data)
+    found = tensors(entry, data)  # refuses a blob that differs from what was registered
+    metadata = {**read_header(data).metadata, "format": "pt"}  # without which other tools do not open it
+    _files.write(folder / _WEIGHTS, pack(found, metadata))
     config = {
         "model_type": "zoo",
         "name": entry.name,
@@ -175,7 +192,7 @@ def _export_model(registry: Registry, entry: Entry, folder: Path) -> None:
         "label2id": {name: index for index, name in enumerate(entry.classes)},
         "about": {key: value for key, value in entry.to_json().items() if key not in ("spec", "classes", "blob")},
     }
-    _write(folder, config, entry.architecture, _card(entry))
+    _write(folder, config, entry.architecture, _card(entry) + card)
 
 
 def _write(folder: Path, config: Mapping[str, Any], tag: str, card: str) -> None:

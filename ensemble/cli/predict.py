@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-from cyclopts import Parameter
+from typing import Any, Literal
 
 import ensemble
 import zoo
@@ -13,7 +11,16 @@ from ensemble.cli.options import Collection, Precision, Source
 from zoo import _files
 from zoo._console import Answer, Table, progress
 from zoo.cli.entries import exported
-from zoo.cli.options import Corpus, Device, RegistryFile, read_partition, require_writable
+from zoo.cli.options import (
+    Classes,
+    Corpus,
+    Device,
+    FilePrecision,
+    RegistryFile,
+    class_names,
+    read_partition,
+    require_writable,
+)
 
 
 def predict(
@@ -60,42 +67,62 @@ def predict(
 
 def export(
     name: str,
-    file: Path,
+    place: Path,
     /,
     *,
     with_windows: bool = False,
     each: bool = False,
-    precision: Annotated[
-        Literal["float32", "float16", "int8"], Parameter(help="of the weights in the file.")
-    ] = "float32",
-    corpus: Corpus = None,
-    valid: str = "valid",
+    precision: FilePrecision = "float32",
     most_changed: float = 0.01,
+    use: str = "",
+    corpus: Corpus = None,
+    classes: Classes = (),
+    valid: str = "valid",
+    test: str = "test",
     registry: RegistryFile = None,
 ) -> Answer:
-    """Write an ensemble or a model as one ONNX file that runs without this package (needs the extra `ship`).
+    """Write an ensemble as one ONNX file, which runs without this package, or as a folder for the hub.
 
-    The file is run by onnxruntime on the validation frames and compared with the ensemble before it appears. A JSON
-    file of the same name beside it says what a consumer has to know.
+    Before an ONNX file appears, onnxruntime runs it on the validation frames, and it is compared with the ensemble; a
+    JSON file of the same name beside it says what a consumer has to know. A folder holds the members, such a file, and
+    a model card with the results on the test partition. Needs the extra `ship`.
 
-    Example: ensemble export final final.onnx --with-windows
+    Example: ensemble export final final.onnx --with-windows; ensemble export final final-folder
 
     Args:
-        name: an ensemble or a model in the registry.
-        file: the file, with the ending .onnx; it replaces an existing one.
+        name: an ensemble in the registry; for a file also a model.
+        place: a file that ends in .onnx, which replaces an existing one; otherwise a new or empty folder.
         with_windows: the file takes the raw features of a recording instead of normalised windows.
         each: the file gives every member's probabilities too.
-        valid: partition on which the file is compared with the ensemble.
         most_changed: refuse a file that gives more than this fraction of the frames another class.
+        use: for the card of a folder: what the model is meant for, and what not.
+        valid: partition on which the file is compared with the ensemble.
+        test: partition whose results stand in the card of a folder.
     """
-    require_writable(file)
-    final = _loaded(zoo.Registry(registry), name)
-    frames = read_partition(corpus, valid, final.members.classes)
-    with progress(f"writing {file}, and comparing it on {len(frames):,} frames"):
-        written = final.to_onnx(
-            file, with_windows=with_windows, each=each, precision=precision, frames=frames, most_changed=most_changed
-        )
-    return exported(name, written)
+    home = zoo.Registry(registry)
+    if place.suffix == ".onnx":
+        require_writable(place)
+        final = _loaded(home, name)
+        frames = read_partition(corpus, valid, class_names(classes) or final.members.classes)
+        with progress(f"writing {place}, and comparing it on {len(frames):,} frames"):
+            written = final.to_onnx(
+                place,
+                with_windows=with_windows,
+                each=each,
+                precision=precision,
+                frames=frames,
+                most_changed=most_changed,
+            )
+        return exported(name, written)
+    final = ensemble.load_ensemble(home, name)
+    known = class_names(classes) or final.members.classes
+    frames, judged = (read_partition(corpus, part, known) for part in (valid, test))
+    with progress("judging the ensemble for its card"):
+        best = ensemble.judge.best_member(ensemble.collect(final.members, frames))
+        report = ensemble.evaluate(ensemble.collect(final.members, judged), {name: final.rule}, baseline=best)
+    with progress(f"writing {place}"):
+        ensemble.run.export_folder(home, name, place, report=report, use=use, frames=frames)
+    return Answer({"exported": name, "folder": str(place), "report": report.to_json()}, [f"{name} written to {place}"])
 
 
 def _loaded(home: zoo.Registry, name: str, **options: Any) -> ensemble.Ensemble:

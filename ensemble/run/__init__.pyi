@@ -6,6 +6,8 @@ from .combined import Ensemble as Ensemble
 from .combined import load_ensemble as load_ensemble
 from .cotraining import cotrain as cotrain
 from .cotraining import train_alike as train_alike
+from .folder import export_folder as export_folder
+from .folder import from_pretrained as from_pretrained
 from .members import Member as Member
 from .members import Members as Members
 from .members import from_modules as from_modules

@@ -9,14 +9,21 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
-
-from cyclopts import Parameter
+from typing import TYPE_CHECKING, Any
 
 import zoo
 from zoo._console import Answer, Table
 from zoo._names import unknown
-from zoo.cli.options import Corpus, Names, RegistryFile, class_names, read_partition, require_writable, spec_fields
+from zoo.cli.options import (
+    Corpus,
+    FilePrecision,
+    Names,
+    RegistryFile,
+    class_names,
+    read_partition,
+    require_writable,
+    spec_fields,
+)
 
 if TYPE_CHECKING:
     from zoo.onnx import Exported
@@ -207,9 +214,7 @@ def export(
     *,
     onnx: bool = False,
     with_windows: bool = False,
-    precision: Annotated[
-        Literal["float32", "float16", "int8"], Parameter(help="of the weights; with --onnx.")
-    ] = "float32",
+    precision: FilePrecision = "float32",
     corpus: Corpus = None,
     valid: str = "valid",
     registry: RegistryFile = None,

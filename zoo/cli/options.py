@@ -8,7 +8,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, make_dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 from cyclopts import Group, Parameter
 
@@ -47,6 +47,9 @@ Classes = Annotated[
     ),
 ]
 Device = Annotated[str, Parameter(help="where the work runs: cpu, cuda, or auto, which is cuda where there is one.")]
+FilePrecision = Annotated[
+    Literal["float32", "float16", "int8"], Parameter(help="of the weights in an ONNX file; smaller ones are compared.")
+]
 RegistryFile = Annotated[
     Path | None,
     Parameter(help="the registry's file; otherwise $ZOO_REGISTRY, otherwise registry.json in the working folder."),
