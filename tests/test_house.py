@@ -43,7 +43,7 @@ SHARED = {"_console", "_files", "_names"}  # of zoo: machinery that both package
 PUBLIC = ["zoo", "zoo.data", "zoo.models", "zoo.search", "zoo.training"]
 PUBLIC += ["ensemble", "ensemble.fit", "ensemble.judge", "ensemble.rules", "ensemble.run", "ensemble.selection"]
 TESTED_WITH = {"tables": "report"}  # tables are what a report is made of
-MOST_FILES, MOST_NAMES = 97, 40
+MOST_FILES, MOST_NAMES = 100, 40  # 95, and a few for the ways in and out that came after
 CODE_FROM_TEXT = (
     r"torch\.load\(|\bpickle\.[a-zA-Z]|import pickle|import_module|runpy|__import__|(?<![\w.])(?:eval|exec)\("
 )
@@ -142,7 +142,7 @@ def test_only_the_command_line_imports_by_name() -> None:
 
 
 def test_the_house_stays_small() -> None:
-    """At most 97 modules, and names that tell them apart; a command's module is named after its command."""
+    """At most 100 modules, and names that tell them apart; a command's module is named after its command."""
     assert len(SOURCES) <= MOST_FILES
     rooms = [name for name in SOURCES if ".cli" not in name and not name.endswith("__main__")]
     shared = [last for last, count in Counter(name.split(".")[-1] for name in rooms).items() if count > 1]
