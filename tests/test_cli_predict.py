@@ -4,10 +4,14 @@ import csv
 import shutil
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 
 import ensemble
 import zoo
+from ensemble.cli.options import prediction_files
+from ensemble.outputs.predictions import read_predictions
 from ensemble.outputs.store import read_outputs
 
 CORPUS = "--corpus corpus --valid dev --test test"
@@ -93,3 +97,152 @@ def test_a_wrong_argument_is_answered_on_one_line(command, home, line, words):
     """Exit code 2, before the work."""
     found = command(f"ensemble {line}", code=2)
     assert (words in found.err, found.err.count("\n"), found.out) == (True, 1, "")
+
+
+# Files of predictions in place of models: no registry, no corpus
+
+NAMES = ["cat", "dog", "elk"]
+FILES = "--predictions preds --valid oof --test test --labels train.csv:animal --groups who"
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Three members' tables of 60 labelled and 20 other rows, shuffled, in preds/{oof,test}; train.csv."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("ZOO_REGISTRY", raising=False)
+    generator = np.random.default_rng(0)
+    truth = generator.integers(0, 3, 80)
+    ids = np.array([f"r{row:03d}" for row in range(80)])
+    who = [f"s{row // 5}" for row in range(60)]
+    labels = pd.DataFrame({"id": ids[:60], "animal": np.array(NAMES)[truth[:60]], "who": who})
+    labels.to_csv("train.csv", index=False)
+    for part, rows in (("oof", np.arange(60)), ("test", np.arange(60, 80))):
+        (tmp_path / "preds" / part).mkdir(parents=True)
+        for name in ("forest", "net", "bayes"):
+            scores = np.exp(generator.normal(size=(len(rows), 3)) + 2 * np.eye(3)[truth[rows]])
+            table = pd.DataFrame(scores / scores.sum(axis=1, keepdims=True), columns=NAMES)
+            table.insert(0, "id", ids[rows])
+            order = ["id", *generator.permutation(NAMES)]
+            table.iloc[generator.permutation(len(rows))][order].to_csv(f"preds/{part}/{name}.csv", index=False)
+    return tmp_path
+
+
+def test_every_judging_command_takes_files_of_predictions(command, files):
+    """Where only one set has labels, rules are fitted on one half of its recordings and judged on the other."""
+    found = command(f"ensemble evaluate {FILES} --rules mean weighted --json", code=0).data
+    assert [row["name"] for row in found["members"]] == ["bayes", "forest", "net"]
+    assert (found["frames"], found["recordings"]) == (30, 6)
+    assert not any(row["fitted_here"] for row in found["rules"])
+    assert "judged on the other half of the recordings of 'oof'" in command(f"ensemble evaluate {FILES}", code=0).out
+    weights = command(f"ensemble fit {FILES} --json", code=0).data["weights"]
+    assert sum(weights.values()) == pytest.approx(1)
+    chosen = command(f"ensemble select {FILES} --max-members 2 --json", code=0).data
+    assert 1 <= len(chosen["members"]) <= 2
+    assert command(f"ensemble compare mean net {FILES} --json").data["second"] == "net"
+    assert len(command(f"ensemble diversity {FILES} --json", code=0).data["pairs"]) == 3
+    only = command(f"ensemble evaluate {FILES} --members net bayes --json", code=0).data
+    assert [row["name"] for row in only["members"]] == ["net", "bayes"]
+    assert not Path("registry.json").exists()
+
+
+def test_a_labelled_test_set_is_judged_as_it_is(command, files):
+    """Both partitions in one file of labels: nothing is halved, and the fingerprints tell the sets apart."""
+    labels = pd.read_csv("train.csv")
+    more = pd.DataFrame({"id": [f"r{row:03d}" for row in range(60, 80)], "animal": "cat", "who": "s"})
+    pd.concat([more, labels]).to_csv("train.csv", index=False)
+    assert command(f"ensemble evaluate {FILES} --rules mean --json", code=0).data["frames"] == 20
+    halved = command(f"ensemble evaluate {FILES.replace('--test test', '--test oof')} --rules mean --json", code=0)
+    assert halved.data["frames"] == 30
+
+
+def test_a_submission_is_fitted_on_one_set_and_written_for_the_other(command, files):
+    """Rows by id, the names of both columns kept; the same as in Python."""
+    found = command(f"ensemble predict weighted {FILES} --output s.csv --json", code=0).data
+    fitted = read_predictions(sorted(Path("preds/oof").iterdir()), labels="train.csv:animal", groups="who").outputs
+    rule = ensemble.fit_weights(fitted).rule
+    assert found["fitted_on"] == rule.fingerprint
+    assert found["weights"] == pytest.approx(dict(zip(rule.members, rule.weights, strict=True)))
+    test = read_predictions(sorted(Path("preds/test").iterdir()))
+    truth = rule(test.outputs.probabilities)
+    written = pd.read_csv("s.csv")
+    assert list(written.columns) == ["id", "animal"]
+    assert written["id"].tolist() == list(test.ids)
+    assert written["animal"].tolist() == [test.outputs.classes[index] for index in truth.argmax(dim=1)]
+    command(f"ensemble predict weighted {FILES} --output p.csv --form probabilities", code=0)
+    probabilities = pd.read_csv("p.csv", index_col="id")
+    assert list(probabilities.columns) == list(test.outputs.classes)
+    np.testing.assert_allclose(probabilities, truth, rtol=0, atol=1e-6)
+    again = read_predictions(["p.csv"])
+    np.testing.assert_allclose(again.outputs.probabilities[0], truth, rtol=0, atol=1e-6)
+    command(f"ensemble predict net {FILES} --output f.csv --form frames", code=0)
+    assert list(pd.read_csv("f.csv").columns) == ["id", "animal", "probability"]
+
+
+def test_rules_without_numbers_need_no_labels(command, files):
+    """The mean of the files of a test set."""
+    paths = " ".join(map(str, Path("preds/test").iterdir()))
+    for where in (f"--predictions {paths}", "--predictions preds/test"):
+        command(f"ensemble predict mean {where} --output s.csv", code=0)
+        assert len(pd.read_csv("s.csv")) == 20
+
+
+def test_files_are_sorted_into_partitions_by_their_names(files):
+    """A folder of the partition's name, or a name that begins or ends with it."""
+    names = ["oof_net.csv", "test_net.csv", "forest-oof.csv", "forest.test.csv", "bayes/oof.csv", "bayes/test.csv"]
+    for name in names:
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).touch()
+    found = prediction_files(map(Path, names), ("oof", "test"))
+    assert list(found) == ["oof", "test"]
+    assert all(sorted(members) == ["bayes", "forest", "net"] for members in found.values())
+    bare = prediction_files([Path("oof_net.csv")], ("valid", "test"))
+    assert bare["valid"] == bare["test"] == {"oof_net": Path("oof_net.csv")}
+
+
+def test_rules_by_name_predict_from_models_and_stored_outputs_too(command, home):
+    """Fitted on the validation partition; both ways agree."""
+    for name in ("weighted", "mean"):
+        command(f"ensemble predict {name} {CORPUS} --output live.csv", code=0)
+        command(f"ensemble collect outputs {CORPUS}", code=0)
+        command(f"ensemble predict {name} {STORED} --output stored.csv", code=0)
+        live, stored = pd.read_csv("live.csv"), pd.read_csv("stored.csv")
+        assert live["label"].tolist() == stored["label"].tolist()
+        assert live["frame"].tolist() == stored["frame"].tolist()
+
+
+def test_a_corpus_may_have_another_table_of_classes(command, home):
+    """Names that the members do not know are refused; their own, in any order, are not."""
+    names = list(zoo.PHONEMES)
+    Path("names.txt").write_text("\n".join(names[::-1]))
+    plain = command(f"ensemble evaluate {CORPUS} --rules mean --json", code=0).data
+    turned = command(f"ensemble evaluate {CORPUS} --rules mean --classes names.txt --json", code=0).data
+    assert turned["rules"] == plain["rules"]
+    Path("names.txt").write_text("\n".join([*names, "XX"]))
+    assert "XX" in command(f"ensemble evaluate {CORPUS} --classes names.txt", code=2).err
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (f"fit {FILES} --save final", "files of predictions; `ensemble predict RULE --predictions ...`"),
+        (f"fit {FILES} --outputs outputs", "either --outputs or --predictions"),
+        ("fit --labels train.csv:animal", "--labels beside --predictions"),
+        ("fit --outputs outputs --classes a b", "--outputs, which know their classes"),
+        ("fit --predictions preds --valid oof", "--labels FILE:COLUMN tells them"),
+        (
+            "fit --predictions preds --labels train.csv:animal",
+            "in ['preds'], got none; --valid and --test name those that there are; folders there: oof, test",
+        ),
+        ("fit --predictions nowhere --labels train.csv:animal", "in 'nowhere', got none"),
+        (f"predict wieghted {FILES} --output s.csv", "did you mean 'weighted'"),
+        (f"predict weighted {FILES.replace('--test test', '--test oof')} --output s.csv", "got one set of files"),
+        (f"evaluate {FILES.replace('train.csv:animal', 'train.csv:beast')}", "column 'beast' of train.csv"),
+        (f"evaluate {FILES.replace('--groups who', '--groups whom')}", "'whom'"),
+        (f"evaluate {FILES} --members cnn*", "the predictions has ['bayes', 'forest', 'net']"),
+        ("evaluate --predictions preds/oof --labels test.csv:animal", "no such file"),
+    ],
+)
+def test_wrong_flags_beside_predictions_are_answered_on_one_line(command, files, line, words):
+    """Exit code 2, with what was expected."""
+    found = command(f"ensemble {line}", code=2)
+    assert (words in found.err, found.err.count("\n"), found.out) == (True, 1, ""), found.err

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ensemble
-from ensemble.cli.options import Collection, Source, named_rules, require_rules
+from ensemble.cli.options import Collection, Source, applied, named_rules, recordings, require_rules
 from zoo import _files
 from zoo._console import Answer, Table, progress
 from zoo.cli.options import Names, require_writable
@@ -44,7 +44,7 @@ def evaluate(
     ensemble.judge.get_metric(metric)
     collection = Collection(source)
     require_rules(rules, collection.ensembles(source.members))
-    valid, test = collection.outputs(source.valid), collection.outputs(source.test)
+    valid, test = collection.both()
     saved = collection.saved_rules(source.members, test)
     with progress("fitting and judging rules"):
         chosen = named_rules(rules, valid, others=[*saved]) | saved
@@ -57,7 +57,9 @@ def evaluate(
         _files.write(report, page(result).encode())
     weights = weights_in(chosen, test)
     data = result.to_json() | {"weights": weights, "collect_seconds": collection.seconds}
-    return Answer(data, [_table(result, source.valid), *_remarks(result, weights, collection.seconds)])
+    where = f"fitted on {collection.fitted}, judged on {collection.judged}"
+    shown: list[Table | str] = [_table(result, source.valid), *_remarks(result, weights, collection.seconds)]
+    return Answer(data, shown if collection.judged == repr(source.test) else [*shown, where])
 
 
 def compare(first: str, second: str, /, *, source: Source = Source()) -> Answer:
@@ -74,11 +76,11 @@ def compare(first: str, second: str, /, *, source: Source = Source()) -> Answer:
     """
     collection = Collection(source)
     require_rules((first, second), [*collection.names, *collection.ensembles((first, second))])
-    valid, test = collection.outputs(source.valid), collection.outputs(source.test)
+    valid, test = collection.both()
     saved = collection.saved_rules((first, second), test)
     rules = saved | named_rules((first, second), valid, others=(*test.members, *saved))
     right = [_right(name, rules, test) for name in (first, second)]
-    gain = ensemble.judge.bootstrap_interval(right[0].astype(float) - right[1], _recordings(test))
+    gain = ensemble.judge.bootstrap_interval(right[0].astype(float) - right[1], recordings(test))
     table = ensemble.judge.right_and_wrong(right[0], right[1])
     data = {
         "first": first,
@@ -107,7 +109,7 @@ def diversity(*, source: Source = Source()) -> Answer:
     """
     from ensemble.judge import diversity as measures
 
-    outputs = Collection(source).outputs(source.test)
+    outputs = Collection(source).shown()
     names, right = outputs.members, measures.correct(outputs)
     joint, crowd = measures.Joint.of(right), measures.crowd_histogram(right)
     tables = {name: measure(joint) for name, measure in measures.PAIR_MEASURES.items()}
@@ -139,10 +141,10 @@ def diversity(*, source: Source = Source()) -> Answer:
 
 def cross_fits(rules: Names, valid: ensemble.MemberOutputs) -> dict[str, ensemble.judge.CrossFit]:
     """For the weighted mean, its results on recordings left out of the fit."""
-    recordings = len(set(_recordings(valid).tolist()))
-    if "weighted" not in rules or recordings < 2:
+    count = len(set(recordings(valid).tolist()))
+    if "weighted" not in rules or count < 2:
         return {}
-    return {"weighted": ensemble.fit.cross_fit(valid, folds=min(5, recordings))}
+    return {"weighted": ensemble.fit.cross_fit(valid, folds=min(5, count))}
 
 
 def weights_in(rules: Mapping[str, ensemble.Rule], outputs: ensemble.MemberOutputs) -> dict[str, float]:
@@ -161,29 +163,15 @@ def interval(low: float, high: float) -> str:
     return "no interval" if math.isnan(low) else f"{low:+.4f} .. {high:+.4f}"
 
 
-def _recordings(outputs: ensemble.MemberOutputs) -> NDArray[np.int64]:
-    """(N,): the recording of each frame."""
-    assert outputs.groups is not None  # filled in when made
-    return outputs.groups.numpy()
-
-
 def _right(name: str, rules: Mapping[str, ensemble.Rule], test: ensemble.MemberOutputs) -> NDArray[np.bool_]:
     """(N,): where a member, or one of the rules over all members, is right."""
-    import numpy as np
-
     from ensemble.judge.diversity import correct
 
     if name in test.members:
         right: NDArray[np.bool_] = correct(test.subset([name]))[0]
         return right
-    labels, rule = test.require_labels(), ensemble.rules.rule_for(rules[name], test.members)
-    applied = ensemble.rules.declared(rule.abstaining if test.abstain else rule)
-    logs = test.log_probabilities
-    pieces = [
-        (applied.of_logs(logs[:, at].float()) if applied.logarithmic else applied(rows)).argmax(dim=1) == labels[at]
-        for at, rows in test.blocks()
-    ]
-    return np.concatenate([piece.numpy() for piece in pieces])
+    found: NDArray[np.bool_] = (applied(rules[name], test).argmax(dim=1) == test.require_labels()).numpy()
+    return found
 
 
 def _table(result: ensemble.Report, valid: str) -> Table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import ensemble
@@ -44,7 +45,7 @@ def fit(*, source: Source = Source(), rule: str = "weighted", save: str | None =
 def select(
     *,
     source: Source = Source(),
-    max_parameters: float = 20_000_000,
+    max_parameters: float | None = None,
     max_members: int | None = None,
     front: bool = False,
     save: str | None = None,
@@ -56,15 +57,18 @@ def select(
     Example: ensemble select --max-parameters 20_000_000 --max-members 6 --save final
 
     Args:
-        max_parameters: largest number of parameters of all members together.
+        max_parameters: largest number of parameters of all members together; 20 million if left out, where the
+            members have parameters.
         max_members: largest number of members.
         front: also find the best ensemble for every smaller budget.
         save: register the selection as an ensemble of this name.
     """
     collection = Collection(source)
     collection.require_savable(save)
-    valid, test = collection.outputs(source.valid), collection.outputs(source.test)
-    limits: dict[str, Any] = {"max_parameters": max_parameters, "max_members": max_members}
+    valid, test = collection.both()
+    known = 20_000_000 if len(valid.parameters) == len(valid.members) else math.inf
+    limits: dict[str, Any] = {"max_parameters": known if max_parameters is None else max_parameters}
+    limits["max_members"] = max_members
     with progress("searching"):
         found = ensemble.select(valid, **limits)
         smaller = ensemble.selection.pareto_front(valid, **limits) if front else []
@@ -73,16 +77,16 @@ def select(
     measured = {name: float(row[name]) for name in ("accuracy", "log_loss", "gain", "gain_low", "gain_high")}
     data = _data(found) | {"baseline": report.baseline} | measured | {"front": [_data(one) for one in smaller]}
     sizes = valid.parameters
-    rows = [{"member": name, "weight": w, "parameters": sizes[name]} for name, w in data["weights"].items()]
+    rows = [{"member": name, "weight": w, "parameters": sizes.get(name)} for name, w in data["weights"].items()]
     front_rows = [{"parameters": one.cost, "log_loss": one.loss, "members": " ".join(one.members)} for one in smaller]
     excess, proof = max(found.loss - found.bound, 0), "proven" if found.proven else "not proven"
     gain = f"{measured['gain']:+.4f} ({interval(measured['gain_low'], measured['gain_high'])})"
     shown: list[Table | str] = [
         Table(rows, formats={"weight": ".4f", "parameters": ",d"}),
-        f"\n{found.cost:,.0f} parameters, log-loss {found.loss:.5f} nats on {source.valid!r}",
+        f"\n{f'{found.cost:,.0f} parameters, ' if sizes else ''}log-loss {found.loss:.5f} nats on {collection.fitted}",
         f"{proof}: no ensemble within the limits is better by more than {excess:.1e} nats "
         f"({found.nodes} problems solved)",
-        f"on {source.test!r}: accuracy {measured['accuracy']:.4f}, gain over {report.baseline} {gain}",
+        f"on {collection.judged}: accuracy {measured['accuracy']:.4f}, gain over {report.baseline} {gain}",
         Table(front_rows, "\nthe best ensemble of each size", {"parameters": ",.0f", "log_loss": ".5f"}),
     ]
     return collection.saved(Answer(data, shown), save, found.rule, valid)

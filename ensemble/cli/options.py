@@ -15,11 +15,17 @@ from cyclopts import Parameter
 import ensemble
 import zoo
 from zoo._console import Answer, progress
-from zoo.cli.options import Corpus, Device, Names, RegistryFile, flag_fields, read_partition
+from zoo.cli.options import Classes, Corpus, Device, Names, RegistryFile, class_names, flag_fields, read_partition
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from ensemble.outputs.predictions import Predictions
     from zoo.registry import Snapshot
 
+Paths = Annotated[tuple[Path, ...], Parameter(consume_multiple=True)]
 Precision = Annotated[
     Literal["float32", "auto"],
     Parameter(help="float32, which is exact, or auto, which is bfloat16 where it is faster and a probe agrees."),
@@ -38,17 +44,48 @@ class Source:
         test: partition on which members and rules are judged.
         cache: folder that stores the members' outputs, so that nothing is computed twice.
         outputs: folder written by `ensemble collect`, in place of registry, corpus and models.
+        predictions: files of probabilities (.npy, .npz, .csv, .parquet), one per member, or folders of them, in place
+            of the same. A partition's files lie in a folder of its name, or have it before or after their own name, as
+            oof_net.csv; without such names, all files are of one set. Where only one set has labels, rules are fitted
+            on every other recording of it and judged on the others.
+        labels: FILE:COLUMN, or a column of the predictions.
+        ids: column that names the rows in these files; by default one called id, or without a name.
+        groups: column of each row's recording, in these files or that of the labels; or FILE:COLUMN.
+        renormalise: divide each row of the predictions by its sum, where they were rounded or are per cent.
     """
 
     members: Names = ("*",)
     registry: RegistryFile = None
     corpus: Corpus = None
+    classes: Classes = ()
     valid: str = "valid"
     test: str = "test"
     device: Device = "auto"
     precision: Precision = "float32"
     cache: Path | None = None
     outputs: Path | None = None
+    predictions: Paths = ()
+    labels: str | None = None
+    ids: str | None = None
+    groups: str | None = None
+    renormalise: bool = False
+
+    def __post_init__(self) -> None:
+        if self.outputs is not None and self.predictions:
+            msg = "expected either --outputs or --predictions, got both"
+            raise ValueError(msg)
+        for name in ("labels", "ids", "groups", "renormalise"):
+            if getattr(self, name) and not self.predictions:
+                msg = f"expected --{name} beside --predictions, got none; a corpus and stored outputs have their own"
+                raise ValueError(msg)
+        if self.outputs is not None and self.classes:
+            msg = "expected no --classes beside --outputs, which know their classes"
+            raise ValueError(msg)
+
+    @property
+    def stored(self) -> bool:
+        """Whether outputs are read in place of being computed."""
+        return self.outputs is not None or bool(self.predictions)
 
 
 class Collection:
@@ -58,6 +95,8 @@ class Collection:
         self.source = source
         self.registry = zoo.Registry(source.registry)
         self.seconds: float | None = None  # that the members ran on the last partition; None for stored outputs
+        self.fitted, self.judged = repr(source.valid), repr(source.test)  # the frames of either kind, in words
+        self._read: dict[str, Predictions] = {}
 
     @cached_property
     def now(self) -> Snapshot:
@@ -80,35 +119,108 @@ class Collection:
     @property
     def names(self) -> Iterable[str]:
         """Names of the members, known before any of them runs."""
-        return self.versions if self.source.outputs is None else self.outputs(self.source.valid).members
+        return self.outputs(self.source.valid).members if self.source.stored else self.versions
 
     def ensembles(self, names: Iterable[str]) -> dict[str, zoo.EnsembleEntry]:
         """The saved ensembles, or aliases of one, among these names; none where there is no registry."""
         names = [name for name in names if not set(name) & set("*?[") and name not in rule_names()]
-        if not names or (self.source.outputs is not None and not self.registry.path.exists()):
+        if not names or (self.source.stored and not self.registry.path.exists()):
             return {}
         known, aliases = self.now.list_ensembles(), self.now.aliases()
         return {name: self.now.get_ensemble(name) for name in names if aliases.get(name, name) in known}
 
-    def outputs(self, partition: str, *, cache: Path | None = None) -> ensemble.MemberOutputs:
-        """The members' outputs on a partition, which must have labels; stored in `cache`, or in the source's cache."""
-        if self.source.outputs is not None:
-            outputs = self._stored(self.source.outputs, partition)
+    def outputs(self, partition: str, *, cache: Path | None = None, labelled: bool = True) -> ensemble.MemberOutputs:
+        """The members' outputs on a partition, with labels unless these are not needed.
+
+        They are stored in `cache`, or in the source's cache.
+        """
+        if self.source.predictions:
+            found = self.predictions(partition)
+            if labelled:
+                self._require_labels(found, partition)
+            outputs = self._chosen(found.outputs, "the predictions")
+        elif self.source.outputs is not None:
+            from ensemble.outputs.store import read_outputs
+
+            outputs = self._chosen(read_outputs(self.source.outputs / partition), str(self.source.outputs))
         else:
-            members, frames = self.members, read_partition(self.source.corpus, partition)
+            members, classes = self.members, class_names(self.source.classes)
+            frames = read_partition(self.source.corpus, partition, classes or members.classes)
             if cache is None and self.source.cache is not None:
                 cache = self.source.cache / partition
             began = time.perf_counter()
             outputs = ensemble.collect(members, frames, cache=cache, progress=progress)
             self.seconds = time.perf_counter() - began
-        outputs.require_labels()
+        if labelled:
+            outputs.require_labels()
         return outputs
 
-    def _stored(self, folder: Path, partition: str) -> ensemble.MemberOutputs:
-        """Stored outputs of the members that match; for a saved ensemble, of the versions it was saved with."""
-        from ensemble.outputs.store import read_outputs
+    @cached_property
+    def _separate(self) -> bool:
+        """Whether there is a set of its own to judge on; of predictions, one whose labels are known."""
+        valid, test = self.source.valid, self.source.test
+        if not self.source.predictions:
+            return True
+        there = prediction_files(self.source.predictions, (valid, test))[test]
+        return bool(there) and not self.one_set and self.predictions(test).outputs.labels is not None
 
-        outputs = read_outputs(folder / partition)
+    @property
+    def one_set(self) -> bool:
+        """Whether both partitions are the same files of predictions."""
+        valid, test = self.source.valid, self.source.test
+        files = prediction_files(self.source.predictions, (valid, test))
+        return bool(self.source.predictions) and files[valid] == files[test]
+
+    def shown(self) -> ensemble.MemberOutputs:
+        """Outputs with labels to look at, where nothing is fitted: those of the test partition, or of the only set."""
+        return self.outputs(self.source.test if self._separate else self.source.valid)
+
+    def both(self) -> tuple[ensemble.MemberOutputs, ensemble.MemberOutputs]:
+        """Outputs to fit on and outputs to judge on, both with labels: the two partitions.
+
+        Where only one set of predictions has labels, or both partitions are one set, these are its two halves.
+        """
+        valid, test = self.source.valid, self.source.test
+        if self._separate:
+            return self.outputs(valid), self.outputs(test)
+        self._require_labels(self.predictions(valid), valid)
+        self.fitted, self.judged = f"half of {valid!r}", f"the other half of the recordings of {valid!r}"
+        first, second = (self._chosen(half.outputs, "the predictions") for half in self.predictions(valid).halves())
+        return first, second
+
+    def _require_labels(self, found: Predictions, partition: str) -> None:
+        if found.outputs.labels is None:
+            if self.source.labels is None:
+                msg = f"expected labels of the predictions of {partition!r}, got none; --labels FILE:COLUMN tells them"
+                raise ValueError(msg)
+            where = f"{self.source.labels!r} of the predictions of {partition!r}"
+            msg = (
+                f"expected labels in {where}, got none of the ids {[*found.ids[:3]]}, ...; name the file and the column"
+            )
+            raise ValueError(msg)
+
+    def predictions(self, partition: str) -> Predictions:
+        """The files of predictions of a partition, read once."""
+        from ensemble.outputs.predictions import read_predictions
+
+        if (found := self._read.get(partition)) is None:
+            source = self.source
+            files = prediction_files(source.predictions, (source.valid, source.test))[partition]
+            if not files:
+                msg = f"expected predictions of {partition!r} in {[*map(str, source.predictions)]}, got none"
+                raise ValueError(f"{msg}; --valid and --test name those that there are{_folders(source.predictions)}")
+            found = self._read[partition] = read_predictions(
+                files,
+                labels=source.labels,
+                ids=source.ids,
+                groups=source.groups,
+                classes=class_names(source.classes) or None,
+                renormalise=source.renormalise,
+            )
+        return found
+
+    def _chosen(self, outputs: ensemble.MemberOutputs, where: str) -> ensemble.MemberOutputs:
+        """Those of the members that match; for a saved ensemble, of the versions it was saved with."""
         saved, positions = self.ensembles(self.source.members), by_version(outputs)
         chosen: dict[str, None] = {}
         for name in self.source.members:
@@ -117,7 +229,7 @@ class Collection:
             else:
                 chosen |= dict.fromkeys(matching(outputs.members, name))
         if not chosen:
-            msg = f"expected members that match {[*self.source.members]}, got none; {folder} has {[*outputs.members]}"
+            msg = f"expected members that match {[*self.source.members]}, got none; {where} has {[*outputs.members]}"
             raise ValueError(msg)
         return outputs if [*chosen] == [*outputs.members] else outputs.subset([*chosen])
 
@@ -144,6 +256,9 @@ class Collection:
         """
         if name is None:
             return
+        if self.source.predictions:
+            msg = "expected members of a registry to save them, got files of predictions"
+            raise ValueError(f"{msg}; `ensemble predict RULE --predictions ...` fits a rule and applies it")
         now, folder = self.now, self.source.outputs
         taken = {other.casefold(): other for other in (*rule_names(), *now.list(), *now.aliases())}.get(name.casefold())
         if taken is not None:
@@ -183,9 +298,84 @@ class Collection:
         return Answer(answer.data | {"saved": name}, [*answer.shown, line])
 
 
+def prediction_files(paths: Iterable[Path], partitions: tuple[str, str]) -> dict[str, dict[str, Path]]:
+    """Partition -> member -> file: those with its name as their folder's, or before or after their own.
+
+    Files that no partition is named in are of both. A `ValueError` for a path that does not exist, a folder without
+    such files, and two files of one member.
+    """
+    from ensemble.outputs.predictions import READERS
+
+    found: dict[Path, None] = {}
+    for path in paths:
+        if path.is_dir():
+            folders = [path / name for name in dict.fromkeys(partitions) if (path / name).is_dir()] or [path]
+            inside = [file for folder in folders for file in sorted(folder.iterdir())]
+            files = [file for file in inside if file.suffix in READERS and not file.name.startswith(".")]
+        else:
+            files = [path] if path.is_file() else []
+        if not files:
+            msg = f"expected files of predictions ({', '.join(READERS)}) in {str(path)!r}, got none"
+            raise ValueError(msg + _folders([path]))
+        found |= dict.fromkeys(files)
+    marked: dict[str, dict[str, Path]] = {name: {} for name in partitions}
+    bare: dict[str, Path] = {}
+    for file in found:
+        name, partition = next(
+            ((name, each) for each in dict.fromkeys(partitions) if (name := _unmarked(file, each)) is not None),
+            (file.stem, None),
+        )
+        members = bare if partition is None else marked[partition]
+        if name in members:
+            msg = f"expected one file per member, got {str(members[name])!r} and {str(file)!r}, both of {name!r}"
+            raise ValueError(msg)
+        members[name] = file
+    return marked if any(marked.values()) else dict.fromkeys(partitions, bare)
+
+
+def _folders(paths: Iterable[Path]) -> str:
+    there = sorted({each.name for path in paths if path.is_dir() for each in path.iterdir() if each.is_dir()})
+    return f"; folders there: {', '.join(there)}" if there else ""
+
+
+def _unmarked(file: Path, partition: str) -> str | None:
+    """The name of the member in that of a file of this partition; None for a file of another."""
+    stem = file.stem
+    if stem == partition:
+        return file.parent.name
+    if file.parent.name == partition:
+        return stem
+    for mark in "_-.":
+        if stem.startswith(partition + mark):
+            return stem.removeprefix(partition + mark)
+        if stem.endswith(mark + partition):
+            return stem.removesuffix(mark + partition)
+    return None
+
+
 def by_version(outputs: ensemble.MemberOutputs) -> dict[str, int]:
     """Id of a version -> position of the member; members of unknown version share the id ""."""
     return {about.reference.partition("@")[2]: position for position, about in enumerate(outputs.about)}
+
+
+def recordings(outputs: ensemble.MemberOutputs) -> NDArray[np.int64]:
+    """(N,): the recording of each frame."""
+    assert outputs.groups is not None  # filled in when made
+    return outputs.groups.numpy()
+
+
+def applied(rule: ensemble.Rule, outputs: ensemble.MemberOutputs) -> Tensor:
+    """(N, C) probabilities of a rule over all members."""
+    import torch
+
+    whole = ensemble.rules.rule_for(rule, outputs.members)
+    whole = ensemble.rules.declared(whole.abstaining if outputs.abstain else whole)
+    logs = outputs.log_probabilities
+    pieces = [
+        whole.of_logs(logs[:, at].float()) if whole.logarithmic else whole(rows)
+        for at, rows in outputs.blocks(nan="if declared")
+    ]
+    return torch.cat(pieces) if pieces else torch.empty(0, len(outputs.classes))
 
 
 def rule_names() -> list[str]:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import ensemble
 import zoo
-from ensemble.cli.options import Collection, Precision, Source
+from ensemble.cli.evaluate import weights_in
+from ensemble.cli.options import Collection, Source, applied, named_rules, recordings, require_rules, rule_names
 from zoo import _files
 from zoo._console import Answer, Table, progress
 from zoo.cli.entries import exported
 from zoo.cli.options import (
     Classes,
     Corpus,
-    Device,
     FilePrecision,
     RegistryFile,
     class_names,
@@ -22,47 +22,110 @@ from zoo.cli.options import (
     require_writable,
 )
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    _Found = tuple[NDArray[np.float32], tuple[str, ...], dict[str, NDArray[Any]], dict[str, Any]]
+
 
 def predict(
     name: str,
     /,
     *,
     output: Path,
-    corpus: Corpus = None,
-    test: str = "test",
-    form: Literal["frames", "submission"] = "frames",
-    registry: RegistryFile = None,
-    device: Device = "auto",
-    precision: Precision = "float32",
+    source: Source = Source(),
+    form: Literal["frames", "submission", "probabilities"] | None = None,
 ) -> Answer:
-    """Write the predicted phoneme of every frame to a CSV file.
+    """Write the predicted class of every frame, or all probabilities, to a CSV file.
+
+    A rule with numbers is fitted on the validation partition, and applied to the members' outputs on the other.
 
     Example: ensemble predict final --corpus my-corpus --test test --output submission.csv --form submission
 
     Args:
-        name: an ensemble or a model in the registry.
+        name: an ensemble or a model in the registry, or a rule; with --outputs or --predictions also a member.
         output: the CSV file; it appears when it is complete, and replaces an existing one.
-        test: partition to predict; it needs no transcripts.
-        form: "frames" writes recording, frame, label, probability; "submission" writes id, label as in HW1P2.
+        form: "frames", the default, writes recording, frame, label, probability; "submission", the default for
+            --predictions, writes id, label as in HW1P2; "probabilities" has a column for each class in place of the
+            label. Predictions keep their ids in every form, and the names of both columns.
     """
     import numpy as np
     import pandas as pd
 
     require_writable(output)
-    frames, home = read_partition(corpus, test), zoo.Registry(registry)
-    final = _loaded(home, name, device=device, precision=precision)
+    collection = Collection(source)
+    probabilities, classes, places, line = (_combined if source.stored else _run)(collection, name)
+    form = form or ("submission" if source.predictions else "frames")
+    ids, label = {"id": np.arange(len(probabilities))}, "label"
+    if source.predictions:
+        known = collection.predictions(source.test)
+        ids, label = {known.id_column: np.array(known.ids)}, known.label_column
+        places = ids
+    if form == "probabilities":
+        columns = places | dict(zip(classes, probabilities.T, strict=True))
+    else:
+        columns = (ids if form == "submission" else places) | {label: np.array(classes)[probabilities.argmax(axis=1)]}
+    if form == "frames":
+        columns["probability"] = probabilities.max(axis=1)
+    precision = "%.9g" if form == "probabilities" else "%.6f"
+    _files.write(
+        output, pd.DataFrame(columns).to_csv(index=False, float_format=precision, lineterminator="\n").encode()
+    )
+    data: dict[str, Any] = {"name": name, "output": str(output), "frames": len(probabilities), "form": form} | line
+    recordings = f" of {data['recordings']:,} recordings" if "recordings" in data else ""
+    weights = ", ".join(f"{member} {weight:.3f}" for member, weight in data.get("weights", {}).items() if weight > 0)
+    shown = [f"{len(probabilities):,} frames{recordings} written to {output}"]
+    return Answer(data, [*([f"weights: {weights}"] if weights else []), *shown])
+
+
+def _run(collection: Collection, name: str) -> _Found:
+    """By the models of a registry over a corpus: (N, C), the classes, where each frame is, and what else is known."""
+    import numpy as np
+
+    source, home = collection.source, collection.registry
+    if name in rule_names():
+        fitted = name in ensemble.fit.FITTERS
+        rule = named_rules([name], collection.outputs(source.valid))[name] if fitted else ensemble.get_rule(name)
+        final = ensemble.Ensemble(collection.members, rule)
+    else:
+        final = _loaded(home, name, device=source.device, precision=source.precision)
+    frames = read_partition(source.corpus, source.test, class_names(source.classes) or final.members.classes)
     with progress(f"predicting {len(frames):,} frames"):
         probabilities = final.predict_proba(frames)
-    table = pd.DataFrame({"label": np.asarray(final.classes_)[probabilities.argmax(axis=1)]})
-    if form == "frames":
-        groups = frames.groups.numpy()
-        table.insert(0, "recording", np.asarray(frames.names)[groups])
-        table.insert(1, "frame", np.arange(len(frames)) - frames.starts.numpy()[groups])
-        table["probability"] = probabilities.max(axis=1)
-    text = table.to_csv(index=form == "submission", index_label="id", float_format="%.6f", lineterminator="\n")
-    _files.write(output, text.encode())
-    data = {"name": name, "output": str(output), "frames": len(frames), "recordings": frames.recordings}
-    return Answer(data, [f"{len(frames):,} frames of {frames.recordings:,} recordings written to {output}"])
+    groups = frames.groups.numpy()
+    places = {
+        "recording": np.array(frames.names)[groups],
+        "frame": np.arange(len(frames)) - frames.starts.numpy()[groups],
+    }
+    return probabilities, final.members.classes, places, {"recordings": frames.recordings}
+
+
+def _combined(collection: Collection, name: str) -> _Found:
+    """The same out of outputs or predictions that are read."""
+    import numpy as np
+
+    source = collection.source
+    outputs = collection.outputs(source.test, labelled=False)
+    saved = collection.saved_rules([name], outputs)
+    require_rules([name], [*outputs.members, *saved])
+    more: dict[str, Any] = {}
+    if name in outputs.members:
+        probabilities = outputs.subset([name]).probabilities[0]
+    else:
+        fitted = name in ensemble.fit.FITTERS
+        if fitted and collection.one_set:
+            msg = f"expected predictions of {source.test!r} beside those of {source.valid!r}, got one set of files"
+            raise ValueError(f"{msg}; {name!r} is fitted on one and applied to the other")
+        rules = saved or named_rules([name], collection.outputs(source.valid) if fitted else outputs)
+        if weights := weights_in(rules, collection.outputs(source.valid) if fitted else outputs):
+            more = {"weights": weights}
+        probabilities = applied(rules[name], outputs)
+        more["fitted_on"] = ensemble.rules.declared(rules[name]).fingerprint
+    groups = recordings(outputs)
+    _, starts, number = np.unique(groups, return_index=True, return_inverse=True)
+    places = {"recording": groups, "frame": np.arange(len(groups)) - starts[number]}
+    return probabilities.numpy(), outputs.classes, places, more
 
 
 def export(

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ensemble.outputs.arrays import Aligned, class_indices, class_names, distributions, group_indices, indices, numbers
 
-__getattr__ = lazy_loader.attach(__name__, ["store"])[0]
+__getattr__ = lazy_loader.attach(__name__, ["predictions", "store"])[0]
 
 LEAST = 2.0**-52  # the least probability of the true class that a log-loss counts with, as in scikit-learn
 
