@@ -175,14 +175,28 @@ def test_numbers_are_sorted_as_numbers(tmp_path, order) -> None:
 @pytest.mark.parametrize("batchnorm", [True, False])
 def test_built_in_architectures_are_read_off(tmp_path, name, batchnorm) -> None:
     """Residual blocks with a projection have shapes of their own; `basic` looks like layers of one width."""
-    options = {"width": 8, "depth": 3, "batchnorm": batchnorm}
+    options = {"width": 8, "depth": 2 if name == "cylinder" else 3, "batchnorm": batchnorm}
     model = shaken(zoo.build(zoo.Spec(name, 6, 0, 5, options=options), seed=0))
     chain = chain_of(read_foreign(saved(tmp_path, nn.DataParallel(model).state_dict())))
-    assert chain.architectures == {"basic": ("mlp", "basic"), "bottleneck": ("bottleneck",)}.get(
-        name, ("mlp",) if name == "diamond" else ("mlp", "basic")
-    )
-    told = {"architecture": name if name == "basic" else "", "place": "before" if batchnorm and not chain.place else ""}
+    could_be = {"basic": ("mlp", "basic"), "cylinder": ("mlp",), "diamond": ("mlp",), "bottleneck": ("bottleneck",)}
+    assert chain.architectures == could_be[name]
+    assert chain.asks_architecture == (name == "basic")
+    told = {"architecture": name if name == "basic" else "", "place": "before" if chain.asks_place else ""}
     assert_same(checkpoint_of(chain, activation="relu", **told), model)
+
+
+def test_layers_of_one_width_may_be_residual_blocks(tmp_path) -> None:
+    """It is asked where they stand in pairs, and can be told where they do not."""
+    model = zoo.build(zoo.Spec("basic", 6, 0, 5, options={"width": 8, "depth": 2, "batchnorm": False}), seed=0).eval()
+    state = dict(
+        zip([f"{n}.{k}" for n in range(6) for k in ("weight", "bias")], model.state_dict().values(), strict=True)
+    )
+    with pytest.raises(ValueError, match="expected mlp or basic for tensors of these shapes, got ''"):
+        checkpoint_of(chain_of(read_foreign(saved(tmp_path, model.state_dict()))))
+    chain = chain_of(read_foreign(saved(tmp_path, state)))
+    assert (chain.architectures, chain.asks_architecture) == (("mlp", "basic"), False)
+    assert_same(checkpoint_of(chain, activation="relu", architecture="basic"), model)
+    assert checkpoint_of(chain).spec.architecture == "mlp"
 
 
 def training() -> tuple[nn.Module, dict[str, Any]]:
@@ -351,9 +365,9 @@ def test_names_without_numbers_do_not_tell_the_order_in_a_sorted_file(tmp_path) 
         ({"epoch": 3, "optimizer": OPTIMISER}, "none among epoch, optimizer"),
         ([], "none among list"),
         ({**STATE, "model._extra_state": None}, "tensors alone .* NoneType as 'model._extra_state'"),
-        ({"a.weight": torch.ones(2, 2).to_sparse()}, "sparse"),
+        ({"a.weight": torch.ones(2, 2).to_sparse()}, "_rebuild_sparse_tensor .sparse"),
         ({"a.weight": torch.ones(2, 2, dtype=torch.complex64)}, "complex64"),
-        ({"a.weight": torch.quantize_per_tensor(torch.ones(2, 2), 0.1, 0, torch.qint8)}, "quantised"),
+        ({"a.weight": torch.quantize_per_tensor(torch.ones(2, 2), 0.1, 0, torch.qint8)}, "_rebuild_qtensor"),
         ({"a.weight": torch.empty(2, 2, device="meta")}, "meta"),
         ({"a.weight": torch.ones(1).expand(1000, 1000)}, "repeats some of them"),
         (
@@ -489,6 +503,19 @@ def test_an_archive_that_unpacks_to_more_is_refused(tmp_path) -> None:
     with zipfile.ZipFile(tmp_path / "m.pth", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("m/data.pkl", b"\0" * 10_000_000)
     with pytest.raises(zoo.CheckpointError, match="got 10,000,000"):
+        read_foreign(tmp_path / "m.pth")
+
+
+@pytest.mark.parametrize("largest", [101, 10**8])
+def test_a_tensor_larger_than_its_record_is_refused(tmp_path, largest) -> None:
+    """Its numbers would be read from beyond the end of the memory."""
+    torch.save({"a.weight": torch.ones(10, 10)}, tmp_path / "whole.pth")
+    with zipfile.ZipFile(tmp_path / "whole.pth") as whole, zipfile.ZipFile(tmp_path / "m.pth", "w") as archive:
+        for name in whole.namelist():
+            number = b"J" + largest.to_bytes(4, "little")  # of elements in the storage, and of rows
+            data = whole.read(name).replace(b"Kd", number).replace(b"K\nK\n\x86", number + b"K\x01\x86")
+            archive.writestr(name, data)
+    with pytest.raises(zoo.CheckpointError, match="DAMAGED"):
         read_foreign(tmp_path / "m.pth")
 
 

@@ -56,7 +56,7 @@ CODE_FROM_TEXT = (
 )
 ALLOWED = {  # module -> the one line of it that may: the import of `--import`, which a person types; tensors alone
     "zoo._console": "importlib.import_module(path.stem if is_file else target)",
-    "zoo.checkpoint.adoption": 'torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)',
+    "zoo.checkpoint.adoption": 'torch.load(file, map_location="cpu", weights_only=True)',
 }
 
 

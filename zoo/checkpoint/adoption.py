@@ -17,7 +17,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -36,6 +36,9 @@ READ_OFF = ("mlp", "basic", "bottleneck")  # architectures that the shapes of te
 PLACES = ("before", "after")  # where BatchNorm can stand, seen from the activation
 
 _FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+_MADE = re.compile(rb"_rebuild_\w+").findall
+_DENSE = {b"_rebuild_tensor", b"_rebuild_tensor_v2", b"_rebuild_tensor_v3", b"_rebuild_parameter"}
+_DENSE |= {b"_rebuild_parameter_with_state", b"_rebuild_meta_tensor_no_storage"}
 _MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how torch's files began before they were archives
 _STATES = ("", "model", "net", "network", "module", "student", "classifier", "weights", "params", "parameters")
 _OF_A_STATE = re.compile(r"_?(state_?dict|state|weights|params)$")
@@ -51,7 +54,9 @@ _OTHERS = {  # what the names of a layer's tensors contain -> the kind of layer
     r"_[ih]h_l\d": "of a recurrent layer",
     r"in_proj_weight": "of attention",
 }
-_BESIDE = re.compile(r"n_averaged|(\w*_)?(epoch|step|steps|loss|acc|accuracy|best|lr)")  # numbers beside the tensors
+_BESIDE = re.compile(
+    r"n_averaged|(.*\.)?total_(ops|params)|(\w*_)?(epoch|step|steps|loss|acc|accuracy|best|lr)"
+)  # numbers beside the tensors
 _ACCURACY = re.compile(r"(?:^|[^a-z])(?:acc|accuracy)(?:$|[^a-z])")
 _HELD_OUT = re.compile(r"val|dev|best|eval|held")
 
@@ -81,13 +86,7 @@ class Foreign:
     def prefix(self) -> str:
         """What all names of tensors with two axes begin with, such as "module.model."; "" if nothing."""
         names = [name.split(".")[:-1] for name, tensor in self.tensors.items() if tensor.ndim > 1]
-        common: list[str] = []
-        for parts in zip(*names, strict=False):
-            if len(set(parts)) > 1:
-                break
-            common.append(parts[0])
-        if common and len(names) < 2:  # the last part is the layer itself
-            common.pop()
+        common = _common(names if len(names) > 1 else [names[0][:-1]])  # the last part is a layer itself
         return "".join(f"{part}." for part in common)
 
     @property
@@ -152,15 +151,19 @@ def read_foreign(path: Path | str, *, key: str | None = None) -> Foreign:
 
 def _unpacked(data: bytearray, name: str) -> Any:
     """What `torch.save` wrote: the one place where a torch file is read."""
+    file, sizes = io.BytesIO(data), None
     stand_ins: list[Any] = []
     try:
         if data.startswith(b"PK"):
-            _check_archive(data, name)
-            unknown = torch.serialization.get_unsafe_globals_in_checkpoint(io.BytesIO(data))
+            sizes = _sizes(file, name)
+            file.seek(0)
+            unknown = torch.serialization.get_unsafe_globals_in_checkpoint(file)
             stand_ins = [(_stand_in(kind), kind) for kind in unknown]
+            file.seek(0)
         with torch.serialization.safe_globals(stand_ins), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+            found = torch.load(file, map_location="cpu", weights_only=True)
+        return _within(found, sizes)
     except CheckpointError:
         raise
     except zipfile.BadZipFile as error:
@@ -175,15 +178,36 @@ def _unpacked(data: bytearray, name: str) -> Any:
         raise CheckpointError("DAMAGED", f"torch cannot read it, is it damaged? {said[:200]}") from error
 
 
-def _check_archive(data: bytearray, name: str) -> None:
-    """Refuse a program, and an archive that holds more than the file is long: `torch.save` compresses nothing."""
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+def _sizes(file: io.BytesIO, name: str) -> Counter[int]:
+    """The sizes of the records in an archive, each as often as it occurs.
+
+    Refused are a program, an archive that holds more than the file is long (`torch.save` compresses nothing), and
+    tensors of other layouts, since reading those reads their numbers before anything of them is checked.
+    """
+    with zipfile.ZipFile(file) as archive:
         entries = archive.infolist()
-    if any(entry.filename.endswith("/constants.pkl") for entry in entries):
-        _refuse("PICKLE", f"it is a TorchScript program, not tensors; {_conversion(name, 'torch.jit')}")
-    if (stored := sum(entry.file_size for entry in entries)) > len(data):
-        msg = f"expected at most {len(data):,} bytes in the archive, as torch.save stores them, got {stored:,}"
-        raise CheckpointError("DAMAGED", msg)
+        if any(entry.filename.endswith("/constants.pkl") for entry in entries):
+            _refuse("PICKLE", f"it is a TorchScript program, not tensors; {_conversion(name, 'torch.jit')}")
+        if (stored := sum(entry.file_size for entry in entries)) > file.getbuffer().nbytes:
+            msg = f"expected at most {file.getbuffer().nbytes:,} bytes in the archive, as torch.save stores them"
+            _refuse("DAMAGED", f"{msg}, got {stored:,}")
+        made = {
+            text for entry in entries if entry.filename.endswith("/data.pkl") for text in _MADE(archive.read(entry))
+        }
+    if other := sorted(text.decode() for text in made - _DENSE):
+        _refuse(
+            "DTYPE", f"expected dense tensors, got some made by {', '.join(other)} (sparse, quantised, nested, ...)"
+        )
+    return Counter(entry.file_size for entry in entries)
+
+
+def _within(found: Any, sizes: Counter[int] | None) -> Any:
+    """What was read, once it is sure that every number of it is in the file: torch before 2.11 does not look."""
+    tensors = [leaf for _, leaf in _leaves(found) if isinstance(leaf, Tensor) and not leaf.is_meta]
+    storages = {storage.data_ptr(): storage.nbytes() for tensor in tensors for storage in [tensor.untyped_storage()]}
+    if sizes is not None and Counter(size for size in storages.values() if size) - sizes:
+        _refuse("DAMAGED", "expected tensors of the sizes of the records in the archive, got larger ones")
+    return found
 
 
 def _stand_in(kind: str) -> type:
@@ -335,6 +359,11 @@ def _is_weight(leaf: Any) -> bool:
     return isinstance(leaf, Tensor) and leaf.ndim > 1
 
 
+def _common(names: Sequence[Sequence[str]]) -> list[str]:
+    """The parts with which all of these names begin."""
+    return [parts[0] for parts in takewhile(lambda parts: len({*parts}) == 1, zip(*names, strict=False))]
+
+
 def _checked(name: str, tensor: Tensor) -> int:
     """The bytes of a plain tensor whose every number is in the file; any other is refused."""
     if type(tensor) not in (Tensor, nn.Parameter) or tensor.layout is not torch.strided or tensor.is_quantized:
@@ -424,12 +453,14 @@ class Chain:
         norms: position of a Linear -> the BatchNorm that follows it; -1 is the one in front of the first.
         place: where BatchNorm stands, a name in `PLACES`; "" where neither shapes nor names tell.
         architectures: the built-in ones that these tensors can be of; the first is the plain one.
+        asks_architecture: whether it must be told which: the layers stand in pairs, as those of residual blocks do.
     """
 
     linears: tuple[Linear, ...]
     norms: Mapping[int, Norm]
     place: str
     architectures: tuple[str, ...]
+    asks_architecture: bool = False
 
     @property
     def inputs(self) -> int:
@@ -488,8 +519,8 @@ class Chain:
             msg = f"expected {expected} as the place of BatchNorm, seen from the activation, got {place!r}"
             raise ValueError(msg)
         name = architecture or self.architectures[0]
-        if name not in self.architectures:
-            msg = f"expected {' or '.join(self.architectures)} for tensors of these shapes, got {name!r}"
+        if name not in self.architectures or (self.asks_architecture and not architecture):
+            msg = f"expected {' or '.join(self.architectures)} for tensors of these shapes, got {architecture!r}"
             raise ValueError(msg)
         after = (self.place or place) == "after"
         if after and name != "mlp":
@@ -570,9 +601,19 @@ def chain_of(foreign: Foreign) -> Chain:
         return Chain(block, {block.index(linear): norm for linear, norm in after.items()}, "before", ("bottleneck",))
     ordered = _in_order(linears, known=foreign.ordered)
     paired = _paired(ordered, norms, layers if foreign.ordered or numbered else None)
-    alone = {linear.shape for linear in ordered[1:-1]}
-    square = len(ordered) >= 4 and len(ordered) % 2 == 0 and alone == {(ordered[0].shape[1],) * 2}
-    return Chain(tuple(ordered), paired, _place_of_norms(ordered, paired), ("mlp", "basic") if square else ("mlp",))
+    inner = {linear.shape for linear in ordered[1:-1]}
+    square = len(ordered) >= 4 and len(ordered) % 2 == 0 and inner == {(ordered[0].shape[1],) * 2}
+    architectures = ("mlp", "basic") if square else ("mlp",)
+    return Chain(
+        tuple(ordered), paired, _place_of_norms(ordered, paired), architectures, square and _in_blocks(ordered)
+    )
+
+
+def _in_blocks(linears: Sequence[Linear]) -> bool:
+    """Whether the layers between the first and the last stand in pairs by their names, each pair in a module alone."""
+    parts = [linear.name.split(".") for linear in linears]
+    heads = [_common(parts[at : at + 2]) for at in range(1, len(parts) - 1, 2)]
+    return all(head and sum(one[: len(head)] == head for one in parts) == 2 for head in heads)
 
 
 def checkpoint_by_name(foreign: Foreign, spec: Spec, classes: Sequence[str], *, note: str = "") -> Checkpoint:

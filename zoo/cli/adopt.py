@@ -118,6 +118,8 @@ def adopt(
     if try_ and corpus is None and valid is None:
         raise ValueError("expected frames to try settings on, got none: give --corpus ROOT --valid PARTITION")
     frames = None if corpus is None and valid is None else read_partition(corpus, valid or "valid", classes)
+    if frames is not None and frames.labels is None:
+        raise ValueError(f"expected a partition with labels to measure on, got {valid or 'valid'!r} without")
     own = _own(architecture)
     maker = _Maker(untold, classes, own, architecture or "", options_from(option), frames, try_)
     try:
@@ -259,6 +261,9 @@ class _Maker:
         asking = [name for name, chain in chains.items() if chain.asks_place]
         if asking and told.batchnorm is None and not self.trying:
             missing.append(f"--batchnorm (before or after the activation, of {', '.join(asking[:5])})")
+        unsure = [name for name, chain in chains.items() if chain.asks_architecture]
+        if unsure and not self.architecture and not self.trying:
+            missing.append(f"--architecture (mlp, or basic with residual blocks, of {', '.join(unsure[:5])})")
         if told.features is None and self.frames is None and told.context is None and chains:
             missing.append("--context (frames on each side) or --features (per frame)")
         if self.own and told.context is None:
@@ -338,8 +343,7 @@ class _Maker:
 
         told, chain, frames = self.untold, found.chain, self.frames
         assert frames is not None
-        if frames.labels is None:
-            raise ValueError("expected frames with labels to try settings on, got none")
+        assert frames.labels is not None
         architectures = [self.architecture] if self.architecture or chain is None else chain.architectures
         asked = chain is not None and chain.asks_place and told.batchnorm is None
         places = PLACES if asked else [settings["batchnorm"]]

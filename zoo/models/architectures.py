@@ -174,7 +174,7 @@ def list_architectures(include: Patterns = "*", exclude: Patterns = ()) -> list[
 def find_architecture(name: str) -> Architecture:
     """The entry of this name, or a ValueError with the nearest names."""
     if name not in ARCHITECTURES:
-        hint = "; register a builder of your own with @zoo.architecture"
+        hint = "; one of your own is known once its file is: --import FILE.py, or FILE.py:CLASS"
         raise ValueError(unknown("architecture", name, ARCHITECTURES) + hint)
     return ARCHITECTURES[name]
 
