@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 import ensemble.cli
 import zoo
@@ -64,6 +66,7 @@ ARGUMENTS = {
     "zoo note": "other text",
     "zoo remove": "other",
     "zoo verify": "",
+    "zoo sign": "--key maker.key",
     "zoo load": "other",
     "zoo gc": "",
     "zoo recover": "--registry lost.json",
@@ -84,6 +87,7 @@ ARGUMENTS = {
     "ensemble select": f"{JUDGED} --save small --front",
     "ensemble diversity": JUDGED,
     "ensemble predict": "other --corpus corpus --output frames.csv",
+    "ensemble export": "other other.onnx --corpus corpus --valid dev",
     "ensemble collect": f"outputs {JUDGED}",
     "ensemble plan": f"{JUDGED} --frames 100",
 }
@@ -96,6 +100,8 @@ def test_json_is_all_of_stdout(command, home, monkeypatch, line):
     blob = registry.blobs.path(registry.get("other").sha256)
     zoo.export(registry, "other", "exported")
     torch.save(registry.load("other").state_dict(), "saved.pth")
+    key = ec.generate_private_key(ec.SECP256R1())
+    Path("maker.key").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
     Path("runs/a").mkdir(parents=True)
     Path("runs/a/log.jsonl").write_text('{"run": "a", "config": {}}\n')
     monkeypatch.setattr("zoo.push", lambda *_, **__: "address")
