@@ -203,6 +203,13 @@ def test_the_callers_random_state_is_left_alone(frames: FrameSet) -> None:
     assert train(SPEC, QUICK, frames, frames).digest == first.digest
 
 
+def test_accelerators_are_not_reseeded(frames: FrameSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `torch.manual_seed` would; nothing gives them their state back."""
+    monkeypatch.delattr(torch, "manual_seed")
+    train(SPEC, QUICK, frames, frames)
+    ensemble.cotrain(SPEC, QUICK, frames, frames, seeds=[0, 1])
+
+
 @pytest.mark.parametrize(
     ("good", "words"), [(7, "in epoch 2 .*the best epoch before is 1"), (0, "in epoch 1 .*no whole epoch before")]
 )

@@ -83,7 +83,6 @@ def test_the_fields_of_the_tables_are_those_that_only_they_read() -> None:
         ({"epochs": 3, "schedule": "multi_step", "milestones": (1, 3)}, "would act in epoch 4"),
         ({"epochs": 3, "schedule": "step", "every": 4}, "every=4 would act in epoch 5"),
         ({"epochs": 3, "schedule": "plateau", "every": 4}, "every=4 would act in epoch 5"),
-        ({"epochs": 3, "patience": 3}, "patience=3 would act in epoch 4"),
         ({"epochs": 3, "optimiser": "adam_sgd", "switch_epoch": 3}, "switch_epoch=3 would act in epoch 4"),
         ({"epochs": 3, "warmup": 3.5}, r"warmup to end within the 3 epochs of training, got 3\.5"),
         ({"epochs": 3, "schedule": "cosine", "restart": 4}, "restart to end within the 3 epochs"),

@@ -159,7 +159,7 @@ def build(spec: Spec, *, seed: int | None = None, device: torch.device | str = "
             module = make()
     else:
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # not the accelerators', which are not restored
             module = make()
     if shared := dict(_tensors(shapes)).keys() & dict(_tensors(module)).keys():
         names = [name for tensor, name in _tensors(module) if tensor in shared]

@@ -160,7 +160,7 @@ def seconds_per_step(group: Group, train: FrameSet, *, patience: float = 0.5) ->
     recipe = group.recipes[0]
     enough = torch.arange(int((train.starts[:-1] < 4 * recipe.batch_size * recipe.accumulate).sum()))
     batches = Batches(train.select(enough), group.spec, group.recipes)
-    stepper = Stepper(group, train.features.device.type)
+    stepper = Stepper(group, train.features.device)
     rates = torch.full((group.members,), recipe.learning_rate, dtype=torch.float64)
     group.module.train()
     with torch.random.fork_rng(devices=_generators(train)):
@@ -222,7 +222,7 @@ class _Run:
         self.state = State(group.module, group.spec.architecture)
         self.batches = Batches(train, group.spec, group.recipes)
         self.scorer = Scorer(valid, group.spec)
-        self.stepper = Stepper(group, train.features.device.type)
+        self.stepper = Stepper(group, train.features.device)
         self.rates = torch.tensor([recipe.learning_rate for recipe in group.recipes], dtype=torch.float64)
         self.best = {name: tensor.clone().contiguous() for name, tensor in self.state.tensors().items()}
         self.average = RunningAverage(self.state.tensors, self.recipe.ema, self.recipe.swa_from)

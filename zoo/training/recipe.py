@@ -40,7 +40,7 @@ _CHOSEN = {
     "optimiser": ["momentum", "beta1", "beta2", "epsilon", "rho", "switch_epoch", "weight_decay"],
     "schedule": ["gamma", "every", "milestones", "final_rate", "restart", "restart_factor", "peak"],
 }
-_FIRST = {"swa_from": 0, "switch_epoch": 1, "every": 1, "milestones": 1, "patience": 1}  # n acts in epoch n + this
+_FIRST = {"swa_from": 0, "switch_epoch": 1, "every": 1, "milestones": 1}  # n acts first in epoch n + this
 _WITHIN = ("warmup", "restart")  # epochs that must be over by the end of the run
 
 
@@ -50,7 +50,7 @@ class Recipe:
 
     Zero switches off warm-up, penalties, clipping, masks, patience and averages; elsewhere the field says its meaning.
     A field that differs from its default must be able to act: the optimiser or the schedule takes it, and it comes
-    into effect before the last epoch is over.
+    into effect before the last epoch is over. `patience` is a limit, which need not be reached.
 
     Args:
         epochs: passes over the training frames.

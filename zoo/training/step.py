@@ -220,8 +220,8 @@ class State:
 class Stepper:
     """A group's parameters with their optimiser and, for float16, the scaling of their gradients."""
 
-    def __init__(self, group: Group, device: str) -> None:
-        self.group, self.recipe, self.device = group, group.recipes[0], device
+    def __init__(self, group: Group, device: torch.device | str) -> None:
+        self.group, self.recipe, self.device = group, group.recipes[0], torch.device(device)
         self.parameters = [p for p in group.module.parameters() if p.requires_grad]
         if not self.parameters:
             msg = f"expected parameters to train in {group.spec.architecture!r}, got none that requires a gradient"
@@ -235,7 +235,7 @@ class Stepper:
         shared = replace(self.recipe, weight_decay=0.0) if len(self.decays) else self.recipe
         _files.name_compiler_cache()
         self.optimiser = self.kind.make(self.parameters, **shared.arguments(self.kind.make, members=group.members))
-        self.scaler = GradScaler(device, enabled=self.recipe.precision == "float16")
+        self.scaler = GradScaler(self.device.type, enabled=self.recipe.precision == "float16")
 
     def check_parameters(self) -> None:
         """Raise ValueError if the model has put in others; lay them out as `_lay_out` does."""
@@ -280,7 +280,7 @@ class Stepper:
         sums = torch.zeros(2, self.group.members, dtype=torch.float64, device=self.device)
         lost = torch.zeros(self.group.members, dtype=torch.bool, device=self.device)
         for windows, labels in batches:
-            with torch.autocast(self.device, getattr(torch, recipe.precision)) if mixed else nullcontext():
+            with torch.autocast(self.device.type, getattr(torch, recipe.precision)) if mixed else nullcontext():
                 logits = self.group.forward(windows)
             loss = losses(logits.float(), labels, recipe.label_smoothing)  # (M, B)
             total = loss.mean(dim=1).sum() / len(batches)
