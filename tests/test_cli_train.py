@@ -9,6 +9,7 @@ import torch
 
 import zoo
 from zoo import Recipe, Registry
+from zoo.cli.options import read_partition
 
 ROOT = Path(__file__).parents[1]
 SMALL = ["--spec", "cylinder", "--context", "2", "--option", "width=16", "--option", "depth=1", "--batch-size", "64"]
@@ -287,3 +288,11 @@ def test_a_corpus_with_classes_of_its_own(tmp_path, command):
     assert spec["parameters"] < 60_000
     assert "blanks between them, or a file" in command("zoo train e --classes classes.tx", *small, *common, code=2).err
     assert "expected --corpus" in command("zoo train e", *small, *flag, code=2).err
+
+
+def test_the_bundled_speech_in_another_order_of_its_classes() -> None:
+    """The labels follow the names."""
+    ours, theirs = read_partition(None, "valid"), read_partition(None, "valid", zoo.PHONEMES[::-1])
+    assert theirs.classes == zoo.PHONEMES[::-1]
+    assert torch.equal(theirs.labels, 39 - ours.labels)
+    assert read_partition(None, "valid", own=["no", "yes"]).classes == zoo.PHONEMES

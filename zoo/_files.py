@@ -216,9 +216,11 @@ def _attempt(path: Path) -> int | None:
             return None
         if error.errno not in _NOT_OFFERED:
             raise
-        msg = f"the file system of {path.parent} offers no locks ({error.strerror}), without which two processes could "
-        remedy = "undo each other's changes; use a folder on another file system, such as the local disk"
-        raise NoLocksError(error.errno, msg + remedy) from error
+        msg = f"the file system of {path.absolute().parent} offers no locks ({error.strerror}), without which"
+        remedy = (
+            "processes could undo each other's changes; use a folder on another file system, such as the local disk"
+        )
+        raise NoLocksError(error.errno, f"{msg} {remedy}") from error
     finally:
         if not kept:
             os.close(file)

@@ -240,7 +240,7 @@ def export(
     from zoo.onnx import export_onnx
 
     require_writable(place)
-    frames = read_partition(corpus, valid, home.get(reference).classes)
+    frames = read_partition(corpus, valid, own=home.get(reference).classes)
     return exported(
         reference,
         export_onnx(home, reference, place, with_windows=with_windows, precision=precision, frames=frames),

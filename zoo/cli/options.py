@@ -80,10 +80,10 @@ class Partitions:
     valid: str = "valid"
     device: Device = "auto"
 
-    def load(self, classes: Sequence[str] = ()) -> tuple[zoo.FrameSet, zoo.FrameSet]:
-        """The training and the validation frames on the device; `classes` are those of the models, if there are any."""
-        wanted = class_names(self.classes) or classes
-        train, valid = (read_partition(self.corpus, name, wanted).to(self.device) for name in (self.train, self.valid))
+    def load(self, own: Sequence[str] = ()) -> tuple[zoo.FrameSet, zoo.FrameSet]:
+        """The training and the validation frames on the device; `own` are the classes of the models, if any."""
+        parts = (read_partition(self.corpus, name, self.classes, own) for name in (self.train, self.valid))
+        train, valid = (part.to(self.device) for part in parts)
         return train, valid
 
 
@@ -102,14 +102,24 @@ def class_names(words: Sequence[str]) -> tuple[str, ...]:
     return tuple(line.strip() for line in Path(words[0]).read_text(encoding="utf-8-sig").rstrip().splitlines())
 
 
-def read_partition(corpus: Path | None, name: str, classes: Sequence[str] = ()) -> zoo.FrameSet:
-    """A partition of a corpus with these classes, by default the phonemes, or of the bundled one with its own."""
+def read_partition(
+    corpus: Path | None, name: str, classes: Sequence[str] = (), own: Sequence[str] = ()
+) -> zoo.FrameSet:
+    """A partition of a corpus, or of the bundled one, whose classes are the phonemes.
+
+    A corpus has the classes that `--classes` gives, otherwise the models' `own`, otherwise the phonemes.
+    """
+    given = class_names(classes)
     if corpus is not None:
-        return zoo.read_corpus(corpus, name, classes=classes or zoo.PHONEMES, progress=progress)
-    if set(classes) - set(zoo.PHONEMES):
-        msg = f"expected --corpus with other classes than the phonemes of the bundled speech, got {[*classes]}"
+        return zoo.read_corpus(corpus, name, classes=given or own or zoo.PHONEMES, progress=progress)
+    frames = zoo.sample_corpus(name)
+    if given in ((), frames.classes):
+        return frames
+    if sorted(given) != sorted(frames.classes):
+        msg = f"expected --corpus with other classes than the phonemes of the bundled speech, got {[*given]}"
         raise ValueError(msg)
-    return zoo.sample_corpus(name)
+    order = frames.starts.new_tensor([given.index(phoneme) for phoneme in frames.classes])
+    return replace(frames, classes=given, labels=order[frames.labels])
 
 
 def recipe_from(file: Path | None, flags: Recipe, device: str, base: Mapping[str, Any] | None = None) -> Recipe:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import zoo
 from zoo._console import Answer, Table, progress
 from zoo.cli.entries import versions
-from zoo.cli.options import Classes, Corpus, RegistryFile, class_names, read_partition
+from zoo.cli.options import Classes, Corpus, RegistryFile, read_partition
 
 if TYPE_CHECKING:
     from zoo.signature import Signed
@@ -85,8 +85,7 @@ def verify(
     if metrics:
         built = [entry for entry in sound if entry not in foreign]
         tables = {entry.classes for entry in built}
-        own = tables.pop() if len(tables) == 1 and corpus is not None else ()
-        frames = read_partition(corpus, valid, class_names(classes) or own)
+        frames = read_partition(corpus, valid, classes, tables.pop() if len(tables) == 1 else ())
         with progress("evaluating", total=len(built)) as advance:
             for entry in built:
                 measured += home.measure(entry, frames)
