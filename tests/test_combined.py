@@ -246,3 +246,16 @@ def test_a_fitted_rule_finds_its_members_by_name() -> None:
     np.testing.assert_allclose(fewer.predict_proba(x), straight.predict_proba(x), rtol=1e-6)
     with pytest.raises(ValueError, match=r"got none named \['c'\] among \['a', 'b'\]"):
         ensemble.Ensemble(ensemble.from_modules({n: modules[n] for n in "ab"}, classes=["no", "yes"]), rule)
+
+
+def test_a_logarithmic_rule_takes_the_members_logarithms() -> None:
+    """Every class has a member whose probability is zero in float32: the class of the summed logits is predicted."""
+    logits = torch.tensor([[0.0, -160.0, -200.0], [-300.0, -150.0, 0.0], [-180.0, 0.0, -170.0]])
+    modules = {}
+    for name, row in zip("abc", logits, strict=True):
+        modules[name] = torch.nn.Linear(2, 3)
+        modules[name].weight.data.zero_()
+        modules[name].bias.data.copy_(row)
+    members = ensemble.from_modules(modules, classes=["x", "y", "z"])
+    final = ensemble.Ensemble(members, ensemble.product)
+    assert final.predict(torch.zeros(1, 2)).tolist() == ["xyz"[int(logits.sum(dim=0).argmax())]]

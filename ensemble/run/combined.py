@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -55,7 +56,7 @@ class Ensemble(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
     def __init__(self, members: Members, rule: Rule) -> None:
         self.members = members
         self.rule = rule
-        self._combine(torch.full((len(members), 1, len(members.classes)), 1 / len(members.classes)))
+        self._combine(torch.full((len(members), 1, len(members.classes)), -math.log(len(members.classes))))
 
     @property
     def classes_(self) -> NDArray[np.str_]:
@@ -91,7 +92,7 @@ class Ensemble(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
         out = torch.empty(count_inputs(inputs), len(self.members.classes))
         start = 0
         for values in predictions(self.members, inputs):
-            rows = self._combine(values.exp())
+            rows = self._combine(values)
             out[start : start + len(rows)] = rows
             start += len(rows)
         return out.numpy()
@@ -182,10 +183,11 @@ class Ensemble(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
         tags.requires_fit = False
         return tags
 
-    def _combine(self, probabilities: Tensor) -> Tensor:
-        rows = rule_for(self.rule, self.members.names)(probabilities)
-        if rows.shape != probabilities.shape[1:]:
-            msg = f"expected rows of shape {tuple(probabilities.shape[1:])} from the rule, got {tuple(rows.shape)}"
+    def _combine(self, logs: Tensor) -> Tensor:
+        """(N, C) of (M, N, C) log-probabilities."""
+        rows = rule_for(self.rule, self.members.names).of_logs(logs)
+        if rows.shape != logs.shape[1:]:
+            msg = f"expected rows of shape {tuple(logs.shape[1:])} from the rule, got {tuple(rows.shape)}"
             raise ValueError(msg)
         return rows
 
