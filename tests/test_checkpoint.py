@@ -252,6 +252,43 @@ def test_a_tied_tensor_may_be_in_a_file_once():
         assert torch.equal(found[left_out], net[0].weight)
 
 
+WEIGHT = checkpoint().tensors["1.weight"]  # (2, 4)
+ORDERED = {
+    "transposed": WEIGHT.t().contiguous().t(),
+    "every other row": WEIGHT.repeat_interleave(2, dim=0)[::2],
+    "a parameter": nn.Parameter(WEIGHT.clone()),
+    "a negative view": torch._neg_view(-WEIGHT),
+    "one memory for two": torch.cat([WEIGHT.flatten(), WEIGHT.flatten()])[:8].view(2, 4),
+}
+
+
+@pytest.mark.parametrize("kind", ORDERED)
+def test_it_does_not_matter_how_tensors_lie_in_memory(kind):
+    """The file is that of the same values in order, also where two tensors share a memory."""
+    tensors = changed(**{"1__weight": ORDERED[kind], "1__bias": ORDERED[kind].detach()[0, :2]})
+    plain = changed(**{"1__weight": WEIGHT, "1__bias": WEIGHT[0, :2].clone()})
+    found, wanted = (zoo.Checkpoint(SPEC, each, ("no", "yes")) for each in (tensors, plain))
+    assert encode(found) == encode(wanted)
+    assert torch.equal(decode(encode(found)).tensors["1.weight"], WEIGHT)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (None, "1.weight: NoneType, which is no tensor"),
+        (WEIGHT.numpy(), "1.weight: ndarray"),
+        (WEIGHT.to_sparse(), "1.weight: a quantised, sparse"),
+        (torch.quantize_per_tensor(WEIGHT, 0.1, 0, torch.qint8), "1.weight: a quantised"),
+        (WEIGHT.to("meta"), "1.weight: on the meta device"),
+    ],
+    ids=["nothing", "an array", "sparse", "quantised", "no values"],
+)
+def test_what_is_no_plain_tensor_is_refused_by_name(value, message):
+    """Before anything is made of it."""
+    with pytest.raises(CheckpointError, match=message):
+        zoo.Checkpoint(SPEC, {**checkpoint().tensors, "1.weight": value}, ("no", "yes"))
+
+
 def test_large_finite_weights_pass():
     """A sum that overflows is no reason: the values are looked at themselves."""
     tensors = changed(**{"1__bias": torch.full((2,), torch.finfo(torch.float32).max)})
@@ -318,11 +355,11 @@ def test_the_probe_finds_right_bytes_in_wrong_code():
     )
     kept = checkpoint()
     recorded = kept.exam().record
-    check_probe(recorded, kept.exam())
+    check_probe(recorded, kept.exam().record)
     near = {"digest": "other", "values": [value * (1 + 1e-5) for value in recorded["values"]]}
-    check_probe(near, kept.exam())
+    check_probe(near, kept.exam().record)
     with pytest.raises(CheckpointError, match="the code computes otherwise"):
-        check_probe(recorded, zoo.Checkpoint(other, kept.tensors, kept.classes).exam())
+        check_probe(recorded, zoo.Checkpoint(other, kept.tensors, kept.classes).exam().record)
 
 
 class Odd(nn.Module):

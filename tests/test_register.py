@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from torch import nn
 
 import zoo
 from zoo.registry import Registry, RegistryError
@@ -65,6 +66,26 @@ def test_all_that_can_be_is_recovered_and_the_rest_is_listed(registry):
     assert "[CLASSES]" in message
     assert f"{others[1].record.blob.removeprefix('sha256:')}.safetensors" in message
     assert "[NAME_COLLISION]" in message
+
+
+def test_the_same_weights_under_changed_code_are_refused(tmp_path, monkeypatch):
+    """They would be the version that is registered, and answer otherwise."""
+    monkeypatch.setattr("zoo.models.architectures.ARCHITECTURES", {})
+    activation = [nn.ReLU()]
+
+    def edited(inputs: int, classes: int) -> nn.Module:
+        return nn.Sequential(nn.Linear(inputs, 8), *activation, nn.Linear(8, classes))
+
+    zoo.architecture(edited)
+    registry = Registry(tmp_path / "registry.json")
+    spec = zoo.Spec("edited", features=2, context=0, classes=2)
+    kept = zoo.Checkpoint.from_module(zoo.build(spec, seed=0), spec, ["no", "yes"])
+    first = registry.register("a", kept)
+    assert registry.register("a", kept).id == first.id
+    activation[0] = nn.Tanh()
+    with pytest.raises(zoo.CheckpointError, match=r"a@1: expected .* got .*the code computes otherwise.*another name"):
+        registry.register("a", kept)
+    assert [problem.reason for problem in registry.verify(probe=True)] == ["PROBE"]
 
 
 def test_a_damaged_registry_is_to_be_moved_away_before_it_is_rebuilt(registry):

@@ -28,6 +28,7 @@ from zoo.checkpoint.match import (
     check_spec,
     check_values,
     outline,
+    owned,
     prefix_of,
     prefixes,
     rebuilt,
@@ -80,7 +81,7 @@ class Checkpoint:
 
     Args:
         spec: what the model computes and which input it wants.
-        tensors: the full `state_dict`: CPU, contiguous, none sharing memory with a live model.
+        tensors: the full `state_dict`; none shares memory with a live model. Held on the CPU, contiguous.
         classes: names of the C classes, in the order of the logits.
         metrics: such as `{"valid/accuracy": {"value": 0.86, "unit": "fraction", "n": 1000, "frames": fingerprint}}`.
         recipe: `Recipe.to_dict()`, or None.
@@ -115,6 +116,7 @@ class Checkpoint:
             raise CheckpointError("CLASSES", f"{expected}, got {count}: {names}")
         if self.kind not in KINDS:
             raise CheckpointError("METADATA", f"expected a kind of {', '.join(KINDS)}, got {self.kind!r}")
+        object.__setattr__(self, "tensors", owned(self.tensors, f"a model of {self.spec.architecture!r}"))
         check_spec(self.spec, self.tensors)
         check_values(self.tensors)
 
@@ -143,8 +145,7 @@ class Checkpoint:
         if prefix := prefix_of(template(spec), module.state_dict(), strip_prefix) if strip_prefix else "":
             module = module.get_submodule(prefix.removesuffix("."))
         state = state_of(module, f"the model of {spec.architecture!r}")
-        tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in state.items()}
-        kept = cls(spec, tensors, tuple(classes), **fields)
+        kept = cls(spec, {name: tensor.clone() for name, tensor in state.items()}, tuple(classes), **fields)
         kept.check_against(module)
         return kept
 

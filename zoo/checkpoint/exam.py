@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from textwrap import shorten
@@ -184,9 +184,8 @@ def unlike(module: nn.Module, again: nn.Module) -> str:
     return ""
 
 
-def check_probe(recorded: dict[str, Any], exam: Exam) -> None:
-    """Refuse (PROBE) a model whose outputs are not those recorded at its registration, with both sets of numbers."""
-    now = exam.record
+def check_probe(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuse (PROBE) a model whose record is not the one of its registration, with both sets of numbers."""
     if now["digest"] == recorded.get("digest"):
         return
     before, after = recorded.get("values", []), now["values"]

@@ -42,35 +42,58 @@ def state_of(module: nn.Module, name: str = "the model") -> dict[str, Tensor]:
     except ValueError as error:
         raise CheckpointError("STATE", str(error)) from None
     state = module.state_dict()
+    _refuse_strange({key: _strange(value) for key, value in state.items()}, name)
     own = dict(chain(module.named_parameters(remove_duplicate=False), module.named_buffers(remove_duplicate=False)))
-    strange = {key: why for key, value in state.items() if (why := _strange(value, own.get(key)))}
-    if strange:
-        listed = "; ".join(f"{key}: {why}" for key, why in [*strange.items()][:_MOST_LISTED])
-        raise CheckpointError("STATE", f"expected parameters and plain buffers in the state of {name}, got {listed}")
+    _refuse_strange({key: _strange_place(value, own.get(key)) for key, value in state.items()}, name)
     if unknown := [key for key, value in state.items() if value.dtype not in DTYPES.values()]:
         kinds = ", ".join(f"{key} of {state[key].dtype}" for key in unknown)
         raise CheckpointError("DTYPE", f"expected tensors of {', '.join(DTYPES)} in {name}, got {kinds}")
     return state
 
 
-def _strange(value: Any, own: Tensor | None) -> str:
-    """Why an entry of a state_dict cannot be kept and given back, in a few words, or ""."""
+def _refuse_strange(reasons: Mapping[str, str], name: str) -> None:
+    listed = [f"{key}: {why}" for key, why in reasons.items() if why][:_MOST_LISTED]
+    if listed:
+        raise CheckpointError("STATE", f"expected plain tensors as the state of {name}, got {'; '.join(listed)}")
+
+
+def _strange(value: object) -> str:
+    """Why a file cannot hold a value, in a few words, or ""."""
     if not isinstance(value, Tensor):
         return f"{type(value).__name__}, which is no tensor"
-    if value.is_quantized or value.layout is not torch.strided or hasattr(value, "__tensor_flatten__"):
-        return "a quantised, sparse or wrapped tensor"
+    plain = value.layout is torch.strided and not value.is_quantized and not value.is_nested
+    return "" if plain and not hasattr(value, "__tensor_flatten__") else "a quantised, sparse, nested or wrapped tensor"
+
+
+def _strange_place(value: Tensor, own: Tensor | None) -> str:
+    """Why an entry of a state_dict cannot be given back to its module, in a few words, or ""."""
     if own is None or _storage(own) != _storage(value) or own.shape != value.shape:
         return "extra state, or made by a hook"
-    return "elements that share one place in memory" if _overlaps(value) else ""
+    overlaps = any(size > 1 and step == 0 for size, step in zip(value.shape, value.stride(), strict=True))
+    return "elements that share one place in memory" if overlaps else ""
+
+
+def owned(tensors: Tensors, name: str) -> dict[str, Tensor]:
+    """Tensors as a file holds them: on the CPU, contiguous, each in a memory of its own; others are copied.
+
+    Raises:
+        CheckpointError: STATE: what is no plain tensor, or has no values.
+    """
+    strange = {str(key): _strange(value) for key, value in tensors.items()}
+    hollow = {str(key): "on the meta device" for key, value in tensors.items() if getattr(value, "is_meta", False)}
+    _refuse_strange(strange | hollow, name)
+    found: dict[str, Tensor] = {}
+    memory: set[int] = set()
+    for key, tensor in tensors.items():
+        own = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
+        found[key] = own if _storage(own) not in memory else own.clone()
+        memory.add(_storage(own))
+    return found
 
 
 def _storage(tensor: Tensor) -> int:
     """Identity of a tensor's memory, also on the meta device."""
     return int(tensor.untyped_storage()._cdata)
-
-
-def _overlaps(tensor: Tensor) -> bool:
-    return any(size > 1 and step == 0 for size, step in zip(tensor.shape, tensor.stride(), strict=True))
 
 
 # ---- models made of tensors
@@ -183,6 +206,7 @@ def check_fit(expected: Tensors, found: Tensors) -> None:
 
     Names of one tensor must have one value.
     """
+    _refuse_strange({str(key): _strange(value) for key, value in found.items()}, "a model")
     missing, extra = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
     differences = [f"missing {', '.join(missing)}"] if missing else []
     differences += [f"not in the model {', '.join(extra)}"] if extra else []

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from zoo._names import Patterns
 from zoo.registry import changes
@@ -24,7 +24,6 @@ from zoo.registry.transaction import RegistryFile
 from zoo.registry.types import EnsembleEntry, Entry, Problem, RegistryError, Snapshot, check_digest, check_name, is_id
 
 if TYPE_CHECKING:
-    import pandas
     import torch
     from torch import nn
 
@@ -45,11 +44,24 @@ __all__ = [
     "parse",
 ]
 
+Given = ParamSpec("Given")
+T = TypeVar("T")
+
 Names = list[str]  # aliases of types, since the class has a method of the name `list`
 Entries = list[Entry]
 Problems = list[Problem]
 Paths = list[Path]
 Rows = list[dict[str, Any]]
+
+
+def _now(question: Callable[Concatenate[Snapshot, Given], T]) -> Callable[Concatenate[Registry, Given], T]:
+    """The question to a snapshot as one to the registry, whose file is read for the answer."""
+
+    @wraps(question)
+    def answer(self: Registry, /, *args: Given.args, **more: Given.kwargs) -> T:
+        return question(self.snapshot(), *args, **more)
+
+    return answer
 
 
 class Registry:
@@ -83,39 +95,19 @@ class Registry:
     def __repr__(self) -> str:
         return f"Registry({str(self.path)!r})"
 
-    # ---- reading
+    # ---- reading: the questions of a snapshot, answered from the file as it is now
 
     def snapshot(self) -> Snapshot:
         """The content of the file at this moment, read once; within a transaction, as it will be."""
         return self._file.snapshot()
 
-    def list(self, include: Patterns = "*", exclude: Patterns = ()) -> Names:
-        """Sorted names of the models; shell wildcards, one or several, in both."""
-        return self.snapshot().list(include, exclude)
-
-    def entries(self, include: Patterns = "*", exclude: Patterns = ()) -> Entries:
-        """All versions of the models whose names match, by name and number."""
-        return self.snapshot().entries(include, exclude)
-
-    def get(self, reference: str) -> Entry:
-        """The version that a reference points to; RegistryError (UNKNOWN, NAME, ARGUMENT) where there is none."""
-        return self.snapshot().get(reference)
-
-    def get_ensemble(self, name: str) -> EnsembleEntry:
-        """The ensemble of a name or an alias; RegistryError (UNKNOWN, NAME) where there is none."""
-        return self.snapshot().get_ensemble(name)
-
-    def list_ensembles(self, include: Patterns = "*", exclude: Patterns = ()) -> Names:
-        """Sorted names of the ensembles."""
-        return self.snapshot().list_ensembles(include, exclude)
-
-    def aliases(self) -> dict[str, str]:
-        """Alias -> what it points to: `name@number`, or the name of an ensemble."""
-        return self.snapshot().aliases()
-
-    def table(self, include: Patterns = "*", exclude: Patterns = ()) -> pandas.DataFrame:
-        """One row per version: name, number, id, architecture, parameters, a column per metric, created."""
-        return self.snapshot().table(include, exclude)
+    list = _now(Snapshot.list)
+    entries = _now(Snapshot.entries)
+    get = _now(Snapshot.get)
+    get_ensemble = _now(Snapshot.get_ensemble)
+    list_ensembles = _now(Snapshot.list_ensembles)
+    aliases = _now(Snapshot.aliases)
+    table = _now(Snapshot.table)
 
     def checkpoint(self, version: str | Entry) -> Checkpoint:
         """A version's checkpoint; its file is read once, hashed, and those bytes are used without a copy.
@@ -179,8 +171,9 @@ class Registry:
     ) -> Entry:
         """Register a model under a name, as its next version; the same weights again are the same version.
 
-        Registering the same weights again repairs a version whose blob is damaged or missing. The arguments that are
-        not below are as in `Checkpoint`; None leaves what a checkpoint has.
+        Registering the same weights again repairs a version whose blob is damaged or missing; if they answer otherwise
+        than when they were registered, the code has changed, and they are refused. The arguments that are not below are
+        as in `Checkpoint`; None leaves what a checkpoint has.
 
         Args:
             name: the model's name.
@@ -221,6 +214,7 @@ class Registry:
 
     def add(self, name: str, prepared: Prepared) -> Entry:
         """Register what `register.prepare` made: write the blob, then the record; see `transaction`."""
+        from zoo.registry import register
         from zoo.registry.load import problem_of
 
         self._file.check_changeable()
@@ -230,7 +224,10 @@ class Registry:
         def change(draft: Snapshot) -> None:
             if is_id(name) and name not in draft.models:
                 changes.check_new(draft, name)
-            if not changes.add_version(draft, name, id, record) and problem_of(self.blobs, draft.entry(name, id)):
+            if changes.add_version(draft, name, id, record):
+                return
+            register.check_code(draft.entry(name, id), record)
+            if problem_of(self.blobs, draft.entry(name, id)):
                 changes.change_blob(draft, name, id, record)
 
         def ensure(draft: Snapshot) -> None:

@@ -20,6 +20,7 @@ from zoo.registry.types import (
     NO_MODEL,
     AliasRecord,
     EnsembleRecord,
+    Metric,
     RegistryError,
     Snapshot,
     Target,
@@ -32,7 +33,6 @@ from zoo.registry.types import (
 Change = Callable[[Snapshot], object]
 _MOST_REMEMBERED = 10
 _NOWHERE = Target()
-_METRIC = {"value": float, "unit": str, "n": int, "frames": str}
 
 
 # ---- versions
@@ -132,22 +132,19 @@ def ensemble_record(known: Snapshot, data: Mapping[str, Any]) -> EnsembleRecord:
     members = [known.get(member) for member in strings_of("members", data.get("members", ()))]
     if not members or "rule" not in data:
         raise RegistryError("ARGUMENT", f"expected an ensemble with 'members' and 'rule', got {sorted(data)}")
-    fields = {key: value for key, value in data.items() if key.startswith("x-")}
-    fields |= {
+    absent = {key for key in ("fitted_on", "note", "tags") if not data.get(key)}
+    absent |= {key for key in ("weights", "temperatures") if data.get(key) is None}
+    fields = {key: value for key, value in data.items() if key not in ("name", *absent)} | {
         "members": [entry.id for entry in members],
         "rule": dict(data["rule"]) if isinstance(data["rule"], Mapping) else {"rule": str(data["rule"])},
         "classes": strings_of("classes", data.get("classes") or members[0].classes),
         "created": now(),
     }
-    for key in ("weights", "temperatures"):
+    for key in {"weights", "temperatures"} - absent:
         try:
-            if data.get(key) is not None:
-                fields[key] = [float(number) for number in data[key]]
+            fields[key] = [float(number) for number in data[key]]
         except (TypeError, ValueError):
             raise RegistryError("ARGUMENT", f"expected {key} as numbers, got {str(data[key])[:80]}") from None
-    fields |= {key: data[key] for key in ("fitted_on", "note", "tags") if data.get(key)}
-    if unknown := sorted(set(data) - {*fields, "name", "weights", "temperatures", "fitted_on", "note", "tags"}):
-        raise RegistryError("ARGUMENT", f"expected an ensemble's fields, got {unknown} among them")
     name = str(data.get("name", ""))
     record = new_record(EnsembleRecord, f"the ensemble {name!r}", fields)
     check_ensemble(name, record)
@@ -298,10 +295,11 @@ def metrics_of(given: Mapping[str, Any] | None) -> dict[str, dict[str, Any]] | N
         fields = found[str(key)] = dict(value) if isinstance(value, Mapping) else {"value": value}
         try:
             fields["value"] = float(fields["value"])
+            msgspec.convert(fields, Metric)
+            usable = isfinite(fields["value"]) and {*fields} <= {*Metric.__struct_fields__}
         except (KeyError, TypeError, ValueError):
-            fields["value"] = float("nan")
-        if not isfinite(fields["value"]) or any(_METRIC.get(name) is not type(one) for name, one in fields.items()):
-            expected = ", ".join(f"{name} ({kind.__name__})" for name, kind in _METRIC.items())
-            msg = f"expected metric {str(key)!r} as a finite number, or with the fields {expected}"
-            raise RegistryError("ARGUMENT", f"{msg}, got {str(value)[:80]}")
+            usable = False
+        if not usable:
+            expected = f"a finite number, or with the fields {', '.join(Metric.__struct_fields__)}"
+            raise RegistryError("ARGUMENT", f"expected metric {str(key)!r} as {expected}, got {str(value)[:80]}")
     return found

@@ -182,7 +182,7 @@ def problem_of(blobs: Blobs, entry: Entry, *, fast: bool = False, probe: bool = 
             found = checkpoint(entry, blobs.read(entry))
             if probe and entry.probe:
                 with _naming(entry):
-                    check_probe(entry.probe, found.exam())
+                    check_probe(entry.probe, found.exam().record)
     except OSError as error:
         message = f"the blob of {entry.reference} cannot be read: {error}"
         return Problem(entry, "DISK", str(RegistryError("DISK", message)))

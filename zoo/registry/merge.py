@@ -13,26 +13,25 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from msgspec import UNSET
+from msgspec import UNSET, Raw
 
 from zoo import _files
-from zoo.registry.text import parse, write
+from zoo.registry.text import parse, record, write
 from zoo.registry.transaction import read_bytes, read_snapshot
 from zoo.registry.types import (
     NO_MODEL,
     AliasRecord,
     EnsembleRecord,
     ModelRecord,
-    R,
     RegistryError,
     Snapshot,
     Target,
     VersionRecord,
+    encoded,
 )
 
-Fields = Mapping[str, Any]
 _FITTED = ("members", "rule", "weights", "temperatures", "classes", "fitted_on")
-_AS_ONE = "fitted"  # no field of an ensemble has this name
+_AS_ONE = "fitted"  # no record has a field of this name
 _CONFLICT: Any = object()
 
 
@@ -48,15 +47,13 @@ def merge(base: Snapshot, ours: Snapshot, theirs: Snapshot) -> Snapshot:
     models, moved = {}, {}
     for name in sorted({*base.models, *ours.models, *theirs.models}):
         models[name], moved[name] = _model(name, [side.models.get(name, NO_MODEL) for side in sides], conflicts)
-    ensembles = [{name: _as_one(record) for name, record in side.ensembles.items()} for side in sides]
-    aliases = [dict(side.pointers) for side in sides]
-    aliases[2] = {name: _renumbered(alias, moved) for name, alias in theirs.pointers.items()}
+    followed = {name: _renumbered(alias, moved) for name, alias in theirs.pointers.items()}
     meanings = [{key: msgspec.json.decode(raw) for key, raw in side.extensions.items()} for side in sides]
-    kept = _section("key", meanings, conflicts, whole=True)
+    kept = _section("key", meanings, conflicts)
     merged = Snapshot(
         models,
-        {n: _record(EnsembleRecord, f | f[_AS_ONE]) for n, f in _section("ensemble", ensembles, conflicts).items()},
-        _section("alias", aliases, conflicts, whole=True),
+        _section("ensemble", [side.ensembles for side in sides], conflicts),
+        _section("alias", [base.pointers, ours.pointers, followed], conflicts),
         {k: (ours if meanings[1].get(k) == value else theirs).extensions[k] for k, value in kept.items()},
     )
     if conflicts:
@@ -67,7 +64,8 @@ def merge(base: Snapshot, ours: Snapshot, theirs: Snapshot) -> Snapshot:
 def _model(name: str, sides: Sequence[ModelRecord], conflicts: list[str]) -> tuple[ModelRecord, dict[int, int]]:
     """One model merged, and their numbers -> the numbers that their versions have now."""
     base, ours, theirs = sides
-    lines = [{id: _fields(one, "n") for id, one in side.versions.items()} for side in sides]
+    replace = msgspec.structs.replace
+    lines = [{id: replace(one, n=1) for id, one in side.versions.items()} for side in sides]  # numbers come after
     merged = _section(f"version of {name!r}", lines, conflicts)
     known = {**base.versions, **ours.versions}
     numbers = {id: known[id].n for id in merged if id in known}
@@ -79,22 +77,20 @@ def _model(name: str, sides: Sequence[ModelRecord], conflicts: list[str]) -> tup
     extensions = [{} if side.extensions is UNSET else side.extensions for side in sides]
     model = ModelRecord(
         last=last if last > max(numbers.values(), default=0) else UNSET,
-        versions={id: _record(VersionRecord, {**fields, "n": numbers[id]}) for id, fields in merged.items()},
-        extensions=_section(f"key of {name!r}", extensions, conflicts, whole=True) or UNSET,
+        versions={id: replace(one, n=numbers[id]) for id, one in merged.items()},
+        extensions=_section(f"key of {name!r}", extensions, conflicts) or UNSET,
     )
     return model, moved
 
 
-def _section(
-    what: str, sides: Sequence[Mapping[str, Any]], conflicts: list[str], *, whole: bool = False
-) -> dict[str, Any]:
-    """Three-way merge by key; `whole` things are not merged field by field."""
+def _section(what: str, sides: Sequence[Mapping[str, Any]], conflicts: list[str]) -> dict[str, Any]:
+    """Three-way merge by key; versions and ensembles that both sides changed are merged field by field."""
     merged = {}
     for key in sorted({key for side in sides for key in side}):
         base, ours, theirs = (side.get(key) for side in sides)
         chosen = _choose(base, ours, theirs)
-        if chosen is _CONFLICT and not whole and ours is not None and theirs is not None:
-            chosen = _choose_fields(base or {}, ours, theirs)
+        if chosen is _CONFLICT and isinstance(ours, VersionRecord | EnsembleRecord) and theirs is not None:
+            chosen = _choose_fields(base, ours, theirs)
         if chosen is _CONFLICT:
             conflicts.append(f"the {what} {key!r}")
         elif chosen is not None:
@@ -109,50 +105,37 @@ def _choose(base: Any, ours: Any, theirs: Any) -> Any:
     return theirs if ours == base else _CONFLICT
 
 
-def _choose_fields(base: Fields, ours: Fields, theirs: Fields) -> Any:
-    """One thing's fields; the same thing made twice was made when it was first made."""
-    merged = {}
+def _choose_fields(*records: VersionRecord | EnsembleRecord | None) -> Any:
+    """One record from the fields of three; the same thing made twice was made when it was first made."""
+    base, ours, theirs = map(_fields, records)
+    merged: dict[str, Any] = {}
     for key in {*base, *ours, *theirs}:
         chosen = _choose(base.get(key), ours.get(key), theirs.get(key))
         if chosen is _CONFLICT and key == "created":
-            chosen = min(ours[key], theirs[key])
+            chosen = min(ours[key], theirs[key], key=bytes)
         if chosen is _CONFLICT:
             return _CONFLICT
         if chosen is not None:
             merged[key] = chosen
-    return merged
+    fields = msgspec.json.decode(msgspec.json.encode(merged | merged.pop(_AS_ONE)))
+    return record(VersionRecord if "blob" in fields else EnsembleRecord, "what both sides changed", fields)
 
 
-def _fields(record: VersionRecord | EnsembleRecord, *omitted: str) -> dict[str, Any]:
-    """The fields that a record has, by name, keys that begin with `x-` among them, and none of the omitted ones."""
-    found = {key: getattr(record, key) for key in record.__struct_fields__ if key not in omitted}
-    found |= found.pop("extensions") or {}
-    return {key: value for key, value in found.items() if value is not UNSET}
+def _fields(record: VersionRecord | EnsembleRecord | None) -> dict[str, Any]:
+    """The text of each field that a record has; those that were fitted together count as one."""
+    found: dict[str, Any] = {} if record is None else msgspec.json.decode(encoded(record), type=dict[str, Raw])
+    fitted = {key: found.pop(key) for key in _FITTED if key in found}
+    return {**found, _AS_ONE: fitted}
 
 
-def _record(kind: type[R], fields: Fields) -> R:
-    """The record that has these fields."""
-    own = {key: fields[key] for key in kind.__struct_fields__ if key in fields}
-    extensions = {key: value for key, value in fields.items() if key.startswith("x-")}
-    return kind(**own, extensions=extensions or UNSET)
-
-
-def _as_one(ensemble: EnsembleRecord) -> dict[str, Any]:
-    """An ensemble's fields, those that were fitted together as one."""
-    apart = _fields(ensemble, *_FITTED)
-    return {**apart, _AS_ONE: {key: value for key, value in _fields(ensemble).items() if key not in apart}}
-
-
-def _renumbered(alias: AliasRecord, moved: Mapping[str, Mapping[int, int]]) -> AliasRecord:
+def _renumbered(alias: AliasRecord, moved: Mapping[Any, Mapping[Any, int]]) -> AliasRecord:
     """Their alias, with the numbers that their versions now have."""
 
-    def renumbered(target: Target) -> Target:
-        if target.model is UNSET or target.version is UNSET:
-            return target
-        return msgspec.structs.replace(target, version=moved.get(target.model, {}).get(target.version, target.version))
+    def version(of: AliasRecord | Target) -> Any:
+        return moved.get(of.model, {}).get(of.version, of.version)
 
-    changed = alias.moved(renumbered(alias.target), map(renumbered, alias.before or ()))
-    return alias if (alias.target, alias.before or ()) == (changed.target, changed.before) else changed
+    before = alias.before and tuple(msgspec.structs.replace(one, version=version(one)) for one in alias.before)
+    return msgspec.structs.replace(alias, version=version(alias), before=before)
 
 
 def merge_files(base: Path, ours: Path, theirs: Path) -> None:

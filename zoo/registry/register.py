@@ -23,6 +23,7 @@ from torch import nn
 from zoo import _files
 from zoo._names import own_version
 from zoo.checkpoint import Checkpoint, about_of, decode, encode, foreign
+from zoo.checkpoint.exam import check_probe
 from zoo.checkpoint.header import CheckpointError, read_header
 from zoo.models.spec import Spec, count_parameters
 from zoo.registry.blobs import Blobs
@@ -111,6 +112,17 @@ def prepare(name: str, checkpoint: Checkpoint, *, tags: Iterable[str] = (), crea
     kept = {key: value for key, value in fields.items() if value not in ("", [], {}, None)}
     id = hashlib.sha256(content.encode()).hexdigest()[:12]
     return Prepared(id, data, new_record(VersionRecord, f"{name}@{id}", kept))
+
+
+def check_code(entry: Entry, record: VersionRecord) -> None:
+    """Refuse (PROBE) the same weights again where they answer otherwise than when they were registered."""
+    if not entry.probe or isinstance(record.probe, msgspec.UnsetType):
+        return
+    try:
+        check_probe(entry.probe, msgspec.json.decode(record.probe))
+    except CheckpointError as error:
+        way_out = "give the changed architecture another name"
+        raise CheckpointError(error.reason, f"{entry.reference}: {error.message}; {way_out}") from None
 
 
 @lru_cache(maxsize=1)

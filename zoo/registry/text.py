@@ -47,13 +47,11 @@ from zoo._json import TextError, canonical, depth, parse_strictly
 from zoo.registry.types import (
     AliasRecord,
     EnsembleRecord,
-    Id,
     ModelRecord,
     R,
     Record,
     RegistryError,
     Snapshot,
-    Target,
     VersionRecord,
     check_name,
     encoded,
@@ -63,7 +61,6 @@ from zoo.registry.types import (
 Bytes = bytes | bytearray
 _FORMAT, _SCHEMA = "zoo-registry", 1
 _SECTIONS = ("models", "ensembles", "aliases")
-_KEYS = {"format", "schema", *_SECTIONS}
 _DEEPEST = 64
 _TOGETHER = 200  # carried texts that are checked at once
 _TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z", re.ASCII)
@@ -168,8 +165,8 @@ class _OtherTextError(ValueError):
     """The text is not the canonical one; the strict reader decides."""
 
 
-class _File(msgspec.Struct, kw_only=True):
-    """The file, but for keys that begin with `x-`."""
+class _File(Record, frozen=True, kw_only=True, forbid_unknown_fields=False):
+    """The file; keys that begin with `x-` are skipped."""
 
     aliases: dict[str, AliasRecord]
     ensembles: dict[str, EnsembleRecord]
@@ -195,15 +192,16 @@ def _fast(raw: Bytes) -> Snapshot:
     again, text = _encode(file), raw.replace(b"\n", b"")  # no string holds a line break
     extensions: dict[str, Raw] = {}
     if again != text:  # keys that begin with `x-` come last
-        extensions = {key: value for key, value in _decode_top(raw).items() if key not in _KEYS}
+        extensions = {key: value for key, value in _decode_top(raw).items() if key not in _fields(_File)}
         if again[:-1] + extension_text(extensions).replace(b"\n", b"") + b"}" != text or b"\r" in text:
             raise _OtherTextError
-        values = {key: _strictly(bytes(value).decode()) for key, value in extensions.items()}
-        _check_top({**msgspec.structs.asdict(file), **values})
+        for key, value in extensions.items():
+            if not key.startswith("x-") or depth(_strictly(bytes(value).decode())) > _DEEPEST:
+                raise _OtherTextError
     found = Snapshot(file.models, file.ensembles, file.aliases, extensions)
     _check_carried(VersionRecord, [one for model in found.models.values() for one in model.versions.values()])
     _check_carried(EnsembleRecord, [*found.ensembles.values()])
-    _check_names(found.models, found.ensembles, found.pointers)
+    _check_names({"models": found.models, "ensembles": found.ensembles, "aliases": found.pointers})
     _check(found)
     return found
 
@@ -211,7 +209,7 @@ def _fast(raw: Bytes) -> Snapshot:
 def _check_carried(kind: type[Record], records: list[Any]) -> None:
     """Refuse carried parts of another type, or whose text is not the canonical one; equal ones are checked once."""
     for key, declared in _fields(kind).items():
-        plain, beside = _annotation(declared)
+        plain, beside, _ = _parts(declared)
         found = [*{*map(bytes, filter(None, map(attrgetter(key), records)))}] if plain is Raw else []
         if any(len(text) > 2 * _DEEPEST and text.count(b"{") + text.count(b"[") > _DEEPEST for text in found):
             raise _OtherTextError
@@ -237,31 +235,12 @@ def _strict(raw: Bytes) -> Snapshot:
     except UnicodeDecodeError as error:
         raise RegistryError("REGISTRY_ENCODING", f"expected UTF-8: {error}; {_RESCUE}") from None
     _check_top(table)
-    for section in _SECTIONS:
-        if not isinstance(table[section], dict):
-            _refuse("FIELD_TYPE", f"expected {section!r} as an object, got {str(table[section])[:60]}")
-    models, ensembles, aliases = (table[section] for section in _SECTIONS)
-    _check_names(models, ensembles, aliases)
-    top = _decode_top(raw)  # keys of other programs keep their text, line ends apart
-    found = Snapshot(
-        {name: _model_record(name, fields) for name, fields in models.items()},
-        {name: record(EnsembleRecord, f"the ensemble {name!r}", fields) for name, fields in ensembles.items()},
-        {name: record(AliasRecord, f"the alias {name!r}", fields) for name, fields in aliases.items()},
-        {key: Raw(bytes(top[key]).replace(b"\r\n", b"\n")) for key in table if key not in _KEYS},
-    )
+    _check_names({key: table[key] for key in _SECTIONS if isinstance(table.get(key), dict)})
+    file, top = record(_File, "", table), _decode_top(raw)  # keys of other programs keep their text, line ends apart
+    extensions = {key: Raw(bytes(top[key]).replace(b"\r\n", b"\n")) for key in file.extensions or {}}
+    found = Snapshot(file.models, file.ensembles, file.aliases, extensions)
     _check(found)
     return found
-
-
-def _model_record(name: str, fields: Any) -> ModelRecord:
-    what = f"the model {name!r}"
-    versions = fields.get("versions") if isinstance(fields, dict) else None
-    if not isinstance(versions, dict):  # before its lines are read one by one, which name the version
-        return record(ModelRecord, what, fields)
-    lines = {
-        _value(f"an id in {what}", id, Id): record(VersionRecord, f"{name}@{id}", line) for id, line in versions.items()
-    }
-    return msgspec.structs.replace(record(ModelRecord, what, {**fields, "versions": {}}), versions=lines)
 
 
 def new_record(kind: type[R], what: str, fields: Mapping[str, Any]) -> R:
@@ -281,68 +260,77 @@ def new_record(kind: type[R], what: str, fields: Mapping[str, Any]) -> R:
     return record(kind, what, found)
 
 
-def record(kind: type[R], what: str, fields: Any) -> R:
-    """The record of parsed JSON; messages call it `what`.
+def record(kind: type[R], place: str, fields: Any) -> R:
+    """The record of parsed JSON, and the records in it, each by the same law.
+
+    Args:
+        kind: the type of the record, whose fields say what they must be.
+        place: where it is in the file, for messages, such as `/models/a/versions/1f2e3d4c5b6a`.
+        fields: the parsed JSON.
 
     Raises:
-        RegistryError: FIELD_TYPE, MISSING_KEY, UNKNOWN_KEY, REGISTRY_DEPTH.
+        RegistryError: FIELD_TYPE, MISSING_KEY, UNKNOWN_KEY, REGISTRY_DEPTH, and the titles of limits in the types.
     """
+    where = place or "the top of the registry"
     if not isinstance(fields, dict):
-        _refuse("FIELD_TYPE", f"expected {what} as an object, got {str(fields)[:60]}")
+        _refuse("FIELD_TYPE", f"expected an object at {where}, got {str(fields)[:60]}")
     known = _fields(kind)
     needed = [key for key, declared in known.items() if UnsetType not in get_args(declared)]
     if missing := [key for key in needed if key not in fields]:
-        _refuse("MISSING_KEY", f"expected {needed} in {what}, {missing} are missing")
+        _refuse("MISSING_KEY", f"expected {needed} at {where}, {missing} are missing")
     if unknown := [key for key in fields if key not in known and not key.startswith("x-")]:
-        _refuse("UNKNOWN_KEY", f"expected {sorted(known)} in {what}, got {unknown[0][:60]!r}")
-    extensions = {key: _raw(value) for key, value in fields.items() if key.startswith("x-")}
-    values = {key: _value(f"{key!r} of {what}", value, known[key]) for key, value in fields.items() if key in known}
-    if depth(fields) > _DEEPEST:
-        _refuse("REGISTRY_DEPTH", f"expected at most {_DEEPEST} levels in {what}")
+        _refuse(
+            "UNKNOWN_KEY", f"expected {sorted(known)} or keys that begin with 'x-' at {where}, got {unknown[0][:60]!r}"
+        )
+    values = {key: _value(f"{place}/{key}", fields[key], known[key]) for key in fields if key in known}
+    extensions = {key: _raw(f"{place}/{key}", fields[key]) for key in fields if key not in known}
     return kind(**values, extensions=extensions or UNSET)
 
 
-def _value(what: str, value: Any, declared: Any) -> Any:
+def _value(place: str, value: Any, declared: Any) -> Any:
     """The value of a field that is declared with this type."""
-    if declared == _BEFORE and isinstance(value, list):  # each target may have keys that begin with `x-`
-        return tuple(record(Target, what, target) for target in value)
-    plain, beside = _annotation(declared)
+    plain, beside, inner = _parts(declared)
+    if inner and get_origin(plain) is dict and isinstance(value, dict):
+        names = get_args(plain)[0]
+        return {_value(place, name, names): record(inner, f"{place}/{name}", one) for name, one in value.items()}
+    if inner and get_origin(plain) is tuple and isinstance(value, list):
+        return tuple(record(inner, f"{place}/{index}", one) for index, one in enumerate(value))
     try:
         converted = msgspec.convert(value, beside if plain is Raw else declared)
     except msgspec.ValidationError as error:
         if isinstance(beside, Meta) and beside.title and type(value) is plain:
-            _refuse(beside.title, f"expected {beside.description} as {what}, got {str(value)[:90]!r}")
-        _refuse("FIELD_TYPE", f"{what} is wrong: {error}; got {str(value)[:60]}")
-    return _raw(value) if plain is Raw else converted
+            _refuse(beside.title, f"expected {beside.description} at {place}, got {str(value)[:90]!r}")
+        _refuse("FIELD_TYPE", f"the value at {place} is wrong: {error}; got {str(value)[:60]}")
+    return _raw(place, value) if plain is Raw else converted
 
 
-def _raw(value: Any) -> Raw:
+def _raw(place: str, value: Any) -> Raw:
+    if depth(value) > _DEEPEST:
+        _refuse("REGISTRY_DEPTH", f"expected at most {_DEEPEST} levels at {place}")
     return Raw(canonical(value).encode())
 
 
 @lru_cache
 def _fields(kind: type[Record]) -> dict[str, Any]:
     """The fields of a record and their types, without the keys of other programs."""
-    return {one.encode_name: one.type for one in msgspec.structs.fields(kind) if one.encode_name != "x-"}
+    return {one.name: one.type for one in msgspec.structs.fields(kind) if one.name != "extensions"}
 
 
 @lru_cache
-def _annotation(declared: Any) -> tuple[Any, Any]:
-    """The plain type in a declared one, and what `Annotated` puts beside it, or None."""
-    for one in get_args(declared) if UnsetType in get_args(declared) else (declared,):
-        if get_origin(one) is Annotated:
-            return one.__origin__, one.__metadata__[0]
-    return declared, None
-
-
-_BEFORE = _fields(AliasRecord)["before"]
+def _parts(declared: Any) -> tuple[Any, Any, type[Record] | None]:
+    """A declared type without UNSET: the plain type, what `Annotated` puts beside it, the records that it holds."""
+    (plain,) = {*get_args(declared)} - {UnsetType} if UnsetType in get_args(declared) else (declared,)
+    if get_origin(plain) is Annotated:
+        return plain.__origin__, plain.__metadata__[0], None
+    inner = [one for one in get_args(plain) if isinstance(one, type) and issubclass(one, Record)]
+    return plain, None, inner[0] if inner else None
 
 
 # ---- checks that need more than one field
 
 
 def _check_top(table: Any) -> None:
-    """Refuse what is no registry, or one of another schema, or with other keys."""
+    """Refuse what is no registry, or one of another schema, or with keys that a newer one may have."""
     if not isinstance(table, dict) or table.get("format") != _FORMAT:
         got = table.get("format") if isinstance(table, dict) else table
         _refuse("NOT_A_REGISTRY", f"expected a registry with the format {_FORMAT!r}, got {str(got)[:60]!r}")
@@ -352,23 +340,20 @@ def _check_top(table: Any) -> None:
     if schema > _SCHEMA:
         msg = f"the registry has schema {schema}, this program knows up to {_SCHEMA}: update the program"
         _refuse("SCHEMA_TOO_NEW", msg)
-    if unknown := sorted(key for key in table if key not in _KEYS and not key.startswith("x-")):
-        _refuse("UNKNOWN_KEY", f"expected the keys {sorted(_KEYS)} and keys that begin with 'x-', got {unknown}")
-    if missing := sorted(_KEYS - set(table)):
-        _refuse("MISSING_KEY", f"expected the keys {sorted(_KEYS)}, {missing} are missing")
-    if deep := [key for key in table if key.startswith("x-") and depth(table[key]) > _DEEPEST]:
-        _refuse("REGISTRY_DEPTH", f"expected at most {_DEEPEST} levels in {deep[0]!r}")
+    if unknown := sorted(key for key in table if key not in _fields(_File) and not key.startswith("x-")):
+        msg = f"expected {sorted(_fields(_File))} and keys that begin with 'x-', got {unknown}"
+        _refuse("UNKNOWN_KEY", msg)
 
 
-def _check_names(*sections: Mapping[str, Any]) -> None:
+def _check_names(sections: Mapping[str, Mapping[str, Any]]) -> None:
     """Refuse invalid names, and names that differ only in capitals."""
-    names = [name for section in sections for name in section]
+    names = [name for section in sections.values() for name in section]
     for name in names:
         check_name(name)
     if len({name.casefold() for name in names}) == len(names):
         return
     taken: dict[str, tuple[str, str]] = {}
-    for where, section in zip(_SECTIONS, sections, strict=True):
+    for where, section in sections.items():
         for name in section:
             other, place = taken.setdefault(name.casefold(), (name, where))
             if (other, place) != (name, where):

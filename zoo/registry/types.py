@@ -110,7 +110,7 @@ def parse_reference(text: str) -> Reference:
 
 # ---- records: the lines of the file
 
-Extensions = Annotated[dict[str, Raw], Meta(min_length=1, max_length=0)]  # never read as a field of this name
+Extensions = Annotated[dict[str, Raw], Meta(min_length=1, max_length=0)]  # not read as a field
 Id = Annotated[str, Meta(pattern=rf"^{_ID}\Z", title="ID", description="12 hex digits")]
 Digest = Annotated[str, Meta(pattern=rf"^{_DIGEST}\Z", title="DIGEST", description="'sha256:' and 64 hex digits")]
 Number = Annotated[
@@ -131,7 +131,7 @@ class Metric(Struct, kw_only=True):
 
 
 class Probe(Struct):
-    """A model's recorded answer to the probe batch; see `zoo.checkpoint.match`."""
+    """A model's recorded answer to the probe batch; see `zoo.checkpoint.exam`."""
 
     digest: str
     values: list[float]
@@ -146,7 +146,7 @@ class Record(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     that of the value.
     """
 
-    extensions: Extensions | UnsetType = msgspec.field(default=UNSET, name="x-")
+    extensions: Extensions | UnsetType = UNSET
 
 
 class VersionRecord(Record, frozen=True, kw_only=True, gc=False):
@@ -259,15 +259,15 @@ def plain(record: VersionRecord | EnsembleRecord) -> dict[str, Any]:
 # ---- entries: records with their names
 
 
-def _of_record(key: str, default: T) -> T:
-    """A property: a field of `record` as plain data, or the default where it is absent."""
+def _of_record(key: str, default: T, meaning: str) -> T:
+    """A property with this meaning: a field of `record` as plain data, or the default where it is absent."""
 
     def read(self: Entry | EnsembleEntry) -> Any:
         value = getattr(self.record, key)
         found = msgspec.json.decode(value) if isinstance(value, Raw) else value
         return copy(default) if found is UNSET else tuple(found) if isinstance(found, list) else found
 
-    return cast("T", property(read))
+    return cast("T", property(read, doc=meaning))
 
 
 _STRINGS: tuple[str, ...] = ()
@@ -283,44 +283,27 @@ class Entry(Struct, frozen=True):
         name: the model's name.
         id: 12 hex digits of its content: name, spec and weights.
         record: the version's line.
-
-    Attributes:
-        number: the version's number, from 1; never used again.
-        bytes: size of the blob.
-        classes: names of the classes, in the order of the logits.
-        created: when it was registered, UTC.
-        kind: trained, averaged or imported.
-        metrics: name -> `{"value", "unit", "n", "frames"}`, as far as they are known.
-        note: free text.
-        parameters: number of trainable parameters.
-        parents: ids of the versions it was averaged or distilled from.
-        probe: the model's answer to the probe batch at registration, or None.
-        recipe: `Recipe.to_dict()` of the training, or None.
-        software: versions of the software that registered it.
-        spec_data: the spec as plain data, also where this program does not know its architecture.
-        tags: sorted.
-        trained_on: fingerprint of the training frames, or "".
     """
 
     name: str
     id: str
     record: VersionRecord
 
-    number = _of_record("n", 0)
-    bytes = _of_record("bytes", 0)
-    classes = _of_record("classes", _STRINGS)
-    created = _of_record("created", "")
-    kind = _of_record("kind", "trained")
-    metrics = _of_record("metrics", _MAPPING)
-    note = _of_record("note", "")
-    parameters = _of_record("parameters", 0)
-    parents = _of_record("parents", _STRINGS)
-    probe = _of_record("probe", _MAPPING_OR_NONE)
-    recipe = _of_record("recipe", _MAPPING_OR_NONE)
-    software = _of_record("software", _MAPPING)
-    spec_data = _of_record("spec", _MAPPING)
-    tags = _of_record("tags", _STRINGS)
-    trained_on = _of_record("trained_on", "")
+    number = _of_record("n", 0, "The version's number, from 1; never used again.")
+    bytes = _of_record("bytes", 0, "Size of the blob.")
+    classes = _of_record("classes", _STRINGS, "Names of the classes, in the order of the logits.")
+    created = _of_record("created", "", "When it was registered, UTC.")
+    kind = _of_record("kind", "trained", "One of trained, averaged, imported.")
+    metrics = _of_record("metrics", _MAPPING, 'Name -> `{"value", "unit", "n", "frames"}`, as far as they are known.')
+    note = _of_record("note", "", "Free text.")
+    parameters = _of_record("parameters", 0, "Number of trainable parameters.")
+    parents = _of_record("parents", _STRINGS, "Ids of the versions it was averaged or distilled from.")
+    probe = _of_record("probe", _MAPPING_OR_NONE, "The model's answer to the probe batch at registration, or None.")
+    recipe = _of_record("recipe", _MAPPING_OR_NONE, "`Recipe.to_dict()` of the training, or None.")
+    software = _of_record("software", _MAPPING, "Versions of the software that registered it.")
+    spec_data = _of_record("spec", _MAPPING, "The spec as plain data, also of an architecture unknown to this program.")
+    tags = _of_record("tags", _STRINGS, "Short words, sorted.")
+    trained_on = _of_record("trained_on", "", 'Fingerprint of the training frames, or "".')
 
     def __hash__(self) -> int:
         return hash((self.name, self.id))
@@ -369,31 +352,20 @@ class EnsembleEntry(Struct, frozen=True):
     Args:
         name: its name.
         record: its line.
-
-    Attributes:
-        members: ids of the members, in order; each is a reference.
-        rule: as plain data.
-        weights: one per member, or None.
-        temperatures: one per member, or None.
-        fitted_on: fingerprint of the frames that the weights were fitted on, or "".
-        classes: names of the classes, in the order of the logits.
-        created: when it was registered, UTC.
-        note: free text.
-        tags: sorted.
     """
 
     name: str
     record: EnsembleRecord
 
-    members = _of_record("members", _STRINGS)
-    rule = _of_record("rule", _MAPPING)
-    weights = _of_record("weights", _NUMBERS)
-    temperatures = _of_record("temperatures", _NUMBERS)
-    fitted_on = _of_record("fitted_on", "")
-    classes = _of_record("classes", _STRINGS)
-    created = _of_record("created", "")
-    note = _of_record("note", "")
-    tags = _of_record("tags", _STRINGS)
+    members = _of_record("members", _STRINGS, "Ids of the members, in order; each is a reference.")
+    rule = _of_record("rule", _MAPPING, "The rule as plain data.")
+    weights = _of_record("weights", _NUMBERS, "One per member, or None.")
+    temperatures = _of_record("temperatures", _NUMBERS, "One per member, or None.")
+    fitted_on = _of_record("fitted_on", "", 'Fingerprint of the frames that the weights were fitted on, or "".')
+    classes = _of_record("classes", _STRINGS, "Names of the classes, in the order of the logits.")
+    created = _of_record("created", "", "When it was registered, UTC.")
+    note = _of_record("note", "", "Free text.")
+    tags = _of_record("tags", _STRINGS, "Short words, sorted.")
 
     def __hash__(self) -> int:
         return hash(self.name)
