@@ -47,6 +47,7 @@ def test_greedy_picks_what_the_plain_loop_picks(seed, decimals):
     """In the same order, ties included."""
     outputs = some_outputs(6, seed=seed, decimals=decimals)
     assert greedy(outputs, 15).picks == plain_loop(outputs, 15)
+    assert greedy(outputs, 15, sample_weights=np.ones(300)).picks == plain_loop(outputs, 15)  # another state, weighted
 
 
 @pytest.mark.parametrize("layout", ["together", "apart", "frames first", "classes first"])
@@ -65,6 +66,7 @@ def test_greedy_reads_members_where_they_lie(layout):
     assert torch.equal(laid, logs)
     found = greedy(replace(outputs, log_probabilities=laid), 40)
     assert found.picks == plain_loop(outputs, 40)
+    assert greedy(replace(outputs, log_probabilities=laid), 40, sample_weights=np.ones(1500)).picks == found.picks
     picked = outputs.probabilities.double()[[outputs.members.index(name) for name in found.picks]]
     right = picked.cumsum(dim=0).argmax(dim=-1) == outputs.labels
     assert found.accuracies.tolist() == right.double().mean(dim=1).tolist()

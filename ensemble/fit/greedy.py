@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import product
+from itertools import pairwise, product
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from ensemble.fit._solver import Array, checked_weights, labelled, refuse_nan
-from ensemble.judge.metrics import METRICS, Counts, Metric, get_metric
+from ensemble.judge.metrics import Counts, Metric, get_metric
 from ensemble.outputs import LEAST, MemberOutputs
 from ensemble.rules.fitted import WeightedMean
 
@@ -23,12 +24,13 @@ Mask = NDArray[np.bool_]
 
 _CELLS = 2**21  # probabilities processed together
 _BLOCK = 16384  # frames read together
+_PART = 1024  # frames counted together, over all members that may still be the best
 _PAIRS = 8192  # pairs of a member and a frame computed together
 _SLACK = 1e-5  # frames this close to flipping are computed in full: more than rounding can change
 _ROUNDED = 1e-7  # and this much per round: a margin in float32 is off by 3e-8 at most
 _LEFT = 0.8  # settled frames are dropped once no more than this share is open
 _PER_FRAME = ("frames", "labels", "times", "guess", "low", "least", "sum")
-_PER_MEMBER = ("tops", "peaks", "seconds", "margins", "given")
+_PER_MEMBER = ("tops", "peaks", "seconds", "margins")
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,8 +105,10 @@ def greedy(
     judged, (M, N, _) = get_metric(metric), outputs.shape
     labelled(outputs)
     times = np.ones(N) if sample_weights is None else checked_weights(sample_weights, N)
-    state: _Decisions | _Scores
-    if judged.of is Counts or judged is METRICS["accuracy"]:
+    state: _Accuracy | _Decisions | _Scores
+    if metric == "accuracy" and sample_weights is None:
+        state = _Accuracy(outputs, rounds)
+    elif metric == "accuracy" or judged.of is Counts:
         state = _Decisions(outputs, rounds, judged, times)
     elif metric in ("log_loss", "brier"):
         state = _Scores(outputs, judged, times)
@@ -124,12 +128,127 @@ def greedy(
     return GreedySelection(names, values, shares, float(values[best]), losses[best], *known)
 
 
+class _Accuracy:
+    """For accuracy: the unnormalised sum of the picks and, for each frame, bounds of its margin.
+
+    The margin is the sum for the true class minus the largest other one, the rival's. A member moves it by at
+    least its own margin, and by at most what it gives the true class beyond the rival: frames that stay on their
+    side either way need no computation. Probabilities are computed where they are needed, never all together, and
+    only for frames that some member gets wrong: the others are right whatever is picked.
+    """
+
+    def __init__(self, outputs: MemberOutputs, rounds: int) -> None:
+        self.table, labels = _Table(outputs.log_probabilities), outputs.require_labels()
+        self.truth, margins = self.table.margins(labels)
+        refuse_nan(outputs, margins)
+        _, N, C = outputs.shape
+        self.true_sum = np.zeros(N)
+        self.slack = _SLACK + _ROUNDED * rounds
+        self.frames = np.flatnonzero(margins.min(axis=0) <= self.slack)
+        self.always = N - len(self.frames)  # frames that every member gets right
+        self.labels, self.margins = labels.numpy()[self.frames], margins.take(self.frames, axis=1)
+        self.least, self.most = self.margins.min(axis=0), self.truth.max(axis=0)[self.frames]
+        self.sum = np.zeros((len(self.frames), C))
+        self.low, self.high = np.zeros(len(self.frames)), np.zeros(len(self.frames))  # bounds of the margin
+        self.rival = np.where(self.labels > 0, 0, C - 1)
+        self.given = np.full_like(self.margins, np.nan)  # what members give the rival, as far as computed
+        self.picked, self.left = 0, rounds
+
+    def best(self, allowed: Mask) -> tuple[int, float, float]:
+        """The allowed member to add, the accuracy with it, and the log-loss then."""
+        self._settle()
+        sure, open_ = self._open()
+        if self.picked:
+            self._measure(open_)  # exact margins where the bounds left a frame open; often that settles it
+            sure, open_ = self._open()
+        kept, whose, rows = self._bounded(open_)
+        starts = np.searchsorted(whose, np.arange(len(kept) + 1)).tolist()
+        bounds = np.where(allowed, self.always + int(sure.sum()) + kept + np.diff(starts), -1)
+        hits = self._raced(bounds, [rows[begin:end] for begin, end in pairwise(starts)])
+        most = max(hits.values())
+        level = sorted(m for m, hit in hits.items() if hit == most)
+        with np.errstate(divide="ignore"):
+            losses = [float(-np.log((self.true_sum + self.truth[m]) / (self.picked + 1)).mean()) for m in level]
+        first = min(range(len(level)), key=losses.__getitem__)
+        return level[first], most / len(self.true_sum), losses[first]
+
+    def add(self, m: int) -> None:
+        for begin in range(0, len(self.frames), _BLOCK):
+            part = slice(begin, begin + _BLOCK)
+            self.sum[part] += self.table.probabilities(m, self.frames[part])
+        self.true_sum += self.truth[m]
+        self.picked, self.left = self.picked + 1, self.left - 1
+        self.low += self.margins[m]
+        self.high += self.truth[m, self.frames]
+
+    def _raced(self, most: NDArray[np.intp], open_: list[NDArray[np.intp]]) -> dict[int, int]:
+        """The exact numbers out of the bounds `most`: first for the likely best, for others while they may win."""
+        first = int(most.argmax())
+        hits: dict[int, int] = {}
+        for members in ([first], [m for m in range(len(most)) if m != first]):
+            done = 0
+            while members := [m for m in members if most[m] >= max(hits.values(), default=0)]:
+                part = slice(done, done := done + max(1, _PART // len(members)))
+                rows, sizes = np.concatenate([open_[m][part] for m in members]), [len(open_[m][part]) for m in members]
+                changed = self.sum.take(rows, axis=0)
+                changed += self.table.probabilities(np.repeat(members, sizes), self.frames[rows])
+                wrong = changed.argmax(axis=1) != self.labels[rows]
+                most[members] -= np.bincount(np.repeat(np.arange(len(members)), sizes), wrong, len(members)).astype(int)
+                counted = [m for m in members if len(open_[m]) <= done]
+                hits |= {m: int(most[m]) for m in counted}
+                members = [m for m in members if m not in counted]
+        return hits
+
+    def _bounded(self, rows: NDArray[np.intp]) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]:
+        """(M,) numbers of frames surely right once a member joins; and members with frames they may make right."""
+        margins, high = self.margins.take(rows, axis=1), self.high[rows]
+        if not self.picked:
+            whose, row = np.divmod(np.flatnonzero(np.abs(margins) <= self.slack), len(rows))
+            return (margins > self.slack).sum(axis=1), whose, rows[row]
+        # float32 is exact enough: where it rounds by more than a fraction of the slack, no member can flip the frame
+        kept = margins > (self.slack - self.low[rows]).astype(np.float32)
+        truth = self.truth.take(self.frames[rows], axis=1)
+        pairs = np.flatnonzero(~kept & (truth >= (-self.slack - high).astype(np.float32)))
+        whose, row = np.divmod(pairs, len(rows))
+        given = self.given[whose, rows[row]]  # what members give the rivals, remembered until a frame's rival changes
+        new = np.flatnonzero(np.isnan(given))
+        m, at = whose[new], rows[row[new]]
+        given[new] = self.given[m, at] = self.table.probabilities(m, self.frames[at], self.rival[at])
+        flips = high[row] + (truth.ravel()[pairs] - given) >= -self.slack
+        return kept.sum(axis=1), whose[flips], rows[row[flips]]
+
+    def _open(self, left: int = 1) -> tuple[Mask, NDArray[np.intp]]:
+        """Frames that stay right whichever members are picked next, and frames that some member can flip."""
+        sure = self.low + left * self.least > self.slack
+        return sure, np.flatnonzero(~sure & (self.high + left * self.most >= -self.slack))
+
+    def _settle(self) -> None:
+        """Drop the frames that no remaining picks can flip, once there are many."""
+        sure, open_ = self._open(self.left)
+        if len(open_) > _LEFT * len(self.frames):
+            return
+        self.always += int(sure.sum())
+        for name in ("frames", "labels", "least", "most", "low", "high", "rival", "sum"):
+            setattr(self, name, getattr(self, name).take(open_, axis=0))
+        self.margins, self.given = self.margins.take(open_, axis=1), self.given.take(open_, axis=1)
+
+    def _measure(self, rows: NDArray[np.intp]) -> None:
+        """Compute the exact margins of some frames."""
+        others, every = self.sum.take(rows, axis=0), np.arange(len(rows))
+        others[every, self.labels[rows]] = -np.inf
+        rival = others.argmax(axis=1)
+        self.given[:, rows[rival != self.rival[rows]]] = np.nan
+        self.rival[rows] = rival
+        self.low[rows] = self.high[rows] = self.true_sum[self.frames[rows]] - others[every, rival]
+
+
 class _Decisions:
-    """The unnormalised sum of the picks, the class that it predicts on each frame, and a bound of that class's margin.
+    """The sum of the picks, the class that it predicts on each frame, and a bound of that class's margin.
 
     The margin is the sum for the predicted class minus the largest other one. A member moves it by at least its own
     margin for that class: where the two together stay positive, the prediction stays, and nothing is computed. Frames
     on which all members predict the same class are settled from the start, others once no picks left can flip them.
+    It serves every metric of decisions with weighted frames, at three times the cost of `_Accuracy`.
     """
 
     def __init__(self, outputs: MemberOutputs, rounds: int, metric: Metric, times: Array) -> None:
@@ -140,7 +259,7 @@ class _Decisions:
         self.truth, self.tops, self.peaks, self.seconds = self.table.tops(labels)
         refuse_nan(outputs, self.peaks)
         self.every, self.true_sum = times, np.zeros(len(times))
-        self.margins, self.given = self.peaks - self.seconds, self.peaks.copy()
+        self.margins = self.peaks - self.seconds
         for m, margins in enumerate(self.margins):  # the logarithms of equal probabilities may differ
             close = np.flatnonzero(margins <= self.slack)
             self.tops[m, close] = self.table.probabilities(m, close).argmax(axis=1)
@@ -185,16 +304,7 @@ class _Decisions:
         self._measure(np.flatnonzero(self.low + np.minimum(self.least, 0) <= self.slack))
         open_ = self.low + self.left * np.minimum(self.least, 0) <= self.slack
         rows = np.flatnonzero(self.low + self.least <= self.slack)
-        right = self.guess[rows] == self.labels[rows]
-        if self.metric.of is not Counts:  # then a wrong prediction matters only where it can become right
-            behind = self.sum[rows, self.guess[rows]] - self.true_sum[self.frames[rows]] - self.slack
-            most = self.truth[:, self.frames[rows]].max(axis=0)
-            open_[rows] &= right | (behind <= self.left * most)
-            near = right | (behind <= most)
-            rows, right, behind = rows[near], right[near], behind[near]
         close = (self.margins[:, rows] + self.low[rows] <= self.slack) & allowed[:, None]
-        if self.metric.of is not Counts:
-            close &= right | (self.truth[:, self.frames[rows]] - self.given[:, rows] >= behind)
         whose, row = np.divmod(np.flatnonzero(close), max(len(rows), 1))
         row = rows[row]
         hits, predicted = (np.tile(each, (len(allowed), 1)) for each in (self.hits, self.predicted))
@@ -230,7 +340,6 @@ class _Decisions:
         guess = self.guess[rows]
         for m in range(len(self.tops)):
             given, peak = self.table.probabilities(m, self.frames[rows], guess), self.peaks[m, rows]
-            self.given[m, rows] = given
             self.margins[m, rows] = given - np.where(self.tops[m, rows] == guess, self.seconds[m, rows], peak)
         self.least[rows] = self.margins[:, rows].min(axis=0)
 
@@ -248,7 +357,7 @@ class _Decisions:
 
 
 class _Scores:
-    """The sum of what the picks give the true class, and how often each member was picked, for means over frames."""
+    """For log-loss and Brier score: what the picks give the true class, and how often each member was picked."""
 
     def __init__(self, outputs: MemberOutputs, metric: Metric, times: Array) -> None:
         kept = times > 0
@@ -313,19 +422,28 @@ class _Table:
         found: NDArray[np.float32] = table.index_select(0, places).float().exp_().numpy()
         return found
 
-    def tops(
-        self, labels: torch.Tensor
-    ) -> tuple[NDArray[np.float32], NDArray[np.intp], NDArray[np.float32], NDArray[np.float32]]:
+    def margins(self, labels: torch.Tensor) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """(M, N) each: the true class's probability, and its margin over the largest other one."""
+        M, N, _ = self.logs.shape
+        truth, others = torch.empty(M, N), torch.empty(M, N)
+        for m, begin in product(range(M), range(0, N, _BLOCK)):
+            where = slice(begin, begin + _BLOCK)
+            block, index = self.logs[m, where].to(torch.float32, copy=True), labels[where].unsqueeze(-1)
+            truth[m, where] = block.gather(-1, index).squeeze(-1)
+            others[m, where] = block.scatter_(-1, index, -torch.inf).amax(dim=-1)
+        return truth.exp_().numpy(), truth.sub(others.exp_()).numpy()
+
+    def tops(self, labels: torch.Tensor) -> tuple[NDArray[Any], ...]:
         """(M, N) each: the true class's probability, the top class, its probability, and the largest other one."""
         M, N, _ = self.logs.shape
         truth, peaks, seconds = torch.empty(3, M, N)
-        tops = np.empty((M, N), dtype=np.intp)
+        tops = np.empty((M, N), dtype=np.int32)
         for m, begin in product(range(M), range(0, N, _BLOCK)):
             where = slice(begin, begin + _BLOCK)
             block, index = self.logs[m, where].to(torch.float32, copy=True), labels[where].unsqueeze(-1)
             truth[m, where] = block.gather(-1, index).squeeze(-1)
             tops[m, where] = block.numpy().argmax(axis=1)
-            index = torch.from_numpy(tops[m, where, None])
+            index = torch.from_numpy(tops[m, where, None]).long()
             peaks[m, where] = block.gather(-1, index).squeeze(-1)
             seconds[m, where] = block.scatter_(-1, index, -torch.inf).amax(dim=-1)
         return truth.exp_().numpy(), tops, peaks.exp_().numpy(), seconds.exp_().numpy()
