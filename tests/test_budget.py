@@ -147,3 +147,56 @@ def test_a_front_with_no_member_within_the_limit_is_refused():
     """As in a selection: an empty list would hide it."""
     with pytest.raises(ValueError, match="expected a member within 5, got costs of 10 and more"):
         pareto_front(some_outputs(2), {"m0": 10, "m1": 20}, max_parameters=5)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_best_subset_by_brier_score_is_that_of_brute_force(seed):
+    """Every subset fitted; equal members take part once."""
+    generator = np.random.default_rng(seed)
+    outputs = some_outputs(5, seed=seed)
+    rows = dict(zip(outputs.members, outputs.probabilities, strict=True))
+    outputs = ensemble.MemberOutputs.from_probabilities(rows | {"twin": rows["m0"]}, labels=outputs.labels)
+    costs = dict(zip(outputs.members, generator.integers(1, 10, 6).astype(float), strict=True))
+    budget, most = min(costs.values()) + 8, int(generator.integers(1, 4))
+    found = select(outputs, budget, costs, metric="brier", max_members=most)
+    subsets = [c for k in range(1, most + 1) for c in combinations(outputs.members, k)]
+    losses = [
+        ensemble.fit_weights(outputs.subset(c), "brier").loss for c in subsets if sum(map(costs.get, c)) <= budget
+    ]
+    assert found.loss == pytest.approx(min(losses), abs=2e-6)
+    assert found.bound <= min(losses) + 1e-9
+    assert found.proven
+    assert ensemble.judge.score(found.rule(outputs.subset(found.members).probabilities), outputs.labels, "brier") == (
+        pytest.approx(found.loss, abs=1e-6)
+    )
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "macro_f1"])
+def test_decisions_are_picked_within_the_limits(metric):
+    """At least as good as the best member that fits; the bound holds for all that fit."""
+    outputs = some_outputs(6, N=100)
+    costs = dict(zip(outputs.members, [4.0, 3.0, 2.0, 6.0, 1.0, 9.0], strict=True))
+    found = select(outputs, 8, costs, metric=metric, max_members=3)
+    assert found.cost <= 8
+    assert len(found.members) <= 3
+    single = {
+        name: ensemble.judge.score(outputs.subset([name]).probabilities[0], outputs.labels, metric) for name in costs
+    }
+    assert found.loss <= 1 - max(value for name, value in single.items() if costs[name] <= 8) + 1e-9
+    pools = [ensemble.greedy(outputs.subset(c), metric=metric).value for k in (1, 2, 3) for c in combinations(costs, k)]
+    assert found.bound <= 1 - max(pools) + 1e-12
+    assert (found.metric, found.nodes, found.proven) == (metric, 0, False)
+    front = pareto_front(outputs, costs, metric=metric)
+    assert all(a.cost > b.cost and a.loss < b.loss for a, b in pairwise(front))
+
+
+def test_a_proof_for_decisions_needs_a_bound_that_is_reached():
+    """Always right is the best there is."""
+    rows = {"good": [[0.9, 0.1], [0.2, 0.8]], "fair": [[0.6, 0.4], [0.6, 0.4]]}
+    outputs = ensemble.MemberOutputs.from_probabilities(rows, labels=[0, 1])
+    found = select(outputs, np.inf, metric="accuracy")
+    assert (found.members, found.loss, found.proven) == (("good",), 0.0, True)
+    with pytest.raises(ValueError, match="no metric named 'nll'"):
+        select(outputs, np.inf, metric="nll")
+    with pytest.raises(ValueError, match="a member within 1, got costs of 2 and more"):
+        select(outputs, 1, dict.fromkeys(rows, 2), metric="macro_f1")

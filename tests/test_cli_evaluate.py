@@ -163,3 +163,17 @@ def test_diversity_shows_pairs_the_whole_and_contributions(command, home):
     assert sum(found["unsolved"].values()) > 0
     assert "disagreement" in command(f"ensemble diversity {CORPUS}", code=0).out
     assert command(f"ensemble diversity {CORPUS} --members other --json", code=0).data["pairs"] == []
+
+
+def test_rules_are_judged_by_the_metric_one_is_judged_by(command, home):
+    """Weights for each metric beside each other; a column and a gain of it; optimism of each set of weights."""
+    rules = ["mean", "weighted", "weighted_accuracy", "weighted_brier", "weighted_macro_f1"]
+    found = command(f"ensemble evaluate {CORPUS} --metric brier --json --rules", *rules, code=0).data
+    single = {row["name"]: row for row in found["members"]}[found["baseline"]]
+    for row in found["rules"]:
+        assert row["gain"] == pytest.approx(single["brier"] - row["brier"])
+        assert row["gain_low"] <= row["gain"] <= row["gain_high"]
+        assert (row["optimism"] is None) == (row["name"] == "mean")
+    shown = command(f"ensemble evaluate {CORPUS} --metric brier", code=0).out
+    assert "gain in Brier score over best single" in " ".join(shown.split())
+    assert "brier" not in command(f"ensemble evaluate {CORPUS}", code=0).out

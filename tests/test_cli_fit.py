@@ -152,3 +152,37 @@ def test_a_selection_can_be_saved(command, home):
 def test_a_budget_in_which_no_member_fits_is_an_error(command, home):
     """On one line."""
     assert "within" in command(f"ensemble select {CORPUS} --max-parameters 10", code=2).err
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "log_loss", "brier", "macro_f1"])
+def test_weights_and_selection_follow_the_metric(command, registry, metric):
+    """With what is known of the optimum, on recordings left out, and the gain of the selection with its interval."""
+    fitted = command(f"ensemble fit {CORPUS} --metric {metric} --json", code=0).data
+    assert fitted["metric"] == metric
+    assert sum(fitted["weights"].values()) == pytest.approx(1)
+    assert all(row["low"] <= row["high"] for row in fitted["members"])
+    higher = ensemble.judge.METRICS[metric].higher
+    assert fitted["value"] == pytest.approx(1 - fitted["loss"] if higher else fitted["loss"])
+    title = ensemble.judge.METRICS[metric].title
+    assert f"{title} {fitted['value']:.5f}" in command(f"ensemble fit {CORPUS} --metric {metric}", code=0).out
+    found = command(
+        f"ensemble select {CORPUS} --metric {metric} --max-members 2 --front --save final --json", code=0
+    ).data
+    assert found["metric"] == metric
+    assert found["proven"] == (metric in ("log_loss", "brier"))
+    rule = command(f"ensemble evaluate {CORPUS} --members final --rules mean --metric {metric} --json", code=0).data[
+        "rules"
+    ][1]
+    assert found[metric] == pytest.approx(rule[metric], abs=1e-6)
+    assert found["gain_low"] <= found["gain"] <= found["gain_high"]
+    assert (
+        f"{title} {found[metric]:.4f}, gain over"
+        in command(f"ensemble select {CORPUS} --metric {metric} --max-members 2", code=0).out
+    )
+
+
+def test_a_metric_that_does_not_fit_is_refused_before_the_work(command, registry):
+    """An unknown one, and one beside a rule that is fitted in one way."""
+    for line in ("fit", "select", "evaluate"):
+        assert "no metric named 'f1'" in command(f"ensemble {line} --corpus nowhere --metric f1", code=2).err
+    assert "beside --rule weighted" in command("ensemble fit --corpus nowhere --rule mean --metric brier", code=2).err

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _FORMATS = {"accuracy": ".4f", "log_loss": ".4f", "calibration_error": ".4f", "macro_f1": ".4f", "parameters": ",.0f"}
+#: rule -> what its weights are fitted for
+_OBJECTIVES = {"weighted": "log_loss"} | {f"weighted_{name}": name for name in ("accuracy", "brier", "macro_f1")}
 _RULES = ("majority", "maximum", "mean", "weighted")
 
 
@@ -33,9 +35,10 @@ def evaluate(
 
     Args:
         rules: names of rules: majority, maximum, minimum, mean, median, product, borda, log_mean, power_mean,
-            trimmed_mean, or one of your own. Fitted on the validation frames are "weighted", the weighted mean;
-            "calibrated", the same with a temperature; "log_pool"; "bayes_vote"; "stacked"; and "auto", the simplest of
-            the rules that are about as good as the best.
+            trimmed_mean, or one of your own. Fitted on the validation frames are "weighted", the weighted mean of
+            least log-loss; "weighted_accuracy", "weighted_brier" and "weighted_macro_f1", with weights for these;
+            "calibrated", "weighted" with a temperature; "log_pool"; "bayes_vote"; "stacked"; and "auto", the simplest
+            of the rules that are about as good as the best.
         metric: what gains are of and the best single member is chosen by: accuracy, log_loss, brier, macro_f1.
         report: HTML file for the whole report as one page (needs the extra `report`).
     """
@@ -140,11 +143,15 @@ def diversity(*, source: Source = Source()) -> Answer:
 
 
 def cross_fits(rules: Names, valid: ensemble.MemberOutputs) -> dict[str, ensemble.judge.CrossFit]:
-    """For the weighted mean, its results on recordings left out of the fit."""
+    """For the weighted means, their results on recordings left out of the fit."""
+    found = {name: cross_fit(valid, _OBJECTIVES[name]) for name in rules if name in _OBJECTIVES}
+    return {name: result for name, result in found.items() if result is not None}
+
+
+def cross_fit(valid: ensemble.MemberOutputs, objective: str) -> ensemble.judge.CrossFit | None:
+    """The results of weights on recordings left out of the fit; None on a single recording."""
     count = len(set(recordings(valid).tolist()))
-    if "weighted" not in rules or count < 2:
-        return {}
-    return {"weighted": ensemble.fit.cross_fit(valid, folds=min(5, count))}
+    return None if count < 2 else ensemble.fit.cross_fit(valid, folds=min(5, count), objective=objective)
 
 
 def weights_in(rules: Mapping[str, ensemble.Rule], outputs: ensemble.MemberOutputs) -> dict[str, float]:

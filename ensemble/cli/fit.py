@@ -6,12 +6,14 @@ import math
 from typing import Any
 
 import ensemble
-from ensemble.cli.evaluate import cross_fits, interval, weights_in
+from ensemble.cli.evaluate import cross_fit, interval, weights_in
 from ensemble.cli.options import Collection, Source, named_rules, require_rules
 from zoo._console import Answer, Table, progress
 
 
-def fit(*, source: Source = Source(), rule: str = "weighted", save: str | None = None) -> Answer:
+def fit(
+    *, source: Source = Source(), rule: str = "weighted", metric: str = "log_loss", save: str | None = None
+) -> Answer:
     """Fit the weights of the weighted mean, with their certificate, or another rule, on the validation partition.
 
     Beside each weight stand its 95 % interval and how often it is positive when recordings are resampled; a weight
@@ -21,15 +23,21 @@ def fit(*, source: Source = Source(), rule: str = "weighted", save: str | None =
 
     Args:
         rule: name of a rule, fitted or not, as in `ensemble evaluate --rules`.
+        metric: what the weights of "weighted" are fitted for: log_loss or brier, with a certificate; accuracy or
+            macro_f1, by greedy picks.
         save: register the rule and its members as an ensemble of this name; members without influence are left out.
     """
+    ensemble.judge.get_metric(metric)
+    if rule != "weighted" and metric != "log_loss":
+        msg = f"expected --metric beside --rule weighted, got it beside {rule}, which is fitted in one way"
+        raise ValueError(msg)
     collection = Collection(source)
     require_rules([rule])
     collection.require_savable(save)
     valid = collection.outputs(source.valid)
     with progress(f"fitting {rule}"):
         if rule == "weighted":
-            found = ensemble.fit_weights(valid)
+            found = ensemble.fit_weights(valid, metric)
             chosen: ensemble.Rule = found.rule
             answer = _weights(found, valid)
         else:
@@ -47,10 +55,11 @@ def select(
     source: Source = Source(),
     max_parameters: float | None = None,
     max_members: int | None = None,
+    metric: str | None = None,
     front: bool = False,
     save: str | None = None,
 ) -> Answer:
-    """Find the best ensemble under a parameter budget, with a proof, on the validation partition.
+    """Find the best ensemble under a parameter budget, with a proof where there is one, on the validation partition.
 
     Its gain over the best single member is measured on the test partition.
 
@@ -60,41 +69,48 @@ def select(
         max_parameters: largest number of parameters of all members together; 20 million if left out, where the
             members have parameters.
         max_members: largest number of members.
+        metric: what the ensemble is best by and its gain is of: log_loss or brier, with a proof; accuracy or macro_f1,
+            by greedy picks. If left out, it is best by log_loss, and its gain is of accuracy.
         front: also find the best ensemble for every smaller budget.
         save: register the selection as an ensemble of this name.
     """
+    by, judged = (ensemble.judge.get_metric(metric or default) for default in ("log_loss", "accuracy"))
     collection = Collection(source)
     collection.require_savable(save)
     valid, test = collection.both()
     known = 20_000_000 if len(valid.parameters) == len(valid.members) else math.inf
     limits: dict[str, Any] = {"max_parameters": known if max_parameters is None else max_parameters}
-    limits["max_members"] = max_members
+    limits |= {"max_members": max_members, "metric": by.name}
     with progress("searching"):
         found = ensemble.select(valid, **limits)
         smaller = ensemble.selection.pareto_front(valid, **limits) if front else []
-    report = ensemble.evaluate(test, {"selected": found.rule}, baseline=ensemble.judge.best_member(valid))
+    baseline = ensemble.judge.best_member(valid, judged.name)
+    report = ensemble.evaluate(test, {"selected": found.rule}, metric=judged.name, baseline=baseline)
     row = report.rules.iloc[0]
-    measured = {name: float(row[name]) for name in ("accuracy", "log_loss", "gain", "gain_low", "gain_high")}
+    measured = {name: float(row[name]) for name in (*ensemble.judge.METRICS, "gain", "gain_low", "gain_high")}
     data = _data(found) | {"baseline": report.baseline} | measured | {"front": [_data(one) for one in smaller]}
     sizes = valid.parameters
     rows = [{"member": name, "weight": w, "parameters": sizes.get(name)} for name, w in data["weights"].items()]
-    front_rows = [{"parameters": one.cost, "log_loss": one.loss, "members": " ".join(one.members)} for one in smaller]
+    front_rows = [{"parameters": one.cost, by.name: one.value, "members": " ".join(one.members)} for one in smaller]
     excess, proof = max(found.loss - found.bound, 0), "proven" if found.proven else "not proven"
     gain = f"{measured['gain']:+.4f} ({interval(measured['gain_low'], measured['gain_high'])})"
     shown: list[Table | str] = [
         Table(rows, formats={"weight": ".4f", "parameters": ",d"}),
-        f"\n{f'{found.cost:,.0f} parameters, ' if sizes else ''}log-loss {found.loss:.5f} nats on {collection.fitted}",
-        f"{proof}: no ensemble within the limits is better by more than {excess:.1e} nats "
+        f"\n{f'{found.cost:,.0f} parameters, ' if sizes else ''}{_value(by, found.value)} on {collection.fitted}",
+        f"{proof}: no ensemble within the limits is better by more than {excess:.1e}{_nats(by)} "
         f"({found.nodes} problems solved)",
-        f"on {collection.judged}: accuracy {measured['accuracy']:.4f}, gain over {report.baseline} {gain}",
-        Table(front_rows, "\nthe best ensemble of each size", {"parameters": ",.0f", "log_loss": ".5f"}),
+        f"on {collection.judged}: {judged.title} {measured[judged.name]:.4f}, gain over {report.baseline} {gain}",
+        Table(front_rows, "\nthe best ensemble of each size", {"parameters": ",.0f", by.name: ".5f"}),
     ]
     return collection.saved(Answer(data, shown), save, found.rule, valid)
 
 
 def _weights(found: ensemble.fit.WeightFit, outputs: ensemble.MemberOutputs) -> Answer:
     """Weights with their certificate, their spread over resampled recordings, and their loss on left-out ones."""
-    spread, crossed = ensemble.fit.bootstrap_weights(outputs), cross_fits(("weighted",), outputs).get("weighted")
+    metric = ensemble.judge.get_metric(found.metric)
+    replicates = 200 if metric.name == "log_loss" else 50  # of which each is a fit of its own
+    spread = ensemble.fit.bootstrap_weights(outputs, replicates, objective=metric.name)
+    crossed = cross_fit(outputs, metric.name)
     columns = zip(found.members, found.weights, spread.low, spread.high, spread.inclusion, strict=True)
     rows = [
         {"member": name, "weight": float(weight), "low": float(low), "high": float(high), "included": float(share)}
@@ -103,21 +119,36 @@ def _weights(found: ensemble.fit.WeightFit, outputs: ensemble.MemberOutputs) -> 
     data = {
         "weights": {row["member"]: row["weight"] for row in rows},
         "members": rows,
+        "metric": metric.name,
+        "value": found.value,
+        "cross_fitted_value": None if crossed is None else crossed.value,
         "cross_fitted_loss": None if crossed is None else crossed.loss,
         "loss": found.loss,
         "gap": found.gap,
         "passes": found.passes,
     }
+    side = "below the most" if metric.higher else "above the least"
     shown: list[Table | str] = [
         Table(rows, formats=dict.fromkeys(("weight", "low", "high"), ".4f") | {"included": ".0%"}),
-        f"\nlog-loss {found.loss:.5f} nats, at most {found.gap:.1e} above the least that any weights reach",
+        f"\n{_value(metric, found.value)}, at most {found.gap:.1e} {side} that any weights reach",
     ]
     if crossed is not None:
+        loss = -crossed.optimism_value if metric.higher else crossed.optimism_value
+        own = "" if metric.name in ("accuracy", "log_loss") else f"{_value(metric, crossed.value)} ({loss:+.5f}), "
         shown.append(
-            f"on recordings left out of the fit: log-loss {crossed.loss:.5f} nats ({crossed.optimism:+.5f}), "
+            f"on recordings left out of the fit: {own}log-loss {crossed.loss:.5f} nats ({crossed.optimism:+.5f}), "
             f"accuracy {crossed.accuracy:.4f} ({-100 * crossed.optimism_accuracy:+.2f} points)"
         )
     return Answer(data, shown)
+
+
+def _value(metric: ensemble.judge.Metric, value: float) -> str:
+    """A value in words."""
+    return f"{metric.title} {value:.5f}{_nats(metric)}"
+
+
+def _nats(metric: ensemble.judge.Metric) -> str:
+    return " nats" if metric.unit == "nats" else ""
 
 
 def _data(found: ensemble.Selection) -> dict[str, Any]:
@@ -125,6 +156,7 @@ def _data(found: ensemble.Selection) -> dict[str, Any]:
         "members": list(found.members),
         "weights": dict(zip(found.members, map(float, found.weights), strict=True)),
         "parameters": found.cost,
+        "metric": found.metric,
         "loss": found.loss,
         "bound": found.bound,
         "proven": found.proven,

@@ -69,6 +69,11 @@ class WeightFit:
         return "log_loss" if self.objective == "nll" else self.objective
 
     @property
+    def value(self) -> float:
+        """The metric that `loss` stands for: one minus it where more is better."""
+        return 1 - self.loss if METRICS[self.metric].higher else self.loss
+
+    @property
     def rule(self) -> WeightedMean:
         """The weighted mean of these members with these weights."""
         return WeightedMean(tuple(self.weights.tolist()), self.fingerprint, members=self.members)
@@ -234,22 +239,29 @@ def _least_brier(
 ) -> tuple[SimplexFit, NDArray[np.intp]]:
     """The weights of least Brier score, with the pull, and the members that they are of.
 
-    The score of a pool is w' R w, see `residual_products`. Of w' Q w, Q = R + alpha I, Frank and Wolfe's gap is
-    2 (w' Q w - min Q w).
+    The score of a pool is w' R w, see `residual_products`.
     """
     labels = labelled(outputs)
     counts = np.ones(len(labels)) if sample_weights is None else checked_weights(sample_weights, len(labels))
     R = residual_products(outputs, counts)
     kept = _members_kept(outputs, np.diag(R), on_nan)
-    R, unit = R[np.ix_(kept, kept)], np.eye(len(kept))
-    Q = R + alpha * unit
+    R = R[np.ix_(kept, kept)]
+    w, slope, gap = least_quadratic(R + alpha * np.eye(len(kept)))
+    support = tuple(np.flatnonzero(w).tolist())
+    return SimplexFit(w, float(w @ R @ w), gap, 1.0, 1.0 - (slope - w @ slope), support, 0), kept
+
+
+def least_quadratic(Q: Array) -> tuple[Array, Array, float]:
+    """Weights w (M,) on the simplex of least w' Q w, its slope there, and how far above its minimum it is at most.
+
+    The gap is that of Frank and Wolfe, w . slope - min slope, at least w' Q w - min Q by convexity.
+    """
+    unit = np.eye(len(Q))
     ridge = 1e-12 * float(np.trace(Q)) / len(Q) + 1e-300
     x = nonnegative_minimum(Q + ridge * unit, np.ones(len(Q)), unit[int(np.diag(Q).argmin())])
     w = x / x.sum()  # the quadratic is homogeneous: its minimum on the ray is all that matters
     slope = 2.0 * (Q @ w)
-    gap = max(float(w @ slope - slope.min()), 0.0)
-    support = tuple(np.flatnonzero(w).tolist())
-    return SimplexFit(w, float(w @ R @ w), gap, 1.0, 1.0 - (slope - w @ slope), support, 0), kept
+    return w, slope, max(float(w @ slope - slope.min()), 0.0)
 
 
 @dataclass(frozen=True, eq=False)

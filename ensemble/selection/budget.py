@@ -1,30 +1,36 @@
 """The best subset of members within a total cost, by branch and bound; and the front of loss against cost.
 
-Outputs, costs and limits go in; a `Selection` comes out. The law that proves it right: a relaxation (some members
-chosen, some open, limits aside) is convex, so its certified bound holds for every subset between; `Selection.bound` is
-the least bound of the parts that are open or were closed. The tests compare all of it with brute force.
+Outputs, costs, limits and a metric go in; a `Selection` comes out. The law that proves it right: a relaxation (some
+members chosen, some open, limits aside) is convex, so its certified bound holds for every subset between;
+`Selection.bound` is the least bound of the parts that are open or were closed. The tests compare all of it with brute
+force. Metrics of decisions, which are not convex, are left to greedy picks within the limits.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import count
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ensemble.fit._solver import at_least_zero, first_equal, refit
-from ensemble.fit._solver.newton import Rows
+from ensemble.fit._solver import at_least_zero, first_equal, labelled, refit, refuse_nan
+from ensemble.fit._solver.newton import Numbers, Rows
 from ensemble.fit.greedy import GreedySelection as GreedySelection
 from ensemble.fit.greedy import greedy as greedy
-from ensemble.fit.weights import explained_matrix
+from ensemble.fit.greedy import residual_products
+from ensemble.fit.weights import explained_matrix, least_loss, least_quadratic
+from ensemble.judge.metrics import METRICS, get_metric
 from ensemble.outputs import MemberOutputs
 from ensemble.rules.fitted import WeightedMean
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
+#: members (M,) that may take part and weights to start from -> best weights, their loss, a bound of all such weights'
+Relaxation = Callable[[Mask, Array], tuple[Array, float, float]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,13 +39,20 @@ class Selection:
 
     members: tuple[str, ...]  #: names with a positive weight, in the outputs' order
     weights: Array  #: (len(members),) non-negative, summing to one
-    loss: float  #: log-loss of their pool on the frames kept, in nats
+    #: of their pool on the frames kept: log-loss in nats, Brier score, or one minus a metric of decisions
+    loss: float
     bound: float  #: no subset within the limits has a loss below this, whatever its weights
     proven: bool  #: whether `loss - bound` is within the requested tolerance
-    nodes: int  #: number of convex problems solved
+    nodes: int  #: number of convex problems solved; 0 for decisions
     cost: float  #: sum of the members' costs
     fingerprint: str = ""  #: of the frames
     dropped: int = 0  #: frames left out because every member, chosen or not, gave the true class exactly zero
+    metric: str = "log_loss"  #: that they were chosen by
+
+    @property
+    def value(self) -> float:
+        """The metric that `loss` stands for: one minus it where more is better."""
+        return 1 - self.loss if METRICS[self.metric].higher else self.loss
 
     @property
     def rule(self) -> WeightedMean:
@@ -52,28 +65,34 @@ def select(
     max_parameters: float = 20_000_000,
     parameters: Mapping[str, float] | None = None,
     *,
+    metric: str = "log_loss",
     max_members: int | None = None,
     tolerance: float = 1e-6,
     max_nodes: int = 2000,
 ) -> Selection:
-    """The subset of members within a total cost whose optimally weighted pool has the least log-loss.
+    """The subset of members within a total cost whose optimally weighted pool has the least loss.
 
-    Branch and bound: without the limits the problem is convex and its certified bound holds for every subset;
-    the search splits on a member until the convex optimum itself satisfies the limits. See Land and Doig, "An automatic
-    method of solving discrete programming problems", Econometrica 28, 1960.
+    Log-loss and Brier score: branch and bound. Without the limits the problem is convex and its certified bound holds
+    for every subset; the search splits on a member until the convex optimum itself satisfies the limits. See Land and
+    Doig, "An automatic method of solving discrete programming problems", Econometrica 28, 1960.
+
+    Accuracy and macro F1, which are not convex: greedy picks among the members that still fit (see `greedy`). The
+    result is at least as good as the best single member within the limits; `bound`, of frames that are wrong whatever
+    the weights, is loose, so that `proven` is rare.
 
     Args:
         outputs: with labels.
         max_parameters: limit of the total cost.
         parameters: each member's cost, in whatever unit: parameters, bytes, milliseconds. If None, the numbers of
             parameters that the outputs know (`outputs.about`).
+        metric: what the subset is best by: a name in `ensemble.judge.METRICS`; your own if it is of `Counts`.
         max_members: limit of the number of members, or None.
-        tolerance: the loss may exceed the bound by this much, in nats, and still count as proven.
+        tolerance: the loss may exceed the bound by this much and still count as proven.
         max_nodes: number of convex problems to solve before giving up the proof.
 
     Raises:
-        ValueError: no labels, NaN, no usable frame, a member of unknown cost where `max_parameters` is finite, a
-            negative cost, or no member within the limits.
+        ValueError: no labels, NaN, no usable frame, an unknown metric, a member of unknown cost where
+            `max_parameters` is finite, a negative cost, or no member within the limits.
 
     Example:
         >>> good, fair = [[0.9, 0.1], [0.8, 0.2]], [[0.6, 0.4], [0.6, 0.4]]
@@ -86,19 +105,59 @@ def select(
     if max_members is not None and max_members < 1:
         msg = f"expected at least one member, got max_members={max_members}"
         raise ValueError(msg)
-    P, log_scale, alive = explained_matrix(outputs)
-    search = _Search(Rows(P), costs, float(max_parameters), max_members or len(costs), -float(log_scale[alive].mean()))
-    search.run(tolerance, max_nodes)
-    kept = np.flatnonzero(search.weights)
+    get_metric(metric)
+    if costs.min() > (limit := float(max_parameters)) * (1 + 1e-12):
+        msg = f"expected a member within {limit:g}, got costs of {costs.min():g} and more; raise the limit"
+        raise ValueError(msg)
+    most, dropped, nodes = max_members or len(costs), 0, 0
+    if metric in ("log_loss", "brier"):
+        relax, same, dropped = (_log_loss if metric == "log_loss" else _brier)(outputs)
+        search = _Search(relax, costs, limit, most)
+        search.run(first_equal(same, np.argsort(costs, kind="stable")) == np.arange(len(costs)), tolerance, max_nodes)
+        weights, loss, bound, nodes = search.weights, search.loss, search.bound, search.nodes
+    else:
+        picked = greedy(outputs, metric=metric, allowed=lambda chosen: _affordable(chosen, costs, limit, most))
+        weights, loss, bound = picked.weights, 1 - picked.value, least_loss(outputs, metric)
+    kept = np.flatnonzero(weights)
     names, cost = tuple(outputs.members[m] for m in kept), float(costs[kept].sum())
-    known = search.loss, search.bound, not search.loss > search.bound + tolerance, search.nodes
-    return Selection(names, search.weights[kept], *known, cost, outputs.fingerprint, search.rows.dropped)
+    known = loss, bound, not loss > bound + tolerance, nodes, cost, outputs.fingerprint, dropped, metric
+    return Selection(names, weights[kept], *known)
+
+
+def _log_loss(outputs: MemberOutputs) -> tuple[Relaxation, Numbers, int]:
+    """The relaxation for the log-loss, numbers that are equal where members are, and the frames dropped."""
+    P, log_scale, alive = explained_matrix(outputs)
+    rows, offset = Rows(P), -float(log_scale[alive].mean())
+
+    def relax(allowed: Mask, start: Array) -> tuple[Array, float, float]:
+        view = refit(rows, start=start, allowed=allowed)
+        loss = view.loss + offset
+        return view.weights, loss, loss if np.isinf(loss) else loss - view.gap(allowed)
+
+    return relax, rows.values, int((~alive).sum())
+
+
+def _brier(outputs: MemberOutputs) -> tuple[Relaxation, Numbers, int]:
+    """The same for the Brier score, which drops none."""
+    R = residual_products(outputs, np.ones(len(labelled(outputs))))
+    refuse_nan(outputs, np.diag(R)[:, None])
+
+    def relax(allowed: Mask, start: Array) -> tuple[Array, float, float]:
+        among = np.flatnonzero(allowed)
+        own, _, gap = least_quadratic(R[np.ix_(among, among)])
+        weights = np.zeros(len(R))
+        weights[among] = own
+        loss = float(weights @ R @ weights)
+        return weights, loss, loss - gap
+
+    return relax, outputs.log_probabilities.flatten(1).float().numpy(), 0
 
 
 def pareto_front(
     outputs: MemberOutputs,
     parameters: Mapping[str, float] | None = None,
     *,
+    metric: str = "log_loss",
     max_parameters: float = np.inf,
     max_members: int | None = None,
     tolerance: float = 1e-6,
@@ -112,9 +171,10 @@ def pareto_front(
     """
     costs = _costs(outputs, parameters)
     front: list[Selection] = []
+    how: Any = {"tolerance": tolerance, "max_nodes": max_nodes}
     limit = min(float(max_parameters), sum(costs))
     while not front or limit >= min(costs):
-        found = select(outputs, limit, parameters, max_members=max_members, tolerance=tolerance, max_nodes=max_nodes)
+        found = select(outputs, limit, parameters, metric=metric, max_members=max_members, **how)
         while front and found.loss <= front[-1].loss + tolerance:  # as good and cheaper
             front.pop()
         front.append(found)
@@ -123,32 +183,26 @@ def pareto_front(
 
 
 class _Search:
-    """The frames, the costs and the limits; the open parts of the search, least bound first; the best subset so far.
+    """The relaxation, costs and limits; the open parts of the search, least bound first; the best subset so far.
 
     A part is a pair of masks (M,): `chosen` members are paid for, `open` ones may still join.
     """
 
-    def __init__(self, rows: Rows, costs: Array, budget: float, most: int, offset: float) -> None:
-        self.rows, self.costs, self.budget, self.most, self.offset = rows, costs, budget, most, offset
-        self.weights, self.loss, self.nodes = np.zeros(rows.members), np.inf, 0
+    def __init__(self, relax: Relaxation, costs: Array, budget: float, most: int) -> None:
+        self.relax, self.costs, self.budget, self.most = relax, costs, budget, most
+        self.weights, self.loss, self.nodes = np.zeros(len(costs)), np.inf, 0
         self.closed = self.bound = np.inf  # the least bound of the closed parts, and of all
         self.tried: set[bytes] = set()
         self.queue: list[tuple[float, int, Mask, Mask, Array]] = []
         self.pushed = count()  # of parts with equal bounds the first comes first
 
-    def run(self, tolerance: float, max_nodes: int) -> None:
+    def run(self, distinct: Mask, tolerance: float, max_nodes: int) -> None:
         """Search until no open part may hold a better subset, or the nodes are used up.
 
-        Of equal members only the cheapest takes part, then the first.
+        Only `distinct` members take part: of equal ones the cheapest, then the first.
         """
-        M = self.rows.members
-        distinct = first_equal(self.rows.values, np.argsort(self.costs, kind="stable")) == np.arange(M)
-        nothing = np.zeros(M, dtype=bool)
-        self._push(nothing, distinct, np.ones(M) / M, -np.inf)
-        if not self.queue:
-            least = self.costs.min()
-            msg = f"expected a member within {self.budget:g}, got costs of {least:g} and more; raise the limit"
-            raise ValueError(msg)
+        nothing = np.zeros(len(distinct), dtype=bool)
+        self._push(nothing, distinct, np.ones(len(distinct)) / len(distinct), -np.inf)
         while self.queue and self.queue[0][0] < self.loss - tolerance and self.nodes < max_nodes:
             bound, _, chosen, open_, weights = heapq.heappop(self.queue)
             if self._fits(chosen | (weights > 0)):
@@ -171,8 +225,7 @@ class _Search:
 
     def _push(self, chosen: Mask, open_: Mask, start: Array, least: float) -> None:
         """Queue a part with the open members that the limits leave room for, unless nothing within them is left."""
-        room = self.budget * (1 + 1e-12) - self.costs[chosen].sum()
-        left: Mask = open_ & (self.costs <= room) & (int(chosen.sum()) < self.most)
+        left: Mask = open_ & _affordable(chosen, self.costs, self.budget, self.most)
         if (chosen | left).any() and self._fits(chosen):
             weights, bound = self._relaxed(chosen | left, start)
             heapq.heappush(self.queue, (max(bound, least), next(self.pushed), chosen, left, weights))
@@ -180,11 +233,10 @@ class _Search:
     def _relaxed(self, allowed: Mask, start: Array) -> tuple[Array, float]:
         """Weights over the allowed members without the limits, and a bound for the loss of all such weights."""
         self.nodes += 1
-        view = refit(self.rows, start=start, allowed=allowed)
-        loss = view.loss + self.offset
-        if loss < self.loss and self._fits(view.weights > 0):
-            self.weights, self.loss = view.weights, loss
-        return view.weights, loss if np.isinf(loss) else loss - view.gap(allowed)
+        weights, loss, bound = self.relax(allowed, start)
+        if loss < self.loss and self._fits(weights > 0):
+            self.weights, self.loss = weights, loss
+        return weights, bound
 
     def _fits(self, members: Mask) -> bool:
         return bool(self.costs[members].sum() <= self.budget * (1 + 1e-12) and members.sum() <= self.most)
@@ -197,6 +249,13 @@ class _Search:
             if not self._fits(taken):
                 taken[m] = False
         return taken
+
+
+def _affordable(chosen: Mask, costs: Array, budget: float, most: int) -> Mask:
+    """(M,) the members chosen, and those of which one more fits the limits beside them."""
+    room = budget * (1 + 1e-12) - costs[chosen].sum()
+    more: Mask = (costs <= room) & (int(chosen.sum()) < most)
+    return chosen | more
 
 
 def _costs(outputs: MemberOutputs, parameters: Mapping[str, float] | None, *, needed: bool = True) -> list[float]:
