@@ -479,6 +479,34 @@ class Growing(Centred):
         return self.layer(x - self.mean)  # type: ignore[no-any-return]
 
 
+class Attached(Centred):
+    """Assigns a buffer together with the graph that it was computed by."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits."""
+        x = self.layer.weight[0] + x
+        if self.training:
+            self.mean = self.mean * 0.5 + x.mean(dim=0)
+        return self.layer(x - self.mean)  # type: ignore[no-any-return]
+
+
+class Auxiliary(nn.Linear):
+    """Answers with more than the logits in training."""
+
+    def forward(self, x: torch.Tensor) -> Any:
+        """Logits."""
+        logits = super().forward(x)
+        return (logits, logits) if self.training else logits
+
+
+class Short(nn.Linear):
+    """Answers with fewer logits in training."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits."""
+        return super().forward(x)[:, : 3 if self.training else None]
+
+
 class Detached(nn.Linear):
     """Logits without gradients."""
 
@@ -503,6 +531,9 @@ class Pair(nn.Linear):
         (Replaced, "weight of 'Replaced' would not be trained"),
         (Growing, "expected mean of 'Growing' to stay"),
         (lambda *sizes: frozen(*sizes).requires_grad_(False), "got none that requires a gradient"),
+        (Attached, "mean of 'Attached' would take gradients through earlier steps"),
+        (Auxiliary, "expected a tensor of logits from a Auxiliary, got a tuple"),
+        (Short, r"expected logits \(32, 4\) from 'Short' in training, got \(32, 3\)"),
         (Detached, "depend on its parameters, got a constant"),
         (Pair, r"expected logits \(4, 4\) from 'Pair' .* got a tuple of 2"),
     ],

@@ -275,21 +275,32 @@ class Stepper:
 
     def gradient(self, batches: Sequence[Batch]) -> Tensor:
         """Set the parameters' gradients to those of each member's mean loss and penalties; sums as in `step`."""
-        recipe, mixed = self.recipe, self.recipe.precision != "float32"
+        recipe, mixed, architecture = self.recipe, self.recipe.precision != "float32", self.group.spec.architecture
         self.optimiser.zero_grad(set_to_none=True)
         sums = torch.zeros(2, self.group.members, dtype=torch.float64, device=self.device)
         lost = torch.zeros(self.group.members, dtype=torch.bool, device=self.device)
         for windows, labels in batches:
             with torch.autocast(self.device.type, getattr(torch, recipe.precision)) if mixed else nullcontext():
                 logits = self.group.forward(windows)
+            expected = (self.group.members, labels.shape[-1], self.group.spec.classes)
+            if logits.shape != expected:
+                msg = f"expected logits {expected[1:]} from {architecture!r} in training, got {tuple(logits.shape[1:])}"
+                raise ValueError(msg)
             loss = losses(logits.float(), labels, recipe.label_smoothing)  # (M, B)
             total = loss.mean(dim=1).sum() / len(batches)
             if not total.requires_grad:
-                msg = (
-                    f"expected logits of {self.group.spec.architecture!r} that depend on its parameters, got a constant"
-                )
+                msg = f"expected logits of {architecture!r} that depend on its parameters, got a constant"
                 raise ValueError(msg)
-            self.scaler.scale(total).backward()  # type: ignore[no-untyped-call]  # untyped in torch
+            try:
+                self.scaler.scale(total).backward()  # type: ignore[no-untyped-call]  # untyped in torch
+            except RuntimeError as error:
+                kept = [name for name, buffer in self.group.module.named_buffers() if buffer.requires_grad]
+                if not kept:
+                    raise
+                msg = (
+                    f"{', '.join(kept)} of {architecture!r} would take gradients through earlier steps; detach() first"
+                )
+                raise ValueError(msg) from error
             sums[0] += (logits.detach().argmax(dim=-1) == labels).sum(dim=1)
             sums[1] += loss.detach().sum(dim=1)
             lost |= ~loss.detach().isfinite().all(dim=1)
@@ -359,7 +370,10 @@ def forward_of(model: nn.Module) -> Callable[[Tensor], Tensor]:
 
     def forward(x: Tensor) -> Tensor:
         answer = model(rows_for(model, x))
-        logits: Tensor = answer if isinstance(answer, Tensor) else answer.logits  # as `check_group` has seen
+        logits = answer if isinstance(answer, Tensor) else getattr(answer, "logits", None)
+        if not isinstance(logits, Tensor):  # in training, since in evaluation it is examined
+            msg = f"expected a tensor of logits from a {type(model).__name__}, got a {type(answer).__name__}; "
+            raise ValueError(msg + "return further outputs otherwise than with the logits")
         return logits[None]
 
     return forward
