@@ -98,12 +98,10 @@ def remove(draft: Snapshot, removed: Sequence[str], *, force: bool) -> list[str]
     Those that others removed meanwhile are left out; where that is all of them, RegistryError (UNKNOWN).
     """
     first = removed[0]
-    if first in draft.pointers:
-        draft.set(pointers={name: alias for name, alias in draft.pointers.items() if name != first})
-        return []
     parts = {reference: reference.partition("@") for reference in removed}
     there = [one for one, (name, at, id) in parts.items() if not at or id in draft.models.get(name, NO_MODEL).versions]
-    entries = [] if first in draft.ensembles else [draft.get(reference) for reference in there or removed]
+    named = first in draft.ensembles or first in draft.pointers
+    entries = [] if named else [draft.get(reference) for reference in there or removed]
     ids = {entry.id for entry in entries}
     targets = [Target(model=entry.name, version=entry.number) for entry in entries] or [Target(ensemble=first)]
     held = [f"the ensemble {name!r}" for name, record in draft.ensembles.items() if ids & set(record.members)]
@@ -118,9 +116,14 @@ def remove(draft: Snapshot, removed: Sequence[str], *, force: bool) -> list[str]
         last = model.last_number if model.last_number > newest else UNSET
         draft.put(entry.name, msgspec.structs.replace(model, versions=rest, last=last))
     kept = {name: e for name, e in draft.ensembles.items() if name != first and not ids & set(e.members)}
-    draft.set(ensembles=kept)
-    aliases = {name: alias for name, alias in draft.pointers.items() if draft.there(alias.target)}
-    draft.set(pointers={n: a.moved(a.target, filter(draft.there, a.before or ())) for n, a in aliases.items()})
+    draft.set(ensembles=kept)  # before what points to nothing now is sought
+    draft.set(
+        pointers={
+            name: msgspec.structs.replace(alias, before=alias.before and tuple(filter(draft.there, alias.before)))
+            for name, alias in draft.pointers.items()
+            if name != first and draft.there(alias.target)
+        }
+    )
     return held
 
 
@@ -204,7 +207,8 @@ def move_alias(known: Snapshot, name: str, target: str | None, expect: str | Non
             what = "there is no alias" if alias is None else "nothing to go back to: no earlier target of the alias"
             raise RegistryError("UNKNOWN", f"{what} {name!r}")
         if to is None or new != now:
-            draft.set(pointers={**draft.pointers, name: (alias or AliasRecord()).moved(new, before)})
+            fields = {"ensemble": new.ensemble, "model": new.model, "version": new.version, "before": tuple(before)}
+            draft.set(pointers={**draft.pointers, name: msgspec.structs.replace(alias or AliasRecord(), **fields)})
 
     return change
 

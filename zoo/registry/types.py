@@ -8,7 +8,7 @@ References are `cylinder-a` (a model's newest version, an ensemble, or an alias)
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from copy import copy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, cast
@@ -84,12 +84,11 @@ def check_name(name: object) -> None:
 
 def check_digest(digest: object) -> None:
     """Refuse (DIGEST) what is not `sha256:` and 64 lower-case hex digits."""
-    if not isinstance(digest, str) or not is_digest(digest):
+    if not isinstance(digest, str) or not re.fullmatch(_DIGEST, digest):
         raise RegistryError("DIGEST", f"expected 'sha256:' and 64 hex digits, got {str(digest)[:90]!r}")
 
 
 is_id = re.compile(_ID).fullmatch  # of a text: whether it has the form of a version's id
-is_digest = re.compile(_DIGEST).fullmatch  # of a blob
 
 
 def parse_reference(text: str) -> Reference:
@@ -222,11 +221,6 @@ class AliasRecord(Record, frozen=True, kw_only=True):
     def target(self) -> Target:
         """What it points to now."""
         return Target(ensemble=self.ensemble, model=self.model, version=self.version)
-
-    def moved(self, target: Target, before: Iterable[Target]) -> AliasRecord:
-        """The same alias with another target and memory."""
-        fields = {"ensemble": target.ensemble, "model": target.model, "version": target.version}
-        return msgspec.structs.replace(self, **fields, before=tuple(before))
 
 
 T = TypeVar("T")
