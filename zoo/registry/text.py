@@ -347,17 +347,14 @@ def _check_top(table: Any) -> None:
 
 def _check_names(sections: Mapping[str, Mapping[str, Any]]) -> None:
     """Refuse invalid names, and names that differ only in capitals."""
-    names = [name for section in sections.values() for name in section]
-    for name in names:
-        check_name(name)
-    if len({name.casefold() for name in names}) == len(names):
-        return
     taken: dict[str, tuple[str, str]] = {}
     for where, section in sections.items():
         for name in section:
-            other, place = taken.setdefault(name.casefold(), (name, where))
-            if (other, place) != (name, where):
-                also = f"{name!r} in {where} has the name of {other!r} in {place}"
+            check_name(name)
+            here = (name, where)
+            first = taken.setdefault(name.casefold(), here)
+            if first is not here:
+                also = f"{name!r} in {where} has the name of {first[0]!r} in {first[1]}"
                 _refuse("NAME_COLLISION", f"{also}; names must differ in more than capitals")
 
 
