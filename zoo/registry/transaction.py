@@ -102,6 +102,8 @@ class RegistryFile:
 
     def check_changeable(self) -> None:
         """Refuse (DISK) a registry that cannot be locked, before work that would be lost; makes its folder."""
+        if self._pending is not None and self._pending[1]:  # asked before the first change of the transaction
+            return
         with _disk_errors(self.path):
             _files.make_folders(self.path.parent)
             _files.check_locks(lock_path(self.path))
