@@ -106,7 +106,17 @@ def test_commands_on_the_pages_run(block: str, home: Path) -> None:
     run(["bash", "-euc", block], home)
 
 
-ADDED = ["midrange", "gated", "hourglass", "squared_relu", "nadamw", "square_root", "peak", "jaccard_distance"]
+ADDED = [
+    "midrange",
+    "gated",
+    "hourglass",
+    "squared_relu",
+    "nadamw",
+    "square_root",
+    "peak",
+    "jaccard_distance",
+    "balanced_accuracy",
+]
 WITH_ORACLE = ["test_each_optimiser_walks_as_torchs", "test_each_schedule_is_torchs", "pair_equals_the_loop"]
 
 
@@ -122,6 +132,7 @@ def test_the_shared_laws_hold_for_what_contributing_adds(home: Path) -> None:
         "schedules",
         "normalisation",
         "diversity",
+        "metrics",
         "frames",
         "loop",
         "cotraining",

@@ -92,13 +92,13 @@ def select(
     sizes = valid.parameters
     rows = [{"member": name, "weight": w, "parameters": sizes.get(name)} for name, w in data["weights"].items()]
     front_rows = [{"parameters": one.cost, by.name: one.value, "members": " ".join(one.members)} for one in smaller]
+    solved = f" ({found.nodes} problems solved)" if found.nodes else ""
     excess, proof = max(found.loss - found.bound, 0), "proven" if found.proven else "not proven"
     gain = f"{measured['gain']:+.4f} ({interval(measured['gain_low'], measured['gain_high'])})"
     shown: list[Table | str] = [
         Table(rows, formats={"weight": ".4f", "parameters": ",d"}),
         f"\n{f'{found.cost:,.0f} parameters, ' if sizes else ''}{_value(by, found.value)} on {collection.fitted}",
-        f"{proof}: no ensemble within the limits is better by more than {excess:.1e}{_nats(by)} "
-        f"({found.nodes} problems solved)",
+        f"{proof}: no ensemble within the limits is better by more than {excess:.1e}{_nats(by)}{solved}",
         f"on {collection.judged}: {judged.title} {measured[judged.name]:.4f}, gain over {report.baseline} {gain}",
         Table(front_rows, "\nthe best ensemble of each size", {"parameters": ",.0f", by.name: ".5f"}),
     ]
