@@ -438,25 +438,47 @@ def class_order(found: Sequence[str], wanted: Sequence[str], expected: str, *nam
     return torch.tensor([found.index(name) for name in wanted])
 
 
+class _Output(nn.Module):
+    """A model that returns more than logits, and the function that gives them."""
+
+    def __init__(self, model: nn.Module, output: Callable[[Any], Tensor]) -> None:
+        super().__init__()
+        self.model, self.output = model, output
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, ...) -> (B, C)."""
+        return self.output(self.model(x))
+
+
 def from_modules(
     modules: Mapping[str, nn.Module],
     *,
     classes: Sequence[str] | Mapping[str, Sequence[str]],
     specs: Mapping[str, zoo.Spec] | None = None,
+    output: Callable[[Any], Tensor] | Mapping[str, Callable[[Any], Tensor]] | None = None,
     device: torch.device | str = "cpu",
     precision: str = "float32",
     plan: str = "auto",
 ) -> Members:
     """Members from your own models: any modules (B, ...) -> (B, C) logits.
 
+    A model is believed after it has answered some rows: of the first batch, and where it has a spec of a fixed one at
+    once. It must give one tensor of floats (B, C), or an object with such a tensor `.logits`; the same each time; and
+    for a row the same whatever the other rows are. One that writes into its inputs gets a copy. Models that agree in
+    all that decides what they compute but the weights run as one stack, if the stack agrees with them. A model must not
+    be changed while it is a member: it is then refused, and the members are to be made again.
+
     Args:
         modules: name -> module; put in evaluation mode and moved to `device`.
         classes: names of the C outputs; or model -> names of its own outputs, where the orders differ.
         specs: name -> spec, for models that are to run over a `FrameSet`.
+        output: gives the logits in what a model returns, such as `lambda answer: answer[0]` for a tuple; or model ->
+            that, for some models.
         device, precision, plan: as in `Members`.
 
     Raises:
-        ValueError: as in `Members`, or a model has no class names.
+        TypeError: something that is no module.
+        ValueError: as in `Members`; a model has no class names, has lazy layers, or is not believed.
 
     Example:
         >>> members = from_modules({"a": nn.Linear(3, 2), "b": nn.Linear(3, 2)}, classes=["no", "yes"])
@@ -471,8 +493,14 @@ def from_modules(
             raise TypeError(msg)
         refuse_lazy(module, name)
     named = named_classes(modules, classes)
+    outputs = output if isinstance(output, Mapping) else dict.fromkeys(modules, output)
+    if unknown := sorted(set(outputs) - set(modules)):
+        msg = f"expected output= of models among {[*modules]}, got {unknown}"
+        raise ValueError(msg)
     members = []
     for name, module in modules.items():
+        if (chosen := outputs.get(name)) is not None:
+            module = _Output(module, chosen)
         about = About(sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad))
         make = module.eval  # a bound method can be sent to another process; it returns the module
         members.append(Member(name, named[name], make, about, (specs or {}).get(name)))
