@@ -9,7 +9,7 @@ import copy
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain
-from operator import attrgetter, is_
+from operator import attrgetter, eq, is_
 from types import MethodType
 from typing import Any, Self
 from weakref import ref
@@ -203,30 +203,37 @@ class Watch:
 
     def renew(self) -> None:
         """Take the models as they should be from now on."""
-        self._kept = [_kept(module) for module in self._modules]
+        tables: list[tuple[int, dict[str, Any]]] = []
+        for place, module in enumerate(self._modules):
+            for part in module.modules():
+                tables += [(place, table) for table in (vars(part), part._parameters, part._buffers, part._modules)]
+        slots = [(place, table, name) for place, table in tables for name in table if name not in _OWN]
+        self._places = [place for place, _, _ in slots]
+        self._tables, self._names = [table for _, table, _ in slots], [name for _, _, name in slots]
+        self._values = [table[name] for _, table, name in slots]
+        held = [(place, value) for place, value in zip(self._places, self._values, strict=True) if _counts(value)]
+        self._owners, self._tensors = [place for place, _ in held], [tensor for _, tensor in held]
+        self._versions, self._memory = [*map(_version, self._tensors)], [*map(Tensor.data_ptr, self._tensors)]
 
-    def changed(self) -> int | None:
-        """The position of a model that is no longer as it should be, or None."""
-        for place, (tables, names, values, tensors, versions, memory) in enumerate(self._kept):
-            if (
-                not all(map(is_, map(dict.get, tables, names), values))
-                or [*map(_version, tensors)] != versions
-                or [*map(Tensor.data_ptr, tensors)] != memory
-            ):
-                return place
-        return None
+    def __len__(self) -> int:
+        """Number of things that it looks at."""
+        return len(self._values)
+
+    def changed(self, *, quick: bool = False) -> int | None:
+        """The position of a model that is no longer as it should be, or None; quick: whether a tensor was written."""
+        if (now := [*map(_version, self._tensors)]) != self._versions:
+            return self._owners[[*map(eq, now, self._versions)].index(False)]
+        if quick:
+            return None
+        if (now := [*map(Tensor.data_ptr, self._tensors)]) != self._memory:
+            return self._owners[[*map(eq, now, self._memory)].index(False)]
+        kept = [*map(is_, map(dict.get, self._tables, self._names), self._values)]
+        return None if all(kept) else self._places[kept.index(False)]
 
 
-def _kept(module: nn.Module) -> tuple[list[Any], list[str], list[Any], list[Tensor], list[int], list[int]]:
-    """Where each part of a model stands, and what stands there; its tensors, how often written, and where."""
-    tables: list[Any] = []
-    for part in module.modules():
-        tables += [vars(part), part._parameters, part._buffers, part._modules]
-    found = [(table, name) for table in tables for name in table if name not in _OWN]
-    values = [table[name] for table, name in found]
-    tensors = [value for value in values if isinstance(value, Tensor) and not value.is_inference()]
-    own = [table for table, _ in found], [name for _, name in found], values
-    return *own, tensors, [*map(_version, tensors)], [*map(Tensor.data_ptr, tensors)]
+def _counts(value: object) -> bool:
+    """Whether it is a tensor that counts how often it is written."""
+    return isinstance(value, Tensor) and not value.is_inference()
 
 
 def tensor_in(answer: Any) -> Any:

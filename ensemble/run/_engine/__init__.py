@@ -33,6 +33,10 @@ _WORTH = 2e7  # multiplications below which a batch is done before a measurement
 _AS_THEY_ARE = ("stack", "loop")  # kinds that run the models unchanged, in the type of their weights
 _SIMPLE = ("prepacked", "folded", "stack", "loop")  # kinds that need no measurement to be worth it
 _FEW = 128  # frames below which blocks of them do not pay
+_LOOKED_AT, _PER_FRAME = (
+    2000,
+    16,
+)  # attributes of the members that are compared at every batch: so many at least
 _EXAMINED = 8  # rows of the real input that every model is asked before it is believed
 
 _log = logging.getLogger("ensemble")
@@ -91,11 +95,13 @@ class Group:
         Raises:
             ValueError: as `zoo.checkpoint.examine`; or a model's answer to a row depends on the other rows.
         """
+        kind = None if self.outside or batch.floats else batch.windows.dtype
+        if min(batch.count, _EXAMINED) <= self._examined.get(kind, 0):
+            return
         if self.outside:
             self._examine_outside(batch)
             return
         rows = batch.at(drawn(batch.count, _EXAMINED))
-        kind = None if rows.is_floating_point() else rows.dtype
         rows = rows[rows.isfinite().flatten(1).all(dim=1)]
         if len(rows) <= self._examined.get(kind, 0):
             return
@@ -116,13 +122,17 @@ class Group:
     def _examine_outside(self, batch: Batch) -> None:
         """The same for a member that is no torch module: what it is asked is the positions of rows."""
         which = drawn(batch.count, _EXAMINED)
-        if len(which) <= self._examined.get(None, 0):
-            return
         (name,), (module,) = self.names, self.modules
         module(take_rows(batch.rows, which))  # an error of its own is clearer than the exam's
         exam = examine(lambda some: module(take_rows(batch.rows, some)), which, self.classes, name=name)
         self._refuse_batches(name, exam)
         self._examined[None] = len(which)
+
+    def _refuse_changed(self, watch: Watch, *, quick: bool) -> None:
+        """Members are as they were when they became members: a stack holds what their modules held then."""
+        if (place := watch.changed(quick=quick)) is not None:
+            msg = f"expected {self.names[place]!r} as it was when it became a member, but it was changed since then: "
+            raise ValueError(f"{msg}its weights, layers, attributes, or train() was called; make the members again")
 
     def _refuse_batches(self, name: str, exam: Exam) -> None:
         """Answers that depend on the other rows would change with the size of batches and steps."""
@@ -141,9 +151,8 @@ class Group:
         Where memory runs out, the tile is halved and the batch begun again; with the loop where a form just chosen does
         not agree with it on rows drawn from the whole batch.
         """
-        if self.watch is not None and (changed := self.watch.changed()) is not None:
-            msg = f"expected {self.names[changed]!r} as it was when it became a member, but it was changed since then: "
-            raise ValueError(f"{msg}its weights, layers, attributes, or train() was called; make the members again")
+        if self.watch is not None:
+            self._refuse_changed(self.watch, quick=len(self.watch) > max(_LOOKED_AT, _PER_FRAME * batch.count))
         self.examine(batch)
         key = _bucket(batch.count), batch.overlaps
         fresh = key not in self.plans
@@ -198,7 +207,8 @@ class Group:
         dtype = forms.DTYPES[form.precision]
         if form.kind == "overlap":
             return forms.overlapped(self.dense, dtype, self.features, self.device)
-        return forms.windowed([forms.FOLDED[form.kind](self.dense.to(dtype))], lambda x: x.to(dtype))
+        run = forms.windowed([forms.FOLDED[form.kind](self.dense.to(dtype))], lambda x: x.to(dtype))
+        return forms.keeping_nan(run) if form.kind == "prepacked" else run
 
     def _alone(self, place: int) -> forms.Step:
         """One model as it is, on inputs of its own where it writes into them."""

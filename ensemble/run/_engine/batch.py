@@ -60,6 +60,11 @@ class Batch:
         """Whether the frames are neighbours, and close enough for computing the gaps between recordings as well."""
         return self.stretch is not None and len(self.stretch.view) <= _MOST_ROWS * self.count
 
+    @property
+    def floats(self) -> bool:
+        """Whether the inputs are floating-point numbers."""
+        return self.stretch is not None or self.windows.is_floating_point()
+
     def at(self, which: Tensor) -> Tensor:
         """The inputs of some frames, by their positions; other windows are not built for it."""
         if self.stretch is not None and "windows" not in vars(self):

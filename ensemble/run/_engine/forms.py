@@ -65,23 +65,34 @@ def windowed(steps: Sequence[Step], cast: Callable[[Tensor], Tensor]) -> Runner:
     return run
 
 
+def keeping_nan(run: Runner) -> Runner:
+    """Rows with NaN give NaN, as in the loop: an activation that oneDNN fuses would make numbers of them.
+
+    Only inputs can hold NaN; frames cannot.
+    """
+
+    def guarded(batch: Batch, tile: int) -> Iterator[Piece]:
+        for members, frames, logits in run(batch, tile):
+            if batch.stretch is None:
+                lost = batch.windows[frames].flatten(1).sum(dim=1).isnan()
+                logits = logits.masked_fill(lost[:, None], torch.nan) if lost.any() else logits
+            yield members, frames, logits
+
+    return guarded
+
+
 def outside(module: Callable[[Any], Tensor]) -> Runner:
     """All rows as they came through one member that is no torch module."""
     return lambda batch, tile: iter([(slice(0, 1), slice(0, batch.count), module(batch.rows).unsqueeze(0))])
 
 
 def prepacked(dense: Dense) -> Step:
-    """Weights laid out for the tile; the last, smaller tile is filled up to quarters of one.
-
-    Rows with NaN give NaN, as in the other forms: an activation that oneDNN fuses would make numbers of them.
-    """
+    """Weights laid out for the tile; the last, smaller tile is filled up to quarters of one."""
     laid_out = layouts(dense)
 
     def step(x: Tensor, tile: int) -> Tensor:
         missing = -len(x) % max(1, tile // 4)
-        logits = laid_out(len(x) + missing)(pad(x, (0, 0, 0, missing)) if missing else x)[:, : len(x)]
-        lost = x.flatten(1).sum(dim=1).isnan()
-        return logits.masked_fill(lost[:, None], torch.nan) if lost.any() else logits
+        return laid_out(len(x) + missing)(pad(x, (0, 0, 0, missing)) if missing else x)[:, : len(x)]
 
     return step
 
