@@ -1,7 +1,12 @@
 """Members: of whatever kind and origin, their outputs are those of the models run alone, in the user's order."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any, ClassVar
+from weakref import WeakKeyDictionary
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -334,3 +339,299 @@ def test_a_changed_blob_is_refused(registry: zoo.Registry) -> None:
     blob.write_bytes(data)
     with pytest.raises(ValueError, match="c-1"):
         ensemble.load(registry, "*")
+
+
+class Function(nn.Module):
+    """A Linear layer and what a model does with its input and its logits."""
+
+    def __init__(self, before: Callable[[Tensor], Tensor] = lambda x: x, after: Callable[[Tensor], Any] = lambda y: y):
+        super().__init__()
+        self.linear, self.before, self.after = nn.Linear(3, 2), before, after
+
+    def forward(self, x: Tensor) -> Any:
+        """(B, 3) -> whatever `after` makes of (B, 2)."""
+        return self.after(self.linear(self.before(x)))
+
+
+def normalised(*, kept: bool) -> nn.Module:
+    """BatchNorm with or without running statistics."""
+    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4, track_running_stats=kept), nn.Linear(4, 2))
+
+
+UNUSABLE = {
+    "one column": (nn.Linear(3, 1), r"expected logits \(8, 2\) from 'bad' .* got \(8, 1\)"),
+    "more columns": (nn.Linear(3, 5), r"from 'bad' .* got \(8, 5\)"),
+    "vector": (Function(after=lambda y: y[:, 0]), r"from 'bad' .* got \(8,\)"),
+    "one row": (Function(after=lambda y: y[:1]), r"from 'bad' .* got \(1, 2\)"),
+    "sequence": (Function(after=lambda y: y[:, None]), r"from 'bad' .* got \(8, 1, 2\)"),
+    "tuple": (Function(after=lambda y: (y, y)), "from 'bad' .* got a tuple of 2; give .* output="),
+    "dict": (Function(after=lambda y: {"scores": y}), r"from 'bad' .* got a dict with \['scores'\]"),
+    "predictions": (Function(after=lambda y: y.argmax(1, keepdim=True).expand(-1, 2)), "from 'bad' .* as floats"),
+    "NaN": (Function(after=lambda y: y * torch.nan), "from 'bad' .* got NaN or infinity"),
+    "dropout": (Function(lambda x: nn.functional.dropout(x, 0.5)), "same answers from 'bad' to the same rows"),
+    "noise": (Function(after=lambda y: y + torch.randn_like(y)), "same answers from 'bad' to the same rows"),
+    "batch statistics": (normalised(kept=False), "to each row by itself from 'bad', got others for a row alone than"),
+    "softmax over rows": (Function(after=lambda y: y.softmax(0)), "to each row by itself from 'bad'"),
+    "standardised": (Function(lambda x: (x - x.mean(0)) / x.std(0, correction=0)), "to each row by itself from 'bad'"),
+    "raises": (
+        Function(lambda x: x @ x),
+        r"an answer from 'bad' to inputs \(8, 3\) of torch.float32, got RuntimeError",
+    ),
+}
+
+
+@pytest.mark.parametrize("plan", ["auto", "loop"])
+@pytest.mark.parametrize("beside", [False, True], ids=["alone", "among others"])
+@pytest.mark.parametrize("case", UNUSABLE)
+def test_a_model_whose_answers_cannot_be_used_is_refused(case: str, beside: bool, plan: str) -> None:
+    """By name, before anything is returned, whether it could be stacked or not, over tensors, batches and arrays."""
+    bad, words = UNUSABLE[case]
+    modules = {"good": nn.Linear(3, 2), "bad": bad} if beside else {"bad": bad}
+    x = torch.randn(600, 3)
+    for run in (
+        lambda members: members.log_probabilities(x),
+        lambda members: ensemble.collect(members, [x]),
+        lambda members: ensemble.Ensemble(members, ensemble.mean).predict_proba(x.double().numpy()),
+    ):
+        with pytest.raises(ValueError, match=words):
+            run(ensemble.from_modules(modules, classes=["n", "y"], plan=plan))
+
+
+def test_a_model_with_a_spec_is_asked_at_once() -> None:
+    """The form of its inputs is declared, so nothing need be waited for."""
+    each = spec(context=0)
+    with pytest.raises(ValueError, match=r"expected logits \(4, 4\) from 'b' .* got \(4, 3\)"):
+        ensemble.from_modules(
+            {"a": nn.Linear(6, 4), "b": nn.Linear(6, 3)}, classes=CLASSES, specs={"a": each, "b": each}
+        )
+
+
+@pytest.mark.parametrize("count", [1, 2, 9])
+def test_normalisation_with_statistics_is_no_reason_to_refuse(count: int) -> None:
+    """Small first batches are asked as they are, and larger ones again."""
+    modules = {name: normalised(kept=True).eval() for name in "ab"}
+    members = ensemble.from_modules(modules, classes=["n", "y"])
+    for x in (torch.randn(count, 3), torch.randn(600, 3)):
+        expected = torch.stack([module(x) for module in modules.values()]).softmax(-1)
+        torch.testing.assert_close(members.log_probabilities(x).exp(), expected, rtol=0, atol=1e-5)
+    late = ensemble.from_modules({"a": normalised(kept=False)}, classes=["n", "y"])
+    with pytest.raises(ValueError, match="'a'"):
+        late.log_probabilities(torch.randn(600, 3))
+
+
+def scribble(x: Tensor) -> Tensor:
+    """Overwrite the input."""
+    return x.mul_(0.5)
+
+
+WRITERS: dict[str, Callable[[], nn.Module]] = {
+    "inplace": lambda: nn.Sequential(nn.ReLU(inplace=True), nn.Linear(3, 2)),
+    "mul_": lambda: Function(scribble),
+    "mask": lambda: Function(lambda x: x.masked_fill_(x < 0, 0)),
+    "index": lambda: Function(lambda x: x.index_put_((torch.tensor([0]),), torch.tensor(7.0)) if len(x) < 0 else x),
+}
+
+
+@pytest.mark.parametrize("plan", ["auto", "loop", "stack"])
+@pytest.mark.parametrize("writer", WRITERS)
+def test_a_model_that_writes_into_its_input_gets_its_own(writer: str, plan: str) -> None:
+    """The other members and the caller see the inputs as they were, in one group or several, time after time."""
+    modules = {"w1": WRITERS[writer](), "b": nn.Linear(3, 2), "w2": WRITERS[writer]()}
+    members = ensemble.from_modules(modules, classes=["n", "y"], plan=plan)
+    for rows in (4, 700, 4):
+        x = torch.randn(rows, 3)
+        kept = x.clone()
+        expected = torch.stack([module(x.clone()) for module in modules.values()]).softmax(-1)
+        torch.testing.assert_close(members.log_probabilities(x).exp(), expected, rtol=0, atol=1e-5)
+        assert torch.equal(x, kept)
+
+
+@pytest.mark.parametrize("weights", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    "inputs", [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64, torch.int8, torch.uint8]
+)
+def test_inputs_are_cast_to_the_type_of_the_weights(weights: torch.dtype, inputs: torch.dtype) -> None:
+    """Any numbers are taken by any weights."""
+    modules = {name: nn.Linear(3, 2).to(weights) for name in "ab"}
+    x = torch.randint(0, 5, (6, 3)).to(inputs)
+    members = ensemble.from_modules(modules, classes=["n", "y"])
+    expected = torch.stack([module(x.to(weights)).float() for module in modules.values()]).softmax(-1)
+    atol = 0.02 if weights.itemsize == 2 else 1e-5
+    torch.testing.assert_close(members.log_probabilities(x).exp(), expected, rtol=0, atol=atol)
+    if inputs != torch.bfloat16:
+        torch.testing.assert_close(members.log_probabilities(x.numpy()).exp(), expected, rtol=0, atol=atol)
+
+
+def test_integers_stay_integers_for_a_model_that_takes_them() -> None:
+    """An embedding looks up positions; a pixel may be divided by 255 in the model."""
+    lookup = nn.Sequential(nn.Embedding(10, 4), nn.Flatten(), nn.Linear(12, 2))
+    one_hot = Function(lambda x: nn.functional.one_hot(x[:, 0], 3).float())
+    x = torch.randint(0, 3, (700, 3))
+    for module in (lookup, one_hot, Function(lambda x: x / 255)):
+        members = ensemble.from_modules({"a": module}, classes=["n", "y"])
+        torch.testing.assert_close(members.log_probabilities(x)[0].exp(), module(x).softmax(-1), rtol=0, atol=1e-5)
+
+
+class Holder:
+    """What a model of another library returns."""
+
+    def __init__(self, logits: Tensor) -> None:
+        self.logits = logits
+
+
+def test_logits_are_found_where_it_is_said(tmp_path: Path) -> None:
+    """In `.logits` by themselves, elsewhere by a declared function; such models are stacked like others."""
+    plain = Function()
+    x, expected = torch.randn(5, 3), None
+    wrapped = {
+        "plain": (plain, None),
+        "object": (Function(after=Holder), None),
+        "tuple": (Function(after=lambda y: (y, "more")), lambda answer: answer[0]),
+        "dict": (Function(after=lambda y: {"scores": y}), lambda answer: answer["scores"]),
+        "sequence": (Function(after=lambda y: y[:, None]), lambda answer: answer.squeeze(1)),
+        "one": (Function(after=lambda y: y[:, :1]), lambda answer: torch.cat([-answer, answer], dim=1)),
+    }
+    for module, _ in wrapped.values():
+        module.load_state_dict(plain.state_dict())
+    members = ensemble.from_modules(
+        {name: module for name, (module, _) in wrapped.items()},
+        classes=["n", "y"],
+        output={name: output for name, (_, output) in wrapped.items() if output},
+    )
+    found = members.log_probabilities(x).exp()
+    expected = plain(x).softmax(-1)
+    torch.testing.assert_close(found[:5], expected.expand(5, -1, -1), rtol=0, atol=1e-5)
+    one = plain(x)[:, :1]
+    torch.testing.assert_close(found[5], torch.cat([-one, one], dim=1).softmax(-1), rtol=0, atol=1e-5)
+    pairs = {name: Function(after=pair) for name in "ab"}
+    both = ensemble.from_modules(pairs, classes=["n", "y"], output=first)
+    expected = torch.stack([module(x)[0] for module in pairs.values()]).softmax(-1)
+    torch.testing.assert_close(both.log_probabilities(x).exp(), expected, rtol=0, atol=1e-5)
+    assert both.groups[0][0].stack is not None
+    with pytest.raises(ValueError, match=r"output= of models among \['a', 'b'\], got \['c'\]"):
+        ensemble.from_modules(pairs, classes=["n", "y"], output={"c": first})
+
+
+def pair(y: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits and something else."""
+    return y, y + 1
+
+
+def first(answer: tuple[Tensor, Tensor]) -> Tensor:
+    """The logits in a pair."""
+    return answer[0]
+
+
+class Routed(nn.Linear):
+    """Looks up, outside itself, what it does with rows above a threshold."""
+
+    outside: ClassVar[WeakKeyDictionary[nn.Module, float]] = WeakKeyDictionary()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 3) -> (B, 2)."""
+        return torch.where(x[:, :1] > 5, super().forward(x) * self.outside.get(self, 1.0), super().forward(x))
+
+
+@pytest.mark.parametrize("place", [0, 300, 599])
+def test_a_stack_is_compared_on_rows_of_the_whole_batch(place: int, caplog: pytest.LogCaptureFixture) -> None:
+    """A difference that a few rows in the middle or at the end show makes the members run one by one."""
+    modules = {"a": Routed(3, 2), "b": Routed(3, 2)}
+    Routed.outside[modules["b"]] = 3.0
+    members = ensemble.from_modules(modules, classes=["n", "y"])
+    assert members.groups[0][0].stack is not None
+    x = torch.randn(600, 3).clamp(max=4)
+    x[max(0, place - 5) : place + 6, 0] = 9
+    expected = torch.stack([module(x) for module in modules.values()]).softmax(-1)
+    torch.testing.assert_close(members.log_probabilities(x).exp(), expected, rtol=0, atol=1e-5)
+    assert "members run one by one" in caplog.messages[-1]
+    with pytest.raises(ValueError, match=r"expected .* agree|to give together what they give alone"):
+        ensemble.from_modules(modules, classes=["n", "y"], plan="stack").log_probabilities(x)
+
+
+def test_models_that_differ_in_an_attribute_run_one_by_one() -> None:
+    """Functions, tensors, lists, floats: the first one's are not used for all."""
+    x = torch.randn(6, 3)
+    for one, other in (
+        (torch.relu, torch.tanh),
+        (lambda x: x * 2, lambda x: x * 3),
+        (partial(torch.mul, other=2), partial(torch.mul, other=3)),
+        (torch.ones(3).mul, torch.zeros(3).mul),
+        (Scale([1.0, 2.0, 3.0]), Scale([3.0, 2.0, 1.0])),
+        (Scale(torch.ones(3)), Scale(torch.zeros(3))),
+    ):
+        modules = {"a": Function(one), "b": Function(other)}
+        expected = torch.stack([module(x) for module in modules.values()]).softmax(-1)
+        members = ensemble.from_modules(modules, classes=["n", "y"])
+        torch.testing.assert_close(members.log_probabilities(x).exp(), expected, rtol=0, atol=1e-5)
+        assert len(members.groups) == 2
+
+
+class Scale(nn.Module):
+    """Factors that are neither parameters nor buffers."""
+
+    def __init__(self, factors: Any) -> None:
+        super().__init__()
+        self.factors = factors
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 3) -> the same."""
+        return x * torch.as_tensor(self.factors)
+
+
+@pytest.mark.parametrize("plan", ["auto", "loop"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda module: nn.init.zeros_(module[0].weight),
+        lambda module: setattr(module[0], "weight", nn.Parameter(torch.zeros(3, 3))),
+        lambda module: setattr(module[0].weight, "data", torch.zeros(3, 3)),
+        lambda module: module.__setitem__(1, nn.Tanh()),
+        lambda module: module.train(),
+        lambda module: module[0].requires_grad_(False) and setattr(module[1], "negative_slope", 5.0),
+    ],
+    ids=["written", "replaced", "data", "layer", "train", "attribute"],
+)
+def test_a_module_that_was_changed_is_refused(change: Callable[[nn.Sequential], object], plan: str) -> None:
+    """A stack holds what it was; members made again hold what it is."""
+    modules = {name: nn.Sequential(nn.Linear(3, 3), nn.LeakyReLU(), nn.Linear(3, 2)) for name in "ab"}
+    x = torch.randn(5, 3)
+    members = ensemble.from_modules(modules, classes=["n", "y"], plan=plan)
+    members.log_probabilities(x)
+    members.log_probabilities(x)
+    change(modules["b"])
+    with pytest.raises(ValueError, match=r"expected 'b' as it was when it became a member, .* make the members again"):
+        members.log_probabilities(x)
+    again = ensemble.from_modules(modules, classes=["n", "y"], plan=plan)
+    expected = torch.stack([module(x) for module in modules.values()]).softmax(-1)
+    torch.testing.assert_close(again.log_probabilities(x).exp(), expected, rtol=0, atol=1e-5)
+
+
+def test_what_a_model_keeps_for_itself_is_no_change() -> None:
+    """A counter of calls, in an attribute or a buffer, is the model's own affair."""
+
+    class Counting(nn.Linear):
+        calls = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            return super().forward(x)
+
+    members = ensemble.from_modules({"a": Counting(3, 2), "b": Counting(3, 2)}, classes=["n", "y"])
+    for rows in (3, 3, 300, 3):
+        assert members.log_probabilities(torch.randn(rows, 3)).shape == (2, rows, 2)
+
+
+def test_classes_are_text() -> None:
+    """Numbers and NumPy's text as names are the same names as text."""
+    for classes in (range(2), np.array(["0", "1"]), [b"0", b"1"], torch.arange(2)):
+        members = ensemble.from_modules({"a": nn.Linear(3, 2)}, classes=classes)  # type: ignore[arg-type]
+        assert members.classes == ("0", "1")
+
+
+@pytest.mark.parametrize("what", [nn.Linear, {"weight": torch.zeros(2, 3)}, torch.relu, None, "model.pt"])
+def test_what_is_no_module_is_refused(what: object) -> None:
+    """With what came, and the ways in for others."""
+    with pytest.raises(TypeError, match=r"expected a torch.nn.Module for 'a', got .*see from_estimators"):
+        ensemble.from_modules({"a": what}, classes=["n", "y"])  # type: ignore[dict-item]
+    with pytest.raises(ValueError, match=r"lazy layers in 'a': .*LazyLinear"):
+        ensemble.from_modules({"a": nn.Sequential(nn.LazyLinear(2))}, classes=["n", "y"])
