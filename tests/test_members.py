@@ -367,7 +367,7 @@ UNUSABLE = {
     "tuple": (Function(after=lambda y: (y, y)), "from 'bad' .* got a tuple of 2; give .* output="),
     "dict": (Function(after=lambda y: {"scores": y}), r"from 'bad' .* got a dict with \['scores'\]"),
     "predictions": (Function(after=lambda y: y.argmax(1, keepdim=True).expand(-1, 2)), "from 'bad' .* as floats"),
-    "NaN": (Function(after=lambda y: y * torch.nan), "from 'bad' .* got NaN or infinity"),
+    "NaN": (Function(after=lambda y: y * torch.nan), "finite logits from 'bad', got NaN or infinity"),
     "dropout": (Function(lambda x: nn.functional.dropout(x, 0.5)), "same answers from 'bad' to the same rows"),
     "noise": (Function(after=lambda y: y + torch.randn_like(y)), "same answers from 'bad' to the same rows"),
     "batch statistics": (normalised(kept=False), "to each row by itself from 'bad', got others for a row alone than"),
