@@ -279,7 +279,7 @@ def test_it_does_not_matter_how_tensors_lie_in_memory(kind):
         (WEIGHT.numpy(), "1.weight: ndarray"),
         (WEIGHT.to_sparse(), "1.weight: a quantised, sparse"),
         (torch.quantize_per_tensor(WEIGHT, 0.1, 0, torch.qint8), "1.weight: a quantised"),
-        (WEIGHT.to("meta"), "1.weight: on the meta device"),
+        (WEIGHT.to("meta"), r"on the meta device: \['1.weight'\]"),
     ],
     ids=["nothing", "an array", "sparse", "quantised", "no values"],
 )

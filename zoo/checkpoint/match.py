@@ -42,31 +42,34 @@ def state_of(module: nn.Module, name: str = "the model") -> dict[str, Tensor]:
     except ValueError as error:
         raise CheckpointError("STATE", str(error)) from None
     state = module.state_dict()
-    _refuse_strange({key: _strange(value) for key, value in state.items()}, name)
+    _refuse_strange(state, _strange, name)
     own = dict(chain(module.named_parameters(remove_duplicate=False), module.named_buffers(remove_duplicate=False)))
-    _refuse_strange({key: _strange_place(value, own.get(key)) for key, value in state.items()}, name)
+    _refuse_strange({key: (value, own.get(key)) for key, value in state.items()}, _strange_place, name)
     if unknown := [key for key, value in state.items() if value.dtype not in DTYPES.values()]:
         kinds = ", ".join(f"{key} of {state[key].dtype}" for key in unknown)
         raise CheckpointError("DTYPE", f"expected tensors of {', '.join(DTYPES)} in {name}, got {kinds}")
     return state
 
 
-def _refuse_strange(reasons: Mapping[str, str], name: str) -> None:
-    listed = [f"{key}: {why}" for key, why in reasons.items() if why][:_MOST_LISTED]
+def _refuse_strange(state: Mapping[str, Any], why: Callable[[Any], str], name: str) -> None:
+    listed = [f"{key}: {reason}" for key, value in state.items() if (reason := why(value))]
     if listed:
-        raise CheckpointError("STATE", f"expected plain tensors as the state of {name}, got {'; '.join(listed)}")
+        found = "; ".join(listed[:_MOST_LISTED])
+        raise CheckpointError("STATE", f"expected plain tensors as the state of {name}, got {found}")
 
 
 def _strange(value: object) -> str:
     """Why a file cannot hold a value, in a few words, or ""."""
     if not isinstance(value, Tensor):
         return f"{type(value).__name__}, which is no tensor"
-    plain = value.layout is torch.strided and not value.is_quantized and not value.is_nested
-    return "" if plain and not hasattr(value, "__tensor_flatten__") else "a quantised, sparse, nested or wrapped tensor"
+    wrapped = type(value) is not Tensor and hasattr(value, "__tensor_flatten__")
+    plain = value.layout is torch.strided and not value.is_quantized and not value.is_nested and not wrapped
+    return "" if plain else "a quantised, sparse, nested or wrapped tensor"
 
 
-def _strange_place(value: Tensor, own: Tensor | None) -> str:
-    """Why an entry of a state_dict cannot be given back to its module, in a few words, or ""."""
+def _strange_place(both: tuple[Tensor, Tensor | None]) -> str:
+    """Why an entry, beside the tensor of that name in its module, cannot be given back to it; "" if it can."""
+    value, own = both
     if own is None or _storage(own) != _storage(value) or own.shape != value.shape:
         return "extra state, or made by a hook"
     overlaps = any(size > 1 and step == 0 for size, step in zip(value.shape, value.stride(), strict=True))
@@ -79,15 +82,17 @@ def owned(tensors: Tensors, name: str) -> dict[str, Tensor]:
     Raises:
         CheckpointError: STATE: what is no plain tensor, or has no values.
     """
-    strange = {str(key): _strange(value) for key, value in tensors.items()}
-    hollow = {str(key): "on the meta device" for key, value in tensors.items() if getattr(value, "is_meta", False)}
-    _refuse_strange(strange | hollow, name)
+    _refuse_strange(tensors, _strange, name)
+    if hollow := [key for key, value in tensors.items() if value.is_meta]:
+        raise CheckpointError("STATE", f"expected values in {name}, got tensors on the meta device: {hollow}")
     found: dict[str, Tensor] = {}
     memory: set[int] = set()
     for key, tensor in tensors.items():
-        own = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
-        found[key] = own if _storage(own) not in memory else own.clone()
-        memory.add(_storage(own))
+        plain = tensor.is_cpu and tensor.is_contiguous() and not tensor.requires_grad and not tensor.is_neg()
+        own = tensor if plain else tensor.detach().resolve_neg().cpu().contiguous()
+        place = _storage(own)
+        found[key] = own.clone() if place in memory else own
+        memory.add(place)
     return found
 
 
@@ -108,6 +113,7 @@ def restore(module: nn.Module, tensors: Tensors) -> nn.Module:
     Raises:
         CheckpointError: STATE, MISFIT, NOT_FINITE or VARIANCE; `module` is then as it was.
     """
+    _refuse_strange(tensors, _strange, "a model")
     state = _fitting(module, tensors)
     check_values(tensors)
     _copy(tensors, state)
@@ -191,14 +197,15 @@ def template(spec: Spec) -> Tensors:
 def check_spec(spec: Spec, found: Tensors) -> None:
     """Refuse (SPEC, MISFIT) tensors that do not fit the spec's model, as its architecture is defined now."""
     try:
-        check_fit(_remembered(spec, find_architecture(spec.architecture).build), found)
+        _check_fit(*_remembered(spec, find_architecture(spec.architecture).build), found)
     except CheckpointError:  # what a builder calls may have been defined anew since
         check_fit(template(spec), found)
 
 
 @lru_cache(maxsize=64)
-def _remembered(spec: Spec, builder: Callable[..., nn.Module]) -> Tensors:
-    return template(spec)
+def _remembered(spec: Spec, builder: Callable[..., nn.Module]) -> tuple[Tensors, list[list[str]]]:
+    expected = template(spec)
+    return expected, _shared(expected)
 
 
 def check_fit(expected: Tensors, found: Tensors) -> None:
@@ -206,7 +213,10 @@ def check_fit(expected: Tensors, found: Tensors) -> None:
 
     Names of one tensor must have one value.
     """
-    _refuse_strange({str(key): _strange(value) for key, value in found.items()}, "a model")
+    _check_fit(expected, _shared(expected), found)
+
+
+def _check_fit(expected: Tensors, shared: list[list[str]], found: Tensors) -> None:
     missing, extra = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
     differences = [f"missing {', '.join(missing)}"] if missing else []
     differences += [f"not in the model {', '.join(extra)}"] if extra else []
@@ -217,7 +227,8 @@ def check_fit(expected: Tensors, found: Tensors) -> None:
         if a.dtype != b.dtype:
             differences.append(f"{name}: expected {a.dtype}, got {b.dtype}")
     if not differences:
-        differences = [f"{' and '.join(names)}: one tensor, with different values" for names in _torn(expected, found)]
+        torn = [names for names in shared if _torn({name: expected[name] for name in names}, found)]
+        differences = [f"{' and '.join(names)}: one tensor, with different values" for names in torn]
     if not differences:
         return
     listed = "; ".join(differences[:_MOST_LISTED])
@@ -229,24 +240,22 @@ def check_fit(expected: Tensors, found: Tensors) -> None:
     raise CheckpointError("MISFIT", f"the tensors do not fit the model: {listed}")
 
 
-def _torn(expected: Tensors, found: Tensors) -> list[list[str]]:
-    """Groups of names that share memory in the model and have values that cannot stand in one memory."""
+def _shared(expected: Tensors) -> list[list[str]]:
+    """Groups of names whose tensors share memory."""
     homes = defaultdict(list)
     for name, tensor in expected.items():
         homes[_storage(tensor)].append(name)
-    torn = []
-    for names in homes.values():
-        if len(names) == 1:
-            continue
-        places = {}
-        memory = torch.zeros(expected[names[0]].untyped_storage().nbytes(), dtype=torch.uint8)
-        for name in names:
-            like = expected[name]
-            places[name] = memory.view(like.dtype).as_strided(like.shape, like.stride(), like.storage_offset())
-            places[name].copy_(found[name])
-        if any(not torch.equal(places[name], found[name].cpu()) for name in names):
-            torn.append(names)
-    return torn
+    return [names for names in homes.values() if len(names) > 1]
+
+
+def _torn(shared: Tensors, found: Tensors) -> bool:
+    """Whether tensors that share memory in the model have values that cannot stand in one memory."""
+    places = {}
+    memory = torch.zeros(next(iter(shared.values())).untyped_storage().nbytes(), dtype=torch.uint8)
+    for name, like in shared.items():
+        places[name] = memory.view(like.dtype).as_strided(like.shape, like.stride(), like.storage_offset())
+        places[name].copy_(found[name])
+    return any(not torch.equal(place, found[name].cpu()) for name, place in places.items())
 
 
 def prefixes(expected: Iterable[str], found: Iterable[str]) -> list[str]:
