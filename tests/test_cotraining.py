@@ -336,6 +336,36 @@ def test_frozen_layers_stay_frozen(frames: FrameSet, monkeypatch: pytest.MonkeyP
             assert apart(one, zoo.train(spec, zoo.Recipe.from_dict(one.recipe or {}), frames, frames)) < 1e-4
 
 
+class Spare(nn.Module):
+    """Has a layer that the logits do not depend on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used, self.unused = nn.Linear(6, 4), nn.Linear(6, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits."""
+        return self.used(x)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("optimiser", ["adamw", "adam", "momentum", "sam"])
+def test_parameters_without_a_gradient_are_treated_as_alone(
+    optimiser: str, frames: FrameSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Decays and penalties of any kind reach them together exactly where they do alone."""
+    monkeypatch.setattr("zoo.models.architectures.ARCHITECTURES", dict(ARCHITECTURES))
+
+    @zoo.architecture
+    def roomy(inputs: int, classes: int) -> nn.Module:
+        return Spare()
+
+    spec = zoo.Spec("roomy", features=6, context=0, classes=4)
+    for fields in ({}, {"l1": 0.1, "clip_norm": 0.1}):
+        recipe = zoo.Recipe.from_dict({"epochs": 2, "batch_size": 32, "optimiser": optimiser} | fields)
+        for one in ensemble.cotrain(spec, recipe, frames, frames, seeds=[0, 1], weight_decays=[0, 0.1], together=2):
+            assert apart(one, zoo.train(spec, zoo.Recipe.from_dict(one.recipe or {}), frames, frames)) < 1e-4
+
+
 def tied() -> nn.Module:
     """Two layers with one weight."""
     model = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6))

@@ -441,6 +441,27 @@ def test_tied_weights_are_averaged_and_stepped_once(name: str, own: Enter, frame
     assert torch.equal(two.tensors["0.weight"], two.tensors["2.weight"])
 
 
+@pytest.mark.parametrize("optimiser", ["sgd", "sam"])
+def test_a_model_that_changes_its_input_learns_as_one_that_does_not(
+    optimiser: str, own: Enter, frames: FrameSet
+) -> None:
+    """SAM asks it twice about one batch."""
+
+    class Doubled(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x.mul_(2))
+
+    class Double(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x * 2)
+
+    recipe, before = replace(QUICK, optimiser=optimiser), frames.features.clone()
+    one, two = (train(own(build), recipe, frames, frames) for build in (Doubled, Double))
+    assert one.digest == two.digest
+    assert one.metrics == two.metrics
+    assert torch.equal(frames.features, before)
+
+
 def views(inputs: int, classes: int) -> nn.Module:
     """Two parameters that share memory."""
     model = nn.Sequential(nn.Linear(inputs, inputs), nn.Linear(inputs, classes))

@@ -101,7 +101,7 @@ class Several:
 
     def log(self, metrics: Metrics, step: int) -> None:
         """Add the figures to all logs."""
-        self._each(lambda log: log.log(metrics, step))
+        self._each(lambda log: log.log({**metrics}, step))
 
     def finish(self) -> None:
         """End the run in all logs."""
