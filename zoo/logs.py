@@ -97,7 +97,7 @@ class Several:
 
     def init(self, run: str, config: Mapping[str, Any]) -> None:
         """Begin the run in all logs."""
-        self._each(lambda log: log.init(run, config))
+        self._each(lambda log: log.init(run, {**config}))
 
     def log(self, metrics: Metrics, step: int) -> None:
         """Add the figures to all logs."""
