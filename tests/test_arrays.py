@@ -136,6 +136,7 @@ def test_negative_strides_are_taken_by_every_entry() -> None:
         (None, "got NoneType; give an array"),
         ((row for row in ROWS), "got generator; give an array"),
         ([[object(), object()]], "no number"),
+        ([(0.5, "x")], "text"),
     ],
 )
 def test_what_holds_no_numbers_is_a_type_error(given: Any, words: str) -> None:
@@ -151,6 +152,7 @@ def test_what_holds_no_numbers_is_a_type_error(given: Any, words: str) -> None:
         (np.ma.array(ROWS, mask=ROWS == 0), "masked entries; fill them"),
         (ROWS[0], r"\(N, C\) from member 'a', got \(3,\); one column is not enough"),
         (ROWS[None], "one array per member"),
+        (np.zeros((3, 0)), "there must be a class"),
         ([[0.2], [0.7]], "two columns, 1 - p and p"),
         (torch.randn(1000, 40, generator=torch.manual_seed(0)).softmax(-1).numpy().round(3), "were rounded"),
         (torch.randn(1000, 40, generator=torch.manual_seed(0)).softmax(-1).bfloat16().float(), "half precision"),
@@ -307,6 +309,20 @@ def test_labels_that_are_no_classes_or_ambiguous_are_refused(classes: Any, label
         make({"a": ROWS}, labels=labels, classes=classes)
 
 
+def test_classes_come_in_an_order() -> None:
+    """From any sequence, and an iterator is read once; a set has none, and members have names."""
+    for classes in (dict.fromkeys(NAMES).keys(), iter(NAMES), (name for name in NAMES), tuple(NAMES)):
+        outputs = make({"a": ROWS, "b": ROWS}, classes=classes, labels=["maybe", "no", "yes", "yes"])
+        assert outputs.classes == tuple(NAMES)
+    for strange in (set(NAMES), dict.fromkeys(NAMES), b"abc", 3, [None, "a", "b"], [["a"], ["b"], ["c"]]):
+        with pytest.raises(TypeError, match="expected classes as"):
+            make({"a": ROWS}, classes=strange)
+    with pytest.raises(TypeError, match=r"names of members as text, got \[1\]"):
+        make({1: ROWS})
+    with pytest.raises(TypeError, match="a mapping of member name"):
+        make([("a", ROWS)])
+
+
 def test_more_than_ten_classes_as_text_are_not_taken_for_indices() -> None:
     """Sorted as text, "10" comes before "2": a perfect model would have an accuracy of zero."""
     names = sorted(map(str, range(11)))
@@ -337,6 +353,7 @@ def test_scores_take_the_names_that_a_table_has() -> None:
         (["b", "b", "a", "b"], [1, 1, 0, 1]),
         ([b"b", b"b", b"a", b"b"], [1, 1, 0, 1]),
         ([2.5, 2.5, 0.5, 2.5], [1, 1, 0, 1]),
+        (np.array([2**64 - 1, 2**64 - 1, 1, 2**64 - 1], dtype=np.uint64), [1, 1, 0, 1]),
         ([True, True, False, True], [1, 1, 0, 1]),
         ([("s", 2), ("s", 2), ("s", 1), ("s", 2)], [1, 1, 0, 1]),
         ([frozenset("b"), frozenset("b"), frozenset("a"), frozenset("b")], [0, 0, 1, 0]),

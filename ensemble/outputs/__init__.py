@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
 
 import lazy_loader  # type: ignore[import-untyped]
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -63,6 +62,9 @@ class MemberOutputs:
             wanted = f"(M, N, C) = ({M}, N, {C}) for {M} members and {C} classes"
             msg = f"expected log-probabilities of shape {wanted}, got {shape}"
             raise ValueError(msg)
+        if strange := [name for name in self.members if not isinstance(name, str)]:
+            msg = f"expected names of members as text, got {strange}"
+            raise TypeError(msg)
         for what, names in (("member", self.members), ("class", self.classes)):
             if twice := sorted({name for name in names if names.count(name) > 1}):
                 msg = f"expected distinct {what} names, got {twice} more than once"
@@ -119,7 +121,8 @@ class MemberOutputs:
             (2, 2, 2)
         """
         if not isinstance(probabilities, Mapping):
-            came = f"{type(probabilities).__name__} of shape {np.shape(probabilities)}"
+            shape = getattr(probabilities, "shape", None)
+            came = type(probabilities).__name__ + ("" if shape is None else f" of shape {tuple(shape)}")
             msg = f"expected a mapping of member name to (N, C) probabilities, got {came}; give dict(zip(names, array))"
             raise TypeError(msg)
         if not probabilities:

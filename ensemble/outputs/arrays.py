@@ -8,7 +8,7 @@ can be read in two ways is refused with the way out.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import KeysView, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -170,8 +170,9 @@ def distributions(
     whose = f" {whose}" if whose else ""
     given = numbers(values, f"probabilities{whose}").detach().cpu()
     rows = given.to(dtype or (torch.float64 if given.dtype == torch.float64 else torch.float32))
-    if rows.ndim != 2:
+    if rows.ndim != 2 or not rows.shape[1]:
         hint = {
+            2: "; there must be a class",
             1: "; one column is not enough: for two classes stack 1 - p and p, for predicted classes ask the model for "
             "its probabilities",
             3: "; give one array per member",
@@ -248,10 +249,15 @@ def class_names(given: Any, *, what: str = "classes") -> tuple[str, ...]:
         >>> class_names(np.array([3, 5, 7]))
         ('3', '5', '7')
     """
-    if isinstance(given, bytes | Mapping) or not hasattr(given, "__iter__"):
+    return tuple(_text(item, what) for item in _ordered(given, what))
+
+
+def _ordered(given: Any, what: str = "classes") -> list[Any]:
+    """Names as they came, in their order; sets have none."""
+    unordered = isinstance(given, bytes | Mapping | Set) and not isinstance(given, KeysView)
+    if unordered or not hasattr(given, "__iter__"):
         raise TypeError(f"expected {what} as a sequence of names, got {given!r}")
-    found = given.detach().cpu().tolist() if isinstance(given, Tensor) else _items(given)
-    return tuple(_text(item, what) for item in found)
+    return _items(given)
 
 
 def _items(given: Any) -> list[Any]:
@@ -401,7 +407,7 @@ def group_indices(groups: Any, frames: int) -> Tensor:
     A `ValueError` for another shape, or where the group of a frame is missing.
     """
     found, places = _distinct(groups, "groups", frames)
-    whole = all(isinstance(item, int) and not isinstance(item, bool) for item in found)
+    whole = all(isinstance(item, int) and not isinstance(item, bool) and -(2**63) <= item < 2**63 for item in found)
     return _placed(found if whole else range(len(found)), places)
 
 
@@ -453,6 +459,7 @@ class Aligned:
 
     def __init__(self, given: Mapping[str, Any], classes: Any | None = None) -> None:
         tables = {name: _parts(values) for name, values in given.items()}
+        classes = None if classes is None else _ordered(classes)
         whose = next((name for name, (_, _, index) in tables.items() if index is not None), None)
         self._index = None if whose is None else tables[whose][2]
         self._whose, self._reordered = f"member {whose!r}", False
