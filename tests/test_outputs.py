@@ -130,3 +130,17 @@ def test_a_part_has_its_own_frames_and_fingerprint(frames: torch.Tensor) -> None
     assert part.abstain
     assert outputs.subset(["b"]).abstain
     assert ensemble.MemberOutputs.from_probabilities({"a": ABSTAINING["a"]}).at(frames).labels is None
+
+
+@pytest.mark.parametrize(
+    "given", [torch.tensor([[[2.0, -1.0]]]), torch.tensor([[[0.5, 0.5]]]), torch.zeros(1, 1, 2).int()]
+)
+def test_what_is_no_log_probability_is_noticed_at_the_first_frame(given: torch.Tensor) -> None:
+    """Logits, probabilities and integers; half precision, abstentions and certainty are all right."""
+    with pytest.raises(
+        ValueError, match=r"for logits take log_softmax\(-1\), for probabilities use from_probabilities"
+    ):
+        ensemble.MemberOutputs(given, ("a",), ("x", "y"))
+    for logs in ([0.0, -math.inf], [math.nan, math.nan], [math.log(0.3), math.log(0.7)]):
+        for kind in (torch.float64, torch.float16, torch.bfloat16):
+            assert ensemble.MemberOutputs(torch.tensor([[logs]]).to(kind), ("a",), ("x", "y")).shape == (1, 1, 2)

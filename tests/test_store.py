@@ -324,7 +324,10 @@ def test_outputs_are_replaced_whole(tmp_path: Path) -> None:
     mapped = read_outputs(tmp_path / "valid")
     write_outputs(tmp_path / "valid", mapped.subset(["é"]))
     assert read_outputs(tmp_path / "valid").about == OUTPUTS.about[1:]
-    for other in (OUTPUTS.at(torch.tensor([1])), dataclasses.replace(OUTPUTS, log_probabilities=torch.zeros(2, 2, 2))):
+    for other in (
+        OUTPUTS.at(torch.tensor([1])),
+        dataclasses.replace(OUTPUTS, log_probabilities=torch.zeros(2, 2, 2).log_softmax(-1)),
+    ):
         write_outputs(tmp_path / "valid", other)
         assert same(read_outputs(tmp_path / "valid"), other)
     assert same(mapped, OUTPUTS)

@@ -69,6 +69,10 @@ class MemberOutputs:
             if twice := sorted({name for name in names if names.count(name) > 1}):
                 msg = f"expected distinct {what} names, got {twice} more than once"
                 raise ValueError(msg)
+        total = self.log_probabilities[:, :1].float().logsumexp(dim=-1)  # (M, 1), a look that costs nothing
+        if not self.log_probabilities.is_floating_point() or (total.abs() > 0.1).any():
+            msg = "expected log-probabilities, whose exponentials sum to one, got other numbers at frame 0"
+            raise ValueError(f"{msg}; for logits take log_softmax(-1), for probabilities use from_probabilities")
         if len(self.about) != M:
             msg = f"expected what is known of {M} members in `about`, got {len(self.about)} items"
             raise ValueError(msg)
