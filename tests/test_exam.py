@@ -451,6 +451,20 @@ def test_an_architecture_that_is_defined_again_counts_as_it_is_now(entered, tmp_
     assert registry.load("new").gain.shape == (2,)
 
 
+def test_answers_over_the_whole_batch_are_measured_over_the_whole_batch(entered, tmp_path, monkeypatch, frames):
+    """As they were when the recorded figure was measured, however many frames there are."""
+    monkeypatch.setattr("zoo.registry.load._BATCH", 20)
+    entered(lambda: nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4, track_running_stats=False)))
+    spec = zoo.Spec("examined", features=6, context=0, classes=4)
+    model = zoo.build(spec, seed=0).eval()
+    loss = functional.cross_entropy(model(zoo.windows(frames, torch.arange(len(frames)), 0)), frames.labels)
+    metrics = {"valid/loss": {"value": loss.item(), "frames": frames.fingerprint}}
+    registry = zoo.Registry(tmp_path / "registry.json")
+    registry.register("m", model, spec=spec, classes=frames.classes, metrics=metrics)
+    (row,) = registry.measure("m", frames)
+    assert row["measured"] == pytest.approx(loss.item(), rel=1e-6)
+
+
 def test_a_wrapped_model_is_registered_without_its_wrapper(entered, tmp_path):
     """Where it is asked for; without that, the refusal names the prefix and the option."""
     spec = entered(lambda: nn.Linear(3, 2))

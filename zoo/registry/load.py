@@ -205,11 +205,12 @@ def measured_again(entry: Entry, found: Checkpoint, frames: FrameSet) -> list[di
         msg = f"expected labelled frames of {spec.features} features and the checkpoint's classes, got others"
         raise ValueError(msg)
     model, labels = found.to_module(), frames.labels.cpu()
+    step = len(frames) if found.exam().needs_whole_batch else _BATCH  # as the validation frames were evaluated
     right, loss = 0, 0.0
     with torch.inference_mode():
         prepared = stretch(frames.to("cpu"), spec.context, spec.normalisation, spec.padding)
-        for start in range(0, len(frames), _BATCH):
-            some = slice(start, start + _BATCH)
+        for start in range(0, len(frames), step):
+            some = slice(start, start + step)
             windows = prepared.windows(some)
             logits = logits_of(model(windows), windows, spec.classes, entry.reference)  # (B, C)
             right += int((logits.argmax(dim=1) == labels[some]).sum())
