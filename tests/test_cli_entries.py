@@ -53,6 +53,9 @@ def test_tags_and_notes_are_added_and_taken_off(registry, command):
     assert command("zoo tag a@1 y x").out == "a@1: tags x, y\n"
     assert command("zoo tag a@1 x --drop --json").data["tags"] == ["y"]
     assert command("zoo note a@1 --json", "the first").data["note"] == "the first"
+    assert command("zoo note a@1 --json --licence MIT").data["licence"] == "MIT"
+    assert command("zoo note a@1 --licence", "").out == "a@1: note 'the first'\n"
+    assert "expected a note or --licence" in command("zoo note a@1", code=2).err
     assert command("zoo note a@1", "again").out == "a@1: note 'again'\n"
     assert command("zoo note a@1", "").out == "a@1: no note\n"
     assert registry.get("a@1").note == ""

@@ -124,13 +124,13 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def registry(run_folder: Path) -> zoo.Registry:
     """A registry in which every optional field is present: a model, its average, an ensemble and an alias."""
     registry = zoo.Registry(run_folder.parent / "registry.json")
-    first = registry.register("a", run_folder / "epoch-0001.safetensors", note="small", tags=["tiny"])
+    first = registry.register("a", run_folder / "epoch-0001.safetensors", note="small", tags=["tiny"], licence="MIT")
     registry.register("a", zoo.build(SPEC, seed=1), spec=SPEC, classes=FRAMES.classes, parents=[first.id], note="b")
     members = ensemble.load(registry, ["a@1"])
     fit = ensemble.fit_weights(ensemble.collect(members, FRAMES))
     final = ensemble.Ensemble(members, ensemble.WeightedMean(fit.weights, fit.fingerprint))
     extra = {"weights": [1.0], "temperatures": [1.0]}
-    registry.register_ensemble("final", {**final.to_json(), **extra}, note="best", tags=["tiny"])
+    registry.register_ensemble("final", {**final.to_json(), **extra}, note="best", tags=["tiny"], licence="MIT")
     registry.alias("best", "a@1")
     registry.alias("best", "a@2")
     return registry

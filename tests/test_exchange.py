@@ -185,3 +185,18 @@ def test_what_is_neither_a_folder_nor_on_the_hub_is_an_error(monkeypatch):
         RegistryError, match=r"was not downloaded from the hub: no connection and nothing kept \[UNKNOWN\]"
     ):
         zoo.from_pretrained("somebody/something")
+
+
+def test_a_licence_goes_from_the_registry_into_the_card(registry, tmp_path):
+    """Of models and ensembles, given at registration or later; other annotations stay."""
+    registry.register("c", zoo.build(SPEC, seed=2), spec=SPEC, classes=["no", "yes"], licence="MIT", tags=["x"])
+    assert registry.annotate("c", licence="Apache-2.0").tags == ("x",)
+    assert registry.annotate("both", licence="CC-BY-4.0", note="n").note == "n"
+    for name, head, licence in (("c", "apache-2.0", "Apache-2.0"), ("both", "cc-by-4.0", "CC-BY-4.0")):
+        card = (zoo.export(registry, name, tmp_path / name) / "README.md").read_text()
+        assert f'\nlicense: "{head}"\n' in card.partition("---\n#")[0]
+        assert f"**Licence.** {licence}\n" in card
+    assert "**Licence.** Not stated.\n" in (zoo.export(registry, "a", tmp_path / "a") / "README.md").read_text()
+    assert registry.annotate("c", licence="").licence == ""
+    with pytest.raises(RegistryError, match="expected no metrics for 'both', an ensemble"):
+        registry.annotate("both", metrics={"accuracy": 0.5})

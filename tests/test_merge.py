@@ -62,7 +62,7 @@ def set_alias(document: Snapshot, name: str, target: str) -> Snapshot:
 def annotate(document: Snapshot, name: str, **said: object) -> Snapshot:
     """With more said of a model's newest version."""
     entry = document.get(name)
-    kept = {"note": None, "tags": None, "add": (), "drop": (), "metrics": {}}
+    kept = {"note": None, "licence": None, "tags": None, "add": (), "drop": (), "metrics": {}}
     return changed(document, changes.annotate, entry.name, entry.id, **{**kept, **said})
 
 

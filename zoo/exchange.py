@@ -175,7 +175,7 @@ def _export(registry: Registry, reference: str, folder: Path, card: str) -> None
         _export_model(registry, member, folder / _MEMBERS / name)
     about = {key: value for key, value in entry.to_json().items() if key not in ("name", "members", "created")}
     config = {"model_type": "zoo-ensemble", "name": entry.name, "members": [*members], "ensemble": about}
-    _write(folder, config, "ensemble", _ensemble_card(entry, members.values()) + card)
+    _write(folder, config, "ensemble", _ensemble_card(entry, members.values()) + card, entry.licence)
 
 
 def _export_model(registry: Registry, entry: Entry, folder: Path, card: str = "") -> None:
@@ -192,13 +192,15 @@ def _export_model(registry: Registry, entry: Entry, folder: Path, card: str = ""
         "label2id": {name: index for index, name in enumerate(entry.classes)},
         "about": {key: value for key, value in entry.to_json().items() if key not in ("spec", "classes", "blob")},
     }
-    _write(folder, config, entry.architecture, _card(entry) + card)
+    _write(folder, config, entry.architecture, _card(entry) + card, entry.licence)
 
 
-def _write(folder: Path, config: Mapping[str, Any], tag: str, card: str) -> None:
+def _write(folder: Path, config: Mapping[str, Any], tag: str, card: str, licence: str) -> None:
     """The config, and the card below the lines that the hub reads."""
     text = json.dumps(config, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    head = f"---\nlibrary_name: zoo-ensemble\ntags: [frame-classification, {tag}]\n---\n# {config['name']}\n\n"
+    known = f"license: {json.dumps(licence.lower())}\n" if licence else ""  # the hub's own identifiers, such as "mit"
+    head = f"---\nlibrary_name: zoo-ensemble\n{known}tags: [frame-classification, {tag}]\n---\n# {config['name']}\n\n"
+    card += f"\n**Licence.** {licence or 'Not stated.'}\n"
     _files.write(folder / _CONFIG, text.encode())
     _files.write(folder / _CARD, (head + card).encode())
 

@@ -138,6 +138,7 @@ def export(
     precision: FilePrecision = "float32",
     most_changed: float = 0.01,
     use: str = "",
+    licence: str = "",
     corpus: Corpus = None,
     classes: Classes = (),
     valid: str = "valid",
@@ -159,6 +160,7 @@ def export(
         each: the file gives every member's probabilities too.
         most_changed: refuse a file that gives more than this fraction of the frames another class.
         use: for the card of a folder: what the model is meant for, and what not.
+        licence: under which licence it may be used, such as Apache-2.0; kept in the registry.
         valid: partition on which the file is compared with the ensemble.
         test: partition whose results stand in the card of a folder.
     """
@@ -177,6 +179,8 @@ def export(
                 most_changed=most_changed,
             )
         return exported(name, written)
+    if licence:
+        home.annotate(name, licence=licence)
     final = ensemble.load_ensemble(home, name)
     known = class_names(classes) or final.members.classes
     frames, judged = (read_partition(corpus, part, known) for part in (valid, test))

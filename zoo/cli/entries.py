@@ -104,6 +104,7 @@ def register(
     spec: str | None = None,
     classes: Names = (),
     note: str | None = None,
+    licence: str = "",
     tags: Names = (),
     strip_prefix: bool = False,
     registry: RegistryFile = None,
@@ -120,12 +121,13 @@ def register(
         classes: names of the classes in the order of the logits, or a text file with one name per line; "phonemes"
             stands for the 40 classes of HW1P2.
         note: free text.
+        licence: under which licence the model may be used, such as Apache-2.0.
         tags: short words.
         strip_prefix: cut off what a wrapper put before every name, such as "module." or "model.".
     """
     names = class_names(classes) or None
     parsed = None if spec is None else zoo.Spec.from_dict(spec_fields(spec))
-    about: dict[str, Any] = {"note": note, "tags": tags, "strip_prefix": strip_prefix}
+    about: dict[str, Any] = {"note": note, "licence": licence, "tags": tags, "strip_prefix": strip_prefix}
     return _saved(zoo.Registry(registry).register(name, file, spec=parsed, classes=names, **about))
 
 
@@ -180,17 +182,23 @@ def tag(reference: str, /, *tags: str, drop: bool = False, registry: RegistryFil
     return Answer(entry.to_json(), [f"{entry.reference}: tags {', '.join(entry.tags) or 'none'}"])
 
 
-def note(reference: str, text: str, /, *, registry: RegistryFile = None) -> Answer:
-    """Replace the note of a version; an empty text removes it.
+def note(
+    reference: str, text: str | None = None, /, *, licence: str | None = None, registry: RegistryFile = None
+) -> Answer:
+    """Replace the note or the licence of a version or an ensemble; an empty text removes it.
 
-    Example: zoo note cylinder-a@2 "dropout 0.4, the one we submitted"
+    Example: zoo note cylinder-a@2 "dropout 0.4, the one we submitted" --licence Apache-2.0
 
     Args:
-        reference: a version.
+        reference: a version or an ensemble.
         text: the new note.
+        licence: under which licence the model may be used.
     """
-    entry = zoo.Registry(registry).annotate(reference, note=text)
-    return Answer(entry.to_json(), [f"{entry.reference}: {'no note' if not entry.note else f'note {entry.note!r}'}"])
+    if text is None and licence is None:
+        raise ValueError(f"expected a note or --licence for {reference}, got neither")
+    entry = zoo.Registry(registry).annotate(reference, note=text, licence=licence)
+    note = f"note {entry.note!r}" if entry.note else "no note"
+    return Answer(entry.to_json(), [f"{entry.reference}: {note}" + f", licence {entry.licence}" * bool(entry.licence)])
 
 
 def remove(reference: str, /, *, force: bool = False, registry: RegistryFile = None) -> Answer:
@@ -341,5 +349,4 @@ def as_text(value: Any) -> str | None:
 
 def _saved(entry: zoo.Entry | zoo.EnsembleEntry) -> Answer:
     """The entry for programs; for people one line, as `zoo show` prints the rest."""
-    name = entry.reference if isinstance(entry, zoo.Entry) else entry.name
-    return Answer(entry.to_json(), [f"saved as {name}"])
+    return Answer(entry.to_json(), [f"saved as {entry.reference}"])

@@ -167,6 +167,7 @@ class Registry:
         trained_on: str | None = None,
         note: str | None = None,
         tags: Iterable[str] = (),
+        licence: str = "",
         strip_prefix: bool | str = False,
     ) -> Entry:
         """Register a model under a name, as its next version; the same weights again are the same version.
@@ -183,6 +184,7 @@ class Registry:
             metrics: name -> number, or `{"value", "unit", "n", "frames"}`.
             parents: references to the versions it was averaged or distilled from.
             tags: short words.
+            licence: under which licence the model may be used, such as "Apache-2.0".
             strip_prefix: of a foreign file, what to cut off the names of its tensors, such as "module."; of a module
                 in a wrapper, where it is; True finds it.
 
@@ -203,7 +205,7 @@ class Registry:
         about = {"metrics": changes.metrics_of(metrics), "recipe": recipe, "parents": parents, "kind": kind}
         about |= {"trained_on": trained_on, "note": note}
         checkpoint = register.checkpoint_of(model, spec, classes, strip_prefix=strip_prefix, **about)
-        return self.add(name, register.prepare(name, checkpoint, tags=tags))
+        return self.add(name, register.prepare(name, checkpoint, tags=tags, licence=licence))
 
     def check_nameable(self, name: str) -> None:
         """Refuse (NAME, NAME_COLLISION, DISK) what would let no model be registered, before hours of work."""
@@ -236,7 +238,9 @@ class Registry:
 
         return self._file.commit(change, create=True, ensure=ensure).entry(name, id)
 
-    def register_ensemble(self, name: str, ensemble: Any, *, note: str = "", tags: Iterable[str] = ()) -> EnsembleEntry:
+    def register_ensemble(
+        self, name: str, ensemble: Any, *, note: str = "", tags: Iterable[str] = (), licence: str = ""
+    ) -> EnsembleEntry:
         """Register an ensemble: its members by id, its rule and numbers.
 
         `ensemble` is plain data with `members` (references) and `rule`, and where known `classes`, `weights`,
@@ -251,6 +255,7 @@ class Registry:
                 raise RegistryError("ARGUMENT", msg)
             ensemble = ensemble.to_json()
         more = {"note": note or ensemble.get("note"), "tags": changes.tags_of(tags) or ensemble.get("tags")}
+        more["licence"] = licence or ensemble.get("licence")
         record = changes.ensemble_record(self.snapshot(), {**ensemble, **more})
         return self._file.commit(lambda draft: changes.add_ensemble(draft, name, record)).get_ensemble(name)
 
@@ -273,29 +278,36 @@ class Registry:
         reference: str,
         *,
         note: str | None = None,
+        licence: str | None = None,
         tags: Iterable[str] | None = None,
         add_tags: Iterable[str] = (),
         drop_tags: Iterable[str] = (),
         metrics: Mapping[str, Any] | None = None,
-    ) -> Entry:
-        """Change a version's note, tags or metrics; what is not named stays as it is, with changes by others meanwhile.
+    ) -> Entry | EnsembleEntry:
+        """Change the note, licence, tags or metrics of a version; or of an ensemble, which has no metrics.
 
-        `note` replaces its note ("" removes it), `tags` all its tags; `add_tags` are added, `drop_tags` removed.
+        What is not named stays as it is, with changes by others meanwhile.
+
+        `note` and `licence` replace them ("" removes), `tags` all its tags; `add_tags` are added, `drop_tags` removed.
         `metrics` are added; one of the same name is replaced.
 
         Raises:
             RegistryError: UNKNOWN; ARGUMENT for malformed tags or metrics.
         """
-        entry = self.get(reference)
+        known = self.snapshot()
+        combined = known.aliases().get(reference, reference) in known.ensembles
+        entry = known.get_ensemble(reference) if combined else known.get(reference)
+        id = entry.id if isinstance(entry, Entry) else ""
         new: dict[str, Any] = {
             "note": note,
+            "licence": licence,
             "tags": None if tags is None else changes.tags_of(tags),
             "add": changes.tags_of(add_tags),
             "drop": changes.tags_of(drop_tags),
             "metrics": changes.metrics_of(metrics) or {},
         }
-        change = partial(changes.annotate, name=entry.name, id=entry.id, **new)
-        return self._file.commit(change).entry(entry.name, entry.id)
+        content = self._file.commit(partial(changes.annotate, name=entry.name, id=id, **new))
+        return content.entry(entry.name, id) if id else content.get_ensemble(entry.name)
 
     def remove(self, reference: str, *, force: bool = False) -> Names:
         """Remove an ensemble, an alias or a version (a bare name is its newest, `name@*` all of them).

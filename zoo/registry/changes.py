@@ -20,6 +20,7 @@ from zoo.registry.types import (
     NO_MODEL,
     AliasRecord,
     EnsembleRecord,
+    Entry,
     Metric,
     RegistryError,
     Snapshot,
@@ -74,22 +75,28 @@ def annotate(
     id: str,
     *,
     note: str | None,
+    licence: str | None,
     tags: Sequence[str] | None,
     add: Sequence[str],
     drop: Sequence[str],
     metrics: Mapping[str, Any],
 ) -> None:
-    """Change a version as `Registry.annotate` does; UNKNOWN where it was removed meanwhile."""
-    entry = draft.get(f"{name}@{id}")
-    new: dict[str, Any] = {} if note is None else {"note": note}
+    """Change a version, or where `id` is "" an ensemble, as `Registry.annotate`; UNKNOWN where it was removed."""
+    entry = draft.get(f"{name}@{id}") if id else draft.get_ensemble(name)
+    new: dict[str, Any] = {key: text for key, text in (("note", note), ("licence", licence)) if text is not None}
     if tags is not None or add or drop:
         new["tags"] = sorted({*(entry.tags if tags is None else tags), *add}.difference(drop))
     if metrics:
+        if not isinstance(entry, Entry):
+            raise RegistryError("ARGUMENT", f"expected no metrics for {name!r}, an ensemble, got {sorted(metrics)}")
         new["metrics"] = {**entry.metrics, **metrics}
     if new:
         fields = {**plain(entry.record), **new}
         kept = {key: value for key, value in fields.items() if key.startswith("x-") or value not in ("", [], {}, None)}
-        _set_version(draft, name, id, new_record(VersionRecord, f"{name}@{id}", kept))
+        if id:
+            _set_version(draft, name, id, new_record(VersionRecord, f"{name}@{id}", kept))
+        else:
+            draft.set(ensembles={**draft.ensembles, name: new_record(EnsembleRecord, name, kept)})
 
 
 def remove(draft: Snapshot, removed: Sequence[str], *, force: bool) -> list[str]:
@@ -135,7 +142,7 @@ def ensemble_record(known: Snapshot, data: Mapping[str, Any]) -> EnsembleRecord:
     members = [known.get(member) for member in strings_of("members", data.get("members", ()))]
     if not members or "rule" not in data:
         raise RegistryError("ARGUMENT", f"expected an ensemble with 'members' and 'rule', got {sorted(data)}")
-    absent = {key for key in ("fitted_on", "note", "tags") if not data.get(key)}
+    absent = {key for key in ("fitted_on", "licence", "note", "tags") if not data.get(key)}
     absent |= {key for key in ("weights", "temperatures") if data.get(key) is None}
     fields = {key: value for key, value in data.items() if key not in ("name", *absent)} | {
         "members": [entry.id for entry in members],

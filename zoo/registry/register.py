@@ -87,7 +87,9 @@ def checkpoint_of(
     return Checkpoint.from_module(model, spec, classes, strip_prefix=strip_prefix, **given)
 
 
-def prepare(name: str, checkpoint: Checkpoint, *, tags: Iterable[str] = (), created: str | None = None) -> Prepared:
+def prepare(
+    name: str, checkpoint: Checkpoint, *, tags: Iterable[str] = (), licence: str = "", created: str | None = None
+) -> Prepared:
     """What is registered of a checkpoint under a name; `created` is a time as the registry writes it, None is now.
 
     Raises:
@@ -105,6 +107,7 @@ def prepare(name: str, checkpoint: Checkpoint, *, tags: Iterable[str] = (), crea
         "parameters": count_parameters(checkpoint.spec),
         "created": created or now(),
         **checkpoint.about(),
+        "licence": licence,
         "tags": tags_of(tags),
         "software": software(),
         "probe": checkpoint.exam().record,

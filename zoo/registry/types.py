@@ -156,6 +156,7 @@ class VersionRecord(Record, frozen=True, kw_only=True, gc=False):
     classes: Annotated[Raw, list[str]]
     created: str
     kind: Literal["trained", "averaged", "imported"] | UnsetType = UNSET
+    licence: str | UnsetType = UNSET
     metrics: Annotated[Raw, dict[str, Metric]] | UnsetType = UNSET
     n: Number
     note: str | UnsetType = UNSET
@@ -190,6 +191,7 @@ class EnsembleRecord(Record, frozen=True, kw_only=True):
     classes: Strings
     created: str
     fitted_on: str | UnsetType = UNSET
+    licence: str | UnsetType = UNSET
     members: tuple[Id, ...]
     note: str | UnsetType = UNSET
     rule: Object
@@ -288,6 +290,7 @@ class Entry(Struct, frozen=True):
     classes = _of_record("classes", _STRINGS, "Names of the classes, in the order of the logits.")
     created = _of_record("created", "", "When it was registered, UTC.")
     kind = _of_record("kind", "trained", "One of trained, averaged, imported.")
+    licence = _of_record("licence", "", "Under which licence it may be used, such as Apache-2.0.")
     metrics = _of_record("metrics", _MAPPING, 'Name -> `{"value", "unit", "n", "frames"}`, as far as they are known.')
     note = _of_record("note", "", "Free text.")
     parameters = _of_record("parameters", 0, "Number of trainable parameters.")
@@ -358,6 +361,7 @@ class EnsembleEntry(Struct, frozen=True):
     fitted_on = _of_record("fitted_on", "", 'Fingerprint of the frames that the weights were fitted on, or "".')
     classes = _of_record("classes", _STRINGS, "Names of the classes, in the order of the logits.")
     created = _of_record("created", "", "When it was registered, UTC.")
+    licence = _of_record("licence", "", "Under which licence it may be used, such as Apache-2.0.")
     note = _of_record("note", "", "Free text.")
     tags = _of_record("tags", _STRINGS, "Short words, sorted.")
 
@@ -366,6 +370,11 @@ class EnsembleEntry(Struct, frozen=True):
 
     def __repr__(self) -> str:
         return f"EnsembleEntry({self.name!r}, members={self.members})"
+
+    @property
+    def reference(self) -> str:
+        """Its name."""
+        return self.name
 
     def to_json(self) -> dict[str, Any]:
         """Everything, as plain data."""
