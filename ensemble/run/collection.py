@@ -75,6 +75,9 @@ def collect(
         if cache is not None:
             msg = "expected frames or inputs where a cache is used, got batches, which have no fingerprint"
             raise ValueError(msg)
+        if isinstance(x, str) or not isinstance(x, Iterable):
+            msg = f"expected frames, inputs (N, ...) as a tensor, array or table, or batches, got {type(x).__name__}"
+            raise TypeError(msg)
         return _from_batches(members, x)
     x = inputs_of(members, x)
     labels, groups, fingerprint = _known_of(members, x)
@@ -121,6 +124,8 @@ def inputs_of(members: Members, x: Inputs) -> Inputs:
         if len(set(counts.values())) > 1:
             msg = f"expected inputs of one length for all members, got {counts}"
             raise ValueError(msg)
+    elif isinstance(x, Tensor) and (x.layout is not torch.strided or x.is_meta):
+        return numbers(x, "inputs")  # dense, or refused
     elif not isinstance(x, zoo.FrameSet) and not getattr(x, "shape", None):
         msg = f"expected frames, or inputs (N, ...) as a tensor, array or table, got {type(x).__name__}"
         raise TypeError(msg)

@@ -492,6 +492,9 @@ def from_modules(
             msg = f"expected a torch.nn.Module for {name!r}, got {came}; {way_out}"
             raise TypeError(msg)
         refuse_lazy(module, name)
+        if hollow := [path for path, parameter in module.named_parameters() if parameter.is_meta]:
+            msg = f"expected weights with values in {name!r}, got {hollow[:8]} on the meta device; load them first"
+            raise ValueError(msg)
     named = named_classes(modules, classes)
     outputs = output if isinstance(output, Mapping) else dict.fromkeys(modules, output)
     if unknown := sorted(set(outputs) - set(modules)):

@@ -22,6 +22,8 @@ from torch.func import functional_call, vmap
 from zoo.models.spec import refuse_lazy
 
 _PROBED = 4  # rows on which a stack is compared with its members
+_LOOKED_AT, _PER_FRAME = 2000, 16  # attributes that are compared before every batch, or for each frame of a larger one
+_FEW, _SMALL, _MANY = 64, 2**18, 2048  # tensors and bytes of small models; frames before which all values are summed
 _version = attrgetter("_version")  # how often a tensor was written in place
 _OWN = frozenset(nn.Module().__dict__) - {"training"}
 
@@ -147,7 +149,13 @@ class Stack(nn.Module):
             return answer
 
         randomness = "different" if self.training else "error"
-        return vmap(one, in_dims=(0, None), randomness=randomness)(self.state(), x)
+        try:
+            return vmap(one, in_dims=(0, None), randomness=randomness)(self.state(), x)
+        except RuntimeError as error:
+            if self.training or "randomness" not in str(error):
+                raise
+            msg = f"expected models that are not random in evaluation mode, got {', '.join(self.names)}: a layer draws "
+            raise ValueError(msg + "random numbers, such as dropout that ignores eval()") from error
 
     def member(self, index: int) -> nn.Module:
         """One member as a module that shares its memory with the stack."""
@@ -194,7 +202,8 @@ class Stack(nn.Module):
 class Watch:
     """Notices that models are changed: a tensor is written, or a tensor, layer, attribute or mode replaced.
 
-    What is written in place behind torch's back, through `.data` or memory shared with NumPy, it does not see.
+    What is written behind torch's back, through `.data` or memory shared with NumPy, only a look at all values shows:
+    it is taken where it costs little, for small models and for large batches.
     """
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
@@ -203,37 +212,51 @@ class Watch:
 
     def renew(self) -> None:
         """Take the models as they should be from now on."""
-        tables: list[tuple[int, dict[str, Any]]] = []
+        slots: list[tuple[int, dict[str, Any], str]] = []
         for place, module in enumerate(self._modules):
             for part in module.modules():
-                tables += [(place, table) for table in (vars(part), part._parameters, part._buffers, part._modules)]
-        slots = [(place, table, name) for place, table in tables for name in table if name not in _OWN]
-        self._places = [place for place, _, _ in slots]
-        self._tables, self._names = [table for _, table, _ in slots], [name for _, _, name in slots]
+                tables = [vars(part), part._parameters, part._buffers, part._modules]
+                tables += [value for name, value in vars(part).items() if name not in _OWN and isinstance(value, dict)]
+                plain = [table for table in tables if isinstance(table, dict)]  # others in compiled modules
+                slots += [(place, table, name) for table in plain for name in table if name not in _OWN]
+        self._places, self._tables = [place for place, _, _ in slots], [table for _, table, _ in slots]
+        self._names = [name for _, _, name in slots]
         self._values = [table[name] for _, table, name in slots]
-        held = [(place, value) for place, value in zip(self._places, self._values, strict=True) if _counts(value)]
+        both = list(zip(self._places, self._values, strict=True))
+        held = [(place, value) for place, value in both if isinstance(value, Tensor) and _has_memory(value)]
         self._owners, self._tensors = [place for place, _ in held], [tensor for _, tensor in held]
         self._versions, self._memory = [*map(_version, self._tensors)], [*map(Tensor.data_ptr, self._tensors)]
+        self._lists = [(place, value, [*value]) for place, value in both if isinstance(value, list)]
+        self._small = len(held) <= _FEW and sum(tensor.nbytes for tensor in self._tensors) <= _SMALL
+        self._sums = self._summed()
 
-    def __len__(self) -> int:
-        """Number of things that it looks at."""
-        return len(self._values)
-
-    def changed(self, *, quick: bool = False) -> int | None:
-        """The position of a model that is no longer as it should be, or None; quick: whether a tensor was written."""
+    def changed(self, frames: int) -> int | None:
+        """The position of a model that is no longer as it should be, or None; before a batch of so many frames."""
         if (now := [*map(_version, self._tensors)]) != self._versions:
             return self._owners[[*map(eq, now, self._versions)].index(False)]
-        if quick:
+        if len(self._values) > max(_LOOKED_AT, _PER_FRAME * frames):
             return None
         if (now := [*map(Tensor.data_ptr, self._tensors)]) != self._memory:
             return self._owners[[*map(eq, now, self._memory)].index(False)]
         kept = [*map(is_, map(dict.get, self._tables, self._names), self._values)]
-        return None if all(kept) else self._places[kept.index(False)]
+        if not all(kept):
+            return self._places[kept.index(False)]
+        for place, value, items in self._lists:
+            if len(value) != len(items) or not all(map(is_, value, items)):
+                return place
+        if (self._small or frames >= _MANY) and (sums := self._summed()) != self._sums:
+            return self._owners[[*map(eq, sums, self._sums)].index(False)]
+        return None
+
+    def _summed(self) -> list[str]:
+        """The sum of each tensor's values, as text, in which NaN is equal to NaN."""
+        with torch.no_grad():
+            return [repr(value) for value in [tensor.detach().sum().item() for tensor in self._tensors]]
 
 
-def _counts(value: object) -> bool:
-    """Whether it is a tensor that counts how often it is written."""
-    return isinstance(value, Tensor) and not value.is_inference()
+def _has_memory(tensor: Tensor) -> bool:
+    """Whether it counts how often it is written, and has its values in one place."""
+    return tensor.layout is torch.strided and not tensor.is_inference() and not tensor.is_meta
 
 
 def tensor_in(answer: Any) -> Any:

@@ -102,19 +102,14 @@ class Group:
             self._examine_outside(batch)
             return
         rows = batch.at(drawn(batch.count, _EXAMINED))
-        rows = rows[rows.isfinite().flatten(1).all(dim=1)]
+        rows = rows[rows.isfinite().reshape(len(rows), -1).all(dim=1)]
         if len(rows) <= self._examined.get(kind, 0):
             return
         if kind is not None and _takes(self.modules[0], rows):
             self._as_given.add(kind)
         for place, (name, module) in enumerate(zip(self.names, self.modules, strict=True)):
             exam = examine(module, self.cast(rows), self.classes, name=name)
-            if exam.needs_whole_batch:
-                msg = f"expected an answer to each row by itself from {name!r}, got others for a row alone than among "
-                way_out = "is there a BatchNorm without running statistics?"
-                raise ValueError(
-                    f"{msg}{len(rows)}, so that batches of other sizes would change its answers; {way_out}"
-                )
+            self._refuse_batches(name, exam)
             self._own_copy |= {place} if exam.writes_input else set()
         if real:
             self._examined[kind] = len(rows)
@@ -128,9 +123,9 @@ class Group:
         self._refuse_batches(name, exam)
         self._examined[None] = len(which)
 
-    def _refuse_changed(self, watch: Watch, *, quick: bool) -> None:
+    def _refuse_changed(self, watch: Watch, frames: int) -> None:
         """Members are as they were when they became members: a stack holds what their modules held then."""
-        if (place := watch.changed(quick=quick)) is not None:
+        if (place := watch.changed(frames)) is not None:
             msg = f"expected {self.names[place]!r} as it was when it became a member, but it was changed since then: "
             raise ValueError(f"{msg}its weights, layers, attributes, or train() was called; make the members again")
 
@@ -152,7 +147,7 @@ class Group:
         not agree with it on rows drawn from the whole batch.
         """
         if self.watch is not None:
-            self._refuse_changed(self.watch, quick=len(self.watch) > max(_LOOKED_AT, _PER_FRAME * batch.count))
+            self._refuse_changed(self.watch, batch.count)
         self.examine(batch)
         key = _bucket(batch.count), batch.overlaps
         fresh = key not in self.plans
