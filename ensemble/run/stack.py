@@ -155,7 +155,7 @@ class Stack(nn.Module):
             if self.training or "randomness" not in str(error):
                 raise
             msg = f"expected models that are not random in evaluation mode, got {', '.join(self.names)}: a layer draws "
-            raise ValueError(msg + "random numbers, such as dropout that ignores eval()") from error
+            raise ValueError(msg + "random numbers, such as dropout that ignores the mode") from error
 
     def member(self, index: int) -> nn.Module:
         """One member as a module that shares its memory with the stack."""
