@@ -54,7 +54,8 @@ def architecture(builder: _Builder, /, *, count: Callable[..., int] | None = Non
     Args:
         builder: gives the module, which maps (B, inputs) to (B, classes). A builder with a third argument `layers`
             gets a `blocks.Layers` to make hidden layers with; then `activation`, `batchnorm`, `dropout` and
-            `initialisation` are options of the architecture too.
+            `initialisation` are options of the architecture too. It makes new layers at each call, also on the meta
+            device; constants that it draws are kept with the weights only as persistent buffers.
         count: takes the same arguments and gives the number of trainable parameters; with it, the searches draw
             the architecture by default, provided that it has an option `width` or `widths`. In a decorator write
             `@functools.partial(architecture, count=...)`.
