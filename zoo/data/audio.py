@@ -37,7 +37,7 @@ def mfcc(waveform: Tensor | NDArray[np.floating], sample_rate: int = SAMPLE_RATE
         (T, 27) float32 on the waveform's device, T = S // 160 + 1 with S counted at 16 kHz.
 
     Raises:
-        ImportError: torchaudio is not installed (the extra `audio`), or was built for another torch.
+        ImportError: torchaudio is not installed, or was built for another torch.
         TypeError: the samples are integers.
         ValueError: the waveform is shorter than one window, not finite, or not one- or two-dimensional.
 
@@ -64,7 +64,7 @@ def mfcc(waveform: Tensor | NDArray[np.floating], sample_rate: int = SAMPLE_RATE
 
 
 def _torchaudio() -> ModuleType:
-    """torchaudio, an optional package, of which each release is built for one release of torch."""
+    """torchaudio, of which each release is built for one release of torch."""
     try:
         import torchaudio
     except (ImportError, OSError, RuntimeError, AttributeError) as error:  # its binary was built for another torch
