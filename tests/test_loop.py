@@ -343,7 +343,24 @@ class Turned(Centred):
         return super().forward(x)
 
 
-BROUGHT = [Centred, tied, twice, transposed, spare, writing, frozen, double, normed, Answer, Turned]
+class Counting(nn.Linear):
+    """Counts in an attribute and in a buffer that is in no `state_dict`; both matter in training only."""
+
+    def __init__(self, inputs: int, classes: int) -> None:
+        super().__init__(inputs, classes)
+        self.calls = 0
+        self.register_buffer("mean", torch.zeros(inputs), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits that grow with the calls and with the mean of the input."""
+        if self.training:
+            self.calls += 1
+            self.mean = self.mean * 0.5 + x.mean(dim=0)
+            x = x * (1 + 0.01 * self.calls) + self.mean
+        return super().forward(x)
+
+
+BROUGHT = [Counting, Centred, tied, twice, transposed, spare, writing, frozen, double, normed, Answer, Turned]
 
 
 @pytest.mark.parametrize(
@@ -571,6 +588,22 @@ def test_without_a_finite_loss_on_the_validation_frames_nothing_is_returned(fram
     with pytest.raises(TrainingError, match=r"validation frames was NaN or infinite .*\(seed 0\).*'none'") as caught:
         train(replace(PLAIN, normalisation="none"), QUICK, frames, huge)
     assert caught.value.checkpoints == (None,)
+
+
+def test_a_run_of_a_model_with_other_tensors_is_not_resumed(own: Enter, frames: FrameSet, tmp_path: Path) -> None:
+    """The code has changed since, under the same name; nothing is broadcast into place."""
+    sizes = [2, 1]
+
+    def changing(inputs: int, classes: int) -> nn.Module:
+        model = nn.Linear(inputs, classes)
+        model.register_buffer("scale", torch.ones(sizes[0]))
+        return model
+
+    spec = own(changing)
+    train(spec, QUICK, frames, frames, directory=tmp_path)
+    sizes[0] = 1
+    with pytest.raises(ValueError, match=r"other tensors \(live\.scale, best\.scale\)"):
+        train(spec, QUICK, frames, frames, directory=tmp_path)
 
 
 def test_settings_that_never_acted_do_not_make_another_run(frames: FrameSet, tmp_path: Path) -> None:

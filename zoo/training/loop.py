@@ -220,6 +220,7 @@ class _Run:
     def __init__(self, group: Group, train: FrameSet, valid: FrameSet, progress: Progress) -> None:
         self.group, self.recipe, self.train, self.progress = group, group.recipes[0], train, progress
         self.state = State(group.module, group.spec.architecture)
+        self.numbers = self.state.numbers()  # of the new model
         self.batches = Batches(train, group.spec, group.recipes)
         self.scorer = Scorer(valid, group.spec)
         self.stepper = Stepper(group, train.features.device)
@@ -368,12 +369,15 @@ class _Run:
     def write(self, folder: Path, number: int, checkpoints: Mapping[str, Checkpoint]) -> None:
         """Write an epoch's checkpoints, by the suffix of the file's stem, and, last, the whole state."""
         parts = self.tensors() | self.stepper.tensors()
+        parts |= {f"aside.{name}": tensor for name, tensor in self.state.aside().items()}
+        numbers = {path: own for path, own in self.state.numbers().items() if own != self.numbers[path]}
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in parts.items()}
         plain = {
             "scaler": self.stepper.scaler.state_dict(),
             "averaged": self.average.count,
             "history": self.history,
             "id": self.id,
+            "numbers": numbers,
         }
         text = json.dumps({"identity": self.identity, "plain": plain}, allow_nan=False)
         try:
@@ -414,10 +418,16 @@ class _Run:
             reason = "; ".join(details) or "other frames or another number of members"
             msg = f"{folder} holds another run ({reason}); choose another directory"
             raise ValueError(msg)
-        for name, tensor in self.tensors().items():
+        own, plain = self.tensors(), about["plain"]
+        forms = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
+        if misfits := [name for name, tensor in own.items() if forms.get(name) != (tensor.shape, tensor.dtype)]:
+            msg = f"{folder} holds a run of a model with other tensors ({', '.join(misfits)}); choose another directory"
+            raise ValueError(msg)
+        for name, tensor in own.items():
             tensor.copy_(tensors[name])
-        self.stepper.restore(tensors, about["plain"]["scaler"])
-        plain = about["plain"]
+        aside = {name.removeprefix("aside."): tensor for name, tensor in tensors.items() if name.startswith("aside.")}
+        self.state.set_aside(aside, plain.get("numbers", {}))
+        self.stepper.restore(tensors, plain["scaler"])
         self.average.count, self.history = plain["averaged"], plain["history"]
         self.id = plain.get("id", self.name)  # runs of older versions had none of their own
 

@@ -6,6 +6,7 @@ Members are the first axis everywhere; a single model is a group of one.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from torch.nn import functional
 from zoo import _files
 from zoo.checkpoint import state_of
 from zoo.checkpoint.exam import rows_for
+from zoo.checkpoint.header import DTYPES
 from zoo.data.audio import mask
 from zoo.data.frames import FrameSet, Stretch, stretch
 from zoo.models.spec import Spec, build
@@ -179,13 +181,15 @@ class State:
     """
 
     def __init__(self, module: nn.Module, name: str) -> None:
-        self._name, self._places = name, dict[str, tuple[dict[str, Any], str]]()
+        self._name, self._layers = name, dict(module.named_modules())
+        self._places: dict[str, tuple[dict[str, Any], str]] = {}
+        self._aside: dict[str, tuple[dict[str, Any], str]] = {}
         found = state_of(module, repr(name))
         for prefix, layer in module.named_modules(remove_duplicate=False):
             for store in (layer._parameters, layer._buffers):
                 for key in store:
-                    if (full := f"{prefix}.{key}" if prefix else key) in found:
-                        self._places[full] = store, key
+                    full = f"{prefix}.{key}" if prefix else key
+                    (self._places if full in found else self._aside)[full] = store, key
         firsts: dict[int, str] = {}
         self.first = {entry: firsts.setdefault(id(store[key]), entry) for entry, (store, key) in self._places.items()}
         tensors = self.tensors()
@@ -215,6 +219,33 @@ class State:
                 msg = f"expected {name} of {self._name!r} to stay {tuple(form[0])} {form[1]} in training, got {came}"
                 raise ValueError(msg)
         return self.tensors()
+
+    def aside(self) -> dict[str, Tensor]:
+        """Copies of the buffers that are in no `state_dict`, those that a file can hold."""
+        found = {name: store.get(key) for name, (store, key) in self._aside.items()}
+        plain = {name: t for name, t in found.items() if t is not None and t.layout is torch.strided}
+        return {name: t.detach().clone() for name, t in plain.items() if t.dtype in DTYPES.values()}
+
+    def numbers(self) -> dict[str, dict[str, float]]:
+        """The plain numbers among the attributes of each layer, by its path: a model may count in them."""
+        return {
+            path: {
+                name: value
+                for name, value in vars(layer).items()
+                if type(value) in (bool, int, float) and math.isfinite(value) and name != "training"
+            }
+            for path, layer in self._layers.items()
+        }
+
+    def set_aside(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Mapping[str, float]]) -> None:
+        """Put back what `aside` and `numbers` gave, where the module still has such places."""
+        for name, (store, key) in self._aside.items():
+            if name in tensors:
+                like = next(iter(self.tensors().values())) if store[key] is None else store[key]
+                store[key] = tensors[name].to(like.device, copy=True)
+        for path, own in self.numbers().items():
+            for name in own.keys() & numbers.get(path, {}).keys():
+                setattr(self._layers[path], name, numbers[path][name])
 
 
 class Stepper:
