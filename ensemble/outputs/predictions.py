@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -110,7 +111,8 @@ def read_predictions(
         bare = [name for name in tables if name not in with_ids]
         msg = f"expected ids of the rows in every file or in none, got none from {bare}; --ids names their column"
         raise ValueError(msg)
-    files_beside = {path: _indexed(_single(path, text), ids, (), path) for path, _ in (target, cluster) if path}
+    beside = {path: next(iter(read_tables(path, None).values())) for path, _ in (target, cluster) if path}
+    files_beside = {path: _indexed(table, ids, (), path) for path, table in beside.items()}
     truth = _column("labels", target, tables, files_beside, text, required=False)
     elsewhere = cluster[0] is None and not any(cluster[1] in table for table in tables.values())
     from_labels = (target[0], cluster[1]) if elsewhere and cluster[1] else cluster
@@ -168,8 +170,10 @@ def _split(spec: str | None, what: str) -> tuple[Path | None, str | None]:
 # From a file to a table, whose columns are counted where they have no names
 
 
-def read_tables(path: Path, text: Sequence[str] = ()) -> dict[str, pd.DataFrame]:
-    """Member -> table of one file; "" stands for the file's own name. The columns in `text` are read as text.
+def read_tables(path: Path, text: Sequence[str] | None = ()) -> dict[str, pd.DataFrame]:
+    """Member -> table of one file; "" stands for the file's own name.
+
+    The columns in `text`, or all where it is None, are read as text where the file does not know their types.
 
     A `ValueError` that names the file where it is of another kind, damaged, or would need unpickling.
     """
@@ -177,30 +181,26 @@ def read_tables(path: Path, text: Sequence[str] = ()) -> dict[str, pd.DataFrame]
         msg = f"expected a file that ends in {', '.join(READERS)}, got {str(path)!r}"
         raise ValueError(msg)
     try:
-        return READERS[path.suffix](path, text)
+        tables = READERS[path.suffix](path, text)
+        if not all(len(table) for table in tables.values()):
+            msg = "it has no rows"
+            raise ValueError(msg)
+        return tables
     except ImportError as error:
         msg = f"{path} needs a reader of Parquet files: pip install pyarrow, or save it as .csv"
         raise ValueError(msg) from error
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, pd.errors.ParserWarning) as error:
         unpickled = "allow_pickle" in str(error)
         why = "it holds Python objects; save numbers, and text with dtype=str" if unpickled else error
         msg = f"cannot read {path}: {why}"
         raise ValueError(msg) from error
 
 
-def _single(path: Path, text: Sequence[str]) -> pd.DataFrame:
-    """The table of a file beside the predictions, all of it as text where it is a CSV file."""
-    if path.suffix == ".csv":
-        return _csv(path, None)[""]
-    found = read_tables(path, text)
-    return next(iter(found.values()))
-
-
-def _npy(path: Path, text: Sequence[str]) -> dict[str, pd.DataFrame]:
+def _npy(path: Path, text: Sequence[str] | None) -> dict[str, pd.DataFrame]:
     return {"": _framed(np.load(path, allow_pickle=False))}
 
 
-def _npz(path: Path, text: Sequence[str]) -> dict[str, pd.DataFrame]:
+def _npz(path: Path, text: Sequence[str] | None) -> dict[str, pd.DataFrame]:
     with np.load(path, allow_pickle=False) as archive:
         arrays = {key: archive[key] for key in archive.files}
     names = next((arrays.pop(key).tolist() for key in _CLASSES if key in arrays), None)
@@ -235,6 +235,9 @@ def _csv(path: Path, text: Sequence[str] | None) -> dict[str, pd.DataFrame]:
     if not header:
         msg = "it is empty"
         raise ValueError(msg)
+    if len(header) == 1 and (mark := next((mark for mark in ";\t|" if mark in header[0]), None)):
+        msg = f"expected columns separated by commas, got {mark!r} between them"
+        raise ValueError(msg)
     bare = _is_row(header, names_may_be_numbers=text is not None)
     if not bare and {*header, *below} == {"0", "1"}:
         msg = f"its first line, {','.join(header)}, can be names of classes or a row; give it a header, or decimals"
@@ -245,17 +248,19 @@ def _csv(path: Path, text: Sequence[str] | None) -> dict[str, pd.DataFrame]:
     names: list[Any] = [*range(len(header))] if bare else header
     words = [name for name in names if text is None or name in text or str(name).strip().lower() in _IDS]
     numeric = {name: _MISSING for name in names if name not in words}
-    table = pd.read_csv(
-        path,
-        names=names,
-        header=None,
-        skiprows=0 if bare else 1,
-        dtype=dict.fromkeys(words, str),
-        keep_default_na=False,
-        na_values=numeric,
-        encoding="utf-8-sig",
-        index_col=False,
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", pd.errors.ParserWarning)  # a line with more cells than the first
+        table = pd.read_csv(
+            path,
+            names=names,
+            header=None,
+            skiprows=0 if bare else 1,
+            dtype=dict.fromkeys(words, str),
+            keep_default_na=False,
+            na_values=numeric,
+            encoding="utf-8-sig",
+            index_col=False,
+        )
     table.columns = pd.RangeIndex(len(names)) if bare else pd.Index(names)
     return {"": table}
 
@@ -270,7 +275,7 @@ def _is_row(header: Sequence[str], *, names_may_be_numbers: bool) -> bool:
     return not (whole and names_may_be_numbers)
 
 
-def _parquet(path: Path, text: Sequence[str]) -> dict[str, pd.DataFrame]:
+def _parquet(path: Path, text: Sequence[str] | None) -> dict[str, pd.DataFrame]:
     table = pd.read_parquet(path)
     counted = isinstance(table.index, pd.RangeIndex)
     table = table if counted else table.reset_index(names=table.index.name or "")
@@ -278,7 +283,7 @@ def _parquet(path: Path, text: Sequence[str]) -> dict[str, pd.DataFrame]:
     return {"": table}
 
 
-READERS: dict[str, Callable[[Path, Sequence[str]], dict[str, pd.DataFrame]]] = {
+READERS: dict[str, Callable[[Path, Sequence[str] | None], dict[str, pd.DataFrame]]] = {
     ".npy": _npy,
     ".npz": _npz,
     ".csv": _csv,
