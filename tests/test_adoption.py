@@ -163,6 +163,43 @@ def test_layers_may_be_made_in_another_order(tmp_path, widths, safetensors) -> N
     assert_same(checkpoint_of(chain, activation="relu", place="before"), model)
 
 
+class Lists(nn.Module):
+    """Hidden layers in a list, norms in another, an output layer that a sorted file has in front of them."""
+
+    def __init__(self, *sizes: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(a, b) for a, b in pairwise(sizes[:-1])])
+        self.norms = nn.ModuleList(map(nn.BatchNorm1d, sizes[1:-1]))
+        self.head = nn.Linear(*sizes[-2:])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits."""
+        for layer, norm in zip(self.layers, self.norms, strict=True):
+            x = norm(torch.relu(layer(x)))
+        return self.head(x)
+
+
+@pytest.mark.parametrize("safetensors", [False, True])
+def test_lists_of_layers_are_read_in_the_order_of_their_numbers(tmp_path, safetensors) -> None:
+    """Shapes alone allow several orders of 3 to 3, 3 to 8, 8 to 3."""
+    model = shaken(Lists(6, 3, 3, 8, 3, 5))
+    path = saved(tmp_path, model.state_dict())
+    if safetensors:
+        save_file(model.state_dict(), path)
+    chain = chain_of(read_foreign(path))
+    assert chain.asks_place
+    assert_same(checkpoint_of(chain, activation="relu", place="after"), model)
+
+
+def test_a_norm_that_could_follow_two_layers_is_refused(tmp_path) -> None:
+    """As many hidden units as classes, and BatchNorm made after the last layer: it may be that of either."""
+    named = {"fc1": nn.Linear(6, 5), "fc2": nn.Linear(5, 5), "bn1": nn.BatchNorm1d(5)}
+    with pytest.raises(zoo.CheckpointError, match="which layers the BatchNorm bn1 follow"):
+        chain_of(read_foreign(saved(tmp_path, nn.ModuleDict(named).state_dict())))
+    model = shaken(nn.Sequential(nn.Linear(6, 5), nn.GELU(), nn.Linear(5, 5), nn.BatchNorm1d(5)))
+    assert_same(checkpoint_of(chain_of(read_foreign(saved(tmp_path, model.state_dict())))), model)
+
+
 @pytest.mark.parametrize("order", ["lba", "la"])
 def test_numbers_are_sorted_as_numbers(tmp_path, order) -> None:
     """Twelve layers, so that "10" stands before "2" in a file that is sorted by name."""
@@ -234,6 +271,7 @@ SAVED: dict[str, tuple[Any, str, float | None]] = {  # what is saved, the key of
     ),
     "in a list": ([STATE, OPTIMISER, 7], "0", None),
     "ema beside": ({"model": STATE, "ema": STATE, "scaler": {"scale": 65536.0}}, "model", None),
+    "ema of another name": ({"mlp": STATE, "mlp_ema": STATE}, "mlp", None),
     "parts": ({str(index): layer.state_dict() for index, layer in enumerate(MODEL.model)}, "", None),
     "parameters": ({name: nn.Parameter(t) if t.is_floating_point() else t for name, t in STATE.items()}, "", None),
     "objects beside": (
@@ -353,7 +391,7 @@ def test_names_without_numbers_do_not_tell_the_order_in_a_sorted_file(tmp_path) 
     )
     assert chain_of(read_foreign(saved(tmp_path, model.state_dict()))).widths == (8, 8, 8)
     save_file(model.state_dict(), tmp_path / "a.safetensors")
-    with pytest.raises(zoo.CheckpointError, match="order of also, rest"):
+    with pytest.raises(zoo.CheckpointError, match="in more than one way"):
         chain_of(read_foreign(tmp_path / "a.safetensors"))
 
 

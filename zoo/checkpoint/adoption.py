@@ -42,6 +42,7 @@ _DENSE |= {b"_rebuild_parameter_with_state", b"_rebuild_meta_tensor_no_storage"}
 _MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how torch's files began before they were archives
 _STATES = ("", "model", "net", "network", "module", "student", "classifier", "weights", "params", "parameters")
 _OF_A_STATE = re.compile(r"_?(state_?dict|state|weights|params)$")
+_OF_AN_AVERAGE = re.compile(r"(^|_)(ema|swa|shadow|averaged?)(_|$)")
 _MOST_LEAVES, _MOST_LEVELS = 200_000, 60
 _MOST_SHARED = 16  # times the size of the file that its tensors may have together: tied weights are stored once
 _MOST_LAYERS = 1000
@@ -300,12 +301,13 @@ def _chosen(leaves: Sequence[_Leaf]) -> tuple[str, set[_Path]]:
         children = [path for path in shapes if path[:-1] == at and path != at]
         usual = sorted((_STATES.index(_usual(path)), path) for path in children if _usual(path) in _STATES)
         copies = len({tuple(shapes[path]) for path in children}) == 1
+        live = [path for path in children if not _OF_AN_AVERAGE.search(path[-1].lower())]
         if usual and copies:
             at = usual[0][1]
         elif at in parents:
             return ".".join(at), {at}
-        elif len(children) == 1:
-            at = children[0]
+        elif len(children) == 1 or (copies and len(live) == 1):
+            at = (live or children)[0]
         elif usual or (copies and len(shapes[children[0]]) > 1):
             keys = ", ".join(repr(".".join(path)) for path in children)
             _refuse(
@@ -587,7 +589,6 @@ def chain_of(foreign: Foreign) -> Chain:
         CheckpointError: MISFIT: some tensors are of other layers, or the layers fit together in no way or in several.
     """
     layers = [*_layers(foreign.tensors)]
-    numbered = len({re.sub(r"\d+", "#", layer.name) for layer in layers}) == 1
     if not foreign.ordered:
         layers.sort(
             key=lambda layer: [(p.isdigit(), int(p) if p.isdigit() else p) for p in re.split(r"(\d+)", layer.name)]
@@ -600,7 +601,7 @@ def chain_of(foreign: Foreign) -> Chain:
         after = _norms_after(linears, norms, layers)
         return Chain(block, {block.index(linear): norm for linear, norm in after.items()}, "before", ("bottleneck",))
     ordered = _in_order(linears, known=foreign.ordered)
-    paired = _paired(ordered, norms, layers if foreign.ordered or numbered else None)
+    paired = _paired(ordered, norms, layers if foreign.ordered or _are_numbered(layers) else None)
     inner = {linear.shape for linear in ordered[1:-1]}
     square = len(ordered) >= 4 and len(ordered) % 2 == 0 and inner == {(ordered[0].shape[1],) * 2}
     architectures = ("mlp", "basic") if square else ("mlp",)
@@ -675,38 +676,38 @@ def _complete(own: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _in_order(linears: Sequence[Linear], *, known: bool) -> list[Linear]:
-    """The layers in the order of computation: as they stand if that is known and fits, else as their shapes allow."""
-    numbered = len({_unnumbered(linear) for linear in linears}) == 1
-    if (known or numbered) and all(a.shape[1] == b.shape[0] for a, b in pairwise(linears)):
+    """The layers in the order of computation: as they stand if that is known and fits, else as their shapes allow.
+
+    Layers of one shape keep their order where it is known, and else layers whose names differ in numbers alone.
+    """
+    if known and all(a.shape[1] == b.shape[0] for a, b in pairwise(linears)):
         return [*linears]
-    alike: dict[tuple[int, int], list[Linear]] = {}
+    queues: dict[object, list[Linear]] = {}
     for linear in linears:
-        alike.setdefault(linear.shape, []).append(linear)
-    for shape, some in alike.items():
-        if not known and len({_unnumbered(linear) for linear in some}) > 1:
-            names = ", ".join(linear.name for linear in some)
-            _misfit(f"the order of {names}, all of {shape}, is not told by a file that is sorted by name")
-    orders = _orders(Counter(linear.shape for linear in linears))
+        queues.setdefault(linear.shape if known else re.sub(r"\d+", "#", linear.name), []).append(linear)
+    orders = _orders([*queues.values()])
     if len(orders) != 1:
         listed = ", ".join(f"{linear.name} {linear.shape[0]} to {linear.shape[1]}" for linear in linears[:20])
         many = "in more than one way" if orders else "in no way"
         _misfit(f"the Linear layers fit together {many}: {listed}")
-    queues = {shape: iter(some) for shape, some in alike.items()}
-    return [next(queues[shape]) for shape in orders[0]]
+    return orders[0]
 
 
-def _orders(edges: Counter[tuple[int, int]]) -> list[list[tuple[int, int]]]:
-    """The orders in which layers of these inputs and outputs follow each other; no more than two are looked for."""
-    found: list[list[tuple[int, int]]] = []
-    stack = [([shape], edges - Counter([shape])) for shape in edges]
+def _orders(queues: Sequence[Sequence[Linear]]) -> list[list[Linear]]:
+    """The ways to take layers from the queues so that each fits the one before; no more than two are looked for."""
+    found: list[list[Linear]] = []
+    stack: list[tuple[list[Linear], tuple[int, ...]]] = [([], (0,) * len(queues))]
     for _ in range(_MOST_STEPS):
         if not stack or len(found) > 1:
             break
-        chain, rest = stack.pop()
+        chain, taken = stack.pop()
+        rest = [(at, queue[taken[at]]) for at, queue in enumerate(queues) if taken[at] < len(queue)]
         if not rest:
             found.append(chain)
-        stack += [([*chain, shape], rest - Counter([shape])) for shape in rest if shape[0] == chain[-1][1]]
-    return found if not stack else found * 2
+        for at, linear in rest:
+            if not chain or chain[-1].shape[1] == linear.shape[0]:
+                stack.append(([*chain, linear], (*taken[:at], taken[at] + 1, *taken[at + 1 :])))
+    return found if not stack else [[], []]  # more than one, or too many to look at
 
 
 def _bottleneck(linears: Sequence[Linear]) -> tuple[Linear, ...]:
@@ -754,16 +755,22 @@ def _paired(
                 found += [(at, *way) for way in ways(rest[1:], at + 1)]
         return found[:2]
 
-    candidates: list[Sequence[int]] = []
+    stand: tuple[int, ...] | None = None
     if layers is not None and [layer for layer in layers if isinstance(layer, Linear)] == [*linears]:
-        before = [sum(isinstance(one, Linear) for one in layers[: layers.index(norm)]) for norm in norms]
-        candidates.append([count - 1 for count in before])
-    if len(norms) == len(linears) - 1:
-        candidates.append(range(len(norms)))
-    for slots in candidates:
-        if len(set(slots)) == len(norms) and all(sizes[s] == n.units for s, n in zip(slots, norms, strict=True)):
-            return dict(zip(slots, norms, strict=True))
-    only = ways(norms, -1)
+        stand = tuple(sum(isinstance(one, Linear) for one in layers[: layers.index(norm)]) - 1 for norm in norms)
+    each = tuple(range(len(norms))) if len(norms) == len(linears) - 1 else None
+    fitting = {
+        slots
+        for slots in (stand, each)
+        if slots is not None
+        and len(set(slots)) == len(norms)
+        and all(sizes[slot] == norm.units for slot, norm in zip(slots, norms, strict=True))
+    }
+    if stand in fitting and _are_numbered([*linears, *norms]):
+        fitting = {stand}
+    if len(fitting) == 1:
+        return dict(zip(fitting.pop(), norms, strict=True))
+    only = [] if fitting else ways(norms, -1)
     if len(only) != 1:
         _misfit(f"it is not told which layers the BatchNorm {', '.join(norm.name for norm in norms)} follow")
     return dict(zip(only[0], norms, strict=True))
@@ -800,8 +807,9 @@ def _after(gaps: Sequence[int]) -> str:
     return "after" if len(gaps) == 2 and gaps[0] > 0 and gaps[1] == 0 else ""
 
 
-def _unnumbered(layer: Linear | Norm) -> str:
-    return re.sub(r"\d+", "#", layer.name)
+def _are_numbered(layers: Sequence[Linear | Norm]) -> bool:
+    """Whether the names differ in numbers alone, as in an nn.Sequential."""
+    return len({re.sub(r"\d+", "#", layer.name) for layer in layers}) == 1
 
 
 def _misfit(message: str) -> NoReturn:
