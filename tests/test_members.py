@@ -9,6 +9,8 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import ensemble
@@ -635,3 +637,94 @@ def test_what_is_no_module_is_refused(what: object) -> None:
         ensemble.from_modules({"a": what}, classes=["n", "y"])  # type: ignore[dict-item]
     with pytest.raises(ValueError, match=r"lazy layers in 'a': .*LazyLinear"):
         ensemble.from_modules({"a": nn.Sequential(nn.LazyLinear(2))}, classes=["n", "y"])
+
+
+class Grown(nn.Module):
+    """A model out of parts that are right, and parts at which a model is refused."""
+
+    def __init__(self, parts: list[str], seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.parts = parts
+        self.layers = nn.ModuleDict()
+        for place, part in enumerate(parts):
+            if part in GROWN:
+                self.layers[str(place)] = GROWN[part](seed)
+        self.head = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Any:
+        """(B, 3) -> (B, 2), or what a fault makes of it."""
+        for layer in self.layers.values():
+            x = layer(x)
+        y = self.head(x)
+        for part in self.parts:
+            y = FAULTS[part](y) if part in FAULTS else y
+        return y
+
+
+GROWN: dict[str, Callable[[int], nn.Module]] = {
+    "linear": lambda seed: nn.Linear(3, 3),
+    "norm": lambda seed: nn.BatchNorm1d(3),
+    "layer norm": lambda seed: nn.LayerNorm(3),
+    "relu": lambda seed: nn.ReLU(),
+    "written relu": lambda seed: nn.ReLU(inplace=True),
+    "slope": lambda seed: nn.LeakyReLU(0.1 + seed),
+    "dropout": lambda seed: nn.Dropout(0.5),
+    "list": lambda seed: Scale([1.0, 2.0, 1.0 + seed]),
+    "tensor": lambda seed: Scale(torch.ones(3) * (1 + seed)),
+    "function": lambda seed: Applied(lambda x: x * (1 + seed)),
+    "shared function": lambda seed: Applied(torch.tanh),
+    "writing function": lambda seed: Applied(scribble),
+    "statistics of the rows": lambda seed: nn.BatchNorm1d(3, track_running_stats=False),
+    "noise": lambda seed: Applied(lambda x: nn.functional.dropout(x, 0.5)),
+}
+FAULTS: dict[str, Callable[[Any], Any]] = {
+    "column": lambda y: y[:, :1],
+    "vector": lambda y: y[:, 0],
+    "sum": lambda y: y.sum(0, keepdim=True),
+    "tuple": lambda y: (y,),
+    "classes": lambda y: y.long(),
+    "object": Holder,
+}
+REFUSED = {*FAULTS, "noise", "statistics of the rows"} - {"object"}
+
+
+class Applied(nn.Module):
+    """A function as a layer."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 3) -> the same."""
+        return self.function(x)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    parts=st.lists(st.sampled_from([*GROWN]), max_size=4),
+    fault=st.sampled_from(["", "", "", *FAULTS]),
+    count=st.integers(1, 3),
+    rows=st.integers(2, 400),
+    weights=st.sampled_from([torch.float32, torch.float64]),
+    inputs=st.sampled_from([torch.float32, torch.float64, torch.float16, torch.int64]),
+    plan=st.sampled_from(["auto", "loop"]),
+)
+def test_any_models_are_answered_rightly_or_refused_by_name(
+    parts: list[str], fault: str, count: int, rows: int, weights: torch.dtype, inputs: torch.dtype, plan: str
+) -> None:
+    """What comes back is what each model gives alone; what cannot be used is refused, and nothing else is."""
+    models = {f"m{seed}": Grown([*parts, fault], seed).to(weights).eval() for seed in range(count)}
+    x = (torch.randn(rows, 3, generator=torch.Generator().manual_seed(rows)) * 3).to(inputs)
+    kept = x.clone()
+    members = ensemble.from_modules(models, classes=["n", "y"], plan=plan)
+    if REFUSED & {*parts, fault}:
+        with pytest.raises(ValueError, match="'m0'"):
+            members.log_probabilities(x)
+    else:
+        answers = [model(x.clone().to(weights)) for model in models.values()]
+        expected = torch.stack([getattr(answer, "logits", answer).float() for answer in answers]).softmax(-1)
+        torch.testing.assert_close(members.log_probabilities(x).exp(), expected, rtol=0, atol=2e-5)
+        torch.testing.assert_close(members.log_probabilities(x[:2]).exp(), expected[:, :2], rtol=0, atol=2e-5)
+    assert torch.equal(x, kept)
