@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from zoo import _files, checkpoint
-from zoo.checkpoint import Checkpoint, Exam
+from zoo.checkpoint import Checkpoint, Exam, examine
+from zoo.checkpoint.exam import probe_rows, rows_for
 from zoo.checkpoint.header import CheckpointError
 from zoo.data.frames import FrameSet
 from zoo.logs import JsonLines, Log, Progress, Several, silent
@@ -260,7 +261,7 @@ class _Run:
                 finite = loss.isfinite() & _largest(live, M).isfinite()
                 for m in finite.nonzero().flatten().tolist():
                     checkpoints["" if M == 1 else f"-{m:03}"] = self.checkpoint(m, live, accuracy, loss)
-            if number == 1 and M == 1 and better.all():  # if it answers otherwise, say so before all epochs are over
+            if number == 1 < self.recipe.epochs and M == 1 and better.all():  # rather than after all epochs
                 self.checkpoint(0, live, accuracy, loss).check_against(self.group.module)
         figures = {"train/loss": train_loss, "train/accuracy": train_accuracy}
         figures |= {"valid/loss": loss, "valid/accuracy": accuracy, "learning_rate": rate}
@@ -457,7 +458,9 @@ def check_group(group: Group, train: FrameSet, valid: FrameSet) -> Exam:
     """
     _check_frames(group, train, valid)
     module = group.module if group.members == 1 else build(group.spec, seed=group.recipes[0].seed)
-    exam = Checkpoint.from_module(module, group.spec, train.classes).exam()
+    Checkpoint.from_module(module, group.spec, train.classes)
+    rows = rows_for(module, probe_rows(group.spec.inputs))
+    exam = examine(module, rows, group.spec.classes, name=group.spec.architecture)
     if exam.needs_whole_batch:
         what = f"the answers of {group.spec.architecture!r} to a frame depend on the other frames of its batch"
         warnings.warn(f"{what}; the validation frames are evaluated as one batch", stacklevel=2)
