@@ -78,7 +78,7 @@ def test_a_folder_is_adopted_in_one_command(command, notebook) -> None:
     found = command(f"zoo adopt notebook {TOLD} --registry new.json", code=1)
     assert "3 of 5 files adopted in new.json" in found.out
     assert re.search(r"notebook/cut.pth: the file is truncated", found.out)
-    assert re.search(r"notebook/whole.pth: .*\n +import torch.*\n +torch.save\(load\('whole.pth'", found.out)
+    assert re.search(r"notebook/whole.pth: .*\n +import torch.*\n +torch.save\(load\('notebook/whole.pth'", found.out)
     registry = zoo.Registry("new.json")
     assert registry.list() == ["best-2", "first", "last"]
     x = torch.randn(9, 81)

@@ -143,11 +143,11 @@ def read_foreign(path: Path | str, *, key: str | None = None) -> Foreign:
         raise CheckpointError("UNREADABLE", f"cannot read {path}: {error}") from error
     plain = data[8:9] == b"{" and int.from_bytes(data[:8], "little") <= len(data) - 8
     if not plain and (re.match(rb"PK|\x80[\x02-\x05]", data) or data[257:262] == b"ustar"):
-        return _found(_unpacked(data, path.name), path.name, key, len(data))
+        return _found(_unpacked(data, str(path)), str(path), key, len(data))
     header = read_header(data)
     if "zoo" in header.metadata:
         _refuse("METADATA", "it is a checkpoint of this project: register it with `zoo register NAME FILE`")
-    return replace(_found(tensors_of(data, header), path.name, key, len(data)), ordered=False)
+    return replace(_found(tensors_of(data, header), str(path), key, len(data)), ordered=False)
 
 
 def _unpacked(data: bytearray, name: str) -> Any:

@@ -273,9 +273,9 @@ class _Maker:
         if told.normalisation is None and not self.trying:
             missing.append(f"--normalisation ({', '.join(NORMALISATIONS)})")
         if not self.classes:
-            missing.append("--classes (their names in the order of the outputs)")
+            missing.append("--classes (their names in the order of the outputs, or phonemes: the 40 of HW1P2)")
         if missing and found:
-            hint = "" if self.trying else "; with --corpus and --valid, --try finds what it can by measuring"
+            hint = "" if self.trying else "; with --corpus ROOT --valid PARTITION, --try measures which of them fit"
             raise ValueError(f"the files do not tell {'; '.join(missing)}; give these flags{hint}")
 
     def adopted(self, found: Found) -> Adopted:
