@@ -243,11 +243,10 @@ def _traced(model: nn.Module, columns: int, name: str, outputs: Sequence[str]) -
     try:
         with _quiet("torch.onnx"):
             _files.name_compiler_cache()
-            program = torch.onnx.export(
-                model.eval(),
-                (torch.zeros(7, columns),),
+            traced = torch.export.export(model.eval(), (torch.zeros(7, columns),), dynamic_shapes=(rows,))
+            program = torch.onnx.export(  # given the module itself, torch 2.8 would guess where it cannot trace
+                traced,
                 dynamo=True,
-                dynamic_shapes=(rows,),
                 input_names=[name],
                 output_names=list(outputs),
                 verbose=False,
