@@ -178,6 +178,14 @@ def test_a_submission_is_fitted_on_one_set_and_written_for_the_other(command, fi
     assert list(pd.read_csv("f.csv").columns) == ["id", "animal", "probability"]
 
 
+def test_predictions_are_stored_as_outputs(command, files):
+    """And judged from there as from the files."""
+    both = FILES.replace("--test test", "--test oof")
+    command(f"ensemble collect outputs {both}", code=0)
+    stored = command("ensemble fit --outputs outputs --valid oof --test oof --json", code=0).data
+    assert stored["weights"] == command(f"ensemble fit {both} --json", code=0).data["weights"]
+
+
 def test_rules_without_numbers_need_no_labels(command, files):
     """The mean of the files of a test set."""
     paths = " ".join(map(str, Path("preds/test").iterdir()))

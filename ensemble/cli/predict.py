@@ -217,7 +217,7 @@ def collect(folder: Path, /, *, source: Source = Source()) -> Answer:
     collection, partitions = Collection(source), (source.valid, source.test)
     for partition in partitions:
         place = folder / partition
-        if source.cache is not None or source.outputs is not None:
+        if source.cache is not None or source.stored:
             outputs = collection.outputs(partition)
             write_outputs(place, outputs)
             continue

@@ -342,12 +342,12 @@ def class_indices(labels: Any, classes: Any | None, count: int, *, frames: int) 
     table = {name: index for index, name in enumerate(names)}
     text = any(isinstance(item, str | bytes) for item in found)
     if text and classes is None:
-        msg = f"expected class indices, or classes= that names the columns in order, got labels {_some(found)} as text"
+        msg = f"expected class indices, or classes= that names the columns in order, got labels {listed(found)} as text"
         raise ValueError(msg)
     if text:
         return _placed(_by_name(found, table), places)
     if strange := [item for item in found if not isinstance(item, bool | int | float)]:
-        raise ValueError(f"expected labels as names or indices of classes, got {_some(strange)}")
+        raise ValueError(f"expected labels as names or indices of classes, got {listed(strange)}")
     raw = [] if classes is None else _items(classes)
     numeric = bool(raw) and not any(isinstance(name, str | bytes) for name in raw)
     if numeric:
@@ -360,34 +360,34 @@ def class_indices(labels: Any, classes: Any | None, count: int, *, frames: int) 
     whole = counted and all(float(item).is_integer() and 0 <= item < count for item in found)
     indexed = [int(item) for item in found] if whole else None
     if named is not None and indexed is not None and named != indexed:
-        msg = f"expected labels that are either names or indices of the classes {_some(names)}, got {_some(found)}"
+        msg = f"expected labels that are either names or indices of the classes {listed(names)}, got {listed(found)}"
         raise ValueError(f"{msg}, which can be both; give names as text, [str(y) for y in labels]")
     chosen = named if named is not None else indexed
     if chosen is not None:
         return _placed(chosen, places)
     if numeric:
         unknown = [item for item, index in zip(found, by_name, strict=True) if index is None]
-        msg = f"expected labels among the classes {_some(raw)}, got {_some(unknown)}; indices need classes as text"
+        msg = f"expected labels among the classes {listed(raw)}, got {listed(unknown)}; indices need classes as text"
     elif any(isinstance(item, bool) for item in found):
-        msg = f"expected labels among the classes {_some(names)}, got True and False; give names, or 0 and 1"
+        msg = f"expected labels among the classes {listed(names)}, got True and False; give names, or 0 and 1"
     elif not all(float(item).is_integer() for item in found):
-        msg = f"expected labels as whole numbers, got {_some([i for i in found if not float(i).is_integer()])}"
+        msg = f"expected labels as whole numbers, got {listed([i for i in found if not float(i).is_integer()])}"
     else:
         msg = f"expected labels from 0 to {count - 1}, got {int(found[0])} to {int(found[-1])}"
-        msg += "" if classes is None else f", or names among the classes {_some(names)}"
+        msg += "" if classes is None else f", or names among the classes {listed(names)}"
     raise ValueError(msg)
 
 
 def _by_name(found: Sequence[Any], table: Mapping[str, int]) -> list[int]:
     """Positions of names, some of them as bytes."""
     if other := [item for item in found if not isinstance(item, str | bytes)]:
-        msg = f"expected labels of one type, got {_some(other)} beside text"
+        msg = f"expected labels of one type, got {listed(other)} beside text"
         raise ValueError(msg)
     keys = [item.decode(errors="replace") if isinstance(item, bytes) else item for item in found]
     if unknown := [key for key in keys if key not in table]:
         digits = all(key.lstrip("-").isdigit() for key in keys)
         hint = "; if they are indices, convert them to integers" if digits else ""
-        raise ValueError(f"expected labels among the classes {_some([*table])}, got {_some(unknown)}{hint}")
+        raise ValueError(f"expected labels among the classes {listed([*table])}, got {listed(unknown)}{hint}")
     return [table[key] for key in keys]
 
 
@@ -395,8 +395,8 @@ def _placed(indices: Sequence[Any], places: NDArray[np.intp]) -> Tensor:
     return torch.from_numpy(np.asarray(indices, dtype=np.int64)[places])
 
 
-def _some(values: Sequence[Any]) -> str:
-    """A list of names for an error, cut short."""
+def listed(values: Sequence[Any]) -> str:
+    """A list of names for an error, cut after five."""
     shown = [*map(repr, values[:_SHOWN])] + ["..."] * (len(values) > _SHOWN)
     return f"[{', '.join(shown)}]"
 
@@ -467,7 +467,7 @@ class Aligned:
         self.classes = named[0] if classes is None and named else classes
         bare = [name for name, (_, columns, _) in tables.items() if columns is None or columns.counted]
         if classes is None and named and bare and (any(names != named[0] for names in named) or _permuted(named[0])):
-            msg = f"expected columns with names, as in {_some(named[0])}, also from {_some(bare)}, got none"
+            msg = f"expected columns with names, as in {listed(named[0])}, also from {listed(bare)}, got none"
             raise ValueError(f"{msg}; give classes= in the order of their columns")
         self.arrays = {}
         for name, (values, columns, index) in tables.items():
@@ -477,7 +477,7 @@ class Aligned:
             self.arrays[name] = array if rows is None else np.asarray(array)[rows]
             self._reordered |= rows is not None
         if self._reordered and (bare := [name for name, (_, _, index) in tables.items() if index is None]):
-            msg = f"expected tables with their rows in one order beside arrays without an index, {_some(bare)}"
+            msg = f"expected tables with their rows in one order beside arrays without an index, {listed(bare)}"
             raise ValueError(f"{msg}; give these as tables too")
 
     def _columns(self, found: _Names, name: str) -> list[int] | None:
@@ -487,7 +487,7 @@ class Aligned:
         wanted, names = class_names(self.classes), class_names(found.names, what="columns")
         if found.counted:
             if names != wanted and set(names) == set(wanted):
-                msg = f"expected columns named as the classes {_some(wanted)} from member {name!r}, got them counted"
+                msg = f"expected columns named as the classes {listed(wanted)} from member {name!r}, got them counted"
                 raise ValueError(f"{msg} from 0, which can be names or not; name the columns")
             return None
         if names == wanted:
@@ -496,8 +496,8 @@ class Aligned:
         if extra or lost or len(set(names)) < len(names):
             twice = [c for c in dict.fromkeys(names) if names.count(c) > 1]
             kinds = (("without", lost), ("with the further columns", extra), ("twice", twice))
-            came = "; ".join(f"{words} {_some(some)}" for words, some in kinds if some)
-            msg = f"expected columns named as the classes {_some(wanted)} from member {name!r}, got them {came}"
+            came = "; ".join(f"{words} {listed(some)}" for words, some in kinds if some)
+            msg = f"expected columns named as the classes {listed(wanted)} from member {name!r}, got them {came}"
             raise ValueError(f"{msg}; select and rename the columns of classes")
         return [names.index(c) for c in wanted]
 
@@ -510,7 +510,7 @@ class Aligned:
         known = set(first.names)
         if known != set(places) or not len(places) == len(index.names) == len(first.names):
             extra, lost = [row for row in places if row not in known], [row for row in known if row not in places]
-            came = f"{_some(extra)} only in {whose} and {_some(lost)} only in {self._whose}"
+            came = f"{listed(extra)} only in {whose} and {listed(lost)} only in {self._whose}"
             came = came if extra or lost else "some more than once, in another order"
             msg = f"expected the rows of {whose} to have the index of {self._whose}, got {came}"
             raise ValueError(f"{msg}; where the rows are in one order, reset_index(drop=True) on both")

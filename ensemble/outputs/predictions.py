@@ -23,12 +23,11 @@ import torch
 from numpy.typing import NDArray
 
 from ensemble.outputs import MemberOutputs
-from ensemble.outputs.arrays import missing
+from ensemble.outputs.arrays import listed, missing
 
 _IDS = ("id", "ids", "index", "")  # a column of such a name tells the rows apart, unless another one is named
 _CLASSES = ("classes", "class_names")  # an array of such a name in an .npz names the columns
 _MISSING = ["", "nan", "NaN", "NA", "N/A", "null", "None", "<NA>"]
-_SHOWN = 5  # ids listed in an error
 
 
 @dataclass(frozen=True)
@@ -301,7 +300,7 @@ def _indexed(table: pd.DataFrame, ids: str | None, classes: Sequence[str], path:
     found = [name for name in found if name.strip()] or found  # a table saved with a counted index beside its ids
     if ids is not None and path.suffix != ".npy":
         if ids not in named:
-            msg = f"expected a column {ids!r} of ids in {path}, got the columns {_some(named)}"
+            msg = f"expected a column {ids!r} of ids in {path}, got the columns {listed(named)}"
             raise ValueError(msg)
         found = [ids]
     if len(found) > 1:
@@ -315,7 +314,7 @@ def _indexed(table: pd.DataFrame, ids: str | None, classes: Sequence[str], path:
         raise ValueError(msg)
     values = [str(int(key)) if isinstance(key, float) and key.is_integer() else str(key) for key in keys.tolist()]
     if twice := [key for key, count in Counter(values).items() if count > 1]:
-        msg = f"expected each id once in the column {found[0]!r} of {path}, got {_some(twice)} more than once"
+        msg = f"expected each id once in the column {found[0]!r} of {path}, got {listed(twice)} more than once"
         raise ValueError(msg)
     surplus = [name for name in named if not name.strip() and name != found[0]]
     return table.drop(columns=[found[0], *surplus]).set_index(pd.Index(values, name=found[0] or "id", dtype=object))
@@ -343,7 +342,7 @@ def _column(
         if not given:
             if not required:
                 return None
-            msg = f"expected {what} in a column {column!r} of the predictions, got {_some([*map(str, first.columns)])}"
+            msg = f"expected {what} in a column {column!r} of the predictions, got {listed([*map(str, first.columns)])}"
             raise ValueError(f"{msg}; --{what} FILE:COLUMN takes them from another file")
         (name, series), *others = given
         for other, values in others:
@@ -355,11 +354,11 @@ def _column(
     if column is None:
         left = [name for name in table.columns if name not in text or len(table.columns) == 1]
         if len(left) != 1:
-            msg = f"expected the column of {what} as {path}:COLUMN, where COLUMN is one of {_some([*table.columns])}"
+            msg = f"expected the column of {what} as {path}:COLUMN, where COLUMN is one of {listed([*table.columns])}"
             raise ValueError(msg)
         column = left[0]
     if column not in table:
-        msg = f"expected {what} in a column {column!r} of {path}, got the columns {_some([*map(str, table.columns)])}"
+        msg = f"expected {what} in a column {column!r} of {path}, got the columns {listed([*map(str, table.columns)])}"
         raise ValueError(msg)
     series = table[column]
     if not _has_ids(first):
@@ -373,9 +372,9 @@ def _column(
         return None
     if unknown:
         msg = (
-            f"expected {what} of every row in {path}, got none for the ids {_some(unknown)} ({len(unknown)} such rows)"
+            f"expected {what} of every row in {path}, got none for the ids {listed(unknown)} ({len(unknown)} such rows)"
         )
-        raise ValueError(f"{msg}; it has ids such as {_some([*series.index])}")
+        raise ValueError(f"{msg}; it has ids such as {listed([*series.index])}")
     return series.loc[first.index]
 
 
@@ -389,15 +388,15 @@ def _of_classes(
         return table if classes is None or len(classes) != table.shape[1] else table.set_axis([*classes], axis=1)
     own = [column for column in table.columns if column not in text] if classes is None else [*map(str, classes)]
     if lost := [column for column in own if column not in table.columns]:
-        msg = f"expected a column for each class from member {name!r}, got none named {_some(lost)} among"
-        raise ValueError(f"{msg} {_some([*table.columns])}")
+        msg = f"expected a column for each class from member {name!r}, got none named {listed(lost)} among"
+        raise ValueError(f"{msg} {listed([*table.columns])}")
     rows = table[own]
     if words := [column for column in own if rows[column].dtype.kind not in "biuf"]:
         msg = f"expected probabilities in the column {words[0]!r} of member {name!r}, got {rows[words[0]].iloc[0]!r}"
         raise ValueError(f"{msg}; --ids, --labels and --groups name other columns, --classes those of the classes")
     if classes is None and ((outside := (rows < -0.01).any() | (rows > 1.01).any()).any()) and not outside.all():
         found = [column for column in own if outside[column]]
-        msg = f"expected probabilities in every column of member {name!r}, got numbers beyond 0 to 1 in {_some(found)}"
+        msg = f"expected probabilities in every column of member {name!r}, got numbers beyond 0 to 1 in {listed(found)}"
         raise ValueError(f"{msg}; --ids, --labels and --groups name other columns, --classes those of the classes")
     return rows
 
@@ -415,13 +414,8 @@ def _typed(series: pd.Series[Any], classes: Sequence[str]) -> pd.Series[Any]:
         return series
     lacking = {*_MISSING} - {*classes}
     if empty := [key for key, value in zip(series.index, values, strict=True) if value.strip() in lacking]:
-        msg = f"expected a label of every row, got none for {_some(empty)} ({len(empty)} such rows)"
+        msg = f"expected a label of every row, got none for {listed(empty)} ({len(empty)} such rows)"
         raise ValueError(msg)
     if set(values) <= set(classes) or not all(value.lstrip("-").isdigit() for value in values):
         return series
     return pd.Series([int(value) for value in values], series.index, name=series.name)
-
-
-def _some(values: Sequence[Any]) -> str:
-    """A list of names for an error, cut short."""
-    return f"[{', '.join([*map(repr, values[:_SHOWN])] + ['...'] * (len(values) > _SHOWN))}]"
