@@ -379,6 +379,28 @@ def test_what_cannot_be_identified_is_not_stored(tmp_path: Path, caplog: pytest.
     assert not (tmp_path / "none").exists()
 
 
+def test_an_estimator_that_is_fitted_again_is_another(tmp_path: Path) -> None:
+    """Also for members that exist already: what is stored is not taken for its answers."""
+    estimator = GaussianNB().fit(X, NAMES[Y])
+    members = ensemble.from_estimators({"e": estimator})
+    before, first = members.digests, ensemble.collect(members, X, cache=tmp_path).log_probabilities.clone()
+    estimator.fit(X[::3], NAMES[Y[::3]])
+    found = ensemble.collect(members, X, cache=tmp_path).log_probabilities
+    assert members.digests != before
+    assert not torch.equal(found, first)
+    assert torch.equal(found, ensemble.collect(members, X).log_probabilities)
+
+
+def test_a_table_is_identified_by_its_columns_too() -> None:
+    """Equal numbers under other names are another input for members that look for names."""
+    members = ensemble.from_callables({"f": uniform}, classes=NAMES, returns="probabilities")
+    prints = {
+        ensemble.collect(members, pd.DataFrame({"a": [1.0], other: [text]})).fingerprint
+        for other, text in (("b", 2.0), ("c", 2.0), ("b", 3.0), ("b", "x"), ("b", "y"), ("b", 2.0))
+    }
+    assert len(prints) == 5
+
+
 def test_a_function_is_identified_by_what_it_holds() -> None:
     """Its code, its defaults and what it closes over; not by its name alone."""
 

@@ -274,10 +274,10 @@ class _Checks:
         probabilities = torch.cat(answers or [torch.empty(len(members), 0, len(members.classes))], dim=1).exp()
         keys, tolerances = {}, [0.0] * len(members)
         for member, rows in zip(members, probabilities, strict=True):
-            key = member.sha256
-            if not key and member.digest:
+            key = member.digest
+            if key and not member.sha256:
                 answer = (rows.double() * _ROUNDED).round().long()
-                key = hashlib.sha256(f"{member.digest} {answer.tolist()}".encode()).hexdigest()
+                key = hashlib.sha256(f"{key} {answer.tolist()}".encode()).hexdigest()
             if key and isinstance(x, Mapping):
                 key = hashlib.sha256(f"{key} {_fingerprint(x[member.name])}".encode()).hexdigest()
             if key:
@@ -371,6 +371,7 @@ def _fingerprint(x: Any) -> str:
     """Of frames, and of inputs by their content; a TypeError where that cannot be read."""
     if isinstance(x, zoo.FrameSet):
         return x.fingerprint
+    columns = getattr(x, "columns", None)  # a member may look for them by name
     try:
         x = numbers(x, "inputs")
     except (TypeError, ValueError):  # tables of text and numbers, text, sparse matrices
@@ -378,7 +379,7 @@ def _fingerprint(x: Any) -> str:
             msg = f"expected inputs as a tensor, array or table, got {type(x).__name__}"
             raise TypeError(msg) from None
         return found
-    digest = hashlib.sha256(f"{tuple(x.shape)} {x.dtype}".encode())
+    digest = hashlib.sha256(f"{tuple(x.shape)} {x.dtype}{'' if columns is None else [*columns]}".encode())
     for block in torch.split(x, 65_536):
         digest.update(block.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

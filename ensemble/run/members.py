@@ -53,9 +53,9 @@ class Member:
         """The model in evaluation mode."""
         return self.make().eval()
 
-    @cached_property
+    @property
     def digest(self) -> str:
-        """64 hex digits that change with the weights, the structure or an attribute.
+        """64 hex digits that change with the weights, the structure or an attribute, computed at each call.
 
         It is empty where what decides the member's answers cannot be read off it: memory of a library in another
         language, a function outside torch.
