@@ -99,6 +99,16 @@ def test_all_or_none(command, notebook) -> None:
     assert "3 of 3" in command(f"zoo adopt notebook {TOLD} --registry new.json --all-or-none", code=0).out
 
 
+def test_a_file_that_the_registry_refuses_leaves_the_others(command, notebook) -> None:
+    """The same weights with other classes; with --all-or-none nothing is registered then."""
+    command(f"zoo adopt notebook/first.pth {TOLD} --registry new.json", code=0)
+    other = TOLD.replace("phonemes", " ".join(reversed(zoo.PHONEMES)))
+    for flag, models in (("--all-or-none", ["first"]), ("", ["first", "last"])):
+        found = command(f"zoo adopt notebook/first.pth notebook/runs {other} --registry new.json {flag}", code=1)
+        assert "first.pth: 'first' has these weights already, with the classes" in found.out
+        assert zoo.Registry("new.json").list() == models
+
+
 def test_missing_flags_are_named_together(command, notebook) -> None:
     """Before anything is written; what is given is not asked for."""
     line = command("zoo adopt notebook --registry new.json", code=2).err

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -72,12 +73,8 @@ class Found:
     chain: Chain | None
 
 
-@dataclass(frozen=True)
-class Adopted:
-    """The checkpoint made of a file, and the settings that were tried for it, the best first."""
-
-    checkpoint: zoo.Checkpoint
-    tried: Sequence[Mapping[str, Any]] = ()
+class _NothingWantedError(Exception):
+    """Some files cannot be adopted, and it was all or none."""
 
 
 def adopt(
@@ -123,21 +120,27 @@ def adopt(
     own = _own(architecture)
     maker = _Maker(untold, classes, own, architecture or "", options_from(option), frames, try_)
     try:
-        found = _each("reading", files, lambda path: _found(path, key, own), problems)
+        found = _each("reading", {**files}, lambda _, path: _found(path, key, own), problems)
         maker.require_told(found)
-        adopted = _each("building", found, maker.adopted, problems)
-        saved: dict[str, zoo.Entry] = {}
-        if not (all_or_none and problems):
-            with home.transaction():
-                saved = {name: home.register(name, one.checkpoint) for name, one in adopted.items()}
+        made = _each("building", found, lambda _, one: maker.adopted(one), problems)
+        rows = {name: row for name, (_, row) in made.items()}
+        saved: dict[str, str] = {}
+        with suppress(_NothingWantedError), home.transaction():
+            if not (all_or_none and problems):
+                saved = _each("registering", made, lambda name, one: home.register(name, one[0]).reference, problems)
+            if all_or_none and problems:
+                saved = {}
+                raise _NothingWantedError
     except KeyboardInterrupt:
         raise KeyboardInterrupt("interrupted; nothing was adopted") from None
-    rows = [_row(files[name], found[name], adopted[name], saved.get(name)) for name in adopted]
+    adopted = [
+        {"file": str(files[name]), "saved": saved.get(name), **rows[name]} for name in rows if name not in problems
+    ]
     refused = [{"file": str(files[name]), "message": message} for name, message in problems.items()]
     lines = [f"{row['file']}: {row['message']}" for row in refused]
     return Answer(
-        {"adopted": rows, "refused": refused},
-        [*_tables(rows), *lines, *_remarks(rows, refused, own, frames, home)],
+        {"adopted": adopted, "refused": refused},
+        [*_tables(adopted), *lines, *_remarks(adopted, refused, own, frames, home)],
         code=1 if refused else 0,
     )
 
@@ -192,16 +195,22 @@ def _name(stem: str) -> str:
     return re.sub(r"\.{2,}", ".", re.sub(r"[^A-Za-z0-9._-]+", "-", stem)).strip("._-")
 
 
-def _each(title: str, given: Mapping[str, T], make: Callable[[T], Made], problems: dict[str, str]) -> dict[str, Made]:
-    """What `make` makes of each that has no problem yet; its errors are noted and leave the others alone."""
+def _each(title: str, given: dict[str, T], make: Callable[[str, T], Made], problems: dict[str, str]) -> dict[str, Made]:
+    """What `make` makes of each that has no problem yet; its errors are noted and leave the others alone.
+
+    `given` is emptied on the way, so that all models are in memory once and not in several forms.
+    """
     made: dict[str, Made] = {}
     with progress(title, total=len(given)) as advance:
-        for name, one in given.items():
+        for name in [*given]:
             advance(note=name)
+            one = given.pop(name)
             if name not in problems:
                 try:
-                    made[name] = make(one)
+                    made[name] = make(name, one)
                 except ValueError as error:
+                    if getattr(error, "reason", "") == "DISK":  # of the registry, not of this file
+                        raise
                     problems[name] = getattr(error, "message", str(error))
     return made
 
@@ -278,9 +287,12 @@ class _Maker:
             hint = "" if self.trying else "; with --corpus ROOT --valid PARTITION, --try measures which of them fit"
             raise ValueError(f"the files do not tell {'; '.join(missing)}; give these flags{hint}")
 
-    def adopted(self, found: Found) -> Adopted:
-        """The checkpoint made of a file, with its accuracy where there are frames."""
-        told, tried = self.untold, []
+    def adopted(self, found: Found) -> tuple[zoo.Checkpoint, dict[str, Any]]:
+        """The checkpoint made of a file, with its accuracy where there are frames; and all there is to say about it."""
+        from zoo.models.spec import fast_count
+
+        told, foreign = self.untold, found.foreign
+        tried: list[dict[str, Any]] = []
         settings: dict[str, Any] = {
             "architecture": self.architecture,
             "batchnorm": told.batchnorm or "",
@@ -295,7 +307,19 @@ class _Maker:
         checkpoint.exam()  # refuses what could not be registered, before any of them is
         if self.frames is not None:
             checkpoint = replace(checkpoint, metrics=_measured(checkpoint, self.frames))
-        return Adopted(checkpoint, tried)
+        stated, metrics = foreign.accuracy, checkpoint.metrics
+        return checkpoint, {
+            "spec": checkpoint.spec.to_dict(),
+            "parameters": fast_count(checkpoint.spec),
+            "taken": ".".join(part for part in (foreign.key, foreign.prefix.rstrip(".")) if part),
+            "left": [*foreign.left],
+            "converted": [*foreign.converted],
+            "accuracy": metrics["valid/accuracy"]["value"] if metrics else None,
+            "loss": metrics["valid/loss"]["value"] if metrics else None,
+            "stated": None if stated is None else {"name": stated[0], "accuracy": stated[1]},
+            "tried": tried,
+            "digest": checkpoint.digest,
+        }
 
     def made(self, found: Found, settings: Mapping[str, Any]) -> zoo.Checkpoint:
         """The checkpoint with these settings."""
@@ -434,26 +458,6 @@ def _measured(checkpoint: zoo.Checkpoint, frames: zoo.FrameSet) -> dict[str, dic
 
 
 # ---- what is said
-
-
-def _row(path: Path, found: Found, adopted: Adopted, saved: zoo.Entry | None) -> dict[str, Any]:
-    """Everything about one file, for programs."""
-    foreign, spec = found.foreign, adopted.checkpoint.spec
-    metrics = {name: figure["value"] for name, figure in adopted.checkpoint.metrics.items()}
-    return {
-        "file": str(path),
-        "saved": None if saved is None else saved.reference,
-        "spec": spec.to_dict(),
-        "parameters": None if saved is None else saved.parameters,
-        "taken": ".".join(part for part in (foreign.key, foreign.prefix.rstrip(".")) if part),
-        "left": [*foreign.left],
-        "converted": [*foreign.converted],
-        "accuracy": metrics.get("valid/accuracy"),
-        "loss": metrics.get("valid/loss"),
-        "stated": None if foreign.accuracy is None else dict(zip(("name", "accuracy"), foreign.accuracy, strict=True)),
-        "tried": [*adopted.tried],
-        "digest": adopted.checkpoint.digest,
-    }
 
 
 def _tables(rows: Sequence[Mapping[str, Any]]) -> Iterator[Table]:
