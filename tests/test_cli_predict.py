@@ -194,6 +194,23 @@ def test_rules_without_numbers_need_no_labels(command, files):
         assert len(pd.read_csv("s.csv")) == 20
 
 
+def test_labels_by_position_are_those_of_the_rows_that_are_fitted_on(command, files):
+    """Without ids nothing tells that they are of the test rows, although there are as many."""
+    generator = np.random.default_rng(0)
+    truth = generator.integers(0, 3, 40)
+    np.save("y.npy", truth)
+    for name in ("a", "b"):
+        for part in ("oof", "test"):
+            rows = np.full((40, 3), 0.2) + 0.4 * np.eye(3)[generator.permutation(truth) if part == "test" else truth]
+            np.save(f"{part}_{name}.npy", rows)
+    paths = "oof_a.npy oof_b.npy test_a.npy test_b.npy"
+    where = f"--predictions {paths} --valid oof --labels y.npy --classes cat dog elk"
+    found = command(f"ensemble evaluate {where} --rules mean --json", code=0).data
+    assert (found["frames"], found["rules"][0]["accuracy"]) == (20, 1.0)
+    command(f"ensemble predict weighted {where} --output s.csv", code=0)
+    assert pd.read_csv("s.csv").shape == (40, 2)
+
+
 def test_files_are_sorted_into_partitions_by_their_names(files):
     """A folder of the partition's name, or a name that begins or ends with it."""
     names = ["oof_net.csv", "test_net.csv", "forest-oof.csv", "forest.test.csv", "bayes/oof.csv", "bayes/test.csv"]
@@ -203,6 +220,16 @@ def test_files_are_sorted_into_partitions_by_their_names(files):
     found = prediction_files(map(Path, names), ("oof", "test"))
     assert list(found) == ["oof", "test"]
     assert all(sorted(members) == ["bayes", "forest", "net"] for members in found.values())
+    for name in ("oof_net.npy", "labels.csv", "labels.npy"):  # no partition is named in the last two
+        (Path("all") / name).parent.mkdir(exist_ok=True)
+        (Path("all") / name).touch()
+    assert list(prediction_files([Path("all")], ("oof", "test"))["oof"]) == ["net"]
+    assert list(prediction_files([Path("all/labels.csv")], ("oof", "test"))["oof"]) == ["labels"]
+    with pytest.raises(ValueError, match=r"one file per member, got 'all/labels\.csv' and 'all/labels\.npy'"):
+        prediction_files([Path("all")], ("valid", "test"))
+    Path("all/labels.npy").unlink()
+    unnamed = prediction_files([Path("all")], ("valid", "test"), without=Path("all/labels.csv"))
+    assert list(unnamed["test"]) == ["oof_net"]
     bare = prediction_files([Path("oof_net.csv")], ("valid", "test"))
     assert bare["valid"] == bare["test"] == {"oof_net": Path("oof_net.csv")}
 

@@ -23,6 +23,8 @@ def test_outputs_are_checked_when_made() -> None:
         make({"a": [[1.0, 0.0]]}, labels=[0, 1])
     with pytest.raises(ValueError, match=r"distinct class names, got \['x'\]"):
         make({"a": [[1.0, 0.0]]}, classes=["x", "x"])
+    with pytest.raises(ValueError, match="for each of 3 classes from member 'a', got 2 columns"):
+        make({"a": [[1.0, 0.0]]}, classes=["x", "y", "z"])
     with pytest.raises(ValueError, match="at least one member"):
         make({})
 

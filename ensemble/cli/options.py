@@ -158,18 +158,23 @@ class Collection:
     @cached_property
     def _separate(self) -> bool:
         """Whether there is a set of its own to judge on; of predictions, one whose labels are known."""
-        valid, test = self.source.valid, self.source.test
+        test = self.source.test
         if not self.source.predictions:
             return True
-        there = prediction_files(self.source.predictions, (valid, test))[test]
-        return bool(there) and not self.one_set and self.predictions(test).outputs.labels is not None
+        return bool(self._files[test]) and not self.one_set and self.predictions(test).outputs.labels is not None
+
+    @cached_property
+    def _files(self) -> dict[str, dict[str, Path]]:
+        """Partition -> member -> file of predictions."""
+        source, labels = self.source, self.source.labels or ""
+        beside = [Path(each) for each in (labels, labels.rpartition(":")[0]) if each and Path(each).is_file()]
+        return prediction_files(source.predictions, (source.valid, source.test), without=next(iter(beside), None))
 
     @property
     def one_set(self) -> bool:
         """Whether both partitions are the same files of predictions."""
         valid, test = self.source.valid, self.source.test
-        files = prediction_files(self.source.predictions, (valid, test))
-        return bool(self.source.predictions) and files[valid] == files[test]
+        return bool(self.source.predictions) and self._files[valid] == self._files[test]
 
     def shown(self) -> ensemble.MemberOutputs:
         """Outputs with labels to look at, where nothing is fitted: those of the test partition, or of the only set."""
@@ -205,7 +210,7 @@ class Collection:
 
         if (found := self._read.get(partition)) is None:
             source = self.source
-            files = prediction_files(source.predictions, (source.valid, source.test))[partition]
+            files = self._files[partition]
             if not files:
                 msg = f"expected predictions of {partition!r} in {[*map(str, source.predictions)]}, got none"
                 raise ValueError(f"{msg}; --valid and --test name those that there are{_folders(source.predictions)}")
@@ -216,6 +221,7 @@ class Collection:
                 groups=source.groups,
                 classes=class_names(source.classes) or None,
                 renormalise=source.renormalise,
+                by_id=partition != source.valid and not self.one_set,
             )
         return found
 
@@ -298,11 +304,13 @@ class Collection:
         return Answer(answer.data | {"saved": name}, [*answer.shown, line])
 
 
-def prediction_files(paths: Iterable[Path], partitions: tuple[str, str]) -> dict[str, dict[str, Path]]:
+def prediction_files(
+    paths: Iterable[Path], partitions: tuple[str, str], *, without: Path | None = None
+) -> dict[str, dict[str, Path]]:
     """Partition -> member -> file: those with its name as their folder's, or before or after their own.
 
-    Files that no partition is named in are of both. A `ValueError` for a path that does not exist, a folder without
-    such files, and two files of one member.
+    Where no partition is named in any file, all files are of both, except `without`. A `ValueError` for a path that
+    does not exist, a folder without such files, and two files of one member.
     """
     from ensemble.outputs.predictions import READERS
 
@@ -318,19 +326,30 @@ def prediction_files(paths: Iterable[Path], partitions: tuple[str, str]) -> dict
             msg = f"expected files of predictions ({', '.join(READERS)}) in {str(path)!r}, got none"
             raise ValueError(msg + _folders([path]))
         found |= dict.fromkeys(files)
-    marked: dict[str, dict[str, Path]] = {name: {} for name in partitions}
-    bare: dict[str, Path] = {}
-    for file in found:
-        name, partition = next(
-            ((name, each) for each in dict.fromkeys(partitions) if (name := _unmarked(file, each)) is not None),
-            (file.stem, None),
-        )
-        members = bare if partition is None else marked[partition]
+    marks = [(file, _marked(file, partitions)) for file in found]
+    if not any(mark for _, mark in marks):
+        everywhere = [(file, file.stem) for file in found if without is None or not file.samefile(without)]
+        return dict.fromkeys(partitions, _one_each(everywhere))
+    return {
+        each: _one_each([(file, mark[1]) for file, mark in marks if mark and mark[0] == each]) for each in partitions
+    }
+
+
+def _one_each(files: Iterable[tuple[Path, str]]) -> dict[str, Path]:
+    """Member -> file."""
+    members: dict[str, Path] = {}
+    for file, name in files:
         if name in members:
             msg = f"expected one file per member, got {str(members[name])!r} and {str(file)!r}, both of {name!r}"
             raise ValueError(msg)
         members[name] = file
-    return marked if any(marked.values()) else dict.fromkeys(partitions, bare)
+    return members
+
+
+def _marked(file: Path, partitions: Iterable[str]) -> tuple[str, str] | None:
+    """The partition that a file names, and the member."""
+    names = ((each, _unmarked(file, each)) for each in partitions)
+    return next(((each, name) for each, name in names if name is not None), None)
 
 
 def _folders(paths: Iterable[Path]) -> str:

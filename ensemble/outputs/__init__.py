@@ -144,6 +144,10 @@ class MemberOutputs:
                 msg = f"expected one shape from all members, got {came}"
                 raise ValueError(msg)
         known, (frames, count) = dict(about or {}), shape
+        names = class_names(range(count) if tables.classes is None else tables.classes)
+        if len(names) != count:
+            msg = f"expected a column for each of {len(names)} classes from member {first!r}, got {count} columns"
+            raise ValueError(msg)
         if unknown := sorted(set(known) - set(arrays)):
             msg = f"expected only members {list(arrays)} in `about`, got {unknown}"
             raise ValueError(msg)
@@ -152,7 +156,7 @@ class MemberOutputs:
         return cls(
             torch.stack(list(arrays.values())),
             tuple(arrays),
-            class_names(range(count) if tables.classes is None else tables.classes),
+            names,
             labels=None if truth is None else class_indices(truth, tables.classes, count, frames=frames),
             groups=None if recordings is None else group_indices(recordings, frames),
             fingerprint=fingerprint,

@@ -69,6 +69,7 @@ def read_predictions(
     groups: str | None = None,
     classes: Sequence[str] | None = None,
     renormalise: bool = False,
+    by_id: bool = False,
 ) -> Predictions:
     """The outputs of members whose predictions are in files.
 
@@ -84,6 +85,8 @@ def read_predictions(
         groups: the column of each row's recording, in these files or that of the labels; or `FILE:COLUMN`.
         classes: names of the classes, beside which columns are ignored. If None, all columns that are nothing else.
         renormalise: divide each row by its sum; see `MemberOutputs.from_probabilities`.
+        by_id: take labels and groups from another file by ids alone, and none where these rows have no ids: the file
+            is about other rows.
 
     Returns:
         The outputs, with a fingerprint of the ids, labels and groups that does not depend on the order of rows.
@@ -112,10 +115,13 @@ def read_predictions(
         raise ValueError(msg)
     beside = {path: next(iter(read_tables(path, None).values())) for path, _ in (target, cluster) if path}
     files_beside = {path: _indexed(table, ids, (), path) for path, table in beside.items()}
-    truth = _column("labels", target, tables, files_beside, text, required=False)
+    nameless = by_id and not with_ids  # nothing tells which rows of the other file these are
+    truth = None if nameless and target[0] else _column("labels", target, tables, files_beside, text, required=False)
     elsewhere = cluster[0] is None and not any(cluster[1] in table for table in tables.values())
     from_labels = (target[0], cluster[1]) if elsewhere and cluster[1] else cluster
-    recordings = _column("groups", from_labels, tables, files_beside, text, required=truth is not None)
+    needed = truth is not None
+    unknown = nameless and from_labels[0] is not None
+    recordings = None if unknown else _column("groups", from_labels, tables, files_beside, text, required=needed)
     rows = {name: _of_classes(name, table, classes, text) for name, table in tables.items()}
     outputs = MemberOutputs.from_probabilities(
         rows,
