@@ -275,13 +275,13 @@ def test_a_measured_plan_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_damaged_cache_is_no_answer(tmp_path: Path) -> None:
     """What is not a form is measured again."""
-    file = plan.file_of(frames=64)
+    file = plan.file_of(torch.device("cpu"), frames=64)
     plan.remember(file, Form("folded", 64))
     assert plan.recall(file) == Form("folded", 64)
     assert [*tmp_path.rglob("*.json")] == [file]
     file.write_text('{"kind": "folded"')
     assert plan.recall(file) is None
-    assert plan.recall(plan.file_of(frames=128)) is None
+    assert plan.recall(plan.file_of(torch.device("cpu"), frames=128)) is None
 
 
 def test_a_choice_is_forgotten_where_there_is_no_place_for_it(monkeypatch, tmp_path):
@@ -292,12 +292,12 @@ def test_a_choice_is_forgotten_where_there_is_no_place_for_it(monkeypatch, tmp_p
 
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    file = plan.file_of(frames=64)
+    file = plan.file_of(torch.device("cpu"), frames=64)
     plan.remember(file, Form("folded", 64))
     assert plan.recall(file) is None
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setattr(Path, "home", nowhere)
-    assert plan.file_of(frames=64) is None
+    assert plan.file_of(torch.device("cpu"), frames=64) is None
     plan.remember(None, Form("folded", 64))
     assert plan.recall(None) is None
 

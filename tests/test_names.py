@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from pretend_cuda import PretendedCuda
 
 import zoo
 from zoo._names import enter, find, matching, unknown, usable_device
@@ -32,14 +33,14 @@ def test_a_mistyped_name_is_answered_with_the_nearest() -> None:
 @pytest.mark.parametrize(("there", "device"), [(True, "cuda"), (False, "cpu")])
 def test_auto_is_cuda_where_there_is_one(monkeypatch: pytest.MonkeyPatch, there: bool, device: str) -> None:
     """Otherwise cpu."""
-    monkeypatch.setattr("torch.cuda.is_available", lambda: there)
+    with_cuda(monkeypatch, there)
     assert usable_device("auto").type == device
 
 
 def with_cuda(monkeypatch: pytest.MonkeyPatch, devices: int) -> None:
     """Let torch find so many CUDA devices."""
+    PretendedCuda(monkeypatch, devices=devices)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: devices > 0)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: devices)
 
 
 def test_a_device_of_this_machine_is_returned(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -69,10 +70,13 @@ def enter(table: MutableMapping[str, Entry], kind: str, function: Callable[..., 
 
 
 def usable_device(device: torch.device | str) -> torch.device:
-    """The device, if this machine has it; "auto" is cuda where there is one, otherwise cpu.
+    """The device, if torch can compute on it here; a CUDA device always with its index.
+
+    "cuda" is the current CUDA device; "auto" is that where torch can use it, otherwise cpu.
 
     Raises:
-        ValueError: there is no such kind of device, or this machine has no CUDA device of that number.
+        ValueError: another kind of device than the CPU and CUDA, a CUDA device that this machine does not have, or one
+            that this build of torch has no code for.
 
     Example:
         >>> usable_device("cpu")
@@ -80,22 +84,49 @@ def usable_device(device: torch.device | str) -> torch.device:
     """
     import torch
 
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    automatic = device == "auto"
     try:
-        wanted = torch.device(device)
+        wanted = torch.device("cuda" if automatic else device)
     except RuntimeError as error:
         msg = f"expected a device such as 'cpu', 'cuda', 'cuda:1' or 'auto', got {str(device)!r}"
         raise ValueError(msg) from error
+    if wanted.type == "cpu":
+        return torch.device("cpu")
     if wanted.type != "cuda":
-        return wanted
+        msg = f"expected 'cpu' or a CUDA device, got {str(device)!r}, on which nothing here is tested; use 'cpu'"
+        raise ValueError(msg)
     if not torch.cuda.is_available():
+        if automatic:
+            return torch.device("cpu")
         msg = f"expected a device of this machine, got {str(device)!r}, but torch finds no CUDA device; use 'cpu'"
         raise ValueError(msg)
     if wanted.index is not None and wanted.index >= (count := torch.cuda.device_count()):
         msg = f"expected one of this machine's {count} CUDA devices, got {str(device)!r}; use 'cuda'"
         raise ValueError(msg)
-    return wanted
+    place = torch.device("cuda", torch.cuda.current_device() if wanted.index is None else wanted.index)
+    built, (major, minor) = torch.cuda.get_arch_list(), torch.cuda.get_device_capability(place)
+    if not _has_code(built, major, minor):
+        if automatic:
+            return torch.device("cpu")
+        card = f"{torch.cuda.get_device_name(place)} has compute capability {major}.{minor}"
+        msg = f"expected a CUDA device that this torch was built for ({', '.join(built)}), but {card}; use 'cpu'"
+        raise ValueError(f"{msg}, or another build of torch")
+    return place
+
+
+def _has_code(built: Iterable[str], major: int, minor: int) -> bool:
+    """Whether kernels for these architectures run on a CUDA device of this compute capability.
+
+    Code for `sm_86` runs on 8.6 and later 8.x, that for `sm_90a` on 9.0 alone, and what is compiled on the spot from
+    `compute_80` on 8.0 and anything later. Lists of other names, those of ROCm, are not judged.
+    """
+    found = [re.fullmatch(r"(sm|compute)_(\d+)(\d)([af]?)", name) for name in built]
+    matches = [match.groups() for match in found if match]
+    for kind, most, least, suffix in matches:
+        made, card = (int(most), int(least)), (major, minor)
+        if made == card or (suffix != "a" and made <= card and (kind == "compute" or made[0] == major)):
+            return True
+    return not matches
 
 
 def own_version() -> str:

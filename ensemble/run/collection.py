@@ -213,16 +213,43 @@ def _joined(members: Members, x: Mapping[str, Any], dtype: torch.dtype, memory: 
 
 
 def _in_memory(members: Members, x: Inputs, progress: Progress) -> Tensor:
-    on_gpu, count = members.device.type == "cuda", count_inputs(x)
-    out = torch.empty(len(members), count, len(members.classes), pin_memory=on_gpu)
+    count = count_inputs(x)
+    out = torch.empty(len(members), count, len(members.classes))
     with progress("frames", total=count) as advance:
-        for frames, values in feed_of(members, x)(0, count):
-            out[:, frames].copy_(values, non_blocking=on_gpu)
+        for frames, values in _on_cpu(members.device, feed_of(members, x)(0, count)):
+            out[:, frames] = values
             advance(values.shape[1])
-    if on_gpu:
-        torch.cuda.synchronize()
-    _refuse_nan(members, out)  # once at the end: a look at each piece would wait for the GPU
+    _refuse_nan(members, out)
     return out
+
+
+def _on_cpu(device: torch.device, pieces: Iterator[tuple[slice, Tensor]]) -> Iterator[tuple[slice, Tensor]]:
+    """Pieces on the CPU, each good until the one after the next is asked for.
+
+    From a CUDA device they come through pinned memory, so that one is copied while the next is computed; a copy into a
+    part of the results would be waited for.
+    """
+    if device.type != "cuda":
+        yield from pieces
+        return
+    memory: list[Tensor] = [torch.empty(0)] * 3  # copied to, given out, and given out before
+    coming: tuple[slice, Tensor, torch.cuda.Event] | None = None
+    for number, (frames, values) in enumerate(pieces):
+        place, size = number % len(memory), values.numel()
+        if memory[place].dtype != values.dtype or len(memory[place]) < size:
+            memory[place] = torch.empty(size, dtype=values.dtype, pin_memory=True)
+        held = memory[place][:size].view(values.shape)
+        with torch.cuda.device(device):
+            held.copy_(values, non_blocking=True)
+            arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            arrived.record()
+        if coming is not None:
+            coming[2].synchronize()
+            yield coming[:2]
+        coming = frames, held, arrived
+    if coming is not None:
+        coming[2].synchronize()
+        yield coming[:2]
 
 
 def _in_store(members: Members, x: Inputs, store: Store, keys: Mapping[str, str], progress: Progress) -> Tensor:
@@ -238,7 +265,7 @@ def _in_store(members: Members, x: Inputs, store: Store, keys: Mapping[str, str]
                     teams[lacking] = team, feed_of(team, x, DTYPES[store.contents.dtype], Pieces())
                 team, feed = teams[lacking]
                 rows = [keys[name] for name in lacking]
-                for frames, values in feed(*store.frames(shard)):
+                for frames, values in _on_cpu(members.device, feed(*store.frames(shard))):
                     _refuse_nan(team, values, frames.start)
                     pending.result()  # a piece is written while the next is computed, in the memory of the one before
                     pending = disk.submit(store.put, rows, frames.start, values)
@@ -310,7 +337,8 @@ def _known_of(members: Members, x: Inputs) -> tuple[Tensor | None, Tensor | None
     for frames in framed:
         wanted = "frames with the members' classes"
         order = class_order(members.classes, frames.classes, wanted, "the members", "the frames")
-        known.append(frames.labels if order is None or frames.labels is None else order[frames.labels])
+        labels = None if frames.labels is None else frames.labels.cpu()
+        known.append(labels if order is None or labels is None else order[labels])
         if not torch.equal(frames.groups, framed[0].groups) or not _equal(known[-1], known[0]):
             msg = "expected frames of the same recordings with the same labels for all members, got different ones"
             raise ValueError(msg)

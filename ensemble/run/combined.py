@@ -79,7 +79,7 @@ class Ensemble(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
         """
         inputs = self._inputs(x, least=1)
         if y is not None:
-            check_classification_targets(np.asarray(y))
+            check_classification_targets(np.asarray(y.cpu() if isinstance(y, Tensor) else y))
         self._truth(inputs, y)
         return self
 
@@ -212,8 +212,8 @@ class Ensemble(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
                 why = "Ensemble requires y to be passed, but the target y is None"  # scikit-learn's words
                 msg = f"expected labels y, or frames that have labels: {why}"
                 raise ValueError(msg)
-            y = np.array(x.classes)[x.labels.numpy()]
-        given: NDArray[Any] = column_or_1d(np.asarray(y), warn=True)
+            y = np.array(x.classes)[x.labels.cpu().numpy()]
+        given: NDArray[Any] = column_or_1d(np.asarray(y.cpu() if isinstance(y, Tensor) else y), warn=True)
         count, classes = count_inputs(x), self.members.classes
         if len(given) != count:
             msg = f"expected {count} labels, one per frame, got {len(given)}"

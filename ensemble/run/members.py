@@ -124,10 +124,11 @@ class Members:
         self.classes = tuple(classes) or self._members[0].classes
         self._parts: dict[tuple[str, ...], Members] = {}
         wanted = "members of the same classes"
-        self.orders = [
+        found = [
             class_order(member.classes, self.classes, wanted, repr(member.name), repr(self.names[0]))
             for member in self._members
         ]
+        self.orders = [None if order is None else order.to(self.device) for order in found]
         done = {place for _, places in stacks for place in places}
         given: list[tuple[Stack | None, list[int]]] = [*stacks]
         given += [(None, places) for places in _alike(self._members) if not done.issuperset(places)]

@@ -251,7 +251,13 @@ class Watch:
     def _summed(self) -> list[str]:
         """The sum of each tensor's values, as text, in which NaN is equal to NaN."""
         with torch.no_grad():
-            return [repr(value) for value in [tensor.detach().sum().item() for tensor in self._tensors]]
+            sums = [tensor.detach().sum() for tensor in self._tensors]
+            for device in {each.device for each in sums if each.is_cuda}:  # one wait for all that are there
+                places = [place for place, each in enumerate(sums) if each.device == device]
+                values = torch.stack([sums[place].to(torch.complex128) for place in places]).cpu()
+                for place, value in zip(places, values, strict=True):
+                    sums[place] = value
+            return [repr(each.item()) for each in sums]
 
 
 def _has_memory(tensor: Tensor) -> bool:

@@ -215,9 +215,18 @@ def _described(answer: Any) -> str:
 
 def _agree(some: Tensor, others: Tensor, scale: float, noise: float = _NOISE) -> bool:
     """Whether logits are equal up to noise, a fraction of their scale."""
-    exact = torch.get_float32_matmul_precision() == "highest" and some.dtype in (torch.float32, torch.float64)
+    exact = _exact_products(some.device) and some.dtype in (torch.float32, torch.float64)
     limit = (noise if exact else max(noise, _COARSE)) * scale
     return torch.allclose(some.double(), others.double(), rtol=0, atol=limit, equal_nan=True)
+
+
+def _exact_products(device: torch.device) -> bool:
+    """Whether the user has left float32 products exact on such a device."""
+    products = torch.backends.cuda.matmul if device.type == "cuda" else getattr(torch.backends.mkldnn, "matmul", None)
+    setting = getattr(products, "fp32_precision", None)
+    if setting is None:  # before torch 2.9; from then on the older setting raises where the newer one is used
+        return torch.get_float32_matmul_precision() == "highest"
+    return setting in ("none", "ieee")
 
 
 def _scale(logits: Tensor) -> float:

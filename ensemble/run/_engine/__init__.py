@@ -63,6 +63,7 @@ class Group:
     _examined: dict[torch.dtype | None, int] = field(default_factory=dict, init=False)  # type of inputs -> rows asked
     _own_copy: set[int] = field(default_factory=set, init=False)  # members that write into their inputs
     _as_given: set[torch.dtype] = field(default_factory=set, init=False)  # of integers that the models take themselves
+    _too_narrow: set[str] = field(default_factory=set, init=False)  # precisions in which a batch overflowed
     _runners: dict[tuple[str, str], forms.Runner] = field(default_factory=dict, init=False)
 
     @cached_property
@@ -144,7 +145,7 @@ class Group:
         """Give `write` the (m, b, C) logits of all members and frames, piece by piece.
 
         Where memory runs out, the tile is halved and the batch begun again; with the loop where a form just chosen does
-        not agree with it on rows drawn from the whole batch.
+        not agree with it on rows drawn from the whole batch; without float16 where a number is too large for that.
         """
         if self.watch is not None:
             self._refuse_changed(self.watch, batch.count)
@@ -155,9 +156,12 @@ class Group:
         while True:
             chosen = self.plans[key]
             found = None if sample is None else torch.empty_like(sample.alone)
+            narrow, sound = chosen.form.precision == "float16", torch.ones((), dtype=torch.bool, device=self.device)
             try:
                 for members, frames, logits in self.pieces(chosen.form, batch):
                     write(members, frames, logits)
+                    if narrow:
+                        sound = sound & logits.isfinite().all()
                     if sample is not None and found is not None:
                         sample.copy(found, members, frames, logits)
             except RuntimeError as error:
@@ -167,6 +171,12 @@ class Group:
                 self._runners.clear()
                 half = replace(chosen.form, tile=chosen.form.tile // 2)
                 self.plans[key] = Plan(half, f"{chosen.why}; memory ran out, tile halved", chosen.trials)
+                continue
+            if narrow and not sound:  # one look at the device for the whole batch
+                self._too_narrow.add(chosen.form.precision)
+                self.plans = {size: p for size, p in self.plans.items() if p.form.precision not in self._too_narrow}
+                _log.warning("%d members no longer run in float16: a number is too large for it", len(self.names))
+                sample = self._decide(key, batch)
                 continue
             if sample is None or found is None or sample.agreement_drawn(chosen.form, found).near:
                 break
@@ -182,14 +192,19 @@ class Group:
 
     def pieces(self, form: Form, batch: Batch) -> Iterator[forms.Piece]:
         """The logits of all members in one form; CUDA's float32 products use TF32 if that is its precision."""
-        key, before = (form.kind, form.precision), torch.backends.cuda.matmul.allow_tf32
-        torch.backends.cuda.matmul.allow_tf32 = form.precision == "tf32"
-        try:
-            if key not in self._runners:
-                self._runners[key] = self._runner(form)
-            yield from self._runners[key](batch, form.tile)
-        finally:
-            torch.backends.cuda.matmul.allow_tf32 = before
+        key = form.kind, form.precision
+        if key not in self._runners:
+            self._runners[key] = self._runner(form)
+        found = self._runners[key](batch, form.tile)
+        if self.device.type != "cuda":
+            yield from found
+            return
+        while True:
+            with torch.cuda.device(self.device), forms.products(tf32=form.precision == "tf32"):
+                piece = next(found, None)
+            if piece is None:
+                return
+            yield piece
 
     def _runner(self, form: Form) -> forms.Runner:
         if self.outside:
@@ -245,7 +260,8 @@ class Group:
                 tiles |= {"folded": steps} | ({"replay": steps} if cuda else {})
         if self.forced != "stack" or not tiles:
             tiles["loop"] = steps[:1]
-        precisions = ["float32"] + fast_types(self.device) * (self.precision == "auto")
+        fast = fast_types(self.device) if self.precision == "auto" else []
+        precisions = ["float32", *(kind for kind in fast if kind not in self._too_narrow)]
         found = []
         for precision in reversed(precisions):
             for kind in [kind for kind in tiles if kind not in _AS_THEY_ARE]:
@@ -294,7 +310,7 @@ class Group:
             return plan.choose(trials)
         asked = {"structure": str(self.modules[0]), "members": len(self.modules), "precision": self.precision}
         asked |= {"frames": _bucket(batch.count), "overlaps": batch.overlaps, "forced": self.forced}
-        file = plan.file_of(**asked, device=str(self.device))
+        file = plan.file_of(self.device, **asked)
         known = plan.recall(file)
         if known in wanted and known is not None:
             near = compare(known, run(known, probed))
@@ -322,7 +338,8 @@ def _bucket(frames: int) -> int:
 def fast_types(device: torch.device) -> list[str]:
     """Precisions in which this hardware multiplies faster than in float32."""
     if device.type == "cuda":
-        return ["tf32", "bfloat16"] if torch.cuda.is_bf16_supported() else []
+        emulated = torch.cuda.get_device_capability(device) < (8, 0)  # bfloat16, which torch says is supported
+        return ["float16"] if emulated else ["tf32", "bfloat16"]
     newer = getattr(torch.cpu, "get_capabilities", None)  # from torch 2.11 on
     able = newer() if newer else {"avx512_bf16": torch.cpu._is_avx512_bf16_supported()}
     limited = able.get("avx512_bf16") and not torch.backends.cpu.get_cpu_capability().startswith("AVX512")

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any
@@ -32,7 +33,7 @@ Runner = Callable[[Batch, int], Iterator[Piece]]  # over a batch, a tile of fram
 Step = Callable[[Tensor, int], Tensor]  # (b, ...) inputs and the frames of a whole tile -> (m, b, C) logits
 
 LAYOUTS = 4  # sizes of batch that weights are laid out for at a time: a tile and its quarters
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "tf32": torch.float32}
+DTYPES = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Form:
 
     kind: str
     tile: int  # frames per step
-    precision: str = "float32"  # or "bfloat16" or "tf32"
+    precision: str = "float32"  # or another in `DTYPES`
 
 
 def windowed(steps: Sequence[Step], cast: Callable[[Tensor], Tensor]) -> Runner:
@@ -102,13 +103,14 @@ def replayed(dense: Dense) -> Step:
     recorded: dict[int, tuple[torch.cuda.CUDAGraph, Tensor, Tensor]] = {}
 
     def record(x: Tensor) -> tuple[torch.cuda.CUDAGraph, Tensor, Tensor]:
-        graph, aside = torch.cuda.CUDAGraph(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):  # libraries allocate on first use, which no graph may
-            dense(x)
-        torch.cuda.current_stream().wait_stream(aside)
-        with torch.cuda.graph(graph):
-            logits = dense(x)
+        graph, aside = torch.cuda.CUDAGraph(), torch.cuda.Stream(x.device)  # type: ignore[no-untyped-call]
+        with torch.cuda.device(x.device):  # what is captured is the work of the current device
+            aside.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(aside):  # libraries allocate on first use, which no graph may
+                dense(x)
+            torch.cuda.current_stream().wait_stream(aside)
+            with torch.cuda.graph(graph, stream=aside, capture_error_mode="thread_local"):  # other threads may go on
+                logits = dense(x)
         return graph, x, logits
 
     def step(x: Tensor, tile: int) -> Tensor:
@@ -122,6 +124,51 @@ def replayed(dense: Dense) -> Step:
         return logits
 
     return step
+
+
+@contextmanager
+def products(*, tf32: bool) -> Iterator[None]:
+    """CUDA's float32 products in TF32, or not; the user's own setting comes back exactly as it was.
+
+    The older `allow_tf32` cannot be read where the newer setting is in use.
+    """
+    matmul = torch.backends.cuda.matmul
+    if not hasattr(matmul, "fp32_precision"):  # before torch 2.9
+        kept = matmul.allow_tf32
+        matmul.allow_tf32 = tf32
+        try:
+            yield
+        finally:
+            matmul.allow_tf32 = kept
+        return
+    if (matmul.fp32_precision == "tf32") == tf32:
+        yield
+        return
+    before = _own_setting()
+    matmul.fp32_precision = "tf32" if tf32 else "ieee"
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before
+
+
+def _own_setting() -> str:
+    """What is set for products themselves: "none" where they follow the setting of CUDA or that of all backends."""
+    general: Any = torch.backends  # a module with a property
+    cuda = torch.backends.cudnn
+    kept, kept_cuda = general.fp32_precision, _own(cuda, general)
+    found = _own(torch.backends.cuda.matmul, cuda)
+    cuda.fp32_precision, general.fp32_precision = kept_cuda, kept
+    return found
+
+
+def _own(setting: Any, followed: Any) -> str:
+    """A setting itself; reading it gives the one that it follows while it is none, which is changed to find out."""
+    seen = []
+    for value in ("ieee", "tf32"):
+        followed.fp32_precision = value
+        seen.append(str(setting.fp32_precision))
+    return seen[0] if seen[0] == seen[1] else "none"
 
 
 FOLDED: dict[str, Callable[[Dense], Step]] = {

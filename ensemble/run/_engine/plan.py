@@ -150,13 +150,16 @@ def choose(trials: Sequence[Trial]) -> Plan:
 def try_all(forms: Sequence[Form], run: Run, *, frames: int, compare: Compare) -> list[Trial]:
     """Try each form on as many frames as its tile has, until the time for it is used up.
 
-    First every form once, to see whether it agrees; then the promising ones in turn, so that a busy moment of the
-    machine affects all alike. The smallest time counts: noise and new memory only ever add to it.
+    First every form once, to see whether it agrees, the first exact one and the loop even where the time is up; then
+    the promising ones in turn, so that a busy moment of the machine affects all alike. The smallest time counts: noise
+    and new memory only ever add to it.
     """
     trials: dict[Form, Trial] = {}
     end = time.perf_counter() + _BUDGET
+    exact = next((form for form in forms if form.precision == "float32"), None)
     for form in forms:
-        if time.perf_counter() < end or form.kind == "loop" or all(t.seconds == _NEVER for t in trials.values()):
+        due = form == exact or form.kind == "loop" or all(t.seconds == _NEVER for t in trials.values())
+        if due or time.perf_counter() < end:
             trials[form] = attempt(form, run, min(form.tile, frames), compare)
     near = [form for form, trial in trials.items() if trial.seconds < _NEVER]
     for within in _PROMISING:
@@ -186,17 +189,21 @@ def _seconds(run: Run, form: Form, frames: int) -> float:
     start = time.perf_counter()
     values = run(form, frames)
     if values.is_cuda:
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(values.device)
     return (time.perf_counter() - start) / max(frames, 1)
 
 
-def file_of(**facts: object) -> Path | None:
-    """Where the choice for these facts is cached on this machine; None for a user without a home folder."""
+def file_of(device: torch.device, **facts: object) -> Path | None:
+    """Where the choice for these facts and this device is cached; None for a user without a home folder.
+
+    CUDA devices of one name share it, others not.
+    """
     machine = {
         "torch": torch.__version__,
         "cpu": torch.backends.cpu.get_cpu_capability() + platform.machine() + platform.node(),
         "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "",
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else "",
+        "device": device.type,
     }
     key = hashlib.sha256(json.dumps({**machine, **facts}, sort_keys=True, default=str).encode()).hexdigest()
     try:

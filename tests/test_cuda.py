@@ -1,0 +1,333 @@
+"""Every path that runs on CUDA, on pretended devices: the values of the CPU, from memory that is where it should be."""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from pretend_cuda import PretendedCuda
+from torch import Tensor, nn
+
+import ensemble
+import zoo
+from ensemble.run import Members, _engine
+from ensemble.run._engine import Batch, Form, Group, Plan, forms, plan
+from ensemble.run._engine.plan import Agreement
+from ensemble.run.stack import Stack
+from zoo._names import usable_device
+
+SPEC = zoo.Spec("basic", features=6, context=2, classes=4, options={"width": 16, "depth": 1})
+FORMS = [Form(kind, 64, precision) for kind in ("folded", "replay", "overlap") for precision in _engine.forms.DTYPES]
+FORMS += [Form("stack", 64), Form("loop", 64)]
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads or writes the plans of the user."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def pretended(monkeypatch: pytest.MonkeyPatch) -> Iterator[PretendedCuda]:
+    """Two devices, of which the first is the current one."""
+    with PretendedCuda(monkeypatch) as mode:
+        yield mode
+
+
+@pytest.fixture(params=["cuda", "cuda:1"])
+def device(request: pytest.FixtureRequest, pretended: PretendedCuda) -> str:
+    """Each of them."""
+    return str(request.param)
+
+
+class Tf32:
+    """The user's settings of TF32, for all backends, for CUDA and for its products."""
+
+    def __init__(self) -> None:
+        self.all: Any = [torch.backends, torch.backends.cudnn, torch.backends.cuda.matmul]
+
+    def choose(self, setting: str) -> None:
+        """Switch it on in one place; "medium" is torch's older interface."""
+        if setting == "medium":
+            torch.set_float32_matmul_precision("medium")
+        elif setting != "none":
+            self.all[["all", "cuda", "matmul"].index(setting)].fp32_precision = "tf32"
+
+    def own(self) -> list[str]:
+        """The three settings themselves, found by changing those that they may follow."""
+        found = [self.all[0].fp32_precision]
+        for place in (1, 2):
+            seen = []
+            for value in ("ieee", "tf32"):
+                self.all[place - 1].fp32_precision = value
+                seen.append(self.all[place].fp32_precision)
+            found.append("none" if len(set(seen)) > 1 else seen[0])
+        for place in (2, 1, 0):
+            self.all[place].fp32_precision = found[place]
+        return found
+
+    def legacy(self) -> str:
+        """What the older interface says, if it says anything."""
+        try:
+            return str(torch.get_float32_matmul_precision())
+        except RuntimeError:
+            return "mixed"
+
+
+@pytest.fixture
+def tf32() -> Iterator[Tf32]:
+    """Nothing is set, before and after."""
+    if not hasattr(torch.backends.cuda.matmul, "fp32_precision"):
+        pytest.skip("older torch")
+    yield (settings := Tf32())
+    torch.set_float32_matmul_precision("highest")
+    for setting in settings.all:
+        setting.fp32_precision = "none"
+
+
+def named(count: int = 3) -> dict[str, nn.Module]:
+    """Small models."""
+    return {f"m{seed}": zoo.build(SPEC, seed=seed).eval() for seed in range(count)}
+
+
+def members(device: str, count: int = 3, classes: str = "abcd", **options: str) -> Members:
+    """Their members."""
+    specs = dict.fromkeys(named(count), SPEC)
+    return ensemble.from_modules(named(count), classes=classes, specs=specs, device=device, **options)
+
+
+def group(device: str, **wishes: str) -> Group:
+    """A group of three on a device."""
+    modules = [module.to(device) for module in named().values()]
+    place = usable_device(device)
+    return Group(lambda: modules, Stack(modules).eval(), place, [*"012"], classes=4, features=6, **wishes)  # type: ignore[arg-type]
+
+
+def moved(frames: zoo.FrameSet, device: str) -> zoo.FrameSet:
+    """All parts of a frame set on a device."""
+    assert frames.labels is not None
+    parts = (frames.features, frames.labels, frames.starts)
+    features, labels, starts = (part.to(device) for part in parts)
+    return zoo.FrameSet(features, labels, starts, frames.classes, frames.names)
+
+
+def test_a_device_always_carries_its_index(frames: zoo.FrameSet, pretended: PretendedCuda) -> None:
+    """So that what is there already is known to be there, and stays there when the current device changes."""
+    assert usable_device("cuda") == usable_device("auto") == torch.device("cuda:0")
+    with torch.cuda.device(1):
+        assert usable_device("cuda") == usable_device("auto") == torch.device("cuda:1")
+    there = frames.to("cuda")
+    assert there.to("cuda") is there.to("cuda:0") is there
+
+
+@pytest.mark.parametrize(
+    ("architectures", "capability", "runs"),
+    [
+        (["sm_75", "sm_80"], (7, 5), True),
+        (["sm_75", "sm_80"], (8, 6), True),
+        (["sm_75", "sm_80"], (9, 0), False),
+        (["sm_75", "sm_80", "compute_80"], (9, 0), True),
+        (["sm_75", "sm_90a"], (9, 0), True),
+        (["sm_75", "sm_86"], (8, 0), False),
+        (["sm_75", "compute_75"], (6, 0), False),
+        (["gfx90a"], (9, 0), True),
+        ([], (6, 0), True),
+    ],
+)
+def test_a_card_that_torch_was_not_built_for_is_refused(
+    architectures: list[str], capability: tuple[int, int], runs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the door, in one line; "auto" takes the CPU."""
+    with PretendedCuda(monkeypatch, capability=capability):
+        monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: architectures)
+        assert usable_device("auto").type == ("cuda" if runs else "cpu")
+        if runs:
+            assert usable_device("cuda").index == 0
+            return
+        with pytest.raises(ValueError, match=r"built for \(sm_75, .* compute capability .*; use 'cpu'"):
+            usable_device("cuda")
+
+
+@pytest.mark.parametrize("other", ["mps", "xpu", "meta"])
+def test_other_accelerators_are_refused(other: str) -> None:
+    """In one line, before anything fails within."""
+    with pytest.raises(ValueError, match=f"expected 'cpu' or a CUDA device, got '{other}'"):
+        usable_device(other)
+
+
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_forms_agree(frames: zoo.FrameSet, device: str, form: Form) -> None:
+    """Also for another batch than the one by which a graph was captured."""
+    one = group(device)
+    for scale in (1, 2, 3):
+        batch = Batch.of(zoo.data.stretch(replace(frames, features=frames.features * scale).to(device), 2, "none"))
+        with torch.inference_mode():
+            expected = torch.stack([module(batch.windows).softmax(-1) for module in one.modules])
+            found = one.log_probabilities(form, batch).exp()
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 if "32" in form.precision else 2e-2)
+
+
+def test_graphs_are_captured_where_the_members_are(frames: zoo.FrameSet, device: str, pretended: PretendedCuda) -> None:
+    """On a stream of their own, so that other threads may go on meanwhile."""
+    batch = Batch.of(zoo.data.stretch(frames.to(device), 2))
+    with torch.inference_mode():
+        group(device).log_probabilities(Form("replay", 64), batch)
+    (capture,) = pretended.captures
+    assert capture.device == usable_device(device)
+    assert (capture.own_stream, capture.error_mode) == (True, "thread_local")
+    assert capture.calls
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("precision", ["float32", "auto"])
+@pytest.mark.parametrize("where", ["memory", "store"])
+def test_collecting(frames: zoo.FrameSet, device: str, count: int, precision: str, where: str, tmp_path: Path) -> None:
+    """Outputs on the CPU, complete when they are given back, wherever frames, labels and boundaries are."""
+    cache = None if where == "memory" else tmp_path / "store"
+    expected = ensemble.collect(members("cpu", count), frames)
+    spread = members(device, count, precision=precision)
+    spread.step = 32  # several pieces
+    for given in (frames, frames.to(device), moved(frames, device)):
+        found = ensemble.collect(spread, given, cache)
+        atol = 1e-5 if precision == "float32" else 1e-2
+        torch.testing.assert_close(found.probabilities, expected.probabilities, rtol=0, atol=atol)
+        assert torch.equal(found.labels, expected.labels)
+        assert torch.equal(found.groups, expected.groups)
+        assert found.fingerprint == expected.fingerprint
+
+
+@pytest.mark.parametrize("classes", ["abcd", "dbca"])
+def test_what_is_on_the_device_is_scored(frames: zoo.FrameSet, device: str, classes: str) -> None:
+    """Labels may be anywhere; so may what outputs are made of, and batches of a loader."""
+    several, there = members(device, classes=classes), moved(frames, device)
+    final = ensemble.Ensemble(several, ensemble.WeightedMean([1, 2, 3]))
+    assert final.score(there) == final.score(frames)
+    own = torch.tensor([classes.index(name) for name in frames.classes])[frames.labels].to(device)
+    assert final.score(frames) == final.score(frames, own)
+    x = torch.randn(20, SPEC.inputs, device=device)
+    values = several.log_probabilities(x)
+    outputs = ensemble.MemberOutputs(values, several.names, several.classes, own[:20], own[:20])
+    rows = dict(zip(several.names, values.exp(), strict=True))
+    given = ensemble.MemberOutputs.from_probabilities(rows, labels=own[:20], groups=own[:20])
+    batches = ensemble.collect(several, [(x[:12], own[:12]), (x[12:], own[12:20])])
+    for found in (outputs, given, batches):
+        assert found.probabilities.device == found.labels.device == torch.device("cpu")
+        torch.testing.assert_close(found.probabilities, values.exp().cpu())
+        assert len(ensemble.evaluate(found, {"mean": ensemble.mean}).rules) == 1
+
+
+@pytest.mark.parametrize("precision", ["float32", "tf32"])
+@pytest.mark.parametrize("setting", ["none", "matmul", "cuda", "all", "medium"])
+def test_tf32_comes_and_goes(frames: zoo.FrameSet, device: str, setting: str, precision: str, tf32: Tf32) -> None:
+    """Whatever the user set, by either interface of torch, products use it where it is wanted, and it comes back."""
+    tf32.choose(setting)
+    before, legacy, seen = tf32.own(), tf32.legacy(), []
+    batch = Batch.of(zoo.data.stretch(frames.to(device), 2))
+    with torch.inference_mode():
+        for _ in group(device).pieces(Form("folded", 64, precision), batch):
+            assert tf32.own() == before
+        with forms.products(tf32=precision == "tf32"):
+            seen.append(torch.backends.cuda.matmul.fp32_precision == "tf32")
+    assert seen == [precision == "tf32"]
+    assert (tf32.own(), tf32.legacy()) == (before, legacy)
+
+
+def test_tf32_is_not_looked_at_on_the_cpu(frames: zoo.FrameSet, tf32: Tf32) -> None:
+    """There it is another program's affair, and reading it by torch's older interface can raise."""
+    tf32.choose("matmul")
+    ensemble.collect(members("cpu"), frames)
+    assert tf32.own() == ["none", "none", "tf32"]
+
+
+def test_the_older_interface_serves_an_older_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before torch 2.9 there is no other."""
+    matmul = SimpleNamespace(allow_tf32=True)
+    monkeypatch.setattr(torch.backends.cuda, "matmul", matmul)
+    with forms.products(tf32=False):
+        assert not matmul.allow_tf32
+    assert matmul.allow_tf32
+
+
+@pytest.mark.parametrize(
+    ("capability", "fast"),
+    [((6, 0), ["float16"]), ((7, 5), ["float16"]), ((8, 0), ["tf32", "bfloat16"]), ((12, 0), ["tf32", "bfloat16"])],
+)
+def test_a_card_without_bfloat16_gets_float16(
+    capability: tuple[int, int], fast: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Torch would emulate bfloat16 there, and says that it is supported."""
+    with PretendedCuda(monkeypatch, capability=capability):
+        assert _engine.fast_types(torch.device("cuda:1")) == fast
+
+
+def test_an_overflow_in_float16_is_seen(frames: zoo.FrameSet, device: str) -> None:
+    """On a frame that no comparison saw: the batch is run again, and all later ones, in a type that holds it."""
+    one, features = group(device, precision="auto"), frames.features.clone()
+    features[77, :] = 1e5
+    batch = Batch.of(zoo.data.stretch(replace(frames, features=features).to(device), 2, "none"))
+    one.plans[256, batch.overlaps] = Plan(Form("folded", 64, "float16"), "agreed before")
+    found = torch.full((3, len(frames), 4), torch.nan, device=device)
+
+    def write(members: slice, rows: slice, logits: Tensor) -> None:
+        found[members, rows] = logits.softmax(-1, dtype=torch.float32)
+
+    with torch.inference_mode():
+        one.run(batch, write)
+        expected = torch.stack([module(batch.windows).softmax(-1) for module in one.modules])
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    assert "float16" not in {form.precision for form in one.candidates(batch)}
+
+
+def test_an_exact_form_is_always_tried(frames: zoo.FrameSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the time for trying is used up by faster types, none of which agrees in the end."""
+    monkeypatch.setattr(plan, "_BUDGET", -1.0)
+    tried: list[Form] = []
+
+    def run(form: Form, count: int) -> Tensor:
+        tried.append(form)
+        return torch.zeros(1, count, 2)
+
+    wanted = [Form("folded", 64, "bfloat16"), Form("folded", 32, "bfloat16"), Form("folded", 64), Form("loop", 64)]
+    plan.try_all(wanted, run, frames=64, compare=lambda form, values: Agreement(0.0, 0.0, near=True))
+    assert set(tried) == {wanted[0], wanted[2], wanted[3]}
+
+
+def test_a_plan_belongs_to_a_kind_of_card(pretended: PretendedCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Members on the CPU ask for no card, which would initialise CUDA."""
+    files = {plan.file_of(torch.device("cuda", index), frames=64) for index in (0, 1)}
+    assert len(files | {plan.file_of(torch.device("cpu"), frames=64)}) == 3
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "one kind")
+    assert len({plan.file_of(torch.device("cuda", index), frames=64) for index in (0, 1)}) == 1
+    monkeypatch.delattr(torch.cuda, "get_device_name")
+    assert plan.file_of(torch.device("cpu"), frames=64)
+
+
+def test_a_form_is_timed_on_its_device(frames: zoo.FrameSet, device: str, pretended: PretendedCuda) -> None:
+    """The host waits for that device, not for the current one."""
+    values = torch.zeros(1, 64, 2, device=device)
+    pretended.waits.clear()
+    plan.attempt(Form("loop", 64), lambda form, count: values, 64, lambda form, values: Agreement(0.0, 0.0, near=True))
+    assert {where for *_, what, where in pretended.waits if what == "synchronize"} == {usable_device(device)}
+
+
+@pytest.mark.parametrize("where", ["memory", "store"])
+def test_waits_in_collecting(
+    frames: zoo.FrameSet, device: str, pretended: PretendedCuda, where: str, tmp_path: Path
+) -> None:
+    """A piece more costs one wait, for the piece before it, while its own work is under way."""
+    several, there = members(device), frames.to(device)
+    counts = []
+    for step in (138, 46):
+        several.step = step
+        ensemble.collect(several, there)  # plans are made
+        pretended.waits.clear()
+        ensemble.collect(several, there, None if where == "memory" else tmp_path / str(step))
+        counts.append(
+            Counter(what for file, _, what, _ in pretended.waits.elements() if "run/" in file or "_engine" in file)
+        )
+    looks = Counter({"cuda to cpu": 2})  # whether modules that somebody else has too were changed
+    assert counts[1] - counts[0] - looks == Counter(event=2)
