@@ -32,8 +32,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Made = TypeVar("Made")
-_TRIED_ON = 1000  # frames on which settings are compared
+_TRIED_ON = 2000  # frames on which settings are compared
 _FINALISTS = 3  # settings that are compared on all frames
+_CLOSE = 0.005  # accuracies that are no further apart do not tell settings apart
 _EQUAL = 1e-6  # accuracies of one model on the same frames
 _ROUNDED = 5e-4  # what an accuracy may have lost when it was written down, such as 77.2
 _APART = 0.02  # accuracy: what a file says and what is measured differ by more only if something is wrong
@@ -398,22 +399,24 @@ class _Maker:
         with progress("trying", total=len(ways) * len(activations)) as advance:
             for way in ways:
                 score(way, advance)
-        rows.sort(key=lambda row: row["loss"])
-        chance = float(torch.bincount(labels).max()) / count
-        if rows[0]["accuracy"] <= chance + _APART:
-            best = rows[0]["accuracy"]
+        chance, best = float(torch.bincount(labels).max()) / count, max(row["accuracy"] for row in rows)
+        if best <= chance + _APART:
             msg = f"expected one of {len(rows)} settings to fit, got an accuracy of {best:.3f} from the best"
             raise ValueError(f"{msg}, no more than from the most frequent class; are the classes in another order?")
-        finalists, stated = rows[:_FINALISTS], found.foreign.accuracy
+        stated = found.foreign.accuracy
+        keys: list[Callable[[dict[str, Any]], float]] = [lambda row: -row["accuracy"], lambda row: row["loss"]]
         if stated is not None:
-            finalists += sorted(rows[_FINALISTS:], key=lambda row: abs(row["accuracy"] - stated[1]))[:_FINALISTS]
+            keys.append(lambda row: abs(row["accuracy"] - stated[1]))
+        finalists: list[dict[str, Any]] = []
+        for key in keys:
+            finalists += [row for row in sorted(rows, key=key)[:_FINALISTS] if row not in finalists]
         return self.finalists(found, [{name: row[name] for name in settings} for row in finalists])
 
     def finalists(self, found: Found, ways: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """Accuracy and loss on all frames, of the first also with other padding; the one that fits best first.
 
-        One whose accuracy is what the file says is preferred to any other; else the lowest loss is, and the usual
-        padding unless another lowers the loss by more than one per cent.
+        One whose accuracy is what the file says is preferred to any other; else the highest accuracy is, since another
+        activation can lower the loss of a model that is too sure, and the usual padding unless another is much better.
         """
         from zoo.data.frames import PADDINGS
 
@@ -427,7 +430,7 @@ class _Maker:
 
         def rank(row: Mapping[str, Any]) -> tuple[int, float]:
             apart = 1.0 if stated is None else abs(row["accuracy"] - stated[1])
-            return (apart > _EQUAL) + (apart > _ROUNDED), row["loss"] * (1.0 if row["padding"] == usual else 1.01)
+            return (apart > _EQUAL) + (apart > _ROUNDED), _CLOSE * (row["padding"] != usual) - row["accuracy"]
 
         return sorted(rows, key=rank)
 
@@ -506,6 +509,17 @@ def _remarks(
                 f"{row['file']}: accuracy {row['accuracy']:.4f}, but its file says {stated['accuracy']:.4f}: "
                 "another partition, or a wrong activation, normalisation or order of classes? --try measures"
             )
+        best, *others = row["tried"] or [{}]
+        close = [
+            other
+            for other in others
+            if (other["activation"], other["normalisation"]) != (best["activation"], best["normalisation"])
+            and other["accuracy"] > best["accuracy"] - _CLOSE
+            and (stated is None or abs(best["accuracy"] - stated["accuracy"]) > _ROUNDED)
+        ]
+        if close:
+            names = f"{close[0]['activation'] or ''} {close[0]['normalisation']}".strip()
+            yield f"{row['file']}: {names} fits almost as well; if you know the settings, give them"
     digests = Counter(row["digest"] for row in rows)
     for digest in [digest for digest, count in digests.items() if count > 1]:
         yield f"the same weights are in {', '.join(row['file'] for row in rows if row['digest'] == digest)}"

@@ -141,7 +141,7 @@ def _constructed(
 ) -> nn.Module:
     """What a class makes of its options, with the sizes in place of required arguments that are left out."""
     required = [name for name, default in defaults.items() if default is inspect.Parameter.empty]
-    left_out = [name for name in required if options[name] is None]
+    left_out = [name for name in required if options.get(name) is None]
     if len(left_out) > 2:
         msg = f"{model.__name__} requires {', '.join(left_out)}: expected options for all but two of them, which are"
         raise ValueError(f"{msg} given the number of inputs and that of the classes")
