@@ -72,6 +72,10 @@ def test_batches_of_one_or_two_parts(kind: type, members: ensemble.Members) -> N
         ensemble.collect(members, [(x, y), (x, y[:4])])
     with pytest.raises(ValueError, match="labels with every batch or with none, got 1 of 2 with labels"):
         ensemble.collect(members, [(x, y), x])
+    for pair in ((x, y), (x.numpy(), y.numpy()), (dict.fromkeys(members.names, x), y)):
+        with pytest.raises(TypeError, match=r"got one pair of inputs and labels; give it as a batch: \[\(x, y\)\]"):
+            ensemble.collect(members, pair)
+    assert ensemble.collect(members, (x, x)).shape[1] == 10  # two batches
 
 
 def test_nan_is_refused_by_name(members: ensemble.Members, frames: zoo.FrameSet) -> None:

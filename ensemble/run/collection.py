@@ -78,6 +78,9 @@ def collect(
         if isinstance(x, str) or not isinstance(x, Iterable):
             msg = f"expected frames, inputs (N, ...) as a tensor, array or table, or batches, got {type(x).__name__}"
             raise TypeError(msg)
+        if _is_one_batch(x):
+            msg = "expected inputs, or batches of them, got one pair of inputs and labels; give it as a batch: [(x, y)]"
+            raise TypeError(msg)
         return _from_batches(members, x)
     x = inputs_of(members, x)
     labels, groups, fingerprint = _known_of(members, x)
@@ -367,6 +370,12 @@ def _from_batches(members: Members, batches: Iterable[object]) -> MemberOutputs:
     _refuse_nan(members, out)
     truth = torch.cat(labels) if labels else None
     return MemberOutputs(out, members.names, members.classes, truth, about=members.about)
+
+
+def _is_one_batch(x: object) -> bool:
+    """Whether a pair is (inputs, labels): the second part has one axis, and the first is no such array."""
+    axes = [len(getattr(part, "shape", ())) for part in x] if isinstance(x, tuple) and len(x) == 2 else []
+    return bool(axes) and axes[1] == 1 != axes[0]
 
 
 def _parts(members: Members, batch: object, number: int) -> tuple[Inputs, Any]:
