@@ -9,7 +9,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
+import torch
 
 import ensemble
 import zoo
@@ -41,7 +44,7 @@ def test_examples_in_docstrings_run(name: str, tmp_path: Path, monkeypatch: pyte
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder as a new clone is: the registry, its blobs, and a corpus in the HW1P2 layout."""
+    """A folder as a new clone is: the registry, its blobs, and a corpus in the HW1P2 layout; and what users bring."""
     if not README.exists():
         pytest.skip("no README beside the tests")
     folder = tmp_path_factory.mktemp("clone")
@@ -50,9 +53,47 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (shutil.copytree if source.is_dir() else shutil.copy)(source, folder / name)
     for partition in ("train", "valid", "test"):
         frames = zoo.sample_corpus(partition)
-        few = frames.select(zoo.data.frames.torch.arange(0, frames.recordings, 40))
+        few = frames.select(torch.arange(0, frames.recordings, 40))
         zoo.data.corpus.write_corpus(few, folder / "my-corpus", partition)
+    bring(folder)
     return folder
+
+
+def bring(folder: Path) -> None:
+    """What `docs/your-models.md` starts from: a notebook's checkpoints, a class, predictions, a corpus of sounds."""
+    (folder / "notebook").mkdir()
+    for file, name in {"first": "mlp-a", "second": "pyramid-a", "third": "cylinder-a"}.items():
+        entry = zoo.Registry(folder / "registry.json").get(name)
+        tensors = zoo.Registry(folder / "registry.json").load(entry).state_dict()
+        saved = {"epoch": 3, "model_state_dict": {f"model.{key}": value for key, value in tensors.items()}}
+        torch.save(saved, folder / "notebook" / f"{file}.pth")
+    page = [page for page in PAGES if page.name == "your-models.md"]
+    source = next(block.values[0] for block in blocks("python", pages=page) if "# student.py" in block.values[0])
+    (folder / "student.py").write_text(source, encoding="utf-8")
+    names: dict[str, type[torch.nn.Module]] = {}
+    exec(source, names)
+    torch.save(names["Network"](27 * 5, 40, width=32).state_dict(), folder / "student.pth")
+
+    generator = np.random.default_rng(0)
+    labels = pd.DataFrame({"id": [f"img-{row:04d}" for row in range(300)], "label": generator.integers(3, size=300)})
+    classes = ["one", "two", "three"]
+    for model, sharp in {"forest": 2.0, "linear": 1.5, "net": 1.0}.items():
+        logits = sharp * np.eye(3)[labels["label"]] + generator.normal(size=(300, 3))
+        rows = pd.DataFrame(np.exp(logits), labels["id"], classes)
+        rows = rows.div(rows.sum(axis=1), axis=0)[generator.permutation(classes)]
+        for part, some in {"oof": rows[:200], "test": rows[200:]}.items():
+            (folder / part).mkdir(exist_ok=True)
+            some.sample(frac=1, random_state=1).to_csv(folder / part / f"{model}.csv")
+    labels["label"], labels["writer"] = np.array(classes)[labels["label"]], labels.index // 10
+    labels[:200].to_csv(folder / "train.csv", index=False)
+
+    (folder / "sounds.txt").write_text("quiet\nspeech\nmusic\n", encoding="utf-8")
+    for partition, recordings in {"train": 6, "valid": 3, "test": 3}.items():
+        truth = torch.from_numpy(generator.integers(3, size=recordings * 10)).repeat_interleave(10)
+        features = torch.from_numpy(generator.normal(size=(len(truth), 13))).float() + truth[:, None]
+        starts = torch.arange(recordings + 1) * 100
+        frames = zoo.FrameSet(features, truth, starts, ("quiet", "speech", "music"))
+        zoo.write_corpus(frames, folder / "sounds", partition)
 
 
 @pytest.fixture
@@ -160,6 +201,7 @@ def test_options_on_the_pages_exist(command: str, options: set[str]) -> None:
 
 
 EXAMPLES = {
+    "any_classifier.py": "--epochs 2 --trees 10",
     "combine_runs.py": "runs --registry runs.json --epochs 1 --fraction 0.1",
     "many_members.py": "--members 4 --max-members 2 --epochs 1 --fraction 0.1",
     "ship_ensemble.py": "--members cylinder-a basic-a",
@@ -169,13 +211,14 @@ EXAMPLES = {
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_examples_run(name: str, home: Path) -> None:
-    """Each example with small settings, in the folder of a new clone; `synthesise.py` has a test of its own."""
+    """Each example with small settings, in the folder of a new clone; those without have tests of their own."""
     assert run([sys.executable, f"examples/{name}", *EXAMPLES[name].split()], home)
 
 
 def test_every_example_is_run() -> None:
     """A new example needs its line above."""
-    assert {*EXAMPLES, "synthesise.py"} == {path.name for path in ROOT.glob("examples/*.py")} or not README.exists()
+    elsewhere = {"consume.py", "synthesise.py"}
+    assert {*EXAMPLES} | elsewhere == {path.name for path in ROOT.glob("examples/*.py")} or not README.exists()
 
 
 def run(command: list[str], folder: Path) -> str:
