@@ -4,14 +4,16 @@ import argparse
 import pickle
 import warnings
 import zipfile
-from collections import OrderedDict, defaultdict
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas
 import pytest
 import torch
 from hypothesis import given, settings
@@ -276,6 +278,20 @@ SAVED: dict[str, tuple[Any, str, float | None]] = {  # what is saved, the key of
     "parameters": ({name: nn.Parameter(t) if t.is_floating_point() else t for name, t in STATE.items()}, "", None),
     "objects beside": (
         {"model": STATE, "args": argparse.Namespace(a=1), "path": Path("a"), "counts": defaultdict(list, a=[1])},
+        "model",
+        None,
+    ),
+    "more objects beside": (
+        {
+            "model": STATE,
+            "confusion": np.ones((2, 2)),
+            "recent": deque([1.0], maxlen=3),
+            "when": datetime(2026, 1, 1, tzinfo=UTC),
+            "grid": np.array(["a"], dtype=object),
+            "optimiser_class": torch.optim.Adam,
+            "scheduler": torch.optim.lr_scheduler.StepLR(torch.optim.SGD([torch.zeros(1)]), 1),
+            "frame": pandas.DataFrame({"a": [1]}),
+        },
         "model",
         None,
     ),

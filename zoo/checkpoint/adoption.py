@@ -121,6 +121,13 @@ class _PlainDict:
         return {}
 
 
+class _PlainList:
+    """Likewise of a list or a deque."""
+
+    def __new__(cls, *_: Any) -> list[Any]:  # type: ignore[misc]
+        return []
+
+
 def read_foreign(path: Path | str, *, key: str | None = None) -> Foreign:
     """The tensors of the model in a file that torch or safetensors wrote; no code in it is run.
 
@@ -212,8 +219,10 @@ def _within(found: Any, sizes: Counter[int] | None) -> Any:
 
 
 def _stand_in(kind: str) -> type:
-    """The class that takes the place of the class or function `kind`; of a kind of dictionary, dict."""
-    parent: type = _PlainDict if kind.lower().endswith("dict") else _StandIn
+    """The class that takes the place of the class or function `kind`; of a kind of container, the plain one."""
+    ending = kind.lower()
+    parent: type = _PlainDict if ending.endswith("dict") else _StandIn
+    parent = _PlainList if ending.endswith(("list", "deque")) else parent
     return type(kind.rpartition(".")[2], (parent,), {"kind": kind})
 
 
