@@ -122,8 +122,11 @@ def architecture_of(model: Callable[..., nn.Module]) -> str:
         ...     def __init__(self, n_in, n_out, hidden=8):
         ...         super().__init__()
         ...         self.net = nn.Sequential(nn.Linear(n_in, hidden), nn.Tanh(), nn.Linear(hidden, n_out))
-        >>> dict(ARCHITECTURES[architecture_of(Net)].options), ARCHITECTURES.pop("Net").build(6, 2, hidden=3).net[0]
-        ({'n_in': None, 'n_out': None, 'hidden': 8}, Linear(in_features=6, out_features=3, bias=True))
+        >>> from zoo import Spec, build
+        >>> build(Spec(architecture_of(Net), features=6, context=0, classes=2, options={"hidden": 3})).net[0]
+        Linear(in_features=6, out_features=3, bias=True)
+        >>> dict(ARCHITECTURES.pop("Net").options)
+        {'n_in': None, 'n_out': None, 'hidden': 8}
     """
     name, entry = model.__name__, ARCHITECTURES.get(model.__name__)
     if entry is not None and model in (entry.build, *getattr(entry.build, "args", ())[:1]):
