@@ -220,21 +220,26 @@ def test_built_in_architectures_are_read_off(tmp_path, name, batchnorm) -> None:
     could_be = {"basic": ("mlp", "basic"), "cylinder": ("mlp",), "diamond": ("mlp",), "bottleneck": ("bottleneck",)}
     assert chain.architectures == could_be[name]
     assert chain.asks_architecture == (name == "basic")
-    told = {"architecture": name if name == "basic" else "", "place": "before" if chain.asks_place else ""}
+    told = {"architecture": name if chain.asks_architecture else "", "place": "before" if chain.asks_place else ""}
     assert_same(checkpoint_of(chain, activation="relu", **told), model)
 
 
 def test_layers_of_one_width_may_be_residual_blocks(tmp_path) -> None:
-    """It is asked where they stand in pairs, and can be told where they do not."""
+    """It is asked unless they stand in one nn.Sequential with their activations, where nothing goes around a layer."""
     model = zoo.build(zoo.Spec("basic", 6, 0, 5, options={"width": 8, "depth": 2, "batchnorm": False}), seed=0).eval()
     state = dict(
         zip([f"{n}.{k}" for n in range(6) for k in ("weight", "bias")], model.state_dict().values(), strict=True)
     )
     with pytest.raises(ValueError, match="expected mlp or basic for tensors of these shapes, got ''"):
         checkpoint_of(chain_of(read_foreign(saved(tmp_path, model.state_dict()))))
-    chain = chain_of(read_foreign(saved(tmp_path, state)))
-    assert (chain.architectures, chain.asks_architecture) == (("mlp", "basic"), False)
-    assert_same(checkpoint_of(chain, activation="relu", architecture="basic"), model)
+    for pattern in ("layers.{}", "fc{}", "{}.fc", "block{}.0"):
+        named = {f"{pattern.format(name.split('.')[0])}.{name.split('.')[1]}": t for name, t in state.items()}
+        chain = chain_of(read_foreign(saved(tmp_path, named)))
+        assert (chain.architectures, chain.asks_architecture) == (("mlp", "basic"), True), pattern
+        assert_same(checkpoint_of(chain, activation="relu", architecture="basic"), model)
+    apart = {f"net.{2 * int(name.split('.')[0])}.{name.split('.')[1]}": t for name, t in state.items()}
+    chain = chain_of(read_foreign(saved(tmp_path, apart)))
+    assert not chain.asks_architecture
     assert checkpoint_of(chain).spec.architecture == "mlp"
 
 

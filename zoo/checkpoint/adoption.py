@@ -464,7 +464,8 @@ class Chain:
         norms: position of a Linear -> the BatchNorm that follows it; -1 is the one in front of the first.
         place: where BatchNorm stands, a name in `PLACES`; "" where neither shapes nor names tell.
         architectures: the built-in ones that these tensors can be of; the first is the plain one.
-        asks_architecture: whether it must be told which: the layers stand in pairs, as those of residual blocks do.
+        asks_architecture: whether it must be told which, because neither shapes nor names tell residual blocks from a
+            plain chain.
     """
 
     linears: tuple[Linear, ...]
@@ -614,16 +615,19 @@ def chain_of(foreign: Foreign) -> Chain:
     inner = {linear.shape for linear in ordered[1:-1]}
     square = len(ordered) >= 4 and len(ordered) % 2 == 0 and inner == {(ordered[0].shape[1],) * 2}
     architectures = ("mlp", "basic") if square else ("mlp",)
-    return Chain(
-        tuple(ordered), paired, _place_of_norms(ordered, paired), architectures, square and _in_blocks(ordered)
-    )
+    asks = square and not _in_one_sequential(ordered)
+    return Chain(tuple(ordered), paired, _place_of_norms(ordered, paired), architectures, asks)
 
 
-def _in_blocks(linears: Sequence[Linear]) -> bool:
-    """Whether the layers between the first and the last stand in pairs by their names, each pair in a module alone."""
-    parts = [linear.name.split(".") for linear in linears]
-    heads = [_common(parts[at : at + 2]) for at in range(1, len(parts) - 1, 2)]
-    return all(head and sum(one[: len(head)] == head for one in parts) == 2 for head in heads)
+def _in_one_sequential(linears: Sequence[Linear]) -> bool:
+    """Whether the names tell that nothing goes around a layer: numbers in one container, with activations between.
+
+    An nn.ModuleList has numbers too, but holds the layers alone as a rule.
+    """
+    parents, numbers = zip(*(linear.name.rpartition(".")[::2] for linear in linears), strict=True)
+    if len({*parents}) > 1 or not all(map(str.isdigit, numbers)):
+        return False
+    return all(int(b) - int(a) > 1 for a, b in pairwise(numbers))
 
 
 def checkpoint_by_name(foreign: Foreign, spec: Spec, classes: Sequence[str], *, note: str = "") -> Checkpoint:

@@ -273,7 +273,9 @@ class _Maker:
             missing.append(f"--batchnorm (before or after the activation, of {', '.join(asking[:5])})")
         unsure = [name for name, chain in chains.items() if chain.asks_architecture]
         if unsure and not self.architecture and not self.trying:
-            missing.append(f"--architecture (mlp, or basic with residual blocks, of {', '.join(unsure[:5])})")
+            missing.append(
+                f"--architecture (mlp, or basic where something is added around layers, of {', '.join(unsure[:5])})"
+            )
         if told.features is None and self.frames is None and told.context is None and chains:
             missing.append("--context (frames on each side) or --features (per frame)")
         if self.own and told.context is None:
