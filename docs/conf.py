@@ -36,35 +36,39 @@ autodoc_default_options = {"members": True}
 TOPS: dict[str, ModuleType] = {"zoo": zoo, "ensemble": ensemble}
 
 
-def is_shown_above(package: str, name: str, thing: object) -> bool:
-    """Whether the page of the top package explains this thing of one of its inner packages."""
+def explained_elsewhere(package: str, name: str, thing: object) -> str:
+    """The page that explains a thing in place of this package's: the top's, or that of the package which made it."""
     top, _, inner = package.partition(".")
-    return bool(inner) and getattr(TOPS.get(top), name, None) is thing
+    made_in = ".".join(str(getattr(thing, "__module__", "")).split(".")[:2])
+    for page in (top, made_in) if inner else ():
+        module = TOPS.get(page) or getattr(TOPS[top], page.partition(".")[2], None)
+        if page != package and getattr(module, name, None) is thing:
+            return page
+    return ""
 
 
 def skip(app: Sphinx, kind: str, name: str, thing: Any, skipped: bool, options: Any) -> bool | None:
-    """Leave out what the page above has, and what other libraries explain; None leaves the choice to Sphinx."""
+    """Leave out what another page has, and what other libraries explain; None leaves the choice to Sphinx."""
     package = app.env.current_document.docname.removeprefix("api/")
-    shown = kind == "module" and is_shown_above(package, name.rpartition(".")[2], thing)
+    shown = kind == "module" and explained_elsewhere(package, name.rpartition(".")[2], thing)
     made_elsewhere = getattr(thing, "__code__", None) and "sklearn" in thing.__code__.co_filename
     return True if shown or made_elsewhere else None
 
 
 def add_other_names(app: Sphinx, kind: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
-    """Name at the top of a package's page what it does not explain: constants, and what the page above has."""
+    """Name at the top of a package's page what it does not explain: constants, and what another page has."""
     if kind != "module":
         return
     things = {key: getattr(thing, key) for key in getattr(thing, "__all__", ())}
     constants = [
         f"`{key}`" for key, value in things.items() if not callable(value) and not isinstance(value, ModuleType)
     ]
-    above = [key for key, value in things.items() if is_shown_above(name, key, value)]
     if constants:
         lines += ["", f"Constants and types: {', '.join(constants)}."]
-    if above:
-        top = name.partition(".")[0]
-        links = [f":py:obj:`{key} <{top}.{key}>`" for key in above]
-        lines += ["", f"Explained on the page of :doc:`{top}`: {', '.join(links)}."]
+    pages = {key: explained_elsewhere(name, key, value) for key, value in things.items()}
+    for page in sorted({*pages.values()} - {""}):
+        links = [f":py:obj:`{key} <{page}.{key}>`" for key in pages if pages[key] == page]
+        lines += ["", f"Explained on the page of :doc:`{page}`: {', '.join(links)}."]
 
 
 def setup(app: Sphinx) -> None:
