@@ -21,6 +21,7 @@ from ensemble.run.stack import Stack
 from zoo._names import usable_device
 
 SPEC = zoo.Spec("basic", features=6, context=2, classes=4, options={"width": 16, "depth": 1})
+WITH_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 FORMS = [Form(kind, 64, precision) for kind in ("folded", "replay", "overlap") for precision in _engine.forms.DTYPES]
 FORMS += [Form("stack", 64), Form("loop", 64)]
 
@@ -38,9 +39,12 @@ def pretended(monkeypatch: pytest.MonkeyPatch) -> Iterator[PretendedCuda]:
         yield mode
 
 
-@pytest.fixture(params=["cuda", "cuda:1"])
-def device(request: pytest.FixtureRequest, pretended: PretendedCuda) -> str:
-    """Each of them."""
+@pytest.fixture(params=["cuda", "cuda:1", pytest.param("real", marks=[pytest.mark.gpu, WITH_GPU])])
+def device(request: pytest.FixtureRequest) -> str:
+    """Each of them; and a real one, where there is one."""
+    if request.param == "real":
+        return "cuda"
+    request.getfixturevalue("pretended")
     return str(request.param)
 
 
@@ -157,6 +161,8 @@ def test_other_accelerators_are_refused(other: str) -> None:
     """In one line, before anything fails within."""
     with pytest.raises(ValueError, match=f"expected 'cpu' or a CUDA device, got '{other}'"):
         usable_device(other)
+    with pytest.raises(ValueError, match="expected features on the CPU or a CUDA device, got meta"):
+        zoo.FrameSet(torch.zeros(3, 2, device="meta"), None, torch.tensor([0, 3]), ("a", "b"))
 
 
 @pytest.mark.parametrize("form", FORMS, ids=str)
@@ -168,7 +174,7 @@ def test_forms_agree(frames: zoo.FrameSet, device: str, form: Form) -> None:
         with torch.inference_mode():
             expected = torch.stack([module(batch.windows).softmax(-1) for module in one.modules])
             found = one.log_probabilities(form, batch).exp()
-        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 if "32" in form.precision else 2e-2)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 if form.precision == "float32" else 2e-2)
 
 
 def test_graphs_are_captured_where_the_members_are(frames: zoo.FrameSet, device: str, pretended: PretendedCuda) -> None:

@@ -129,6 +129,13 @@ def _has_code(built: Iterable[str], major: int, minor: int) -> bool:
     return not matches
 
 
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether a CUDA device itself multiplies in bfloat16; torch also counts the older ones, where it is emulated."""
+    import torch
+
+    return torch.cuda.get_device_capability(device) >= (8, 0)
+
+
 def own_version() -> str:
     """Version of the distribution that holds both packages; "source" where it is not installed."""
     from importlib.metadata import PackageNotFoundError, version

@@ -14,7 +14,7 @@ from cyclopts import Group, Parameter
 
 import zoo
 from zoo._console import progress
-from zoo._names import usable_device
+from zoo._names import multiplies_bfloat16, usable_device
 from zoo.training.recipe import Recipe, acting
 
 if TYPE_CHECKING:
@@ -126,10 +126,9 @@ def recipe_from(file: Path | None, flags: Recipe, device: str, base: Mapping[str
     """The recipe of a file, or a recorded one, with the fields that were given as flags in place of its own."""
     given = {name: value for name, value in vars(flags).items() if value is not None}
     if given.get("precision") == "auto":  # a recipe records what was done
-        import torch
-
-        on_gpu = usable_device(device).type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        given["precision"] = "bfloat16" if on_gpu else "float32"
+        place = usable_device(device)
+        fast = place.type == "cuda" and multiplies_bfloat16(place)
+        given["precision"] = "bfloat16" if fast else "float32"
     if file is not None or base is None:
         return replace(Recipe() if file is None else Recipe.read(file), **given)
     return Recipe.from_dict(acting({**base, **given}) | given)  # another schedule needs no fields of the recorded one

@@ -29,7 +29,7 @@ class FrameSet:
     A `ValueError` where the parts do not fit together or a feature is not finite.
     """
 
-    features: Tensor  #: (T, F) float32, raw, on any device
+    features: Tensor  #: (T, F) float32, raw, on the CPU or a CUDA device
     labels: Tensor | None  #: (T,) int64 indices into `classes`, or None
     starts: Tensor  #: (U + 1,) int64, the first frame of each recording, then T; no recording is empty
     classes: tuple[str, ...]  #: the class names, in order
@@ -47,6 +47,8 @@ class FrameSet:
         features, labels, starts, frames = self.features, self.labels, self.starts, len(self.features)
         if features.ndim != 2 or features.dtype != torch.float32 or not frames:
             return f"features (T, F) float32 with at least one frame, got {tuple(features.shape)} {features.dtype}"
+        if features.device.type not in ("cpu", "cuda"):
+            return f"features on the CPU or a CUDA device, got {features.device}"
         if features.numel() and not torch.stack(features.aminmax()).isfinite().all():  # no mask as large as they are
             frame = int(features.isfinite().all(dim=1).logical_not().nonzero()[0])
             return f"finite features, got NaN or infinity at frame {frame}"

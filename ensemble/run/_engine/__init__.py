@@ -25,6 +25,7 @@ from ensemble.run._engine.dense import Dense, NotDenseError, dense
 from ensemble.run._engine.forms import Form
 from ensemble.run._engine.plan import Plan, Trial
 from ensemble.run.stack import Stack, Watch, drawn, tensor_in
+from zoo._names import multiplies_bfloat16
 from zoo.checkpoint import Exam, examine
 
 __all__ = ["Batch", "Form", "Group", "Plan", "fast_types"]
@@ -156,12 +157,12 @@ class Group:
         while True:
             chosen = self.plans[key]
             found = None if sample is None else torch.empty_like(sample.alone)
-            narrow, sound = chosen.form.precision == "float16", torch.ones((), dtype=torch.bool, device=self.device)
+            sound: list[Tensor] = []  # whether a piece's numbers fit their type, to be looked at once for the batch
             try:
                 for members, frames, logits in self.pieces(chosen.form, batch):
                     write(members, frames, logits)
-                    if narrow:
-                        sound = sound & logits.isfinite().all()
+                    if chosen.form.precision == "float16":
+                        sound.append(logits.isfinite().all())
                     if sample is not None and found is not None:
                         sample.copy(found, members, frames, logits)
             except RuntimeError as error:
@@ -172,7 +173,7 @@ class Group:
                 half = replace(chosen.form, tile=chosen.form.tile // 2)
                 self.plans[key] = Plan(half, f"{chosen.why}; memory ran out, tile halved", chosen.trials)
                 continue
-            if narrow and not sound:  # one look at the device for the whole batch
+            if sound and not torch.stack(sound).all():
                 self._too_narrow.add(chosen.form.precision)
                 self.plans = {size: p for size, p in self.plans.items() if p.form.precision not in self._too_narrow}
                 _log.warning("%d members no longer run in float16: a number is too large for it", len(self.names))
@@ -338,8 +339,7 @@ def _bucket(frames: int) -> int:
 def fast_types(device: torch.device) -> list[str]:
     """Precisions in which this hardware multiplies faster than in float32."""
     if device.type == "cuda":
-        emulated = torch.cuda.get_device_capability(device) < (8, 0)  # bfloat16, which torch says is supported
-        return ["float16"] if emulated else ["tf32", "bfloat16"]
+        return ["tf32", "bfloat16"] if multiplies_bfloat16(device) else ["float16"]
     newer = getattr(torch.cpu, "get_capabilities", None)  # from torch 2.11 on
     able = newer() if newer else {"avx512_bf16": torch.cpu._is_avx512_bf16_supported()}
     limited = able.get("avx512_bf16") and not torch.backends.cpu.get_cpu_capability().startswith("AVX512")

@@ -193,11 +193,12 @@ def overlapped(dense: Dense, dtype: torch.dtype, features: int, device: torch.de
         most = max(1, tile // first.hop)
         quarter = max(1, most // 4)
         blocks = first.blocks(len(rows))
-        for block in range(0, blocks, most):
+        edges = [*range(0, blocks, most), blocks]
+        bounds = torch.tensor([block * first.hop for block in edges], device=firsts.device)
+        places = torch.searchsorted(firsts, bounds).tolist()
+        for block, begin, end in zip(edges, places, places[1:], strict=False):
             some = min(most, blocks - block)
             start = block * first.hop
-            bounds = torch.tensor([start, start + some * first.hop], device=firsts.device)
-            begin, end = torch.searchsorted(firsts, bounds).tolist()
             if begin < end:
                 size = math.ceil(some / quarter) * quarter * first.hop
                 piece = rows[start : start + size + first.span - 1]
