@@ -1,7 +1,7 @@
 """Every path that runs on CUDA, on pretended devices: the values of the CPU, from memory that is where it should be."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,9 +19,11 @@ from ensemble.run._engine import Batch, Form, Group, Plan, forms, plan
 from ensemble.run._engine.plan import Agreement
 from ensemble.run.stack import Stack
 from zoo._names import usable_device
+from zoo.training.optimisers import OPTIMISERS
 
 SPEC = zoo.Spec("basic", features=6, context=2, classes=4, options={"width": 16, "depth": 1})
-WITH_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+REAL = torch.cuda.is_available()
+DEVICES = ["cuda", "cuda:1", *[pytest.param("real", marks=pytest.mark.gpu)] * REAL]
 FORMS = [Form(kind, 64, precision) for kind in ("folded", "replay", "overlap") for precision in _engine.forms.DTYPES]
 FORMS += [Form("stack", 64), Form("loop", 64)]
 
@@ -39,7 +41,7 @@ def pretended(monkeypatch: pytest.MonkeyPatch) -> Iterator[PretendedCuda]:
         yield mode
 
 
-@pytest.fixture(params=["cuda", "cuda:1", pytest.param("real", marks=[pytest.mark.gpu, WITH_GPU])])
+@pytest.fixture(params=DEVICES)
 def device(request: pytest.FixtureRequest) -> str:
     """Each of them; and a real one, where there is one."""
     if request.param == "real":
@@ -109,6 +111,16 @@ def group(device: str, **wishes: str) -> Group:
     modules = [module.to(device) for module in named().values()]
     place = usable_device(device)
     return Group(lambda: modules, Stack(modules).eval(), place, [*"012"], classes=4, features=6, **wishes)  # type: ignore[arg-type]
+
+
+def near(atol: float = 1e-5) -> dict[str, float]:
+    """Pretended devices compute on the CPU: equal bits. Others sum in another order."""
+    return {"rtol": 0, "atol": atol if REAL else 0}
+
+
+def states() -> list[Tensor]:
+    """The random states of the CPU and of all devices."""
+    return [torch.get_rng_state(), *map(torch.cuda.get_rng_state, range(torch.cuda.device_count()))]
 
 
 def moved(frames: zoo.FrameSet, device: str) -> zoo.FrameSet:
@@ -337,3 +349,90 @@ def test_waits_in_collecting(
         )
     looks = Counter({"cuda to cpu": 2})  # whether modules that somebody else has too were changed
     assert counts[1] - counts[0] - looks == Counter(event=2)
+
+
+@pytest.mark.parametrize("padding", ["recording", "corpus"])
+@pytest.mark.parametrize("normalisation", ["none", "mean", "mean_std", "z_score", "min_max"])
+def test_windows(frames: zoo.FrameSet, device: str, normalisation: str, padding: str) -> None:
+    """The CPU's, of frames whose features alone are on the device, or all their parts."""
+    every = torch.arange(len(frames))
+    expected = zoo.windows(frames, every, 2, normalisation, padding)
+    for there in (frames.to(device), moved(frames, device)):
+        found = zoo.windows(there, every, 2, normalisation, padding)
+        assert found.device == there.features.device
+        torch.testing.assert_close(found.cpu(), expected, **near())
+        stretch = zoo.data.stretch(there, 2, normalisation, padding).windows()
+        torch.testing.assert_close(stretch.cpu(), expected, **near())
+        assert there.fingerprint == frames.fingerprint
+
+
+RECIPES: list[dict[str, Any]] = [
+    *({"precision": kind, "clip_norm": 1.0, "accumulate": 2} for kind in ("bfloat16", "float16")),
+    {"ema": 0.9, "l1": 1e-3, "clip_value": 0.5},
+    {"swa_from": 1, "label_smoothing": 0.1},
+    {"mask_time": 2, "mask_features": 2, "fraction": 0.5},
+    {"schedule": "plateau", "patience": 2, "monitor": "valid/loss"},
+]
+TRAININGS = [(device, changes) for device in ("cuda", "cuda:1") for changes in RECIPES]
+TRAININGS += [("cuda:1", {"optimiser": name}) for name in OPTIMISERS]
+
+
+@pytest.mark.parametrize(("device", "changes"), TRAININGS, ids=str, indirect=["device"])
+def test_training(frames: zoo.FrameSet, device: str, changes: dict[str, Any]) -> None:
+    """Learns what the CPU learns, alone and co-trained, and leaves all random states as they were."""
+    recipe = zoo.Recipe(**{"epochs": 2, "batch_size": 32, "learning_rate": 0.01} | changes)
+
+    def work(data: zoo.FrameSet) -> list[zoo.Checkpoint]:
+        together = ensemble.cotrain(SPEC, recipe, data, data, seeds=range(2), together=2)
+        return [zoo.train(SPEC, recipe, data, data), *together]
+
+    expected, before = work(frames), states()
+    for one, other in zip(work(frames.to(device)), expected, strict=True):
+        for name, tensor in one.tensors.items():
+            torch.testing.assert_close(tensor, other.tensors[name], **near(1e-3))
+    assert all(map(torch.equal, before, states()))
+
+
+@pytest.mark.parametrize("changes", [{}, {"optimiser": "adagrad"}, {"precision": "float16"}], ids=str)
+def test_a_killed_run_goes_on(frames: zoo.FrameSet, device: str, changes: dict[str, Any], tmp_path: Path) -> None:
+    """To the same weights, with the device's own random numbers for dropout."""
+    spec = replace(SPEC, options={**SPEC.options, "dropout": 0.2})
+    recipe, there = zoo.Recipe(**{"epochs": 3, "batch_size": 32} | changes), frames.to(device)
+    whole = zoo.train(spec, recipe, there, there)
+
+    def kill(record: Mapping[str, Any]) -> None:
+        if record["epoch"] == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        zoo.train(spec, recipe, there, there, directory=tmp_path, on_epoch=kill)
+    assert zoo.train(spec, recipe, there, there, directory=tmp_path).digest == whole.digest
+
+
+def test_members_of_a_registry(frames: zoo.FrameSet, device: str, tmp_path: Path) -> None:
+    """Loaded straight onto the device, alone or as an ensemble, they answer as on the CPU."""
+    registry = zoo.Registry(tmp_path / "registry.json")
+    for name, model in named().items():
+        registry.register(name, model, spec=SPEC, classes=[*"abcd"])
+    expected = ensemble.collect(ensemble.load(registry, "m*"), frames).probabilities
+    found = ensemble.load(registry, "m*", device=device)
+    assert {tensor.device for group, _ in found.groups for tensor in group.stack.state().values()} == {
+        usable_device(device)
+    }
+    torch.testing.assert_close(ensemble.collect(found, frames).probabilities, expected, rtol=0, atol=1e-5)
+
+
+def test_commands(device: str, command: Callable[..., Any], home: Path) -> None:
+    """Those that take `--device` run there, with the CPU's results."""
+    corpus = "--corpus corpus --valid dev --test test --members cyl*"
+    judged = f"ensemble evaluate {corpus} --json"
+    found, expected = (command(f"{judged} --device {each}", code=0).data for each in (device, "cpu"))
+    for rows in ("members", "rules"):
+        for row, other in zip(found[rows], expected[rows], strict=True):
+            assert (row["name"], row["accuracy"]) == (other["name"], pytest.approx(other["accuracy"], abs=1e-3))
+    command(f"ensemble collect outputs {corpus} --device {device}", code=0)
+    recipe = "--spec mlp --option widths=[8] --context 1 --corpus corpus --train dev --valid test --epochs 1"
+    command(f"zoo train new {recipe} --device {device}", code=0)
+    command(f"zoo train newer {recipe} --device cpu", code=0)
+    new, newer = (zoo.Registry().get(name).metrics["valid/loss"]["value"] for name in ("new", "newer"))
+    assert new == pytest.approx(newer, abs=1e-3)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 Paths = Annotated[tuple[Path, ...], Parameter(consume_multiple=True)]
 Precision = Annotated[
     Literal["float32", "auto"],
-    Parameter(help="float32, which is exact, or auto, which is bfloat16 where it is faster and a probe agrees."),
+    Parameter(help="float32, which is exact, or auto, a narrower type where it is faster and a probe agrees."),
 ]
 
 
