@@ -62,7 +62,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bring(folder: Path) -> None:
     """What `docs/your-models.md` starts from: a notebook's checkpoints, a class, predictions, a corpus of sounds."""
     (folder / "notebook").mkdir()
-    for file, name in {"first": "mlp-a", "second": "pyramid-a", "third": "cylinder-a"}.items():
+    for file, name in {"first": "mlp-a", "second": "pyramid-a", "third": "inverted-a"}.items():
         entry = zoo.Registry(folder / "registry.json").get(name)
         tensors = zoo.Registry(folder / "registry.json").load(entry).state_dict()
         saved = {"epoch": 3, "model_state_dict": {f"model.{key}": value for key, value in tensors.items()}}

@@ -48,7 +48,7 @@ class Exam:
 
     @property
     def record(self) -> dict[str, Any]:
-        """The answer as a few plain numbers, `{"digest": 16 hex digits, "values": b numbers}`.
+        """The answer as a few plain values, a "digest" of 16 hex digits and b numbers, the "values".
 
         Of two models with equal weights, the digest tells whether they compute the same.
         """
