@@ -274,7 +274,11 @@ def test_booleans_are_the_names_false_and_true() -> None:
 @pytest.mark.parametrize(
     ("classes", "labels", "words"),
     [
-        (None, ["2", "0", "1", "1"], "or classes= that names the columns in order, got labels .* as text"),
+        (
+            None,
+            ["2", "0", "1", "1"],
+            r"or classes= \(--classes\) that names the columns in order, got labels .* as text",
+        ),
         (None, [b"2", b"0", b"1", b"1"], "classes="),
         (NAMES, ["2", "0", "1", "1"], "if they are indices, convert them to integers"),
         (["1", "2", "3"], [1, 2, 1, 1], "which can be both; give names as text"),

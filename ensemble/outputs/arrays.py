@@ -206,11 +206,12 @@ def _cause(rows: Tensor, *, abstain: bool) -> tuple[str, int]:
     logs = (most <= 0) & ((rows.exp().sum(dim=1) - 1).abs() <= _NEAR)
     away = "if it abstains there, declare abstain=True to MemberOutputs, or leave those frames out"
     part = "part of a row is NaN, which is no abstention (a row of NaN throughout): look for a join that lost columns"
-    below = "rounding left numbers below zero: renormalise=True makes them zero and divides each row by its sum"
-    few = "the numbers were rounded, to few decimals or half precision: renormalise=True divides each row by its sum"
+    way_out = "renormalise=True (--renormalise) divides each row by its sum"
+    below = f"rounding left numbers below zero: {way_out}, and makes them zero"
+    few = f"the numbers were rounded, to few decimals or half precision: {way_out}"
     one = "one probability per frame is not enough: for two classes give two columns, 1 - p and p"
-    scores = "these are scores of classes that are judged one by one: renormalise=True divides each row by its sum"
-    other = "for logits, apply softmax to logits first; for counts or votes, renormalise=True divides by their sum"
+    scores = f"these are scores of classes that are judged one by one: {way_out}"
+    other = f"for logits, apply softmax to logits first; for counts or votes, {way_out}"
     causes: tuple[tuple[Tensor, bool, str], ...] = (  # which rows show it, whether all must, and the words
         (nan.all(dim=1) & (not abstain), False, away),
         (nan.any(dim=1), False, part),
@@ -221,7 +222,7 @@ def _cause(rows: Tensor, *, abstain: bool) -> tuple[str, int]:
         ((least < 0) & rounded, False, below),
         ((sums - 1).abs() <= _TOLERANCE, True, "a number is below zero"),
         (rounded, True, few),
-        ((sums - 100).abs() <= 100 * _NEAR, True, "these are per cent: divide them by 100"),
+        ((sums - 100).abs() <= 100 * _NEAR, True, f"these are per cent: divide them by 100; or {way_out}"),
         (torch.full_like(negative, single), True, one),
         (most <= 1, True, scores),
     )
@@ -342,7 +343,8 @@ def class_indices(labels: Any, classes: Any | None, count: int, *, frames: int) 
     table = {name: index for index, name in enumerate(names)}
     text = any(isinstance(item, str | bytes) for item in found)
     if text and classes is None:
-        msg = f"expected class indices, or classes= that names the columns in order, got labels {listed(found)} as text"
+        wanted = "class indices, or classes= (--classes) that names the columns in order"
+        msg = f"expected {wanted}, got labels {listed(found)} as text"
         raise ValueError(msg)
     if text:
         return _placed(_by_name(found, table), places)
