@@ -114,7 +114,7 @@ def test_any_table_of_classes_can_be_given(tmp_path: Path) -> None:
     save(tmp_path, "a", np.zeros((3, 2)), np.array(["[SOS]", "cat", "dog", "cat", "[EOS]"]))
     save(tmp_path, "b", np.zeros((2, 2)), np.array([b"<sos>", b"dog", "Ä".encode(), b"<eos>"]))
     assert zoo.read_corpus(tmp_path, "p", classes=["dog", "Ä", "cat"]).labels.tolist() == [2, 0, 2, 0, 1]
-    with pytest.raises(zoo.CorpusError, match=r"unknown phoneme 'cat'.* are given by classes= or --classes"):
+    with pytest.raises(zoo.CorpusError, match=r"unknown class 'cat'.* are given by classes= or --classes"):
         zoo.read_corpus(tmp_path, "p")
     for classes in ("dog", ["dog", "dog", "cat"], ["dog", ""], [1, 2]):
         with pytest.raises(zoo.CorpusError, match="expected a sequence of class names, each of them once"):
@@ -184,8 +184,8 @@ TRANSCRIPT = np.array(["[SOS]", "B", "B", "B", "[EOS]"])
         (GOOD, np.arange(5), r"transcript/c\.npy: expected 5 strings"),
         (GOOD, TRANSCRIPT[[1, 1, 1, 1, 4]], r"expected '\[SOS\]' as its first string, got 'B'"),
         (GOOD, TRANSCRIPT[[0, 1, 1, 1, 1]], r"expected '\[EOS\]' as its last string, got 'B'"),
-        (GOOD, np.array(["[SOS]", "B", "XX", "B", "[EOS]"]), r"c\.npy: frame 1: unknown phoneme 'XX'"),
-        (GOOD, np.array(["[SOS]", "B", "[SOS]", "B", "[EOS]"]), r"frame 1: unknown phoneme '\[SOS\]'"),
+        (GOOD, np.array(["[SOS]", "B", "XX", "B", "[EOS]"]), r"c\.npy: frame 1: unknown class 'XX'"),
+        (GOOD, np.array(["[SOS]", "B", "[SOS]", "B", "[EOS]"]), r"frame 1: unknown class '\[SOS\]'"),
         (GOOD, TRANSCRIPT.astype(object), r"transcript/c\.npy: .* never unpickled"),
         (GOOD.astype(object), TRANSCRIPT, r"mfcc/c\.npy: .* never unpickled"),
     ],

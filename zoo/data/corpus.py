@@ -314,7 +314,7 @@ def _read_labels(path: Path, labels: NDArray[np.int64], indices: Mapping[str, in
     found = np.array([indices.get(name, -1) for name in inner[firsts].tolist()])
     if found.min() < 0:
         frame = int(firsts[found.argmin()])
-        what = unknown("phoneme", str(inner[frame]), indices)
+        what = unknown("class", str(inner[frame]), indices)
         msg = f"{path}: frame {frame}: {what}; other names than these are given by classes= or --classes"
         raise CorpusError(msg)
     labels[:] = np.repeat(found, np.diff(firsts, append=frames))
