@@ -1,5 +1,6 @@
 """Every path that runs on CUDA, on pretended devices: the values of the CPU, from memory that is where it should be."""
 
+import pickle
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -436,3 +437,18 @@ def test_commands(device: str, command: Callable[..., Any], home: Path) -> None:
     command(f"zoo train newer {recipe} --device cpu", code=0)
     new, newer = (zoo.Registry().get(name).metrics["valid/loss"]["value"] for name in ("new", "newer"))
     assert new == pytest.approx(newer, abs=1e-3)
+
+
+@pytest.mark.parametrize("device", ["cuda:1"], indirect=True)
+def test_members_on_a_device_are_exported(frames: zoo.FrameSet, device: str, tmp_path: Path) -> None:
+    """From the CPU, also where the frames to compare on are on the device."""
+    pytest.importorskip("onnxruntime")
+    final = ensemble.Ensemble(members(device, classes="dbca"), ensemble.mean)
+    exported = final.to_onnx(tmp_path / "final.onnx", frames=moved(frames, device))
+    assert exported.agreement.changed == 0
+
+
+def test_a_set_is_sent_to_another_process(device: str) -> None:
+    """With its device."""
+    several = members(device)
+    assert pickle.loads(pickle.dumps(several)).device == several.device == usable_device(device)

@@ -160,7 +160,7 @@ Probe = Sequence[tuple[Tensor, Tensor | None]]  # inputs of a file, and labels, 
 
 
 def probe(frames: FrameSet, spec: Spec, classes: Sequence[str], *, with_windows: bool) -> Probe:
-    """Frames as a file takes them: windows as `spec` says, or recording by recording.
+    """Frames as a file takes them, on the CPU: windows as `spec` says, or recording by recording.
 
     Labels are indices into `classes`, and left out where the frames know other classes. Raises ValueError for frames
     of another number of features.
@@ -168,16 +168,16 @@ def probe(frames: FrameSet, spec: Spec, classes: Sequence[str], *, with_windows:
     if frames.features.shape[1] != spec.features:
         msg = f"expected frames of {spec.features} features to compare on, got {frames.features.shape[1]}"
         raise ValueError(msg)
-    labels = frames.labels
+    labels = None if frames.labels is None else frames.labels.cpu()
     if labels is not None:
         known = set(classes) == set(frames.classes)
         labels = torch.tensor([classes.index(name) for name in frames.classes])[labels] if known else None
     pieces: list[Tensor] = [torch.arange(*bounds) for bounds in pairwise(frames.starts.tolist())]
     if with_windows:
-        return [(frames.features[some], None if labels is None else labels[some]) for some in pieces]
+        return [(frames.features[some].cpu(), None if labels is None else labels[some]) for some in pieces]
     found = []
     for some in pieces:
-        x = windows(frames, some, spec.context, spec.normalisation, spec.padding)
+        x = windows(frames, some, spec.context, spec.normalisation, spec.padding).cpu()
         found.append((x, None if labels is None else labels[some]))
     return found
 

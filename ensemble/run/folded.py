@@ -105,7 +105,8 @@ class Folded(nn.Module):
                 raise ValueError(f"{msg}; models of Linear, BatchNorm1d, activations and sums can be exported")
             spec = list(members)[places[0]].spec
             cut = (widest[preparation(spec)].context - spec.context) * spec.features if spec else 0
-            self.parts.append(_Part(group.dense, cut, [members.orders[place] for place in places]))
+            orders = [members.orders[place] for place in places]
+            self.parts.append(_Part(group.dense, cut, [None if order is None else order.cpu() for order in orders]))
             self.reads.append(list(widest).index(preparation(spec)) if with_windows else 0)
             self.places += places
 
@@ -160,8 +161,8 @@ class _Layer(nn.Module):
         weight, bias = layer.weight.mT, layer.bias[:, None]  # (m, inputs, outputs), (m, 1, outputs)
         if first:  # all members read one input: one product
             weight, bias = layer.weight.reshape(-1, inputs).t(), layer.bias.flatten()
-        self.register_buffer("weight", weight.contiguous())
-        self.register_buffer("bias", bias.contiguous())
+        self.register_buffer("weight", weight.cpu().contiguous())  # a file is written from there
+        self.register_buffer("bias", bias.cpu().contiguous())
         self.members, self.outputs, self.first = members, outputs, first
 
     def forward(self, x: Tensor) -> Tensor:
