@@ -258,7 +258,9 @@ def test_a_missing_reader_of_parquet_is_named(folder: Path, monkeypatch: pytest.
     for module in ("pyarrow", "fastparquet"):
         monkeypatch.setitem(sys.modules, module, None)
     Path("p.parquet").write_bytes(b"PAR1")
-    with pytest.raises(ValueError, match=r"p.parquet needs .*: pip install pyarrow, or save it as .csv"):
+    with pytest.raises(
+        ValueError, match=r"p.parquet needs .*: pip install zoo-ensemble\[parquet\], or save it as .csv"
+    ):
         read_predictions(["p.parquet"])
 
 

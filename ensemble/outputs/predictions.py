@@ -192,7 +192,7 @@ def read_tables(path: Path, text: Sequence[str] | None = ()) -> dict[str, pd.Dat
             raise ValueError(msg)
         return tables
     except ImportError as error:
-        msg = f"{path} needs a reader of Parquet files: pip install pyarrow, or save it as .csv"
+        msg = f"{path} needs a reader of Parquet files: pip install zoo-ensemble[parquet], or save it as .csv"
         raise ValueError(msg) from error
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, pd.errors.ParserWarning) as error:
         unpickled = "allow_pickle" in str(error)
