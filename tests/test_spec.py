@@ -45,6 +45,8 @@ def test_an_option_of_another_type_is_refused(options: dict[str, object]) -> Non
     """No value is converted silently, except that an integer may stand for a float."""
     with pytest.raises(TypeError, match="expected option"):
         zoo.Spec("cylinder", features=5, context=1, classes=4, options=options)
+    with pytest.raises(TypeError, match=r"of the type of its default \[512, 512\], got 32"):  # as --option takes it
+        zoo.Spec("mlp", features=5, context=1, classes=4, options={"widths": 32})
     assert zoo.Spec("mlp", features=5, context=1, classes=4, options={"dropout": 0}).options["dropout"] == 0.0
 
 

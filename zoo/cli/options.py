@@ -56,7 +56,10 @@ RegistryFile = Annotated[
 ]
 Options = Annotated[
     tuple[str, ...],
-    Parameter(name="--option", help="NAME=VALUE, an option of the architecture, such as width=256; may be repeated."),
+    Parameter(
+        name="--option",
+        help="NAME=VALUE, an option of the architecture, such as width=256 or widths=[512,256]; may be repeated.",
+    ),
 ]
 RecipeFile = Annotated[Path | None, Parameter(help="a .toml or .json file; the flags below replace single fields.")]
 RecipeFlags = Annotated[Fields, Parameter(name="*", group=Group("Recipe", sort_key=1))]

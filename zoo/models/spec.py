@@ -92,8 +92,10 @@ class Spec:
         if fits and several and default:
             fits = all(type(item) is type(default[0]) for item in value)
         if not fits:
-            wanted = f"option {name!r} of {self.architecture!r} of the type of its default {default!r}"
-            msg = f"expected {wanted}, got {value!r}"
+            like = [*default] if several else default  # as JSON and the command line write it
+            msg = (
+                f"expected option {name!r} of {self.architecture!r} of the type of its default {like!r}, got {value!r}"
+            )
             raise TypeError(msg)
         return value
 
