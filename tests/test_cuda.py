@@ -283,6 +283,25 @@ def test_a_card_without_bfloat16_gets_float16(
         assert _engine.fast_types(torch.device("cuda:1")) == fast
 
 
+@pytest.mark.parametrize("capability", [(7, 5), (8, 0)])
+def test_what_is_measured_on_a_card_agrees(
+    frames: zoo.FrameSet, capability: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With "auto" every form of the card's own types is tried, and what is chosen keeps to the rule."""
+    monkeypatch.setattr(_engine, "_WORTH", 0)
+    monkeypatch.setattr(plan, "_BUDGET", 60.0)
+    expected = ensemble.collect(members("cpu"), frames).probabilities
+    with PretendedCuda(monkeypatch, capability=capability):
+        several = members("cuda:1", precision="auto")
+        found = ensemble.collect(several, frames).probabilities
+        rows = [row for row in several.plan() if row["moved"] is not None]
+    assert float((found - expected).abs().max()) <= 0.01
+    narrow = {"float16"} if capability < (8, 0) else {"tf32", "bfloat16"}
+    assert {row["precision"] for row in rows} == {"float32"} | narrow
+    assert {row["form"] for row in rows} == {"overlap", "folded", "replay", "loop"}
+    assert all(row["moved"] <= 0.01 for row in rows)
+
+
 def test_an_overflow_in_float16_is_seen(frames: zoo.FrameSet, device: str) -> None:
     """On a frame that no comparison saw: the batch is run again, and all later ones, in a type that holds it."""
     one, features = group(device, precision="auto"), frames.features.clone()
