@@ -471,3 +471,25 @@ def test_a_set_is_sent_to_another_process(device: str) -> None:
     """With its device."""
     several = members(device)
     assert pickle.loads(pickle.dumps(several)).device == several.device == usable_device(device)
+
+
+@pytest.mark.parametrize(
+    ("changes", "most"), [({}, 0), ({"optimiser": "adagrad"}, 0), ({"mask_time": 2, "mask_features": 2}, 2)], ids=str
+)
+def test_waits_in_training(
+    frames: zoo.FrameSet, device: str, pretended: PretendedCuda, changes: dict[str, Any], most: int, tmp_path: Path
+) -> None:
+    """A step more costs no wait, but two for masks, which are drawn on the CPU; in a resumed run too."""
+    there, found = frames.to(device), []
+
+    def kill(record: Mapping[str, Any]) -> None:
+        raise KeyboardInterrupt
+
+    for batch_size in (138, 46):  # one step an epoch, or three
+        work = SPEC, zoo.Recipe(**{"epochs": 2, "batch_size": batch_size} | changes), there, there
+        with pytest.raises(KeyboardInterrupt):
+            zoo.train(*work, directory=tmp_path / str(batch_size), on_epoch=kill)
+        pretended.waits.clear()
+        zoo.train(*work, directory=tmp_path / str(batch_size))
+        found.append(pretended.waits.total())
+    assert found[1] - found[0] <= 2 * most

@@ -116,7 +116,7 @@ class Batches:
         """For each step its batches: windows (B, inputs) with labels (B,), or (M, B, ...) of both."""
         generators = [_generator(seed, number, "order") for seed in self._seeds]
         order = torch.stack([torch.randperm(self.count, generator=g) for g in generators])  # (1 or M, N)
-        order = self._frames.gather(1, order)
+        order = self._frames.gather(1, order).to(self._labels.device)  # at once: each step would wait for its own
         for first in range(0, len(self._starts), self._recipe.accumulate):
             starts = self._starts[first : first + self._recipe.accumulate]
             yield [self._batch(order[:, at : at + self._recipe.batch_size], generators) for at in starts]
@@ -126,7 +126,7 @@ class Batches:
         return spread_batches(self._stretch, self._frames[0], most, self._recipe.batch_size)
 
     def _batch(self, index: Tensor, generators: Sequence[torch.Generator]) -> Batch:
-        index, recipe = index.to(self._labels.device), self._recipe
+        recipe = self._recipe
         windows = [self._stretch.windows(row) for row in index]
         if recipe.mask_time or recipe.mask_features:
             longest = {"max_time": recipe.mask_time, "max_features": recipe.mask_features}
