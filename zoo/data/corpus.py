@@ -19,7 +19,8 @@ from importlib.resources import as_file, files
 from io import BufferedReader
 from itertools import pairwise, zip_longest
 from pathlib import Path
-from typing import TypeVar
+from threading import Lock
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -34,6 +35,7 @@ PHONEMES: tuple[str, ...] = tuple(_PHONEMES.split())
 _SENTENCE_ENDS = (("[SOS]", "<sos>"), ("[EOS]", "<eos>"))
 _SPELLINGS = (("[SIL]", "SIL"), *_SENTENCE_ENDS)
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+_PARSING = Lock()  # Python 3.11 may raise SystemError where two threads parse a literal, as headers are
 _THREADS = 4  # that read ahead; what they wait for is mostly the disk
 
 Item = TypeVar("Item")
@@ -256,7 +258,9 @@ def _opened(path: Path) -> Iterator[tuple[BufferedReader, tuple[int, ...], bool,
     """
     try:
         with path.open("rb") as file:
-            shape, fortran, dtype = _HEADERS[np.lib.format.read_magic(file)](file)
+            file.peek(1)  # the disk is waited for before the lock, not within it
+            with _PARSING:
+                shape, fortran, dtype = _HEADERS[np.lib.format.read_magic(file)](file)
             there = path.stat().st_size - file.tell()
             if dtype.hasobject or min(shape, default=0) < 0 or there < math.prod(shape) * dtype.itemsize:
                 what = "Python objects" if dtype.hasobject else f"{there:,} bytes"
@@ -269,6 +273,12 @@ def _opened(path: Path) -> Iterator[tuple[BufferedReader, tuple[int, ...], bool,
         hint = "; Python objects are never unpickled: save plain arrays" if "Python objects" in str(error) else ""
         msg = f"{path}: expected an array written by numpy.save, got: {str(error)[:200]}{hint}"
         raise CorpusError(msg) from error
+
+
+def _array(file: BufferedReader, shape: tuple[int, ...], dtype: np.dtype, *, fortran: bool) -> NDArray[Any]:
+    """The array of an opened file."""
+    flat = np.frombuffer(file.read(math.prod(shape) * dtype.itemsize), dtype)
+    return flat.reshape(shape, order="F" if fortran else "C")
 
 
 def _shape(path: Path) -> tuple[int, int]:
@@ -290,20 +300,18 @@ def _read_features(path: Path, rows: NDArray[np.float32]) -> None:
             if file.readinto(rows.data) != rows.nbytes:
                 raise ValueError("a file that became shorter")
         else:
-            file.seek(0)
             with np.errstate(over="ignore"):  # what float32 cannot hold is refused as infinity
-                rows[:] = np.lib.format.read_array(file, allow_pickle=False)
+                rows[:] = _array(file, shape, dtype, fortran=fortran)
 
 
 def _read_labels(path: Path, labels: NDArray[np.int64], indices: Mapping[str, int]) -> None:
     """Fill labels (T,) from a transcript of T + 2 strings."""
     frames = len(labels)
-    with _opened(path) as (file, shape, _, dtype):
+    with _opened(path) as (file, shape, fortran, dtype):
         if dtype.kind not in "US" or shape != (frames + 2,):
             msg = f"{path}: expected {frames + 2} strings ({frames} frames, [SOS], [EOS]), got {dtype} {shape}"
             raise CorpusError(msg)
-        file.seek(0)
-        transcript = np.lib.format.read_array(file, allow_pickle=False)
+        transcript = _array(file, shape, dtype, fortran=fortran)
         transcript = np.char.decode(transcript, "utf-8") if dtype.kind == "S" else transcript
     for place, end, spellings in zip(("first", "last"), transcript[[0, -1]].tolist(), _SENTENCE_ENDS, strict=True):
         if end not in spellings:
