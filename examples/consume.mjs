@@ -1,9 +1,9 @@
 // You receive an ONNX file that `ensemble export --with-windows` wrote, and work in JavaScript.
 //
 //     npm install --ignore-scripts onnxruntime-node
-//     node examples/consume.mjs final.onnx recording.json final.json
+//     node examples/consume.mjs final.onnx recording.json final.onnx.json
 //
-// The recording is a JSON array of frames, each an array of raw features; final.json lies beside final.onnx.
+// The recording is a JSON array of frames, each an array of raw features; final.onnx.json lies beside final.onnx.
 
 import { readFileSync } from "node:fs";
 import { createRequire } from "node:module";

@@ -112,7 +112,7 @@ def test_members_without_influence_stay_out(members: ensemble.Members, tmp_path:
     final = ensemble.Ensemble(members, ensemble.WeightedMean([0, 1, 0, 0, 3], members=members.names))
     whole = ensemble.Ensemble(members, ensemble.mean).to_onnx(tmp_path / "whole.onnx")
     written = final.to_onnx(tmp_path / "e.onnx")
-    known = json.loads(written.path.with_suffix(".json").read_text())
+    known = json.loads(Path(f"{written.path}.json").read_text())
     assert [member["name"] for member in known["members"]] == ["m1", "m4"]
     assert known["rule"]["weights"] == [0.25, 0.75]
     assert written.size < whole.size

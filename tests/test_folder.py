@@ -38,7 +38,7 @@ def test_it_comes_back_the_same(home: zoo.Registry, frames: FrameSet, tmp_path: 
     session = onnxruntime.InferenceSession(folder / "model.onnx")
     rows = session.run(["probabilities"], {"features": one.features.numpy()})[0]
     np.testing.assert_allclose(rows, final.predict_proba(one), atol=1e-6)
-    assert json.loads((folder / "model.json").read_text())["classes"] == [*"abcd"]
+    assert json.loads((folder / "model.onnx.json").read_text())["classes"] == [*"abcd"]
 
 
 def test_a_model_comes_back_as_an_ensemble_of_one(home: zoo.Registry, frames: FrameSet, tmp_path: Path) -> None:
@@ -76,3 +76,12 @@ def test_the_card(home: zoo.Registry, frames: FrameSet, tmp_path: Path, command:
     assert "**Intended use.** Lessons on frames." in card
     assert f"**Results** on {len(frames)} frames of 5 recordings." in card
     assert all(note in card for note in answer["report"]["notes"])
+
+
+def test_flags_that_cannot_act_are_refused(home: zoo.Registry, tmp_path: Path, command: Callable[..., Any]) -> None:
+    """Those of a folder with a file, and those of a file with a folder; nothing is written."""
+    where = ("--registry", home.path)
+    assert "with a folder" in command("ensemble export final --licence MIT", tmp_path / "a.onnx", *where, code=2).err
+    assert "with a file" in command("ensemble export final --each", tmp_path / "a", *where, code=2).err
+    assert home.get_ensemble("final").licence == ""
+    assert not list(tmp_path.glob("a*"))

@@ -60,7 +60,7 @@ def test_the_file_says_what_a_consumer_needs(registry: zoo.Registry, tmp_path: P
     entry = registry.get("a")
     proto = onnx.load(written.path)
     inside = {each.key: each.value for each in proto.metadata_props}
-    beside = json.loads(written.path.with_suffix(".json").read_text())
+    beside = json.loads(Path(f"{written.path}.json").read_text())
     assert {key: json.loads(inside[key]) for key in ("classes", "input", "members", "outputs")} == {
         "classes": ["a", "b", "c", "d"],
         "input": {
@@ -109,7 +109,7 @@ def test_smaller_weights(precision: str, share: float, frames: FrameSet, tmp_pat
     assert small.size < share * 4 * entry.parameters
     assert small.agreement is not None
     assert 1e-6 < small.agreement.moved < 0.1
-    assert json.loads(file.with_suffix(".json").read_text())["agreement"]["moved"] == small.agreement.moved
+    assert json.loads(Path(f"{file}.json").read_text())["agreement"]["moved"] == small.agreement.moved
 
 
 def test_the_agreement_counts_by_hand(tmp_path: Path) -> None:
@@ -195,6 +195,7 @@ def test_a_command_writes_it(
     outcome = command("zoo export a --onnx --json", tmp_path / "a.onnx", *where, code=0)
     assert outcome.data["agreement"]["frames"] == len(frames)
     assert outcome.data["agreement"]["accuracy"] is not None
+    assert "with --onnx" in command("zoo export a --with-windows", tmp_path / "folder", *where, code=2).err
     assert outcome.data["bytes"] == (tmp_path / "a.onnx").stat().st_size
 
 
@@ -270,7 +271,7 @@ def test_a_consumer_in_javascript(
         pytest.skip("needs Node with the package onnxruntime-node, in node_modules here or in $NODE_PATH")
     arguments = consumer(with_windows=True, suffix=".json")
     done = subprocess.run(
-        [str(node), str(EXAMPLES / "consume.mjs"), *arguments, arguments[0].replace(".onnx", ".json")],
+        [str(node), str(EXAMPLES / "consume.mjs"), *arguments, f"{arguments[0]}.json"],
         cwd=EXAMPLES.parent,
         capture_output=True,
         text=True,
@@ -278,3 +279,11 @@ def test_a_consumer_in_javascript(
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout == expected(registry, frames)
+
+
+def test_a_file_beside_the_registry_leaves_it_alone(registry: zoo.Registry) -> None:
+    """The JSON file is called after the whole name: `registry.onnx` does not write `registry.json`."""
+    before = registry.path.read_bytes()
+    written = zoo.onnx.export_onnx(registry, "a", registry.path.with_suffix(".onnx"))
+    assert registry.path.read_bytes() == before
+    assert json.loads(Path(f"{written.path}.json").read_text())["classes"] == [*"abcd"]

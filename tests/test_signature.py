@@ -355,4 +355,5 @@ def test_commands(home: zoo.Registry, folder: Path, keys: tuple[Path, Path], com
     assert found.data["reason"] == "CHANGED"
     assert "config.json" in found.err
     assert "expected --key with --place" in command("zoo verify --place", folder, code=2).err
+    assert "got 2026-11-01" in command("zoo verify --not-before 2026-11-01", *where, code=2).err
     assert "private key" in command("zoo sign --key", keys[1], *where, code=2).err

@@ -113,7 +113,7 @@ def export_onnx(
     frames: FrameSet | None = None,
     most_changed: float = 0.01,
 ) -> Exported:
-    """Write one registered model as an ONNX file, with a JSON file of the same name beside it.
+    """Write one registered model as an ONNX file, with a JSON file beside it, `PATH.json`.
 
     Args:
         registry: where the model is.
@@ -229,8 +229,9 @@ def write(
         msg = f"expected a file that changes the class of at most {most_changed:.2%} of the frames"
         raise ValueError(f"{msg}, but {precision} changes {found.changed:.2%}; choose another precision")
     text = json.dumps(about | ({"agreement": asdict(found)} if found else {}), indent=1, ensure_ascii=False) + "\n"
-    with _files.staged(path, data) as whole, _files.staged(path.with_suffix(".json"), text.encode()) as beside:
-        _files.system.rename(beside, path.with_suffix(".json"))
+    contract_path = path.with_name(f"{path.name}.json")  # `registry.onnx` must not take the place of `registry.json`
+    with _files.staged(path, data) as whole, _files.staged(contract_path, text.encode()) as beside:
+        _files.system.rename(beside, contract_path)
         _files.system.rename(whole, path)
     _files.sync_folder(path.parent)
     return Exported(path, len(data), found)

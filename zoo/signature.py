@@ -21,6 +21,7 @@ import stat
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -210,7 +211,7 @@ class _Target:
             return cls(place, place.resolve().name, Path(signature or place / _INSIDE), ())
         return cls(place.parent, place.name, Path(signature or f"{place}{_SUFFIX}"), (place.name,))
 
-    @property
+    @cached_property
     def recorded(self) -> dict[str, str]:
         """Path of each blob that the registry names -> the sha256 that it recorded."""
         if self.registry is None:

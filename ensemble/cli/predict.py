@@ -148,7 +148,7 @@ def export(
     """Write an ensemble as one ONNX file, which runs without this package, or as a folder for the hub.
 
     Before an ONNX file appears, onnxruntime runs it on the validation frames, and it is compared with the ensemble; a
-    JSON file of the same name beside it says what a consumer has to know. A folder holds the members, such a file, and
+    JSON file beside it, `FILE.json`, says what a consumer has to know. A folder holds the members, such a file, and
     a model card with the results on the test partition. Needs the extra `ship`.
 
     Example: ensemble export final final.onnx --with-windows; ensemble export final final-folder
@@ -164,8 +164,12 @@ def export(
         valid: partition on which the file is compared with the ensemble.
         test: partition whose results stand in the card of a folder.
     """
-    home = zoo.Registry(registry)
-    if place.suffix == ".onnx":
+    home, one_file = zoo.Registry(registry), place.suffix == ".onnx"
+    if one_file and (use or licence):
+        raise ValueError(f"expected --use and --licence with a folder, whose card holds them, got the file {place}")
+    if not one_file and (with_windows or each or precision != "float32"):
+        raise ValueError(f"expected --with-windows, --each and --precision with a file .onnx, got the folder {place}")
+    if one_file:
         require_writable(place)
         final = _loaded(home, name)
         frames = read_partition(corpus, valid, class_names(classes) or final.members.classes)

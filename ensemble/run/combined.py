@@ -144,7 +144,7 @@ class Ensemble(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
         frames: zoo.FrameSet | None = None,
         most_changed: float = 0.01,
     ) -> Exported:
-        """Write members and rule as one ONNX file, with a JSON file of the same name beside it.
+        """Write members and rule as one ONNX file, with a JSON file beside it, `PATH.json`.
 
         Its outputs are `probabilities` (N, C), `class` (N,) and, where asked, `members` (M, N, C). Members that have
         no influence on the rule are left out.

@@ -43,8 +43,10 @@ def export_folder(
     with TemporaryDirectory() as temporary:
         file = Path(temporary) / "model.onnx"
         rule = rule_from_json(entry.rule)
-        export(members, rule, file, with_windows=True, each=False, precision="float32", frames=frames, most_changed=0.0)
-        more = {path.name: path.read_bytes() for path in (file, file.with_suffix(".json"))}
+        export(
+            members, rule, file, with_windows=True, each=False, precision="float32", frames=frames, most_changed=0.01
+        )
+        more = {path.name: path.read_bytes() for path in (file, Path(f"{file}.json"))}
     return zoo.export(registry, name, folder, card=card(report, use), more=more)
 
 

@@ -243,6 +243,8 @@ def export(
     """
     home = zoo.Registry(registry)
     if not onnx:
+        if with_windows or precision != "float32":
+            raise ValueError(f"expected --with-windows and --precision with --onnx, got the folder {place}")
         written = zoo.export(home, reference, place)
         return Answer({"exported": reference, "folder": str(written)}, [f"{reference} written to {written}"])
     from zoo.onnx import export_onnx

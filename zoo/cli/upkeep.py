@@ -53,8 +53,8 @@ def verify(
     from zoo.registry.load import known
 
     home = zoo.Registry(registry)
-    if place is not None and key is None:
-        raise ValueError(f"expected --key with --place, got none; {place} is checked by its signature")
+    if key is None and (given := [one for one in (place, signature, not_before) if one is not None]):
+        raise ValueError(f"expected --key with --place, --signature or --not-before, got {given[0]} without")
     signed = None
     if key is not None:
         from zoo.signature import SignatureError, verify
