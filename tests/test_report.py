@@ -81,6 +81,34 @@ def test_a_rule_that_copies_the_baseline_gains_nothing() -> None:
     assert report.rules[["gain", "gain_low", "gain_high"]].to_numpy().tolist() == [[0, 0, 0]]
 
 
+def test_a_member_gains_what_a_rule_that_copies_it_gains(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of accuracy and of macro F1, from the same resamples, however many are resampled together."""
+    monkeypatch.setattr(tables, "_TOGETHER", 3)
+    o = some_outputs()
+    copies = {name: ensemble.WeightedMean(row) for name, row in zip(o.members, torch.eye(4).tolist(), strict=True)}
+    for metric in ("accuracy", "macro_f1"):
+        report = ensemble.evaluate(o, copies, baseline="m1", metric=metric, replicates=200)
+        columns = ["gain", "gain_low", "gain_high"]
+        assert np.allclose(report.members[columns], report.rules[columns], rtol=0, atol=1e-12)
+        assert report.members["gain"][1] == 0
+
+
+def test_the_confusion_of_every_answer_is_scikit_learns() -> None:
+    """Members first, then rules."""
+    o = some_outputs()
+    report = ensemble.evaluate(o, RULES)
+    answers = [*o.probabilities, *(rule(o.probabilities) for rule in RULES.values())]
+    for found, answer in zip(report.confusion, answers, strict=True):
+        assert np.array_equal(found, confusion_matrix(o.labels, answer.argmax(-1), labels=range(5)))
+
+
+def test_weights_of_weighted_means_are_found_by_member() -> None:
+    """Whatever the order in which the rule knows them; other rules have none."""
+    rules = {"mean": ensemble.mean, "two": ensemble.WeightedMean([3, 1], members=("m2", "m0"))}
+    report = ensemble.evaluate(some_outputs(), rules)
+    assert report.weights == {"two": {"m0": 0.25, "m1": 0.0, "m2": 0.75, "m3": 0.0}}
+
+
 def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of seven frames give the same sums as one block."""
     o = some_outputs()

@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
-from ensemble.judge import tables
+from ensemble.judge import excerpt, tables
+from ensemble.judge.excerpt import Excerpt
 from ensemble.judge.metrics import get_metric
 from ensemble.judge.significance import CrossFit
 from ensemble.judge.tables import Tally
@@ -29,7 +31,7 @@ class Report:
     #: one row per member: name, accuracy, log_loss (nats; a probability of the true class below 2^-52 counts as 2^-52,
     #: and a note gives the number of such frames), brier (0 to 2), calibration_error (of the top class, 15 bins of
     #: equal width), macro_f1 (over classes that occur, on frames with an answer), further metrics of `METRICS`,
-    #: parameters, abstained (frames)
+    #: parameters, abstained (frames); then gain over the baseline in `metric` with its ends, as for rules
     members: pd.DataFrame
     #: the same per rule, then gain over the baseline in `metric`, positive where the rule is better, with gain_low and
     #: gain_high, the ends of its 95 % interval, NaN for fewer than two recordings; mean_gain over the uniform mean, and
@@ -57,7 +59,12 @@ class Report:
     seconds: float  #: duration of the pass over the frames
     notes: tuple[str, ...]  #: what to keep in mind when reading the figures
     fingerprint: str  #: of the frames judged
-    metric: str = "accuracy"  #: what the baseline and the best rule are chosen by, and gains are of
+    metric: str  #: what the baseline and the best rule are chosen by, and gains are of
+    #: (M + R, C, C) frames with an answer, of every member, then of every rule, by true and by predicted class
+    confusion: NDArray[np.int64]
+    weights: dict[str, dict[str, float]]  #: each rule that is a weighted mean -> member -> weight
+    sample: Excerpt  #: some frames of every recording
+    whole: Excerpt  #: some whole recordings
 
     @property
     def frames_per_second(self) -> float:
@@ -65,8 +72,9 @@ class Report:
         return self.frames / self.seconds if self.seconds else math.nan
 
     def to_json(self) -> dict[str, Any]:
-        """The whole report as plain data; what is not a finite number becomes None."""
-        names = [field.name for field in fields(self)]
+        """The report's tables and figures as plain data; what is not a finite number becomes None."""
+        kept = ("confusion", "weights", "sample", "whole")
+        names = [field.name for field in fields(self) if field.name not in kept]
         return {name: _plain(getattr(self, name)) for name in (*names, "frames_per_second")}
 
 
@@ -132,11 +140,12 @@ def evaluate(
     single = tables.best(sums, range(M)) if baseline is None else names.index(baseline)
     best = tables.best(sums, range(M, M + len(rules))) if rules else None
     scores = tables.scores(outputs, sums, outputs.parameters | dict(parameters or {}))
-    gains = tables.gains(sums, members=M, baseline=single, replicates=replicates, seed=seed)
+    gains = tables.gains(sums, range(M, M + len(rules)), baseline=single, replicates=replicates, seed=seed)
+    behind = tables.gains(sums, range(M), baseline=single, replicates=replicates, seed=seed)
     own = scores[M:].drop(columns="abstained").reset_index(drop=True)
     classes, confusions = tables.by_class(outputs, sums, baseline=single, judged=single if best is None else best)
     return Report(
-        members=scores[:M].copy(),
+        members=pd.concat([scores[:M], behind[["gain", "gain_low", "gain_high"]]], axis=1),
         rules=pd.concat([own, gains], axis=1).assign(
             fitted_here=[outputs.fingerprint in rule.fingerprints for rule in sums.rules.values()],
             fitted_on_training=[bool(_trained_on(rule.fingerprints, outputs)) for rule in sums.rules.values()],
@@ -157,6 +166,10 @@ def evaluate(
         notes=tuple(_notes(outputs, sums, chosen=names[single] if baseline is None else "")),
         fingerprint=outputs.fingerprint,
         metric=metric,
+        confusion=sums.confusion[: M + len(rules)],
+        weights=tables.linear_weights(names, sums.rules),
+        sample=excerpt.sample(outputs, sums.rules),
+        whole=excerpt.recordings(outputs, sums.rules),
     )
 
 

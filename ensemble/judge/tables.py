@@ -20,7 +20,7 @@ from ensemble.judge.reliability import BINS, bin_sums, calibration_error
 from ensemble.judge.significance import cluster_bootstrap, percentile_ends
 from ensemble.outputs import LEAST, MemberOutputs
 from ensemble.outputs.arrays import numbers
-from ensemble.rules.fitted import WeightedMean, rule_for
+from ensemble.rules.fitted import Among, WeightedMean, rule_for
 from ensemble.rules.pooling import mean, tie_rate
 from ensemble.rules.table import FittedRule, Rule, declared
 
@@ -30,6 +30,7 @@ Integers = NDArray[np.int64]
 _CELLS = 2**24  # probabilities processed at once: 64 MiB
 _PILES = 10_000  # beyond so many recordings, they are dealt at random into piles, and piles are resampled
 _COUNTS = 2**25  # numbers of frames by answer, pile and class that are kept: piles are fewer where there are more
+_TOGETHER = 64  # answers that are resampled together: limits memory
 _TOLERANCE = 1e-3
 
 
@@ -200,12 +201,16 @@ def scores(outputs: MemberOutputs, sums: Tally, parameters: Mapping[str, int]) -
     return pd.DataFrame(table)
 
 
-def gains(sums: Tally, *, members: int, baseline: int, replicates: int, seed: int) -> pd.DataFrame:
-    """Each rule's gains with the ends of their intervals, all from one resampling of recordings.
+def gains(sums: Tally, judged: Sequence[int], *, baseline: int, replicates: int, seed: int) -> pd.DataFrame:
+    """The gains of some answers with the ends of their intervals, all from one resampling of recordings.
 
-    The rules follow the `members`; `baseline` is the index of the member that gains are measured against.
+    `baseline` is the index of the member that gains are measured against.
     """
-    answers = np.array([baseline, len(sums.confusion) - 1, *range(members, len(sums.confusion) - 1)])
+    if len(judged) > _TOGETHER:  # equal seeds, equal resamples
+        pieces = [judged[start : start + _TOGETHER] for start in range(0, len(judged), _TOGETHER)]
+        each = [gains(sums, piece, baseline=baseline, replicates=replicates, seed=seed) for piece in pieces]
+        return pd.concat(each, ignore_index=True)
+    answers = np.array([baseline, len(sums.confusion) - 1, *judged])
     both = (sums.metric, METRICS["log_loss"])
     resampled = sums.resampled(both, answers, replicates=replicates, seed=seed)
     columns: dict[str, Floats] = {}
@@ -214,6 +219,17 @@ def gains(sums: Tally, *, members: int, baseline: int, replicates: int, seed: in
         columns[name] = whole[2:] - whole[other]
         columns[f"{name}_low"], columns[f"{name}_high"] = percentile_ends(drawn[:, 2:] - drawn[:, [other]])
     return pd.DataFrame(columns)
+
+
+def linear_weights(members: Sequence[str], rules: Mapping[str, FittedRule]) -> dict[str, dict[str, float]]:
+    """Rule -> member -> weight, of the rules that are weighted means."""
+    found = {}
+    for name, rule in rules.items():
+        inner, places = (rule.of, rule.places) if isinstance(rule, Among) else (rule, range(len(members)))
+        if isinstance(inner, WeightedMean):
+            weights = dict(zip(places, inner.weights, strict=True))
+            found[name] = {member: weights.get(place, 0.0) for place, member in enumerate(members)}
+    return found
 
 
 def pairs(members: Sequence[str], joint: Joint) -> pd.DataFrame:
