@@ -258,6 +258,19 @@ def test_uncertainty_adds_up_and_is_never_negative() -> None:
     assert (alike < 1e-12).all()
 
 
+def test_uncertainty_leaves_out_members_that_abstain() -> None:
+    """Where one answers it is all of the mean; where none does, nothing is known. Equal rows differ by exactly zero."""
+    p = outputs().probabilities[:, :2].clone()
+    p[1:, 0] = math.nan
+    p[:, 1, 0] = math.nan
+    split = diversity.uncertainty(p)
+    assert split.total[0].item() == pytest.approx(torch.special.entr(p[0, 0].double()).sum().item(), rel=1e-12)
+    assert split.epistemic[0] == 0
+    assert split.total[1].isnan()
+    assert split.epistemic[1].isnan()
+    assert not diversity.uncertainty(outputs().probabilities[:1].expand(3, -1, -1)).epistemic.any()
+
+
 def test_log_loss_splits_exactly() -> None:
     """Mean loss of the members minus mean KL(pool || member) is the log-linear pool's loss."""
     o = outputs()

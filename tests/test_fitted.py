@@ -255,3 +255,29 @@ def test_members_that_abstain_are_left_out_of_logarithms_too() -> None:
     mean = torch.stack([logs[0], logs[0].exp().add(logs[2].exp()).div(2).log(), logs[2]])
     torch.testing.assert_close(filled, pool.of_logs(mean))
     assert product.of_logs(torch.full((3, 1, 3), torch.nan)).tolist() == [[pytest.approx(1 / 3)] * 3]
+
+
+@pytest.mark.parametrize("rule", [ensemble.mean, ensemble.log_mean, LogPool([1.0, 0.5, 0.0])])
+def test_a_rule_is_combined_block_by_block(rule: ensemble.Rule, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slices that cover the frames once, with the rows of the rule over all of them."""
+    monkeypatch.setattr("ensemble.rules.fitted._CELLS", 36)  # three frames
+    p = random_rows(3, 7, 4)
+    outputs = ensemble.MemberOutputs(p.log(), ("a", "b", "c"), ("w", "x", "y", "z"))
+    blocks = list(ensemble.rules.combined(rule, outputs))
+    assert [(where.start, where.stop) for where, _, _ in blocks] == [(0, 3), (3, 6), (6, 7)]
+    torch.testing.assert_close(torch.cat([members for _, members, _ in blocks], dim=1), p.float())
+    torch.testing.assert_close(torch.cat([rows for _, _, rows in blocks]), rule(p.float()))
+
+
+def test_combined_gives_logarithms_to_logarithmic_rules() -> None:
+    """Of exponentials that underflow, only the members' mean would be left."""
+    far = ensemble.MemberOutputs(torch.tensor([[[0.0, -200.0]], [[-150.0, 0.0]]]), ("a", "b"), ("w", "x"))
+    rows = next(ensemble.rules.combined(ensemble.log_mean, far))[2]
+    torch.testing.assert_close(rows, torch.tensor([[0.0, -25.0]]).softmax(-1), rtol=1e-5, atol=0)
+
+
+def test_combined_leaves_out_members_that_abstain() -> None:
+    """Where the outputs declare it."""
+    p = {"a": [[0.9, 0.1]], "b": [[np.nan, np.nan]]}
+    outputs = ensemble.MemberOutputs.from_probabilities(p, abstain=True)
+    torch.testing.assert_close(next(ensemble.rules.combined(ensemble.mean, outputs))[2], torch.tensor([[0.9, 0.1]]))

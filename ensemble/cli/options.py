@@ -387,13 +387,7 @@ def applied(rule: ensemble.Rule, outputs: ensemble.MemberOutputs) -> Tensor:
     """(N, C) probabilities of a rule over all members."""
     import torch
 
-    whole = ensemble.rules.rule_for(rule, outputs.members)
-    whole = ensemble.rules.declared(whole.abstaining if outputs.abstain else whole)
-    logs = outputs.log_probabilities
-    pieces = [
-        whole.of_logs(logs[:, at].float()) if whole.logarithmic else whole(rows)
-        for at, rows in outputs.blocks(nan="if declared")
-    ]
+    pieces = [rows for _, _, rows in ensemble.rules.combined(rule, outputs)]
     return torch.cat(pieces) if pieces else torch.empty(0, len(outputs.classes))
 
 

@@ -1,5 +1,6 @@
 from . import diversity as diversity
 from . import page as page
+from . import rejection as rejection
 from . import significance as significance
 from .diversity import CROWD_MEASURES as CROWD_MEASURES
 from .diversity import PAIR_MEASURES as PAIR_MEASURES
@@ -16,6 +17,7 @@ from .metrics import Metric as Metric
 from .metrics import get_metric as get_metric
 from .metrics import metric as metric
 from .metrics import score as score
+from .rejection import risk_coverage as risk_coverage
 from .reliability import Murphy as Murphy
 from .reliability import brier_score as brier_score
 from .reliability import expected_calibration_error as expected_calibration_error

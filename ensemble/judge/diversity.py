@@ -21,11 +21,13 @@ from torch import Tensor
 
 from ensemble.outputs import MemberOutputs
 from ensemble.outputs.arrays import floats, numbers, truths
+from ensemble.rules.table import enter
 
 Floats = NDArray[np.float64]
 
 _BLOCK = 65_536  # frames converted to float32 at once
 _CELLS = 2**22  # probabilities processed at once
+_ROUNDING = 2.0**-44  # of a difference of two entropies in float64; alike members differ by exactly zero
 _LEAST_LOG = math.log(2.0**-126)  # of the smallest normal number in float32
 
 
@@ -93,20 +95,16 @@ CROWD_MEASURES: dict[str, Callable[[ArrayLike], float]] = {}
 def _entering(table: dict[str, Callable[..., Any]], prepare: Callable[..., Any]) -> Callable[[Any], Any]:
     """A decorator that enters a measure into a table under its own name, and prepares its argument."""
 
-    def enter(function: Callable[..., Any]) -> Callable[..., Any]:
+    def decorator(function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
         def measure(given: Any) -> Any:
             with np.errstate(invalid="ignore", divide="ignore"):
                 return function(prepare(given))
 
-        known = table.get(function.__name__, measure)
-        if known.__module__ != measure.__module__:
-            msg = f"expected a new name for a measure, got {function.__name__!r}, which {known.__module__} has already"
-            raise ValueError(msg)
-        table[function.__name__] = measure
+        enter(function.__name__, measure, table, what="measure")
         return measure
 
-    return enter
+    return decorator
 
 
 pair_measure = _entering(PAIR_MEASURES, Joint.of)
@@ -239,7 +237,10 @@ def unsolved(outputs: MemberOutputs) -> NDArray[np.int64]:
 
 @dataclass(frozen=True, eq=False)
 class Uncertainty:
-    """The entropy of the members' mean in nats per frame, (N,), split in two: total = aleatoric + epistemic."""
+    """The entropy of the members' mean in nats per frame, (N,), split in two: total = aleatoric + epistemic.
+
+    All are NaN on a frame where every member abstains.
+    """
 
     aleatoric: Tensor  #: mean entropy of the members: the uncertainty that they agree on
     epistemic: Tensor  #: mutual information of class and member: what comes from disagreement; never negative
@@ -253,6 +254,7 @@ class Uncertainty:
 def uncertainty(probabilities: Tensor) -> Uncertainty:
     """The uncertainty of the mean of (M, N, C) probabilities, split into what members agree and disagree on.
 
+    A member that abstains on a frame, by a row of NaN, is left out there.
     See Depeweg et al., "Decomposition of uncertainty in Bayesian deep learning", ICML 2018.
 
     Example:
@@ -260,9 +262,11 @@ def uncertainty(probabilities: Tensor) -> Uncertainty:
         tensor([0.6931], dtype=torch.float64)
     """
     rows = numbers(probabilities, "probabilities").double()
-    aleatoric = torch.special.entr(rows).sum(dim=-1).mean(dim=0)
-    total = torch.special.entr(rows.mean(dim=0)).sum(dim=-1)
-    return Uncertainty(aleatoric, (total - aleatoric).clamp(min=0))
+    rows = rows.masked_fill(rows.isnan().any(dim=-1, keepdim=True), math.nan)
+    aleatoric = torch.special.entr(rows).sum(dim=-1).nanmean(dim=0)
+    total = torch.special.entr(rows.nanmean(dim=0)).sum(dim=-1)
+    epistemic = total - aleatoric
+    return Uncertainty(aleatoric, epistemic.masked_fill(epistemic < _ROUNDING, 0))
 
 
 @dataclass(frozen=True)

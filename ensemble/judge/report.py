@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -20,8 +20,6 @@ from ensemble.judge.tables import Tally
 from ensemble.outputs import MemberOutputs
 from ensemble.rules.fitted import WeightedMean
 from ensemble.rules.table import Rule
-
-_FEW = 20  # recordings
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,7 +146,7 @@ def evaluate(
         members=pd.concat([scores[:M], behind[["gain", "gain_low", "gain_high"]]], axis=1),
         rules=pd.concat([own, gains], axis=1).assign(
             fitted_here=[outputs.fingerprint in rule.fingerprints for rule in sums.rules.values()],
-            fitted_on_training=[bool(_trained_on(rule.fingerprints, outputs)) for rule in sums.rules.values()],
+            fitted_on_training=[bool(tables.trained_on(rule.fingerprints, outputs)) for rule in sums.rules.values()],
             optimism=[known[name].optimism if name in known else math.nan for name in rules],
             optimism_accuracy=[known[name].optimism_accuracy if name in known else math.nan for name in rules],
         ),
@@ -173,13 +171,6 @@ def evaluate(
     )
 
 
-def _trained_on(fingerprints: Iterable[str], outputs: MemberOutputs) -> str:
-    """The members that were trained on some of these frames."""
-    known = {fingerprint for fingerprint in fingerprints if fingerprint}
-    pairs = zip(outputs.members, outputs.about, strict=True)
-    return ", ".join(name for name, about in pairs if about.trained_on in known)
-
-
 def _notes(outputs: MemberOutputs, sums: Tally, *, chosen: str) -> Iterator[str]:
     """What makes figures too good or too bad, what they rest on, and whether intervals can be trusted.
 
@@ -187,27 +178,14 @@ def _notes(outputs: MemberOutputs, sums: Tally, *, chosen: str) -> Iterator[str]
     """
     if chosen:
         yield f"the best single member, {chosen}, was chosen on these frames: gains are understated"
-    for name, rule in sums.rules.items():
-        if outputs.fingerprint in rule.fingerprints:
-            yield f"rule {name} was fitted on these frames: its figures are optimistic"
-        if members := _trained_on(rule.fingerprints, outputs):
-            yield f"rule {name} was fitted on training frames of {members}, which it therefore trusts too much"
-        if "" in rule.fingerprints:
-            yield f"rule {name} has numbers of unknown origin: if they were fitted here, its figures are optimistic"
-    if members := _trained_on([outputs.fingerprint], outputs):
-        yield f"these frames are training frames of {members}: their figures and those of all rules are optimistic"
+    yield from tables.provenance(outputs, {f"rule {name}": rule for name, rule in sums.rules.items()})
     for name, clipped in zip([*outputs.members, *sums.rules], sums.clipped, strict=False):
         if clipped:
             yield f"{name} gives the true class less than 2^-52 on {clipped} frames, which count as 2^-52 in log_loss"
     for name, abstained in zip(outputs.members, sums.abstained, strict=False):
         if abstained:
             yield f"{name} abstains on {abstained} frames: counted as wrong, with the loss of equal probabilities"
-    if sums.recordings < 2:
-        yield f"{sums.recordings} recording{'s' * (not sums.recordings)} cannot be resampled: there are no intervals"
-    elif sums.recordings < _FEW:
-        yield f"{sums.recordings} recordings are few to resample: intervals are too narrow"
-    elif sums.recordings == sums.frames:
-        yield "every frame is its own recording: if neighbours are alike, intervals are too narrow"
+    yield from tables.resampling(sums.recordings, sums.frames)
 
 
 @dataclass(frozen=True)

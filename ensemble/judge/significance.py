@@ -77,6 +77,18 @@ def sums_by_group(values: ArrayLike, groups: ArrayLike) -> tuple[Floats, Floats]
     return np.stack(columns, axis=1), sizes.astype(np.float64)
 
 
+def piles(groups: ArrayLike, most: int = 10_000) -> tuple[NDArray[np.int64], int]:
+    """(N,) the recording of each frame, counted from 0, and the number of recordings.
+
+    More than `most` are dealt at random into so many piles, which are then resampled in their place.
+    """
+    recordings = np.asarray(groups)
+    distinct, where = np.unique(recordings, return_inverse=True)
+    if len(distinct) > most:
+        where = (np.random.default_rng(0).permutation(len(distinct)) % most)[where]
+    return where.astype(np.int64), len(distinct)
+
+
 def cluster_bootstrap(sums: ArrayLike, sizes: ArrayLike, *, replicates: int = 2000, seed: int = 0) -> Floats:
     """(replicates, K) means over frames of resampled recordings, as one product of multinomial counts and sums.
 

@@ -6,7 +6,7 @@ Memory does not grow with the number of frames, beyond one number per frame for 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -17,7 +17,7 @@ from torch import Tensor
 from ensemble.judge.diversity import PAIR_MEASURES, Joint
 from ensemble.judge.metrics import METRICS, Answers, Counts, Metric, get_metric
 from ensemble.judge.reliability import BINS, bin_sums, calibration_error
-from ensemble.judge.significance import cluster_bootstrap, percentile_ends
+from ensemble.judge.significance import cluster_bootstrap, percentile_ends, piles
 from ensemble.outputs import LEAST, MemberOutputs
 from ensemble.outputs.arrays import numbers
 from ensemble.rules.fitted import Among, WeightedMean, rule_for
@@ -31,6 +31,7 @@ _CELLS = 2**24  # probabilities processed at once: 64 MiB
 _PILES = 10_000  # beyond so many recordings, they are dealt at random into piles, and piles are resampled
 _COUNTS = 2**25  # numbers of frames by answer, pile and class that are kept: piles are fewer where there are more
 _TOGETHER = 64  # answers that are resampled together: limits memory
+_FEW = 20  # recordings
 _TOLERANCE = 1e-3
 
 
@@ -44,17 +45,13 @@ class Tally:
     def __init__(self, outputs: MemberOutputs, rules: Mapping[str, FittedRule], metric: Metric) -> None:
         members, self.frames, classes = outputs.shape
         assert outputs.groups is not None  # MemberOutputs fills them in
-        distinct, where = np.unique(outputs.groups.numpy(), return_inverse=True)
         self.rules, self.metric, answers = rules, metric, members + len(rules) + 1
         counted = metric.of is Counts
-        piles = min(_PILES, max(100, _COUNTS // (3 * answers * classes))) if counted else _PILES
-        if len(distinct) > piles:
-            where = (np.random.default_rng(0).permutation(len(distinct)) % piles)[where]
-        groups = min(len(distinct), piles)
-        self.recordings = len(distinct)
+        most = min(_PILES, max(100, _COUNTS // (3 * answers * classes))) if counted else _PILES
+        self.group, self.recordings = piles(outputs.groups.numpy(), most)  # (N,) each frame's recording, or its pile
+        groups = min(self.recordings, most)
         self.whole = self.frames or math.nan  # what fractions are of: NaN without frames
-        self.group: Integers = where.astype(np.int64)  # (N,) recording of each frame, or its pile, from 0
-        self.sizes: Floats = np.bincount(where, minlength=groups).astype(np.float64)  # (G,)
+        self.sizes: Floats = np.bincount(self.group, minlength=groups).astype(np.float64)  # (G,)
         self.confusion: Integers = np.zeros((answers, classes, classes), dtype=np.int64)  # true class, predicted class
         frame_by_frame = [name for name, each in METRICS.items() if each.of is Answers]
         self.sums: dict[str, Floats] = {name: np.zeros((answers, groups)) for name in frame_by_frame}
@@ -293,3 +290,33 @@ def reliability(names: Sequence[str], sums: Tally) -> pd.DataFrame:
                 "accuracy": right / frames,
             }
         )
+
+
+def trained_on(fingerprints: Iterable[str], outputs: MemberOutputs) -> str:
+    """The members that were trained on some of these frames."""
+    known = {fingerprint for fingerprint in fingerprints if fingerprint}
+    pairs = zip(outputs.members, outputs.about, strict=True)
+    return ", ".join(name for name, about in pairs if about.trained_on in known)
+
+
+def provenance(outputs: MemberOutputs, rules: Mapping[str, FittedRule]) -> Iterator[str]:
+    """What makes figures too good: the frames that rules were fitted on, and members trained on."""
+    for name, rule in rules.items():
+        if outputs.fingerprint in rule.fingerprints:
+            yield f"{name} was fitted on these frames: its figures are optimistic"
+        if members := trained_on(rule.fingerprints, outputs):
+            yield f"{name} was fitted on training frames of {members}, which it therefore trusts too much"
+        if "" in rule.fingerprints:
+            yield f"{name} has numbers of unknown origin: if they were fitted here, its figures are optimistic"
+    if members := trained_on([outputs.fingerprint], outputs):
+        yield f"these frames are training frames of {members}: their figures and those of all rules are optimistic"
+
+
+def resampling(recordings: int, frames: int) -> Iterator[str]:
+    """Whether intervals over so many recordings can be trusted."""
+    if recordings < 2:
+        yield f"{recordings} recording{'s' * (not recordings)} cannot be resampled: there are no intervals"
+    elif recordings < _FEW:
+        yield f"{recordings} recordings are few to resample: intervals are too narrow"
+    elif recordings == frames:
+        yield "every frame is its own recording: if neighbours are alike, intervals are too narrow"

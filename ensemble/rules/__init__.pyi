@@ -6,6 +6,7 @@ from .fitted import LogPool as LogPool
 from .fitted import Stacked as Stacked
 from .fitted import Temperature as Temperature
 from .fitted import WeightedMean as WeightedMean
+from .fitted import combined as combined
 from .fitted import rule_for as rule_for
 from .pooling import borda as borda
 from .pooling import log_mean as log_mean

@@ -6,7 +6,7 @@ The `fit_*` functions return them as `fit.rule`. Their fields `fingerprint` and 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, cast
 
@@ -14,9 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ensemble.outputs import MemberOutputs
 from ensemble.outputs.arrays import floats, numbers
 from ensemble.rules.pooling import weighted_sum
 from ensemble.rules.table import FittedRule, Rule, declared, fitted_rule, read, take_over, wide
+
+_CELLS = 2**22  # probabilities combined at once: 16 MiB
 
 
 @fitted_rule
@@ -402,6 +405,27 @@ def rule_for(rule: Rule, members: Sequence[str]) -> FittedRule:
         raise ValueError(f"{msg} among {names}")
     kept = [position for position, name in enumerate(asked.members) if name in names]
     return _placed(asked.restricted(kept), [names.index(asked.members[position]) for position in kept], len(names))
+
+
+def combined(rule: Rule, outputs: MemberOutputs) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """A rule over outputs, block by block: a slice of the frames, (M, b, C) probabilities, and the rule's (b, C) rows.
+
+    A member that abstains on a frame, where the outputs declare it, is left out there.
+
+    Raises:
+        ValueError: a member that the rule needs is missing, NaN that is not declared, or rows that do not fit.
+    """
+    members, _, classes = outputs.shape
+    whole = rule_for(rule, outputs.members)
+    whole = declared(whole.abstaining if outputs.abstain else whole)
+    for where, probabilities in outputs.blocks(max(1, _CELLS // (members * classes)), nan="if declared"):
+        logs = outputs.log_probabilities[:, where].float()
+        rows = whole.of_logs(logs) if whole.logarithmic else whole(probabilities)
+        rows = numbers(rows, "rows from the rule").detach().cpu()
+        if rows.shape != probabilities.shape[1:]:
+            msg = f"expected rows of shape {tuple(probabilities.shape[1:])} from the rule, got {tuple(rows.shape)}"
+            raise ValueError(msg)
+        yield where, probabilities, rows
 
 
 def _placed(rule: FittedRule, places: Sequence[int], count: int) -> FittedRule:

@@ -82,11 +82,11 @@ def rule(function: _F, *, logarithmic: bool = False) -> _F:
     return cast(_F, checked)
 
 
-def enter(name: str, made: Any, table: dict[str, Any], *others: Mapping[str, Any]) -> None:
+def enter(name: str, made: Any, table: dict[str, Any], *others: Mapping[str, Any], what: str = "rule") -> None:
     """Enter something into a table, unless that or another has the name from a module other than its own."""
     for names in (table, *others):
         if name in names and names[name].__module__ != made.__module__:
-            msg = f"expected a new name for a rule, got {name!r}, which {names[name].__module__} has already"
+            msg = f"expected a new name for a {what}, got {name!r}, which {names[name].__module__} has already"
             raise ValueError(msg)
     table[name] = made
 
