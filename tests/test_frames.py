@@ -1,5 +1,7 @@
 """Windows against the slow obvious loop; frame sets that are refused."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from zoo import FrameSet, windows
-from zoo.data.frames import PADDINGS, stretch
+from zoo.data.frames import PADDINGS, prepared, stretch
 from zoo.data.normalisation import NORMALISATIONS
 
 
@@ -68,6 +70,20 @@ def test_a_stretch_of_any_corpus_has_the_windows_of_its_frames(
     fast = stretch(frames, context, "mean_std", padding, start=start, stop=stop).windows()
     slow = windows(frames, torch.arange(start, stop), context, "mean_std", padding)
     torch.testing.assert_close(fast, slow, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+@pytest.mark.parametrize("normalisation", sorted(NORMALISATIONS))
+def test_mapped_frames_have_the_windows_of_others_to_the_bit(
+    frames: FrameSet, normalisation: str, padding: str
+) -> None:
+    """For frames in any order, and for slices that begin and end within recordings."""
+    every, mapped = (prepared(each, 9, normalisation, padding) for each in (frames, replace(frames, mapped=True)))
+    order = torch.randperm(len(frames), generator=torch.Generator().manual_seed(1))
+    for which in (order, slice(0, 50), slice(50, 131), slice(131, 500), order[:0]):
+        assert torch.equal(mapped(which), every(which))
+    with pytest.raises(ValueError, match="unknown padding"):
+        prepared(replace(frames, mapped=True), 9, normalisation, "zeros")
 
 
 def test_the_windows_of_a_stretch_share_its_memory(frames: FrameSet) -> None:
@@ -165,11 +181,28 @@ def test_frames_without_labels_need_no_classes() -> None:
     assert FrameSet(torch.zeros(3, 2), None, torch.tensor([0, 3]), ()).labels is None
 
 
+def most_allocated(work: Callable[[], object]) -> int:
+    """The largest piece of memory, in bytes, that torch allocates in this call."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True, acc_events=True) as profiled:
+        work()
+    return max(event.cpu_memory_usage for event in profiled.events())
+
+
 def test_checking_the_features_needs_no_memory_of_their_size() -> None:
     """A corpus just fits into memory: not even a mask of it is made."""
     features, starts = torch.zeros(10_000, 20), torch.tensor([0, 10_000])
-    with torch.profiler.profile(
-        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True, acc_events=True
-    ) as profiled:
-        FrameSet(features, None, starts, ("a", "b"))
-    assert max(event.cpu_memory_usage for event in profiled.events()) < 1000
+    assert most_allocated(lambda: FrameSet(features, None, starts, ("a", "b"))) < 1000
+
+
+@pytest.mark.parametrize("normalisation", sorted(NORMALISATIONS))
+def test_nothing_of_the_size_of_mapped_frames_is_made(normalisation: str) -> None:
+    """Neither for statistics over all of them, nor for windows, nor for the fingerprint."""
+    starts = torch.arange(0, 200_001, 50_000)
+    frames = FrameSet(torch.zeros(200_000, 40), None, starts, (), mapped=True)
+
+    def work() -> object:
+        made = prepared(frames, 1, normalisation)
+        return made(slice(0, 100)), made(torch.arange(100)), frames.fingerprint
+
+    assert most_allocated(work) < 0.7 * frames.features.nbytes  # a block in float64

@@ -9,6 +9,7 @@ from torch import Tensor
 
 import zoo
 from zoo import FrameSet, windows
+from zoo.data import normalisation as module
 from zoo.data.normalisation import NORMALISATIONS, Affine, normalisation
 
 
@@ -52,6 +53,17 @@ def test_a_constant_feature_becomes_zero_and_not_nan() -> None:
         rows = windows(frames, torch.arange(50), 0, name)
         assert rows.isfinite().all()
         assert rows[:, 0].abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("block", [1, 7, 49, 50, 65_536])
+def test_statistics_are_the_same_in_blocks_of_any_size(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Means far from zero included; the last block may have one frame."""
+    monkeypatch.setattr(module, "_BLOCK", block)
+    features = torch.randn(50, 3, generator=torch.Generator().manual_seed(0)) * torch.tensor([1, 1e-3, 1e3]) + 1000
+    scale, shift = NORMALISATIONS["z_score"](features, torch.tensor([0, 20, 50]))
+    wide = features.double().numpy()
+    np.testing.assert_allclose(scale[0], 1 / wide.std(0), rtol=1e-6)
+    np.testing.assert_allclose(shift[0], -wide.mean(0) / wide.std(0), rtol=1e-6)
 
 
 MAGNITUDES = [10.0**exponent for exponent in (-45, -42, -40, -39, -38, -37, -30, 0, 30, 37)]

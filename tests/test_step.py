@@ -41,6 +41,19 @@ def test_masks_blank_the_windows_only_in_training(frames: FrameSet) -> None:
     assert (changed.view(32, 3, 6).any(1).sum(1) <= 2).all()
 
 
+@pytest.mark.parametrize(
+    "changes", [{}, {"fraction": 0.5, "swa_from": 1}, {"mask_time": 1, "mask_features": 2, "accumulate": 2}], ids=str
+)
+def test_mapped_frames_train_the_same_model(frames: FrameSet, changes: dict[str, object]) -> None:
+    """To the bit, and it is evaluated and averaged on them alike."""
+    mapped, recipe = replace(frames, mapped=True), Recipe(epochs=2, batch_size=32, **changes)
+    alike = [zoo.train(SPEC, recipe, each, each) for each in (frames, mapped)]
+    assert alike[0].digest == alike[1].digest
+    assert alike[0].metrics == alike[1].metrics
+    means = [zoo.average(alike, frames=each, valid=each) for each in (frames, mapped)]
+    assert (means[0].digest, means[0].metrics) == (means[1].digest, means[1].metrics)
+
+
 def test_members_of_one_order_share_their_windows(frames: FrameSet) -> None:
     """(B, inputs) where the seeds of the order are equal, (M, B, inputs) where they differ."""
     recipes = [Recipe(batch_size=32, seed=seed, order_seed=7) for seed in (0, 1)]

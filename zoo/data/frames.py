@@ -7,6 +7,7 @@ normalisations and contexts share one copy of the frames in memory.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Self
@@ -19,7 +20,10 @@ from zoo._names import find, unknown, usable_device
 from zoo.data.normalisation import NORMALISATIONS, Affine, Normalisation, affine_of
 
 PADDINGS = ("recording", "corpus")
-_BLOCK = 65_536  # frames normalised at a time, so that preparing a corpus does not need a second copy of it
+_BLOCK = 65_536  # frames normalised or hashed at a time, so that no second copy of a corpus is needed
+
+Windows = Callable[[Tensor | slice], Tensor]
+"""Indices of b frames, or a slice of them -> their windows (b, (2K+1) * F)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +38,7 @@ class FrameSet:
     starts: Tensor  #: (U + 1,) int64, the first frame of each recording, then T; no recording is empty
     classes: tuple[str, ...]  #: the class names, in order
     names: tuple[str, ...] = ()  #: U names of the recordings; "0", "1", ... if empty
+    mapped: bool = False  #: features are those of a file, too many to prepare at once: windows are made batch by batch
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "classes", tuple(self.classes))
@@ -65,6 +70,16 @@ class FrameSet:
         inside = 0 <= low <= high < len(self.classes)
         return "" if inside else f"labels from 0 to {len(self.classes) - 1}, got {low} to {high}"
 
+    @classmethod
+    def known(cls, fingerprint: str, **parts: object) -> Self:
+        """Mapped frames as a file holds them that was written of checked frames of this fingerprint: nothing is read.
+
+        `parts` are all fields but `mapped`, each as it was checked.
+        """
+        frames = object.__new__(cls)
+        vars(frames).update(parts, mapped=True, fingerprint=fingerprint)
+        return frames
+
     def __len__(self) -> int:
         return len(self.features)  # T
 
@@ -76,20 +91,28 @@ class FrameSet:
     @cached_property
     def groups(self) -> Tensor:
         """(T,) int64, the index of each frame's recording."""
-        return torch.repeat_interleave(torch.arange(self.recordings), self.starts.diff().cpu())
+        return _groups(self.starts.cpu(), 0, len(self))
 
     @cached_property
     def fingerprint(self) -> str:
         """64 hex digits that change with any feature, label, class name or boundary between recordings."""
         digest = hashlib.sha256(repr((tuple(self.features.shape), self.classes)).encode())
         for tensor in (self.features, self.starts, self.labels):
-            digest.update(b"" if tensor is None else tensor.cpu().contiguous().numpy().data)
+            for block in () if tensor is None else torch.split(tensor, _BLOCK):
+                digest.update(block.cpu().contiguous().numpy().data)
         return digest.hexdigest()
 
     def to(self, device: torch.device | str) -> Self:
-        """The same frames with features on `device`, if this machine has it; labels and starts stay where they are."""
+        """The same frames with features on `device`, if this machine has it; labels and starts stay where they are.
+
+        Mapped features are copied to another device as a whole.
+        """
         wanted = usable_device(device)
-        return self if self.features.device == wanted else replace(self, features=self.features.to(wanted))
+        if self.features.device == wanted:
+            return self
+        moved = replace(self, features=self.features.to(wanted), mapped=False)
+        vars(moved).update({name: value for name, value in vars(self).items() if name == "fingerprint"})
+        return moved
 
     def select(self, recordings: Tensor) -> Self:
         """The frames of these recordings alone, in this order; recordings: (n,) int64 indices."""
@@ -101,6 +124,7 @@ class FrameSet:
             labels=None if self.labels is None else self.labels[frames],
             starts=pad(self.starts.diff()[recordings].cumsum(0), (1, 0)),
             names=tuple(self.names[u] for u in recordings.tolist()),
+            mapped=False,
         )
 
     def affine(self, normalisation: str) -> Affine | None:
@@ -142,7 +166,7 @@ def windows(
         raise IndexError(msg)
     device, affine, starts = frames.features.device, frames.affine(normalisation), frames.starts.cpu()
     around = centres.cpu()[:, None] + torch.arange(-context, context + 1)  # (B, 2K+1)
-    groups = frames.groups[centres.cpu()][:, None]  # (B, 1)
+    groups = _groups_of(starts, centres.cpu())[:, None]  # (B, 1)
     inside = around.clamp(starts[groups], starts[groups + 1] - 1)
     rows = frames.features.index_select(0, inside.flatten().to(device))  # (B * (2K+1), F)
     _normalise(rows.view(*inside.shape, rows.shape[1]), affine, groups)
@@ -152,7 +176,7 @@ def windows(
         others = around.flatten()[beyond]
         beyond, others = (x[(others >= 0) & (others < len(frames))] for x in (beyond, others))
         raw = frames.features.index_select(0, others.to(device))
-        rows.index_copy_(0, beyond.to(device), _normalise(raw, affine, frames.groups[others]))
+        rows.index_copy_(0, beyond.to(device), _normalise(raw, affine, _groups_of(starts, others)))
     return rows.view(len(centres), (2 * context + 1) * rows.shape[1])
 
 
@@ -201,20 +225,53 @@ def stretch(
     if not 0 <= start <= stop <= len(frames):
         msg = f"expected a stretch within 0 to {len(frames)} frames, got {start} to {stop}"
         raise ValueError(msg)
-    device, affine = frames.features.device, frames.affine(normalisation)
+    device, affine, starts = frames.features.device, frames.affine(normalisation), frames.starts.cpu()
     if start == stop:
         return Stretch(frames.features[:0], torch.arange(0, device=device), context)
-    first, last = int(frames.groups[start]), int(frames.groups[stop - 1])
-    low, high = (0, len(frames)) if padding == "corpus" else (int(frames.starts[first]), int(frames.starts[last + 1]))
+    first, last = _groups_of(starts, torch.tensor([start, stop - 1])).tolist()
+    low, high = (0, len(frames)) if padding == "corpus" else (int(starts[first]), int(starts[last + 1]))
     low, high = max(low, start - context), min(high, stop + context)
-    gaps = (frames.groups[low:high] - first) * (context if padding == "recording" else 0)
+    groups = _groups(starts, low, high)
+    gaps = (groups - first) * (context if padding == "recording" else 0)
     places = (torch.arange(low - start + context, high - start + context) + gaps).to(device)
     rows = frames.features.new_zeros(stop - start + 2 * context + int(gaps[stop - low - 1]), frames.features.shape[1])
     for at in range(low, high, _BLOCK):
         some = slice(at, min(at + _BLOCK, high))
-        normal = _normalise(frames.features[some].clone(), affine, frames.groups[some])
+        normal = _normalise(frames.features[some].clone(), affine, groups[at - low : some.stop - low])
         rows.index_copy_(0, places[at - low : some.stop - low], normal)
     return Stretch(rows, places[start - low : stop - low] - context, context)
+
+
+def prepared(frames: FrameSet, context: int, normalisation: str = "mean_std", padding: str = "recording") -> Windows:
+    """The windows of any of the frames, in any order: from a stretch of all of them, made once.
+
+    Of mapped frames they are made anew each time, with the same bits and in the memory of a batch.
+
+    Raises:
+        ValueError: as `stretch`.
+    """
+    way = context, normalisation, padding
+    if not frames.mapped:
+        return stretch(frames, *way).windows
+    stretch(frames, *way, stop=0)  # a wrong name is an error now
+
+    def made(which: Tensor | slice) -> Tensor:
+        if isinstance(which, Tensor):
+            return windows(frames, which, *way)
+        start, stop, _ = which.indices(len(frames))
+        return stretch(frames, *way, start=start, stop=stop).windows()
+
+    return made
+
+
+def _groups(starts: Tensor, low: int, high: int) -> Tensor:
+    """The recordings of the frames from `low` up to `high`; starts (U + 1,) on the CPU."""
+    return torch.repeat_interleave(torch.arange(len(starts) - 1), starts.clamp(low, high).diff())
+
+
+def _groups_of(starts: Tensor, frames: Tensor) -> Tensor:
+    """The recordings of these frames, on the CPU."""
+    return torch.searchsorted(starts, frames, right=True) - 1
 
 
 def _normalise(rows: Tensor, affine: Affine | None, groups: Tensor) -> Tensor:

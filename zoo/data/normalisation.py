@@ -18,6 +18,7 @@ Normalisation = Callable[[Tensor, Tensor], Affine | None]
 
 NORMALISATIONS: dict[str, Normalisation] = {}
 
+_BLOCK = 65_536  # frames of which moments are taken at a time, in float64
 _TINY = torch.finfo(torch.float32).tiny  # below it float32 loses its digits, and 1 / x is soon no float32
 
 
@@ -107,7 +108,7 @@ def affine_of(function: Normalisation, features: Tensor, starts: Tensor) -> Affi
 
 def _standardise(recordings: Sequence[Tensor]) -> Affine:
     """Subtract the mean of each and divide by its standard deviation, in float64; a constant feature becomes zero."""
-    statistics = [_moments(recording.double()) for recording in recordings]
+    statistics = [_moments(recording) for recording in recordings]
     deviation, mean = (torch.stack(column) for column in zip(*statistics, strict=True))
     noise = (torch.finfo(torch.float32).eps * mean.abs()).clamp(min=_TINY)
     scale = torch.where(deviation > noise, 1 / deviation, 0.0)
@@ -120,7 +121,23 @@ def _split(features: Tensor, starts: Tensor) -> Sequence[Tensor]:
 
 
 def _moments(recording: Tensor) -> tuple[Tensor, Tensor]:
-    """Standard deviation (of the population) and mean over time, each (F,)."""
+    """Standard deviation (of the population) and mean over time, each (F,) float64.
+
+    Block by block, so that no copy of a corpus is made.
+
+    References:
+        Chan, Golub and LeVeque, "Algorithms for computing the sample variance", The American Statistician 37, 1983.
+    """
     if torch.compiler.is_exporting():  # torch 2.11 writes `std_mean` in two types, which no ONNX runtime takes
-        return recording.std(dim=0, correction=0), recording.mean(dim=0)
-    return torch.std_mean(recording, dim=0, correction=0)
+        wide = recording.double()
+        return wide.std(dim=0, correction=0), wide.mean(dim=0)
+    first, *others = torch.split(recording, _BLOCK)
+    deviation, mean = torch.std_mean(first.double(), dim=0, correction=0)
+    count = len(first)
+    for block in others:
+        further, centre = torch.std_mean(block.double(), dim=0, correction=0)
+        share = len(block) / (count := count + len(block))
+        step = centre - mean
+        variance = (1 - share) * deviation**2 + share * further**2 + share * (1 - share) * step**2
+        deviation, mean = variance.sqrt(), mean + share * step
+    return deviation, mean

@@ -23,7 +23,7 @@ from zoo.checkpoint import Checkpoint, about_of, decode, tensors_of
 from zoo.checkpoint.exam import check_probe, logits_of
 from zoo.checkpoint.header import CheckpointError, header_of, read_header
 from zoo.checkpoint.match import check_fit, check_values, template
-from zoo.data.frames import FrameSet, stretch
+from zoo.data.frames import FrameSet, prepared
 from zoo.models.architectures import list_architectures
 from zoo.registry.blobs import Blobs
 from zoo.registry.types import Entry, Problem, RegistryError
@@ -208,10 +208,10 @@ def measured_again(entry: Entry, found: Checkpoint, frames: FrameSet) -> list[di
     step = len(frames) if found.exam().needs_whole_batch else _BATCH  # as the validation frames were evaluated
     right, loss = 0, 0.0
     with torch.inference_mode():
-        prepared = stretch(frames.to("cpu"), spec.context, spec.normalisation, spec.padding)
+        windows_of = prepared(frames.to("cpu"), spec.context, spec.normalisation, spec.padding)
         for start in range(0, len(frames), step):
             some = slice(start, start + step)
-            windows = prepared.windows(some)
+            windows = windows_of(some)
             logits = logits_of(model(windows), windows, spec.classes, entry.reference)  # (B, C)
             right += int((logits.argmax(dim=1) == labels[some]).sum())
             loss += float(functional.cross_entropy(logits.double(), labels[some], reduction="sum"))

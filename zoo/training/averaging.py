@@ -16,9 +16,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from zoo.checkpoint import Checkpoint
 from zoo.checkpoint.exam import rows_for
-from zoo.data.frames import FrameSet, stretch
+from zoo.data.frames import FrameSet, prepared
 from zoo.training.optimisers import restored
-from zoo.training.step import Scorer, forward_of, spread_batches
+from zoo.training.step import Scorer, evenly, forward_of, spread_batches
 
 METHODS = ("uniform", "ema", "greedy")
 _BATCH = 4096  # frames
@@ -134,7 +134,9 @@ class _Trials:
                 )
                 raise ValueError(msg)
         self.model = first.to_module()
-        self.prepared = None if frames is None else stretch(frames, spec.context, spec.normalisation, spec.padding)
+        self.frames = frames
+        if frames is not None:
+            self.windows = prepared(frames, spec.context, spec.normalisation, spec.padding)
         self.scorer = None if valid is None else Scorer(valid, spec)
 
     def mixed(self, checkpoints: Sequence[Checkpoint], shares: Sequence[float]) -> dict[str, Tensor]:
@@ -146,11 +148,12 @@ class _Trials:
             for one, share in zip(checkpoints, shares, strict=True):
                 total.add_(one.tensors[name].double(), alpha=share)
             mixture[name] = total.to(mixture[name].dtype)
-        if self.prepared is None:
+        if self.frames is None:
             return mixture
         self.model.load_state_dict(mixture)
-        model, every = self.model.to(self.prepared.rows.device), torch.arange(len(self.prepared.firsts))
-        reestimate(model, spread_batches(self.prepared, every, _STATISTICS, _BATCH))
+        device = self.frames.features.device
+        model, some = self.model.to(device), evenly(len(self.frames), _STATISTICS).to(device)
+        reestimate(model, spread_batches(self.windows, some, _BATCH))
         estimated = model.state_dict()
         return mixture | {name: estimated[name].detach().to("cpu", copy=True) for name in floating}
 

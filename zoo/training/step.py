@@ -24,7 +24,7 @@ from zoo.checkpoint import state_of
 from zoo.checkpoint.exam import rows_for
 from zoo.checkpoint.header import DTYPES
 from zoo.data.audio import mask
-from zoo.data.frames import FrameSet, Stretch, stretch
+from zoo.data.frames import FrameSet, Windows, prepared
 from zoo.models.spec import Spec, build
 from zoo.training.optimisers import OPTIMISERS, norms, perturb, restored, rows, spread
 from zoo.training.recipe import Recipe
@@ -93,17 +93,16 @@ class Batches:
     """Labelled frames in batches, in an order that is a function of seed and epoch; members of one order share them."""
 
     def __init__(self, frames: FrameSet, spec: Spec, recipes: Sequence[Recipe]) -> None:
-        self._stretch = stretch(frames, spec.context, spec.normalisation, spec.padding)
+        self._windows = prepared(frames, spec.context, spec.normalisation, spec.padding)
         self._labels = labels_of(frames, "train").to(frames.features.device)
         self._features, self._recipe = spec.features, recipes[0]
         seeds = [recipe.data_seed for recipe in recipes]
         self._seeds = seeds[:1] if len(set(seeds)) == 1 else seeds
         self.count = max(round(len(frames) * self._recipe.fraction), 1)
-        drawn = [torch.arange(len(frames)) for _ in self._seeds]
+        self._frames: Tensor | None = None  # (1 or M, count) where it is a fraction of them
         if self.count < len(frames):
             orders = [torch.randperm(len(frames), generator=_generator(seed, 0, "fraction")) for seed in self._seeds]
-            drawn = [order[: self.count].sort().values for order in orders]
-        self._frames = torch.stack(drawn)  # (1 or M, count)
+            self._frames = torch.stack([order[: self.count].sort().values for order in orders])
         size = self._recipe.batch_size
         batches = self.count // size + (self.count % size > 1)  # BatchNorm cannot take one frame
         if not batches:
@@ -115,19 +114,23 @@ class Batches:
     def epoch(self, number: int) -> Iterator[list[Batch]]:
         """For each step its batches: windows (B, inputs) with labels (B,), or (M, B, ...) of both."""
         generators = [_generator(seed, number, "order") for seed in self._seeds]
-        order = torch.stack([torch.randperm(self.count, generator=g) for g in generators])  # (1 or M, N)
-        order = self._frames.gather(1, order).to(self._labels.device)  # at once: each step would wait for its own
+        orders = [torch.randperm(self.count, generator=g) for g in generators]
+        order = orders[0][None] if len(orders) == 1 else torch.stack(orders)  # (1 or M, N)
+        order = order if self._frames is None else self._frames.gather(1, order)
+        order = order.to(self._labels.device)  # at once: each step would wait for its own
         for first in range(0, len(self._starts), self._recipe.accumulate):
             starts = self._starts[first : first + self._recipe.accumulate]
             yield [self._batch(order[:, at : at + self._recipe.batch_size], generators) for at in starts]
 
     def unmasked(self, most: int) -> Iterator[Tensor]:
         """Windows in batches without masks, of about `most` frames spread evenly over all."""
-        return spread_batches(self._stretch, self._frames[0], most, self._recipe.batch_size)
+        frames = evenly(self.count, most)
+        frames = frames if self._frames is None else self._frames[0][frames]
+        return spread_batches(self._windows, frames.to(self._labels.device), self._recipe.batch_size)
 
     def _batch(self, index: Tensor, generators: Sequence[torch.Generator]) -> Batch:
         recipe = self._recipe
-        windows = [self._stretch.windows(row) for row in index]
+        windows = [self._windows(row) for row in index]
         if recipe.mask_time or recipe.mask_features:
             longest = {"max_time": recipe.mask_time, "max_features": recipe.mask_features}
             shaped = [x.view(len(x), -1, self._features) for x in windows]
@@ -147,7 +150,7 @@ class Scorer:
         self.whole = False
         self.frames = frames
         self._labels = labels_of(frames, "valid").to(frames.features.device)
-        self._stretch = stretch(frames, spec.context, spec.normalisation, spec.padding)
+        self._windows = prepared(frames, spec.context, spec.normalisation, spec.padding)
 
     @torch.no_grad()
     def __call__(self, forward: Callable[[Tensor], Tensor], members: int = 1) -> tuple[Tensor, Tensor]:
@@ -156,7 +159,7 @@ class Scorer:
         right, loss = torch.zeros(2, members, dtype=torch.float64)
         for at in range(0, len(self._labels), size):
             labels = self._labels[at : at + size]
-            logits = forward(self._stretch.windows(slice(at, at + size))).float()
+            logits = forward(self._windows(slice(at, at + size))).float()
             right += (logits.argmax(dim=-1) == labels).sum(dim=1).cpu()
             loss += losses(logits, labels).double().sum(dim=1).cpu()
         return right / len(self._labels), loss / len(self._labels)
@@ -436,8 +439,13 @@ def labels_of(frames: FrameSet, what: str) -> Tensor:
     return frames.labels
 
 
-def spread_batches(prepared: Stretch, frames: Tensor, most: int, size: int) -> Iterator[Tensor]:
-    """Windows (`size`, inputs) of about `most` of these frames, spread evenly over them."""
-    for batch in torch.split(frames[:: max(len(frames) // most, 1)], size):
+def evenly(count: int, most: int) -> Tensor:
+    """Indices of about `most` of so many frames, spread evenly over them."""
+    return torch.arange(0, count, max(count // most, 1))
+
+
+def spread_batches(windows: Windows, frames: Tensor, size: int) -> Iterator[Tensor]:
+    """The windows (`size`, inputs) of these frames."""
+    for batch in torch.split(frames, size):
         if len(batch) > 1:  # the variance of one frame is not defined
-            yield prepared.windows(batch.to(prepared.firsts.device))
+            yield windows(batch)
