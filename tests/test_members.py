@@ -207,7 +207,9 @@ def test_what_is_known_of_members() -> None:
     """Names, parameters, specs and digests, in order; a digest changes with the weights."""
     modules, members = members_of({"a": spec(), "b": spec("diamond")})
     assert members.names == ("a", "b")
-    assert members.about[0] == ensemble.outputs.About(parameters=zoo.count_parameters(spec()))
+    parameters = zoo.count_parameters(spec())
+    buffers = sum(buffer.nbytes for buffer in modules["a"].buffers())
+    assert members.about[0] == ensemble.outputs.About(parameters, bytes=4 * parameters + buffers)
     assert ensemble.collect(members, torch.zeros(2, 30)).about == members.about
     assert ensemble.collect(members, [torch.zeros(2, 30)]).about == members.about
     assert [member.spec for member in members] == [spec(), spec("diamond")]
@@ -286,7 +288,7 @@ def test_members_from_a_registry(registry: zoo.Registry, frames: zoo.FrameSet) -
     assert ensemble.load(registry, "d").names == ("d",)
     (about,) = ensemble.load(registry, "d").about
     entry = registry.get("d")
-    assert about == ensemble.outputs.About(entry.parameters, "", f"d@{entry.id}")
+    assert about == ensemble.outputs.About(entry.parameters, "", f"d@{entry.id}", entry.bytes)
 
 
 def test_the_registry_is_read_once(registry: zoo.Registry, monkeypatch: pytest.MonkeyPatch) -> None:

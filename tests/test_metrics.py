@@ -8,7 +8,7 @@ import torch
 from sklearn.metrics import accuracy_score, f1_score, log_loss
 
 import ensemble
-from ensemble.judge import METRICS, Answers, Counts, page, plots, tables
+from ensemble.judge import METRICS, Answers, Counts, page, tables
 
 NAMES = ["accuracy", "log_loss", "brier", "macro_f1"]
 
@@ -115,9 +115,9 @@ def test_every_metric_has_its_page_and_its_figure(name: str) -> None:
     """The sentence and the axis name what gains are counted in."""
     report = ensemble.evaluate(some_outputs(), {"mean": ensemble.mean}, metric=name, baseline="a")
     amount = METRICS[name].amount
-    assert f" {amount}, 95 % interval" in page.conclusion(report)
+    assert f" {amount}, 95 % interval" in report.conclusion
     assert f"Gains are {amount} over a" in page.page(report)
-    ax = plots.gains(report)
+    ax = report.figure("gains")
     assert ax.get_xlabel() == f"gain over a, {amount}"
     scale = 100 if METRICS[name].unit == "%" else 1
     segment = ax.collections[0].get_segments()[-1]  # type: ignore[attr-defined]

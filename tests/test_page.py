@@ -6,10 +6,9 @@ import pytest
 import torch
 
 import ensemble
-from ensemble.judge import plots
-from ensemble.judge.page import conclusion, page
+from ensemble.judge.page import page
 
-FIGURES = [plots.gains, plots.reliability, plots.disagreement, plots.classes]
+FIGURES = ["gains", "reliability", "disagreement", "classes"]
 
 
 def report(
@@ -31,8 +30,8 @@ def test_one_recording_shows_nothing() -> None:
     """However many frames it has: no interval, no claim of better, and the page says why."""
     shown = report(frames=10)
     assert shown.rules[["gain_low", "mean_gain_high", "loss_gain_low"]].isna().all(axis=None)
-    assert conclusion(shown).startswith("Not shown to be better.")
-    assert conclusion(shown).endswith("no interval, because there is only one recording.")
+    assert shown.conclusion.startswith("Not shown to be better.")
+    assert shown.conclusion.endswith("no interval, because there is only one recording.")
     assert "1 recording cannot be resampled: there are no intervals" in shown.notes
     assert "nan" not in page(shown)
 
@@ -49,7 +48,7 @@ def test_the_page_shows_everything_and_requests_nothing() -> None:
         *shown.notes,
     ]:
         assert word in text
-    assert conclusion(shown) in text
+    assert shown.conclusion in text
     assert "<h2>Mistakes</h2>" in text
     assert text.startswith("<!doctype html>")
     assert text.count("<svg") == len(FIGURES)
@@ -93,8 +92,8 @@ def test_small_and_empty_reports_have_pages(rules: tuple[str, ...], frames: int,
 
 def test_the_conclusion_follows_the_interval() -> None:
     """Better only if the whole interval is above zero; the number of rules tried is given."""
-    assert conclusion(report()).startswith("Better. ")
-    assert "the best of 2 rules here, against m0" in conclusion(report())
+    assert report().conclusion.startswith("Better. ")
+    assert "the best of 2 rules here, against m0" in report().conclusion
     alone = report(1, rules=("mean",))
-    assert conclusion(alone).startswith("Not shown to be better. mean against m0: +0.00 points")
-    assert conclusion(report(rules=())).startswith("No rule was judged")
+    assert alone.conclusion.startswith("Not shown to be better. mean against m0: +0.00 points")
+    assert report(rules=()).conclusion.startswith("No rule was judged")

@@ -15,7 +15,7 @@ import ensemble
 import zoo
 from ensemble.judge import diversity, tables
 from ensemble.judge.tables import tally
-from ensemble.outputs import About
+from ensemble.outputs import About, Cost
 from ensemble.rules import declared
 
 RULES = {"majority": ensemble.majority, "mean": ensemble.mean, "weighted": ensemble.WeightedMean([4, 2, 1, 0])}
@@ -311,6 +311,21 @@ def test_parameters_are_those_that_came_with_the_outputs() -> None:
     o = known(some_outputs())
     assert ensemble.evaluate(o, {}).members["parameters"].tolist() == [10] * 4
     assert ensemble.evaluate(o, {}, parameters={"m1": 7}).members["parameters"].tolist() == [10, 7, 10, 10]
+
+
+def test_what_running_costs_stands_in_the_tables() -> None:
+    """Bytes come with the outputs, and add up over the members that a rule uses; the rest where it was measured."""
+    about = tuple(About(bytes=size) for size in (10, 20, 40, 80))
+    o = dataclasses.replace(some_outputs(), about=about)
+    costs = {"m1": Cost(2.5, memory=100), "weighted": Cost(9.0, memory=300)}
+    report = ensemble.evaluate(o, RULES, costs=costs)
+    assert report.members["bytes"].tolist() == [10, 20, 40, 80]
+    assert report.rules["bytes"].tolist() == [150, 150, 70]
+    assert report.members["microseconds"].fillna(-1).tolist() == [-1, 2.5, -1, -1]
+    assert report.rules.set_index("name").loc["weighted", ["microseconds", "memory"]].tolist() == [9.0, 300]
+    data = report.to_json()
+    assert [row["memory"] for row in data["members"]] == [None, 100, None, None]
+    assert "confusion" not in data
 
 
 def test_training_frames_are_recognised_from_end_to_end(frames: zoo.FrameSet, tmp_path: Path) -> None:

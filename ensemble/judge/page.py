@@ -28,6 +28,9 @@ _TEXT, _PERCENT, _POINTS, _NUMBER, _WHOLE = (0, ""), (100, ".2f"), (100, "+.2f")
 _COLUMNS: dict[str, tuple[str, _Style]] = {  # column of a report's table -> heading, style of its cells
     "calibration_error": ("calibration error %", _PERCENT),
     "parameters": ("parameters", _WHOLE),
+    "bytes": ("bytes", _WHOLE),
+    "microseconds": ("\u00b5s per frame", (1, ".2f")),
+    "memory": ("memory", _WHOLE),
     "gain": ("gain", _POINTS),
     "gain_low": ("from", _POINTS),
     "gain_high": ("to", _POINTS),
@@ -60,15 +63,15 @@ _HIDDEN = {"abstained", "loss_gain", "loss_gain_low", "loss_gain_high"}
 
 def page(report: Report, *, title: str = "Is the ensemble better?") -> str:
     """The report of `evaluate` as HTML text, one file that needs nothing else."""
-    figures = [plots.reliability, plots.classes] if report.frames else []
-    figures += [plots.gains] if report.frames and len(report.rules) else []
-    figures += [plots.disagreement] if report.frames and len(report.pairs) else []
+    figures = ["reliability", "classes"] if report.frames else []
+    figures += ["gains"] if report.frames and len(report.rules) else []
+    figures += ["disagreement"] if report.frames and len(report.pairs) else []
     farthest = report.pairs.sort_values("disagreement", ascending=False).head(_MOST_PAIRS)
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     text = environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
         title=title,
         report=report,
-        conclusion=conclusion(report),
+        conclusion=report.conclusion,
         amount=get_metric(report.metric).amount,
         tables={
             "rules": _table(report.rules, gain=_gain(get_metric(report.metric).unit)),
@@ -78,24 +81,9 @@ def page(report: Report, *, title: str = "Is the ensemble better?") -> str:
             "pairs": _table(farthest),
         },
         pairs_left_out=len(report.pairs) - len(farthest),
-        figures={draw.__name__: plots.svg(draw(report)) for draw in figures},
+        figures={name: plots.svg(report.figure(name)) for name in figures},
     )
     return text.lstrip()
-
-
-def conclusion(report: Report) -> str:
-    """One sentence: whether these frames show that the best rule is better than the best single member."""
-    if report.best is None or not report.frames:
-        return "No rule was judged, or there were no frames to judge it on."
-    row = report.rules.set_index("name").loc[report.best]
-    metric = get_metric(report.metric)
-    gain, low, high = (_cell(row[column], _gain(metric.unit)) for column in ("gain", "gain_low", "gain_high"))
-    interval = f"95 % interval from {low} to {high}"
-    if report.recordings < 2:
-        interval = "no interval, because there is only one recording"
-    best = f"{report.best}, the best of {len(report.rules)} rules here," if len(report.rules) > 1 else report.best
-    answer = "Better" if row["gain_low"] > 0 else "Worse" if row["gain_high"] < 0 else "Not shown to be better"
-    return f"{answer}. {best} against {report.baseline}: {gain} {metric.amount}, {interval}."
 
 
 def _gain(unit: str) -> _Style:
@@ -110,7 +98,9 @@ def _table(table: pd.DataFrame, *, first: str = "name", gain: _Style = _POINTS) 
         columns[name] = (f"{metric.title} {metric.unit}".strip(), _PERCENT if metric.unit == "%" else _NUMBER)
     for name in [name for name in columns if name.removeprefix("mean_") in ("gain", "gain_low", "gain_high")]:
         columns[name] = (columns[name][0], gain)
-    shown = [str(name) for name in table.columns if name not in _HIDDEN]
+    measured = {"bytes", "microseconds", "memory"}
+    empty = {name for name in measured.intersection(table.columns) if table[name].isna().all()}
+    shown = [str(name) for name in table.columns if name not in _HIDDEN | empty]
     styled = [columns.get(name, (name.replace("_", " "), _NUMBER)) for name in shown]
     rows = [
         [(_cell(value, style), style is not _TEXT) for value, (_, style) in zip(row, styled, strict=True)]

@@ -1,7 +1,7 @@
-"""Figures of a `Report`: each function draws on the axes it is given, or on new ones, and returns them.
+"""Figures of a report's tables: each function draws on the axes it is given, or on new ones, and returns them.
 
-Nothing is shown on a screen or written to a file; `svg` turns axes into text for a page. Needs matplotlib, which comes
-with the extra `report`.
+`Report.figure` calls them by name. Nothing is shown on a screen or written to a file; `svg` turns axes into text for a
+page. Needs matplotlib, which comes with the extra `report`.
 """
 
 from __future__ import annotations
@@ -10,26 +10,27 @@ import io
 from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
 
-from ensemble.judge.metrics import get_metric
-from ensemble.judge.report import Report
+from ensemble.judge.metrics import Metric
 
 try:
     import matplotlib as mpl
-    from matplotlib.axes import Axes
+    from matplotlib.axes import Axes as Axes
     from matplotlib.figure import Figure
 except ImportError as error:
     msg = "expected matplotlib for figures, found none; install it with: pip install 'zoo-ensemble[report]'"
     raise ImportError(msg) from error
 
 _RULE, _BASELINE, _LINE = "#0b6e99", "#b4632f", "#999999"
+_NAMED = 60  # rows of a coloured table that have room for their names
 
 
-def gains(report: Report, ax: Axes | None = None) -> Axes:
+def gains(rules: pd.DataFrame, ax: Axes | None = None, *, baseline: str, metric: Metric) -> Axes:
     """Each rule's gain over the best single member with its 95 % interval, per cent counted in points."""
-    table = report.rules.iloc[::-1]
+    table = rules.iloc[::-1]
     ax = _bare(ax, 6.4, 1.0 + 0.3 * len(table))
-    metric = get_metric(report.metric)
     scale = 100 if metric.unit == "%" else 1
     gain, low, high = (scale * table[column].to_numpy(dtype=float) for column in ("gain", "gain_low", "gain_high"))
     rows = np.arange(len(table))
@@ -37,24 +38,23 @@ def gains(report: Report, ax: Axes | None = None) -> Axes:
     ax.hlines(rows, low, high, color=_RULE, linewidth=2)
     ax.plot(gain, rows, "o", color=_RULE)
     ax.set_yticks(rows, [*map(_as_written, table["name"])])
-    ax.set_xlabel(f"gain over {_as_written(report.baseline)}, {metric.amount}")
+    ax.set_xlabel(f"gain over {_as_written(baseline)}, {metric.amount}")
     return ax
 
 
-def reliability(report: Report, ax: Axes | None = None, *, names: Sequence[str] | None = None) -> Axes:
-    """Accuracy against confidence, bin by bin, of the members or rules named; if None, of the baseline and best rule.
+def reliability(bins: pd.DataFrame, ax: Axes | None = None, *, names: Sequence[str]) -> Axes:
+    """Accuracy against confidence, bin by bin, of the members or rules named.
 
     Bins of fewer than ten frames are left out.
     """
-    ax, table = _bare(ax, 4.2, 4.0), report.reliability
-    chosen = [name for name in (report.baseline, report.best) if name] if names is None else names
+    ax = _bare(ax, 4.2, 4.0)
     colours = [_BASELINE, _RULE]
-    if len(chosen) > 2:
-        colours = [mpl.colors.to_hex(colour) for colour in mpl.colormaps["viridis"](np.linspace(0, 0.9, len(chosen)))]
+    if len(names) > 2:
+        colours = [mpl.colors.to_hex(colour) for colour in mpl.colormaps["viridis"](np.linspace(0, 0.9, len(names)))]
     ax.plot([0, 1], [0, 1], color=_LINE, linewidth=1)
-    for name, colour in zip(chosen, colours, strict=False):
-        bins = table[(table["name"] == name) & (table["frames"] >= 10)]
-        ax.plot(bins["confidence"], bins["accuracy"], "o-", markersize=4, color=colour, label=_as_written(name))
+    for name, colour in zip(names, colours, strict=False):
+        own = bins[(bins["name"] == name) & (bins["frames"] >= 10)]
+        ax.plot(own["confidence"], own["accuracy"], "o-", markersize=4, color=colour, label=_as_written(name))
     ax.set_xlabel("confidence of the top class")
     ax.set_ylabel("fraction right")
     ax.set_aspect("equal")
@@ -62,19 +62,16 @@ def reliability(report: Report, ax: Axes | None = None, *, names: Sequence[str] 
     return ax
 
 
-def disagreement(report: Report, ax: Axes | None = None) -> Axes:
+def disagreement(pairs: pd.DataFrame, ax: Axes | None = None, *, names: Sequence[str]) -> Axes:
     """How often exactly one of two members is right, per cent, as a coloured table; with numbers up to 12 members."""
-    names = report.members["name"].tolist()
     size = min(1.6 + 0.42 * len(names), 9.0)
     ax = _bare(ax, size + 0.8, size)
     table = np.full((len(names), len(names)), np.nan)
     first, second = np.triu_indices(len(names), k=1)  # the order of the rows of `pairs`
-    table[second, first] = 100 * report.pairs["disagreement"].to_numpy(dtype=float)
+    table[second, first] = 100 * pairs["disagreement"].to_numpy(dtype=float)
     image = ax.imshow(table, cmap="cividis")
     ax.figure.colorbar(image, ax=ax, label="disagreement, per cent", shrink=0.8)
-    shown = [*map(_as_written, names)] if len(names) <= 40 else []
-    ax.set_xticks(range(len(shown)), shown, rotation=90)
-    ax.set_yticks(range(len(shown)), shown)
+    _name_both(ax, names)
     if len(names) <= 12:
         middle = np.nanmean(table) if np.isfinite(table).any() else 0.0
         for (row, column), value in np.ndenumerate(table):
@@ -84,21 +81,75 @@ def disagreement(report: Report, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def classes(report: Report, ax: Axes | None = None) -> Axes:
+def member_map(pairs: pd.DataFrame, ax: Axes | None = None, *, members: pd.DataFrame) -> Axes:
+    """The members as a map: the farther apart two of them are, the more often exactly one is right.
+
+    Classical scaling of the square root of `disagreement`, whose square is a distance between the members' rows of
+    right and wrong: Gower, "Some distance properties of latent root and vector methods", Biometrika 53, 1966. The
+    colour is the accuracy; the axes have no meaning but distance.
+    """
+    names, accuracy = members["name"].tolist(), 100 * members["accuracy"].to_numpy(dtype=float)
+    ax = _bare(ax, 5.4, 4.4)
+    squared = np.zeros((len(names), len(names)))
+    first, second = np.triu_indices(len(names), k=1)  # the order of the rows of `pairs`
+    squared[first, second] = squared[second, first] = 100 * pairs["disagreement"].to_numpy(dtype=float)
+    centring = np.eye(len(names)) - 1 / max(len(names), 1)
+    values, vectors = np.linalg.eigh(-centring @ np.nan_to_num(squared) @ centring / 2)
+    places = np.zeros((len(names), 2))
+    top = np.argsort(-values)[:2]
+    found = vectors[:, top] * np.sqrt(np.maximum(values[top], 0))
+    places[:, : found.shape[1]] = found * np.where(found.sum(axis=0) < 0, -1, 1)  # an axis may point either way
+    points = ax.scatter(places[:, 0], places[:, 1], c=accuracy, cmap="viridis", s=45, zorder=2)
+    ax.figure.colorbar(points, ax=ax, label="accuracy, per cent", shrink=0.8)
+    size = np.ptp(places, axis=0).max(initial=1e-9)
+    written: list[NDArray[np.float64]] = []  # where names stand; each is moved up until it covers none
+    for row in np.argsort(places[:, 1], kind="stable") if len(names) <= _NAMED else ():
+        place = places[row] + (0.025 * size, 0.0)
+        while any((np.abs(place - other) < (0.35 * size, 0.045 * size)).all() for other in written):
+            place += (0.0, 0.01 * size)
+        written.append(place)
+        line = {"arrowstyle": "-", "color": _LINE, "linewidth": 0.6}
+        at, to = tuple(places[row]), tuple(place)
+        ax.annotate(_as_written(names[row]), at, xytext=to, fontsize=8, va="center", arrowprops=line)
+    ax.set_aspect("equal", adjustable="datalim")
+    ax.set_xticks([])
+    ax.set_yticks([])
+    ax.margins(0.15)
+    return ax
+
+
+def classes(table: pd.DataFrame, ax: Axes | None = None, *, baseline: str, best: str) -> Axes:
     """Accuracy per class, of the best single member and of the best rule, the most improved class on top."""
-    table = report.classes[report.classes["frames"] > 0].copy()
+    table = table[table["frames"] > 0].copy()
     table["change"] = table["rule_accuracy"] - table["baseline_accuracy"]
     table = table.sort_values(["change", "name"], ascending=[True, False])
     ax = _bare(ax, 6.4, 1.0 + 0.19 * len(table))
     rows = np.arange(len(table))
     before, after = (100 * table[column].to_numpy() for column in ("baseline_accuracy", "rule_accuracy"))
     ax.hlines(rows, before, after, color=_LINE, linewidth=1.5)
-    ax.plot(before, rows, "o", markersize=4, color=_BASELINE, label=_as_written(report.baseline))
-    ax.plot(after, rows, "o", markersize=4, color=_RULE, label=_as_written(report.best or report.baseline))
+    ax.plot(before, rows, "o", markersize=4, color=_BASELINE, label=_as_written(baseline))
+    ax.plot(after, rows, "o", markersize=4, color=_RULE, label=_as_written(best))
     ax.set_yticks(rows, [*map(_as_written, table["name"])], fontsize=8)
     ax.set_ylim(-1, len(table))
     ax.set_xlabel("accuracy on the class's frames, per cent")
     ax.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
+    return ax
+
+
+def confusion(counts: NDArray[np.int64], ax: Axes | None = None, *, names: Sequence[str], judged: str) -> Axes:
+    """What each true class, a row, is taken for, per cent of its frames; classes without frames have empty rows.
+
+    The colours tell shares of a hundredth and of a half apart: they follow the square root.
+    """
+    size = min(2.2 + 0.2 * len(names), 12.0)
+    ax = _bare(ax, size + 1.0, size)
+    with np.errstate(invalid="ignore"):
+        shares = 100 * counts / counts.sum(axis=1, keepdims=True)
+    image = ax.imshow(shares, cmap="cividis", norm=mpl.colors.PowerNorm(0.5, vmin=0, vmax=100))
+    ax.figure.colorbar(image, ax=ax, label="frames of the true class, per cent", shrink=0.8)
+    _name_both(ax, names)
+    ax.set_xlabel(f"class given by {_as_written(judged)}")
+    ax.set_ylabel("true class")
     return ax
 
 
@@ -121,6 +172,14 @@ def _bare(ax: Axes | None, width: float, height: float) -> Axes:
     ax = Figure(figsize=(width, height)).add_subplot() if ax is None else ax
     ax.spines[["top", "right"]].set_visible(False)
     return ax
+
+
+def _name_both(ax: Axes, names: Sequence[str]) -> None:
+    """The names of a coloured table's rows, and of its columns, where there is room."""
+    shown = [*map(_as_written, names)] if len(names) <= _NAMED else []
+    size = 10 if len(names) <= 12 else 7
+    ax.set_xticks(range(len(shown)), shown, rotation=90, fontsize=size)
+    ax.set_yticks(range(len(shown)), shown, fontsize=size)
 
 
 def _as_written(name: str) -> str:

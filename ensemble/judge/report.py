@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -17,9 +17,12 @@ from ensemble.judge.excerpt import Excerpt
 from ensemble.judge.metrics import get_metric
 from ensemble.judge.significance import CrossFit
 from ensemble.judge.tables import Tally
-from ensemble.outputs import MemberOutputs
+from ensemble.outputs import Cost, MemberOutputs
 from ensemble.rules.fitted import WeightedMean
-from ensemble.rules.table import Rule
+from ensemble.rules.table import Rule, no_such
+
+if TYPE_CHECKING:
+    from ensemble.judge.plots import Axes
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +32,8 @@ class Report:
     #: one row per member: name, accuracy, log_loss (nats; a probability of the true class below 2^-52 counts as 2^-52,
     #: and a note gives the number of such frames), brier (0 to 2), calibration_error (of the top class, 15 bins of
     #: equal width), macro_f1 (over classes that occur, on frames with an answer), further metrics of `METRICS`,
-    #: parameters, abstained (frames); then gain over the baseline in `metric` with its ends, as for rules
+    #: parameters, bytes (of its weights), microseconds (per frame) and memory (bytes), both missing without `costs`,
+    #: abstained (frames); then gain over the baseline in `metric` with its ends, as for rules
     members: pd.DataFrame
     #: the same per rule, then gain over the baseline in `metric`, positive where the rule is better, with gain_low and
     #: gain_high, the ends of its 95 % interval, NaN for fewer than two recordings; mean_gain over the uniform mean, and
@@ -69,6 +73,62 @@ class Report:
         """Frames judged per second, all members and rules together."""
         return self.frames / self.seconds if self.seconds else math.nan
 
+    @property
+    def conclusion(self) -> str:
+        """One sentence: whether these frames show that the best rule is better than the best single member."""
+        if self.best is None or not self.frames:
+            return "No rule was judged, or there were no frames to judge it on."
+        row, metric = self.rules.set_index("name").loc[self.best], get_metric(self.metric)
+        points = metric.unit == "%"
+        gain, low, high = (
+            f"{100 * row[column]:+.2f}" if points else f"{row[column]:+.4f}"
+            for column in ("gain", "gain_low", "gain_high")
+        )
+        interval = f"95 % interval from {low} to {high}"
+        if self.recordings < 2:
+            interval = "no interval, because there is only one recording"
+        best = f"{self.best}, the best of {len(self.rules)} rules here," if len(self.rules) > 1 else self.best
+        answer = "Better" if row["gain_low"] > 0 else "Worse" if row["gain_high"] < 0 else "Not shown to be better"
+        return f"{answer}. {best} against {self.baseline}: {gain} {metric.amount}, {interval}."
+
+    def figure(self, name: str, ax: Axes | None = None, *, of: Sequence[str] | None = None) -> Axes:
+        """Draw one of the report's figures; needs matplotlib, which comes with the extra `report`.
+
+        Args:
+            name: "gains": of each rule, with their intervals. "reliability": accuracy against confidence.
+                "disagreement": of each pair of members, as a coloured table. "map": the same as distances on a
+                map of the members. "classes": the accuracy on each, before and after. "confusion":
+                what each class is taken for by the best rule.
+            ax: matplotlib axes to draw on; new ones if None.
+            of: for "reliability", the members and rules to draw; the baseline and the best rule if None.
+
+        Returns:
+            The axes; `ax.figure.savefig("gains.png", bbox_inches="tight")` writes a file.
+
+        Raises:
+            ValueError: there is no such figure, member or rule.
+            ImportError: matplotlib is not installed.
+        """
+        from ensemble.judge import plots  # matplotlib belongs to an extra
+
+        names, best = self.members["name"].tolist(), self.best or self.baseline
+        drawn = [*dict.fromkeys((self.baseline, best))] if of is None else [*of]
+        for each in drawn:
+            if each not in (known := [*names, *self.rules["name"]]):
+                raise ValueError(no_such("member or rule", each, known))
+        counts = self.confusion[[*names, *self.rules["name"]].index(best)]
+        figures: dict[str, Callable[[], Axes]] = {
+            "gains": lambda: plots.gains(self.rules, ax, baseline=self.baseline, metric=get_metric(self.metric)),
+            "reliability": lambda: plots.reliability(self.reliability, ax, names=drawn),
+            "disagreement": lambda: plots.disagreement(self.pairs, ax, names=names),
+            "map": lambda: plots.member_map(self.pairs, ax, members=self.members),
+            "classes": lambda: plots.classes(self.classes, ax, baseline=self.baseline, best=best),
+            "confusion": lambda: plots.confusion(counts, ax, names=self.classes["name"].tolist(), judged=best),
+        }
+        if name not in figures:
+            raise ValueError(no_such("figure", name, figures))
+        return figures[name]()
+
     def to_json(self) -> dict[str, Any]:
         """The report's tables and figures as plain data; what is not a finite number becomes None."""
         kept = ("confusion", "weights", "sample", "whole")
@@ -93,6 +153,7 @@ def evaluate(
     metric: str = "accuracy",
     baseline: str | None = None,
     parameters: Mapping[str, int] | None = None,
+    costs: Mapping[str, Cost] | None = None,
     cross_fits: Mapping[str, CrossFit] | None = None,
     replicates: int = 2000,
     seed: int = 0,
@@ -112,6 +173,7 @@ def evaluate(
         baseline: the member that gains are measured against, chosen on other frames. If None, the best by the metric
             on these frames, which makes gains look smaller than they are; a note says so.
         parameters: member -> number of parameters, in place of those in `outputs.about`.
+        costs: member or rule -> what running it costs, as `ensemble.run.measure_costs` measured it.
         cross_fits: fitted rule -> what `cross_fit` found on its fitting frames, for the two columns of optimism.
         replicates: resamples behind each interval.
         seed: of the resampling; equal seeds, equal intervals.
@@ -137,7 +199,7 @@ def evaluate(
     seconds = time.perf_counter() - began
     single = tables.best(sums, range(M)) if baseline is None else names.index(baseline)
     best = tables.best(sums, range(M, M + len(rules))) if rules else None
-    scores = tables.scores(outputs, sums, outputs.parameters | dict(parameters or {}))
+    scores = tables.scores(outputs, sums, outputs.parameters | dict(parameters or {}), costs or {})
     gains = tables.gains(sums, range(M, M + len(rules)), baseline=single, replicates=replicates, seed=seed)
     behind = tables.gains(sums, range(M), baseline=single, replicates=replicates, seed=seed)
     own = scores[M:].drop(columns="abstained").reset_index(drop=True)

@@ -18,7 +18,7 @@ from ensemble.judge.diversity import PAIR_MEASURES, Joint
 from ensemble.judge.metrics import METRICS, Answers, Counts, Metric, get_metric
 from ensemble.judge.reliability import BINS, bin_sums, calibration_error
 from ensemble.judge.significance import cluster_bootstrap, percentile_ends, piles
-from ensemble.outputs import LEAST, MemberOutputs
+from ensemble.outputs import LEAST, Cost, MemberOutputs
 from ensemble.outputs.arrays import numbers
 from ensemble.rules.fitted import Among, WeightedMean, rule_for
 from ensemble.rules.pooling import mean, tie_rate
@@ -176,23 +176,36 @@ def best_member(outputs: MemberOutputs, metric: str = "accuracy") -> str:
     return outputs.members[best(tally(outputs, {}, get_metric(metric)), range(len(outputs.members)))]
 
 
-def scores(outputs: MemberOutputs, sums: Tally, parameters: Mapping[str, int]) -> pd.DataFrame:
-    """One row per member, then one per rule, which counts the parameters of the members that can influence it.
+def scores(
+    outputs: MemberOutputs, sums: Tally, parameters: Mapping[str, int], costs: Mapping[str, Cost]
+) -> pd.DataFrame:
+    """One row per member, then one per rule, which counts parameters and bytes of the members that can influence it.
 
     The uniform mean, which is only a yardstick, has none.
     """
-    own = pd.Series([parameters.get(name) for name in outputs.members], dtype="Int64")
-    used = [own if rule.used is None else own.iloc[list(rule.used)] for rule in sums.rules.values()]
+    used = [None if rule.used is None else list(rule.used) for rule in sums.rules.values()]
+
+    def with_sums(known: Sequence[int | None]) -> pd.Series[int]:
+        """Of the members, then of each rule; missing where a member's is."""
+        own: pd.Series[int] = pd.Series([*known], dtype="Int64")
+        sums = [(own if some is None else own.iloc[some]).sum(skipna=False) for some in used]
+        return pd.Series([*own, *sums], dtype="Int64")
+
+    names = [*outputs.members, *sums.rules]
+    measured = [costs.get(name, Cost(math.nan)) for name in names]
     frame_by_frame, by_class = (
         {name: sums.values(metric)[:-1] for name, metric in METRICS.items() if metric.of is kind}
         for kind in (Answers, Counts)
     )
     table = {
-        "name": [*outputs.members, *sums.rules],
+        "name": names,
         **frame_by_frame,
         "calibration_error": [calibration_error(each) for each in sums.bins[:-1]],
         **by_class,
-        "parameters": pd.Series([*own, *(some.sum(skipna=False) for some in used)], dtype="Int64"),
+        "parameters": with_sums([parameters.get(name) for name in outputs.members]),
+        "bytes": with_sums([about.bytes for about in outputs.about]),
+        "microseconds": [cost.microseconds for cost in measured],
+        "memory": pd.Series([cost.memory for cost in measured], dtype="Int64"),
         "abstained": sums.abstained[:-1],
     }
     return pd.DataFrame(table)

@@ -6,6 +6,7 @@ Models come before it; after it there is array arithmetic only, without any mode
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
@@ -28,6 +29,19 @@ class About:
     parameters: int | None = None  #: number of trainable parameters
     trained_on: str = ""  #: fingerprint of the frames it was trained on, comparable with `MemberOutputs.fingerprint`
     reference: str = ""  #: its version in a registry, `name@id`
+    bytes: int | None = None  #: size of its checkpoint, or of its parameters and buffers where it has none
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What running one member or one rule costs on the machine where it was measured; see `ensemble.run.costs`."""
+
+    #: per frame; of a member, by how much it lengthens the run of all members; of a rule, from frames to its rows, with
+    #: the members that it uses
+    microseconds: float
+    alone: float = math.nan  #: microseconds per frame of a member that runs by itself; of a rule, without its members
+    memory: int | None = None  #: most bytes held at a time while it runs, beside weights and inputs; None if unknown
+    kind: int | None = None  #: members of one kind run as one, and the first of them costs `alone`
 
 
 @dataclass(frozen=True, eq=False)

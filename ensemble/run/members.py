@@ -505,7 +505,9 @@ def from_modules(
     for name, module in modules.items():
         if (chosen := outputs.get(name)) is not None:
             module = _Output(module, chosen)
-        about = About(sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad))
+        size = sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
+        trained = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+        about = About(trained, bytes=size)
         make = module.eval  # a bound method can be sent to another process; it returns the module
         members.append(Member(name, named[name], make, about, (specs or {}).get(name)))
     return Members(members, device=device, precision=precision, plan=plan)
@@ -545,7 +547,7 @@ def load(
             stacks.append((stack, [list(named).index(name) for name in names]))
         for row, name in enumerate(names):
             entry = named[name]
-            about = About(entry.parameters, entry.trained_on, f"{entry.name}@{entry.id}")
+            about = About(entry.parameters, entry.trained_on, f"{entry.name}@{entry.id}", entry.bytes)
             make = partial(registry.load, entry) if template is None else partial(stack.member, row)
             members[name] = Member(name, entry.classes, make, about, spec, entry.sha256)
     ordered = [members[name] for name in named]
