@@ -111,12 +111,13 @@ class Report:
         """
         from ensemble.judge import plots  # matplotlib belongs to an extra
 
-        names, best = self.members["name"].tolist(), self.best or self.baseline
+        names, rules = self.members["name"].tolist(), self.rules["name"].tolist()
+        best = self.best or self.baseline
         drawn = [*dict.fromkeys((self.baseline, best))] if of is None else [*of]
         for each in drawn:
-            if each not in (known := [*names, *self.rules["name"]]):
+            if each not in (known := [*names, *rules]):
                 raise ValueError(no_such("member or rule", each, known))
-        counts = self.confusion[[*names, *self.rules["name"]].index(best)]
+        counts = self.confusion[len(names) + rules.index(best) if self.best else names.index(best)]
         figures: dict[str, Callable[[], Axes]] = {
             "gains": lambda: plots.gains(self.rules, ax, baseline=self.baseline, metric=get_metric(self.metric)),
             "reliability": lambda: plots.reliability(self.reliability, ax, names=drawn),
