@@ -486,7 +486,7 @@ def test_what_cannot_be_stacked_is_trained_one_by_one(frames: FrameSet, monkeypa
 def test_memory_that_runs_out_ends_the_measuring(frames: FrameSet, monkeypatch: pytest.MonkeyPatch) -> None:
     """Groups of the sizes before are compared."""
 
-    def seconds(group: zoo.training.Group, *arguments: object) -> float:
+    def seconds(group: zoo.training.Group, *arguments: object, **settings: object) -> float:
         if group.members > 2:
             raise torch.OutOfMemoryError("none left")
         return 1.0

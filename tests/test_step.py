@@ -21,19 +21,19 @@ def test_every_frame_comes_once_an_epoch_in_an_order_of_seed_and_epoch(frames: F
 
     def order(epoch: int, seed: int) -> list[float]:
         feed = Batches(numbered, spec, [Recipe(batch_size=32, seed=seed)])
-        return [value for step in feed.epoch(epoch) for x, _ in step for value in x[:, 0].tolist()]
+        return [value for step in feed.epoch(epoch) for batch in step for value in batch.windows[:, 0].tolist()]
 
     assert sorted(order(1, 0)) == list(range(138))
     assert order(1, 0) == order(1, 0) != order(2, 0)
     assert order(1, 0) != order(1, 1)
     steps = Batches(numbered, spec, [Recipe(batch_size=137)]).epoch(1)
-    assert sum(len(x) for step in steps for x, _ in step) == 137
+    assert sum(batch.count for step in steps for batch in step) == 137
 
 
 def test_masks_blank_the_windows_only_in_training(frames: FrameSet) -> None:
     """A run of features is zero in a masked window, everything else as it was."""
     plain, masked = (
-        next(Batches(frames, SPEC, [Recipe(batch_size=32, mask_features=m)]).epoch(1))[0][0] for m in (0, 2)
+        next(Batches(frames, SPEC, [Recipe(batch_size=32, mask_features=m)]).epoch(1))[0].windows for m in (0, 2)
     )
     changed = masked != plain
     assert changed.any()
@@ -57,14 +57,14 @@ def test_mapped_frames_train_the_same_model(frames: FrameSet, changes: dict[str,
 def test_members_of_one_order_share_their_windows(frames: FrameSet) -> None:
     """(B, inputs) where the seeds of the order are equal, (M, B, inputs) where they differ."""
     recipes = [Recipe(batch_size=32, seed=seed, order_seed=7) for seed in (0, 1)]
-    [(shared, labels)] = next(Batches(frames, SPEC, recipes).epoch(1))
-    assert (shared.shape, labels.shape) == ((32, 18), (32,))
+    [shared] = next(Batches(frames, SPEC, recipes).epoch(1))
+    assert (shared.windows.shape, shared.labels.shape) == ((32, 18), (32,))
     own = [replace(recipe, order_seed=None) for recipe in recipes]
-    [(windows, labels)] = next(Batches(frames, SPEC, own).epoch(1))
-    assert (windows.shape, labels.shape) == ((2, 32, 18), (2, 32))
+    [apart] = next(Batches(frames, SPEC, own).epoch(1))
+    assert (apart.windows.shape, apart.labels.shape) == ((2, 32, 18), (2, 32))
     for m, recipe in enumerate(own):
-        [(alone, _)] = next(Batches(frames, SPEC, [recipe]).epoch(1))
-        assert torch.equal(windows[m], alone)
+        [alone] = next(Batches(frames, SPEC, [recipe]).epoch(1))
+        assert torch.equal(apart.windows[m], alone.windows)
 
 
 def test_recipes_of_one_group_differ_in_four_fields_only() -> None:

@@ -55,13 +55,16 @@ def cotrain(
     learning_rates: Sequence[float] = (),
     weight_decays: Sequence[float] = (),
     together: int | None = None,
+    teacher: zoo.training.Teacher | Callable[[Tensor], Tensor] | None = None,
+    unlabelled: Sequence[zoo.FrameSet] = (),
     on_epoch: Callable[[list[Mapping[str, Any]]], object] | None = None,
     directory: str | Path | None = None,
     progress: zoo.logs.Progress | None = None,
 ) -> list[zoo.Checkpoint]:
     """Train a member for each seed; each ends as `zoo.train` would have left it, in less time.
 
-    Arguments that are not listed are those of `zoo.train`.
+    Arguments that are not listed are those of `zoo.train`. A teacher answers once for the members that are stepped
+    together, unless each has an order of its own.
 
     Args:
         recipe: the members' recipe, except for the seed.
@@ -95,12 +98,13 @@ def cotrain(
             raise ValueError(msg)
     recipes = [replace(recipe, **{name: values[m] for name, values in own.items()}) for m in range(len(seeds))]
     zoo.training.check_recipes(recipes)
-    zoo.training.check_group(zoo.training.single_group(spec, recipes[0]), train, valid)
+    teacher, unlabelled = None if teacher is None else zoo.training.Teacher.of(teacher), tuple(unlabelled)
+    zoo.training.check_group(zoo.training.single_group(spec, recipes[0]), train, valid, teacher, unlabelled)
     folder = None if directory is None else Path(directory)
     note = None if folder is None else folder / "together.json"  # a resumed run has the same groups
     if together is None and note is not None and note.exists():
         together = int(json.loads(note.read_bytes()))
-    size = together or _chosen(spec, recipes, train)
+    size = together or _chosen(spec, recipes, train, teacher)
     if note is not None:
         _files.make_folders(note.parent)
         _files.write(note, json.dumps(size).encode())
@@ -108,7 +112,16 @@ def cotrain(
     for first in range(0, len(recipes), size):
         group = stacked_group(spec, recipes[first : first + size], train.features.device)
         place = None if folder is None else folder / f"members-{first:03}"
-        found += zoo.training.train_group(group, train, valid, on_epoch=on_epoch, directory=place, progress=progress)
+        found += zoo.training.train_group(
+            group,
+            train,
+            valid,
+            teacher=teacher,
+            unlabelled=unlabelled,
+            on_epoch=on_epoch,
+            directory=place,
+            progress=progress,
+        )
     return found
 
 
@@ -142,7 +155,9 @@ def _those_that_learn(
         return [one for seed in seeds for one in _those_that_learn(spec, recipe, train, valid, [seed])]
 
 
-def measure_together(spec: zoo.Spec, recipes: Sequence[zoo.Recipe], train: zoo.FrameSet) -> dict[int, float]:
+def measure_together(
+    spec: zoo.Spec, recipes: Sequence[zoo.Recipe], train: zoo.FrameSet, teacher: zoo.training.Teacher | None = None
+) -> dict[int, float]:
     """Seconds per step and member when 1, 2, 4, ... or all members are stepped together, measured on real batches.
 
     Larger groups are not tried once they become slower; if the members cannot be stacked, the only key is 1.
@@ -152,14 +167,14 @@ def measure_together(spec: zoo.Spec, recipes: Sequence[zoo.Recipe], train: zoo.F
     for size in _sizes(len(recipes)):
         try:
             group = stacked_group(spec, recipes[:size], device)
-            found[size] = zoo.training.seconds_per_step(group, train) / size
+            found[size] = zoo.training.seconds_per_step(group, train, teacher=teacher) / size
         except (ValueError, torch.OutOfMemoryError):  # a layer that cannot be stacked, or no room
             if size == 1:
                 raise
             break
         if found[size] > 1.25 * min(found.values()):
             break
-    again = zoo.training.seconds_per_step(stacked_group(spec, recipes[:1], device), train)
+    again = zoo.training.seconds_per_step(stacked_group(spec, recipes[:1], device), train, teacher=teacher)
     return found | {1: min(found[1], again)}  # the first measurement was made while everything was cold
 
 
@@ -167,15 +182,18 @@ def _sizes(members: int) -> list[int]:
     return [size for size in (1, 2, 4, 8, 16, 32, 64, 128, 256) if size < members] + [members]
 
 
-def _chosen(spec: zoo.Spec, recipes: Sequence[zoo.Recipe], train: zoo.FrameSet) -> int:
+def _chosen(
+    spec: zoo.Spec, recipes: Sequence[zoo.Recipe], train: zoo.FrameSet, teacher: zoo.training.Teacher | None
+) -> int:
     """The size of the groups: measured if that takes a small share of the training, else by the members' size."""
     recipe, members, device = recipes[0], len(recipes), train.features.device
     steps = recipe.epochs * recipe.fraction * len(train) / (recipe.batch_size * recipe.accumulate) * members
     if members > 1 and _SHARE * steps >= _STEPS:
-        step = zoo.training.seconds_per_step(stacked_group(spec, recipes[:1], device), train, patience=0)
+        first = stacked_group(spec, recipes[:1], device)
+        step = zoo.training.seconds_per_step(first, train, teacher=teacher, patience=0)
         measuring = sum(max(_STEPS * step * size, _PATIENCE) for size in [*_sizes(members), 1])
         if measuring < _SHARE * steps * step:
-            return fastest(measure_together(spec, recipes, train))
+            return fastest(measure_together(spec, recipes, train, teacher))
     size = min(members, _MANY, _HELD // max(zoo.count_parameters(spec), 1))
     if size > 1:
         with suppress(ValueError):  # a layer that cannot be stacked

@@ -67,7 +67,7 @@ __all__ = [
 ]
 
 T = TypeVar("T")
-KINDS = ("trained", "averaged", "imported")
+KINDS = ("trained", "averaged", "imported", "distilled")
 _KEY = "zoo"
 _FORMAT = "zoo-checkpoint"
 _SCHEMA = 1

@@ -140,7 +140,7 @@ def resample(waveform: Tensor, sample_rate: int, to: int = SAMPLE_RATE) -> Tenso
     return resampled
 
 
-def mask(windows: Tensor, *, max_time: int, max_features: int, generator: torch.Generator) -> Tensor:
+def mask(windows: Tensor, *, max_time: int, max_features: int, generator: torch.Generator, around: int = 0) -> Tensor:
     """Set one run of frames and one run of features to zero in every window, drawn separately for each window.
 
     Zero is the mean of a normalised recording. Run lengths are uniform from 0 to the maximum. The draws are those of
@@ -153,6 +153,8 @@ def mask(windows: Tensor, *, max_time: int, max_features: int, generator: torch.
         max_time: longest run of frames, from 0 (none) to W.
         max_features: longest run of features, from 0 (none) to F.
         generator: a generator on the CPU.
+        around: frames at each end of a window that are not part of W: the masks are those of the middle, where all
+            runs of frames are.
 
     Returns:
         (B, W, F), a new tensor.
@@ -174,14 +176,15 @@ def mask(windows: Tensor, *, max_time: int, max_features: int, generator: torch.
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would also reseed the accelerators
         for axis, (name, longest) in enumerate({"max_time": max_time, "max_features": max_features}.items(), start=1):
-            length = windows.shape[axis]
+            beside = around if axis == 1 else 0
+            length = windows.shape[axis] - 2 * beside
             if not 0 <= longest <= length:
                 msg = f"expected {name} between 0 and {length}, the length of its axis, got {longest}"
                 raise ValueError(msg)
             if longest:
                 run = torch.rand(len(windows), 1) * (longest + 1)  # truncated below, so that `longest` is possible
                 start = (torch.rand(len(windows), 1) * (length - run)).long()
-                places = torch.arange(length)
+                places = torch.arange(-beside, length + beside)
                 blank = (places >= start) & (places < start + run.long())  # (B, length)
                 masked.masked_fill_(blank[:, :, None].movedim(1, axis).to(windows.device), 0.0)
     return masked

@@ -155,7 +155,7 @@ class VersionRecord(Record, frozen=True, kw_only=True, gc=False):
     bytes: Annotated[int, Meta(ge=1, le=_MOST)]
     classes: Annotated[Raw, list[str]]
     created: str
-    kind: Literal["trained", "averaged", "imported"] | UnsetType = UNSET
+    kind: Literal["trained", "averaged", "imported", "distilled"] | UnsetType = UNSET
     licence: str | UnsetType = UNSET
     metrics: Annotated[Raw, dict[str, Metric]] | UnsetType = UNSET
     n: Number
@@ -289,7 +289,7 @@ class Entry(Struct, frozen=True):
     bytes = _of_record("bytes", 0, "Size of the blob.")
     classes = _of_record("classes", _STRINGS, "Names of the classes, in the order of the logits.")
     created = _of_record("created", "", "When it was registered, UTC.")
-    kind = _of_record("kind", "trained", "One of trained, averaged, imported.")
+    kind = _of_record("kind", "trained", "One of trained, averaged, imported, distilled.")
     licence = _of_record("licence", "", "Under which licence it may be used, such as Apache-2.0.")
     metrics = _of_record("metrics", _MAPPING, 'Name -> `{"value", "unit", "n", "frames"}`, as far as they are known.')
     note = _of_record("note", "", "Free text.")

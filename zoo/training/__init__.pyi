@@ -11,3 +11,4 @@ from .recipe import Recipe as Recipe
 from .schedules import schedule as schedule
 from .step import Group as Group
 from .step import check_recipes as check_recipes
+from .teacher import Teacher as Teacher

@@ -31,6 +31,7 @@ from zoo.training.optimisers import restored, rows
 from zoo.training.recipe import Recipe, acting
 from zoo.training.schedules import SCHEDULES, Position
 from zoo.training.step import OWN, Batches, Group, Scorer, State, Stepper, epoch_seed, forward_of
+from zoo.training.teacher import Teacher, check_teacher
 
 Record = Mapping[str, Any]
 _STATE = "state.safetensors"
@@ -52,6 +53,8 @@ def train(
     train: FrameSet,
     valid: FrameSet,
     *,
+    teacher: Teacher | Callable[[Tensor], Tensor] | None = None,
+    unlabelled: Sequence[FrameSet] = (),
     on_epoch: Callable[[Record], object] | None = None,
     directory: str | Path | None = None,
     log: Log | None = None,
@@ -64,17 +67,22 @@ def train(
         recipe: how to train it.
         train: frames to learn from, with labels; the device of their features is where training happens.
         valid: frames on which each epoch is evaluated, with labels.
+        teacher: gives the probabilities that the model learns from, besides the labels' share in the recipe: a
+            `Teacher`, or a function from the windows that the model sees (B, inputs), augmented, to (B, C).
+        unlabelled: further frames to learn from, by the teacher's answers alone; if they have labels, these are unused.
         on_epoch: called after each epoch with its figures: epoch, train/loss (nats), train/accuracy
             (fraction), valid/loss, valid/accuracy, learning_rate, frames_per_second, seconds.
         directory: where each epoch leaves a checkpoint, and the run its state. If it holds this same run
-            already, the run is resumed: the result is that of an uninterrupted run, to the bit on a CPU.
+            already, the run is resumed: the result is that of an uninterrupted run, to the bit on a CPU. A teacher
+            needs a fingerprint for it.
         log: receives the figures too; with a directory, they are also written there as JSON lines. An error in it
             is a warning.
         progress: shows how far each epoch has come; None shows nothing.
 
     Raises:
-        ValueError: frames that do not fit the spec or each other, a directory that holds another run, or a model that
-            could not be kept as it was judged; that is, with tensors or answers that no checkpoint can give back.
+        ValueError: frames or a teacher that do not fit the spec, the recipe or each other, a directory that holds
+            another run, or a model that could not be kept as it was judged; that is, with tensors or answers that no
+            checkpoint can give back.
         TrainingError: the loss became NaN or infinite, or that on the validation frames always was; it carries the best
             checkpoint so far.
         OSError: an epoch could not be written; those before it are still there.
@@ -91,7 +99,18 @@ def train(
     """
     group = single_group(spec, recipe, train.features.device)
     report = None if on_epoch is None else lambda records: on_epoch(records[0])
-    return train_group(group, train, valid, on_epoch=report, directory=directory, log=log, progress=progress)[0]
+    checkpoints = train_group(
+        group,
+        train,
+        valid,
+        teacher=teacher,
+        unlabelled=unlabelled,
+        on_epoch=report,
+        directory=directory,
+        log=log,
+        progress=progress,
+    )
+    return checkpoints[0]
 
 
 def single_group(spec: Spec, recipe: Recipe, device: torch.device | str = "cpu") -> Group:
@@ -112,6 +131,8 @@ def train_group(
     train: FrameSet,
     valid: FrameSet,
     *,
+    teacher: Teacher | Callable[[Tensor], Tensor] | None = None,
+    unlabelled: Sequence[FrameSet] = (),
     on_epoch: Callable[[list[Record]], object] | None = None,
     directory: str | Path | None = None,
     log: Log | None = None,
@@ -121,16 +142,22 @@ def train_group(
 
     A member that has stopped early, or whose loss is no longer finite, stays at its best epoch and is not
     changed further; training ends when no member is left. Arguments are those of `train`, but `on_epoch` gets one
-    record a member.
+    record a member. The teacher answers once for all members that share their batches.
 
     Raises:
         TrainingError: a member's loss is not finite before its first whole epoch, or all have diverged, or no epoch
             of a member had a finite loss on the validation frames.
     """
-    whole = check_group(group, train, valid).needs_whole_batch
+    teacher, unlabelled = None if teacher is None else Teacher.of(teacher), tuple(unlabelled)
+    if teacher is not None and directory is not None and not teacher.fingerprint:
+        msg = (
+            "expected a teacher with a fingerprint where a directory is given, so that a run is resumed with the same "
+        )
+        raise ValueError(msg + "teacher; got none: use zoo.training.Teacher(..., fingerprint=...)")
+    whole = check_group(group, train, valid, teacher, unlabelled).needs_whole_batch
     recipe, logs = group.recipes[0], [] if log is None else [log]
     with torch.random.fork_rng(devices=_generators(train)):
-        run = _Run(group, train, valid, progress or silent)
+        run = _Run(group, train, valid, progress or silent, teacher, unlabelled)
         run.scorer.whole = whole
         if directory is not None:
             folder = Path(directory)
@@ -156,11 +183,11 @@ def train_group(
         return run.result()
 
 
-def seconds_per_step(group: Group, train: FrameSet, *, patience: float = 0.5) -> float:
+def seconds_per_step(group: Group, train: FrameSet, *, teacher: Teacher | None = None, patience: float = 0.5) -> float:
     """The least time that a step of this group took, over about `patience` seconds; the steps train the group."""
     recipe = group.recipes[0]
     enough = torch.arange(int((train.starts[:-1] < 4 * recipe.batch_size * recipe.accumulate).sum()))
-    batches = Batches(train.select(enough), group.spec, group.recipes)
+    batches = Batches(train.select(enough), group.spec, group.recipes, teacher)
     stepper = Stepper(group, train.features.device)
     rates = torch.full((group.members,), recipe.learning_rate, dtype=torch.float64)
     group.module.train()
@@ -218,11 +245,20 @@ class _Standing:
 class _Run:
     """A training run: weights, their average and their best, the optimiser, and where each member stands."""
 
-    def __init__(self, group: Group, train: FrameSet, valid: FrameSet, progress: Progress) -> None:
+    def __init__(
+        self,
+        group: Group,
+        train: FrameSet,
+        valid: FrameSet,
+        progress: Progress,
+        teacher: Teacher | None = None,
+        unlabelled: Sequence[FrameSet] = (),
+    ) -> None:
         self.group, self.recipe, self.train, self.progress = group, group.recipes[0], train, progress
         self.state = State(group.module, group.spec.architecture)
         self.numbers = self.state.numbers()  # of the new model
-        self.batches = Batches(train, group.spec, group.recipes)
+        self.batches = Batches(train, group.spec, group.recipes, teacher, unlabelled)
+        self.origin: dict[str, Any] = {} if teacher is None else {"kind": "distilled", "parents": teacher.parents}
         self.scorer = Scorer(valid, group.spec)
         self.stepper = Stepper(group, train.features.device)
         self.rates = torch.tensor([recipe.learning_rate for recipe in group.recipes], dtype=torch.float64)
@@ -239,6 +275,8 @@ class _Run:
             "train": train.fingerprint,
             "valid": valid.fingerprint,
         }
+        if teacher is not None:  # runs without one are as those of older versions
+            self.identity |= {"teacher": teacher.fingerprint, "unlabelled": [each.fingerprint for each in unlabelled]}
 
     def epoch(self, number: int) -> list[Record]:
         """Train, evaluate and write one epoch; one record a member."""
@@ -279,7 +317,7 @@ class _Run:
         """One pass over the training frames: accuracy, loss and last learning rate, (M,) each."""
         M, at = self.group.members, (number - 1) * self.batches.steps
         self.group.module.train()
-        sums, seen = torch.zeros(2, M, dtype=torch.float64, device=self.train.features.device), 0
+        sums, seen = torch.zeros(3, M, dtype=torch.float64, device=self.train.features.device), 0
         shown, begin = 0, time.perf_counter()
         with self.progress(f"epoch {number}/{self.recipe.epochs}", total=self.batches.count) as advance:
             for index, batches in enumerate(self.batches.epoch(number)):
@@ -287,17 +325,18 @@ class _Run:
                 rates = self.rates * self.standing.factor * factor * (1 - self.standing.stopped)
                 sums += self.stepper.step(batches, rates)
                 self.average.add_step()
-                seen += sum(y.shape[-1] for _, y in batches)
+                seen += sum(batch.count for batch in batches)
                 if index % _LOOK_EVERY == _LOOK_EVERY - 1 or index == self.batches.steps - 1:
                     self.stop_diverged(number, sums[1].cpu())
-                    accuracy, loss = (sums.nanmean(1) / seen).tolist()
+                    right, lost, labelled = sums.nanmean(1).tolist()
+                    accuracy, loss = right / max(labelled, 1), lost / seen
                     speed = seen / (time.perf_counter() - begin)
                     figures = f"loss {loss:.3f} accuracy {accuracy:.3f} rate {float(rates.max()):.1e}"
                     advance(seen - shown, note=f"{figures} {speed:,.0f} frames/s")
                     shown = seen
         self.stop_diverged(number, _largest(self.state.checked(), M))
-        accuracies, means = (sums / seen).cpu()
-        return accuracies, means, rates
+        right, lost, labelled = sums.cpu()
+        return right / labelled.clamp(min=1), lost / seen, rates
 
     def stop_diverged(self, number: int, figures: Tensor) -> None:
         """Stop members whose figure (M,) is not finite; raise where one has no whole epoch yet, or none is left."""
@@ -359,6 +398,7 @@ class _Run:
             metrics=self.scorer.metrics(accuracy[m], loss[m]),
             recipe=group.recipes[m].to_dict(),
             trained_on=self.train.fingerprint,
+            **self.origin,
         )
 
     def tensors(self) -> dict[str, Tensor]:
@@ -416,6 +456,7 @@ class _Run:
                 for name, value in new.items()
                 if value != old.get(name)
             ]
+            details += ["another teacher"] if there.get("teacher") != now.get("teacher") else []
             reason = "; ".join(details) or "other frames or another number of members"
             msg = f"{folder} holds another run ({reason}); choose another directory"
             raise ValueError(msg)
@@ -441,7 +482,8 @@ def _new_id(name: str) -> str:
 def _current(identity: dict[str, Any]) -> dict[str, Any]:
     """An identity in its current form; it used to hold one recipe, and lists of what members had of their own."""
     if "recipes" in identity:
-        return identity | {"recipes": [acting(recipe) for recipe in identity["recipes"]]}
+        recipes = [Recipe().to_dict() | recipe for recipe in identity["recipes"]]  # with the fields that came later
+        return identity | {"recipes": [acting(recipe) for recipe in recipes]}
     recipe, (seeds, *lists) = identity.pop("recipe"), identity.pop("members")
     own = {"seed": seeds if len(seeds) > 1 else []} | dict(zip(OWN[1:], lists, strict=True))
     given = {name: values for name, values in own.items() if values}
@@ -449,14 +491,21 @@ def _current(identity: dict[str, Any]) -> dict[str, Any]:
     return _current(identity | {"recipes": recipes})
 
 
-def check_group(group: Group, train: FrameSet, valid: FrameSet) -> Exam:
+def check_group(
+    group: Group,
+    train: FrameSet,
+    valid: FrameSet,
+    teacher: Teacher | None = None,
+    unlabelled: Sequence[FrameSet] = (),
+) -> Exam:
     """What a member answers before its training, if it can be trained on these frames, judged and kept.
 
     Raises:
-        ValueError: frames, spec and recipe do not fit each other.
+        ValueError: frames, spec, recipe and teacher do not fit each other.
         CheckpointError: STATE, DTYPE, ANSWERS: tensors or answers of the model that no checkpoint can give back.
     """
     _check_frames(group, train, valid)
+    check_teacher(teacher, group.spec, group.recipes[0], train, unlabelled)
     module = group.module if group.members == 1 else build(group.spec, seed=group.recipes[0].seed)
     Checkpoint.from_module(module, group.spec, train.classes)
     rows = rows_for(module, probe_rows(group.spec.inputs))

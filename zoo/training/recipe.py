@@ -24,9 +24,10 @@ MONITORS = ("valid/accuracy", "valid/loss")
 
 _BOUNDS: dict[tuple[float, float], str] = {
     (0, 2**31 - 1): "seed order_seed",
-    (0, 1): "momentum beta1 beta2 epsilon gamma final_rate peak label_smoothing ema",
+    (0, 1): "momentum beta1 beta2 epsilon gamma final_rate peak label_smoothing hard_weight ema",
     (0, math.inf): "l1 l2 weight_decay clip_norm clip_value",
-    (0, 10): "rho",
+    (0, 10): "rho mix_up",
+    (0.1, 100): "temperature",
     (0, 10_000): "mask_time mask_features",
     (0, 100_000): "switch_epoch warmup restart patience swa_from keep",
     (0, 1_000_000): "learning_rate",
@@ -48,9 +49,10 @@ _WITHIN = ("warmup", "restart")  # epochs that must be over by the end of the ru
 class Recipe:
     """Everything that steers training, except the model (a `Spec`) and the frames.
 
-    Zero switches off warm-up, penalties, clipping, masks, patience and averages; elsewhere the field says its meaning.
-    A field that differs from its default must be able to act: the optimiser or the schedule takes it, and it comes
-    into effect before the last epoch is over. `patience` is a limit, which need not be reached.
+    Zero switches off warm-up, penalties, clipping, masks, mix-up, patience and averages; elsewhere the field says its
+    meaning. A field that differs from its default must be able to act: the optimiser or the schedule takes it, it comes
+    into effect before the last epoch is over, and there is a teacher where it needs one. `patience` is a limit, which
+    need not be reached.
 
     Args:
         epochs: passes over the training frames.
@@ -80,11 +82,14 @@ class Recipe:
         l1: adds to the loss this times the sum of abs(w) over the weight matrices.
         l2: adds to the loss this times half the sum of w squared over the weight matrices.
         weight_decay: the optimiser's decay of all parameters: decoupled in "adamw", else added to the gradient.
-        label_smoothing: share of the target that is spread evenly over the classes.
+        label_smoothing: share of the target that is spread evenly over the classes; of the hard labels only.
+        temperature: with a teacher, its probabilities and the student's are taken to the power of 1 / this.
+        hard_weight: with a teacher, share of the labels' loss in the loss; that of the teacher's has the rest.
         clip_norm: largest norm of a member's whole gradient.
         clip_value: largest magnitude of a gradient's entries.
         mask_time: longest run of blanked frames in a window.
         mask_features: longest run of blanked features in a window.
+        mix_up: each window is mixed with another of its batch, and the loss likewise, in shares from Beta(this, this).
         precision: "float32", or autocast to "bfloat16" or "float16" (with scaled gradients).
         monitor: the metric by which the best epoch is chosen: "valid/accuracy" or "valid/loss".
         patience: epochs without a better `monitor` after which training stops.
@@ -129,10 +134,13 @@ class Recipe:
     l2: float = 0.0
     weight_decay: float = 0.0
     label_smoothing: float = 0.0
+    temperature: float = 1.0
+    hard_weight: float = 0.0
     clip_norm: float = 0.0
     clip_value: float = 0.0
     mask_time: int = 0
     mask_features: int = 0
+    mix_up: float = 0.0
     precision: str = "float32"
     monitor: str = "valid/accuracy"
     patience: int = 0

@@ -29,10 +29,26 @@ from zoo.models.spec import Spec, build
 from zoo.training.optimisers import OPTIMISERS, norms, perturb, restored, rows, spread
 from zoo.training.recipe import Recipe
 from zoo.training.schedules import SCHEDULES
+from zoo.training.teacher import Teacher
 
-Batch = tuple[Tensor, Tensor]
 OWN = ("seed", "order_seed", "learning_rate", "weight_decay")  # what members of one group may differ in
 _AT_ONCE = 16_384  # frames times members that are evaluated at once; keeps the activations within the cache
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Frames that the members see at once; where each has frames of its own, all tensors begin with M."""
+
+    windows: Tensor  #: (B, inputs), or (M, B, inputs)
+    labels: Tensor  #: (B,); -1 for a frame without one
+    soft: Tensor | None = None  #: (B, C) probabilities, the teacher's at the recipe's temperature
+    others: Tensor | None = None  #: (B,) labels of the windows that are mixed in
+    share: Tensor | None = None  #: (B,) share of a mixed window that is its own
+
+    @property
+    def count(self) -> int:
+        """B."""
+        return self.labels.shape[-1]
 
 
 @dataclass(frozen=True)
@@ -90,18 +106,39 @@ def check_recipes(recipes: Sequence[Recipe]) -> None:
 
 
 class Batches:
-    """Labelled frames in batches, in an order that is a function of seed and epoch; members of one order share them."""
+    """Frames in batches, in an order that is a function of seed and epoch; members of one order share them.
 
-    def __init__(self, frames: FrameSet, spec: Spec, recipes: Sequence[Recipe]) -> None:
-        self._windows = prepared(frames, spec.context, spec.normalisation, spec.padding)
-        self._labels = labels_of(frames, "train").to(frames.features.device)
-        self._features, self._recipe = spec.features, recipes[0]
+    With a teacher, frames without labels may follow those with labels, and each batch holds its answers. Windows are
+    cut with the larger context of spec and teacher, are augmented, and each sees the middle of them.
+    """
+
+    def __init__(
+        self,
+        frames: FrameSet,
+        spec: Spec,
+        recipes: Sequence[Recipe],
+        teacher: Teacher | None = None,
+        unlabelled: Sequence[FrameSet] = (),
+    ) -> None:
+        self._spec, self._recipe, self._teacher = spec, recipes[0], teacher
+        self._asked = spec.context if teacher is None or teacher.context is None else teacher.context
+        self._context = max(spec.context, self._asked)
+        device, sets = frames.features.device, [frames, *unlabelled]
+        way = self._context, spec.normalisation, spec.padding
+        self._windows = joined([prepared(each, *way) for each in sets], [len(each) for each in sets])
+        self._labels = labels_of(frames, "train").to(device)
+        if unlabelled:
+            without = [self._labels.new_full((len(each),), -1) for each in unlabelled]
+            self._labels = torch.cat([self._labels, *without])
+        order = None if teacher is None else teacher.order(frames.classes)
+        self._order = None if order is None else torch.tensor(order, device=device)
         seeds = [recipe.data_seed for recipe in recipes]
         self._seeds = seeds[:1] if len(set(seeds)) == 1 else seeds
-        self.count = max(round(len(frames) * self._recipe.fraction), 1)
+        total = len(self._labels)
+        self.count = max(round(total * self._recipe.fraction), 1)
         self._frames: Tensor | None = None  # (1 or M, count) where it is a fraction of them
-        if self.count < len(frames):
-            orders = [torch.randperm(len(frames), generator=_generator(seed, 0, "fraction")) for seed in self._seeds]
+        if self.count < total:
+            orders = [torch.randperm(total, generator=_generator(seed, 0, "fraction")) for seed in self._seeds]
             self._frames = torch.stack([order[: self.count].sort().values for order in orders])
         size = self._recipe.batch_size
         batches = self.count // size + (self.count % size > 1)  # BatchNorm cannot take one frame
@@ -112,7 +149,7 @@ class Batches:
         self._starts = range(0, batches * size, size)
 
     def epoch(self, number: int) -> Iterator[list[Batch]]:
-        """For each step its batches: windows (B, inputs) with labels (B,), or (M, B, ...) of both."""
+        """For each step its batches."""
         generators = [_generator(seed, number, "order") for seed in self._seeds]
         orders = [torch.randperm(self.count, generator=g) for g in generators]
         order = orders[0][None] if len(orders) == 1 else torch.stack(orders)  # (1 or M, N)
@@ -126,18 +163,36 @@ class Batches:
         """Windows in batches without masks, of about `most` frames spread evenly over all."""
         frames = evenly(self.count, most)
         frames = frames if self._frames is None else self._frames[0][frames]
-        return spread_batches(self._windows, frames.to(self._labels.device), self._recipe.batch_size)
+        batches = spread_batches(self._windows, frames.to(self._labels.device), self._recipe.batch_size)
+        return (self._middle(windows, self._spec.context) for windows in batches)
 
     def _batch(self, index: Tensor, generators: Sequence[torch.Generator]) -> Batch:
-        recipe = self._recipe
-        windows = [self._windows(row) for row in index]
+        """Of frames (1 or M, B): the first axis is left out where members share them."""
+        recipe, shared = self._recipe, len(index) == 1
+        windows, own = [self._windows(row) for row in index], index[0] if shared else index
+        mixing: dict[str, Tensor] = {}
+        if recipe.mix_up:
+            drawn = [_mixing(row, recipe.mix_up, g) for row, g in zip(index, generators, strict=True)]
+            windows = [x[at].lerp(x, share[:, None]) for x, (at, share) in zip(windows, drawn, strict=True)]
+            partners, shares = (torch.stack(parts) for parts in zip(*drawn, strict=True))
+            others = self._labels[index.gather(1, partners)]
+            mixing = {"others": others[0] if shared else others, "share": shares[0] if shared else shares}
         if recipe.mask_time or recipe.mask_features:
             longest = {"max_time": recipe.mask_time, "max_features": recipe.mask_features}
-            shaped = [x.view(len(x), -1, self._features) for x in windows]
+            longest["around"] = self._context - self._spec.context
+            shaped = [x.view(len(x), -1, self._spec.features) for x in windows]
             windows = [mask(x, **longest, generator=g).flatten(1) for x, g in zip(shaped, generators, strict=True)]
-        if len(windows) == 1:
-            return windows[0], self._labels[index[0]]
-        return torch.stack(windows), self._labels[index]
+        together = windows[0] if shared else torch.cat(windows)  # (1 or M * B, inputs): one call of the teacher
+        if self._teacher is not None:
+            asked = self._middle(together, self._asked)
+            soft = self._teacher.targets(asked, index.flatten(), self._order, recipe.temperature)
+            mixing["soft"] = soft.view(*own.shape, -1)
+        return Batch(self._middle(together, self._spec.context).view(*own.shape, -1), self._labels[own], **mixing)
+
+    def _middle(self, windows: Tensor, context: int) -> Tensor:
+        """(B, inputs) of this context, of windows with at least as much."""
+        edge = (self._context - context) * self._spec.features
+        return windows[:, edge : windows.shape[1] - edge].contiguous() if edge else windows
 
 
 class Scorer:
@@ -289,10 +344,10 @@ class Stepper:
                 p.grad = p.grad.contiguous()
 
     def step(self, batches: Sequence[Batch], rates: Tensor) -> Tensor:
-        """One step at each member's learning rate (M,); their correct frames and summed losses in nats (2, M)."""
+        """One step at each member's learning rate (M,): correct frames, summed losses in nats, labels (3, M)."""
         recipe, M = self.recipe, self.group.members
         twice = self.kind.gradients > 1
-        sums = self.gradient([(x.clone(), y) for x, y in batches] if twice else batches)  # a model may change its input
+        sums = self.gradient([_copy(batch) for batch in batches] if twice else batches)
         if twice:
             with restored(self.group.module):
                 perturb(self.parameters, recipe.rho, M)
@@ -311,16 +366,16 @@ class Stepper:
         """Set the parameters' gradients to those of each member's mean loss and penalties; sums as in `step`."""
         recipe, mixed, architecture = self.recipe, self.recipe.precision != "float32", self.group.spec.architecture
         self.optimiser.zero_grad(set_to_none=True)
-        sums = torch.zeros(2, self.group.members, dtype=torch.float64, device=self.device)
+        sums = torch.zeros(3, self.group.members, dtype=torch.float64, device=self.device)
         lost = torch.zeros(self.group.members, dtype=torch.bool, device=self.device)
-        for windows, labels in batches:
+        for batch in batches:
             with torch.autocast(self.device.type, getattr(torch, recipe.precision)) if mixed else nullcontext():
-                logits = self.group.forward(windows)
-            expected = (self.group.members, labels.shape[-1], self.group.spec.classes)
+                logits = self.group.forward(batch.windows)
+            expected = (self.group.members, batch.count, self.group.spec.classes)
             if logits.shape != expected:
                 msg = f"expected logits {expected[1:]} from {architecture!r} in training, got {tuple(logits.shape[1:])}"
                 raise ValueError(msg)
-            loss = losses(logits.float(), labels, recipe.label_smoothing)  # (M, B)
+            loss = objective(logits.float(), batch, recipe)  # (M, B)
             total = loss.mean(dim=1).sum() / len(batches)
             if not total.requires_grad:
                 msg = f"expected logits of {architecture!r} that depend on its parameters, got a constant"
@@ -335,8 +390,9 @@ class Stepper:
                     f"{', '.join(kept)} of {architecture!r} would take gradients through earlier steps; detach() first"
                 )
                 raise ValueError(msg) from error
-            sums[0] += (logits.detach().argmax(dim=-1) == labels).sum(dim=1)
+            sums[0] += (logits.detach().argmax(dim=-1) == batch.labels).sum(dim=1)
             sums[1] += loss.detach().sum(dim=1)
+            sums[2] += batch.count if batch.soft is None else (batch.labels >= 0).sum(dim=-1)
             lost |= ~loss.detach().isfinite().all(dim=1)
         self._lay_out()
         if self.group.members > 1 and self.scaler.is_enabled():  # or the scaler would skip the others' steps as well
@@ -422,13 +478,36 @@ def _generator(seed: int, epoch: int, what: str) -> torch.Generator:
     return torch.Generator().manual_seed(epoch_seed(seed, epoch, what))
 
 
+def objective(logits: Tensor, batch: Batch, recipe: Recipe) -> Tensor:
+    """(M, B) losses in nats of (M, B, C) logits: of the labels, of the teacher's answers, or of both by their weights.
+
+    A mixed window has two labels, each counts with its share; a frame without a label has no loss of that kind.
+    """
+    soft = None if batch.soft is None else soft_losses(logits, batch.soft, recipe.temperature)
+    if soft is not None and not recipe.hard_weight:
+        return soft
+    hard = losses(logits, batch.labels, recipe.label_smoothing)
+    if batch.others is not None and batch.share is not None:
+        hard = losses(logits, batch.others, recipe.label_smoothing).lerp(hard, batch.share)
+    return hard if soft is None else soft.lerp(hard, recipe.hard_weight)
+
+
 def losses(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """(M, B) cross-entropies in nats of (M, B, C) logits; labels (B,) for all members or (M, B)."""
+    """(M, B) cross-entropies in nats of (M, B, C) logits; labels (B,) for all members or (M, B), 0 where one is -1."""
     M, B, _ = logits.shape
-    flat = functional.cross_entropy(
-        logits.flatten(0, 1), labels.expand(M, B).flatten(), reduction="none", label_smoothing=label_smoothing
-    )
+    rows, wanted = logits.flatten(0, 1), labels.expand(M, B).flatten()
+    flat = functional.cross_entropy(rows, wanted, ignore_index=-1, reduction="none", label_smoothing=label_smoothing)
     return flat.view(M, B)
+
+
+def soft_losses(logits: Tensor, probabilities: Tensor, temperature: float = 1.0) -> Tensor:
+    """(M, B) cross-entropies in nats of (M, B, C) logits at a temperature, times its square, with (B, C) or (M, B, C).
+
+    The gradients shrink with the square of the temperature, hence the factor: so they weigh as much as those of hard
+    labels whatever it is (Hinton, Vinyals, Dean 2015, section 2.1).
+    """
+    logs = (logits / temperature).log_softmax(dim=-1)
+    return temperature**2 * -(probabilities * logs).sum(dim=-1)
 
 
 def labels_of(frames: FrameSet, what: str) -> Tensor:
@@ -437,6 +516,43 @@ def labels_of(frames: FrameSet, what: str) -> Tensor:
         msg = f"expected {what} frames with labels, got none; is there a transcript folder?"
         raise ValueError(msg)
     return frames.labels
+
+
+def joined(parts: Sequence[Windows], counts: Sequence[int]) -> Windows:
+    """The windows of frame sets one after another, with so many frames each; without a wait for their device."""
+    if len(parts) == 1:
+        return parts[0]
+
+    def made(which: Tensor | slice) -> Tensor:
+        index = torch.arange(sum(counts))[which] if isinstance(which, slice) else which
+        found, first = parts[0](index.clamp(max=counts[0] - 1)), counts[0]
+        for part, count in zip(parts[1:], counts[1:], strict=True):
+            there = part((index - first).clamp(0, count - 1))
+            found, first = there.where((index >= first)[:, None], found), first + count
+        return found
+
+    return made
+
+
+def _mixing(frames: Tensor, alpha: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """For each of B frames the position of the one that is mixed in, and its own share: from Beta(alpha, alpha).
+
+    Of two shares that add up to one the larger is its own, so that a frame is mostly itself.
+
+    References:
+        Zhang et al., "mixup: Beyond empirical risk minimization", ICLR 2018.
+    """
+    partner = torch.randperm(len(frames), generator=generator)
+    seed = int(torch.randint(2**62, (), generator=generator))
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # as in `zoo.data.audio.mask`
+        share = torch.distributions.Beta(alpha, alpha).sample((len(frames),))
+    return partner.to(frames.device), torch.maximum(share, 1 - share).to(frames.device)
+
+
+def _copy(batch: Batch) -> Batch:
+    """The batch with windows of its own, since a model may change its input."""
+    return replace(batch, windows=batch.windows.clone())
 
 
 def evenly(count: int, most: int) -> Tensor:
