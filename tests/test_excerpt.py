@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ensemble
-from ensemble.judge import excerpt
 from ensemble.judge.excerpt import sampling_keys
+from ensemble.judge.tables import tally
 
 
 def outputs(groups, *, members=2, classes=3):
@@ -60,8 +60,7 @@ def test_frames_of_the_sample_are_scattered_over_a_recording():
 def test_a_sample_of_everything_is_everything():
     """Few frames are all kept, in their order, with what every rule makes of them."""
     every = outputs([5, 5, 9, 9, 9])
-    rules = {"mean": ensemble.rules.table.declared(ensemble.mean)}
-    kept = excerpt.sample(every, rules)
+    kept = tally(every, {"mean": ensemble.mean}).excerpts[0]
     assert torch.equal(kept.outputs.log_probabilities, every.log_probabilities)
     assert torch.equal(kept.outputs.labels, every.labels)
     assert torch.allclose(kept.rules["mean"], every.probabilities.mean(dim=0))
@@ -70,7 +69,7 @@ def test_a_sample_of_everything_is_everything():
 @pytest.mark.parametrize(("members", "frames"), [(2, 3000), (32, 2048), (200, 500)])
 def test_the_sample_is_smaller_for_more_members(members, frames):
     """A page holds frames times members."""
-    kept = excerpt.sample(outputs(np.arange(4000) // 10, members=members), {})
+    kept = tally(outputs(np.arange(4000) // 10, members=members), {}).excerpts[0]
     assert kept.outputs.shape == (members, frames, 3)
 
 
@@ -78,15 +77,15 @@ def test_recordings_are_whole_and_few():
     """Every frame of each, in time, until 1,600 frames; the same ones in whatever order they come."""
     groups = np.repeat(np.arange(30), 200)
     every = outputs(groups)
-    kept = excerpt.recordings(every, {}).outputs
+    kept = tally(every, {}).excerpts[1].outputs
     assert np.unique(kept.groups, return_counts=True)[1].tolist() == [200] * 8
     order = torch.from_numpy(np.argsort(groups % 7, kind="stable"))
-    again = excerpt.recordings(every.at(order), {}).outputs
+    again = tally(every.at(order), {}).excerpts[1].outputs
     assert torch.equal(again.log_probabilities, kept.log_probabilities)
 
 
 def test_one_long_recording_is_cut_and_single_frames_are_left_out():
     """At least something of the first recording; nothing where frames have no recordings."""
-    assert excerpt.recordings(outputs([4] * 2000), {}).outputs.shape[1] == 1600
-    assert excerpt.recordings(outputs(np.arange(50)), {}).outputs.shape[1] == 0
-    assert excerpt.recordings(outputs(np.arange(0)), {}).outputs.shape[1] == 0
+    assert tally(outputs([4] * 2000), {}).excerpts[1].outputs.shape[1] == 1600
+    assert tally(outputs(np.arange(50)), {}).excerpts[1].outputs.shape[1] == 0
+    assert tally(outputs(np.arange(0)), {}).excerpts[1].outputs.shape[1] == 0

@@ -7,13 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.numpy
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, log_loss
 from torch import Tensor
 
 import ensemble
 import zoo
-from ensemble.judge import diversity, tables
+from ensemble.judge import diversity, excerpt, tables
 from ensemble.judge.tables import tally
 from ensemble.outputs import About, Cost
 from ensemble.rules import declared
@@ -110,18 +113,129 @@ def test_weights_of_weighted_means_are_found_by_member() -> None:
 
 
 def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks of seven frames give the same sums as one block."""
+    """Blocks of seven frames give the same sums as one block, to the bit."""
     o = some_outputs()
     whole = tally(o, RULES)
     monkeypatch.setattr(tables, "_CELLS", 7 * 4 * 5)
     parts = tally(o, RULES)
-    for field in ("confusion", "clipped", "some_right"):
-        np.testing.assert_array_equal(getattr(parts, field), getattr(whole, field))
-    np.testing.assert_array_equal(parts.sums["accuracy"], whole.sums["accuracy"])
-    np.testing.assert_allclose(parts.sums["log_loss"], whole.sums["log_loss"], rtol=1e-9)
-    np.testing.assert_allclose(parts.bins, whole.bins, rtol=1e-9)
-    np.testing.assert_array_equal(parts.joint.both, whole.joint.both)
-    assert parts.ties == pytest.approx(whole.ties)
+    assert arrays_of(parts) == arrays_of(whole)
+
+
+def in_parts(
+    outputs: ensemble.MemberOutputs, rules: dict[str, ensemble.Rule], metric: str, cuts: list[int], blocks: int = 13
+) -> list[tables.Tally]:
+    """A tally for each run of recordings between two cuts, counted in blocks of so many frames."""
+    whole, parts = tally(outputs, rules, metric), []
+    groups, own = np.unique(outputs.groups, return_inverse=True)[1], tables.aligned(rules, outputs.members)
+    for first, last in zip([0, *cuts], [*cuts, groups.max() + 1], strict=True):
+        at = np.flatnonzero((groups >= first) & (groups < last))
+        counting = tables.Counting(whole.of, own, groups[at])
+        for some in np.array_split(at, max(1, len(at) // blocks)):
+            counting.add(outputs.log_probabilities[:, some], outputs.labels[some])
+        parts.append(counting.tally())
+    return parts
+
+
+def arrays_of(sums: tables.Tally) -> dict[str, bytes]:
+    """Everything in a tally to the bit, but for its duration."""
+    found = {name: getattr(sums, name).tobytes() for name in tables._ARRAYS}
+    return found | {name: row.tobytes() for name, row in sums.sums.items()}
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    cuts=st.lists(st.integers(1, 36), max_size=5, unique=True),
+    order=st.randoms(use_true_random=False),
+    blocks=st.integers(20, 400),
+    metric=st.sampled_from(["accuracy", "macro_f1"]),
+    piles=st.sampled_from([4, 100]),
+)
+def test_the_tallies_of_any_parts_merge_to_that_of_the_whole(cuts, order, blocks, metric, piles) -> None:
+    """To the bit, in any order, in two steps, and through bytes; so the report is the same to the last digit."""
+    outputs = some_outputs()
+    with pytest.MonkeyPatch.context() as patch:
+        for module, name, value in ((tables, "_PILES", piles), (excerpt, "_SAMPLE", 70), (excerpt, "_FEWEST", 1)):
+            patch.setattr(module, name, value)
+        patch.setattr(excerpt, "_WHOLE", 50)
+        parts = in_parts(outputs, RULES, metric, sorted(cuts), blocks)
+        order.shuffle(parts)
+        parts = [tables.Tally.from_bytes(part.to_bytes()) for part in parts]
+        merged = tables.Tally.merge([tables.Tally.merge(parts[:2]), *parts[2:]])
+        assert arrays_of(merged) == arrays_of(tally(outputs, RULES, metric))
+        one, other = (
+            ensemble.evaluate(each, RULES, metric=metric, replicates=5).to_json() for each in (merged, outputs)
+        )
+    timed = ("seconds", "frames_per_second")
+    assert {k: v for k, v in one.items() if k not in timed} == {k: v for k, v in other.items() if k not in timed}
+
+
+def test_tallies_that_are_not_of_one_whole_are_not_merged() -> None:
+    """Of other frames, with a recording twice, or none at all; and a part is not judged as if it were the whole."""
+    outputs = some_outputs()
+    first, second = in_parts(outputs, RULES, "accuracy", [9])
+    with pytest.raises(ValueError, match="each recording in one tally, got recording 0 in two"):
+        tables.Tally.merge([first, second, first])
+    with pytest.raises(ValueError, match="expected tallies of one whole"):
+        tables.Tally.merge([first, in_parts(some_outputs(seed=1), RULES, "accuracy", [9])[1]])
+    with pytest.raises(ValueError, match="a tally or more, got none"):
+        tables.Tally.merge([])
+    with pytest.raises(ValueError, match=r"all 400 frames, got one of 99; merge"):
+        ensemble.evaluate(first, RULES)
+    with pytest.raises(ValueError, match=r"tally of the rules \['mean'\] and for the metric accuracy"):
+        ensemble.evaluate(tally(outputs, RULES), {"mean": ensemble.mean})
+    with pytest.raises(ValueError, match=r"metric macro_f1, got one of .* and accuracy"):
+        ensemble.evaluate(tally(outputs, RULES), RULES, metric="macro_f1")
+
+
+DAMAGE = {
+    "numbers": lambda a: a[::-1],
+    "sizes": lambda a: a * 0,
+    "sums.log_loss": lambda a: a * np.nan,
+    "sums.brier": lambda a: a[:, 1:],
+    "counts": lambda a: -a - 1,
+    "piles": lambda a: a[:0],
+    "confusion": lambda a: a + 1,
+    "bins": lambda a: a.astype(np.float64),
+    "both": lambda a: a[0],
+    "true": lambda a: a * 2,
+    "ties": lambda a: a[None],
+    "kept": lambda a: a + 400,
+    "kept_keys": lambda a: a + 1,
+    "kept_logs": lambda a: a[:, ::2],
+    "kept_rows": lambda a: a * 2,
+    "strange": lambda a: np.zeros(3),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_tally_from_outside_is_looked_at(name: str) -> None:
+    """Shapes, types, order, sums that belong together, further arrays: a ValueError each."""
+    good = safetensors.numpy.load(data := tally(some_outputs(), RULES, "macro_f1").to_bytes())
+    head = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+    assert tables.Tally.from_bytes(safetensors.numpy.save(good, head)).frames == 400
+    bad = good | {name: np.array(DAMAGE[name](good.get(name)), order="C")}
+    with pytest.raises(ValueError, match="expected a tally as"):
+        tables.Tally.from_bytes(safetensors.numpy.save(bad, head))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"format": "9"}, "of format 1, got '9'; count again"),
+        ({"of": "{}"}, "missing required field"),
+        ({"seconds": "nan"}, "a pass of nan seconds"),
+        ({"of": None}, "'of'"),
+    ],
+)
+def test_the_head_of_a_tally_is_looked_at(change: dict[str, str | None], words: str) -> None:
+    """Another version, or fields that are missing; and bytes that are no such document at all."""
+    arrays = safetensors.numpy.load(data := tally(some_outputs(), {}).to_bytes())
+    head = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"] | change
+    with pytest.raises(ValueError, match=words):
+        tables.Tally.from_bytes(safetensors.numpy.save(arrays, {k: v for k, v in head.items() if v is not None}))
+    for cut in (0, 5, 100, len(data) - 1):
+        with pytest.raises(ValueError, match="expected a tally as"):
+            tables.Tally.from_bytes(data[:cut])
 
 
 def test_many_recordings_are_dealt_into_piles(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,16 +6,13 @@ the order in which recordings come: parts of a corpus that are judged apart keep
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from ensemble.outputs import MemberOutputs
-from ensemble.rules.table import FittedRule, declared
 
 Integers = NDArray[np.int64]
 
@@ -27,30 +24,54 @@ _WHOLE = 1_600  # frames of whole recordings
 class Excerpt:
     """Some of the judged frames: what the members say there, and what the rules make of it."""
 
-    outputs: MemberOutputs  #: of the members, recording by recording in the order of the judged frames
+    outputs: MemberOutputs  #: of the members, recording by recording, each in time
     rules: dict[str, Tensor]  #: rule -> its (N, C) rows on these frames
 
 
-def sample(outputs: MemberOutputs, rules: Mapping[str, FittedRule]) -> Excerpt:
-    """At most 3,000 frames, from every recording in proportion to its length; fewer for more than 21 members."""
-    M, _, C = outputs.shape
-    size = min(_SAMPLE, max(_FEWEST, _ANSWERS // M), max(1, _CELLS // (M * C)))
-    keys = sampling_keys(_groups(outputs))
-    return _excerpt(outputs, rules, np.sort(np.argsort(keys, kind="stable")[:size]))
+def candidates(groups: Integers, members: int, classes: int) -> Integers:
+    """The positions, ascending, of the frames that `sample` or `recordings` can choose once these are all there are.
+
+    What is chosen of the frames of several parts is among the candidates of each.
+
+    Args:
+        groups: (N,) the number of each frame's recording; recordings are whole.
+        members: M, and C classes: of many, fewer frames are kept.
+    """
+    numbers, where, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    keys, places = sampling_keys(groups), places_in_time(groups)
+    return np.flatnonzero(sample(keys, groups, members, classes) | recordings(where, places, numbers, sizes))
 
 
-def recordings(outputs: MemberOutputs, rules: Mapping[str, FittedRule]) -> Excerpt:
-    """Some recordings as a whole, chosen by a hash of their numbers: at most 1,600 frames, the start of a longer one.
+def sample(keys: NDArray[np.float64], groups: Integers, members: int, classes: int) -> NDArray[np.bool_]:
+    """Whether a frame is among 3,000, from every recording in proportion to its length; fewer for many members."""
+    size = min(_SAMPLE, max(_FEWEST, _ANSWERS // members), max(1, _CELLS // (members * classes)))
+    chosen = np.zeros(len(keys), dtype=bool)
+    chosen[np.lexsort((groups, keys))[:size]] = True
+    return chosen
+
+
+def recordings(where: Integers, places: Integers, numbers: Integers, sizes: Integers) -> NDArray[np.bool_]:
+    """Whether a frame is in one of some whole recordings: at most 1,600 frames, the start of a longer one.
 
     Recordings of one frame each, which is what outputs without recordings have, show no course of time: none is kept.
+
+    Args:
+        where: (K,) the recording of a frame, as an index into those that there are, and its place in it, `places`.
+        numbers: (R,) of the recordings that there are, by a hash of which they are chosen, and their lengths, `sizes`.
     """
-    groups = _groups(outputs)
-    numbers, where, sizes = np.unique(groups, return_inverse=True, return_counts=True)
     order = np.argsort(_hash(numbers), kind="stable")
     order = order[sizes[order] > 1]
     chosen = order[: max(1, int((np.cumsum(sizes[order]) <= _WHOLE).sum()))]
-    frames = np.flatnonzero(np.isin(where, chosen))
-    return _excerpt(outputs, rules, frames[np.argsort(where[frames], kind="stable")][:_WHOLE])
+    return np.isin(where, chosen) & (places < _WHOLE)
+
+
+def places_in_time(groups: Integers) -> Integers:
+    """(N,) the place of each frame in its recording, from 0."""
+    order = np.argsort(groups, kind="stable")
+    _, starts, sizes = np.unique(groups[order], return_index=True, return_counts=True)
+    places = np.empty(len(groups), dtype=np.int64)
+    places[order] = np.arange(len(groups)) - np.repeat(starts, sizes)
+    return places
 
 
 def sampling_keys(groups: Integers) -> NDArray[np.float64]:
@@ -65,10 +86,7 @@ def sampling_keys(groups: Integers) -> NDArray[np.float64]:
         groups: (N,) the number of each frame's recording.
     """
     numbers, where, sizes = np.unique(groups, return_inverse=True, return_counts=True)
-    starts = np.cumsum(sizes) - sizes
-    rank = np.empty(len(groups), dtype=np.int64)
-    order = np.argsort(where, kind="stable")
-    rank[order] = np.arange(len(groups)) - starts[where[order]]  # place in time
+    starts, rank = np.cumsum(sizes) - sizes, places_in_time(groups)
     order = np.lexsort((_hash(_hash(groups) + rank.astype(np.uint64)), where))
     rank[order] = np.arange(len(groups)) - starts[where[order]]  # place by hash
     u = (_hash(numbers) >> np.uint64(11)).astype(np.float64) * 2.0**-53 + 2.0**-54
@@ -81,19 +99,3 @@ def _hash(numbers: NDArray[np.int64] | NDArray[np.uint64]) -> NDArray[np.uint64]
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return np.asarray(z ^ (z >> np.uint64(31)))
-
-
-def _groups(outputs: MemberOutputs) -> Integers:
-    assert outputs.groups is not None  # MemberOutputs fills them in
-    groups: Integers = outputs.groups.numpy()
-    return groups
-
-
-def _excerpt(outputs: MemberOutputs, rules: Mapping[str, FittedRule], frames: Integers) -> Excerpt:
-    """The outputs at some frames, and the rules' rows there."""
-    some = outputs.at(torch.from_numpy(frames))
-    logs, rows = some.log_probabilities.float(), some.probabilities
-    applied = {name: declared(rule.abstaining) if outputs.abstain else rule for name, rule in rules.items()}
-    return Excerpt(
-        some, {name: rule.of_logs(logs) if rule.logarithmic else rule(rows) for name, rule in applied.items()}
-    )

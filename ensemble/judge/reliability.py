@@ -17,13 +17,14 @@ Floats = NDArray[np.float64]
 BINS = 15  # equal widths, as in Guo et al., "On calibration of modern neural networks", ICML 2017
 
 
-def bin_sums(confidence: ArrayLike, right: ArrayLike, *, bins: int = BINS) -> Floats:
+def bin_sums(confidence: ArrayLike, right: ArrayLike, *, bins: int = BINS, unit: float = 0.0) -> Floats:
     """(3, bins) sums over frames: their number, their confidence, and the number of right ones.
 
     Args:
         confidence: (N,) probability of the top class.
         right: (N,) whether the top class is the true one.
         bins: number of bins of equal width; each includes its upper end, the first zero too. A `ValueError` below one.
+        unit: confidences are rounded to multiples of it before they are added up; 0 leaves them as they are.
     """
     if bins < 1:
         msg = f"expected one bin or more, got {bins}"
@@ -31,6 +32,7 @@ def bin_sums(confidence: ArrayLike, right: ArrayLike, *, bins: int = BINS) -> Fl
     sure = floats(confidence, "confidence")
     scale = bins * (1 - 2.0**-51)  # rounding may put an end above itself: 7 / 25 x 25 > 7
     where = np.clip(np.ceil(sure * scale).astype(np.int64) - 1, 0, bins - 1)
+    sure = np.rint(sure / unit) * unit if unit else sure
     return np.stack([np.bincount(where, amounts, minlength=bins) for amounts in (np.ones_like(sure), sure, right)])
 
 

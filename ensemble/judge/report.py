@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
@@ -12,14 +11,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from ensemble.judge import excerpt, tables
+from ensemble.judge import tables
 from ensemble.judge.excerpt import Excerpt
 from ensemble.judge.metrics import get_metric
 from ensemble.judge.significance import CrossFit
 from ensemble.judge.tables import Tally
 from ensemble.outputs import Cost, MemberOutputs
 from ensemble.rules.fitted import WeightedMean
-from ensemble.rules.table import Rule, no_such
+from ensemble.rules.table import FittedRule, Rule, no_such
 
 if TYPE_CHECKING:
     from ensemble.judge.plots import Axes
@@ -148,7 +147,7 @@ def _plain(value: Any) -> Any:
 
 
 def evaluate(
-    outputs: MemberOutputs,
+    outputs: MemberOutputs | Tally,
     rules: Mapping[str, Rule],
     *,
     metric: str = "accuracy",
@@ -166,7 +165,8 @@ def evaluate(
     recognised by their fingerprint, that is, as a whole: overlaps are not noticed.
 
     Args:
-        outputs: of all members, with labels; read in blocks; intervals resample its groups.
+        outputs: of all members, with labels; read in blocks; intervals resample its groups. Or the `tally` of such
+            outputs by the same rules and metric, for instance merged from tallies of their parts.
         rules: name in the report -> rule. One that knows the names of its members is applied to those, in any order.
         metric: what gains are of, a name in `METRICS`: "accuracy", "log_loss", "brier", "macro_f1". Intervals are
             percentiles over resampled recordings, for macro F1 too, which is computed anew from the counts of each
@@ -181,7 +181,7 @@ def evaluate(
 
     Raises:
         ValueError: no labels; an unknown metric or baseline; a rule that needs a member that is not there, or whose
-            rows are not distributions.
+            rows are not distributions; a tally of other rules, for another metric or of a part of the frames.
 
     Example:
         >>> from ensemble import mean
@@ -190,65 +190,79 @@ def evaluate(
         >>> evaluate(outputs, {"mean": mean}).rules[["name", "accuracy", "gain"]].values.tolist()
         [['mean', 1.0, 0.0]]
     """
-    names, judged = list(outputs.members), get_metric(metric)
+    judged, known = get_metric(metric), cross_fits or {}
+    names = list((outputs.of if isinstance(outputs, Tally) else outputs).members)
     if baseline is not None and baseline not in names:
         msg = f"expected the baseline among the members {names}, got {baseline!r}"
         raise ValueError(msg)
-    M, known = len(names), cross_fits or {}
-    began = time.perf_counter()
-    sums = tables.tally(outputs, rules, judged)
-    seconds = time.perf_counter() - began
+    M = len(names)
+    sums = _whole(outputs, rules, metric) if isinstance(outputs, Tally) else tables.tally(outputs, rules, judged)
+    of, numbers = sums.of, tables.aligned(rules, names)
     single = tables.best(sums, range(M)) if baseline is None else names.index(baseline)
     best = tables.best(sums, range(M, M + len(rules))) if rules else None
-    scores = tables.scores(outputs, sums, outputs.parameters | dict(parameters or {}), costs or {})
+    scores = tables.scores(sums, numbers.values(), parameters or {}, costs or {})
     gains = tables.gains(sums, range(M, M + len(rules)), baseline=single, replicates=replicates, seed=seed)
     behind = tables.gains(sums, range(M), baseline=single, replicates=replicates, seed=seed)
     own = scores[M:].drop(columns="abstained").reset_index(drop=True)
-    classes, confusions = tables.by_class(outputs, sums, baseline=single, judged=single if best is None else best)
+    classes, confusions = tables.by_class(sums, baseline=single, judged=single if best is None else best)
+    sample, whole = sums.excerpts
     return Report(
         members=pd.concat([scores[:M], behind[["gain", "gain_low", "gain_high"]]], axis=1),
         rules=pd.concat([own, gains], axis=1).assign(
-            fitted_here=[outputs.fingerprint in rule.fingerprints for rule in sums.rules.values()],
-            fitted_on_training=[bool(tables.trained_on(rule.fingerprints, outputs)) for rule in sums.rules.values()],
+            fitted_here=[of.fingerprint in rule.fingerprints for rule in numbers.values()],
+            fitted_on_training=[bool(tables.trained_on(rule.fingerprints, of)) for rule in numbers.values()],
             optimism=[known[name].optimism if name in known else math.nan for name in rules],
             optimism_accuracy=[known[name].optimism_accuracy if name in known else math.nan for name in rules],
         ),
         pairs=tables.pairs(names, sums.joint),
         classes=classes,
         confusions=confusions,
-        reliability=tables.reliability([*names, *rules], sums),
+        reliability=tables.reliability(sums),
         baseline=names[single],
         best=None if best is None else list(rules)[best - M],
         frames=sums.frames,
-        recordings=sums.recordings,
+        recordings=of.recordings,
         oracle=float(sums.some_right.sum() / sums.whole),
-        tie_rate=sums.ties / sums.whole,
-        seconds=seconds,
-        notes=tuple(_notes(outputs, sums, chosen=names[single] if baseline is None else "")),
-        fingerprint=outputs.fingerprint,
+        tie_rate=float(sums.ties / sums.whole),
+        seconds=sums.seconds,
+        notes=tuple(_notes(sums, numbers, chosen=names[single] if baseline is None else "")),
+        fingerprint=of.fingerprint,
         metric=metric,
         confusion=sums.confusion[: M + len(rules)],
-        weights=tables.linear_weights(names, sums.rules),
-        sample=excerpt.sample(outputs, sums.rules),
-        whole=excerpt.recordings(outputs, sums.rules),
+        weights=tables.linear_weights(names, numbers),
+        sample=sample,
+        whole=whole,
     )
 
 
-def _notes(outputs: MemberOutputs, sums: Tally, *, chosen: str) -> Iterator[str]:
+def _whole(sums: Tally, rules: Mapping[str, Rule], metric: str) -> Tally:
+    """A tally that was given, if it is of all frames, and of these rules and this metric."""
+    if (sums.of.rules, sums.of.metric) != (tuple(rules), metric):
+        came = f"the rules {[*sums.of.rules]} and {sums.of.metric}"
+        msg = f"expected a tally of the rules {[*rules]} and for the metric {metric}, got one of {came}"
+        raise ValueError(msg)
+    if sums.frames != sums.of.frames:
+        msg = f"expected a tally of all {sums.of.frames:,} frames, got one of {sums.frames:,}; merge those of all parts"
+        raise ValueError(msg)
+    return sums
+
+
+def _notes(sums: Tally, rules: Mapping[str, FittedRule], *, chosen: str) -> Iterator[str]:
     """What makes figures too good or too bad, what they rest on, and whether intervals can be trusted.
 
     `chosen` is the baseline that was chosen on these frames, "" where it was given.
     """
+    of = sums.of
     if chosen:
         yield f"the best single member, {chosen}, was chosen on these frames: gains are understated"
-    yield from tables.provenance(outputs, {f"rule {name}": rule for name, rule in sums.rules.items()})
-    for name, clipped in zip([*outputs.members, *sums.rules], sums.clipped, strict=False):
+    yield from tables.provenance(of, {f"rule {name}": rule for name, rule in rules.items()})
+    for name, clipped in zip([*of.members, *of.rules], sums.clipped, strict=False):
         if clipped:
             yield f"{name} gives the true class less than 2^-52 on {clipped} frames, which count as 2^-52 in log_loss"
-    for name, abstained in zip(outputs.members, sums.abstained, strict=False):
+    for name, abstained in zip(of.members, sums.abstained, strict=False):
         if abstained:
             yield f"{name} abstains on {abstained} frames: counted as wrong, with the loss of equal probabilities"
-    yield from tables.resampling(sums.recordings, sums.frames)
+    yield from tables.resampling(of.recordings, sums.frames)
 
 
 @dataclass(frozen=True)
