@@ -39,7 +39,7 @@ DOORS = {  # library -> the modules that may import it
         "zoo.registry",
     },
     "rich": {"zoo._console"},
-    "safetensors": {"zoo.checkpoint", "ensemble.judge.tables", "ensemble.outputs.store"},
+    "safetensors": {"zoo.checkpoint", "zoo.data.packed", "ensemble.judge.tables", "ensemble.outputs.store"},
     "soundfile": {"zoo.data.audio"},
     "torch.func": {"ensemble.run.stack"},
     "torchaudio": {"zoo.data.audio"},

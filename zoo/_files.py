@@ -57,6 +57,10 @@ class System:
         """Open a file that child processes do not inherit."""
         return os.open(path, flags | os.O_CLOEXEC, mode)
 
+    def reserve(self, file: int, size: int) -> None:
+        """Have the space of a file on the disk."""
+        os.posix_fallocate(file, 0, size)
+
     def read_into(self, file: int, *targets: memoryview) -> int:
         """Read some bytes into the targets, one after another; returns how many, 0 at the end of the file."""
         return os.readv(file, targets)
@@ -143,6 +147,16 @@ def staged(path: Path, data: Buffer, *, mode: int | None = None) -> Iterator[Pat
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def reserve(file: int, size: int) -> None:
+    """Give a new file its size, and its space on the disk: a mapping that finds none ends the process by a signal."""
+    with suppress(AttributeError), if_offered():  # macOS has no such call
+        system.reserve(file, size)
+        return
+    zeros = memoryview(bytes(_STEP))
+    while size:
+        size -= system.write(file, zeros[:size])
 
 
 def make_folders(path: Path) -> None:

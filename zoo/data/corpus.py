@@ -25,9 +25,11 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from zoo._names import unknown
 from zoo.data.frames import FrameSet
+from zoo.data.packed import SUFFIX, Memory, Packed, source_of
 from zoo.logs import Progress, silent
 
 _PHONEMES = "[SIL] AA AE AH AO AW AY B CH D DH EH ER EY F G HH IH IY JH K L M N NG OW OY P R S SH T TH UH UW V W Y Z ZH"
@@ -52,6 +54,7 @@ def read_corpus(
     *,
     classes: Sequence[str] = PHONEMES,
     features: int | None = None,
+    mapped: bool | str | Path = False,
     progress: Progress | None = None,
 ) -> FrameSet:
     """All recordings of one partition, in the order of their file names.
@@ -68,6 +71,9 @@ def read_corpus(
             of the ends ("[SIL]" and "SIL", "[SOS]" and "<sos>", "[EOS]" and "<eos>") are one name, unless both are
             among the classes.
         features: expected number of features per frame; None takes that of the first recording.
+        mapped: leave the frames on the disk, for a corpus that is larger than memory: they are copied to one file,
+            `<partition>.frames.safetensors`, in this folder, or in `root` if True, and mapped from there. Later calls
+            take that file at once, unless the names, sizes or times of the corpus's files have changed, or the classes.
         progress: shows how many recordings have been read; None shows nothing.
 
     Returns:
@@ -76,34 +82,27 @@ def read_corpus(
     Raises:
         CorpusError: a folder or a recording's partner is missing, an array has another shape or type than
             expected, a feature is not finite, a name in a transcript is not among the classes, a class is named
-            twice, or `test_order.csv` does not name every recording once.
+            twice, `test_order.csv` does not name every recording once, or the file of `mapped` cannot be written.
     """
-    indices = _indices(classes)
+    _indices(classes)  # a wrong list of classes is an error now
     paths, transcripts = _files(Path(root), partition)
-    shapes = [*_ahead(_shape, paths)]
-    width = features or shapes[0][1]
-    starts = torch.tensor([0] + [length for length, _ in shapes]).cumsum(0)
-    values = torch.empty(int(starts[-1]), width)
-    labels = torch.empty(len(values), dtype=torch.int64) if transcripts else None
 
-    def fill(index: int) -> None:
-        span, path = slice(int(starts[index]), int(starts[index + 1])), paths[index]
-        if shapes[index][1] != width:
-            msg = f"{path}: expected {width} features per frame, got {shapes[index][1]}"
-            raise CorpusError(msg)
-        rows = values[span].numpy()
-        _read_features(path, rows)
-        finite = np.isfinite(rows).all(axis=1)
-        if not finite.all():
-            msg = f"{path}: expected finite features, got NaN or infinity at frame {int(finite.argmin())}"
-            raise CorpusError(msg)
-        if labels is not None:
-            _read_labels(transcripts[index], labels[span].numpy(), indices)
+    def read(memory: Memory) -> FrameSet:
+        with (progress or silent)(f"reading {partition}", total=len(paths)) as advance:
+            return _read(paths, transcripts, classes, features, memory, advance)
 
-    with (progress or silent)(f"reading {partition}", total=len(paths)) as advance:
-        for _ in _ahead(fill, range(len(paths))):
-            advance(1)
-    return FrameSet(values, labels, starts, tuple(classes), tuple(path.stem for path in paths))
+    if mapped is False:
+        return read(_new_memory)
+    path = Path(root if mapped is True else mapped, partition + SUFFIX)
+    packed = Packed(path, source_of([*paths, *transcripts], classes), tuple(classes), _names(paths))
+    try:
+        frames = packed.frames(read)
+    except OSError as error:
+        remedy = "name a folder for it that can be written to (mapped= or --mapped)"
+        msg = f"expected to write the frames of {partition!r} to {path}, got: {error.strerror or error}; {remedy}"
+        raise CorpusError(msg) from error
+    _check_width(paths[0], frames.features.shape[1], features)
+    return frames
 
 
 def write_corpus(frames: FrameSet, root: str | Path, partition: str) -> None:
@@ -155,6 +154,53 @@ def sample_corpus(partition: str) -> FrameSet:
             PHONEMES,
             tuple(packed[f"{partition}_names"].tolist()),
         )
+
+
+def _new_memory(starts: Tensor, width: int, labelled: bool) -> tuple[Tensor, Tensor | None]:
+    frames = int(starts[-1])
+    return torch.empty(frames, width), torch.empty(frames, dtype=torch.int64) if labelled else None
+
+
+def _read(
+    paths: Sequence[Path],
+    transcripts: Sequence[Path],
+    classes: Sequence[str],
+    features: int | None,
+    memory: Memory,
+    advance: Callable[..., None],
+) -> FrameSet:
+    """The frames of these files, in the memory that is given for them."""
+    indices = _indices(classes)
+    shapes = [*_ahead(_shape, paths)]
+    width = features or shapes[0][1]
+    starts = torch.tensor([0] + [length for length, _ in shapes]).cumsum(0)
+    values, labels = memory(starts, width, bool(transcripts))
+
+    def fill(index: int) -> None:
+        span, path = slice(int(starts[index]), int(starts[index + 1])), paths[index]
+        _check_width(path, shapes[index][1], width)
+        rows = values[span].numpy()
+        _read_features(path, rows)
+        finite = np.isfinite(rows).all(axis=1)
+        if not finite.all():
+            msg = f"{path}: expected finite features, got NaN or infinity at frame {int(finite.argmin())}"
+            raise CorpusError(msg)
+        if labels is not None:
+            _read_labels(transcripts[index], labels[span].numpy(), indices)
+
+    for _ in _ahead(fill, range(len(paths))):
+        advance(1)
+    return FrameSet(values, labels, starts, tuple(classes), _names(paths))
+
+
+def _names(paths: Sequence[Path]) -> tuple[str, ...]:
+    return tuple(path.stem for path in paths)
+
+
+def _check_width(path: Path, found: int, features: int | None) -> None:
+    if found != (features or found):
+        msg = f"{path}: expected {features} features per frame, got {found}"
+        raise CorpusError(msg)
 
 
 def _indices(classes: Sequence[str]) -> dict[str, int]:
