@@ -44,6 +44,13 @@ def test_every_command_explains_itself_by_an_example(command, line):
     assert "--import" in out
 
 
+@pytest.mark.parametrize("line", COMMANDS)
+def test_a_corpus_may_be_mapped_wherever_one_is_read(command, line):
+    """One flag, with the corpus or not at all."""
+    out = command(f"{line} --help").out
+    assert ("--corpus" in out) == ("--mapped" in out)
+
+
 @pytest.mark.parametrize("tool", ["zoo", "ensemble"])
 def test_help_lists_every_command(command, tool):
     """With and without the word."""

@@ -40,6 +40,21 @@ def test_train_registers_and_repeats(tmp_path, corpus, command):
     assert entries.get("a").number == 2
 
 
+def test_a_mapped_corpus_trains_the_same_model(tmp_path, corpus, command):
+    """To the bit; its files are in the folder that is named, and the bundled speech has none."""
+    common = [*SMALL, "--epochs", 1, "--registry", tmp_path / "registry.json"]
+    command("zoo train a", *common, "--corpus", corpus, code=0)
+    command("zoo train b", *common, "--corpus", corpus, "--mapped", tmp_path / "frames", code=0)
+    entries = Registry(tmp_path / "registry.json")
+    assert entries.checkpoint("b").digest == entries.checkpoint("a").digest
+    assert len([*(tmp_path / "frames").iterdir()]) == 2
+    wrong = command("zoo train c", *common, "--mapped", tmp_path, code=2)
+    assert "expected --mapped beside --corpus" in wrong.err
+    (tmp_path / "file").touch()
+    wrong = command("zoo train c", *common, "--corpus", corpus, "--mapped", tmp_path / "file", code=2)
+    assert "name a folder for it that can be written to" in wrong.err
+
+
 def test_a_training_without_a_result_registers_nothing(tmp_path, corpus, command):
     """The validation loss is never finite: exit code 1, one line, and no registry."""
     frames = zoo.sample_corpus("valid").select(torch.arange(2))

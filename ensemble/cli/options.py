@@ -15,7 +15,17 @@ from cyclopts import Parameter
 import ensemble
 import zoo
 from zoo._console import Answer, progress
-from zoo.cli.options import Classes, Corpus, Device, Names, RegistryFile, class_names, flag_fields, read_partition
+from zoo.cli.options import (
+    Classes,
+    Corpus,
+    Device,
+    Mapped,
+    Names,
+    RegistryFile,
+    class_names,
+    flag_fields,
+    read_partition,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -57,6 +67,7 @@ class Source:
     members: Names = ("*",)
     registry: RegistryFile = None
     corpus: Corpus = None
+    mapped: Mapped = None
     classes: Classes = ()
     valid: str = "valid"
     test: str = "test"
@@ -145,7 +156,8 @@ class Collection:
             outputs = self._chosen(read_outputs(self.source.outputs / partition), str(self.source.outputs))
         else:
             members, classes = self.members, class_names(self.source.classes)
-            frames = read_partition(self.source.corpus, partition, classes or members.classes)
+            source = self.source
+            frames = read_partition(source.corpus, partition, classes or members.classes, mapped=source.mapped)
             if cache is None and self.source.cache is not None:
                 cache = self.source.cache / partition
             began = time.perf_counter()

@@ -16,6 +16,7 @@ from zoo.cli.options import (
     Classes,
     Corpus,
     FilePrecision,
+    Mapped,
     RegistryFile,
     class_names,
     read_partition,
@@ -90,7 +91,8 @@ def _run(collection: Collection, name: str) -> _Found:
         final = ensemble.Ensemble(collection.members, rule)
     else:
         final = _loaded(home, name, device=source.device, precision=source.precision)
-    frames = read_partition(source.corpus, source.test, class_names(source.classes) or final.members.classes)
+    classes = class_names(source.classes) or final.members.classes
+    frames = read_partition(source.corpus, source.test, classes, mapped=source.mapped)
     with progress(f"predicting {len(frames):,} frames"):
         probabilities = final.predict_proba(frames)
     groups = frames.groups.numpy()
@@ -140,6 +142,7 @@ def export(
     use: str = "",
     licence: str = "",
     corpus: Corpus = None,
+    mapped: Mapped = None,
     classes: Classes = (),
     valid: str = "valid",
     test: str = "test",
@@ -172,7 +175,7 @@ def export(
     if one_file:
         require_writable(place)
         final = _loaded(home, name)
-        frames = read_partition(corpus, valid, class_names(classes) or final.members.classes)
+        frames = read_partition(corpus, valid, class_names(classes) or final.members.classes, mapped=mapped)
         with progress(f"writing {place}, and comparing it on {len(frames):,} frames"):
             written = final.to_onnx(
                 place,
@@ -187,7 +190,7 @@ def export(
         home.annotate(name, licence=licence)
     final = ensemble.load_ensemble(home, name)
     known = class_names(classes) or final.members.classes
-    frames, judged = (read_partition(corpus, part, known) for part in (valid, test))
+    frames, judged = (read_partition(corpus, part, known, mapped=mapped) for part in (valid, test))
     with progress("judging the ensemble for its card"):
         best = ensemble.judge.best_member(ensemble.collect(final.members, frames))
         report = ensemble.evaluate(ensemble.collect(final.members, judged), {name: final.rule}, baseline=best)
@@ -245,7 +248,7 @@ def plan(*, source: Source = Source(), frames: int = 65_536) -> Answer:
         frames: largest number of frames of the test partition to measure on.
     """
     collection = Collection(source)
-    members, whole = collection.members, read_partition(source.corpus, source.test)
+    members, whole = collection.members, read_partition(source.corpus, source.test, mapped=source.mapped)
     recordings = int((whole.starts[1:] <= max(frames, int(whole.starts[1]))).sum())
     with progress("measuring"):
         for _ in ensemble.run.predictions(members, whole.select(whole.starts.new_tensor(range(recordings)))):

@@ -16,6 +16,7 @@ from zoo._console import Answer, Table, progress
 from zoo._names import find
 from zoo.cli.options import (
     Corpus,
+    Mapped,
     Names,
     Options,
     RegistryFile,
@@ -86,6 +87,7 @@ def adopt(
     key: str | None = None,
     save: str | None = None,
     corpus: Corpus = None,
+    mapped: Mapped = None,
     valid: str | None = None,
     try_: bool = False,
     all_or_none: bool = False,
@@ -115,7 +117,8 @@ def adopt(
     classes = class_names(untold.classes)
     if try_ and corpus is None and valid is None:
         raise ValueError("expected frames to try settings on, got none: give --corpus ROOT --valid PARTITION")
-    frames = None if corpus is None and valid is None else read_partition(corpus, valid or "valid", classes)
+    given = corpus is not None or valid is not None
+    frames = read_partition(corpus, valid or "valid", classes, mapped=mapped) if given else None
     if frames is not None and frames.labels is None:
         raise ValueError(f"expected a partition with labels to measure on, got {valid or 'valid'!r} without")
     own = _own(architecture)

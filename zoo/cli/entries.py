@@ -17,6 +17,7 @@ from zoo._names import unknown
 from zoo.cli.options import (
     Corpus,
     FilePrecision,
+    Mapped,
     Names,
     RegistryFile,
     class_names,
@@ -224,6 +225,7 @@ def export(
     with_windows: bool = False,
     precision: FilePrecision = "float32",
     corpus: Corpus = None,
+    mapped: Mapped = None,
     valid: str = "valid",
     registry: RegistryFile = None,
 ) -> Answer:
@@ -250,7 +252,7 @@ def export(
     from zoo.onnx import export_onnx
 
     require_writable(place)
-    frames = read_partition(corpus, valid, own=home.get(reference).classes)
+    frames = read_partition(corpus, valid, own=home.get(reference).classes, mapped=mapped)
     return exported(
         reference,
         export_onnx(home, reference, place, with_windows=with_windows, precision=precision, frames=frames),

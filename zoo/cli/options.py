@@ -38,6 +38,13 @@ Corpus = Annotated[
     Path | None,
     Parameter(help="folder of partitions in the HW1P2 layout; the bundled synthesised speech if left out."),
 ]
+Mapped = Annotated[
+    Path | None,
+    Parameter(
+        help="folder for one file per partition, from which its frames are mapped instead of read into memory; often "
+        "the corpus itself. The file is made where there is none."
+    ),
+]
 Classes = Annotated[
     tuple[str, ...],
     Parameter(
@@ -78,6 +85,7 @@ class Partitions:
     """
 
     corpus: Corpus = None
+    mapped: Mapped = None
     classes: Classes = ()
     train: str = "train"
     valid: str = "valid"
@@ -85,8 +93,10 @@ class Partitions:
 
     def load(self, own: Sequence[str] = ()) -> tuple[zoo.FrameSet, zoo.FrameSet]:
         """The training and the validation frames on the device; `own` are the classes of the models, if any."""
-        parts = (read_partition(self.corpus, name, self.classes, own) for name in (self.train, self.valid))
-        train, valid = (part.to(self.device) for part in parts)
+        train, valid = (
+            read_partition(self.corpus, name, self.classes, own, mapped=self.mapped).to(self.device)
+            for name in (self.train, self.valid)
+        )
         return train, valid
 
 
@@ -106,7 +116,12 @@ def class_names(words: Sequence[str]) -> tuple[str, ...]:
 
 
 def read_partition(
-    corpus: Path | None, name: str, classes: Sequence[str] = (), own: Sequence[str] = ()
+    corpus: Path | None,
+    name: str,
+    classes: Sequence[str] = (),
+    own: Sequence[str] = (),
+    *,
+    mapped: Path | None = None,
 ) -> zoo.FrameSet:
     """A partition of a corpus, or of the bundled one, whose classes are the phonemes.
 
@@ -114,7 +129,11 @@ def read_partition(
     """
     given = class_names(classes)
     if corpus is not None:
-        return zoo.read_corpus(corpus, name, classes=given or own or zoo.PHONEMES, progress=progress)
+        wanted = given or own or zoo.PHONEMES
+        return zoo.read_corpus(corpus, name, classes=wanted, mapped=mapped or False, progress=progress)
+    if mapped is not None:
+        msg = "expected --mapped beside --corpus, got it without; the bundled speech is small"
+        raise ValueError(msg)
     frames = zoo.sample_corpus(name)
     if given in ((), frames.classes):
         return frames

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import zoo
 from zoo._console import Answer, Table, progress
 from zoo.cli.entries import versions
-from zoo.cli.options import Classes, Corpus, RegistryFile, read_partition
+from zoo.cli.options import Classes, Corpus, Mapped, RegistryFile, read_partition
 
 if TYPE_CHECKING:
     from zoo.signature import Signed
@@ -24,6 +24,7 @@ def verify(
     probe: bool = False,
     metrics: bool = False,
     corpus: Corpus = None,
+    mapped: Mapped = None,
     classes: Classes = (),
     valid: str = "valid",
     key: Path | None = None,
@@ -85,7 +86,8 @@ def verify(
     if metrics:
         built = [entry for entry in sound if entry not in foreign]
         tables = {entry.classes for entry in built}
-        frames = read_partition(corpus, valid, classes, tables.pop() if len(tables) == 1 else ())
+        own = tables.pop() if len(tables) == 1 else ()
+        frames = read_partition(corpus, valid, classes, own, mapped=mapped)
         with progress("evaluating", total=len(built)) as advance:
             for entry in built:
                 measured += home.measure(entry, frames)
