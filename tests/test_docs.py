@@ -178,6 +178,15 @@ def test_the_page_on_formats_lists_the_files_and_fields_of_a_store(registry: zoo
         assert f"`{inner}`" in text.partition("| `contents` |")[2].partition("\n## ")[0]
 
 
+def test_the_page_on_formats_lists_what_mapped_frames_hold(tmp_path: Path) -> None:
+    """The arrays and the metadata of a partition's file."""
+    zoo.write_corpus(FRAMES, tmp_path, "p")
+    zoo.read_corpus(tmp_path, "p", classes=FRAMES.classes, mapped=True)
+    header = read_header((tmp_path / "p.frames.safetensors").read_bytes())
+    listed = fields("## Frames of a partition: `read_corpus(..., mapped=...)`, `--mapped FOLDER`")
+    assert listed == {*header.pieces, *header.metadata}
+
+
 def test_the_page_on_formats_lists_the_fields_of_exported_folders(registry: zoo.Registry, tmp_path: Path) -> None:
     """A model's three files and an ensemble's, with the fields of both descriptions."""
     model, final = zoo.export(registry, "a@1", tmp_path / "model"), zoo.export(registry, "final", tmp_path / "final")
