@@ -1,7 +1,7 @@
 """Selection under a budget, against brute force."""
 
 from dataclasses import replace
-from itertools import combinations, pairwise
+from itertools import combinations, pairwise, product
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ import torch
 
 import ensemble
 from ensemble import fit_simplex_weights, select
-from ensemble.outputs import About
+from ensemble.outputs import About, Cost
 from ensemble.selection import pareto_front
 
 
@@ -61,6 +61,108 @@ def test_the_budget_optimum_is_that_of_brute_force(seed):
     assert found.proven
     assert found.cost <= budget
     assert len(found.members) <= most
+
+
+def random_limits(seed, M):
+    """Parameters, bytes and times of M members, two kinds of which share a cost, and limits that some subset meets."""
+    generator = np.random.default_rng(seed)
+    parameters, size = generator.integers(1, 10, M), generator.integers(1, 10, M)
+    each, first = generator.uniform(0.5, 3, M), generator.uniform(0, 3, M)
+    kinds = generator.integers(0, 3, M)
+    each, first = each[kinds], first[kinds]  # members of a kind cost the same
+    about = {f"m{m}": About(parameters=int(parameters[m]), bytes=int(size[m])) for m in range(M)}
+    costs = {f"m{m}": Cost(each[m], alone=each[m] + first[m], kind=int(kinds[m])) for m in range(M)}
+    inside = generator.integers(0, 2, M).astype(bool)
+    inside[generator.integers(M)] = True
+    slack = 1 + seed % 3  # where it is large, time is what limits
+    limits = {"max_parameters": float(slack * parameters[inside].sum()), "max_bytes": float(slack * size[inside].sum())}
+    limits |= {"max_microseconds": time_of(np.flatnonzero(inside), costs), "max_members": int(slack * inside.sum())}
+    return about, costs, limits
+
+
+def time_of(members, costs):
+    """The slow obvious sum: what each costs more, and of each kind once what the first costs more than that."""
+    chosen = [costs[f"m{m}"] for m in members]
+    return sum(c.microseconds for c in chosen) + sum({c.kind: c.alone - c.microseconds for c in chosen}.values())
+
+
+@pytest.mark.parametrize(
+    ("metric", "seed"), [*product(["log_loss"], range(12)), *product(["brier"], range(4)), ("accuracy", 0)]
+)
+def test_several_limits_hold_at_once_as_in_brute_force(metric, seed):
+    """Every subset that meets all of them is fitted: none is below the bound, and the proof finds the best."""
+    M = int(np.random.default_rng(seed).integers(3, 8))
+    about, costs, limits = random_limits(seed, M)
+    outputs = replace(some_outputs(M, N=150, seed=seed), about=tuple(about.values()))
+    found = select(outputs, **limits, costs=costs, metric=metric)
+
+    def met(members):
+        return (
+            sum(about[f"m{m}"].parameters for m in members) <= limits["max_parameters"]
+            and sum(about[f"m{m}"].bytes for m in members) <= limits["max_bytes"]
+            and time_of(members, costs) <= limits["max_microseconds"] * (1 + 1e-9)
+            and len(members) <= limits["max_members"]
+        )
+
+    places = [int(name[1:]) for name in found.members]
+    assert met(places)
+    assert found.cost == sum(about[f"m{m}"].parameters for m in places)
+    assert found.bytes == sum(about[f"m{m}"].bytes for m in places)
+    assert found.microseconds == pytest.approx(time_of(places, costs))
+    subsets = [c for k in range(1, M + 1) for c in combinations(range(M), k) if met(c)]
+    losses = [ensemble.fit_weights(outputs.subset([f"m{m}" for m in c]), metric, tolerance=1e-9).loss for c in subsets]
+    assert found.bound <= min(losses) + 1e-9
+    if metric != "accuracy":
+        assert found.proven
+        assert found.loss == pytest.approx(min(losses), abs=2e-6)
+
+
+def test_of_equal_members_each_stays_that_a_limit_may_need():
+    """One copy is small and slow, one large and fast: either may be the one that fits."""
+    outputs = some_outputs(3)
+    rows = {name: outputs.probabilities[m] for m, name in enumerate(outputs.members)} | {
+        "copy": outputs.probabilities[0]
+    }
+    about = {"m0": About(bytes=9), "m1": About(bytes=1), "m2": About(bytes=1), "copy": About(bytes=1)}
+    doubled = ensemble.MemberOutputs.from_probabilities(rows, labels=outputs.labels, about=about)
+    costs = {"m0": Cost(1.0), "m1": Cost(1.0), "m2": Cost(1.0), "copy": Cost(9.0)}
+    everything = select(doubled, np.inf).loss
+    for limits, left_out in (({"max_bytes": 3}, "m0"), ({"max_microseconds": 3}, "copy")):
+        found = select(doubled, np.inf, **limits, costs=costs)
+        assert found.loss == pytest.approx(everything, abs=2e-6)
+        assert left_out not in found.members
+
+
+def test_what_a_limit_needs_must_be_known():
+    """The message tells how it becomes known; a limit that nothing meets is named, and so are limits that clash."""
+    outputs = some_outputs(3)
+    with pytest.raises(ValueError, match="expected the bytes of every member, got none for"):
+        select(outputs, np.inf, max_bytes=10)
+    with pytest.raises(ValueError, match=r"microseconds of every member.* costs=ensemble.run.measure_costs"):
+        select(outputs, np.inf, max_microseconds=10, costs={"m0": Cost(1.0)})
+    costs = {"m0": Cost(1.0, alone=5.0), "m1": Cost(2.0), "m2": Cost(3.0)}
+    with pytest.raises(ValueError, match=r"within 0\.5, got costs of 2 and more microseconds"):
+        select(outputs, np.inf, max_microseconds=0.5, costs=costs)
+    with pytest.raises(ValueError, match="a member within 5 parameters and 2 microseconds at once"):
+        select(outputs, 5, {"m0": 1, "m1": 9, "m2": 1}, max_microseconds=2, costs=costs)
+    with pytest.raises(ValueError, match="got nan for 'm1'"):
+        select(outputs, np.inf, costs=costs | {"m1": Cost(np.nan)})
+
+
+@pytest.mark.parametrize("by", ["bytes", "microseconds"])
+def test_a_front_by_another_cost_keeps_the_limits(by):
+    """Each point is the best of its cost within the other limits."""
+    about, costs, limits = random_limits(3, 6)
+    outputs = replace(some_outputs(6, N=150, seed=3), about=tuple(about.values()))
+    front = pareto_front(outputs, by=by, costs=costs, **limits)
+    values = [getattr(point, by) for point in front]
+    assert all(a > b for a, b in pairwise(values))
+    assert all(a.loss < b.loss for a, b in pairwise(front))
+    for point, value in zip(front, values, strict=True):
+        again = select(outputs, **limits | {f"max_{by}": value}, costs=costs)
+        assert point.loss == pytest.approx(again.loss, abs=2e-6)
+    with pytest.raises(ValueError, match="no cost to draw a front by named 'time'"):
+        pareto_front(outputs, by="time")
 
 
 def test_without_limits_selection_is_the_plain_fit():

@@ -1,18 +1,20 @@
-"""The best subset of members within a total cost, by branch and bound; and the front of loss against cost.
+"""The best subset of members within limits of its cost, by branch and bound; and the front of loss against cost.
 
 Outputs, costs, limits and a metric go in; a `Selection` comes out. The law that proves it right: a relaxation (some
 members chosen, some open, limits aside) is convex, so its certified bound holds for every subset between;
-`Selection.bound` is the least bound of the parts that are open or were closed. The tests compare all of it with brute
-force. Metrics of decisions, which are not convex, are left to greedy picks within the limits.
+`Selection.bound` is the least bound of the parts that are open or were closed. A part is left out only where a `Limit`
+is passed, and since no further member makes a total smaller, it is then passed by every subset of that part; so any
+number of limits may hold at once. The tests compare all of it with brute force. Metrics of decisions, which are not
+convex, are left to greedy picks within the limits.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import count
-from typing import Any
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,8 +26,9 @@ from ensemble.fit.greedy import greedy as greedy
 from ensemble.fit.greedy import residual_products
 from ensemble.fit.weights import explained_matrix, least_loss, least_quadratic
 from ensemble.judge.metrics import METRICS, get_metric
-from ensemble.outputs import MemberOutputs
+from ensemble.outputs import Cost, MemberOutputs
 from ensemble.rules.fitted import WeightedMean
+from ensemble.rules.table import no_such
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -44,10 +47,12 @@ class Selection:
     bound: float  #: no subset within the limits has a loss below this, whatever its weights
     proven: bool  #: whether `loss - bound` is within the requested tolerance
     nodes: int  #: number of convex problems solved; 0 for decisions
-    cost: float  #: sum of the members' costs
+    cost: float  #: number of parameters, or the sum of the costs that were given in their place; 0 if unknown
     fingerprint: str = ""  #: of the frames
     dropped: int = 0  #: frames left out because every member, chosen or not, gave the true class exactly zero
     metric: str = "log_loss"  #: that they were chosen by
+    bytes: float = np.nan  #: of their checkpoints; NaN if unknown
+    microseconds: float = np.nan  #: per frame that they need together; NaN if it was not measured
 
     @property
     def value(self) -> float:
@@ -67,10 +72,13 @@ def select(
     *,
     metric: str = "log_loss",
     max_members: int | None = None,
+    max_bytes: float = np.inf,
+    max_microseconds: float = np.inf,
+    costs: Mapping[str, Cost] | None = None,
     tolerance: float = 1e-6,
     max_nodes: int = 2000,
 ) -> Selection:
-    """The subset of members within a total cost whose optimally weighted pool has the least loss.
+    """The subset of members within all limits whose optimally weighted pool has the least loss.
 
     Log-loss and Brier score: branch and bound. Without the limits the problem is convex and its certified bound holds
     for every subset; the search splits on a member until the convex optimum itself satisfies the limits. See Land and
@@ -82,17 +90,21 @@ def select(
 
     Args:
         outputs: with labels.
-        max_parameters: limit of the total cost.
-        parameters: each member's cost, in whatever unit: parameters, bytes, milliseconds. If None, the numbers of
-            parameters that the outputs know (`outputs.about`).
+        max_parameters: limit of the total number of parameters.
+        parameters: each member's cost, of any kind, in place of the numbers of parameters that the outputs know
+            (`outputs.about`).
         metric: what the subset is best by: a name in `ensemble.judge.METRICS`; your own if it is of `Counts`.
         max_members: limit of the number of members, or None.
+        max_bytes: limit of the total size of the checkpoints, which the outputs know.
+        max_microseconds: limit of the time per frame that the members need together, or milliseconds per 1,000 frames.
+        costs: member -> what it costs, as `ensemble.run.measure_costs` measured it. The time of a subset is that of
+            one member of each kind by itself, and what each further member of a kind adds.
         tolerance: the loss may exceed the bound by this much and still count as proven.
         max_nodes: number of convex problems to solve before giving up the proof.
 
     Raises:
-        ValueError: no labels, NaN, no usable frame, an unknown metric, a member of unknown cost where
-            `max_parameters` is finite, a negative cost, or no member within the limits.
+        ValueError: no labels, NaN, no usable frame, an unknown metric, a member of unknown cost where its limit is
+            finite, a negative cost, or no member within the limits.
 
     Example:
         >>> good, fair = [[0.9, 0.1], [0.8, 0.2]], [[0.6, 0.4], [0.6, 0.4]]
@@ -100,28 +112,37 @@ def select(
         >>> select(outputs, max_parameters=10, parameters={"good": 20, "fair": 5}).members
         ('fair',)
     """
+    most = {"parameters": max_parameters, "bytes": max_bytes, "microseconds": max_microseconds}
+    limits = _limits(outputs, parameters, costs, most, max_members)
+    return _select(outputs, limits, metric=metric, tolerance=tolerance, max_nodes=max_nodes)
+
+
+def _select(
+    outputs: MemberOutputs, limits: Mapping[str, Limit], *, metric: str, tolerance: float, max_nodes: int
+) -> Selection:
     at_least_zero(tolerance=tolerance)
-    costs = np.array(_costs(outputs, parameters, needed=np.isfinite(max_parameters)), dtype=np.float64)
-    if max_members is not None and max_members < 1:
-        msg = f"expected at least one member, got max_members={max_members}"
-        raise ValueError(msg)
     get_metric(metric)
-    if costs.min() > (limit := float(max_parameters)) * (1 + 1e-12):
-        msg = f"expected a member within {limit:g}, got costs of {costs.min():g} and more; raise the limit"
+    held, M, dropped, nodes = [*limits.values()], len(outputs.members), 0, 0
+    nothing = np.zeros(M, dtype=bool)
+    if not _affordable(nothing, held).any():
+        reasons = [limit.out_of_reach for limit in held if not limit.room(nothing).any()]
+        together = " and ".join(f"{limit.most:g} {limit.unit}" for limit in held if np.isfinite(limit.most))
+        msg = f"expected a member within {reasons[0] if reasons else f'{together} at once, got none'}; raise the limit"
         raise ValueError(msg)
-    most, dropped, nodes = max_members or len(costs), 0, 0
     if metric in ("log_loss", "brier"):
         relax, same, dropped = (_log_loss if metric == "log_loss" else _brier)(outputs)
-        search = _Search(relax, costs, limit, most)
-        search.run(first_equal(same, np.argsort(costs, kind="stable")) == np.arange(len(costs)), tolerance, max_nodes)
+        search = _Search(relax, held, M)
+        search.run(_undominated(first_equal(same), held), tolerance, max_nodes)
         weights, loss, bound, nodes = search.weights, search.loss, search.bound, search.nodes
     else:
-        picked = greedy(outputs, metric=metric, allowed=lambda chosen: _affordable(chosen, costs, limit, most))
+        picked = greedy(outputs, metric=metric, allowed=lambda chosen: _affordable(chosen, held))
         weights, loss, bound = picked.weights, 1 - picked.value, least_loss(outputs, metric)
-    kept = np.flatnonzero(weights)
-    names, cost = tuple(outputs.members[m] for m in kept), float(costs[kept].sum())
-    known = loss, bound, not loss > bound + tolerance, nodes, cost, outputs.fingerprint, dropped, metric
-    return Selection(names, weights[kept], *known)
+    kept = weights > 0
+    names = tuple(name for name, chosen in zip(outputs.members, kept, strict=True) if chosen)
+    found = {name: limit.total(kept) for name, limit in limits.items()}
+    known = loss, bound, not loss > bound + tolerance, nodes, found.get("parameters", 0.0)
+    more = outputs.fingerprint, dropped, metric, found.get("bytes", np.nan), found.get("microseconds", np.nan)
+    return Selection(names, weights[kept], *known, *more)
 
 
 def _log_loss(outputs: MemberOutputs) -> tuple[Relaxation, Numbers, int]:
@@ -157,40 +178,123 @@ def pareto_front(
     outputs: MemberOutputs,
     parameters: Mapping[str, float] | None = None,
     *,
+    by: Literal["parameters", "bytes", "microseconds"] = "parameters",
     metric: str = "log_loss",
     max_parameters: float = np.inf,
     max_members: int | None = None,
+    max_bytes: float = np.inf,
+    max_microseconds: float = np.inf,
+    costs: Mapping[str, Cost] | None = None,
     tolerance: float = 1e-6,
     max_nodes: int = 2000,
 ) -> list[Selection]:
     """The selections that no cheaper one matches in loss, from the most to the least expensive.
 
     Each is the best under a limit just below the cost of the one before. Arguments and errors are those of `select`,
-    but the cost of every member must be known; `max_parameters` is the limit of the most expensive selection, and
-    `max_nodes` holds for each.
+    but what the front is `by` must be known of every member; the limits hold for all selections, and `max_nodes` for
+    each.
     """
-    costs = _costs(outputs, parameters)
-    front: list[Selection] = []
-    how: Any = {"tolerance": tolerance, "max_nodes": max_nodes}
-    limit = min(float(max_parameters), sum(costs))
-    while not front or limit >= min(costs):
-        found = select(outputs, limit, parameters, metric=metric, max_members=max_members, **how)
+    most = {"parameters": max_parameters, "bytes": max_bytes, "microseconds": max_microseconds}
+    if by not in most:
+        raise ValueError(no_such("cost to draw a front by", by, most))
+    everything = np.ones(len(outputs.members), dtype=bool)
+    limits = _limits(outputs, parameters, costs, most, max_members, needed=by)
+    limit, front = min(float(most[by]), limits[by].total(everything)), list[Selection]()
+    while not front or limits[by].least <= limit:
+        limits[by] = replace(limits[by], most=limit)
+        try:
+            found = _select(outputs, limits, metric=metric, tolerance=tolerance, max_nodes=max_nodes)
+        except ValueError:
+            if not front:
+                raise
+            break  # the members that are cheap enough pass another limit
         while front and found.loss <= front[-1].loss + tolerance:  # as good and cheaper
             front.pop()
         front.append(found)
-        limit = float(np.nextafter(found.cost * (1 - 2e-12), -np.inf))
+        cost = found.cost if by == "parameters" else getattr(found, by)
+        limit = float(np.nextafter(cost * (1 - 2e-12), -np.inf))
     return front
 
 
+@dataclass(frozen=True, eq=False)
+class Limit:
+    """A limit of a total that no further member makes smaller.
+
+    Every member adds its own cost; each kind of which there is a member adds the largest extra among them, as members
+    that run as one share what the first of them costs beyond its own.
+    """
+
+    unit: str  #: what is counted
+    most: float  #: infinite where the total is only counted
+    own: Array  #: (M,) at least 0
+    extra: Array  #: (M,) at least 0
+    kinds: NDArray[np.intp]  #: (M,) below M
+
+    def total(self, members: Mask) -> float:
+        """Of some members, (M,)."""
+        return float(self.own[members].sum() + self._extras(members).sum())
+
+    def room(self, chosen: Mask) -> Mask:
+        """(M,) those of which one more fits beside the members chosen."""
+        more = np.maximum(self.extra - self._extras(chosen)[self.kinds], 0) + np.where(chosen, 0, self.own)
+        fits: Mask = self.total(chosen) + more <= self.most * (1 + 1e-12)
+        return fits
+
+    def _extras(self, members: Mask) -> Array:
+        """(M,) of each kind."""
+        extras = np.zeros(len(self.own))
+        np.maximum.at(extras, self.kinds[members], self.extra[members])
+        return extras
+
+    @property
+    def least(self) -> float:
+        """Of a single member."""
+        return float((self.own + self.extra).min())
+
+    @property
+    def out_of_reach(self) -> str:
+        """For messages, where no member fits."""
+        return f"{self.most:g}, got costs of {self.least:g} and more {self.unit}"
+
+    def replaces(self, other: int, one: int) -> bool:
+        """Whether no total grows where a member is replaced by the other."""
+        alike = self.kinds[other] == self.kinds[one] and self.extra[other] <= self.extra[one]
+        return bool(self.own[other] + (0 if alike else self.extra[other]) <= self.own[one])
+
+
+def _affordable(chosen: Mask, limits: Sequence[Limit]) -> Mask:
+    """(M,) the members chosen, and those of which one more fits all limits beside them."""
+    more: Mask = np.all([limit.room(chosen) for limit in limits], axis=0)
+    return chosen | more
+
+
+def _undominated(first: NDArray[np.intp], limits: Sequence[Limit]) -> Mask:
+    """(M,) members without an equal that may take their place in every subset; `first` is the first equal of each.
+
+    Of members that may replace each other the cheapest stays, then the first.
+    """
+    stay, places = np.ones(len(first), dtype=bool), np.arange(len(first))
+    rank = np.lexsort([places, *(limit.own for limit in reversed(limits))]).argsort()
+    held = [limit for limit in limits if np.isfinite(limit.most)]
+    for one in places.tolist():
+        for other in places[(first == first[one]) & (places != one)].tolist():
+            if all(limit.replaces(other, one) for limit in held):
+                stay[one] &= rank[other] > rank[one] and all(limit.replaces(one, other) for limit in held)
+    return stay
+
+
 class _Search:
-    """The relaxation, costs and limits; the open parts of the search, least bound first; the best subset so far.
+    """The relaxation and the limits; the open parts of the search, least bound first; the best subset so far.
 
     A part is a pair of masks (M,): `chosen` members are paid for, `open` ones may still join.
     """
 
-    def __init__(self, relax: Relaxation, costs: Array, budget: float, most: int) -> None:
-        self.relax, self.costs, self.budget, self.most = relax, costs, budget, most
-        self.weights, self.loss, self.nodes = np.zeros(len(costs)), np.inf, 0
+    def __init__(self, relax: Relaxation, limits: Sequence[Limit], members: int) -> None:
+        self.relax, self.limits = relax, limits
+        shares = [limit.own / limit.most for limit in limits if 0 < limit.most < np.inf]
+        dear = np.max([np.zeros(members), *shares], axis=0)
+        self.dear = np.maximum(dear, 1e-12 * dear.max() + 1e-300)  # (M,) the part of a limit that a member uses up
+        self.weights, self.loss, self.nodes = np.zeros(members), np.inf, 0
         self.closed = self.bound = np.inf  # the least bound of the closed parts, and of all
         self.tried: set[bytes] = set()
         self.queue: list[tuple[float, int, Mask, Mask, Array]] = []
@@ -199,7 +303,7 @@ class _Search:
     def run(self, distinct: Mask, tolerance: float, max_nodes: int) -> None:
         """Search until no open part may hold a better subset, or the nodes are used up.
 
-        Only `distinct` members take part: of equal ones the cheapest, then the first.
+        Only `distinct` members take part.
         """
         nothing = np.zeros(len(distinct), dtype=bool)
         self._push(nothing, distinct, np.ones(len(distinct)) / len(distinct), -np.inf)
@@ -212,20 +316,19 @@ class _Search:
             if subset.tobytes() not in self.tried:  # the subset that the weights suggest
                 self.tried.add(subset.tobytes())
                 self._relaxed(subset, weights)
-            share = weights * np.maximum(self.costs, 1e-12 * self.costs.max() + 1e-300)
-            m = int(np.where(open_ & (weights > 0), share, -1.0).argmax())
+            m = int(np.where(open_ & (weights > 0), weights * self.dear, -1.0).argmax())
             without, with_m = open_.copy(), chosen.copy()
             without[m], with_m[m] = False, True
             for taken in (chosen, with_m):
                 self._push(taken, without, weights, bound)
         if np.isinf(self.loss):  # every subset gives some frame zero: return the members that cost least
-            cheap = self._rounded(nothing, distinct / np.maximum(self.costs, 1e-300))
+            cheap = self._rounded(nothing, distinct / self.dear)
             self.weights = cheap / cheap.sum()
         self.bound = min([self.closed, self.loss, *(entry[0] for entry in self.queue)])
 
     def _push(self, chosen: Mask, open_: Mask, start: Array, least: float) -> None:
         """Queue a part with the open members that the limits leave room for, unless nothing within them is left."""
-        left: Mask = open_ & _affordable(chosen, self.costs, self.budget, self.most)
+        left: Mask = open_ & _affordable(chosen, self.limits)
         if (chosen | left).any() and self._fits(chosen):
             weights, bound = self._relaxed(chosen | left, start)
             heapq.heappush(self.queue, (max(bound, least), next(self.pushed), chosen, left, weights))
@@ -239,7 +342,7 @@ class _Search:
         return weights, bound
 
     def _fits(self, members: Mask) -> bool:
-        return bool(self.costs[members].sum() <= self.budget * (1 + 1e-12) and members.sum() <= self.most)
+        return all(limit.total(members) <= limit.most * (1 + 1e-12) for limit in self.limits)
 
     def _rounded(self, chosen: Mask, weights: Array) -> Mask:
         """A subset within the limits: the chosen members, then others by weight as long as they fit."""
@@ -251,23 +354,55 @@ class _Search:
         return taken
 
 
-def _affordable(chosen: Mask, costs: Array, budget: float, most: int) -> Mask:
-    """(M,) the members chosen, and those of which one more fits the limits beside them."""
-    room = budget * (1 + 1e-12) - costs[chosen].sum()
-    more: Mask = (costs <= room) & (int(chosen.sum()) < most)
-    return chosen | more
+def _limits(
+    outputs: MemberOutputs,
+    parameters: Mapping[str, float] | None,
+    costs: Mapping[str, Cost] | None,
+    most: Mapping[str, float],
+    max_members: int | None,
+    *,
+    needed: str = "",
+) -> dict[str, Limit]:
+    """Each limit by what it counts, also where it is infinite, as long as the costs of all members are known.
+
+    Raises:
+        ValueError: a negative or infinite cost; no members allowed; a cost that is unknown where its limit is finite,
+            or it is `needed`.
+    """
+    if max_members is not None and max_members < 1:
+        msg = f"expected at least one member, got max_members={max_members}"
+        raise ValueError(msg)
+    names, measured = outputs.members, costs or {}
+    sizes = {name: about.bytes for name, about in zip(names, outputs.about, strict=True) if about.bytes is not None}
+    own: dict[str, Mapping[str, float]] = {"parameters": outputs.parameters if parameters is None else parameters}
+    own |= {"bytes": sizes, "microseconds": {name: cost.microseconds for name, cost in measured.items()}}
+    way_out = {
+        "parameters": "pass parameters={name: count}",
+        "bytes": "members from a registry, and torch modules, know theirs",
+        "microseconds": "pass costs=ensemble.run.measure_costs(members, frames)",
+    }
+    M, found = len(names), dict[str, Limit]()
+    for unit, known in own.items():
+        missing = [name for name in names if name not in known]
+        if missing and (np.isfinite(most[unit]) or unit == needed or (unit == "parameters" and parameters is not None)):
+            msg = f"expected the {unit} of every member, got none for {missing}; {way_out[unit]}"
+            raise ValueError(msg)
+        if missing:
+            continue
+        if wrong := [name for name in names if not 0 <= known[name] < np.inf]:
+            msg = f"expected finite {unit} of at least zero, got {known[wrong[0]]} for {wrong[0]!r}"
+            raise ValueError(msg)
+        extra, kinds = np.zeros(M), np.arange(M)
+        if unit == "microseconds":
+            alone = [max(measured[name].alone - measured[name].microseconds, 0.0) for name in names]
+            extra = np.nan_to_num(alone)
+            kinds = np.array([_kind(place, [measured[name].kind for name in names]) for place in range(M)])
+        found[unit] = Limit(unit, float(most[unit]), np.array([float(known[name]) for name in names]), extra, kinds)
+    if max_members is not None:
+        found["members"] = Limit("members", max_members, np.ones(M), np.zeros(M), np.arange(M))
+    return found
 
 
-def _costs(outputs: MemberOutputs, parameters: Mapping[str, float] | None, *, needed: bool = True) -> list[float]:
-    """M costs; zeros where some are unknown but not needed."""
-    known: Mapping[str, float] = outputs.parameters if parameters is None else parameters
-    missing = [name for name in outputs.members if name not in known]
-    if missing and parameters is None and not needed:
-        return [0.0] * len(outputs.members)
-    if missing:
-        msg = f"expected the parameters of every member, got none for {missing}; pass parameters={{name: count}}"
-        raise ValueError(msg)
-    if wrong := [name for name in outputs.members if not 0 <= known[name] < np.inf]:
-        msg = f"expected finite costs of at least zero, got {known[wrong[0]]} for {wrong[0]!r}"
-        raise ValueError(msg)
-    return [float(known[name]) for name in outputs.members]
+def _kind(place: int, kinds: Sequence[int | None]) -> int:
+    """The first member of the kind of the one at this place; one without a kind is its own."""
+    return place if kinds[place] is None else kinds.index(kinds[place])
