@@ -1,5 +1,7 @@
 from ._solver import SimplexFit as SimplexFit
 from ._solver import fit_simplex_weights as fit_simplex_weights
+from .conformal import PredictionSets as PredictionSets
+from .conformal import fit_prediction_sets as fit_prediction_sets
 from .crossfit import WeightIntervals as WeightIntervals
 from .crossfit import bootstrap_weights as bootstrap_weights
 from .crossfit import cross_fit as cross_fit

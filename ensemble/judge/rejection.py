@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ensemble.judge.diversity import uncertainty
-from ensemble.judge.significance import cluster_bootstrap, percentile_ends, piles
-from ensemble.judge.tables import provenance, resampling
+from ensemble.judge.significance import cluster_bootstrap, percentile_ends, piles, resampling
+from ensemble.judge.tables import provenance
 from ensemble.outputs import MemberOutputs
 from ensemble.outputs.arrays import numbers
 from ensemble.rules.fitted import combined, rule_for

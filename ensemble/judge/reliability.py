@@ -1,16 +1,23 @@
-"""How far confidence is from accuracy: bins, expected calibration error, the Brier score and its parts."""
+"""How far confidence is from accuracy: bins, expected calibration error, the Brier score and its parts.
+
+Also how often sets of classes hold the true one.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from ensemble.outputs.arrays import floats, rows_and_labels
+from ensemble.judge.significance import Interval, bootstrap_interval, resampling
+from ensemble.outputs import MemberOutputs
+from ensemble.outputs.arrays import floats, rows_and_labels, truths
 
 Floats = NDArray[np.float64]
 
@@ -107,3 +114,62 @@ def _top(probabilities: Any, labels: Any) -> tuple[Floats, Floats]:
     rows, truth = rows_and_labels(probabilities, labels)
     confidence, top = rows.max(dim=1)
     return confidence.numpy(), (top == truth).double().numpy()
+
+
+@dataclass(frozen=True, eq=False)
+class SetCoverage:
+    """How often sets of classes hold the true class; every interval, of 95 %, resamples recordings."""
+
+    recordings: (
+        Interval  #: the fraction of a recording's frames whose set holds the true class; its mean over recordings
+    )
+    frames: Interval  #: the fraction of all frames, to which long recordings contribute more
+    size: Interval  #: classes in a set, the mean over frames
+    empty: float  #: the fraction of the sets that are empty
+    single: float  #: the fraction of the sets that hold one class
+    classes: (
+        pd.DataFrame
+    )  #: one row per class: name, frames, and on these coverage and size, NaN for a class without any
+    by_recording: pd.DataFrame  #: one row per recording: its number, frames, coverage, size
+    notes: tuple[str, ...]  #: what to keep in mind when reading the figures
+
+
+def set_coverage(outputs: MemberOutputs, sets: ArrayLike, *, notes: Iterable[str] = ()) -> SetCoverage:
+    """Judge sets of classes on frames whose true classes are known.
+
+    Args:
+        outputs: with labels; its groups are the recordings that intervals resample.
+        sets: (N, C) bool, whether a class is in the frame's set; of any origin.
+        notes: what is to stand before the notes of the result.
+
+    Raises:
+        ValueError: no labels, no frames, or sets of another shape.
+
+    Example:
+        >>> outputs = MemberOutputs.from_probabilities({"a": [[0.9, 0.1], [0.6, 0.4]]}, labels=[0, 1])
+        >>> found = set_coverage(outputs, [[True, False], [True, True]])
+        >>> found.frames.estimate, found.size.estimate, found.single
+        (1.0, 1.5, 0.5)
+    """
+    held, labels, (_, frames, classes) = truths(sets, "sets"), outputs.require_labels().numpy(), outputs.shape
+    if held.shape != (frames, classes) or not frames:
+        msg = f"expected sets of shape ({frames}, {classes}), for one frame or more, got {held.shape}"
+        raise ValueError(msg)
+    assert outputs.groups is not None  # filled in when made
+    groups, sizes, covered = outputs.groups.numpy(), held.sum(axis=1), held[np.arange(frames), labels]
+    table = pd.DataFrame({"frames": 1, "coverage": covered.astype(float), "size": sizes})
+    means = {"frames": "sum", "coverage": "mean", "size": "mean"}
+    recordings = table.groupby(groups).agg(means).rename_axis("recording").reset_index()
+    by_class = table.groupby(labels).agg(means).reindex(range(classes)).assign(name=outputs.classes)
+    by_class["frames"] = by_class["frames"].fillna(0).astype(int)
+    count = len(recordings)
+    return SetCoverage(
+        recordings=bootstrap_interval(recordings["coverage"].to_numpy(), np.arange(count)),
+        frames=bootstrap_interval(covered, groups),
+        size=bootstrap_interval(sizes, groups),
+        empty=float((sizes == 0).mean()),
+        single=float((sizes == 1).mean()),
+        classes=by_class[["name", "frames", "coverage", "size"]].reset_index(drop=True),
+        by_recording=recordings,
+        notes=(*notes, *resampling(count, frames)),
+    )

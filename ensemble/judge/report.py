@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ensemble.judge import tables
 from ensemble.judge.excerpt import Excerpt
 from ensemble.judge.metrics import get_metric
-from ensemble.judge.significance import CrossFit
+from ensemble.judge.significance import CrossFit, resampling
 from ensemble.judge.tables import Tally
 from ensemble.outputs import Cost, MemberOutputs
 from ensemble.rules.fitted import WeightedMean
@@ -262,7 +262,7 @@ def _notes(sums: Tally, rules: Mapping[str, FittedRule], *, chosen: str) -> Iter
     for name, abstained in zip(of.members, sums.abstained, strict=False):
         if abstained:
             yield f"{name} abstains on {abstained} frames: counted as wrong, with the loss of equal probabilities"
-    yield from tables.resampling(of.recordings, sums.frames)
+    yield from resampling(of.recordings, sums.frames)
 
 
 @dataclass(frozen=True)

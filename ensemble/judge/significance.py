@@ -7,6 +7,7 @@ Everything here works on sums per recording, or on which answers are right.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +18,7 @@ from ensemble.outputs.arrays import floats, group_indices, truths
 
 Floats = NDArray[np.float64]
 
+_FEW = 20  # recordings
 _CHUNK = 256  # replicates drawn at once: limits memory, changes no result
 
 
@@ -87,6 +89,16 @@ def piles(groups: ArrayLike, most: int = 10_000) -> tuple[NDArray[np.int64], int
     if len(distinct) > most:
         where = (np.random.default_rng(0).permutation(len(distinct)) % most)[where]
     return where.astype(np.int64), len(distinct)
+
+
+def resampling(recordings: int, frames: int) -> Iterator[str]:
+    """Whether intervals over so many recordings can be trusted."""
+    if recordings < 2:
+        yield f"{recordings} recording{'s' * (not recordings)} cannot be resampled: there are no intervals"
+    elif recordings < _FEW:
+        yield f"{recordings} recordings are few to resample: intervals are too narrow"
+    elif recordings == frames:
+        yield "every frame is its own recording: if neighbours are alike, intervals are too narrow"
 
 
 def cluster_bootstrap(sums: ArrayLike, sizes: ArrayLike, *, replicates: int = 2000, seed: int = 0) -> Floats:

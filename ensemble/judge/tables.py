@@ -43,7 +43,6 @@ _CELLS = 2**24  # probabilities processed at once: 64 MiB
 _PILES = 10_000  # beyond so many recordings, they are dealt at random into piles, and piles are resampled
 _COUNTS = 2**25  # numbers of frames by answer, pile and class that are kept: piles are fewer where there are more
 _TOGETHER = 64  # answers that are resampled together: limits memory
-_FEW = 20  # recordings
 _TOLERANCE = 1e-3
 _FORMAT = 1  # of a tally's bytes
 _UNITS = np.array([1, 2**30, 1])[:, None]  # of bins: frames, confidence, right
@@ -652,13 +651,3 @@ def provenance(of: MemberOutputs | Judged, rules: Mapping[str, FittedRule]) -> I
             yield f"{name} has numbers of unknown origin: if they were fitted here, its figures are optimistic"
     if members := trained_on([of.fingerprint], of):
         yield f"these frames are training frames of {members}: their figures and those of all rules are optimistic"
-
-
-def resampling(recordings: int, frames: int) -> Iterator[str]:
-    """Whether intervals over so many recordings can be trusted."""
-    if recordings < 2:
-        yield f"{recordings} recording{'s' * (not recordings)} cannot be resampled: there are no intervals"
-    elif recordings < _FEW:
-        yield f"{recordings} recordings are few to resample: intervals are too narrow"
-    elif recordings == frames:
-        yield "every frame is its own recording: if neighbours are alike, intervals are too narrow"
