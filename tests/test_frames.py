@@ -123,6 +123,17 @@ def test_selected_recordings_keep_their_frames_and_names(frames: FrameSet) -> No
         frames.select(torch.arange(0))
 
 
+def test_neighbouring_recordings_share_the_memory(frames: FrameSet) -> None:
+    """A shard of mapped frames is mapped; others are copied."""
+    mapped = replace(frames, mapped=True)
+    shard, copy = mapped.select(torch.arange(1, 4)), mapped.select(torch.tensor([1, 3]))
+    assert shard.features.data_ptr() == frames.features[40].data_ptr()
+    assert torch.equal(shard.features, frames.features[40:108])
+    assert shard.starts.tolist() == [0, *(frames.starts[2:5] - 40).tolist()]
+    assert (shard.names, shard.mapped, copy.mapped) == (("1", "2", "3"), True, False)
+    assert copy.features.data_ptr() != frames.features[40].data_ptr()
+
+
 def frame_set(**changes: object) -> FrameSet:
     """Three frames with some part replaced."""
     parts: dict[str, object] = {

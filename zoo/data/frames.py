@@ -115,16 +115,23 @@ class FrameSet:
         return moved
 
     def select(self, recordings: Tensor) -> Self:
-        """The frames of these recordings alone, in this order; recordings: (n,) int64 indices."""
-        pieces = [torch.arange(int(self.starts[u]), int(self.starts[u + 1])) for u in recordings.tolist()]
-        frames = torch.cat([torch.arange(0), *pieces])
+        """The frames of these recordings alone, in this order; recordings: (n,) int64 indices.
+
+        Neighbours in their order, as shards of a corpus are, share the memory of these frames, or their file.
+        """
+        frames: slice | Tensor
+        if neighbours := len(recordings) > 0 and bool((recordings.diff() == 1).all()):
+            frames = slice(int(self.starts[recordings[0]]), int(self.starts[recordings[-1] + 1]))
+        else:
+            pieces = [torch.arange(int(self.starts[u]), int(self.starts[u + 1])) for u in recordings.tolist()]
+            frames = torch.cat([torch.arange(0), *pieces])
         return replace(
             self,
             features=self.features[frames],
             labels=None if self.labels is None else self.labels[frames],
             starts=pad(self.starts.diff()[recordings].cumsum(0), (1, 0)),
             names=tuple(self.names[u] for u in recordings.tolist()),
-            mapped=False,
+            mapped=self.mapped and neighbours,
         )
 
     def affine(self, normalisation: str) -> Affine | None:
