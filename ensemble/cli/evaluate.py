@@ -55,9 +55,7 @@ def evaluate(
         crossed = cross_fits(rules, valid)
         result = ensemble.evaluate(test, chosen, metric=metric, baseline=best, cross_fits=crossed)
     if report is not None:
-        from ensemble.judge.page import page
-
-        _files.write(report, page(result).encode())
+        _files.write(report, result.page().encode())
     weights = weights_in(chosen, test)
     data = result.to_json() | {"weights": weights, "collect_seconds": collection.seconds}
     where = f"fitted on {collection.fitted}, judged on {collection.judged}"

@@ -216,6 +216,25 @@ def coincident_failure_diversity(shares: Floats) -> float:
     return float(shares[:-1] @ np.arange(members) / np.float64(members - 1) / (1 - shares[-1]))
 
 
+def plane(disagreement: ArrayLike) -> tuple[Floats, float]:
+    """(M, 2) places whose distances are near the square roots of (M, M) disagreement, and the share of it they hold.
+
+    Disagreement is the squared distance of two members' rows of right (1) and wrong (0) over N, so that this classical
+    scaling is a principal component analysis of these rows. Rows of NaN count as zero. See Gower, "Some distance
+    properties of latent root and vector methods used in multivariate analysis", Biometrika 53, 1966.
+    """
+    squares = np.nan_to_num(floats(disagreement, "disagreement"))
+    count = len(squares)
+    centring = np.eye(count) - 1 / max(count, 1)
+    values, vectors = np.linalg.eigh(-centring @ squares @ centring / 2)
+    values, vectors = values[::-1].clip(min=0), vectors[:, ::-1]
+    farthest = np.take_along_axis(vectors, np.abs(vectors).argmax(axis=0, keepdims=True), axis=0)
+    axes = vectors * np.sqrt(values) * np.where(farthest < 0, -1, 1)  # an axis may point either way
+    places = np.zeros((count, 2))
+    places[:, : min(count, 2)] = axes[:, :2]
+    return places, float(values[:2].sum() / (values.sum() or 1.0))
+
+
 def correct(outputs: MemberOutputs) -> NDArray[np.bool_]:
     """(M, N): where each member's top class is the true one; a member that abstains is not right.
 

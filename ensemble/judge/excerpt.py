@@ -6,18 +6,23 @@ the order in which recordings come: parts of a corpus that are judged apart keep
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ensemble.outputs import MemberOutputs
+from ensemble.outputs import LEAST, MemberOutputs
 
 Integers = NDArray[np.int64]
 
 _SAMPLE, _FEWEST, _ANSWERS, _CELLS = 3_000, 500, 2**16, 2**24  # frames; frames; frames x members; x classes
 _WHOLE = 1_600  # frames of whole recordings
+
+ZERO, ABSENT = 65_534, 65_535  # codes of a probability of `LEAST` or less, and of a member that abstains
+FINEST = 0.5  # nats: codes are finest for probabilities above exp(-FINEST)
+PER_LOG = (ZERO - 1) / math.log1p(-math.log(LEAST) / FINEST)
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,6 +31,13 @@ class Excerpt:
 
     outputs: MemberOutputs  #: of the members, recording by recording, each in time
     rules: dict[str, Tensor]  #: rule -> its (N, C) rows on these frames
+
+    @property
+    def recordings(self) -> tuple[Integers, Integers, Integers]:
+        """The recordings' numbers in ascending order; of each frame, which of them it is from; their frames here."""
+        assert self.outputs.groups is not None  # MemberOutputs fills them in
+        numbers, where, sizes = np.unique(self.outputs.groups.numpy(), return_inverse=True, return_counts=True)
+        return numbers, where.astype(np.int64), sizes.astype(np.int64)
 
 
 def candidates(groups: Integers, members: int, classes: int) -> Integers:
@@ -91,6 +103,23 @@ def sampling_keys(groups: Integers) -> NDArray[np.float64]:
     rank[order] = np.arange(len(groups)) - starts[where[order]]  # place by hash
     u = (_hash(numbers) >> np.uint64(11)).astype(np.float64) * 2.0**-53 + 2.0**-54
     return np.asarray((rank + u[where]) / sizes[where])
+
+
+def encode(logs: NDArray[np.floating]) -> NDArray[np.uint16]:
+    """Log-probabilities as 16 bits, the higher the less probable; NaN, an abstention, as `ABSENT`.
+
+    Steps are even in log(1 + nats / FINEST): .00004 nats from the next at a probability of one, .0003 at .05, .003 at
+    `LEAST`, below which there is `ZERO`.
+    """
+    with np.errstate(invalid="ignore", divide="ignore"):
+        steps = np.round(PER_LOG * np.log1p(np.maximum(-logs.astype(np.float64), 0) / FINEST))
+    return np.where(np.isnan(logs), ABSENT, np.minimum(np.nan_to_num(steps), ZERO)).astype(np.uint16)
+
+
+def decode(codes: NDArray[np.uint16]) -> NDArray[np.float64]:
+    """The log-probabilities that `encode` rounds to."""
+    logs = -FINEST * np.expm1(codes / PER_LOG)
+    return np.where(codes == ABSENT, np.nan, np.where(codes == ZERO, -np.inf, logs))
 
 
 def _hash(numbers: NDArray[np.int64] | NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from ensemble.judge.diversity import plane
 from ensemble.judge.metrics import Metric
 
 try:
@@ -84,21 +85,14 @@ def disagreement(pairs: pd.DataFrame, ax: Axes | None = None, *, names: Sequence
 def member_map(pairs: pd.DataFrame, ax: Axes | None = None, *, members: pd.DataFrame) -> Axes:
     """The members as a map: the farther apart two of them are, the more often exactly one is right.
 
-    Classical scaling of the square root of `disagreement`, whose square is a distance between the members' rows of
-    right and wrong: Gower, "Some distance properties of latent root and vector methods", Biometrika 53, 1966. The
-    colour is the accuracy; the axes have no meaning but distance.
+    Places are those of `diversity.plane`. The colour is the accuracy; the axes have no meaning but distance.
     """
     names, accuracy = members["name"].tolist(), 100 * members["accuracy"].to_numpy(dtype=float)
     ax = _bare(ax, 5.4, 4.4)
     squared = np.zeros((len(names), len(names)))
     first, second = np.triu_indices(len(names), k=1)  # the order of the rows of `pairs`
     squared[first, second] = squared[second, first] = 100 * pairs["disagreement"].to_numpy(dtype=float)
-    centring = np.eye(len(names)) - 1 / max(len(names), 1)
-    values, vectors = np.linalg.eigh(-centring @ np.nan_to_num(squared) @ centring / 2)
-    places = np.zeros((len(names), 2))
-    top = np.argsort(-values)[:2]
-    found = vectors[:, top] * np.sqrt(np.maximum(values[top], 0))
-    places[:, : found.shape[1]] = found * np.where(found.sum(axis=0) < 0, -1, 1)  # an axis may point either way
+    places, _ = plane(squared)
     points = ax.scatter(places[:, 0], places[:, 1], c=accuracy, cmap="viridis", s=45, zorder=2)
     ax.figure.colorbar(points, ax=ax, label="accuracy, per cent", shrink=0.8)
     size = np.ptp(places, axis=0).max(initial=1e-9)

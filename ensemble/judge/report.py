@@ -129,6 +129,12 @@ class Report:
             raise ValueError(no_such("figure", name, figures))
         return figures[name]()
 
+    def page(self, *, title: str = "Is the ensemble better?") -> str:
+        """The report as HTML text to explore, one file that needs nothing else; needs the extra `report`."""
+        from ensemble.judge.page import page  # jinja2 belongs to an extra
+
+        return page(self, title=title)
+
     def to_json(self) -> dict[str, Any]:
         """The report's tables and figures as plain data; what is not a finite number becomes None."""
         kept = ("confusion", "weights", "sample", "whole")

@@ -174,14 +174,15 @@ class Tally:
 
     @property
     def excerpts(self) -> tuple[Excerpt, Excerpt]:
-        """A sample of all frames, and some whole recordings."""
-        sampled, whole = (self._excerpt(chosen) for chosen in self._chosen)
-        return sampled, whole
+        """A sample of all frames, with log-probabilities that `excerpt.encode` can hold, and some whole recordings."""
+        sampled, whole = self._chosen
+        coded = excerpt.decode(excerpt.encode(self.kept_logs[:, sampled])).astype(np.float32)
+        return self._excerpt(sampled, coded), self._excerpt(whole, self.kept_logs[:, whole])
 
-    def _excerpt(self, chosen: NDArray[np.bool_]) -> Excerpt:
+    def _excerpt(self, chosen: NDArray[np.bool_], logs: Singles) -> Excerpt:
         groups, _, labels = self.kept[chosen].T
         outputs = MemberOutputs(
-            torch.from_numpy(self.kept_logs[:, chosen]),
+            torch.from_numpy(logs),
             self.of.members,
             self.of.classes,
             labels=torch.from_numpy(labels.copy()),
