@@ -132,7 +132,7 @@ def test_one_recording_is_never_enough_for_yes(command, home):
     ("line", "words"),
     [
         ("evaluate --outputs empty", "partitions in empty: none; `ensemble collect` writes them"),
-        (f"compare mean nobody {CORPUS}", "calibrated, cylinder-a, cylinder-b"),
+        (f"compare mean nobody {CORPUS}", "cascade, cylinder-a, cylinder-b"),
         (f"compare cylinder-aa mean {CORPUS}", "did you mean 'cylinder-a'"),
         (f"evaluate --rules weigthed {CORPUS}", "no rule named 'weigthed'; did you mean 'weighted'"),
         (f"evaluate --rules nothing {CORPUS}", "bayes_vote, borda, calibrated"),

@@ -37,8 +37,9 @@ def evaluate(
         rules: names of rules: majority, maximum, minimum, mean, median, product, borda, log_mean, power_mean,
             trimmed_mean, or one of your own. Fitted on the validation frames are "weighted", the weighted mean of
             least log-loss; "weighted_accuracy", "weighted_brier" and "weighted_macro_f1", with weights for these;
-            "calibrated", "weighted" with a temperature; "log_pool"; "bayes_vote"; "stacked"; and "auto", the simplest
-            of the rules that are about as good as the best.
+            "calibrated", "weighted" with a temperature; "log_pool"; "bayes_vote"; "stacked"; "cascade", "weighted" of
+            no more members than each frame needs; and "auto", the simplest of the rules that are about as good as the
+            best.
         metric: what gains are of and the best single member is chosen by: accuracy, log_loss, brier, macro_f1.
         report: HTML file for the whole report as one page (needs the extra `report`).
     """

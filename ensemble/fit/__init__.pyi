@@ -6,12 +6,16 @@ from .crossfit import WeightIntervals as WeightIntervals
 from .crossfit import bootstrap_weights as bootstrap_weights
 from .crossfit import cross_fit as cross_fit
 from .fitters import FITTERS as FITTERS
+from .fitters import CascadeFit as CascadeFit
 from .fitters import auto as auto
 from .fitters import bayes_vote as bayes_vote
 from .fitters import calibrated as calibrated
+from .fitters import cascade as cascade
 from .fitters import fit_bayes_vote as fit_bayes_vote
+from .fitters import fit_cascade as fit_cascade
 from .fitters import fit_stacked as fit_stacked
 from .fitters import fitter as fitter
+from .fitters import judge_cascade as judge_cascade
 from .fitters import log_pool as log_pool
 from .fitters import stacked as stacked
 from .fitters import weighted as weighted

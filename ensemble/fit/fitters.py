@@ -1,12 +1,13 @@
 """`FITTERS`: rules by the names that a command line gives them, fitted on validation outputs.
 
-Also the fits of rules with more numbers than one weight per member: Bayes votes and stacking.
+Also the fits of rules with more numbers than one weight per member, Bayes votes and stacking, and of cascades.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -16,14 +17,17 @@ from scipy.optimize import minimize
 from ensemble.fit._solver import Array, labelled, positive
 from ensemble.fit.temperature import fit_temperature
 from ensemble.fit.weights import fit_log_linear, fit_weights
+from ensemble.judge.significance import Interval, t_interval
 from ensemble.outputs import MemberOutputs
-from ensemble.rules.fitted import BayesVote, Stacked, WeightedMean
+from ensemble.rules.cascade import Cascade, known, margin
+from ensemble.rules.fitted import BayesVote, Stacked, WeightedMean, rule_for
 from ensemble.rules.pooling import mean
-from ensemble.rules.table import RULES, FittedRule, declared, enter
+from ensemble.rules.table import RULES, FittedRule, Rule, declared, enter
 
 Fitter = Callable[[MemberOutputs], FittedRule]
 
 _CELLS = 2**21  # probabilities processed together
+_THRESHOLDS = 64  # that a cascade is tried with
 
 FITTERS: dict[str, Fitter] = {}
 
@@ -86,6 +90,12 @@ def bayes_vote(outputs: MemberOutputs) -> FittedRule:
 def stacked(outputs: MemberOutputs) -> FittedRule:
     """Logistic regression on the members' log-probabilities."""
     return fit_stacked(outputs)
+
+
+@fitter
+def cascade(outputs: MemberOutputs) -> FittedRule:
+    """The weighted mean of as many members as each frame needs, for a loss of at most .1 point of accuracy."""
+    return fit_cascade(outputs, weighted(outputs)).rule
 
 
 @fitter
@@ -198,3 +208,104 @@ def fit_stacked(
     offsets: Any = np.full(classes, intercepts.min() - 50.0 - np.abs(slopes).sum() * abs(np.log(floor)))
     coefficients[present], offsets[present] = slopes.reshape(-1, members, classes), intercepts
     return Stacked(coefficients, offsets, floor, outputs.fingerprint, outputs.members)
+
+
+@dataclass(frozen=True)
+class CascadeFit:
+    """A cascade, with what it loses and saves on some frames, against asking all members about all of them."""
+
+    rule: Cascade
+    #: the accuracy of the rule over all members minus that of the cascade, a fraction, with its 95 % interval over
+    #: recordings; NaN for the ends where there is only one
+    loss: Interval
+    changed: float  #: fraction of the frames whose class is another
+    asked: tuple[float, ...]  #: for each of the M members, the fraction of the frames about which it is asked
+
+    @property
+    def share(self) -> float:
+        """Fraction of the members asked about a frame, on average, of those that have influence."""
+        return float(sum(self.asked) / len(self.rule.asked_in(len(self.asked))))
+
+
+def fit_cascade(
+    outputs: MemberOutputs, rule: Rule, *, loss: float | None = 0.001, costs: Mapping[str, float] | None = None
+) -> CascadeFit:
+    """A cascade that loses at most so much accuracy against the rule over all members.
+
+    The threshold is lowered step by step for as long as the upper end of the loss's 95 % interval over recordings
+    stays within what is accepted, so that chance has one go at being taken for thrift.
+
+    Args:
+        outputs: with labels; for a threshold, of two recordings or more. Judge the result on others.
+        rule: over all members.
+        loss: the accepted loss, a fraction: 0.001 is .1 point. None makes the cascade exact.
+        costs: member -> its cost, such as seconds per frame. Members are asked by weight per cost, the largest first;
+            of equal ones the most accurate first.
+
+    Raises:
+        ValueError: no labels, one recording, a negative loss, a cost that is missing or not positive; an exact cascade
+            of a rule that has none, or a rule that cannot leave members out.
+
+    References:
+        Angelopoulos, Bates, Candes, Jordan, Lei, "Learn then test: calibrating predictive algorithms to achieve risk
+        control", Annals of Applied Statistics 19(2), 2025, of testing in a fixed sequence.
+    """
+    labels, (members, frames, classes) = outputs.require_labels(), outputs.shape
+    if loss is not None and not 0 <= loss < 1:
+        msg = f"expected an accepted loss of accuracy, such as 0.001, or None for an exact cascade, got {loss}"
+        raise ValueError(msg)
+    costs = dict.fromkeys(outputs.members, 1.0) if costs is None else costs
+    if bad := [name for name in outputs.members if not costs.get(name, 0) > 0]:
+        msg = f"expected a positive cost of each member, got { ({name: costs.get(name) for name in bad}) }"
+        raise ValueError(msg)
+    whole = rule_for(rule, outputs.members)
+    sums = whole.sums(members)
+    weights = np.ones(members) if sums is None else sums.largest.numpy()
+    worth = weights / [costs[name] for name in outputs.members]
+    right = [float((row.argmax(dim=-1) == labels).double().mean()) for row in outputs.log_probabilities]
+    used = range(members) if whole.used is None else whole.used
+    order = tuple(sorted(used, key=lambda place: (-worth[place], -right[place])))
+    of = whole if declared(rule).members else rule
+    made = Cascade(of, order, None if loss is None else 1.0, outputs.fingerprint, outputs.members)
+    if loss is None:
+        return judge_cascade(outputs, made)
+    assert outputs.groups is not None  # filled in when made
+    if len(np.unique(outputs.groups.numpy())) < 2:
+        msg = "expected validation frames of two recordings or more for the interval of a loss, got one"
+        raise ValueError(msg)
+    stages = (made.abstaining if outputs.abstain else made).stages(members)
+    leads, correct = (np.ones((len(stages), frames), kind) for kind in (np.float32, np.int8))
+    for block, probabilities in outputs.blocks(max(1, _CELLS // (members * classes)), nan="if declared"):
+        logs = outputs.log_probabilities[:, block].float()
+        for stage, (places, some) in enumerate(stages):
+            rows = some.of_logs(logs[places]) if some.logarithmic else some(probabilities[places])
+            leads[stage, block] = margin(rows)
+            correct[stage, block] = rows.argmax(dim=-1) == labels[block]
+    leads[-1] = np.inf  # there is nobody else to ask
+    threshold, lowered = 1.0, np.unique(np.quantile(leads[:-1], np.linspace(0, 1, _THRESHOLDS)))[::-1].clip(0, 1)
+    for candidate in map(float, lowered if len(stages) > 1 else ()):
+        stage = (leads > candidate).argmax(axis=0)  # (N,), the first at which a frame is settled
+        lost = correct[-1].astype(float) - np.take_along_axis(correct, stage[None], axis=0)[0]
+        if not t_interval(lost, outputs.groups).high <= loss:
+            break
+        threshold = candidate
+    return judge_cascade(outputs, replace(made, threshold=threshold))
+
+
+def judge_cascade(outputs: MemberOutputs, rule: Cascade) -> CascadeFit:
+    """What a cascade loses and saves on outputs with labels; on those that it was fitted on it looks better."""
+    outputs = outputs.subset(rule.members) if rule.members else outputs
+    labels, (members, frames, classes) = outputs.require_labels(), outputs.shape
+    able = rule.abstaining if outputs.abstain else rule
+    whole, order = declared(able.of), rule.asked_in(members)
+    lost, changed, asked = np.empty(frames), np.empty(frames, bool), np.empty(frames, int)
+    for block, probabilities in outputs.blocks(max(1, _CELLS // (members * classes)), nan="if declared"):
+        logs, truth = outputs.log_probabilities[:, block].float(), labels[block]
+        by_all = (whole.of_logs(logs) if whole.logarithmic else whole(probabilities)).argmax(dim=-1)
+        rows, counts = able.ask(known(logs), members)
+        by_some = torch.where(counts == len(order), by_all, rows.argmax(dim=-1))
+        lost[block] = (by_all == truth).double() - (by_some == truth).double()
+        changed[block], asked[block] = by_all != by_some, counts
+    assert outputs.groups is not None  # filled in when made
+    shares = [float((asked > order.index(place)).mean()) if place in order else 0.0 for place in range(members)]
+    return CascadeFit(rule, t_interval(lost, outputs.groups), float(changed.mean()), tuple(shares))

@@ -7,6 +7,6 @@ rule alike. Rules without numbers are functions in `pooling`; rules with numbers
 
 import lazy_loader
 
-from ensemble.rules import fitted, pooling  # noqa: F401 - they enter their rules into the tables
+from ensemble.rules import cascade, fitted, pooling  # noqa: F401 - they enter their rules into the tables
 
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

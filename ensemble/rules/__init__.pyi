@@ -1,3 +1,4 @@
+from .cascade import Cascade as Cascade
 from .fitted import Among as Among
 from .fitted import BayesVote as BayesVote
 from .fitted import Chain as Chain
@@ -24,6 +25,7 @@ from .table import RULES as RULES
 from .table import Abstaining as Abstaining
 from .table import FittedRule as FittedRule
 from .table import Rule as Rule
+from .table import Sums as Sums
 from .table import abstaining as abstaining
 from .table import abstentions as abstentions
 from .table import declared as declared

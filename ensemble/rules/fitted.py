@@ -16,8 +16,8 @@ from torch import Tensor
 
 from ensemble.outputs import MemberOutputs
 from ensemble.outputs.arrays import floats, numbers
-from ensemble.rules.pooling import weighted_sum
-from ensemble.rules.table import FittedRule, Rule, declared, fitted_rule, read, take_over, wide
+from ensemble.rules.pooling import linear, weighted_sum
+from ensemble.rules.table import Ask, FittedRule, Rule, Sums, declared, fitted_rule, present, read, take_over, wide
 
 _CELLS = 2**22  # probabilities combined at once: 16 MiB
 
@@ -61,6 +61,10 @@ class WeightedMean(FittedRule):
     def abstaining(self) -> WeightedMean:
         """The same weights, renormalised where members abstain."""
         return replace(self, abstain=True)
+
+    def sums(self, members: int) -> Sums:
+        """Those of a linear pool: that the weights of the members present are renormalised changes no class."""
+        return present(linear(self.weights)) if self.abstain else linear(self.weights)
 
     def _combine(self, probabilities: Tensor) -> Tensor:
         if not self.abstain:
@@ -230,6 +234,16 @@ class BayesVote(FittedRule):
         shape = ("M", len(priors), len(priors))
         self.put(log_priors=priors, log_likelihoods=_numbers(self.log_likelihoods, "log likelihoods", shape))
 
+    def sums(self, members: int) -> Sums:
+        """The log-likelihoods of what each member predicts."""
+        tables = torch.tensor(self.log_likelihoods, dtype=torch.float64)  # (M, C, C)
+        swings = torch.stack([(table[:, None, :] - table[:, :, None]).amax(dim=0) for table in tables])
+
+        def add(position: int, rows: Tensor) -> Tensor:
+            return tables[position].to(rows.device)[rows.argmax(dim=-1)]
+
+        return Sums(add, swings, torch.tensor(self.log_priors, dtype=torch.float64), votes=True)
+
     def _combine(self, probabilities: Tensor) -> Tensor:
         tables = torch.tensor(self.log_likelihoods, dtype=torch.float64, device=probabilities.device)
         logs = torch.tensor(self.log_priors, dtype=torch.float64, device=probabilities.device)
@@ -312,6 +326,15 @@ class Chain(FittedRule):
         """Whether a step is."""
         return any(declared(step).logarithmic for step in self.steps)
 
+    def sums(self, members: int) -> Sums | None:
+        """Those of its first step, where one temperature each follows: it keeps the order of the classes."""
+        first, *after = self.steps
+        found = declared(first).sums(members)
+        values = [step.value for step in after if isinstance(step, Temperature) and isinstance(step.value, float)]
+        if found is None or len(values) < len(after):
+            return None
+        return replace(found, stretch=math.prod(max(1.0, value) for value in values))
+
     @property
     def used(self) -> tuple[int, ...] | None:
         """The members that every step uses."""
@@ -358,6 +381,21 @@ class Among(FittedRule):
     def logarithmic(self) -> bool:
         """As the rule inside."""
         return declared(self.of).logarithmic
+
+    @property
+    def sparing(self) -> bool:
+        """As the rule inside."""
+        return declared(self.of).sparing
+
+    def ask(self, answers: Ask, members: int, *, tolerance: float = 0.0) -> tuple[Tensor, Tensor]:
+        """The rule inside asks; one that is sparing only those of its members."""
+        if not self.sparing:
+            return super().ask(answers, members, tolerance=tolerance)
+
+        def among(positions: Sequence[int], frames: Tensor | None) -> Tensor:
+            return answers([self.places[position] for position in positions], frames)
+
+        return declared(self.of).ask(among, len(self.places), tolerance=tolerance)
 
     @property
     def used(self) -> tuple[int, ...]:

@@ -9,12 +9,28 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ensemble.rules.table import members_first, rule, wide
+from ensemble.rules.table import Sums, members_first, rule, wide
 
 _BLOCK = 256  # frames ranked at once: the numbers compared stay in the cache
 
 
-@rule
+def linear(weights: Sequence[float]) -> Sums:
+    """The sums of a linear pool; two classes can differ in a row by one."""
+    return Sums(
+        lambda position, rows: weights[position] * rows, torch.tensor(weights, dtype=torch.float64).view(-1, 1, 1)
+    )
+
+
+def _ballots(members: int) -> Sums:
+    """The sums of a vote. With a vote more than another class, no mean probability makes up for it."""
+
+    def add(position: int, rows: Tensor) -> Tensor:
+        return torch.zeros_like(rows).scatter_(-1, rows.argmax(dim=-1, keepdim=True), 1)
+
+    return Sums(add, torch.ones(members, 1, 1, dtype=torch.float64), votes=True)
+
+
+@partial(rule, sums=_ballots)
 def majority(probabilities: Tensor) -> Tensor:
     """One member, one vote; ties go to the class with the higher mean probability.
 
@@ -104,7 +120,7 @@ def minimum(logs: Tensor) -> Tensor:
     return logs.amin(dim=0)
 
 
-@rule
+@partial(rule, sums=lambda members: linear([1 / members] * members))
 def mean(probabilities: Tensor) -> Tensor:
     """The members' arithmetic mean: the linear pool with equal weights.
 

@@ -27,17 +27,44 @@ class Rule(Protocol):
         """Combine the members' rows, frame by frame."""
 
 
+Ask = Callable[[Sequence[int], Tensor | None], Tensor]
+"""Positions of m members and of n frames, None for all: their (m, n, C) log-probabilities."""
+
+
+@dataclass(frozen=True, eq=False)
+class Sums:
+    """A rule that predicts the class with the largest sum over the members, which can be certain before all are known.
+
+    To each class a member adds what its own row says. Of any two classes, where the first leads by more than the
+    members that are not known yet can make up for, the second is not the one predicted.
+    """
+
+    add: Callable[[int, Tensor], Tensor]  #: a member's position and its (N, C) rows -> what it adds, (N, C)
+    #: (M, 1, 1) or (M, C, C) float64: the most that a member can add to a class, the last axis, beyond what it adds to
+    #: another, the axis before
+    swings: Tensor
+    start: Tensor | float = 0.0  #: (C,), before any member
+    votes: bool = False  #: each member adds by its most probable class alone, so that near-ties in its row matter
+    stretch: float = 1.0  #: by how much the lead may shrink on the way from the sums to the rule's probabilities
+
+    @property
+    def largest(self) -> Tensor:
+        """(M,): the most that each member can add to any class beyond any other."""
+        return self.swings.flatten(1).amax(dim=1)
+
+
 RULES: dict[str, Callable[..., Tensor]] = {}
 _LOG_SCORES: dict[
     object, Callable[..., Tensor]
 ] = {}  # logarithmic rule -> (M, N, C) log-probabilities to (N, C) scores
+_SUMS: dict[object, Callable[[int], Sums]] = {}  # rule -> from the number of members to its sums
 FITTED_RULES: dict[str, type[FittedRule]] = {}
 
 _F = TypeVar("_F", bound=Callable[..., Tensor])
 _K = TypeVar("_K", bound="type[FittedRule]")
 
 
-def rule(function: _F, *, logarithmic: bool = False) -> _F:
+def rule(function: _F, *, logarithmic: bool = False, sums: Callable[[int], Sums] | None = None) -> _F:
     """Enter a function into the table of rules under its own name; its first argument is then checked at each call.
 
     NumPy arrays are accepted too, and answered with NumPy arrays. Keyword arguments are the rule's settings.
@@ -47,6 +74,7 @@ def rule(function: _F, *, logarithmic: bool = False) -> _F:
         logarithmic: the function instead turns (M, N, C) log-probabilities into (N, C) scores of which the softmax is
             taken, so that nothing is lost where probabilities underflow; a frame where all scores are -inf gets the
             members' mean. Written `@functools.partial(rule, logarithmic=True)`.
+        sums: from the number of members to the sums whose largest is the class, where the rule is one of that kind.
 
     Raises:
         ValueError: another rule has that name already.
@@ -79,6 +107,8 @@ def rule(function: _F, *, logarithmic: bool = False) -> _F:
     enter(function.__name__, checked, RULES, FITTED_RULES)
     if logarithmic:
         _LOG_SCORES[checked] = scores
+    if sums is not None:
+        _SUMS[checked] = sums
     return cast(_F, checked)
 
 
@@ -194,6 +224,29 @@ class FittedRule:
     def logarithmic(self) -> bool:
         """Whether it works on logarithms, so that `of_logs` is more exact than the rule of the exponentials."""
         return False
+
+    def ask(self, answers: Ask, members: int, *, tolerance: float = 0.0) -> tuple[Tensor, Tensor]:
+        """Combine what `members` members answer, of which not all need be asked everywhere.
+
+        Args:
+            answers: asks some members about some frames.
+            members: M.
+            tolerance: how far a probability may be from what the same member gives when all are asked together.
+
+        Returns:
+            (N, C) probabilities, and (N,) int64, how many members were asked about each frame.
+        """
+        rows = self.of_logs(answers(range(members), None))
+        return rows, torch.full(rows.shape[:1], members, device=rows.device)
+
+    @property
+    def sparing(self) -> bool:
+        """Whether it asks some members about some frames only."""
+        return False
+
+    def sums(self, members: int) -> Sums | None:
+        """The sums whose largest is the class; None where the class can depend on all members to the last."""
+        return None
 
     def _combine(self, probabilities: Tensor) -> Tensor:
         """Combine (M, N, C) into (N, C), after the type and the number of members were checked."""
@@ -331,6 +384,10 @@ class _Plain(FittedRule):
     def fingerprints(self) -> tuple[str, ...]:
         return ()
 
+    def sums(self, members: int) -> Sums | None:
+        found = _SUMS.get(self._bound[0])
+        return found(members) if found else None
+
     @property
     def abstaining(self) -> Rule:
         return Abstaining(self.function)
@@ -447,6 +504,11 @@ class Abstaining(FittedRule):
         """As the rule inside."""
         return declared(self.of).logarithmic
 
+    def sums(self, members: int) -> Sums | None:
+        """Those of a rule without numbers, to which a member that abstains adds nothing."""
+        found = None if self.has_numbers else declared(self.of).sums(members)
+        return None if found is None else present(found)
+
     def restricted(self, positions: Sequence[int]) -> FittedRule:
         """The rule inside over these members."""
         return Abstaining(declared(self.of).restricted(positions)) if self.has_numbers else self
@@ -476,6 +538,16 @@ class Abstaining(FittedRule):
             for count in torch.unique(present[present > 0]).tolist():
                 rows[present == count] = combine(lined_up[:count, present == count])
         return rows.masked_fill(absent.all(dim=0)[:, None], 1 / rows.shape[-1])
+
+
+def present(sums: Sums) -> Sums:
+    """The same sums, to which a member that abstains by a row of NaN adds nothing."""
+
+    def add(position: int, rows: Tensor) -> Tensor:
+        absent = rows.isnan().any(dim=-1, keepdim=True)
+        return sums.add(position, rows).masked_fill(absent, 0)
+
+    return replace(sums, add=add)
 
 
 def take_over(rule: FittedRule, parts: tuple[Rule, ...]) -> None:

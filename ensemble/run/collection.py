@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ import zoo
 from ensemble.outputs import MemberOutputs
 from ensemble.outputs.arrays import class_indices, numbers
 from ensemble.outputs.store import DTYPES, Contents, Pieces, Store, StoreError
+from ensemble.rules.table import FittedRule
 from ensemble.run._engine import Batch
 from ensemble.run._engine.batch import count_rows, take_rows
 from ensemble.run.members import Members, class_order, content_digest, preparation
@@ -25,12 +26,22 @@ from zoo.logs import Progress, silent
 
 _log = logging.getLogger("ensemble")
 _CHECKED = 4  # frames that are computed again before a stored row is believed
+_GATHERED = 16  # steps of frames among which those that are not settled are gathered into steps again
+_HELD = 2**28  # bytes: fewer steps where their outputs take more
 _ROUNDED = 1000  # a probability's part in a member's identity is a whole number of so many
 
 Inputs = zoo.FrameSet | Any | Mapping[str, zoo.FrameSet | Any]
 """Frames, or (N, ...) rows as a tensor, array or table; or member name -> its own."""
-Feed = Callable[[int, int], Iterator[tuple[slice, Tensor]]]
-"""From a first frame up to a last: slices of them, and their (M, b, C) log-probabilities on the members' device."""
+
+
+class Feed(Protocol):
+    """How members run over frames or inputs."""
+
+    def __call__(self, start: int, stop: int, among: Tensor | None = None, /) -> Iterator[tuple[slice, Tensor]]:
+        """From a first frame up to a last: slices of them, and their (M, b, C) log-probabilities on the device.
+
+        Where positions of frames are given, `among`, ascending and on the CPU, these are counted instead of all.
+        """
 
 
 def collect(
@@ -156,6 +167,47 @@ def predictions(members: Members, x: Inputs) -> Iterator[Tensor]:
         yield values
 
 
+def answers(members: Members, x: Inputs, rule: FittedRule) -> Iterator[tuple[Tensor, Tensor]]:
+    """What a rule makes of the members, piece by piece: (b, C) probabilities, and (b,) how many members it asked.
+
+    Of a sparing rule, the frames about which further members are asked are gathered into full steps.
+
+    Args:
+        members: M models.
+        x: as in `collect`, without batches.
+        rule: over these members, by position.
+
+    Raises:
+        TypeError, ValueError: as `collect`.
+    """
+    x = inputs_of(members, x)
+    if isinstance(x, zoo.FrameSet):
+        x = x.to(members.device)
+    size, tolerance = members.step, 0.0
+    if rule.sparing:
+        step = len(members) * members.step * len(members.classes) * 4  # bytes
+        size *= max(1, min(_GATHERED, _HELD // step))
+        tolerance = members.tolerance
+    feeds: dict[tuple[str, ...], tuple[Members, Feed]] = {}
+    for start in range(0, count := count_inputs(x), size):
+        stop = min(start + size, count)
+
+        def ask(positions: Sequence[int], frames: Tensor | None, start: int = start, stop: int = stop) -> Tensor:
+            names = tuple(members.names[position] for position in positions)
+            if names not in feeds:
+                team = members.part(names)
+                feeds[names] = team, feed_of(team, x)
+            team, feed = feeds[names]
+            pieces = feed(start, stop) if frames is None else feed(0, len(frames), frames + start)
+            found = []
+            for where, values in pieces:
+                _refuse_nan(team, values, start if frames is None else int(frames[where.start]) + start)
+                found.append(values)
+            return torch.cat(found, dim=1) if len(found) > 1 else found[0]
+
+        yield rule.ask(ask, len(members), tolerance=tolerance)
+
+
 def feed_of(
     members: Members, x: Inputs, dtype: torch.dtype = torch.float32, memory: Callable[..., Tensor] = torch.empty
 ) -> Feed:
@@ -179,16 +231,21 @@ def feed_of(
                 raise ValueError(msg)
         x = x.to(members.device)
 
-    def feed(start: int, stop: int) -> Iterator[tuple[slice, Tensor]]:
+    def feed(start: int, stop: int, among: Tensor | None = None, /) -> Iterator[tuple[slice, Tensor]]:
         for first in range(start, stop, members.step):
             frames = slice(first, min(first + members.step, stop))
+            some = None if among is None else among[frames]
             if not isinstance(x, zoo.FrameSet):
-                yield frames, members.log_probabilities(take_rows(x, frames)).to(dtype)
+                yield frames, members.log_probabilities(take_rows(x, frames if some is None else some)).to(dtype)
                 continue
             out = memory((len(members), frames.stop - first, len(members.classes)), dtype=dtype)
+            begin, end = (first, frames.stop) if some is None else (int(some[0]), int(some[-1]) + 1)
             for spec in members.widest:
                 way = spec.context, spec.normalisation, spec.padding
-                members.write(Batch.of(zoo.data.stretch(x, *way, start=first, stop=frames.stop)), spec, out)
+                piece = zoo.data.stretch(x, *way, start=begin, stop=end)
+                if some is not None:
+                    piece = replace(piece, firsts=piece.firsts[(some - begin).to(piece.firsts.device)])
+                members.write(Batch.of(piece), spec, out)
             yield frames, out
 
     return feed
@@ -204,8 +261,8 @@ def _joined(members: Members, x: Mapping[str, Any], dtype: torch.dtype, memory: 
     names = [tuple(members.names[place] for place in places) for places in teams.values()]
     feeds = [feed_of(members.part(some), x[some[0]], dtype) for some in names]
 
-    def feed(start: int, stop: int) -> Iterator[tuple[slice, Tensor]]:
-        for pieces in zip(*(each(start, stop) for each in feeds), strict=True):
+    def feed(start: int, stop: int, among: Tensor | None = None, /) -> Iterator[tuple[slice, Tensor]]:
+        for pieces in zip(*(each(start, stop, among) for each in feeds), strict=True):
             frames = pieces[0][0]
             out = memory((len(members), frames.stop - frames.start, len(members.classes)), dtype=dtype)
             for places, (_, values) in zip(teams.values(), pieces, strict=True):

@@ -19,7 +19,7 @@ import zoo
 from ensemble.outputs.arrays import class_indices, numbers
 from ensemble.rules.fitted import rule_for
 from ensemble.rules.table import Rule, rule_from_json
-from ensemble.run.collection import Inputs, count_inputs, inputs_of, predictions
+from ensemble.run.collection import Inputs, answers, count_inputs, inputs_of
 from ensemble.run.members import Members, load
 from zoo.onnx import Exported
 
@@ -56,7 +56,11 @@ class Ensemble(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
     def __init__(self, members: Members, rule: Rule) -> None:
         self.members = members
         self.rule = rule
-        self._combine(torch.full((len(members), 1, len(members.classes)), -math.log(len(members.classes))))
+        logs = torch.full((len(members), 1, len(members.classes)), -math.log(len(members.classes)))
+        rows = rule_for(rule, members.names).of_logs(logs)
+        if rows.shape != logs.shape[1:]:
+            msg = f"expected rows of shape {tuple(logs.shape[1:])} from the rule, got {tuple(rows.shape)}"
+            raise ValueError(msg)
 
     @property
     def classes_(self) -> NDArray[np.str_]:
@@ -88,14 +92,23 @@ class Ensemble(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
 
         Memory beyond the result is that of one piece of the frames, however many there are.
         """
+        return self.ask(x)[0]
+
+    def ask(self, x: Inputs) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """`predict_proba`, and (N,) how many members were asked about each frame.
+
+        All of them, unless the rule is an `ensemble.rules.Cascade`; the probabilities are then those of the members
+        that were asked.
+        """
         inputs = self._inputs(x)
-        out = torch.empty(count_inputs(inputs), len(self.members.classes))
+        out = torch.empty(count := count_inputs(inputs), len(self.members.classes))
+        asked = torch.empty(count, dtype=torch.int64)
         start = 0
-        for values in predictions(self.members, inputs):
-            rows = self._combine(values)
-            out[start : start + len(rows)] = rows
-            start += len(rows)
-        return out.numpy()
+        for rows, counts in answers(self.members, inputs, rule_for(self.rule, self.members.names)):
+            some = slice(start, start + len(rows))
+            out[some], asked[some] = rows, counts
+            start = some.stop
+        return out.numpy(), asked.numpy()
 
     def predict(self, x: Inputs) -> NDArray[np.str_]:
         """(N,) names of the most probable classes; of equally probable ones the first in `classes_`."""
@@ -182,14 +195,6 @@ class Ensemble(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
         tags = super().__sklearn_tags__()
         tags.requires_fit = False
         return tags
-
-    def _combine(self, logs: Tensor) -> Tensor:
-        """(N, C) of (M, N, C) log-probabilities."""
-        rows = rule_for(self.rule, self.members.names).of_logs(logs)
-        if rows.shape != logs.shape[1:]:
-            msg = f"expected rows of shape {tuple(logs.shape[1:])} from the rule, got {tuple(rows.shape)}"
-            raise ValueError(msg)
-        return rows
 
     def _inputs(self, x: Inputs, *, least: int = 0) -> Inputs:
         """Frames, tensors and mappings as they are, and what members outside torch are to get.

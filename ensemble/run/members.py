@@ -177,6 +177,12 @@ class Members:
         """M hashes of the weights: the checkpoint's sha256, else one of the tensors."""
         return tuple(member.digest for member in self._members)
 
+    @property
+    def tolerance(self) -> float:
+        """How far a probability may be from that of the model run by itself."""
+        narrow = self.precision == "auto" or any(group.dtype.itemsize < 4 for group, _ in self.groups)
+        return 1e-2 if narrow else 1e-5
+
     def subset(self, names: Sequence[str]) -> Members:
         """Only these members, in this order, the classes in theirs; a ValueError where a name is not among them."""
         if missing := [name for name in names if name not in self.names]:
