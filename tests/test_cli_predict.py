@@ -91,12 +91,76 @@ def test_plan_shows_what_was_chosen_and_why(command, home):
         ("predict final", "output"),
         ("predict nothing --output x.csv", "nothing"),
         ("predict other --corpus corpus --output no/such/folder/x.csv", "no/such/folder"),
+        ("predict other --output x.csv --sets 90", "coverage between 0 and 1 for --sets, for instance 0.9, got 90"),
+        ("predict other --output x.csv --uncertainty --form submission", "--form frames or probabilities beside"),
+        (
+            f"predict mean {CORPUS} --output x.csv --sets 0.99",
+            "99 recordings or more to fit sets that cover 0.99, got 12",
+        ),
     ],
 )
 def test_a_wrong_argument_is_answered_on_one_line(command, home, line, words):
     """Exit code 2, before the work."""
     found = command(f"ensemble {line}", code=2)
     assert (words in found.err, found.err.count("\n"), found.out) == (True, 1, "")
+
+
+def test_uncertainty_is_split_in_columns(command, home):
+    """Of the members' mean, in nats: from models and from stored outputs; total is the sum of the parts."""
+    command(f"ensemble predict mean {CORPUS} --output live.csv --uncertainty", code=0)
+    command(f"ensemble collect outputs {CORPUS}", code=0)
+    data = command(f"ensemble predict mean {STORED} --output stored.csv --uncertainty --json", code=0).data
+    live, stored = pd.read_csv("live.csv"), pd.read_csv("stored.csv")
+    assert [*live.columns] == ["recording", "frame", "label", "probability", "total", "aleatoric", "epistemic"]
+    split = ensemble.judge.uncertainty(read_outputs("outputs/test").probabilities)
+    for part in ("total", "aleatoric", "epistemic"):
+        np.testing.assert_allclose(stored[part], getattr(split, part), rtol=1e-6, atol=1e-8)
+        np.testing.assert_allclose(live[part], stored[part], rtol=1e-3, atol=1e-5)
+        assert data["uncertainty"][part] == pytest.approx(stored[part].mean(), rel=1e-6)
+    np.testing.assert_allclose(stored["aleatoric"] + stored["epistemic"], stored["total"], rtol=0, atol=1e-8)
+
+
+def test_uncertainty_is_of_the_members_that_matter(command, home):
+    """A saved ensemble of one member of two has nothing to disagree about."""
+    alone = ensemble.WeightedMean([1.0, 0.0])
+    members = ensemble.load(zoo.Registry("registry.json"), ["cylinder-a", "other"])
+    zoo.Registry("registry.json").register_ensemble("alone", ensemble.Ensemble(members, alone))
+    command("ensemble predict alone --corpus corpus --output a.csv --uncertainty --form probabilities", code=0)
+    table = pd.read_csv("a.csv")
+    rows = table[list(zoo.PHONEMES)].to_numpy()
+    np.testing.assert_allclose(table["total"], -(rows * np.log(rows.clip(1e-300))).sum(axis=1), rtol=1e-5)
+    assert not table["epistemic"].any()
+
+
+def test_sets_are_fitted_on_the_validation_partition(command, home):
+    """As in Python; by the models of a rule's name, of a saved ensemble, and from stored outputs."""
+    command(f"ensemble fit {CORPUS} --save final", code=0)
+    command(f"ensemble collect outputs {CORPUS}", code=0)
+    valid, test = read_outputs("outputs/dev"), read_outputs("outputs/test")
+    fitted = ensemble.fit.fit_prediction_sets(valid, ensemble.mean, 0.6)
+    expected = [set(np.array(test.classes)[row]) for row in fitted.sets(ensemble.mean(test.probabilities))]
+    for where in (CORPUS, STORED):
+        found = command(f"ensemble predict mean {where} --output sets.csv --sets 0.6 --json", code=0).data
+        table = pd.read_csv("sets.csv", keep_default_na=False)
+        same = [set(row.split()) == truth for row, truth in zip(table["set"], expected, strict=True)]
+        assert np.mean(same) > (0.99 if where == CORPUS else 1 - 1e-9)  # live and stored logarithms differ in rounding
+        assert found["sets"]["recordings"] == 12
+        assert found["sets"]["threshold"] == pytest.approx(fitted.threshold, rel=1e-4)
+        assert found["sets"]["size"] == pytest.approx(np.mean([*map(len, expected)]), rel=1e-2)
+        assert found["sets"]["notes"] == []
+    saved = command(f"ensemble predict final {CORPUS} --output s.csv --sets 0.6", code=0).out
+    assert "sets to cover 0.6, fitted on 12 recordings" in saved
+    assert "note: the rule was fitted on these frames" in saved
+
+
+def test_parquet_holds_what_csv_holds(command, home):
+    """By the ending of the file's name."""
+    line = "ensemble predict other --corpus corpus --valid dev --uncertainty --sets 0.6 --output"
+    for name in ("a.csv", "a.parquet"):
+        command(f"{line} {name}", code=0)
+    table, text = pd.read_parquet("a.parquet"), pd.read_csv("a.csv", keep_default_na=False)
+    assert [*table.columns] == [*text.columns]
+    pd.testing.assert_frame_equal(table, text, check_dtype=False, rtol=1e-6)
 
 
 # Files of predictions in place of models: no registry, no corpus
@@ -176,6 +240,20 @@ def test_a_submission_is_fitted_on_one_set_and_written_for_the_other(command, fi
     np.testing.assert_allclose(again.outputs.probabilities[0], truth, rtol=0, atol=1e-6)
     command(f"ensemble predict net {FILES} --output f.csv --form frames", code=0)
     assert list(pd.read_csv("f.csv").columns) == ["id", "animal", "probability"]
+
+
+def test_predictions_get_uncertainty_and_sets_beside_their_ids(command, files):
+    """In the form of frames, unless probabilities are asked for; the sets are fitted on the labelled files."""
+    line = f"ensemble predict mean {FILES} --output s.csv --uncertainty --sets 0.8"
+    command(line, code=0)
+    columns = ["total", "aleatoric", "epistemic", "set"]
+    assert list(pd.read_csv("s.csv").columns) == ["id", "animal", "probability", *columns]
+    command(f"{line} --form probabilities", code=0)
+    table = pd.read_csv("s.csv", index_col="id", keep_default_na=False)
+    fitted = read_predictions(sorted(Path("preds/oof").iterdir()), labels="train.csv:animal", groups="who").outputs
+    sets = ensemble.fit.fit_prediction_sets(fitted, ensemble.mean, 0.8)
+    held = pd.DataFrame(sets.sets(table[NAMES]), index=table.index, columns=NAMES)
+    assert [set(row.split()) for row in table["set"]] == [set(held.columns[row]) for row in held.to_numpy()]
 
 
 def test_predictions_are_stored_as_outputs(command, files):
@@ -271,6 +349,11 @@ def test_a_corpus_may_have_another_table_of_classes(command, home):
         ("fit --predictions nowhere --labels train.csv:animal", "in 'nowhere', got none"),
         (f"predict wieghted {FILES} --output s.csv", "did you mean 'weighted'"),
         (f"predict weighted {FILES.replace('--test test', '--test oof')} --output s.csv", "got one set of files"),
+        (
+            f"predict mean {FILES.replace('--test test', '--test oof')} --output s.csv --sets 0.5",
+            "got one set of files",
+        ),
+        (f"predict mean {FILES} --output s.csv --form probabilities --uncertainty --sets 1", "for --sets"),
         (f"evaluate {FILES.replace('train.csv:animal', 'train.csv:beast')}", "column 'beast' of train.csv"),
         (f"evaluate {FILES.replace('--groups who', '--groups whom')}", "'whom'"),
         (f"evaluate {FILES} --members cnn*", "the predictions has ['bayes', 'forest', 'net']"),
@@ -281,3 +364,17 @@ def test_wrong_flags_beside_predictions_are_answered_on_one_line(command, files,
     """Exit code 2, with what was expected."""
     found = command(f"ensemble {line}", code=2)
     assert (words in found.err, found.err.count("\n"), found.out) == (True, 1, ""), found.err
+
+
+def test_columns_of_one_name_and_names_with_blanks_are_refused(command, files):
+    """Nothing is overwritten, and a set can be read back."""
+    for part in ("oof", "test"):
+        for path in Path("preds", part).iterdir():
+            pd.read_csv(path).rename(columns={"cat": "total", "dog": "big dog"}).to_csv(path, index=False)
+    labels = pd.read_csv("train.csv").replace({"animal": {"cat": "total", "dog": "big dog"}})
+    labels.to_csv("train.csv", index=False)
+    line = f"ensemble predict mean {FILES} --output s.csv --form probabilities"
+    assert "distinct names, got ['total'] more than once" in command(f"{line} --uncertainty", code=2).err
+    assert "names of classes without blanks" in command(f"{line} --sets 0.5", code=2).err
+    assert not Path("s.csv").exists()
+    command(line, code=0)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import io
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import ensemble
 import zoo
 from ensemble.cli.evaluate import weights_in
-from ensemble.cli.options import Collection, Source, applied, named_rules, recordings, require_rules, rule_names
+from ensemble.cli.options import Collection, Source, named_rules, recordings, require_rules, rule_names
 from zoo import _files
 from zoo._console import Answer, Table, progress
 from zoo.cli.entries import exported
@@ -26,8 +30,21 @@ from zoo.cli.options import (
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from torch import Tensor
 
-    _Found = tuple[NDArray[np.float32], tuple[str, ...], dict[str, NDArray[Any]], dict[str, Any]]
+
+@dataclass(frozen=True)
+class _Found:
+    """What a rule says about frames."""
+
+    blocks: Iterable[tuple[Tensor, Tensor]]  #: (M, b, C) probabilities of the members, (b, C) of the rule
+    frames: int
+    members: tuple[str, ...]
+    classes: tuple[str, ...]
+    places: Mapping[str, NDArray[Any]]  #: columns that tell where each frame is
+    rule: ensemble.Rule
+    valid: Callable[[], ensemble.MemberOutputs]  #: the members' outputs to fit sets on
+    line: Mapping[str, Any]  #: what else is known
 
 
 def predict(
@@ -37,8 +54,10 @@ def predict(
     output: Path,
     source: Source = Source(),
     form: Literal["frames", "submission", "probabilities"] | None = None,
+    uncertainty: bool = False,
+    sets: float | None = None,
 ) -> Answer:
-    """Write the predicted class of every frame, or all probabilities, to a CSV file.
+    """Write the predicted class of every frame, or all probabilities, to a CSV or Parquet file.
 
     A rule with numbers is fitted on the validation partition, and applied to the members' outputs on the other.
 
@@ -46,61 +65,102 @@ def predict(
 
     Args:
         name: an ensemble or a model in the registry, or a rule; with --outputs or --predictions also a member.
-        output: the CSV file; it appears when it is complete, and replaces an existing one.
+        output: the file, .csv or .parquet; it appears when it is complete, and replaces an existing one.
         form: "frames", the default, writes recording, frame, label, probability; "submission", the default for
             --predictions, writes id, label as in HW1P2; "probabilities" has a column for each class in place of the
             label. Predictions keep their ids in every form, and the names of both columns.
+        uncertainty: add the entropy of the members' mean in nats, total, and its two parts: aleatoric, which the
+            members agree on, and epistemic, by which they disagree. Empty where every member abstains.
+        sets: add the set of the classes that are possible, with blanks between them: for this fraction of a new
+            recording's frames the true class is among them. Fitted on the validation partition, which needs 9
+            recordings for 0.9, and 99 for 0.99.
     """
     import numpy as np
-    import pandas as pd
 
     require_writable(output)
+    if sets is not None and not 0 < sets < 1:
+        msg = f"expected a coverage between 0 and 1 for --sets, for instance 0.9, got {sets:g}"
+        raise ValueError(msg)
+    extra = uncertainty or sets is not None
+    if extra and form == "submission":
+        msg = "expected --form frames or probabilities beside --uncertainty and --sets, got submission, of two columns"
+        raise ValueError(msg)
     collection = Collection(source)
-    probabilities, classes, places, line = (_combined if source.stored else _run)(collection, name)
-    form = form or ("submission" if source.predictions else "frames")
-    ids, label = {"id": np.arange(len(probabilities))}, "label"
+    found = (_combined if source.stored else _run)(collection, name)
+    if sets is not None and (blank := next((each for each in found.classes if len(each.split()) != 1), None)):
+        msg = f"expected names of classes without blanks, which stand between those of a set, got {blank!r}"
+        raise ValueError(msg)
+    fitted = None if sets is None else ensemble.fit.fit_prediction_sets(found.valid(), found.rule, sets)
+    probabilities, parts = _rows(found, uncertainty=uncertainty)
+    form = form or ("submission" if source.predictions and not extra else "frames")
+    places, label = found.places, "label"
+    ids: Mapping[str, NDArray[Any]] = {"id": np.arange(found.frames)}
     if source.predictions:
         known = collection.predictions(source.test)
         ids, label = {known.id_column: np.array(known.ids)}, known.label_column
         places = ids
+    columns: list[tuple[str, NDArray[Any]]] = [*(ids if form == "submission" else places).items()]
     if form == "probabilities":
-        columns = places | dict(zip(classes, probabilities.T, strict=True))
+        columns += zip(found.classes, probabilities.T, strict=True)
     else:
-        columns = (ids if form == "submission" else places) | {label: np.array(classes)[probabilities.argmax(axis=1)]}
+        columns += [(label, np.array(found.classes)[probabilities.argmax(axis=1)])]
     if form == "frames":
-        columns["probability"] = probabilities.max(axis=1)
-    precision = "%.9g" if form == "probabilities" else "%.6f"
-    _files.write(
-        output, pd.DataFrame(columns).to_csv(index=False, float_format=precision, lineterminator="\n").encode()
-    )
-    data: dict[str, Any] = {"name": name, "output": str(output), "frames": len(probabilities), "form": form} | line
+        columns += [("probability", probabilities.max(axis=1))]
+    columns += parts.items()
+    held = None if fitted is None else fitted.sets(probabilities)
+    if held is not None:
+        columns += [("set", np.array([" ".join(np.array(found.classes)[row]) for row in held], dtype=object))]
+    _write(output, columns, precision="%.9g" if form == "probabilities" or uncertainty else "%.6f")
+    data: dict[str, Any] = {"name": name, "output": str(output), "frames": found.frames, "form": form, **found.line}
     recordings = f" of {data['recordings']:,} recordings" if "recordings" in data else ""
     weights = ", ".join(f"{member} {weight:.3f}" for member, weight in data.get("weights", {}).items() if weight > 0)
-    shown = [f"{len(probabilities):,} frames{recordings} written to {output}"]
-    return Answer(data, [*([f"weights: {weights}"] if weights else []), *shown])
+    shown = [f"weights: {weights}"] if weights else []
+    if uncertainty:
+        data["uncertainty"] = {part: float(np.nanmean(values)) for part, values in parts.items()}
+        shown.append(f"uncertainty, nats: {', '.join(f'{part} {v:.4f}' for part, v in data['uncertainty'].items())}")
+    if fitted is not None and held is not None:
+        size = float(held.sum(axis=1).mean())
+        data["sets"] = {"coverage": fitted.coverage, "threshold": fitted.threshold, "recordings": fitted.recordings}
+        data["sets"] |= {"size": size, "notes": list(fitted.notes)}
+        shown.append(
+            f"sets to cover {sets:g}, fitted on {fitted.recordings:,} recordings: {size:.2f} classes on average"
+        )
+        shown += [f"note: {note}" for note in fitted.notes]
+    return Answer(data, [*shown, f"{found.frames:,} frames{recordings} written to {output}"])
 
 
 def _run(collection: Collection, name: str) -> _Found:
-    """By the models of a registry over a corpus: (N, C), the classes, where each frame is, and what else is known."""
+    """By the models of a registry over a corpus."""
     import numpy as np
 
-    source, home = collection.source, collection.registry
+    source = collection.source
     if name in rule_names():
+        outputs: Callable[[], ensemble.MemberOutputs] = cache(partial(collection.outputs, source.valid))
         fitted = name in ensemble.fit.FITTERS
-        rule = named_rules([name], collection.outputs(source.valid))[name] if fitted else ensemble.get_rule(name)
+        rule = named_rules([name], outputs())[name] if fitted else ensemble.get_rule(name)
         final = ensemble.Ensemble(collection.members, rule)
     else:
-        final = _loaded(home, name, device=source.device, precision=source.precision)
-    classes = class_names(source.classes) or final.members.classes
-    frames = read_partition(source.corpus, source.test, classes, mapped=source.mapped)
-    with progress(f"predicting {len(frames):,} frames"):
-        probabilities = final.predict_proba(frames)
+        final = _loaded(collection.registry, name, device=source.device, precision=source.precision)
+
+        def outputs() -> ensemble.MemberOutputs:
+            return ensemble.collect(final.members, read(source.valid), progress=progress)
+
+    def read(partition: str) -> zoo.FrameSet:
+        classes = class_names(source.classes) or final.members.classes
+        return read_partition(source.corpus, partition, classes, mapped=source.mapped)
+
+    frames, whole = read(source.test), ensemble.rules.rule_for(final.rule, final.members.names)
     groups = frames.groups.numpy()
-    places = {
-        "recording": np.array(frames.names)[groups],
-        "frame": np.arange(len(frames)) - frames.starts.numpy()[groups],
-    }
-    return probabilities, final.members.classes, places, {"recordings": frames.recordings}
+    return _Found(
+        ((logs.exp().cpu(), whole.of_logs(logs).cpu()) for logs in ensemble.run.predictions(final.members, frames)),
+        len(frames),
+        final.members.names,
+        final.members.classes,
+        {"recording": np.array(frames.names)[groups], "frame": np.arange(len(frames)) - frames.starts.numpy()[groups]},
+        final.rule,
+        outputs,
+        {"recordings": frames.recordings},
+    )
 
 
 def _combined(collection: Collection, name: str) -> _Found:
@@ -111,23 +171,77 @@ def _combined(collection: Collection, name: str) -> _Found:
     outputs = collection.outputs(source.test, labelled=False)
     saved = collection.saved_rules([name], outputs)
     require_rules([name], [*outputs.members, *saved])
-    more: dict[str, Any] = {}
+
+    @cache
+    def valid() -> ensemble.MemberOutputs:
+        if collection.one_set:
+            msg = f"expected predictions of {source.test!r} beside those of {source.valid!r}, got one set of files"
+            raise ValueError(f"{msg}; what is fitted on one is applied to the other")
+        return collection.outputs(source.valid)
+
+    line: dict[str, Any] = {}
     if name in outputs.members:
-        probabilities = outputs.subset([name]).probabilities[0]
+        rule: ensemble.Rule = ensemble.WeightedMean(
+            tuple(float(member == name) for member in outputs.members), outputs.fingerprint, members=outputs.members
+        )
     else:
         fitted = name in ensemble.fit.FITTERS
-        if fitted and collection.one_set:
-            msg = f"expected predictions of {source.test!r} beside those of {source.valid!r}, got one set of files"
-            raise ValueError(f"{msg}; {name!r} is fitted on one and applied to the other")
-        rules = saved or named_rules([name], collection.outputs(source.valid) if fitted else outputs)
-        if weights := weights_in(rules, collection.outputs(source.valid) if fitted else outputs):
-            more = {"weights": weights}
-        probabilities = applied(rules[name], outputs)
-        more["fitted_on"] = ensemble.rules.declared(rules[name]).fingerprint
+        rule = (saved or named_rules([name], valid() if fitted else outputs))[name]
+        if weights := weights_in({name: rule}, valid() if fitted else outputs):
+            line["weights"] = weights
+        line["fitted_on"] = ensemble.rules.declared(rule).fingerprint
     groups = recordings(outputs)
     _, starts, number = np.unique(groups, return_index=True, return_inverse=True)
-    places = {"recording": groups, "frame": np.arange(len(groups)) - starts[number]}
-    return probabilities.numpy(), outputs.classes, places, more
+    return _Found(
+        ((members, rows) for _, members, rows in ensemble.rules.combined(rule, outputs)),
+        len(groups),
+        outputs.members,
+        outputs.classes,
+        {"recording": groups, "frame": np.arange(len(groups)) - starts[number]},
+        rule,
+        valid,
+        line,
+    )
+
+
+def _rows(found: _Found, *, uncertainty: bool) -> tuple[NDArray[np.float32], dict[str, NDArray[np.float64]]]:
+    """(N, C) probabilities of the rule, and the columns of uncertainty, over the members that influence the rule."""
+    import numpy as np
+
+    used = ensemble.rules.rule_for(found.rule, found.members).used
+    members = slice(None) if used is None else list(used)
+    rows = np.empty((found.frames, len(found.classes)), dtype=np.float32)
+    parts = {part: np.empty(found.frames) for part in ("total", "aleatoric", "epistemic")} if uncertainty else {}
+    start = 0
+    with progress(f"predicting {found.frames:,} frames"):
+        for probabilities, combined in found.blocks:
+            where = slice(start, start := start + len(combined))
+            rows[where] = combined
+            split = ensemble.judge.uncertainty(probabilities[members]) if parts else None
+            for part, values in parts.items():
+                values[where] = getattr(split, part)
+    return rows, parts
+
+
+def _write(path: Path, columns: Sequence[tuple[str, NDArray[Any]]], *, precision: str) -> None:
+    """Write a table whose columns have distinct names: CSV, or Parquet where the path ends so."""
+    import pandas as pd
+
+    names = [name for name, _ in columns]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        msg = f"expected columns of distinct names, got {twice} more than once; rename these classes with --classes"
+        raise ValueError(msg)
+    table = pd.DataFrame(dict(columns))
+    if path.suffix != ".parquet":
+        _files.write(path, table.to_csv(index=False, float_format=precision, lineterminator="\n").encode())
+        return
+    buffer = io.BytesIO()
+    try:
+        table.to_parquet(buffer, index=False)
+    except ImportError as error:
+        msg = f"{path} needs a writer of Parquet files: pip install zoo-ensemble[parquet], or write a .csv"
+        raise ValueError(msg) from error
+    _files.write(path, buffer.getvalue())
 
 
 def export(
