@@ -4,6 +4,7 @@ from .collection import collect as collect
 from .collection import predictions as predictions
 from .combined import Ensemble as Ensemble
 from .combined import load_ensemble as load_ensemble
+from .costs import measure_costs as measure_costs
 from .cotraining import cotrain as cotrain
 from .cotraining import train_alike as train_alike
 from .folder import export_folder as export_folder
