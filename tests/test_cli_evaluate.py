@@ -64,6 +64,18 @@ def test_every_rule_that_can_be_fitted_is_judged_by_its_name(command, home):
     assert fitted[0]["fitted_here"]
 
 
+def test_what_members_and_rules_cost_is_measured_on_request(command, home):
+    """In the table and in the JSON; without the request, nothing; of stored outputs, nothing can be."""
+    plain, found = (command(f"ensemble evaluate {CORPUS} {more} --json", code=0).data for more in ("", "--costs"))
+    assert {row["microseconds"] for row in plain["members"] + plain["rules"]} == {None}
+    assert all(row["microseconds"] >= 0 and row["memory"] > 0 for row in found["members"] + found["rules"])
+    assert [row["bytes"] for row in plain["members"]] == [row["bytes"] for row in found["members"]]
+    assert "microseconds" in command(f"ensemble evaluate {CORPUS} --rules mean --costs", code=0).out
+    command(f"ensemble collect outputs {CORPUS}", code=0)
+    where = "--outputs outputs --valid dev --test test"
+    assert "expected models whose costs" in command(f"ensemble evaluate {where} --costs", code=2).err
+
+
 def test_the_report_is_one_page(command, home):
     """Written whole, beside the table."""
     command(f"ensemble evaluate {CORPUS} --report report.html", code=0)

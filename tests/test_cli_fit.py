@@ -140,6 +140,17 @@ def test_select_keeps_the_budget_and_prints_what_is_proven(command, home):
     assert "proven" in command(f"ensemble select {CORPUS} --front", code=0).out
 
 
+def test_select_keeps_limits_of_bytes_and_time(command, home):
+    """Both at once; what the selection needs is printed. A limit that no member keeps is an error."""
+    sizes = [entry.bytes for entry in zoo.Registry().entries()]
+    limits = f"--max-bytes {min(sizes)} --max-microseconds 1e6"
+    found = command(f"ensemble select {CORPUS} {limits} --json", code=0).data
+    assert 0 < found["bytes"] <= min(sizes)
+    assert 0 < found["microseconds"] < 1e6
+    assert f"{min(sizes):,} bytes, " in command(f"ensemble select {CORPUS} {limits}", code=0).out
+    assert "more microseconds" in command(f"ensemble select {CORPUS} --max-microseconds 1e-9", code=2).err
+
+
 def test_a_selection_can_be_saved(command, home):
     """Members and weights as they were printed."""
     found = command(f"ensemble select {CORPUS} --max-members 2 --save final --json", code=0).data

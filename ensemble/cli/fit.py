@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import ensemble
@@ -55,11 +56,13 @@ def select(
     source: Source = Source(),
     max_parameters: float | None = None,
     max_members: int | None = None,
+    max_bytes: float = math.inf,
+    max_microseconds: float = math.inf,
     metric: str | None = None,
     front: bool = False,
     save: str | None = None,
 ) -> Answer:
-    """Find the best ensemble under a parameter budget, with a proof where there is one, on the validation partition.
+    """Find the best ensemble within limits, with a proof where there is one, on the validation partition.
 
     Its gain over the best single member is measured on the test partition.
 
@@ -69,6 +72,8 @@ def select(
         max_parameters: largest number of parameters of all members together; 20 million if left out, where the
             members have parameters.
         max_members: largest number of members.
+        max_bytes: largest size of all checkpoints together.
+        max_microseconds: longest time per frame of all members together, measured on this machine.
         metric: what the ensemble is best by and its gain is of: log_loss or brier, with a proof; accuracy or macro_f1,
             by greedy picks. If left out, it is best by log_loss, and its gain is of accuracy.
         front: also find the best ensemble for every smaller budget.
@@ -80,7 +85,8 @@ def select(
     valid, test = collection.both()
     known = 20_000_000 if len(valid.parameters) == len(valid.members) else math.inf
     limits: dict[str, Any] = {"max_parameters": known if max_parameters is None else max_parameters}
-    limits |= {"max_members": max_members, "metric": by.name}
+    limits |= {"max_members": max_members, "max_bytes": max_bytes, "max_microseconds": max_microseconds}
+    limits |= {"metric": by.name, "costs": collection.costs({}) if math.isfinite(max_microseconds) else None}
     with progress("searching"):
         found = ensemble.select(valid, **limits)
         smaller = ensemble.selection.pareto_front(valid, **limits) if front else []
@@ -97,7 +103,7 @@ def select(
     gain = f"{measured['gain']:+.4f} ({interval(measured['gain_low'], measured['gain_high'])})"
     shown: list[Table | str] = [
         Table(rows, formats={"weight": ".4f", "parameters": ",d"}),
-        f"\n{f'{found.cost:,.0f} parameters, ' if sizes else ''}{_value(by, found.value)} on {collection.fitted}",
+        f"\n{_totals(found, sizes)}{_value(by, found.value)} on {collection.fitted}",
         f"{proof}: no ensemble within the limits is better by more than {excess:.1e}{_nats(by)}{solved}",
         f"on {collection.judged}: {judged.title} {measured[judged.name]:.4f}, gain over {report.baseline} {gain}",
         Table(front_rows, "\nthe best ensemble of each size", {"parameters": ",.0f", by.name: ".5f"}),
@@ -151,11 +157,21 @@ def _nats(metric: ensemble.judge.Metric) -> str:
     return " nats" if metric.unit == "nats" else ""
 
 
+def _totals(found: ensemble.Selection, sizes: Mapping[str, int]) -> str:
+    """What the selection costs, in words, as far as it is known."""
+    parameters = f"{found.cost:,.0f} parameters, " if sizes else ""
+    size = "" if math.isnan(found.bytes) else f"{found.bytes:,.0f} bytes, "
+    duration = "" if math.isnan(found.microseconds) else f"{found.microseconds:.2f} microseconds per frame, "
+    return parameters + size + duration
+
+
 def _data(found: ensemble.Selection) -> dict[str, Any]:
     return {
         "members": list(found.members),
         "weights": dict(zip(found.members, map(float, found.weights), strict=True)),
         "parameters": found.cost,
+        "bytes": found.bytes,
+        "microseconds": found.microseconds,
         "metric": found.metric,
         "loss": found.loss,
         "bound": found.bound,

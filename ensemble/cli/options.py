@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from fnmatch import filter as matching
 from functools import cached_property
 from pathlib import Path
@@ -108,6 +108,7 @@ class Collection:
         self.seconds: float | None = None  # that the members ran on the last partition; None for stored outputs
         self.fitted, self.judged = repr(source.valid), repr(source.test)  # the frames of either kind, in words
         self._read: dict[str, Predictions] = {}
+        self._few: zoo.FrameSet | None = None  # of the last partition, to measure on
 
     @cached_property
     def now(self) -> Snapshot:
@@ -163,9 +164,19 @@ class Collection:
             began = time.perf_counter()
             outputs = ensemble.collect(members, frames, cache=cache, progress=progress)
             self.seconds = time.perf_counter() - began
+            first = int((frames.starts < members.step).sum())  # the recordings that hold so many frames
+            few = frames.select(frames.starts.new_tensor(range(min(first, frames.recordings))))
+            self._few = replace(few, features=few.features.clone())  # the others may be let go of
         if labelled:
             outputs.require_labels()
         return outputs
+
+    def costs(self, rules: Mapping[str, ensemble.Rule]) -> dict[str, ensemble.outputs.Cost]:
+        """What each member and each rule costs on this machine; after `outputs`, on its first frames."""
+        if self._few is None:
+            msg = "expected models whose costs can be measured, got outputs or predictions that were stored"
+            raise ValueError(msg)
+        return ensemble.run.measure_costs(self.members, self._few, rules, progress=progress)
 
     @cached_property
     def _separate(self) -> bool:

@@ -157,13 +157,14 @@ class _Run:
             before = torch.cuda.memory_allocated(self.device)
             torch.cuda.reset_peak_memory_stats(self.device)
             work()
-            return torch.cuda.max_memory_allocated(self.device) - before  # type: ignore[no-any-return]
-        with _Held() as held:
+            return torch.cuda.max_memory_allocated(self.device) - before
+        held = _Held()
+        with held:
             work()
         return held.most
 
 
-class _Held(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Held(TorchDispatchMode):
     """The bytes of the tensors that operations make, as long as something holds them, and their maximum."""
 
     def __init__(self) -> None:
