@@ -2,6 +2,9 @@
 
 import json
 import re
+import shutil
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +13,7 @@ import torch
 
 import ensemble
 from ensemble.judge import excerpt
-from ensemble.judge.page import contenders, page
+from ensemble.judge.page import _packed, contenders, page
 
 
 def seen(text: str) -> str:
@@ -23,6 +26,20 @@ def data(text: str) -> dict[str, Any]:
     found = re.search(r'<script type="application/json" id="data">(.*?)</script>', text, flags=re.DOTALL)
     assert found
     return json.loads(found[1])
+
+
+def script(*calls: tuple[Any, ...]) -> list[Any]:
+    """What functions of page.js return: each call is a name and arguments, as JSON."""
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("needs Node")
+    file = Path(ensemble.judge.page.__file__).with_name("page.js")
+    code = """const page = require(process.argv[1]), calls = JSON.parse(require("fs").readFileSync(0));
+    const plain = value => ArrayBuffer.isView(value) ? [...value] : value;
+    console.log(JSON.stringify(calls.map(([name, ...rest]) => plain(page[name](...rest)))));"""
+    done = subprocess.run([node, "-e", code, str(file)], input=json.dumps(calls), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
 
 
 def report(
@@ -131,3 +148,64 @@ def test_the_conclusion_follows_the_interval() -> None:
     alone = report(1, rules=("mean",))
     assert alone.conclusion.startswith("Not shown to be better. mean against m0: +0.00 points")
     assert report(rules=()).conclusion.startswith("No rule was judged")
+
+
+def test_numbers_arrive_in_the_script_as_they_were_packed() -> None:
+    """In the least bits that hold them."""
+    arrays = [[], [0, 255], [256, 65_535, 7], [65_536, 2**32 - 1]]
+    packed = [_packed(each) for each in arrays]
+    assert [each[0] for each in packed] == [8, 8, 16, 32]
+    assert script(*(("unpack", each) for each in packed)) == arrays
+
+
+def test_an_interval_in_the_script_is_the_t_interval() -> None:
+    """Of recordings that differ in length; and there is none for a single recording."""
+    generator = np.random.default_rng(0)
+    groups = np.sort(generator.integers(0, 12, 200))
+    values = generator.normal(size=200)
+    sizes = np.bincount(groups).tolist()
+    t = 2.200985160082949  # of eleven degrees of freedom
+    sample = {"frames": 200, "recordings": 12, "recording": groups.tolist(), "sizes": sizes, "t": t}
+    one = {"frames": 2, "recordings": 1, "recording": [0, 0], "sizes": [2], "t": None}
+    found, alone = script(("estimate", values.tolist(), sample), ("estimate", [1, 0], one))
+    interval = ensemble.judge.t_interval(values, groups)
+    assert [found["mean"], found["low"], found["high"]] == pytest.approx(
+        [interval.estimate, interval.low, interval.high], abs=1e-12
+    )
+    assert alone == {"mean": 0.5, "low": None, "high": None}
+
+
+def test_the_front_is_what_nothing_beats() -> None:
+    """Against the slow definition, ties included; by x."""
+    generator = np.random.default_rng(0)
+    for count in (0, 1, 2, 9, 40):
+        points = generator.integers(0, 12, (count, 2)).tolist()
+        front = script(("front", [{"x": x, "y": y} for x, y in points]))[0]
+        beaten = [
+            any(a <= x and b <= y and (a, b) != (x, y) for a, b in points) or [x, y] in points[:place]
+            for place, (x, y) in enumerate(points)
+        ]
+        assert sorted(front) == [place for place in range(count) if not beaten[place]]
+        assert [points[place][0] for place in front] == sorted(points[place][0] for place in front)
+
+
+def test_axes_have_round_numbers() -> None:
+    """A handful, inside the range, at even steps; powers of ten and their twice and five times."""
+    ranges = [(0.41, 0.62), (0, 1), (87.2, 87.9), (-3, 250), (0.5, 0.5)]
+    for (low, high), found in zip(ranges, script(*(("ticks", *each, 5) for each in ranges)), strict=True):
+        assert all(low - 1e-9 <= tick <= high + 1e-9 for tick in found)
+        assert 3 <= len(found) <= 11 or low == high
+        assert np.allclose(np.diff(found, n=2), 0)
+    assert script(("logTicks", 300, 6000)) == [[500, 1000, 2000, 5000]]
+
+
+def test_stretches_texts_and_names() -> None:
+    """Runs of equal values; numbers before words, and the empty last, either way; names that cover nothing."""
+    texts = ["1,200", "b", "", "-3.5", "20 %", "a"]
+    pairs = [(a, b) for a in texts for b in texts]
+    for sign, order in ((1, ["-3.5", "20 %", "1,200", "a", "b", ""]), (-1, ["1,200", "20 %", "-3.5", "b", "a", ""])):
+        for (a, b), found in zip(pairs, script(*(("compareTexts", a, b, sign) for a, b in pairs)), strict=True):
+            assert np.sign(found) == np.sign(order.index(a) - order.index(b))
+    runs, placed = script(("runs", [4, 4, 1, 4]), ("placeNames", [{"x": 50, "y": 50}] * 6, ["name"] * 6, 100, 100))
+    assert runs == [[0, 2, 4], [2, 3, 1], [3, 4, 4]]
+    assert len({(each["x"], each["y"]) for each in placed if each}) == len([each for each in placed if each])

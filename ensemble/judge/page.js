@@ -128,6 +128,7 @@ function placeNames(points, names, width, height, size = 7.2) {
   return placed;
 }
 
+const brief = (name, most = 22) => name.length > most ? name.slice(0, most - 1) + "\u2026" : name;
 const percent = (value, digits = 2) => value === null ? "unknown" : (100 * value).toFixed(digits);
 const signed = (value, digits) => (value < 0 ? "" : "+") + value.toFixed(digits);
 const short = value => value >= 1e6 ? +(value / 1e6).toPrecision(3) + " M" : value >= 1e3 ? +(value / 1e3).toPrecision(3) + " k" : String(+value.toPrecision(3));
@@ -341,11 +342,11 @@ function sizePart(data) {
     axes(picture, box, x, y, spaced, yTicks, short, value => value.toFixed(digits), title + ", logarithmic", lossTitle);
     const best = front(values), items = values.map((each, place) => ({ x: x(each.x), y: y(each.y) }));
     picture.append(svg("path", { class: "front", d: best.map((place, k) => `${k ? "H" : "M"}${items[place].x}${k ? "V" : ","}${items[place].y}`).join("") }));
-    const label = placeNames(items, at.map(place => names[place]), width, box[3]);
+    const label = placeNames(items, at.map(place => brief(names[place])), width, box[3]);
     items.forEach((item, place) => {
       const name = names[at[place]], rule = at[place] >= members.length, kind = rule ? "rule" : name === data.baseline ? "baseline" : "member";
       picture.append(rule ? diamond(item.x, item.y, 5.5, kind) : svg("circle", { class: kind, cx: item.x, cy: item.y, r: 4 }));
-      if (label[place]) picture.append(svg("text", { class: rule ? "label-rule" : kind === "baseline" ? "label-baseline" : "", x: label[place].x, y: label[place].y, "text-anchor": label[place].anchor }, name));
+      if (label[place]) picture.append(svg("text", { class: rule ? "label-rule" : kind === "baseline" ? "label-baseline" : "", x: label[place].x, y: label[place].y, "text-anchor": label[place].anchor }, brief(name)));
       item.text = [bold(name), ` ${rule ? "(rule)" : "(member)"}: ${lossTitle.split(",")[0]} ${values[place].y.toFixed(loss === "log_loss" || loss === "brier" ? 4 : 2)}, ` +
         `${values[place].x.toLocaleString("en")} ${title}${best.includes(place) ? "; nothing smaller is as good" : ""}`];
     });
@@ -366,12 +367,12 @@ function differencePart(data) {
     const span = list => [Math.min(...list), Math.max(...list)], [x0, x1] = span(xs), [y0, y1] = span(ys);
     const scale = Math.min((width - 130) / (x1 - x0 || 1), (height - 60) / (y1 - y0 || 1));
     const items = members.map((_, m) => ({ x: width / 2 + (xs[m] - (x0 + x1) / 2) * scale, y: height / 2 - (ys[m] - (y0 + y1) / 2) * scale }));
-    const label = placeNames(items, members, width, height);
+    const label = placeNames(items, members.map(name => brief(name)), width, height);
     picture.append(svg("rect", { class: "band", width, height, rx: 6 }));
     items.forEach((item, m) => {
       const kind = (members[m] === data.baseline ? "baseline" : "member") + (weights[m] > 0 ? "" : " open");
       picture.append(svg("circle", { class: kind, cx: item.x, cy: item.y, r: 4.5 }));
-      if (label[m]) picture.append(svg("text", { class: members[m] === data.baseline ? "label-baseline" : "name", x: label[m].x, y: label[m].y, "text-anchor": label[m].anchor }, members[m]));
+      if (label[m]) picture.append(svg("text", { class: members[m] === data.baseline ? "label-baseline" : "name", x: label[m].x, y: label[m].y, "text-anchor": label[m].anchor }, brief(members[m])));
       const others = [...members.keys()].filter(other => other !== m).sort((a, b) => between[m * M + a] - between[m * M + b]);
       const say = other => `${members[other]} (${percent(between[m * M + other] / 65535)} %)`;
       item.text = [bold(members[m]), M > 2 ? `: differs least from ${say(others[0])}, most from ${say(others.at(-1))}` : `: differs from ${say(others[0])}`];
@@ -419,11 +420,11 @@ function calibrationPart(data) {
 }
 
 function confusionPart(data) {
-  const { shown, answers, frames } = data.confusion, tables = frames.map(unpack), C = shown.length, names = shown.map(place => data.classes[place]);
+  const { shown, answers, frames } = data.confusion, tables = frames.map(unpack), C = shown.length, names = shown.map(place => data.classes[place]), labels = names.map(name => brief(name, 9));
   const totals = shown.map(place => data.byClass.frames[place]), cell = (table, i, j) => totals[i] ? table[i * C + j] / totals[i] : 0;
   let which = String(tables.length - 1);
   const drawn = figure("Confusion matrix", width => {
-    const margin = Math.min(70, 10 + 7 * Math.max(...names.map(each => each.length))), step = Math.min((width - margin) / C, 40), size = step * C;
+    const margin = Math.min(70, 10 + 7 * Math.max(...labels.map(each => each.length))), step = Math.min((width - margin) / C, 40), size = step * C;
     const picture = canvas(width, size + margin), difference = which === "difference", each = difference ? 1 : Math.max(1, Math.ceil(11 / step));
     picture.append(svg("rect", { class: "band", x: margin, y: margin, width: size, height: size }));
     for (let i = 0; i < C; i++) for (let j = 0; j < C; j++) {
@@ -433,8 +434,8 @@ function confusionPart(data) {
       const strength = difference ? Math.min(1, Math.sqrt(Math.abs(value) * 10)) : i === j ? value ** 2 : Math.min(1, Math.sqrt(value * 2.5));
       picture.append(svg("rect", { class: kind, x: margin + j * step, y: margin + i * step, width: Math.max(step - 0.5, 0.5), height: Math.max(step - 0.5, 0.5), "fill-opacity": Math.max(0.06, strength).toFixed(3) }));
     }
-    for (let i = 0; i < C; i += each) picture.append(svg("text", { x: margin - 4, y: margin + (i + 0.5) * step + 3.5, "text-anchor": "end", style: "font-size:" + Math.min(11, Math.max(8, step * each - 1)) + "px" }, names[i]),
-      svg("text", { transform: `translate(${margin + (i + 0.5) * step + 3.5},${margin - 4}) rotate(-90)`, style: "font-size:" + Math.min(11, Math.max(8, step * each - 1)) + "px" }, names[i]));
+    for (let i = 0; i < C; i += each) picture.append(svg("text", { x: margin - 4, y: margin + (i + 0.5) * step + 3.5, "text-anchor": "end", style: "font-size:" + Math.min(11, Math.max(8, step * each - 1)) + "px" }, labels[i]),
+      svg("text", { transform: `translate(${margin + (i + 0.5) * step + 3.5},${margin - 4}) rotate(-90)`, style: "font-size:" + Math.min(11, Math.max(8, step * each - 1)) + "px" }, labels[i]));
     const say = (i, j) => {
       const parts = tables.map((table, k) => `${answers[k]} ${percent(cell(table, i, j))} % (${table[i * C + j].toLocaleString("en")} of ${totals[i].toLocaleString("en")} frames)`).reverse();
       return [bold(i === j ? `${names[i]} is recognised` : `${names[i]} is taken for ${names[j]}`), ": " + parts.join(", ")];
@@ -470,7 +471,7 @@ function classesPart(data) {
   };
   let order = "worst";
   const drawn = figure("Accuracy by class", width => {
-    const rows = [...shown].sort(orders[order][1]), wide = Math.max(...rows.map(place => data.classes[place].length), 1) * 7.4 + 12, step = 19;
+    const rows = [...shown].sort(orders[order][1]), wide = Math.max(...rows.map(place => brief(data.classes[place], 12).length), 1) * 7.4 + 12, step = 19;
     const left = Math.min(wide, width * 0.3), end = width > 700 ? width - 190 : width - 12, top = 26, picture = canvas(width, top + rows.length * step + 8);
     const lowest = Math.min(...rows.flatMap(place => names.map((_, answer) => share(answer, place)))), low = Math.min(0.9, Math.floor(lowest * 10) / 10);
     const x = value => left + (value - low) / (1 - low) * (end - left);
@@ -479,11 +480,11 @@ function classesPart(data) {
     const ranking = place => [...names.keys()].sort((a, b) => share(b, place) - share(a, place));
     rows.forEach((place, row) => {
       const y = top + (row + 0.5) * step, all = data.members.map((_, m) => share(m, place)), trust = ranking(place).find(answer => answer < data.members.length);
-      picture.append(svg("text", { class: "name", x: left - 10, y: y + 4, "text-anchor": "end" }, data.classes[place]),
+      picture.append(svg("text", { class: "name", x: left - 10, y: y + 4, "text-anchor": "end" }, brief(data.classes[place], 12)),
         svg("line", { class: "span", x1: x(Math.min(...all)), x2: x(Math.max(...all)), y1: y, y2: y }), svg("line", { class: "oracle", x1: x(oracle[place]), x2: x(oracle[place]), y1: y - 5, y2: y + 5 }),
         ...all.map(value => svg("circle", { class: "member", cx: x(value), cy: y, r: 2.4 })), svg("circle", { class: "baseline", cx: x(share(base, place)), cy: y, r: 4 }));
       if (data.best !== null) picture.append(diamond(x(share(best, place)), y, 5, "rule"));
-      if (end < width - 100) picture.append(svg("text", { x: end + 28, y: y + 4 }, `${data.members[trust]} ${percent(share(trust, place), 1)}`));
+      if (end < width - 100) picture.append(svg("text", { x: end + 28, y: y + 4 }, `${brief(data.members[trust], 16)} ${percent(share(trust, place), 1)}`));
     });
     const view = points(picture, rows.map((place, row) => ({ x: 0, y: top + (row + 0.5) * step, place })), ["Point at a row, or move with the arrow keys, for everybody's share."]);
     view.at = (_, y) => rows.length ? Math.min(rows.length - 1, Math.max(0, Math.floor((y - top) / step))) : null;

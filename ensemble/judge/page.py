@@ -149,7 +149,11 @@ def _leaderboard(report: Any) -> dict[str, Any]:
     ends = both[list(_GAIN)].to_numpy(float)
     least, most = (np.nan_to_num(function(np.append(ends[np.isfinite(ends)], 0.0))) for function in (np.min, np.max))
     percent = 4 + 92 * (ends - least) / (most - least or 1.0)
-    gains = [[_cell(value, _gain(metric.unit)) for value in row] for row in ends]
+    same = both["name"].eq(report.baseline) & ~both["rule"]
+    gains = [
+        [_cell(math.nan if own else value, _gain(metric.unit)) for value in row]
+        for own, row in zip(same, ends, strict=True)
+    ]
     marks = [
         " ".join(
             ["rule" if row.rule else "member"]
