@@ -42,6 +42,34 @@ def test_a_single_model_predicts_too(command, home):
     assert [row[1] for row in csv.reader((home / "other.csv").open())] == ["label", *truth]
 
 
+def test_a_cascade_asks_fewer_members(command, home):
+    """The exact one changes no class; another says what it loses; what is none is refused on one line."""
+    line = f"ensemble predict mean {CORPUS} --output found.csv --form submission"
+    command(line, code=0)
+    expected = (home / "found.csv").read_text()
+    exact = command(f"{line} --cascade exact --json", code=0).data
+    assert (home / "found.csv").read_text() == expected
+    assert 1 / 3 < exact["asked"] <= 1
+    assert "loss" not in exact
+    bought = command(f"{line} --cascade 0.9 --json", code=0).data
+    assert bought["asked"] < exact["asked"]
+    assert bought["loss_low"] <= bought["loss"] <= bought["loss_high"] <= 0.9
+    assert "loss of accuracy against asking all, on 'dev'" in command(f"{line} --cascade 0.9", code=0).out
+    command(f"ensemble fit {CORPUS} --rule cascade --save quick", code=0)
+    assert "asked" in command("ensemble predict quick --corpus corpus --output quick.csv --json", code=0).data
+    for cascade in ("0", "1", "nan", "fast"):
+        wrong = command(f"{line} --cascade {cascade}", code=2)
+        assert f"--cascade exact, or an accepted loss of accuracy such as 0.001, got '{cascade}'" in wrong.err
+    command(f"ensemble collect outputs {CORPUS}", code=0)
+    wrong = command(f"ensemble predict mean {STORED} --output found.csv --cascade exact", code=2)
+    assert "--cascade where members run that need not, got it beside stored outputs" in wrong.err
+    wrong = command(line.replace("submission", "frames"), "--cascade", "exact", "--uncertainty", code=2)
+    assert "got it beside --uncertainty, which needs all members" in wrong.err
+    command("ensemble predict quick --corpus corpus --valid dev --output quick.csv --uncertainty --sets 0.8", code=0)
+    wrong = command(f"ensemble predict maximum {CORPUS} --output found.csv --cascade exact", code=2)
+    assert "got maximum: any member can change its class to the last" in wrong.err
+
+
 def test_stored_outputs_are_judged_as_the_models_are(command, home):
     """`collect`, then the same figures from the folder alone."""
     assert command(f"ensemble collect outputs {CORPUS} --json", code=0).data["partitions"] == ["dev", "test"]

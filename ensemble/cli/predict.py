@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import ensemble
 import zoo
-from ensemble.cli.evaluate import weights_in
+from ensemble.cli.evaluate import interval, weights_in
 from ensemble.cli.options import Collection, Source, named_rules, recordings, require_rules, rule_names
 from zoo import _files
 from zoo._console import Answer, Table, progress
@@ -37,7 +37,8 @@ if TYPE_CHECKING:
 class _Found:
     """What a rule says about frames."""
 
-    blocks: Iterable[tuple[Tensor, Tensor]]  #: (M, b, C) probabilities of the members, (b, C) of the rule
+    #: (M, b, C) probabilities of the members, of which a cascade has none but its own; (b, C) of the rule
+    blocks: Iterable[tuple[Tensor, Tensor]]
     frames: int
     members: tuple[str, ...]
     classes: tuple[str, ...]
@@ -56,6 +57,7 @@ def predict(
     form: Literal["frames", "submission", "probabilities"] | None = None,
     uncertainty: bool = False,
     sets: float | None = None,
+    cascade: str = "",
 ) -> Answer:
     """Write the predicted class of every frame, or all probabilities, to a CSV or Parquet file.
 
@@ -74,6 +76,8 @@ def predict(
         sets: add the set of the classes that are possible, with blanks between them: for this fraction of a new
             recording's frames the true class is among them. Fitted on the validation partition, which needs 9
             recordings for 0.9, and 99 for 0.99.
+        cascade: ask further members only about frames whose class they can change, with "exact"; or with the loss of
+            accuracy that you accept, such as 0.001, by a threshold fitted on the validation partition.
     """
     import numpy as np
 
@@ -85,8 +89,14 @@ def predict(
     if extra and form == "submission":
         msg = "expected --form frames or probabilities beside --uncertainty and --sets, got submission, of two columns"
         raise ValueError(msg)
+    loss = _accepted(cascade)
+    if cascade and (uncertainty or source.stored):
+        other = (
+            "--uncertainty, which needs all members" if uncertainty else "stored outputs, which are all there already"
+        )
+        raise ValueError(f"expected --cascade where members run that need not, got it beside {other}")
     collection = Collection(source)
-    found = (_combined if source.stored else _run)(collection, name)
+    found = _combined(collection, name) if source.stored else _run(collection, name, loss, every=uncertainty)
     if sets is not None and (blank := next((each for each in found.classes if len(each.split()) != 1), None)):
         msg = f"expected names of classes without blanks, which stand between those of a set, got {blank!r}"
         raise ValueError(msg)
@@ -126,11 +136,30 @@ def predict(
             f"sets to cover {sets:g}, fitted on {fitted.recordings:,} recordings: {size:.2f} classes on average"
         )
         shown += [f"note: {note}" for note in fitted.notes]
+    if "asked" in data:
+        shown.append(f"{data['asked']:.1%} of the members were asked about a frame, on average")
+    if "loss" in data:
+        ends = interval(data["loss_low"], data["loss_high"])
+        shown.append(f"loss of accuracy against asking all, on {source.valid!r}: {data['loss']:+.4f} ({ends})")
     return Answer(data, [*shown, f"{found.frames:,} frames{recordings} written to {output}"])
 
 
-def _run(collection: Collection, name: str) -> _Found:
-    """By the models of a registry over a corpus."""
+def _accepted(cascade: str) -> float | None:
+    """The accepted loss of `--cascade`: None for no cascade, 0 for an exact one."""
+    if cascade in ("", "exact"):
+        return 0.0 if cascade else None
+    try:
+        loss = float(cascade)
+    except ValueError:
+        loss = 0.0
+    if not 0 < loss < 1:
+        msg = f"expected --cascade exact, or an accepted loss of accuracy such as 0.001, got {cascade!r}"
+        raise ValueError(msg)
+    return loss
+
+
+def _run(collection: Collection, name: str, loss: float | None, *, every: bool) -> _Found:
+    """By the models of a registry over a corpus: all of them, or where `every` is not asked those of a cascade."""
     import numpy as np
 
     source = collection.source
@@ -149,17 +178,37 @@ def _run(collection: Collection, name: str) -> _Found:
         classes = class_names(source.classes) or final.members.classes
         return read_partition(source.corpus, partition, classes, mapped=source.mapped)
 
-    frames, whole = read(source.test), ensemble.rules.rule_for(final.rule, final.members.names)
+    frames = read(source.test)
+    rule, line = final.rule, dict[str, Any](recordings=frames.recordings)
+    if loss is not None and loss > 0:
+        bought = ensemble.fit.fit_cascade(outputs(), rule, loss=loss)
+        rule, ends = bought.rule, bought.loss
+        line |= {"loss": ends.estimate, "loss_low": ends.low, "loss_high": ends.high}
+    elif loss is not None:
+        rule = ensemble.rules.Cascade(rule)
+    whole = ensemble.rules.rule_for(rule, final.members.names)
+
+    def blocks() -> Iterator[tuple[Tensor, Tensor]]:
+        if every or not whole.sparing:
+            for logs in ensemble.run.predictions(final.members, frames):
+                yield logs.exp().cpu(), whole.of_logs(logs).cpu()
+            return
+        asked = 0
+        for rows, counts in ensemble.run.answers(final.members, frames, whole):
+            asked += int(counts.sum())
+            yield rows[None].cpu(), rows.cpu()
+        line["asked"] = asked / len(final.members) / len(frames)
+
     groups = frames.groups.numpy()
     return _Found(
-        ((logs.exp().cpu(), whole.of_logs(logs).cpu()) for logs in ensemble.run.predictions(final.members, frames)),
+        blocks(),
         len(frames),
         final.members.names,
         final.members.classes,
         {"recording": np.array(frames.names)[groups], "frame": np.arange(len(frames)) - frames.starts.numpy()[groups]},
-        final.rule,
+        rule,
         outputs,
-        {"recordings": frames.recordings},
+        line,
     )
 
 

@@ -1,5 +1,6 @@
 from .adapters import from_callables as from_callables
 from .adapters import from_estimators as from_estimators
+from .collection import answers as answers
 from .collection import collect as collect
 from .collection import predictions as predictions
 from .combined import Ensemble as Ensemble
