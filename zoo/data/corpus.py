@@ -15,8 +15,9 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import lru_cache
 from importlib.resources import as_file, files
-from io import BufferedReader
+from io import BufferedReader, BytesIO
 from itertools import pairwise, zip_longest
 from pathlib import Path
 from threading import Lock
@@ -181,9 +182,10 @@ def _read(
         _check_width(path, shapes[index][1], width)
         rows = values[span].numpy()
         _read_features(path, rows)
-        finite = np.isfinite(rows).all(axis=1)
+        finite = np.isfinite(rows)
         if not finite.all():
-            msg = f"{path}: expected finite features, got NaN or infinity at frame {int(finite.argmin())}"
+            frame = int(finite.all(axis=1).argmin())
+            msg = f"{path}: expected finite features, got NaN or infinity at frame {frame}"
             raise CorpusError(msg)
         if labels is not None:
             _read_labels(transcripts[index], labels[span].numpy(), indices)
@@ -296,6 +298,13 @@ def _form(cell: str) -> str:
     return form if "0" in form or "." in form else cell
 
 
+@lru_cache(4096)
+def _parsed(version: tuple[int, int], header: bytes) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, Fortran order and type in a header, of which a corpus has few: its recordings are of similar lengths."""
+    with _PARSING:
+        return _HEADERS[version](BytesIO(header))
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[BufferedReader, tuple[int, ...], bool, np.dtype]]:
     """The file of one array behind its header, with its shape, Fortran order and type: no archives, no Python objects.
@@ -304,9 +313,9 @@ def _opened(path: Path) -> Iterator[tuple[BufferedReader, tuple[int, ...], bool,
     """
     try:
         with path.open("rb") as file:
-            file.peek(1)  # the disk is waited for before the lock, not within it
-            with _PARSING:
-                shape, fortran, dtype = _HEADERS[np.lib.format.read_magic(file)](file)
+            version = np.lib.format.read_magic(file)
+            size = file.read(2 if version == (1, 0) else 4)
+            shape, fortran, dtype = _parsed(version, size + file.read(int.from_bytes(size, "little")))
             there = path.stat().st_size - file.tell()
             if dtype.hasobject or min(shape, default=0) < 0 or there < math.prod(shape) * dtype.itemsize:
                 what = "Python objects" if dtype.hasobject else f"{there:,} bytes"
