@@ -67,11 +67,20 @@ def test_a_sample_of_everything_is_everything():
     assert torch.allclose(kept.rules["mean"], every.probabilities.mean(dim=0))
 
 
-@pytest.mark.parametrize(("members", "frames"), [(2, 3000), (32, 2048), (200, 500)])
+@pytest.mark.parametrize(("members", "frames"), [(2, 2500), (32, 2048), (200, 500)])
 def test_the_sample_is_smaller_for_more_members(members, frames):
     """A page holds frames times members."""
     kept = tally(outputs(np.arange(4000) // 10, members=members), {}).excerpts[0]
     assert kept.outputs.shape == (members, frames, 3)
+
+
+def test_the_first_of_a_sample_are_a_sample() -> None:
+    """Of each recording its share to the frame, in the order that they had."""
+    kept = tally(outputs(np.arange(4000) // 100), {"mean": ensemble.mean}).excerpts[0].first(400)
+    assert kept.outputs.shape[1] == len(kept.keys) == len(kept.rules["mean"]) == 400
+    assert (np.abs(kept.recordings[2] - 10) <= 1).all()
+    assert (np.diff(kept.outputs.groups) >= 0).all()
+    assert torch.allclose(kept.rules["mean"], kept.outputs.probabilities.mean(dim=0), atol=1e-4)
 
 
 def test_recordings_are_whole_and_few():

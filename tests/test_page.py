@@ -127,6 +127,19 @@ def test_contenders_of_equal_classes_are_the_first() -> None:
     assert contenders(excerpt.encode(np.log(np.full((3, 4), 0.25))), truth=2).tolist() == [0, 2]
 
 
+def test_a_sample_that_would_be_too_long_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the frames that a smaller sample has, so that Python can give the same numbers."""
+    shown = report()
+    sample = data(shown.page())["sample"]
+    long = len(script(("unpack", sample["codes"]))[0])
+    monkeypatch.setattr("ensemble.judge.page._MOST_CODES", long // 3)
+    cut = data(shown.page())["sample"]
+    assert sample["frames"] == 300
+    assert cut["frames"] == 300 * (long // 3) // long
+    assert len(script(("unpack", cut["codes"]))[0]) < 0.5 * long
+    assert script(("unpack", cut["truth"]))[0] == shown.sample.first(cut["frames"]).outputs.labels.tolist()
+
+
 def test_equal_reports_equal_pages() -> None:
     """But for the seconds, nothing changes from one run to the next."""
     first, second = (re.sub(r"Judged in .* s", "", report().page()) for _ in range(2))

@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -17,7 +18,7 @@ from ensemble.outputs import LEAST, MemberOutputs
 
 Integers = NDArray[np.int64]
 
-_SAMPLE, _FEWEST, _ANSWERS, _CELLS = 3_000, 500, 2**16, 2**24  # frames; frames; frames x members; x classes
+_SAMPLE, _FEWEST, _ANSWERS, _CELLS = 2_500, 500, 2**16, 2**24  # frames; frames; frames x members; x classes
 _WHOLE = 1_600  # frames of whole recordings
 
 ZERO, ABSENT = 65_534, 65_535  # codes of a probability of `LEAST` or less, and of a member that abstains
@@ -31,6 +32,14 @@ class Excerpt:
 
     outputs: MemberOutputs  #: of the members, recording by recording, each in time
     rules: dict[str, Tensor]  #: rule -> its (N, C) rows on these frames
+    keys: NDArray[np.float64]  #: (N,) of these frames, as `sampling_keys` gives them among all frames
+
+    def first(self, count: int) -> Excerpt:
+        """The frames with the least keys, so many: of a sample, the sample of this size."""
+        chosen = np.sort(np.argsort(self.keys, kind="stable")[:count])
+        frames = torch.from_numpy(chosen)
+        rules = {name: rows[frames] for name, rows in self.rules.items()}
+        return Excerpt(self.outputs.at(frames), rules, self.keys[chosen])
 
     @property
     def recordings(self) -> tuple[Integers, Integers, Integers]:
@@ -55,7 +64,7 @@ def candidates(groups: Integers, members: int, classes: int) -> Integers:
 
 
 def sample(keys: NDArray[np.float64], groups: Integers, members: int, classes: int) -> NDArray[np.bool_]:
-    """Whether a frame is among 3,000, from every recording in proportion to its length; fewer for many members."""
+    """Whether a frame is among 2,500, from every recording in proportion to its length; fewer for many members."""
     size = min(_SAMPLE, max(_FEWEST, _ANSWERS // members), max(1, _CELLS // (members * classes)))
     chosen = np.zeros(len(keys), dtype=bool)
     chosen[np.lexsort((groups, keys))[:size]] = True

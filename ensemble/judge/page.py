@@ -38,6 +38,7 @@ Floats = NDArray[np.float64]
 
 _HOME = Path(__file__).parent
 _MOST_MEMBERS, _MOST_CLASSES, _MOST_PAIRS = 64, 60, 100  # shown by the figures, or by the table of pairs
+_MOST_CODES = 180_000  # of the sample, 16 bits each: half a megabyte of text
 
 _Style = tuple[float, str]  # a number is multiplied by the first, and formatted by the second
 _TEXT, _PERCENT, _POINTS, _NUMBER, _WHOLE = (0, ""), (100, ".2f"), (100, "+.2f"), (1, ".4f"), (1, ",.0f")
@@ -247,12 +248,16 @@ def _judged(report: Any) -> dict[str, int]:
 
 
 def _sample(sample: Excerpt, shown: Sequence[int]) -> dict[str, Any]:
-    """Per frame of the sample the classes that some weighted mean may prefer, and what each member gives them."""
-    outputs, truth = sample.outputs, sample.outputs.require_labels().numpy()
-    codes = encode(outputs.log_probabilities[list(shown)].double().numpy())
-    numbers, where, _ = sample.recordings
-    kept = [contenders(codes[:, frame], int(truth[frame])) for frame in range(len(truth))]
-    count, recordings = [len(each) for each in kept], len(numbers)
+    """Per frame of the sample the classes that some weighted mean may prefer, and what each member gives them.
+
+    Of a sample that would be too long, the first frames.
+    """
+    codes, kept = _coded(sample, shown)
+    total = sum(map(len, kept)) * len(shown)
+    if total > _MOST_CODES:
+        sample = sample.first(len(kept) * _MOST_CODES // total)
+        codes, kept = _coded(sample, shown)
+    truth, (numbers, where, _) = sample.outputs.require_labels().numpy(), sample.recordings
     picked = [codes[:, frame, each].T for frame, each in enumerate(kept)]  # (K, M) each
     scores = {}
     for name, rows in sample.rules.items():
@@ -262,17 +267,24 @@ def _sample(sample: Excerpt, shown: Sequence[int]) -> dict[str, Any]:
         scores[name] = _rounded([(found.argmax(axis=1) == truth).mean() if len(own) else math.nan, loss])
     return {
         "frames": len(truth),
-        "recordings": recordings,
-        "t": _rounded([special.stdtrit(recordings - 1, 0.975)])[0] if recordings > 1 else None,
+        "recordings": len(numbers),
+        "t": _rounded([special.stdtrit(len(numbers) - 1, 0.975)], 9)[0] if len(numbers) > 1 else None,
         "coding": {"zero": ZERO, "absent": ABSENT, "finest": FINEST, "perLog": PER_LOG},
         "abstains": bool((codes == ABSENT).any()),
         "truth": _packed(truth),
         "recording": _packed(where),
-        "count": _packed(count),
+        "count": _packed([len(each) for each in kept]),
         "candidates": _packed(np.concatenate([*kept, np.zeros(0, np.int64)])),
         "codes": _packed(np.concatenate([*picked, np.zeros((0, len(shown)), np.uint16)])),
         "rules": scores,
     }
+
+
+def _coded(sample: Excerpt, shown: Sequence[int]) -> tuple[NDArray[np.uint16], list[NDArray[np.int64]]]:
+    """(M, N, C) codes of the members shown, and the contenders of each frame."""
+    truth = sample.outputs.require_labels().numpy()
+    codes = encode(sample.outputs.log_probabilities[list(shown)].numpy())
+    return codes, [contenders(codes[:, frame], int(truth[frame])) for frame in range(len(truth))]
 
 
 def contenders(codes: NDArray[np.uint16], truth: int) -> NDArray[np.int64]:
@@ -289,9 +301,10 @@ def contenders(codes: NDArray[np.uint16], truth: int) -> NDArray[np.int64]:
     least = codes[answered].min(axis=0, initial=ABSENT)
     possible = np.flatnonzero(least <= encode(np.array(-math.log(codes.shape[1]))) + 1)
     kept: list[int] = []
-    for place in possible[np.lexsort((possible, codes[:, possible].sum(axis=0, dtype=np.int64)))].tolist():
-        if not (codes[:, kept] <= codes[:, [place]]).all(axis=0).any():
-            kept.append(place)
+    left = possible[np.lexsort((possible, codes[:, possible].sum(axis=0, dtype=np.int64)))]
+    while left.size:  # the first is behind none of those left
+        kept.append(int(left[0]))
+        left = left[~(codes[:, left[:1]] <= codes[:, left]).all(axis=0)]
     return np.array(sorted({*kept, truth}), dtype=np.int64)
 
 

@@ -191,7 +191,7 @@ class Tally:
             about=self.of.about,
         )
         rows = torch.from_numpy(self.kept_rows[:, chosen])
-        return Excerpt(outputs, dict(zip(self.of.rules, rows, strict=True)))
+        return Excerpt(outputs, dict(zip(self.of.rules, rows, strict=True)), self.kept_keys[chosen])
 
     def to_bytes(self) -> bytes:
         """A safetensors document, which `from_bytes` reads."""
