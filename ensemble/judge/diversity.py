@@ -27,6 +27,7 @@ Floats = NDArray[np.float64]
 
 _BLOCK = 65_536  # frames converted to float32 at once
 _CELLS = 2**22  # probabilities processed at once
+_CACHED = 2**19  # of a split of uncertainty, which is four times as fast in the processor's cache
 _ROUNDING = 2.0**-44  # of a difference of two entropies in float64; alike members differ by exactly zero
 _LEAST_LOG = math.log(2.0**-126)  # of the smallest normal number in float32
 
@@ -280,12 +281,21 @@ def uncertainty(probabilities: Tensor) -> Uncertainty:
         >>> uncertainty(torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]])).epistemic  # ln 2
         tensor([0.6931], dtype=torch.float64)
     """
-    rows = numbers(probabilities, "probabilities").double()
-    rows = rows.masked_fill(rows.isnan().any(dim=-1, keepdim=True), math.nan)
-    aleatoric = torch.special.entr(rows).sum(dim=-1).nanmean(dim=0)
-    total = torch.special.entr(rows.nanmean(dim=0)).sum(dim=-1)
+    rows = numbers(probabilities, "probabilities")
+    pieces = torch.split(rows, max(1, _CACHED // (rows.shape[0] * rows.shape[-1])), dim=1)
+    aleatoric, total = (torch.cat(part) for part in zip(*map(_entropies, pieces), strict=True))
     epistemic = total - aleatoric
     return Uncertainty(aleatoric, epistemic.masked_fill(epistemic < _ROUNDING, 0))
+
+
+def _entropies(probabilities: Tensor) -> tuple[Tensor, Tensor]:
+    """(N,) each: the mean of the entropies of those members that answer, and the entropy of their mean."""
+    rows = probabilities.double()
+    absent = rows.isnan().any(dim=-1, keepdim=True)  # (M, N, 1)
+    if absent.any():
+        rows = rows.masked_fill(absent, math.nan)
+    of_mean = torch.special.entr(rows.nanmean(dim=0)).sum(dim=-1)
+    return torch.special.entr(rows).sum(dim=-1).nanmean(dim=0), of_mean
 
 
 @dataclass(frozen=True)
