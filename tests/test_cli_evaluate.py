@@ -44,6 +44,30 @@ def test_evaluate_as_json_is_what_the_report_holds(command, home):
     assert report.rules["accuracy"][0] == pytest.approx(rules["mean"]["accuracy"])
 
 
+def test_evaluate_says_which_frames_to_reject_and_how_good_sets_are(command, home):
+    """Of the best rule, as in Python: the sets are fitted on the one partition and judged on the other."""
+    command(f"ensemble collect outputs {CORPUS}", code=0)
+    valid, test = read_outputs("outputs/dev"), read_outputs("outputs/test")
+    found = command(f"ensemble evaluate {STORED} --rules mean --sets 0.6 --json", code=0).data
+    expected = ensemble.judge.risk_coverage(test, ensemble.mean)
+    assert (found["rejection"]["rule"], found["rejection"]["best"]) == ("mean", expected.best)
+    assert found["rejection"]["scores"] == expected.to_json()["scores"]
+    sets = ensemble.fit.fit_prediction_sets(valid, ensemble.mean, 0.6)
+    judged = sets.judge(test)
+    assert found["sets"]["threshold"] == sets.threshold
+    assert found["sets"]["recordings"] == vars(judged.recordings)
+    assert [row["name"] for row in found["sets"]["classes"]] == list(test.classes)
+    lines = command(f"ensemble evaluate {STORED} --rules weighted --sets 0.6", code=0).out
+    assert "at most 5% of its answers are wrong on" in lines
+    assert f"the best of {len(expected.scores)} scores to reject frames by" in lines
+    assert "sets to cover 0.6 hold the true class on" in lines
+    assert "note: sets of weighted: the rule was fitted on these frames" in lines
+    assert "sets" not in command(f"ensemble evaluate {STORED} --rules mean --json", code=0).data
+    assert "9 recordings or more" not in command(f"ensemble evaluate {STORED} --sets 0.9", code=0).err
+    assert "99 recordings or more" in command(f"ensemble evaluate {STORED} --sets 0.99", code=2).err
+    assert "for --sets, for instance 0.9, got 90" in command("ensemble evaluate --sets 90", code=2).err
+
+
 def test_members_and_rules_are_chosen_by_name_and_wildcard(command, home):
     """Several wildcards, several rules."""
     found = command(f"ensemble evaluate {CORPUS} --members cyl* other --rules median --json", code=0).data

@@ -11,10 +11,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 
 import ensemble
 from ensemble.fit import PredictionSets, fit_prediction_sets
 from ensemble.fit.conformal import SET_SCORES, set_score
+from ensemble.judge.reliability import set_coverage
 from ensemble.outputs import About
 
 
@@ -150,11 +152,16 @@ def test_sets_are_judged_by_recording_and_by_class() -> None:
 
 
 def test_a_class_without_frames_has_no_coverage() -> None:
-    """NaN, and no frames."""
+    """NaN, no frames, and no point in the figure."""
     outputs = outputs_of([0.9, 0.8])
-    table = fit_prediction_sets(outputs, ensemble.mean, 0.5).judge(outputs).classes
-    assert table["frames"].tolist() == [2, 0]
-    assert math.isnan(table["coverage"][1])
+    found = fit_prediction_sets(outputs, ensemble.mean, 0.5).judge(outputs)
+    assert found.classes["frames"].tolist() == [2, 0]
+    assert math.isnan(found.classes["coverage"][1])
+    ax = Figure().add_subplot()
+    assert found.figure(ax) is ax
+    assert ax.collections[0].get_offsets().tolist() == [[100, 0]]
+    assert ax.lines[0].get_xdata() == [50, 50]  # what was asked for
+    assert not set_coverage(outputs, [[True, False]] * 2).figure().lines
 
 
 def test_sets_judged_where_they_were_fitted_are_marked() -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 from sklearn.metrics import roc_auc_score
 
 import ensemble
@@ -236,6 +237,20 @@ def test_figures_that_are_too_good_are_noted() -> None:
         names, labels=outputs.labels, fingerprint=outputs.fingerprint, about=about
     )
     assert "training frames of m0" in risk_coverage(trained, ensemble.mean, replicates=1).notes[0]
+
+
+def test_the_figure_draws_a_curve_for_each_score() -> None:
+    """On the axes given, marked where the risk allows; of one step, and where nothing can be kept, too."""
+    found = risk_coverage(random_outputs(), ensemble.mean, risk=0.1, replicates=1)
+    ax = Figure().add_subplot()
+    assert found.figure(ax) is ax
+    lines = ax.lines[1:]  # the first is the risk asked for
+    assert len(lines) == 2 * len(REJECTION_SCORES)
+    curve = found.curves[found.curves["name"] == "confidence"]
+    assert lines[0].get_xdata().tolist() == (100 * curve["coverage"]).tolist()
+    assert lines[0].get_ydata().tolist() == (100 * curve["risk"]).tolist()
+    assert lines[1].get_xdata()[0] == 100 * found.scores["coverage"][0]
+    assert risk_coverage(judged([0.9], [0]), ensemble.mean, risk=0).figure().has_data()
 
 
 def test_one_recording_has_no_interval() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ensemble
-from ensemble.cli.options import Collection, Source, applied, named_rules, recordings, require_rules
+from ensemble.cli.options import Collection, Source, applied, named_rules, recordings, require_coverage, require_rules
 from zoo import _files
 from zoo._console import Answer, Table, progress
 from zoo.cli.options import Names, require_writable
@@ -30,6 +30,7 @@ def evaluate(
     rules: Names = _RULES,
     metric: str = "accuracy",
     costs: bool = False,
+    sets: float | None = None,
     report: Path | None = None,
 ) -> Answer:
     """Fit rules on one partition, judge members and rules on another, and print one table.
@@ -49,10 +50,13 @@ def evaluate(
         metric: what gains are of and the best single member is chosen by: accuracy, log_loss, brier, macro_f1.
         costs: also measure what each member, and each rule with its members, costs on this machine: microseconds per
             frame, bytes of memory while it runs.
+        sets: also judge sets of the possible classes, made by the best rule and fitted on the validation frames to hold
+            the true class for this fraction of a new recording's frames, such as 0.9.
         report: HTML file for the whole report as one page (needs the extra `report`).
     """
     if report is not None:
         require_writable(report)
+    require_coverage(sets)
     ensemble.judge.get_metric(metric)
     collection = Collection(source)
     require_rules(rules, collection.ensembles(source.members))
@@ -65,14 +69,21 @@ def evaluate(
     found = collection.costs(chosen) if costs else None
     with progress("judging rules"):
         result = ensemble.evaluate(test, chosen, metric=metric, baseline=best, costs=found, cross_fits=crossed)
+        doubts = {}
+        if result.best is not None and result.frames:
+            doubts["rejection"] = rejection(result.best, chosen[result.best], test)
+        if result.best is not None and sets is not None:
+            doubts["sets"] = prediction_sets(result.best, chosen[result.best], valid, test, sets)
     if report is not None:
         _files.write(report, result.page().encode())
     weights = weights_in(chosen, test)
     data = result.to_json() | {"weights": weights, "collect_seconds": collection.seconds}
+    data |= {key: judged.data for key, judged in doubts.items()}
     where = f"fitted on {collection.fitted}, judged on {collection.judged}"
     shown: list[Table | str] = [
         _table(result, source.valid, costs=costs),
         *_remarks(result, weights, collection.seconds),
+        *(line for judged in doubts.values() for line in judged.shown),
     ]
     return Answer(data, shown if collection.judged == repr(source.test) else [*shown, where])
 
@@ -166,20 +177,55 @@ def cross_fit(valid: ensemble.MemberOutputs, objective: str) -> ensemble.judge.C
     return None if count < 2 else ensemble.fit.cross_fit(valid, folds=min(5, count), objective=objective)
 
 
+def rejection(name: str, rule: ensemble.Rule, test: ensemble.MemberOutputs) -> Answer:
+    """How many frames can be kept at a risk of 5 % by the score that tells best which to reject."""
+    found = ensemble.judge.risk_coverage(test, rule)
+    row = next(row for row in found.to_json()["scores"] if row["name"] == found.best)
+    ends = interval(row["coverage_low"], row["coverage_high"], ".1%")
+    line = (
+        f"{name}: at most {found.risk:.0%} of its answers are wrong on the {row['coverage']:.1%} of the frames ({ends})"
+        f" with the highest {found.best.replace('_', ' ')}, the best of {len(found.scores)} scores to reject frames by"
+    )
+    return Answer({"rule": name} | found.to_json(), [line])
+
+
+def prediction_sets(
+    name: str, rule: ensemble.Rule, valid: ensemble.MemberOutputs, test: ensemble.MemberOutputs, coverage: float
+) -> Answer:
+    """How often sets of the possible classes that were fitted on some frames hold the true class on others."""
+    fitted = ensemble.fit.fit_prediction_sets(valid, rule, coverage)
+    found = fitted.judge(test)
+    intervals = {key: vars(getattr(found, key)) for key in ("recordings", "frames", "size")}
+    data = {"rule": name, "asked": coverage, "threshold": fitted.threshold, "fitted_on": fitted.recordings}
+    data |= intervals | {"empty": found.empty, "single": found.single, "classes": found.classes.to_dict("records")}
+    data["notes"] = [*dict.fromkeys((*fitted.notes, *found.notes))]
+    least = found.classes.dropna().nsmallest(3, "coverage")
+    worst = ", ".join(f"{own} {share:.1%}" for own, share in zip(least["name"], least["coverage"], strict=True))
+    mean = found.recordings
+    line = (
+        f"{name}: sets to cover {coverage:g} hold the true class on {mean.estimate:.1%} of a recording's frames "
+        f"({interval(mean.low, mean.high, '.1%')}), and {found.size.estimate:.2f} classes on average; "
+        f"{found.single:.1%} hold one class, {found.empty:.1%} none; least covered: {worst}"
+    )
+    return Answer(data, [line, *(f"note: sets of {name}: {note}" for note in fitted.notes)])
+
+
 def weights_in(rules: Mapping[str, ensemble.Rule], outputs: ensemble.MemberOutputs) -> dict[str, float]:
     """Member -> weight in the first weighted mean among the rules; empty where there is none."""
     weights = next((rule.weights for rule in rules.values() if isinstance(rule, ensemble.WeightedMean)), None)
     return {} if weights is None else dict(zip(outputs.members, weights, strict=True))
 
 
-def interval(low: float, high: float) -> str:
+def interval(low: float | None, high: float | None, form: str = "+.4f") -> str:
     """The ends of an interval in words.
 
     Example:
         >>> interval(-0.01, 0.02), interval(math.nan, math.nan)
         ('-0.0100 .. +0.0200', 'no interval')
     """
-    return "no interval" if math.isnan(low) else f"{low:+.4f} .. {high:+.4f}"
+    if low is None or high is None or math.isnan(low):
+        return "no interval"
+    return f"{low:{form}} .. {high:{form}}"
 
 
 def _right(name: str, rules: Mapping[str, ensemble.Rule], test: ensemble.MemberOutputs) -> NDArray[np.bool_]:

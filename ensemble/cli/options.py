@@ -427,6 +427,13 @@ def require_rules(names: Iterable[str], others: Iterable[str] = ()) -> None:
             raise ValueError(ensemble.rules.no_such("member or rule" if others else "rule", name, known))
 
 
+def require_coverage(sets: float | None) -> None:
+    """Refuse before the work what sets cannot cover."""
+    if sets is not None and not 0 < sets < 1:
+        msg = f"expected a coverage between 0 and 1 for --sets, for instance 0.9, got {sets:g}"
+        raise ValueError(msg)
+
+
 def named_rules(
     names: Sequence[str], valid: ensemble.MemberOutputs, *, others: Sequence[str] = ()
 ) -> dict[str, ensemble.Rule]:

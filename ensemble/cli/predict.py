@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Any, Literal
 import ensemble
 import zoo
 from ensemble.cli.evaluate import interval, weights_in
-from ensemble.cli.options import Collection, Source, named_rules, recordings, require_rules, rule_names
+from ensemble.cli.options import (
+    Collection,
+    Source,
+    named_rules,
+    recordings,
+    require_coverage,
+    require_rules,
+    rule_names,
+)
 from zoo import _files
 from zoo._console import Answer, Table, progress
 from zoo.cli.entries import exported
@@ -82,9 +90,7 @@ def predict(
     import numpy as np
 
     require_writable(output)
-    if sets is not None and not 0 < sets < 1:
-        msg = f"expected a coverage between 0 and 1 for --sets, for instance 0.9, got {sets:g}"
-        raise ValueError(msg)
+    require_coverage(sets)
     extra = uncertainty or sets is not None
     if extra and form == "submission":
         msg = "expected --form frames or probabilities beside --uncertainty and --sets, got submission, of two columns"

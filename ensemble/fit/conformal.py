@@ -104,7 +104,7 @@ class PredictionSets:
         pieces = [self.sets(rows) for _, _, rows in combined(self.rule, outputs)]
         held = np.concatenate(pieces) if pieces else np.empty((0, len(self.classes)), dtype=bool)
         known = provenance(outputs, {"the rule": rule_for(self.rule, outputs.members)})
-        return set_coverage(outputs, held, notes=(*here, *known))
+        return set_coverage(outputs, held, asked=self.coverage, notes=(*here, *known))
 
 
 def fit_prediction_sets(

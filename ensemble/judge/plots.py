@@ -147,6 +147,44 @@ def confusion(counts: NDArray[np.int64], ax: Axes | None = None, *, names: Seque
     return ax
 
 
+def risk_coverage(curves: pd.DataFrame, ax: Axes | None = None, *, scores: pd.DataFrame, risk: float) -> Axes:
+    """The risk, per cent, against the share of the frames that are kept, of each score; marked where `risk` allows."""
+    ax = _bare(ax, 6.4, 4.2)
+    colours = [mpl.colors.to_hex(each) for each in mpl.colormaps["viridis"](np.linspace(0, 0.9, len(scores)))]
+    ax.axhline(100 * risk, color=_LINE, linewidth=1, linestyle="--")
+    for (_, row), colour in zip(scores.iterrows(), colours, strict=True):
+        own = curves[curves["name"] == row["name"]]
+        name = _as_written(str(row["name"]).replace("_", " "))
+        ax.plot(100 * own["coverage"], 100 * own["risk"], color=colour, linewidth=1.5, label=name)
+        there = np.interp(row["coverage"], own["coverage"], own["risk"])
+        ax.plot(100 * row["coverage"], 100 * there, "o", markersize=4, color=colour)
+    whole = float(curves["generalised_risk"].max())  # that of full coverage
+    ax.set_xlim(0, 100)
+    ax.set_ylim(0, 100 * max(1.3 * whole, 1.3 * risk, 1e-3))
+    ax.set_xlabel("coverage: frames kept, per cent")
+    ax.set_ylabel("risk: wrong among these, per cent")
+    ax.legend(frameon=False, loc="upper left")
+    return ax
+
+
+def set_coverage(classes: pd.DataFrame, ax: Axes | None = None, *, asked: float) -> Axes:
+    """How often the sets of a class's frames hold it, per cent, and how large they are, the least covered on top.
+
+    The line stands at what was asked for; there is none where that is NaN.
+    """
+    table = classes[classes["frames"] > 0].sort_values(["coverage", "name"], ascending=[False, True])
+    ax = _bare(ax, 6.4, 1.0 + 0.19 * len(table))
+    rows, covered, size = np.arange(len(table)), 100 * table["coverage"].to_numpy(), table["size"].to_numpy()
+    if not np.isnan(asked):
+        ax.axvline(100 * asked, color=_LINE, linewidth=1, linestyle="--")
+    points = ax.scatter(covered, rows, c=size, cmap="viridis_r", s=22, zorder=2)
+    ax.figure.colorbar(points, ax=ax, label="classes in a set, on average", shrink=0.6)
+    ax.set_yticks(rows, [*map(_as_written, table["name"])], fontsize=8)
+    ax.set_ylim(-1, len(table))
+    ax.set_xlabel("frames of the class whose set holds it, per cent")
+    return ax
+
+
 def svg(ax: Axes) -> str:
     """The figure that `ax` belongs to as SVG text; equal figures give equal text."""
     figure = ax.get_figure(root=True)

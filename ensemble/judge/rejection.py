@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -26,6 +26,9 @@ from ensemble.outputs import MemberOutputs
 from ensemble.outputs.arrays import numbers
 from ensemble.rules.fitted import combined, rule_for
 from ensemble.rules.table import FittedRule, Rule, enter, no_such
+
+if TYPE_CHECKING:
+    from ensemble.judge.plots import Axes
 
 Floats = NDArray[np.float64]
 
@@ -117,6 +120,12 @@ class RiskCoverage:
     recordings: int  #: number of groups that they come from
     notes: tuple[str, ...]  #: what to keep in mind when reading the figures
     fingerprint: str  #: of the frames judged
+
+    def figure(self, ax: Axes | None = None) -> Axes:
+        """Draw the curves of all scores on these axes, or on new ones; needs the extra `report`."""
+        from ensemble.judge import plots  # matplotlib belongs to an extra
+
+        return plots.risk_coverage(self.curves, ax, scores=self.scores, risk=self.risk)
 
     def to_json(self) -> dict[str, Any]:
         """All of it but the curves as plain data; what is not a finite number becomes None."""

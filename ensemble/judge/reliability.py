@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -18,6 +18,9 @@ from numpy.typing import ArrayLike, NDArray
 from ensemble.judge.significance import Interval, bootstrap_interval, resampling
 from ensemble.outputs import MemberOutputs
 from ensemble.outputs.arrays import floats, rows_and_labels, truths
+
+if TYPE_CHECKING:
+    from ensemble.judge.plots import Axes
 
 Floats = NDArray[np.float64]
 
@@ -131,15 +134,25 @@ class SetCoverage:
         pd.DataFrame
     )  #: one row per class: name, frames, and on these coverage and size, NaN for a class without any
     by_recording: pd.DataFrame  #: one row per recording: its number, frames, coverage, size
+    asked: float  #: the coverage that the sets were made for; NaN if unknown
     notes: tuple[str, ...]  #: what to keep in mind when reading the figures
 
+    def figure(self, ax: Axes | None = None) -> Axes:
+        """Draw the coverage and the size of each class on these axes, or on new ones; needs the extra `report`."""
+        from ensemble.judge import plots  # matplotlib belongs to an extra
 
-def set_coverage(outputs: MemberOutputs, sets: ArrayLike, *, notes: Iterable[str] = ()) -> SetCoverage:
+        return plots.set_coverage(self.classes, ax, asked=self.asked)
+
+
+def set_coverage(
+    outputs: MemberOutputs, sets: ArrayLike, *, asked: float = math.nan, notes: Iterable[str] = ()
+) -> SetCoverage:
     """Judge sets of classes on frames whose true classes are known.
 
     Args:
         outputs: with labels; its groups are the recordings that intervals resample.
         sets: (N, C) bool, whether a class is in the frame's set; of any origin.
+        asked: the coverage that they were made for.
         notes: what is to stand before the notes of the result.
 
     Raises:
@@ -171,5 +184,6 @@ def set_coverage(outputs: MemberOutputs, sets: ArrayLike, *, notes: Iterable[str
         single=float((sizes == 1).mean()),
         classes=by_class[["name", "frames", "coverage", "size"]].reset_index(drop=True),
         by_recording=recordings,
+        asked=asked,
         notes=(*notes, *resampling(count, frames)),
     )
