@@ -16,10 +16,10 @@ import zoo
 SPEC = zoo.Spec("cylinder", features=27, context=5, classes=40, options={"width": 48, "depth": 2, "dropout": 0.1})
 
 
-def train_members(registry: zoo.Registry, *, members: int, epochs: int, fraction: float) -> None:
+def train_members(registry: zoo.Registry, device: str, *, members: int, epochs: int, fraction: float) -> None:
     """Train all members together and register them in one step: all of them, or none."""
     recipe = zoo.Recipe(epochs=epochs, fraction=fraction, batch_size=128, learning_rate=0.003, schedule="one_cycle")
-    train, valid = zoo.sample_corpus("train"), zoo.sample_corpus("valid")
+    train, valid = (zoo.sample_corpus(part).to(device) for part in ("train", "valid"))
     checkpoints = ensemble.cotrain(SPEC, recipe, train, valid, seeds=range(members), own_order=True)
     with registry.transaction():
         for seed, checkpoint in enumerate(checkpoints):
@@ -34,11 +34,12 @@ def main() -> None:
     parser.add_argument("--max-members", type=int, default=8, help="budget, in members of this one shape")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--fraction", type=float, default=0.5, help="share of the training frames seen per epoch")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, or auto, which is cuda where there is one")
     arguments = parser.parse_args()
 
-    registry = zoo.Registry(arguments.folder / "registry.json")
-    train_members(registry, members=arguments.members, epochs=arguments.epochs, fraction=arguments.fraction)
-    members = ensemble.load(registry, "member-*")
+    registry, device = zoo.Registry(arguments.folder / "registry.json"), arguments.device
+    train_members(registry, device, members=arguments.members, epochs=arguments.epochs, fraction=arguments.fraction)
+    members = ensemble.load(registry, "member-*", device=device)
     valid, test = (
         ensemble.collect(members, zoo.sample_corpus(part), cache=arguments.folder / part) for part in ("valid", "test")
     )

@@ -62,6 +62,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--only", default="*", help="which members, a shell wildcard")
     parser.add_argument("--epochs", type=int, default=RECIPE.epochs)
     parser.add_argument("--fraction", type=float, default=RECIPE.fraction, help="share of the frames seen per epoch")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, or auto, which is cuda where there is one")
     parser.add_argument("--recipe", type=Path, help=".toml or .json file that replaces the recipe in this script")
     return parser.parse_args()
 
@@ -70,7 +71,7 @@ def main() -> None:
     """Train and register the members."""
     given = arguments()
     train, valid = (
-        zoo.sample_corpus(part) if given.corpus is None else zoo.read_corpus(given.corpus, part)
+        (zoo.sample_corpus(part) if given.corpus is None else zoo.read_corpus(given.corpus, part)).to(given.device)
         for part in (given.train, given.valid)
     )
     recipe = RECIPE if given.recipe is None else zoo.Recipe.read(given.recipe)

@@ -45,6 +45,15 @@ def test_every_command_explains_itself_by_an_example(command, line):
 
 
 @pytest.mark.parametrize("line", COMMANDS)
+def test_work_on_frames_is_done_on_a_device(command, line):
+    """A GPU where there is one; a file is written from the CPU, and compared there."""
+    out = command(f"{line} --help").out
+    if "--corpus" in out and "export" not in line:
+        assert "--device" in out
+        assert "[default: auto]" in " ".join(out.partition("--device")[2].split())
+
+
+@pytest.mark.parametrize("line", COMMANDS)
 def test_a_corpus_may_be_mapped_wherever_one_is_read(command, line):
     """One flag, with the corpus or not at all."""
     out = command(f"{line} --help").out

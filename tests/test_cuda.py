@@ -456,6 +456,15 @@ def test_commands(device: str, command: Callable[..., Any], home: Path) -> None:
     command(f"zoo train newer {recipe} --device cpu", code=0)
     new, newer = (zoo.Registry().get(name).metrics["valid/loss"]["value"] for name in ("new", "newer"))
     assert new == pytest.approx(newer, abs=1e-3)
+    command(f"zoo average mean new newer --corpus corpus --train dev --valid test --device {device}", code=0)
+    assert command(f"zoo verify new --metrics --corpus corpus --valid test --device {device} --json", code=0).data
+    torch.save(zoo.Registry().load("cylinder-a").state_dict(), "saved.pth")
+    told = "--features 27 --normalisation mean_std --classes phonemes --corpus corpus --valid test --json"
+    for ways in ("--activation relu", "--try"):
+        here, there = (command(f"zoo adopt saved.pth {told} {ways} --device {each}").data for each in (device, "cpu"))
+        for row, other in zip(*(data["adopted"] or data["refused"] for data in (here, there)), strict=True):
+            assert row.get("accuracy") == pytest.approx(other.get("accuracy"), abs=1e-3)
+            assert row.get("message") == other.get("message")
 
 
 @pytest.mark.parametrize("device", ["cuda:1"], indirect=True)

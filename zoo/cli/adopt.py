@@ -16,6 +16,7 @@ from zoo._console import Answer, Table, progress
 from zoo._names import find
 from zoo.cli.options import (
     Corpus,
+    Device,
     Mapped,
     Names,
     Options,
@@ -88,6 +89,7 @@ def adopt(
     save: str | None = None,
     corpus: Corpus = None,
     mapped: Mapped = None,
+    device: Device = "auto",
     valid: str | None = None,
     try_: bool = False,
     all_or_none: bool = False,
@@ -118,7 +120,7 @@ def adopt(
     if try_ and corpus is None and valid is None:
         raise ValueError("expected frames to try settings on, got none: give --corpus ROOT --valid PARTITION")
     given = corpus is not None or valid is not None
-    frames = read_partition(corpus, valid or "valid", classes, mapped=mapped) if given else None
+    frames = read_partition(corpus, valid or "valid", classes, mapped=mapped).to(device) if given else None
     if frames is not None and frames.labels is None:
         raise ValueError(f"expected a partition with labels to measure on, got {valid or 'valid'!r} without")
     own = _own(architecture)
@@ -447,8 +449,8 @@ def _logits(checkpoint: zoo.Checkpoint, windows: Tensor) -> Tensor:
     from zoo.checkpoint import logits_of
 
     with torch.inference_mode():
-        answer = checkpoint.to_module()(windows)
-    return logits_of(answer, windows, checkpoint.spec.classes, checkpoint.spec.architecture)
+        answer = checkpoint.to_module().to(windows.device)(windows)
+    return logits_of(answer, windows, checkpoint.spec.classes, checkpoint.spec.architecture).cpu()
 
 
 def _measured(checkpoint: zoo.Checkpoint, frames: zoo.FrameSet) -> dict[str, dict[str, Any]]:
@@ -456,7 +458,7 @@ def _measured(checkpoint: zoo.Checkpoint, frames: zoo.FrameSet) -> dict[str, dic
     from zoo.checkpoint import logits_of
     from zoo.training.step import Scorer
 
-    spec, model = checkpoint.spec, checkpoint.to_module()
+    spec, model = checkpoint.spec, checkpoint.to_module().to(frames.features.device)
     if (found := (frames.features.shape[1], len(frames.classes))) != (spec.features, spec.classes):
         expected = f"frames of {spec.features} features and {spec.classes} classes"
         raise ValueError(f"expected {expected} to measure it on, got {found[0]} and {found[1]}")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import zoo
 from zoo._console import Answer, Table, progress
 from zoo.cli.entries import versions
-from zoo.cli.options import Classes, Corpus, Mapped, RegistryFile, read_partition
+from zoo.cli.options import Classes, Corpus, Device, Mapped, RegistryFile, read_partition
 
 if TYPE_CHECKING:
     from zoo.signature import Signed
@@ -25,6 +25,7 @@ def verify(
     metrics: bool = False,
     corpus: Corpus = None,
     mapped: Mapped = None,
+    device: Device = "auto",
     classes: Classes = (),
     valid: str = "valid",
     key: Path | None = None,
@@ -87,7 +88,7 @@ def verify(
         built = [entry for entry in sound if entry not in foreign]
         tables = {entry.classes for entry in built}
         own = tables.pop() if len(tables) == 1 else ()
-        frames = read_partition(corpus, valid, classes, own, mapped=mapped)
+        frames = read_partition(corpus, valid, classes, own, mapped=mapped).to(device)
         with progress("evaluating", total=len(built)) as advance:
             for entry in built:
                 measured += home.measure(entry, frames)

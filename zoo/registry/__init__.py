@@ -142,7 +142,10 @@ class Registry:
         return difference(self.blobs, self._entry(first), self._entry(second))
 
     def measure(self, version: str | Entry, frames: FrameSet) -> Rows:
-        """Metrics recorded on these very frames, measured again: version, metric, recorded, measured, agrees."""
+        """Metrics recorded on these very frames, measured again on their device.
+
+        The rows have version, metric, recorded, measured and agrees.
+        """
         from zoo.registry.load import measured_again
 
         entry = self._entry(version)

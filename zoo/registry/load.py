@@ -204,11 +204,12 @@ def measured_again(entry: Entry, found: Checkpoint, frames: FrameSet) -> list[di
     if frames.labels is None or frames.classes != found.classes or frames.features.shape[1] != spec.features:
         msg = f"expected labelled frames of {spec.features} features and the checkpoint's classes, got others"
         raise ValueError(msg)
-    model, labels = found.to_module(), frames.labels.cpu()
+    device = frames.features.device
+    model, labels = found.to_module().to(device), frames.labels.to(device)
     step = len(frames) if found.exam().needs_whole_batch else _BATCH  # as the validation frames were evaluated
     right, loss = 0, 0.0
     with torch.inference_mode():
-        windows_of = prepared(frames.to("cpu"), spec.context, spec.normalisation, spec.padding)
+        windows_of = prepared(frames, spec.context, spec.normalisation, spec.padding)
         for start in range(0, len(frames), step):
             some = slice(start, start + step)
             windows = windows_of(some)
