@@ -102,6 +102,7 @@ ARGUMENTS = {
     "ensemble fit": f"{JUDGED} --save final",
     "ensemble select": f"{JUDGED} --save small --front",
     "ensemble diversity": JUDGED,
+    "ensemble distil": f"other --spec basic --option width=8 {TRAINED} --students 1 --save student",
     "ensemble predict": "other --corpus corpus --output frames.csv",
     "ensemble export": "other other.onnx --corpus corpus --valid dev",
     "ensemble collect": f"outputs {JUDGED}",

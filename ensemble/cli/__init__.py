@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 
-from ensemble.cli import evaluate, fit, predict
+from ensemble.cli import distil, evaluate, fit, predict
 from zoo._console import command_line
 
 COMMANDS = (
     *(evaluate.evaluate, evaluate.compare, evaluate.diversity),
-    *(fit.fit, fit.select),
+    *(fit.fit, fit.select, distil.distil),
     *(predict.predict, predict.export, predict.collect, predict.plan),
 )
 RENAMED = {"predict --partition": "--test"}  # former spelling -> what to write now

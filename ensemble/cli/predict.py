@@ -175,7 +175,7 @@ def _run(collection: Collection, name: str, loss: float | None, *, every: bool) 
         rule = named_rules([name], outputs())[name] if fitted else ensemble.get_rule(name)
         final = ensemble.Ensemble(collection.members, rule)
     else:
-        final = _loaded(collection.registry, name, device=source.device, precision=source.precision)
+        final = loaded(collection.registry, name, device=source.device, precision=source.precision)
 
         def outputs() -> ensemble.MemberOutputs:
             return ensemble.collect(final.members, read(source.valid), progress=progress)
@@ -343,7 +343,7 @@ def export(
         raise ValueError(f"expected --with-windows, --each and --precision with a file .onnx, got the folder {place}")
     if one_file:
         require_writable(place)
-        final = _loaded(home, name)
+        final = loaded(home, name)
         frames = read_partition(corpus, valid, class_names(classes) or final.members.classes, mapped=mapped)
         with progress(f"writing {place}, and comparing it on {len(frames):,} frames"):
             written = final.to_onnx(
@@ -368,7 +368,7 @@ def export(
     return Answer({"exported": name, "folder": str(place), "report": report.to_json()}, [f"{name} written to {place}"])
 
 
-def _loaded(home: zoo.Registry, name: str, **options: Any) -> ensemble.Ensemble:
+def loaded(home: zoo.Registry, name: str, **options: Any) -> ensemble.Ensemble:
     """A saved ensemble; a model is an ensemble of one."""
     try:
         return ensemble.load_ensemble(home, name, **options)

@@ -8,6 +8,10 @@ from .combined import load_ensemble as load_ensemble
 from .costs import measure_costs as measure_costs
 from .cotraining import cotrain as cotrain
 from .cotraining import train_alike as train_alike
+from .distillation import Distillation as Distillation
+from .distillation import cross_fitted as cross_fitted
+from .distillation import distil as distil
+from .distillation import teacher_of as teacher_of
 from .folder import export_folder as export_folder
 from .folder import from_pretrained as from_pretrained
 from .members import Member as Member

@@ -55,6 +55,7 @@ def cotrain(
     learning_rates: Sequence[float] = (),
     weight_decays: Sequence[float] = (),
     together: int | None = None,
+    folds: int = 0,
     teacher: zoo.training.Teacher | Callable[[Tensor], Tensor] | None = None,
     unlabelled: Sequence[zoo.FrameSet] = (),
     on_epoch: Callable[[list[Mapping[str, Any]]], object] | None = None,
@@ -75,14 +76,18 @@ def cotrain(
         together: members that are stepped together; None measures a few steps and takes what is fastest. If
             that would take more than a twentieth of the training, up to 16 members with at most a million
             parameters in all.
+        folds: 0 trains on all frames. Otherwise whole recordings are dealt out to so many folds, and a member is
+            trained for each fold and seed, on the frames outside that fold; see `ensemble.run.distillation`.
         on_epoch: called after each epoch with one record for each member that was stepped together.
         directory: as in `zoo.train`; each set of members that is stepped together has its own folder in it.
 
     Returns:
-        M checkpoints in the order of the seeds; each one's recipe repeats it alone.
+        M checkpoints in the order of the seeds; each one's recipe repeats it alone. With folds, the M members trained
+        without the first fold, then those without the second, and so on.
 
     Raises:
-        ValueError: no seeds, not as many rates or decays as seeds, or as in `zoo.train` and `zoo.training.Group`.
+        ValueError: no seeds, not as many rates or decays as seeds, folds other than from 2 to as many as recordings, or
+            as in `zoo.train` and `zoo.training.Group`.
         TrainingError: as in `zoo.training.train_group`.
     """
     if together is not None and together < 1:
@@ -98,9 +103,44 @@ def cotrain(
             raise ValueError(msg)
     recipes = [replace(recipe, **{name: values[m] for name, values in own.items()}) for m in range(len(seeds))]
     zoo.training.check_recipes(recipes)
-    teacher, unlabelled = None if teacher is None else zoo.training.Teacher.of(teacher), tuple(unlabelled)
-    zoo.training.check_group(zoo.training.single_group(spec, recipes[0]), train, valid, teacher, unlabelled)
+    settings: dict[str, Any] = {"unlabelled": tuple(unlabelled), "on_epoch": on_epoch, "progress": progress}
+    settings["teacher"] = None if teacher is None else zoo.training.Teacher.of(teacher)
     folder = None if directory is None else Path(directory)
+    if not folds:
+        return _cotrained(spec, recipes, train, valid, together, folder, **settings)
+    fold, found = fold_of(train, folds), []
+    for k in range(folds):
+        outside, place = (fold != k).nonzero().flatten(), None if folder is None else folder / f"fold-{k:02}"
+        found += _cotrained(spec, recipes, train.select(outside), valid, together, place, **settings)
+    return found
+
+
+def fold_of(frames: zoo.FrameSet, folds: int) -> Tensor:
+    """(U,) the fold, from 0 on, of each recording: the same each time, and as many of each as can be.
+
+    Example:
+        >>> frames = zoo.FrameSet(torch.zeros(4, 1), None, torch.arange(5), ("a", "b"))
+        >>> fold_of(frames, 2).bincount()
+        tensor([2, 2])
+    """
+    if not 2 <= folds <= frames.recordings:
+        msg = f"expected from 2 folds to as many as there are recordings ({frames.recordings}), got {folds}"
+        raise ValueError(msg)
+    return torch.randperm(frames.recordings, generator=torch.Generator().manual_seed(0)) % folds
+
+
+def _cotrained(
+    spec: zoo.Spec,
+    recipes: Sequence[zoo.Recipe],
+    train: zoo.FrameSet,
+    valid: zoo.FrameSet,
+    together: int | None,
+    folder: Path | None,
+    **settings: Any,
+) -> list[zoo.Checkpoint]:
+    """A member for each recipe, trained on all of these frames, so many together; `settings` are of `train_group`."""
+    teacher, first = settings["teacher"], zoo.training.single_group(spec, recipes[0])
+    zoo.training.check_group(first, train, valid, teacher, settings["unlabelled"])
     note = None if folder is None else folder / "together.json"  # a resumed run has the same groups
     if together is None and note is not None and note.exists():
         together = int(json.loads(note.read_bytes()))
@@ -109,19 +149,10 @@ def cotrain(
         _files.make_folders(note.parent)
         _files.write(note, json.dumps(size).encode())
     found: list[zoo.Checkpoint] = []
-    for first in range(0, len(recipes), size):
-        group = stacked_group(spec, recipes[first : first + size], train.features.device)
-        place = None if folder is None else folder / f"members-{first:03}"
-        found += zoo.training.train_group(
-            group,
-            train,
-            valid,
-            teacher=teacher,
-            unlabelled=unlabelled,
-            on_epoch=on_epoch,
-            directory=place,
-            progress=progress,
-        )
+    for at in range(0, len(recipes), size):
+        group = stacked_group(spec, recipes[at : at + size], train.features.device)
+        place = None if folder is None else folder / f"members-{at:03}"
+        found += zoo.training.train_group(group, train, valid, directory=place, **settings)
     return found
 
 

@@ -71,6 +71,7 @@ Options = Annotated[
 RecipeFile = Annotated[Path | None, Parameter(help="a .toml or .json file; the flags below replace single fields.")]
 RecipeFlags = Annotated[Fields, Parameter(name="*", group=Group("Recipe", sort_key=1))]
 NO_FLAGS = Fields()
+_CONTEXT = 20  # frames on each side where neither a flag nor a spec names another number, as in the lecture
 flag_fields = Parameter(name="*")  # above a dataclass whose fields are flags
 
 
@@ -93,11 +94,11 @@ class Partitions:
 
     def load(self, own: Sequence[str] = ()) -> tuple[zoo.FrameSet, zoo.FrameSet]:
         """The training and the validation frames on the device; `own` are the classes of the models, if any."""
-        train, valid = (
-            read_partition(self.corpus, name, self.classes, own, mapped=self.mapped).to(self.device)
-            for name in (self.train, self.valid)
-        )
-        return train, valid
+        return self.read(self.train, own), self.read(self.valid, own)
+
+    def read(self, name: str, own: Sequence[str] = ()) -> zoo.FrameSet:
+        """Another partition of the same corpus, likewise."""
+        return read_partition(self.corpus, name, self.classes, own, mapped=self.mapped).to(self.device)
 
 
 def class_names(words: Sequence[str]) -> tuple[str, ...]:
@@ -169,6 +170,24 @@ def options_from(pairs: tuple[str, ...]) -> dict[str, Any]:
         except json.JSONDecodeError:
             options[name] = value
     return options
+
+
+def spec_from(
+    text: str | None, context: int | None, options: Mapping[str, Any], frames: zoo.FrameSet, base: zoo.Spec | None
+) -> zoo.Spec:
+    """The spec of `text`, or `base`, with the given context and options in place of its own."""
+    if text is None:
+        if base is None:
+            msg = "expected --spec with an architecture or a spec, or --from with a registered model, got neither"
+            raise ValueError(msg)
+        spec = base
+    elif text.lstrip().startswith("{") or Path(text).suffix in (".json", ".toml"):
+        spec = zoo.Spec.from_dict(spec_fields(text))
+    elif base is None:
+        spec = zoo.Spec(text, frames.features.shape[1], _CONTEXT, len(frames.classes))
+    else:
+        spec = base if text == base.architecture else replace(base, architecture=text, options={})
+    return replace(spec, context=spec.context if context is None else context, options={**spec.options, **options})
 
 
 def spec_fields(text: str) -> dict[str, Any]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -27,10 +26,9 @@ from zoo.cli.options import (
     options_from,
     recipe_from,
     require_writable,
-    spec_fields,
+    spec_from,
 )
 
-_CONTEXT = 20  # frames on each side where neither a flag nor a spec names another number, as in the lecture
 _FEATURES = 27  # per frame of HW1P2, for which specs are drawn
 _SIZES = ("width", "narrow", "widths", "depth")
 
@@ -117,7 +115,7 @@ def train(
             raise ValueError(msg)
         base, base_recipe, own = entry.spec, entry.recipe, entry.classes
     frames, valid = partitions.load(own)
-    wanted = _spec(spec, context, options_from(option), frames, base)
+    wanted = spec_from(spec, context, options_from(option), frames, base)
     settings = recipe_from(recipe, flags, partitions.device, base_recipe)
     trackers: list[logs.Log] = []
     if wandb is not None:
@@ -316,24 +314,6 @@ def study(
 def _save_picture(axes: Any, path: Path) -> None:
     """Write the figure that these axes belong to."""
     axes.figure.savefig(path, dpi=150)
-
-
-def _spec(
-    text: str | None, context: int | None, options: Mapping[str, Any], frames: zoo.FrameSet, base: zoo.Spec | None
-) -> zoo.Spec:
-    """The spec of `text`, or `base`, with the given context and options in place of its own."""
-    if text is None:
-        if base is None:
-            msg = "expected --spec with an architecture or a spec, or --from with a registered model, got neither"
-            raise ValueError(msg)
-        spec = base
-    elif text.lstrip().startswith("{") or Path(text).suffix in (".json", ".toml"):
-        spec = zoo.Spec.from_dict(spec_fields(text))
-    elif base is None:
-        spec = zoo.Spec(text, frames.features.shape[1], _CONTEXT, len(frames.classes))
-    else:
-        spec = base if text == base.architecture else replace(base, architecture=text, options={})
-    return replace(spec, context=spec.context if context is None else context, options={**spec.options, **options})
 
 
 def _sizes(options: Any) -> str:

@@ -75,7 +75,13 @@ class Teacher:
 
     @classmethod
     def stored(
-        cls, probabilities: Tensor, frames: Sequence[FrameSet], *, top: int = 8, parents: Sequence[str] = ()
+        cls,
+        probabilities: Tensor,
+        frames: Sequence[FrameSet],
+        *,
+        classes: Sequence[str] | None = None,
+        top: int = 8,
+        parents: Sequence[str] = (),
     ) -> Self:
         """Answers that were computed before, for training without augmentation.
 
@@ -83,8 +89,9 @@ class Teacher:
         is left of the sum is spread evenly over the others.
 
         Args:
-            probabilities: (N, C) of all frames, classes in the order of `frames`.
+            probabilities: (N, C) of all frames.
             frames: the training frames, then those without labels; N in all.
+            classes: names of the columns; those of `frames` if left out.
             top: number of classes that are kept, at most C.
             parents: as in the class.
 
@@ -119,7 +126,7 @@ class Teacher:
         of_frames = tuple(each.fingerprint for each in frames)
         return cls(
             predict,
-            classes=frames[0].classes,
+            classes=tuple(classes or frames[0].classes),
             fingerprint=digest.hexdigest(),
             parents=tuple(parents),
             of_windows=False,
