@@ -3,6 +3,7 @@
 Needs Chromium, and of the extra `dev` playwright to drive it and axe-core, which comes with axe-playwright-python.
 """
 
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -194,6 +195,9 @@ def test_the_keyboard_reaches_and_moves_everything(opened) -> None:
             page.keyboard.press(key)
             said.add(readout.inner_text())
         assert len(said) > 1, part
+    page.get_by_role("button", name="Next mistake").press("Enter")
+    said = page.locator("#recordings .readout").inner_text()
+    assert re.search(r"true (.*); mean says (.*) with", said)[1] != re.search(r"mean says (.*) with", said)[1]
     head = page.locator("#leaderboard thead button", has_text="log-loss")
     head.focus()
     column = [cell.inner_text() for cell in page.locator("#leaderboard tbody tr td:nth-child(3)").all()]

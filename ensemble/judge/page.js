@@ -225,8 +225,12 @@ const bold = text => html("b", {}, text);
 
 // -------------------------------------------------------------------------------------------------- parts of the page
 
+// Rows sort by a click on a heading; they become cards where the table is wider than its place.
 function sortable(table) {
   const heads = [...table.tHead.rows[0].cells], body = table.tBodies[0];
+  const roles = { table: "table", thead: "rowgroup", tbody: "rowgroup", tr: "row", "thead th": "columnheader", "tbody th": "rowheader", td: "cell" };
+  for (const [kind, role] of Object.entries(roles)) // cards are no table to a browser
+    for (const each of kind === "table" ? [table] : table.querySelectorAll(kind)) each.setAttribute("role", role);
   for (const row of body.rows) for (const [place, cell] of [...row.cells].entries()) if (place) cell.dataset.label = heads[place].textContent;
   for (const [column, head] of heads.entries()) {
     const button = html("button", { type: "button" }, head.textContent);
@@ -241,6 +245,14 @@ function sortable(table) {
       body.append(...rows.map(([, row]) => row));
     });
   }
+  const place = table.parentElement;
+  let width = 0;
+  new ResizeObserver(() => {
+    if (place.clientWidth === width) return;
+    width = place.clientWidth;
+    place.classList.remove("cards");
+    place.classList.toggle("cards", place.scrollWidth > width + 1);
+  }).observe(place);
 }
 
 function mixPart(data, changed) {
@@ -472,7 +484,7 @@ function classesPart(data) {
   let order = "worst";
   const drawn = figure("Accuracy by class", width => {
     const rows = [...shown].sort(orders[order][1]), wide = Math.max(...rows.map(place => brief(data.classes[place], 12).length), 1) * 7.4 + 12, step = 19;
-    const left = Math.min(wide, width * 0.3), end = width > 700 ? width - 190 : width - 12, top = 26, picture = canvas(width, top + rows.length * step + 8);
+    const left = Math.min(wide, width * 0.3), end = width > 700 ? width - 190 : width - 22, top = 26, picture = canvas(width, top + rows.length * step + 8);
     const lowest = Math.min(...rows.flatMap(place => names.map((_, answer) => share(answer, place)))), low = Math.min(0.9, Math.floor(lowest * 10) / 10);
     const x = value => left + (value - low) / (1 - low) * (end - left);
     for (const value of ticks(low, 1, width > 500 ? 8 : 4)) picture.append(svg("line", { class: "grid", x1: x(value), x2: x(value), y1: top - 4, y2: top + rows.length * step }), svg("text", { x: x(value), y: 14, "text-anchor": "middle" }, percent(value, 0) + " %"));
@@ -555,11 +567,10 @@ function recordingsPart(data) {
   }
 
   function mistake(by) {
-    for (let next = frame + by; next >= 0 && next < sizes[k]; next += by) {
-      const wrong = f => top[lead * F + starts[k] + f] !== truth[starts[k] + f];
-      if (wrong(next) && !(wrong(next - by) && next - by >= 0 && next - by !== frame)) if (by < 0 || !wrong(next - 1) || next - 1 < 0) return point(next);
-    }
-    return undefined;
+    const wrong = Array.from({ length: sizes[k] }, (_, f) => top[lead * F + starts[k] + f] !== truth[starts[k] + f]);
+    const begins = runs(wrong).filter(([, , value]) => value).map(([begin]) => begin);
+    const next = by > 0 ? begins.find(begin => begin > frame) : begins.findLast(begin => begin < frame);
+    if (next !== undefined) point(next);
   }
 
   const pointer = event => point(Math.floor((event.clientX - strip.firstChild.getBoundingClientRect().left) / step));

@@ -45,9 +45,9 @@ _TEXT, _PERCENT, _POINTS, _NUMBER, _WHOLE = (0, ""), (100, ".2f"), (100, "+.2f")
 _COLUMNS: dict[str, tuple[str, _Style]] = {  # column of a report's table -> heading, style of its cells
     "calibration_error": ("calibration error %", _PERCENT),
     "parameters": ("parameters", _WHOLE),
-    "bytes": ("bytes", _WHOLE),
+    "bytes": ("weights MB", (1e-6, ".2f")),
     "microseconds": ("\u00b5s per frame", (1, ".2f")),
-    "memory": ("memory", _WHOLE),
+    "memory": ("memory MB", (1e-6, ".1f")),
     "gain": ("gain", _POINTS),
     "gain_low": ("from", _POINTS),
     "gain_high": ("to", _POINTS),
