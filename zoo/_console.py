@@ -13,22 +13,14 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import App, CoercionError, CycloptsError, Group, MissingArgumentError, Parameter, UnusedCliTokensError
 
 from zoo._names import own_version, unknown
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows of one set of columns, where None is an empty cell; `formats` are specifications such as ".2f"."""
-
-    rows: Sequence[Mapping[str, Any]]
-    title: str = ""
-    formats: Mapping[str, str] = field(default_factory=dict)
+from zoo._notebook import Table as Table
 
 
 @dataclass(frozen=True)
@@ -206,12 +198,10 @@ def show(parts: Iterable[Table | str]) -> None:
             drawing = table.Table(
                 title=part.title or None, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0)
             )
-            for column in part.rows[0]:
-                numeric = any(isinstance(row[column], int | float) for row in part.rows)
+            for column, numeric in part.columns.items():
                 drawing.add_column(Text(column), justify="right" if numeric else "left", overflow="fold")
             for row in part.rows:
-                cells = ("" if cell is None else format(cell, part.formats.get(key, "")) for key, cell in row.items())
-                drawing.add_row(*map(Text, cells))
+                drawing.add_row(*map(Text, part.texts(row)))
             with console.capture() as drawn:
                 console.print(drawing)
             print("\n".join(line.rstrip() for line in drawn.get().splitlines()))

@@ -7,16 +7,22 @@ from __future__ import annotations
 
 import json
 import re
+import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from zoo._notebook import Displays, gauge
+
 if TYPE_CHECKING:
     import pandas as pd
 
 Metrics = Mapping[str, Any]
+_BETWEEN = 0.2  # seconds from one change of a bar to the next
+_DISPLAYS = Displays()
 
 
 class Advance(Protocol):
@@ -27,7 +33,7 @@ class Advance(Protocol):
 
 
 class Progress(Protocol):
-    """A way to show the progress of long work; the commands pass a bar on stderr, and `silent` shows nothing."""
+    """A way to show the progress of long work: `bar`, or `silent`, which shows nothing; the commands have their own."""
 
     def __call__(self, title: str, /, total: float | None = None) -> AbstractContextManager[Advance]:
         """Open a display for work of `total` steps; None if their number is not known."""
@@ -37,6 +43,46 @@ class Progress(Protocol):
 def silent(title: str, total: float | None = None) -> Iterator[Advance]:
     """The `Progress` without a display."""
     yield lambda steps=1, note="": None
+
+
+@contextmanager
+def bar(title: str, total: float | None = None) -> Iterator[Advance]:
+    """The `Progress` of notebooks: a bar below the cell while the work lasts, for whatever takes `progress`.
+
+    In a terminal it is a line of text on stderr; elsewhere nothing is shown.
+
+    Example:
+        >>> with bar("frames", total=2) as advance:
+        ...     advance()
+        ...     advance(note="the last one")
+    """
+    began = shown = time.monotonic()
+    done, place = 0.0, _DISPLAYS.open()
+
+    def show(note: str) -> None:
+        passed = time.monotonic() - began
+        left = f", {passed * (total - done) / done:.0f} s left" if total and done else ""
+        of = "" if total is None else f"of {total:,.0f}"
+        words = " ".join(part for part in (f"{done:,.0f}", of, f"in {passed:.0f} s{left}", note) if part)
+        if place is not None:
+            place[0](gauge(title, done, total, words))
+        elif sys.stderr.isatty():
+            print(f"\r\x1b[K{title} {words}", end="", file=sys.stderr, flush=True)
+
+    def advance(steps: float = 1, note: str = "") -> None:
+        nonlocal done, shown
+        done += steps
+        if (now := time.monotonic()) - shown > _BETWEEN:
+            shown = now
+            show(note)
+
+    try:
+        yield advance
+    finally:
+        if place is not None:
+            place[1]()
+        elif sys.stderr.isatty():
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
 class Log(Protocol):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import ensemble
@@ -98,13 +97,11 @@ def select(
     sizes = valid.parameters
     rows = [{"member": name, "weight": w, "parameters": sizes.get(name)} for name, w in data["weights"].items()]
     front_rows = [{"parameters": one.cost, by.name: one.value, "members": " ".join(one.members)} for one in smaller]
-    solved = f" ({found.nodes} problems solved)" if found.nodes else ""
-    excess, proof = max(found.loss - found.bound, 0), "proven" if found.proven else "not proven"
     gain = f"{measured['gain']:+.4f} ({interval(measured['gain_low'], measured['gain_high'])})"
     shown: list[Table | str] = [
         Table(rows, formats={"weight": ".4f", "parameters": ",d"}),
-        f"\n{_totals(found, sizes)}{_value(by, found.value)} on {collection.fitted}",
-        f"{proof}: no ensemble within the limits is better by more than {excess:.1e}{_nats(by)}{solved}",
+        f"\n{found.totals} on {collection.fitted}",
+        found.conclusion,
         f"on {collection.judged}: {judged.title} {measured[judged.name]:.4f}, gain over {report.baseline} {gain}",
         Table(front_rows, "\nthe best ensemble of each size", {"parameters": ",.0f", by.name: ".5f"}),
     ]
@@ -133,36 +130,18 @@ def _weights(found: ensemble.fit.WeightFit, outputs: ensemble.MemberOutputs) -> 
         "gap": found.gap,
         "passes": found.passes,
     }
-    side = "below the most" if metric.higher else "above the least"
     shown: list[Table | str] = [
         Table(rows, formats=dict.fromkeys(("weight", "low", "high"), ".4f") | {"included": ".0%"}),
-        f"\n{_value(metric, found.value)}, at most {found.gap:.1e} {side} that any weights reach",
+        f"\n{found.conclusion}",
     ]
     if crossed is not None:
         loss = -crossed.optimism_value if metric.higher else crossed.optimism_value
-        own = "" if metric.name in ("accuracy", "log_loss") else f"{_value(metric, crossed.value)} ({loss:+.5f}), "
+        own = "" if metric.name in ("accuracy", "log_loss") else f"{metric.words(crossed.value)} ({loss:+.5f}), "
         shown.append(
             f"on recordings left out of the fit: {own}log-loss {crossed.loss:.5f} nats ({crossed.optimism:+.5f}), "
             f"accuracy {crossed.accuracy:.4f} ({-100 * crossed.optimism_accuracy:+.2f} points)"
         )
     return Answer(data, shown)
-
-
-def _value(metric: ensemble.judge.Metric, value: float) -> str:
-    """A value in words."""
-    return f"{metric.title} {value:.5f}{_nats(metric)}"
-
-
-def _nats(metric: ensemble.judge.Metric) -> str:
-    return " nats" if metric.unit == "nats" else ""
-
-
-def _totals(found: ensemble.Selection, sizes: Mapping[str, int]) -> str:
-    """What the selection costs, in words, as far as it is known."""
-    parameters = f"{found.cost:,.0f} parameters, " if sizes else ""
-    size = "" if math.isnan(found.bytes) else f"{found.bytes:,.0f} bytes, "
-    duration = "" if math.isnan(found.microseconds) else f"{found.microseconds:.2f} microseconds per frame, "
-    return parameters + size + duration
 
 
 def _data(found: ensemble.Selection) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -29,6 +30,7 @@ from ensemble.outputs import MemberOutputs
 from ensemble.outputs.arrays import floats
 from ensemble.rules.fitted import ClasswiseMean, LogPool, WeightedMean
 from ensemble.rules.table import no_such
+from zoo._notebook import Table, html
 
 Objective = str  # "nll" or a name in `ensemble.judge.METRICS`
 _EXACT = 2**22  # a true-class matrix of up to this many numbers is kept in float64
@@ -82,6 +84,35 @@ class WeightFit:
     def support(self) -> tuple[str, ...]:
         """Names of the members with a positive weight."""
         return tuple(name for name, weight in zip(self.members, self.weights, strict=True) if weight > 0)
+
+    @property
+    def conclusion(self) -> str:
+        """One sentence: what the weights reach, and how far they can be from the best."""
+        metric = METRICS[self.metric]
+        side = "below the most" if metric.higher else "above the least"
+        return f"{metric.words(self.value)}, at most {self.gap:.1e} {side} that any weights reach"
+
+    def __repr__(self) -> str:
+        return f"WeightFit: {self.conclusion}\nweights: {weights_in_words(self.members, self.weights)}"
+
+    def _repr_html_(self) -> str:
+        columns = zip(self.members, self.weights.tolist(), self.multipliers.tolist(), strict=True)
+        known = not np.isnan(self.multipliers).all()
+        rows = [
+            {"member": name, "weight": weight} | ({"multiplier": multiplier} if known else {})
+            for name, weight, multiplier in columns
+        ]
+        lines = [self.conclusion]
+        if known:
+            lines.append("Multipliers are one where a member is used, at most one elsewhere.")
+        return html("Fitted weights", lines, [Table(rows, formats={"weight": ".4f", "multiplier": ".4f"})])
+
+
+def weights_in_words(members: Sequence[str], weights: Array) -> str:
+    """The positive weights, the largest first, for sentences."""
+    ordered = sorted(zip(members, weights.tolist(), strict=True), key=lambda pair: -pair[1])
+    positive_ones = [f"{name} {weight:.3f}" for name, weight in ordered if weight > 0]
+    return ", ".join(positive_ones[:20]) + (f" and {len(positive_ones) - 20} more" if len(positive_ones) > 20 else "")
 
 
 def fit_weights(

@@ -74,6 +74,15 @@ class Metric:
         """What a gain is counted in, for sentences: "points of accuracy"."""
         return f"{'points' if self.unit == '%' else self.unit or 'units'} of {self.title}"
 
+    def words(self, value: float) -> str:
+        """A value for sentences: "log-loss 0.44120 nats"."""
+        return f"{self.title} {value:.5f}{self.nats}"
+
+    @property
+    def nats(self) -> str:
+        """What follows a number of this metric in a sentence: " nats", or nothing."""
+        return " nats" if self.unit == "nats" else ""
+
     def over(self, blocks: Iterable[Answers]) -> float:
         """Its value over all frames of some blocks; NaN without frames."""
         if self.of is Answers:

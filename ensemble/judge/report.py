@@ -13,15 +13,32 @@ from numpy.typing import NDArray
 
 from ensemble.judge import tables
 from ensemble.judge.excerpt import Excerpt
-from ensemble.judge.metrics import get_metric
+from ensemble.judge.metrics import METRICS, get_metric
 from ensemble.judge.significance import CrossFit, resampling
 from ensemble.judge.tables import Tally
 from ensemble.outputs import Cost, MemberOutputs
 from ensemble.rules.fitted import WeightedMean
 from ensemble.rules.table import FittedRule, Rule, no_such
+from zoo._notebook import Table, html
 
 if TYPE_CHECKING:
     from ensemble.judge.plots import Axes
+
+#: heading in a notebook -> column of a report's tables, where some row has it; and the form of its numbers
+_SHOWN = {
+    "calibration error": "calibration_error",
+    "parameters": "parameters",
+    "bytes": "bytes",
+    "microseconds per frame": "microseconds",
+    "memory": "memory",
+}
+_SHOWN_AS = {
+    "calibration error": ".2%",
+    "parameters": ",d",
+    "bytes": ",d",
+    "microseconds per frame": ".2f",
+    "memory": ",d",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,6 +151,42 @@ class Report:
         from ensemble.judge.page import page  # jinja2 belongs to an extra
 
         return page(self, title=title)
+
+    @property
+    def _judged(self) -> str:
+        """What was judged, in words."""
+        return (
+            f"{self.frames:,} frames of {self.recordings:,} recordings, {len(self.members)} members; votes tie on "
+            f"{self.tie_rate:.2%} of the frames, some member is right on {self.oracle:.2%}"
+        )
+
+    def __repr__(self) -> str:
+        shown = self.rules[["name", "accuracy", "log_loss", "gain", "gain_low", "gain_high"]].head(20).round(4)
+        rules = f"\n{shown.to_string(index=False)}" if len(shown) else ""
+        notes = "".join(f"\nnote: {note}" for note in self.notes[:5])
+        more = f"\nand {len(self.notes) - 5} more notes" if len(self.notes) > 5 else ""
+        return f"Report: {self.conclusion}{rules}\n{self._judged}{notes}{more}"
+
+    def _repr_html_(self) -> str:
+        metric = get_metric(self.metric)
+        scale, form = (100, "+.2f") if metric.unit == "%" else (1, "+.4f")
+
+        def shown(table: pd.DataFrame, title: str) -> Table:
+            columns = {each.title: name for name, each in METRICS.items()} | _SHOWN
+            columns = {head: name for head, name in columns.items() if table[name].notna().any()}
+            formats = {each.title: ".2%" if each.unit == "%" else ".4f" for each in METRICS.values()}
+            rows: list[dict[str, Any]] = []
+            for row in table.to_dict("records"):
+                gain, low, high = (scale * row[name] for name in ("gain", "gain_low", "gain_high"))
+                interval = None if pd.isna(low) else f"{low:{form}} to {high:{form}}"
+                cells = {head: None if pd.isna(row[name]) else row[name] for head, name in columns.items()}
+                rows.append({title: row["name"], "gain": gain, "95 % interval": interval} | cells)
+            return Table(rows, formats=formats | _SHOWN_AS | {"gain": form})
+
+        gains = f"Gains are {metric.amount} over {self.baseline}."
+        hint = "report.page() is the whole report to explore, report.figure(name) one of its figures."
+        tables = [shown(self.rules, "rule"), shown(self.members, "member")]
+        return html(self.conclusion, [self._judged, gains, hint], tables, self.notes)
 
     def to_json(self) -> dict[str, Any]:
         """The report's tables and figures as plain data; what is not a finite number becomes None."""

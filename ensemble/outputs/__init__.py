@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ensemble.outputs.arrays import Aligned, class_indices, class_names, distributions, group_indices, indices, numbers
+from zoo._notebook import Table, html, shortened
 
 __getattr__ = lazy_loader.attach(__name__, ["predictions", "store"])[0]
 
@@ -177,6 +178,30 @@ class MemberOutputs:
             abstain=abstain,
             about=tuple(known.get(name, About()) for name in arrays),
         )
+
+    def _summary(self) -> str:
+        """Sizes in words; no probability is read."""
+        (M, N, C), labels = self.shape, "labels" if self.labels is not None else "no labels"
+        assert self.groups is not None  # filled in when made
+        recordings = len(torch.unique(torch.unique_consecutive(self.groups)))
+        return f"{M} members, {N:,} frames of {recordings:,} recordings, {C} classes, {labels}"
+
+    def __repr__(self) -> str:
+        return f"MemberOutputs: {self._summary()}\nmembers: {shortened(self.members)}"
+
+    def _repr_html_(self) -> str:
+        rows = [
+            {
+                "member": name,
+                "parameters": about.parameters,
+                "bytes": about.bytes,
+                "version": about.reference or None,
+                "trained on": about.trained_on[:12] or None,
+            }
+            for name, about in zip(self.members, self.about, strict=True)
+        ]
+        lines = [self._summary(), f"classes: {shortened(self.classes)}", f"frames {self.fingerprint[:12]}"]
+        return html("Outputs of members", lines, [Table(rows, formats={"parameters": ",d", "bytes": ",d"})])
 
     @property
     def parameters(self) -> dict[str, int]:

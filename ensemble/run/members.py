@@ -22,7 +22,7 @@ from ensemble.outputs.arrays import class_names
 from ensemble.run._engine import Batch, Group
 from ensemble.run._engine.batch import count_rows, take_rows
 from ensemble.run.stack import Stack, Watch, first_line, linear_inputs, unlike
-from zoo import _names
+from zoo import _names, _notebook
 from zoo.checkpoint import outline
 from zoo.checkpoint.exam import probe_rows
 from zoo.models.spec import refuse_lazy
@@ -170,7 +170,27 @@ class Members:
         return make, (self._members,)
 
     def __repr__(self) -> str:
-        return f"Members({', '.join(self.names)})"
+        return f"Members({_notebook.shortened(self.names)})"
+
+    def _repr_html_(self) -> str:
+        runs = {place: number for number, (_, places) in enumerate(self.groups, start=1) for place in places}
+        rows = [
+            {
+                "member": member.name,
+                "architecture": member.spec.architecture if member.spec else None,
+                "context": member.spec.context if member.spec else None,
+                "parameters": member.about.parameters,
+                "bytes": member.about.bytes,
+                "version": member.about.reference or None,
+                "group": runs[place],
+            }
+            for place, member in enumerate(self)
+        ]
+        lines = [
+            f"{len(self)} members of {len(self.classes)} classes on {self.device}, in {self.precision}; those of one "
+            "group run as one"
+        ]
+        return _notebook.html("Members", lines, [_notebook.Table(rows, formats={"parameters": ",d", "bytes": ",d"})])
 
     @property
     def digests(self) -> tuple[str, ...]:

@@ -24,11 +24,12 @@ from ensemble.fit._solver.newton import Numbers, Rows
 from ensemble.fit.greedy import GreedySelection as GreedySelection
 from ensemble.fit.greedy import greedy as greedy
 from ensemble.fit.greedy import residual_products
-from ensemble.fit.weights import explained_matrix, least_loss, least_quadratic
+from ensemble.fit.weights import explained_matrix, least_loss, least_quadratic, weights_in_words
 from ensemble.judge.metrics import METRICS, get_metric
 from ensemble.outputs import Cost, MemberOutputs
 from ensemble.rules.fitted import WeightedMean
 from ensemble.rules.table import no_such
+from zoo._notebook import Table, html
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -63,6 +64,32 @@ class Selection:
     def rule(self) -> WeightedMean:
         """The weighted mean of the members chosen."""
         return WeightedMean(tuple(self.weights.tolist()), self.fingerprint, members=self.members)
+
+    @property
+    def conclusion(self) -> str:
+        """One sentence: whether it is proven that no other subset is better."""
+        excess, proof = max(self.loss - self.bound, 0), "proven" if self.proven else "not proven"
+        solved = f" ({self.nodes} problems solved)" if self.nodes else ""
+        nats = METRICS[self.metric].nats
+        return f"{proof}: no ensemble within the limits is better by more than {excess:.1e}{nats}{solved}"
+
+    @property
+    def totals(self) -> str:
+        """What the members cost together and what they reach, in words."""
+        parameters = f"{self.cost:,.0f} parameters, " if self.cost else ""
+        size = "" if np.isnan(self.bytes) else f"{self.bytes:,.0f} bytes, "
+        duration = "" if np.isnan(self.microseconds) else f"{self.microseconds:.2f} microseconds per frame, "
+        return parameters + size + duration + METRICS[self.metric].words(self.value)
+
+    def __repr__(self) -> str:
+        chosen = weights_in_words(self.members, self.weights)
+        return f"Selection of {len(self.members)} members: {self.totals}\n{self.conclusion}\nweights: {chosen}"
+
+    def _repr_html_(self) -> str:
+        pairs = zip(self.members, self.weights.tolist(), strict=True)
+        rows = [{"member": name, "weight": weight} for name, weight in pairs]
+        lines = [self.totals, self.conclusion]
+        return html(f"Selection of {len(self.members)} members", lines, [Table(rows, formats={"weight": ".4f"})])
 
 
 def select(

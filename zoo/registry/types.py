@@ -8,15 +8,17 @@ References are `cylinder-a` (a model's newest version, an ensemble, or an alias)
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from copy import copy
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, cast
 
 import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from zoo._names import Patterns, matching, unknown
+from zoo._notebook import Table, html
 
 if TYPE_CHECKING:
     import pandas
@@ -343,6 +345,15 @@ class Entry(Struct, frozen=True):
         return {"name": self.name, "number": fields.pop("n"), "id": self.id, **fields}
 
 
+def _shown(frame: pandas.DataFrame, formats: Mapping[str, str]) -> str:
+    """A table of versions in a notebook, as it is now."""
+    rows: list[dict[str, Any]] = [
+        {str(key): None if cell is None or cell != cell else cell for key, cell in row.items()}  # NaN is no metric
+        for row in frame.to_dict("records")
+    ]
+    return html(f"{len(rows):,} versions", tables=[Table(rows, formats=formats)])
+
+
 class EnsembleEntry(Struct, frozen=True):
     """An ensemble as plain data: which versions, and how they decide together.
 
@@ -489,7 +500,10 @@ class Snapshot:
             [*(getattr(entry, key) for key in head), *(metrics.get(m, {}).get("value") for m in names), entry.created]
             for entry, metrics in found
         ]
-        return pandas.DataFrame(rows, columns=[*head, *names, *(["created"] if rows else [])])
+        frame = pandas.DataFrame(rows, columns=[*head, *names, *(["created"] if rows else [])])
+        formats = {"parameters": ",d"} | dict.fromkeys(names, ".4f")
+        object.__setattr__(frame, "_repr_html_", partial(_shown, frame, formats))  # of this one: copies are plain
+        return frame
 
     def versions(self) -> Iterator[Entry]:
         """Every version, in no particular order."""
