@@ -3,6 +3,7 @@
 Needs Chromium, and of the extra `dev` playwright to drive it and axe-core, which comes with axe-playwright-python.
 """
 
+import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -239,3 +240,35 @@ def test_a_print_has_everything(opened) -> None:
     assert page.locator("details:not([open])").count() == 0
     assert not page.locator("nav").is_visible()
     assert page.pdf()[:4] == b"%PDF"
+
+
+IN_A_NOTEBOOK = """<!doctype html><style>
+table, td, th, p, b, div { color: red; font-size: 40px; border: 9px solid green; text-transform: uppercase }
+</style><body><table id="own"><tr><td>the notebook's</td></tr></table><main></main><script>
+for (const text of %s) {  // as notebooks do: what innerHTML holds of scripts is made again, and runs then
+  const cell = document.createElement("section");
+  cell.innerHTML = text;
+  document.querySelector("main").append(cell);
+  for (const old of cell.querySelectorAll("script")) {
+    const script = document.createElement("script");
+    script.textContent = old.textContent;
+    old.replaceWith(script);
+  }
+}</script>"""
+
+
+def test_what_objects_show_in_a_notebook_keeps_its_style_and_gives_none_away(opened) -> None:
+    """Inserted as notebooks do, twice; names that are markup are text; without scripts the same text is there."""
+    report = judged()
+    texts = [report._repr_html_(), report._repr_html_()]
+    page = opened(text=IN_A_NOTEBOOK % json.dumps(texts).replace("</", "<\\/"))
+    assert page.said == []
+    style = "element => [getComputedStyle(element).fontSize, getComputedStyle(element).textTransform]"
+    assert page.locator("#own td").evaluate(style) == ["40px", "uppercase"]
+    assert page.locator("zoo-view td").first.evaluate(style) == ["13px", "none"]
+    assert page.evaluate("[...document.querySelectorAll('zoo-view')].map(view => !!view.shadowRoot)") == [True, True]
+    assert page.locator("zoo-view img").count() == 0
+    inside = page.locator("zoo-view div").first.inner_text()
+    assert HOSTILE in inside
+    plain = opened(text=texts[0], java_script_enabled=False)
+    assert plain.locator("zoo-view div").inner_text().split() == inside.split()
