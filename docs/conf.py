@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import ensemble
 import zoo
+from benchmarks import uncertainty
 
 project = "zoo-ensemble"
 author = "the zoo-ensemble authors"
@@ -33,6 +34,7 @@ autodoc_member_order = "groupwise"
 autodoc_typehints_format = "short"
 autodoc_default_options = {"members": True}
 
+ROOT = Path(__file__).parents[1]
 TOPS: dict[str, ModuleType] = {"zoo": zoo, "ensemble": ensemble}
 
 
@@ -71,7 +73,15 @@ def add_other_names(app: Sphinx, kind: str, name: str, thing: Any, options: Any,
         lines += ["", f"Explained on the page of :doc:`{page}`: {', '.join(links)}."]
 
 
+def draw(app: Sphinx) -> None:
+    """Draw the pictures of the pages where there are none yet; delete the folder to draw them anew."""
+    folder = Path(app.srcdir) / "pictures"
+    if not folder.exists():
+        uncertainty.write_pictures(folder, *uncertainty.collected(ROOT / "registry.json"))
+
+
 def setup(app: Sphinx) -> None:
-    """Connect the two hooks."""
+    """Connect the hooks."""
+    app.connect("builder-inited", draw)
     app.connect("autodoc-skip-member", skip)
     app.connect("autodoc-process-docstring", add_other_names)

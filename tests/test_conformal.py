@@ -167,13 +167,15 @@ def test_a_class_without_frames_has_no_coverage() -> None:
 def test_sets_judged_where_they_were_fitted_are_marked() -> None:
     """And so is a rule that was fitted on the same frames, or a member that was trained on them."""
     outputs = outputs_of([0.9, 0.8, 0.7, 0.6])
-    assert fit_prediction_sets(outputs, ensemble.mean, 0.5).notes == ()
+    assert fit_prediction_sets(outputs_of([0.9] * 6), ensemble.mean, 0.5).notes == ()
+    assert fit_prediction_sets(outputs_of([0.9] * 29), ensemble.mean).notes[0].startswith("29 recordings are few")
+    assert fit_prediction_sets(outputs_of([0.9] * 30), ensemble.mean).notes == ()
     assert (
         "the sets were fitted on these frames"
         in fit_prediction_sets(outputs, ensemble.mean, 0.5).judge(outputs).notes[0]
     )
     fitted = fit_prediction_sets(outputs, ensemble.fit_weights(outputs).rule, 0.5)
-    assert fitted.notes == ("the rule was fitted on these frames: its figures are optimistic",)
+    assert fitted.notes[0] == "the rule was fitted on these frames: its figures are optimistic"
     trained = replace(outputs, about=(About(trained_on=outputs.fingerprint),))
     assert "training frames of a" in fit_prediction_sets(trained, ensemble.mean, 0.5).notes[0]
 

@@ -157,6 +157,7 @@ ADDED = [
     "peak",
     "jaccard_distance",
     "balanced_accuracy",
+    "collision",
 ]
 WITH_ORACLE = ["test_each_optimiser_walks_as_torchs", "test_each_schedule_is_torchs", "pair_equals_the_loop"]
 
@@ -174,6 +175,7 @@ def test_the_shared_laws_hold_for_what_contributing_adds(home: Path) -> None:
         "normalisation",
         "diversity",
         "metrics",
+        "rejection",
         "frames",
         "loop",
         "cotraining",

@@ -25,6 +25,7 @@ from ensemble.rules.fitted import combined, rule_for
 from ensemble.rules.table import Rule, enter, no_such
 
 _ROUNDING = 1e-9  # of the sum of the weights of millions of frames
+_PLENTY = 3.0  # recordings, times the fraction that may be left uncovered
 _HERE = "the sets were fitted on these frames: how often they cover here says nothing about new recordings"
 
 _F = TypeVar("_F", bound=Callable[[Tensor], Tensor])
@@ -77,7 +78,7 @@ class PredictionSets:
     classes: tuple[str, ...]  #: C names
     recordings: int  #: K, that it was fitted on
     fingerprint: str = ""  #: of the frames that it was fitted on
-    notes: tuple[str, ...] = ()  #: why the coverage may be less, such as a rule that was fitted on the same frames
+    notes: tuple[str, ...] = ()  #: why they may cover less, or more, than was asked
 
     def sets(self, probabilities: Any) -> NDArray[np.bool_]:
         """(N, C) whether a class is in the set of a frame.
@@ -158,6 +159,9 @@ def fit_prediction_sets(
         least, most = math.ceil(coverage / (1 - coverage) - _ROUNDING), math.floor(1000 * count / (count + 1)) / 1000
         msg = f"expected {least} recordings or more to fit sets that cover {coverage:g}, got {count}"
         raise ValueError(f"{msg}; fit on more recordings, or ask for at most {most:g}")
+    plenty = math.ceil(_PLENTY / (1 - coverage) - _ROUNDING)
+    words = f"{count} recordings are few to cover {coverage:g}: sets are larger than need be; {plenty} would do"
+    few = [words] if count < plenty else []
     values = np.empty(len(labels))
     for block, _, rows in combined(rule, outputs):
         scores = SET_SCORES[score](distributions(rows, "of the rule", dtype=torch.float64))
@@ -173,5 +177,5 @@ def fit_prediction_sets(
         classes=outputs.classes,
         recordings=count,
         fingerprint=outputs.fingerprint,
-        notes=tuple(provenance(outputs, {"the rule": rule_for(rule, outputs.members)})),
+        notes=(*provenance(outputs, {"the rule": rule_for(rule, outputs.members)}), *few),
     )
