@@ -20,6 +20,8 @@ from ensemble.run._engine import fast_types, forms
 
 FEATURES, CONTEXT = 27, 20
 CLASSES = tuple(f"class {index}" for index in range(40))
+Shape = tuple[int, int, int]  # members, width, hidden layers
+SHAPES: tuple[Shape, ...] = ((4, 2048, 4), (8, 512, 4), (32, 128, 4), (100, 64, 3))
 Work = Callable[[], object]
 
 
@@ -30,6 +32,7 @@ class Setting:
     device: torch.device
     quick: bool
     ceilings: dict[str, float]  # floating-point operations per second of one large product, by type
+    shapes: tuple[Shape, ...] = SHAPES
 
     @property
     def has_bfloat16(self) -> bool:
@@ -41,14 +44,14 @@ class Setting:
         return 3 if self.quick or flop > 2e12 else 7
 
 
-def ceilings(device: torch.device) -> dict[str, float]:
+def ceilings(device: torch.device, size: int = 4096) -> dict[str, float]:
     """By type, what this hardware multiplies at best; bfloat16 only where it is faster than float32."""
     types = {"float32": torch.float32, "bfloat16": torch.bfloat16}
     wanted = ["float32", *fast_types(device)]
-    return {name: ceiling(device, dtype) for name, dtype in types.items() if name in wanted}
+    return {name: ceiling(device, dtype, size) for name, dtype in types.items() if name in wanted}
 
 
-def ceiling(device: torch.device, dtype: torch.dtype, size: int = 4096) -> float:
+def ceiling(device: torch.device, dtype: torch.dtype, size: int) -> float:
     """Floating-point operations per second of one large product by the best library there is, the best of five."""
     size = size if device.type == "cuda" else size // 2
     a, b = torch.randn(2, size, size, device=device).to(dtype)
@@ -65,9 +68,7 @@ def spec_of(width: int, depth: int) -> zoo.Spec:
     return zoo.Spec("cylinder", features=FEATURES, context=CONTEXT, classes=len(CLASSES), options=options)
 
 
-def models_of(
-    shape: tuple[int, int, int], setting: Setting, precision: str
-) -> tuple[list[nn.Module], ensemble.Members]:
+def models_of(shape: Shape, setting: Setting, precision: str) -> tuple[list[nn.Module], ensemble.Members]:
     """Fresh models in evaluation mode, and the same as members."""
     gc.collect()
     count, width, depth = shape
@@ -131,7 +132,8 @@ def random_frames(count: int) -> zoo.FrameSet:
     """Recordings of 1,300 frames, about what read speech has."""
     generator = torch.Generator().manual_seed(0)
     starts = torch.cat([torch.arange(0, count, 1300), torch.tensor([count])])
-    return zoo.FrameSet(torch.randn(count, FEATURES, generator=generator), None, starts, CLASSES)
+    features = torch.randn(count, FEATURES, generator=generator)
+    return zoo.FrameSet(features, torch.randint(len(CLASSES), (count,), generator=generator), starts, CLASSES)
 
 
 def flop_of(models: Sequence[nn.Module]) -> float:

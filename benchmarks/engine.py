@@ -34,6 +34,7 @@ from benchmarks.contenders import (
     CONTEXT,
     FEATURES,
     Setting,
+    Shape,
     ceilings,
     compiled,
     flop_of,
@@ -50,7 +51,6 @@ from benchmarks.contenders import (
 from ensemble.run.collection import feed_of
 from zoo import _console
 
-SHAPES = ((4, 2048, 4), (8, 512, 4), (32, 128, 4), (100, 64, 3))  # members, width, hidden layers
 Row = dict[str, object]
 
 
@@ -79,7 +79,7 @@ def main() -> None:
 
 def batches(setting: Setting) -> Iterator[Row]:
     """Windows as a tensor, float32: never slower than the loop or the tutorial."""
-    for shape in SHAPES:
+    for shape in setting.shapes:
         models, members = models_of(shape, setting, "float32")
         tutorial = vmapped(models)
         for size in (1, 64, 1024, 8192, 65_536)[: 3 if setting.quick else 5]:
@@ -88,7 +88,7 @@ def batches(setting: Setting) -> Iterator[Row]:
             times = paired(
                 [lambda: members.log_probabilities(x), lambda: looped(models, x), lambda: tutorial(x)],
                 repeats=setting.repeats(3 * flop),
-                least=0.2,
+                least=0.0 if setting.quick else 0.2,
             )
             ours, loop, stack = times
             goal = 2.0 if size <= 64 and shape[0] >= 32 else 0.97
@@ -98,10 +98,10 @@ def batches(setting: Setting) -> Iterator[Row]:
 
 def recordings(setting: Setting) -> Iterator[Row]:
     """Neighbouring frames: the first layer in the frequency domain."""
-    frames = random_frames(8192 if setting.quick else 65_536)
+    frames = random_frames(2048 if setting.quick else 65_536)
     every = zoo.windows(frames, torch.arange(len(frames)), CONTEXT).to(setting.device)
     precisions = ["float32", "auto"] if setting.has_bfloat16 else ["float32"]
-    for precision, (shape, goal) in product(precisions, ((SHAPES[1], 1.2), (SHAPES[2], 1.4))):
+    for precision, (shape, goal) in product(precisions, ((setting.shapes[1], 1.2), (setting.shapes[2], 1.4))):
         models, members = models_of(shape, setting, precision)
         flop = flop_of(models) * len(frames)
         ours, loop = paired(
@@ -123,7 +123,7 @@ def recordings(setting: Setting) -> Iterator[Row]:
 
 def automatic(setting: Setting) -> Iterator[Row]:
     """Windows as a tensor, automatic precision, where the hardware has a faster type."""
-    for shape in SHAPES if setting.has_bfloat16 else ():
+    for shape in setting.shapes if setting.has_bfloat16 else ():
         models, members = models_of(shape, setting, "auto")
         for size in (1024, 8192)[: 1 if setting.quick else 2]:
             x = torch.randn(size, (2 * CONTEXT + 1) * FEATURES, device=setting.device)
@@ -131,7 +131,7 @@ def automatic(setting: Setting) -> Iterator[Row]:
             ours, loop = paired(
                 [lambda: members.log_probabilities(x), lambda: looped(models, x)],
                 repeats=setting.repeats(flop),
-                least=0.2,
+                least=0.0 if setting.quick else 0.2,
             )
             share = flop / ours / setting.ceilings["bfloat16"]
             goal = 3.5 if shape[1] >= 128 else 0.97
@@ -194,8 +194,8 @@ def gathering(setting: Setting) -> Iterator[Row]:
 
 def storing(setting: Setting) -> Iterator[Row]:
     """Streaming to a store against computing alone."""
-    _, members = models_of(SHAPES[2], setting, "auto")
-    frames = random_frames(100_000 if setting.quick else 1_000_000)
+    _, members = models_of(setting.shapes[2], setting, "auto")
+    frames = random_frames(20_000 if setting.quick else 1_000_000)
     feed = feed_of(members, frames, torch.float16)
 
     def alone() -> None:
@@ -219,7 +219,7 @@ def storing(setting: Setting) -> Iterator[Row]:
 
         ours, plain, bare = paired(
             [lambda: ensemble.collect(members, frames, cache=store, dtype="float16"), alone, disk],
-            repeats=5,
+            repeats=setting.repeats(0),
             tidy=tidy,
         )
     yield {
@@ -255,7 +255,7 @@ def memory(setting: Setting) -> Iterator[Row]:
 
 def peers(setting: Setting) -> Iterator[Row]:
     """What a user would pick instead, over the same modules; only those that are installed."""
-    models, members = models_of(SHAPES[2], setting, "float32")
+    models, members = models_of(setting.shapes[2], setting, "float32")
     x = torch.randn(1024, (2 * CONTEXT + 1) * FEATURES, device=setting.device)
     for name, forward in peers_of(models):
         ours, theirs = paired([lambda: members.log_probabilities(x), lambda f=forward: f(x)], repeats=5)  # type: ignore[misc]
@@ -264,7 +264,7 @@ def peers(setting: Setting) -> Iterator[Row]:
 
 def compiling(setting: Setting) -> Iterator[Row]:
     """What torch's own compiler makes of the loop in the same type."""
-    for shape in SHAPES[1:3]:
+    for shape in setting.shapes[1:3]:
         types = {"float32": torch.float32} | ({"auto": torch.bfloat16} if setting.has_bfloat16 else {})
         for precision, dtype in types.items():
             models, members = models_of(shape, setting, precision)
@@ -324,7 +324,7 @@ def _peak(frames: int) -> float:
 
 
 def _row(
-    shape: tuple[int, int, int],
+    shape: Shape,
     size: int,
     times: Sequence[float | None],
     goal: float,

@@ -18,11 +18,12 @@ from statistics import median
 import torch
 
 import zoo
+from benchmarks.contenders import CLASSES, CONTEXT, FEATURES, random_frames
 from ensemble.run.cotraining import fastest, measure_together, stacked_group
 from ensemble.run.stack import Stack
 from zoo import _console
 
-MEMBERS, FEATURES, CONTEXT, CLASSES = 16, 27, 20, 40
+MEMBERS = 16
 GOALS = {(64, 32): 2.5, (64, 128): 1.8, (128, 128): 1.4}  # elsewhere: not slower
 
 
@@ -47,7 +48,7 @@ def main() -> None:
 def cell(frames: zoo.FrameSet, width: int, batch: int, repeats: int) -> dict[str, object]:
     """Milliseconds per step and member, and the ratio to one after another (above 1 = faster)."""
     options = {"width": width, "depth": 3, "activation": "gelu"}
-    spec = zoo.Spec("cylinder", features=FEATURES, context=CONTEXT, classes=CLASSES, options=options)
+    spec = zoo.Spec("cylinder", features=FEATURES, context=CONTEXT, classes=len(CLASSES), options=options)
     recipes = [zoo.Recipe(batch_size=batch, seed=seed, order_seed=0) for seed in range(MEMBERS)]
     together = fastest(measure_together(spec, recipes, frames))
     contenders = {
@@ -77,14 +78,6 @@ def vmapped(spec: zoo.Spec, recipes: Sequence[zoo.Recipe]) -> zoo.training.Group
     """The members as the tutorial stacks them."""
     stack = Stack([zoo.build(spec, seed=recipe.seed) for recipe in recipes])
     return zoo.training.Group(spec, tuple(recipes), stack, forward=stack, reseed=lambda seeds: None)
-
-
-def random_frames(count: int) -> zoo.FrameSet:
-    """One recording of noise."""
-    generator = torch.Generator().manual_seed(0)
-    features = torch.randn(count, FEATURES, generator=generator)
-    labels = torch.randint(CLASSES, (count,), generator=generator)
-    return zoo.FrameSet(features, labels, torch.tensor([0, count]), tuple(map(str, range(CLASSES))))
 
 
 if __name__ == "__main__":

@@ -362,6 +362,8 @@ class PretendedCuda(TorchFunctionMode):
             "device": self._at,
             "synchronize": lambda device=None: self.wait(torch.device("cuda", number(device)), "synchronize"),
             "empty_cache": lambda: None,
+            "mem_get_info": lambda device=None: (1 << 34, 1 << 34),
+            "set_sync_debug_mode": lambda mode: None,
             "get_device_name": lambda device=None: f"pretended {self.capability} {number(device)}",
             "get_device_capability": lambda device=None: self.capability,
             "get_arch_list": lambda: ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"],
