@@ -413,6 +413,49 @@ def test_training(frames: zoo.FrameSet, device: str, changes: dict[str, Any]) ->
     assert all(map(torch.equal, before, states()))
 
 
+@pytest.mark.parametrize("device", ["cuda:1"], indirect=True)
+@pytest.mark.parametrize(
+    "changes", [{"temperature": 2.0, "hard_weight": 0.5}, {"mix_up": 0.3, "mask_time": 2}], ids=str
+)
+@pytest.mark.parametrize("classes", ["abcd", "dbca"])
+def test_training_with_a_teacher(frames: zoo.FrameSet, device: str, changes: dict[str, Any], classes: str) -> None:
+    """From the members' own device, of other context and classes' order, with frames without labels."""
+    recipe = zoo.Recipe(**{"epochs": 2, "batch_size": 32, "learning_rate": 0.01} | changes)
+    spec, more = replace(SPEC, context=1), replace(frames.select(torch.tensor([0, 4])), labels=None)
+
+    def work(where: str) -> list[zoo.Checkpoint]:
+        teacher = ensemble.run.teacher_of(
+            ensemble.Ensemble(members(where, classes=classes, plan="loop"), ensemble.mean)
+        )
+        lesson: Any = {"teacher": teacher, "unlabelled": [more.to(where)]}
+        data = frames.to(where)
+        together = ensemble.cotrain(spec, recipe, data, data, seeds=range(2), together=2, own_order=True, **lesson)
+        return [zoo.train(spec, recipe, data, data, **lesson), *together]
+
+    expected, before = work("cpu"), states()
+    for one, other in zip(work(device), expected, strict=True):
+        for name, tensor in one.tensors.items():
+            torch.testing.assert_close(tensor, other.tensors[name], **near(1e-3))
+    assert all(map(torch.equal, before, states()))
+
+
+@pytest.mark.parametrize("device", ["cuda:1"], indirect=True)
+def test_cross_fitted_and_stored_teachers(frames: zoo.FrameSet, device: str) -> None:
+    """On a device as on the CPU."""
+
+    def work(where: str) -> list[zoo.Checkpoint]:
+        data, recipe = frames.to(where), zoo.Recipe(epochs=2, batch_size=32)
+        folds = ensemble.cotrain(SPEC, recipe, data, data, seeds=[0], folds=2)
+        crossed = ensemble.run.cross_fitted(folds, data, folds=2, device=where, plan="loop")
+        answers = crossed.predict(zoo.windows(data, torch.arange(len(data)), 2), torch.arange(len(data)))
+        stored = zoo.training.Teacher.stored(answers, [data], top=2)
+        return [zoo.train(SPEC, recipe, data, data, teacher=teacher) for teacher in (crossed, stored)]
+
+    for one, other in zip(work(device), work("cpu"), strict=True):
+        for name, tensor in one.tensors.items():
+            torch.testing.assert_close(tensor, other.tensors[name], **near(1e-3))
+
+
 @pytest.mark.parametrize("changes", [{}, {"optimiser": "adagrad"}, {"precision": "float16"}], ids=str)
 def test_a_killed_run_goes_on(frames: zoo.FrameSet, device: str, changes: dict[str, Any], tmp_path: Path) -> None:
     """To the same weights, with the device's own random numbers for dropout."""
@@ -483,13 +526,32 @@ def test_a_set_is_sent_to_another_process(device: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "most"), [({}, 0), ({"optimiser": "adagrad"}, 0), ({"mask_time": 2, "mask_features": 2}, 2)], ids=str
+    ("changes", "taught", "most"),
+    [
+        ({}, False, 0),
+        ({"optimiser": "adagrad"}, False, 0),
+        ({"mask_time": 2, "mask_features": 2}, False, 2),
+        ({"temperature": 2.0, "hard_weight": 0.5}, True, 0),
+        ({"mix_up": 0.3}, True, 2),
+    ],
+    ids=str,
 )
 def test_waits_in_training(
-    frames: zoo.FrameSet, device: str, pretended: PretendedCuda, changes: dict[str, Any], most: int, tmp_path: Path
+    frames: zoo.FrameSet,
+    device: str,
+    pretended: PretendedCuda,
+    changes: dict[str, Any],
+    taught: bool,
+    most: int,
+    tmp_path: Path,
 ) -> None:
-    """A step more costs no wait, but two for masks, which are drawn on the CPU; in a resumed run too."""
+    """A step more costs no wait, but two for masks and mixing, which are drawn on the CPU; in a resumed run too."""
     there, found = frames.to(device), []
+    kept = {f"m{k}": zoo.Checkpoint.from_module(zoo.build(SPEC, seed=k), SPEC, [*"dbca"]) for k in range(3)}
+    teacher = ensemble.run.teacher_of(
+        ensemble.Ensemble(ensemble.run.from_checkpoints(kept, device=device), ensemble.mean)
+    )
+    lesson: Any = {"teacher": teacher, "unlabelled": [there.select(torch.tensor([0]))]} if taught else {}
 
     def kill(record: Mapping[str, Any]) -> None:
         raise KeyboardInterrupt
@@ -497,8 +559,8 @@ def test_waits_in_training(
     for batch_size in (138, 46):  # one step an epoch, or three
         work = SPEC, zoo.Recipe(**{"epochs": 2, "batch_size": batch_size} | changes), there, there
         with pytest.raises(KeyboardInterrupt):
-            zoo.train(*work, directory=tmp_path / str(batch_size), on_epoch=kill)
+            zoo.train(*work, directory=tmp_path / str(batch_size), on_epoch=kill, **lesson)
         pretended.waits.clear()
-        zoo.train(*work, directory=tmp_path / str(batch_size))
+        zoo.train(*work, directory=tmp_path / str(batch_size), **lesson)
         found.append(pretended.waits.total())
     assert found[1] - found[0] <= 2 * most

@@ -170,10 +170,8 @@ def test_students_and_controls_differ_in_the_teacher_alone(frames: FrameSet, tmp
 @pytest.mark.parametrize("metric", ["accuracy", "log_loss"])
 def test_what_arrived_is_the_share_of_the_gain(metric: str, frames: FrameSet) -> None:
     """By hand from the scores; the interval is that of a loop over resampled recordings."""
-    final = ensemble.Ensemble(
-        ensemble.run.distillation.members_of([("a", zoo.train(WIDER, replace(QUICK, epochs=20), frames, frames))]),
-        ensemble.mean,
-    )
+    better = zoo.train(WIDER, replace(QUICK, epochs=20), frames, frames)
+    final = ensemble.Ensemble(ensemble.run.from_checkpoints({"a": better}), ensemble.mean)
     found = distil(final, SPEC, QUICK, frames, frames, frames, seeds=range(2), metric=metric)
     sign = 1 if metric == "accuracy" else -1
     student, control = (np.mean([s[metric] for s in each]) for each in (found.student_scores, found.control_scores))

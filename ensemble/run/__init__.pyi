@@ -16,6 +16,7 @@ from .folder import export_folder as export_folder
 from .folder import from_pretrained as from_pretrained
 from .members import Member as Member
 from .members import Members as Members
+from .members import from_checkpoints as from_checkpoints
 from .members import from_modules as from_modules
 from .members import load as load
 from .members import versions as versions

@@ -21,27 +21,17 @@ from torch import Tensor
 import zoo
 from ensemble.judge.metrics import METRICS, Answers, get_metric
 from ensemble.judge.significance import Interval, cluster_bootstrap, percentile_ends, piles, sums_by_group
-from ensemble.outputs import About
 from ensemble.rules.fitted import rule_for
 from ensemble.rules.pooling import mean
 from ensemble.rules.table import FittedRule, Rule
 from ensemble.run.collection import predictions
 from ensemble.run.combined import Ensemble
 from ensemble.run.cotraining import cotrain, fold_of
-from ensemble.run.members import Member, Members, content_digest
+from ensemble.run.members import Members, content_digest, from_checkpoints
 from zoo.logs import Progress
 
 Scores = Mapping[str, float]  # metric -> value on the frames that are compared on
 SMOOTHING = 0.1  # of the labels of controls, where the recipe has none
-
-
-def members_of(checkpoints: Iterable[tuple[str, zoo.Checkpoint]], **options: Any) -> Members:
-    """Members from trained models by their names; `options` are those of `Members`."""
-    found = []
-    for name, one in checkpoints:
-        about = About(zoo.count_parameters(one.spec), one.trained_on)
-        found.append(Member(name, one.classes, one.to_module, about, one.spec))
-    return Members(found, **options)
 
 
 def teacher_of(final: Ensemble) -> zoo.training.Teacher:
@@ -111,7 +101,7 @@ def cross_fitted(
                 )
                 raise ValueError(msg + "got one trained on others; train them with ensemble.cotrain(..., folds=...)")
     names = [f"fold {k} member {m}" for k in range(folds) for m in range(M)]
-    members = members_of(zip(names, checkpoints, strict=True), **options)
+    members = from_checkpoints(dict(zip(names, checkpoints, strict=True)), **options)
     whole = teacher_of(Ensemble(members, mean))
     own = rule_for(rule, members.names[:M])
     own_fold = torch.nn.functional.one_hot(fold[train.groups], folds).float()  # (N, folds)
@@ -245,7 +235,7 @@ def compared(
     own, S, classes = get_metric(metric), len(students), students[0].classes
     by = {name: one for name, one in METRICS.items() if one.of is Answers} | {metric: own}
     names = [f"{what} {m}" for what in ("student", "control") for m in range(S)]
-    trained = members_of(zip(names, [*students, *controls], strict=True), device=test.features.device)
+    trained = from_checkpoints(dict(zip(names, [*students, *controls], strict=True)), device=test.features.device)
     rule = rule_for(final.rule, final.members.names)
     alone, _ = _answers(trained, test, classes)
     each, together = _answers(final.members, test, classes, rule)

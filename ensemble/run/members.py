@@ -6,7 +6,7 @@ import hashlib
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import chain
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType
@@ -561,23 +561,57 @@ def load(
         ValueError: a wildcard matches nothing, a name is unknown, a blob is not what was registered.
     """
     where, named = _names.usable_device(device), versions(registry, references)
-    kinds: dict[zoo.Spec, list[str]] = {}
-    for name, entry in named.items():
-        kinds.setdefault(entry.spec, []).append(name)
-    members, stacks = {}, []
-    for spec, names in kinds.items():
-        template = outline(spec)
-        if template is not None:
-            state = registry.stacked([named[name] for name in names])
-            stack = Stack.from_state(template.eval(), {key: tensor.to(where) for key, tensor in state.items()}, names)
-            stacks.append((stack, [list(named).index(name) for name in names]))
-        for row, name in enumerate(names):
-            entry = named[name]
-            about = About(entry.parameters, entry.trained_on, f"{entry.name}@{entry.id}", entry.bytes)
-            make = partial(registry.load, entry) if template is None else partial(stack.member, row)
-            members[name] = Member(name, entry.classes, make, about, spec, entry.sha256)
-    ordered = [members[name] for name in named]
-    return Members(ordered, device=where, precision=precision, plan=plan, stacks=stacks)
+    members = [
+        Member(
+            name,
+            entry.classes,
+            partial(registry.load, entry),
+            About(entry.parameters, entry.trained_on, f"{entry.name}@{entry.id}", entry.bytes),
+            entry.spec,
+            entry.sha256,
+        )
+        for name, entry in named.items()
+    ]
+    stacked = _in_stacks(members, lambda names: registry.stacked([named[name] for name in names]), where)
+    return Members(stacked[0], device=where, precision=precision, plan=plan, stacks=stacked[1])
+
+
+def from_checkpoints(checkpoints: Mapping[str, zoo.Checkpoint], **options: Any) -> Members:
+    """Members from trained models by their names; `options` are those of `Members`."""
+    where = _names.usable_device(options.pop("device", "cpu"))
+    members = []
+    for name, one in checkpoints.items():
+        size = sum(tensor.nbytes for tensor in one.tensors.values())
+        about = About(zoo.count_parameters(one.spec), one.trained_on, bytes=size)
+        members.append(Member(name, one.classes, one.to_module, about, one.spec))
+
+    def state(names: Sequence[str]) -> dict[str, Tensor]:
+        each = [checkpoints[name].tensors for name in names]
+        return {key: torch.stack([tensors[key] for tensors in each]) for key in each[0]}
+
+    members, stacks = _in_stacks(members, state, where)
+    return Members(members, device=where, stacks=stacks, **options)
+
+
+def _in_stacks(
+    members: Sequence[Member], state: Callable[[Sequence[str]], Mapping[str, Tensor]], where: torch.device
+) -> tuple[list[Member], list[tuple[Stack, list[int]]]]:
+    """The members, made from the stacks of those of equal spec, and these stacks with their members' positions.
+
+    `state` gives the tensors of such members. Members whose architecture cannot be outlined have no stack.
+    """
+    found, stacks = list(members), []
+    for places in _alike(members):
+        spec, names = members[places[0]].spec, [members[place].name for place in places]
+        template = None if spec is None else outline(spec)
+        if template is None:
+            continue
+        tensors = {key: tensor.to(where) for key, tensor in state(names).items()}
+        stack = Stack.from_state(template.eval(), tensors, names)
+        stacks.append((stack, places))
+        for row, place in enumerate(places):
+            found[place] = replace(members[place], make=partial(stack.member, row))
+    return found, stacks
 
 
 def versions(
