@@ -209,6 +209,8 @@ def test_axes_have_round_numbers() -> None:
         assert all(low - 1e-9 <= tick <= high + 1e-9 for tick in found)
         assert 3 <= len(found) <= 11 or low == high
         assert np.allclose(np.diff(found, n=2), 0)
+    losses = [0.4, 0.42, 0.45, 0.5, 0.47, 1.4]
+    assert script(("farthest", losses), ("farthest", [1, 9]), ("farthest", [2] * 7)) == [0.5, 9, 2]
     assert script(("logTicks", 300, 6000)) == [[500, 1000, 2000, 5000]]
 
 

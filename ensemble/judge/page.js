@@ -92,6 +92,12 @@ function logTicks(low, high) {
   return found;
 }
 
+// The largest value that is shown: beyond it are only few values, and these so far that the others would be squeezed.
+function farthest(values) {
+  const sorted = [...values].sort((a, b) => a - b), limit = sorted[0] + 2.5 * (sorted[Math.floor(0.75 * (sorted.length - 1))] - sorted[0]);
+  return Math.max(sorted[0], ...sorted.filter(each => each <= limit || sorted.length < 5));
+}
+
 // Stretches of equal values, as [start, end, value].
 function runs(values) {
   const found = [];
@@ -110,7 +116,7 @@ function compareTexts(a, b, sign) {
 }
 
 // A side of each point where its name covers nothing placed before: { x, y, anchor }, or null where there is none.
-function placeNames(points, names, width, height, size = 7.2) {
+function placeNames(points, names, width, height, size = 7.8) {
   const taken = points.map(({ x, y }) => [x - 5, y - 5, x + 5, y + 5]), placed = [];
   const free = box => box[0] >= 0 && box[2] <= width && box[1] >= 0 && box[3] <= height
     && !taken.some(each => each[0] < box[2] && box[0] < each[2] && each[1] < box[3] && box[1] < each[3]);
@@ -329,7 +335,7 @@ function mixPart(data, changed) {
     html("div", { class: "answer", role: "group", "aria-label": "Your mix on the sample" },
       html("dl", {}, entry("accuracy", out.accuracy, "%"), entry("log-loss", out.loss, "nats"),
         entry(`gain over ${baseline}`, out.gain, "points", out["gain-low"], out["gain-high"]),
-        entry("less log-loss", out["loss-gain"], "nats", out["loss-gain-low"], out["loss-gain-high"])), status,
+        entry("log-loss reduced by", out["loss-gain"], "nats", out["loss-gain-low"], out["loss-gain-high"])), status,
       html("table", {}, html("caption", {}, "On the sample and exactly"), html("thead", {}, html("tr", {}, html("td", { rowspan: 2 }), ...groups), html("tr", {}, ...heads)), html("tbody", {}, ...compared)),
       html("p", {}, `A sample: ${size}; 95 % intervals by Student's t over recordings. "exact" is over all frames.`)))];
 }
@@ -347,8 +353,8 @@ function sizePart(data) {
     const values = at.map(place => ({ x: columns[cost][place], y: loss === "accuracy" ? 100 * (1 - columns[loss][place]) : scale * columns[loss][place] }));
     const xs = values.map(each => Math.log10(each.x)), ys = values.map(each => each.y);
     const pad = (low, high, least) => { const by = Math.max((high - low) * 0.08, least); return [low - by, high + by]; };
-    const [x0, x1] = pad(Math.min(...xs), Math.max(...xs), 0.1), [y0, y1] = pad(Math.min(...ys), Math.max(...ys), 0.002);
-    const x = value => box[0] + (Math.log10(value) - x0) / (x1 - x0) * (box[2] - box[0]), y = value => box[3] - (value - y0) / (y1 - y0) * (box[3] - box[1]);
+    const [x0, x1] = pad(Math.min(...xs), Math.max(...xs), 0.1), [y0, y1] = pad(Math.min(...ys), farthest(ys), 0.002);
+    const x = value => box[0] + (Math.log10(value) - x0) / (x1 - x0) * (box[2] - box[0]), y = value => Math.max(box[1], box[3] - (value - y0) / (y1 - y0) * (box[3] - box[1]));
     const yTicks = ticks(y0, y1, 5), digits = Math.max(0, ...yTicks.map(each => (String(each).split(".")[1] ?? "").length));
     const xTicks = logTicks(10 ** x0, 10 ** x1), spaced = xTicks.length > 6 ? xTicks.filter(each => /^1/.test(each.toExponential())) : xTicks;
     axes(picture, box, x, y, spaced, yTicks, short, value => value.toFixed(digits), title + ", logarithmic", lossTitle);
@@ -360,7 +366,7 @@ function sizePart(data) {
       picture.append(rule ? diamond(item.x, item.y, 5.5, kind) : svg("circle", { class: kind, cx: item.x, cy: item.y, r: 4 }));
       if (label[place]) picture.append(svg("text", { class: rule ? "label-rule" : kind === "baseline" ? "label-baseline" : "", x: label[place].x, y: label[place].y, "text-anchor": label[place].anchor }, brief(name)));
       item.text = [bold(name), ` ${rule ? "(rule)" : "(member)"}: ${lossTitle.split(",")[0]} ${values[place].y.toFixed(loss === "log_loss" || loss === "brier" ? 4 : 2)}, ` +
-        `${values[place].x.toLocaleString("en")} ${title}${best.includes(place) ? "; nothing smaller is as good" : ""}`];
+        `${values[place].x.toLocaleString("en")} ${title}${values[place].y > y1 ? "; above the figure" : ""}${best.includes(place) ? "; nothing smaller is as good" : ""}`];
     });
     const order = [...items.keys()].sort((a, b) => items[a].x - items[b].x || items[a].y - items[b].y);
     return points(picture, order.map(place => items[place]));
@@ -453,8 +459,9 @@ function confusionPart(data) {
       return [bold(i === j ? `${names[i]} is recognised` : `${names[i]} is taken for ${names[j]}`), ": " + parts.join(", ")];
     };
     const clamp = k => Math.min(C - 1, Math.max(0, k));
+    const shades = difference ? "Blue: more right, or fewer mistakes; red: the reverse. " : "";
     return {
-      picture, hint: [C < data.classes.length ? `The ${C} classes with the most mistakes. Point at a cell, or move with the arrow keys.` : "Point at a cell, or move with the arrow keys."],
+      picture, hint: [shades + (C < data.classes.length ? `The ${C} classes with the most mistakes. Point at a cell, or move with the arrow keys.` : "Point at a cell, or move with the arrow keys.")],
       at: (x, y) => x < margin || y < margin || x > margin + size || y > margin + size ? null : clamp(Math.floor((y - margin) / step)) * C + clamp(Math.floor((x - margin) / step)),
       step(place, key) {
         if (place === null) return 0;
@@ -545,7 +552,7 @@ function recordingsPart(data) {
 
   function draw() {
     step = Math.max(4, (strip.clientWidth - 1) / sizes[k]);
-    const width = step * sizes[k], height = rowHeight * (answers.length + 1), picture = svg("svg", { viewBox: `0 0 ${width} ${height}`, width, height, "aria-hidden": "true" });
+    const width = step * sizes[k], height = rowHeight * (answers.length + 1), picture = svg("svg", { viewBox: `0 0 ${width} ${height}`, width, height, preserveAspectRatio: "none", "aria-hidden": "true" });
     const own = [truth.subarray(starts[k], starts[k] + sizes[k]), ...answers.map(answer => top.subarray(answer * F + starts[k], answer * F + starts[k] + sizes[k]))];
     own.forEach((values, row) => {
       const y = row * rowHeight, marked = Array.from(values, (value, f) => value * 2 + (value === own[0][f] ? 0 : 1));
@@ -609,5 +616,5 @@ function start() {
   document.documentElement.dataset.ready = Math.round(performance.now());
 }
 
-if (typeof module !== "undefined") module.exports = { unpack, openSample, pool, estimate, judge, front, ticks, logTicks, runs, compareTexts, placeNames, short };
+if (typeof module !== "undefined") module.exports = { unpack, openSample, pool, estimate, judge, front, ticks, logTicks, farthest, runs, compareTexts, placeNames, short };
 if (typeof document !== "undefined") start();
