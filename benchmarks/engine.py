@@ -285,6 +285,69 @@ def compiling(setting: Setting) -> Iterator[Row]:
             }
 
 
+def cascades(setting: Setting) -> Iterator[Row]:
+    """Members that are asked only where they can change the class, against running all that have influence."""
+    valid, test = (zoo.sample_corpus(part) for part in ("valid", "test"))
+    if setting.quick:
+        test = test.select(torch.arange(20))
+    registry = zoo.Registry(Path(__file__).parents[1] / "registry.json")
+    bundled = ensemble.load(registry, "*", device=setting.device)
+    known = ensemble.collect(bundled, valid)
+    weighted = ensemble.fit_weights(known).rule
+    for rule in (ensemble.mean, ensemble.majority, weighted):
+        yield from _cascaded("bundled", bundled, rule, known, test)
+    stack = _perturbed(registry, "mlp-a", 8, setting)
+    yield from _cascaded("in a stack", stack, ensemble.mean, ensemble.collect(stack, valid), test)
+    untrained, frames = models_of(SHAPES[2], setting, "float32")[1], random_frames(len(test))
+    yield _against_all("untrained", untrained, ensemble.mean, ensemble.rules.Cascade(ensemble.mean), frames)
+
+
+def _cascaded(
+    what: str, members: ensemble.Members, rule: ensemble.Rule, valid: ensemble.MemberOutputs, test: zoo.FrameSet
+) -> Iterator[Row]:
+    judged = ensemble.collect(members, test)
+    for loss in (None, 0.001):
+        made = ensemble.fit.fit_cascade(valid, rule, loss=loss).rule
+        lost = ensemble.fit.judge_cascade(judged, made).loss
+        yield _against_all(what, members, rule, made, test) | {
+            "accepted": "exact" if loss is None else f"{loss:.1%}",
+            "lost": f"{lost.estimate:+.2%} ({lost.low:+.2%} .. {lost.high:+.2%})",
+        }
+
+
+def _against_all(
+    what: str, members: ensemble.Members, rule: ensemble.Rule, made: ensemble.rules.Cascade, test: zoo.FrameSet
+) -> Row:
+    used = members.subset([members.names[place] for place in made.asked_in(len(members))])
+    full, quick = ensemble.Ensemble(used, rule), ensemble.Ensemble(members, made)
+    alone, ours = paired([lambda: full.predict_proba(test), lambda: quick.predict_proba(test)], repeats=5)
+    asked = float(quick.ask(test)[1].mean()) / len(used)
+    return {
+        "members": f"{len(used)} {what}",
+        "rule": getattr(rule, "__name__", type(rule).__name__),
+        "asked": round(asked, 3),
+        "all s": alone,
+        "cascade s": ours,
+        "x all": round(alone / ours, 2),
+        "accepted": "exact",
+        "lost": "",
+    }
+
+
+def _perturbed(registry: zoo.Registry, name: str, count: int, setting: Setting) -> ensemble.Members:
+    """Copies of one trained model whose weights are moved at random by a quarter of their spread, as one stack."""
+    entry, models = registry.get(name), {}
+    torch.manual_seed(0)
+    for number in range(count):
+        model = registry.load(name)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter), alpha=0.25 * float(parameter.std()))
+        models[f"{name} {number}"] = model
+    specs = dict.fromkeys(models, entry.spec)
+    return ensemble.from_modules(models, classes=entry.classes, specs=specs, device=setting.device)
+
+
 TABLES: dict[str, Callable[[Setting], Iterator[Row]]] = {
     "batches": batches,
     "recordings": recordings,
@@ -295,6 +358,7 @@ TABLES: dict[str, Callable[[Setting], Iterator[Row]]] = {
     "memory": memory,
     "peers": peers,
     "compiling": compiling,
+    "cascade": cascades,
 }
 
 
