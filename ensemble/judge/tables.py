@@ -39,7 +39,7 @@ Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 Singles = NDArray[np.float32]
 
-_CELLS = 2**24  # probabilities processed at once: 64 MiB
+_CELLS, _BLOCK = 2**24, 4096  # probabilities and frames processed at once
 _PILES = 10_000  # beyond so many recordings, they are dealt at random into piles, and piles are resampled
 _COUNTS = 2**25  # numbers of frames by answer, pile and class that are kept: piles are fewer where there are more
 _TOGETHER = 64  # answers that are resampled together: limits memory
@@ -377,8 +377,11 @@ class Counting:
             kept_rows=np.empty((len(rules), 0, C), dtype=np.float32),
         )
 
-    def add(self, logs: Tensor, labels: Tensor, probabilities: Tensor | None = None) -> None:
-        """Add the next frames: (M, b, C) log-probabilities, their exponentials unless left out, and (b,) labels.
+    def add(self, logs: Tensor, labels: Tensor, use: slice = slice(None), probabilities: Tensor | None = None) -> None:
+        """Add the next frames: of (M, b, C) log-probabilities, in one piece, those that are to be used; their labels.
+
+        The rules are applied to all b: to the last bit, what they answer may depend on the place in a block. So
+        blocks are `block_size` frames, counted from the first of the whole.
 
         Raises:
             ValueError: the rows of a rule are not distributions.
@@ -389,8 +392,9 @@ class Counting:
         low, high = np.searchsorted(self._keep, (block.start, block.stop))
         keep = self._keep[low:high] - block.start
         self._labels.append(truth[keep])
-        right = [self._answer(member, rows, truth, block) for member, rows in enumerate(probabilities)]
-        for member, values in enumerate(logs[:, torch.from_numpy(keep)].float().numpy()):
+        used = probabilities[:, use]
+        right = [self._answer(member, rows, truth, block) for member, rows in enumerate(used)]
+        for member, values in enumerate(logs[:, use][:, torch.from_numpy(keep)].float().numpy()):
             self._kept[member].append(values)
         for index, (name, rule) in enumerate(self._rules.items(), start=len(right)):
             rows = rule.of_logs(logs.float()) if rule.logarithmic else rule(probabilities)
@@ -403,13 +407,14 @@ class Counting:
             if name and off.any():
                 msg = f"expected rows that sum to one from rule {name!r}, got a sum of {float(rows[off][0].sum()):.6g}"
                 raise ValueError(msg)
+            rows = rows[use]
             self._answer(index, rows, truth, block)
             if name:
                 self._kept[index].append(rows.numpy()[keep].astype(np.float32))
         sums.both[:] += Joint.of(right).both.astype(np.int64)
         sums.true[:] += np.bincount(truth, minlength=len(sums.true))
         sums.some_right[:] += np.bincount(truth[np.any(right, axis=0)], minlength=len(sums.true))
-        sums.ties[...] += round(tie_rate(probabilities) * len(truth))
+        sums.ties[...] += round(tie_rate(used) * len(truth))
         self.done = block.stop
 
     def _answer(self, index: int, rows: Tensor, labels: Integers, block: slice) -> NDArray[np.bool_]:
@@ -470,9 +475,14 @@ def tally(outputs: MemberOutputs, rules: Mapping[str, Rule], metric: Metric | st
     known = outputs.members, outputs.classes, tuple(rules), name, frames, len(distinct), outputs.fingerprint
     of = Judged(*known, outputs.about, outputs.abstain)
     counting = Counting(of, aligned(rules, outputs.members), groups)
-    for block, probabilities in outputs.blocks(max(1, _CELLS // (members * classes)), nan="if declared"):
-        counting.add(outputs.log_probabilities[:, block], labels[block], probabilities)
+    for block, rows in outputs.blocks(block_size(members, classes), nan="if declared"):
+        counting.add(outputs.log_probabilities[:, block].contiguous(), labels[block], probabilities=rows)
     return counting.tally()
+
+
+def block_size(members: int, classes: int) -> int:
+    """Number of frames that are processed at once, a power of two."""
+    return int(min(_BLOCK, 1 << max(1, _CELLS // (members * classes)).bit_length() - 1))
 
 
 def aligned(rules: Mapping[str, Rule], members: Sequence[str]) -> dict[str, FittedRule]:

@@ -247,7 +247,7 @@ class MemberOutputs:
         """
         for start in range(0, self.shape[1], frames):
             where = slice(start, min(start + frames, self.shape[1]))
-            block = self.log_probabilities[:, where].float().exp()
+            block = self.log_probabilities[:, where].contiguous().float().exp()
             refused = nan == "refuse" or (nan == "if declared" and not self.abstain)
             if refused and block.sum().isnan():
                 m, b = block.isnan().any(dim=2).nonzero()[0].tolist()

@@ -166,10 +166,14 @@ class Store:
         places = [rows.index(digest) * self._row + first for digest in digests]
         write_rows(self._data, zip(places, values.reshape(len(values), -1), strict=True))
 
-    def finish(self, digests: Sequence[str], shard: int) -> None:
-        """Mark this shard of these members as complete, once its bytes are on the disk."""
+    def flush(self) -> None:
+        """Return once all bytes are on the disk."""
         with self._data.open("r+b") as file:
             os.fsync(file.fileno())
+
+    def finish(self, digests: Sequence[str], shard: int) -> None:
+        """Mark the shards of these members up to this one as complete, once their bytes are on the disk."""
+        self.flush()
         self._done |= dict.fromkeys(digests, shard + 1)
         self._save()
 

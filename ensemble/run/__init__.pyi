@@ -1,3 +1,4 @@
+from . import shards as shards
 from .adapters import from_callables as from_callables
 from .adapters import from_estimators as from_estimators
 from .collection import answers as answers
@@ -20,4 +21,6 @@ from .members import from_checkpoints as from_checkpoints
 from .members import from_modules as from_modules
 from .members import load as load
 from .members import versions as versions
+from .shards import Processes as Processes
+from .shards import Ray as Ray
 from .stack import Stack as Stack

@@ -51,6 +51,7 @@ def collect(
     *,
     dtype: str = "float32",
     progress: Progress | None = None,
+    fill: Callable[[Members, Store, Mapping[str, str]], object] | None = None,
 ) -> MemberOutputs:
     """Every member's probabilities for every frame, in the order of the members.
 
@@ -65,6 +66,8 @@ def collect(
             by its content, such as a function outside torch, is not stored, with a warning.
         dtype: "float32" or "float16", type of the log-probabilities in the store.
         progress: shows how many frames, or shards of the store, are done.
+        fill: computes what the store lacks of these members, whose rows in it have these names; as
+            `ensemble.run.shards.filling` does with several processes. Here, if None.
 
     Returns:
         (M, N, C) log-probabilities with the labels, groups and fingerprint of the frames.
@@ -94,7 +97,7 @@ def collect(
             raise TypeError(msg)
         return _from_batches(members, x)
     x = inputs_of(members, x)
-    labels, groups, fingerprint = _known_of(members, x)
+    labels, groups, fingerprint = known_of(members, x)
 
     def outputs(of: Members, values: Tensor) -> MemberOutputs:
         return MemberOutputs(values, of.names, of.classes, labels, groups, fingerprint, about=of.about)
@@ -110,6 +113,9 @@ def collect(
             return outputs(members, _in_memory(members, x, shown))
         known = members.subset([*checks.keys])
     store = Store(Path(cache), Contents(fingerprint, count_inputs(x), members.classes, members.precision, dtype))
+    if fill is not None:
+        store.add([checks.keys[name] for name in known.names])
+        fill(known, store, checks.keys)
     values = _in_store(known, x, store, checks.keys, shown)
     checks.refuse_stale(known, values, store)
     store.present(outputs(known, values), [*checks.keys.values()])
@@ -163,7 +169,7 @@ def predictions(members: Members, x: Inputs) -> Iterator[Tensor]:
     """
     x = inputs_of(members, x)
     for frames, values in feed_of(members, x)(0, count_inputs(x)):
-        _refuse_nan(members, values, frames.start)
+        refuse_nan(members, values, frames.start)
         yield values
 
 
@@ -201,7 +207,7 @@ def answers(members: Members, x: Inputs, rule: FittedRule) -> Iterator[tuple[Ten
             pieces = feed(start, stop) if frames is None else feed(0, len(frames), frames + start)
             found = []
             for where, values in pieces:
-                _refuse_nan(team, values, start if frames is None else int(frames[where.start]) + start)
+                refuse_nan(team, values, start if frames is None else int(frames[where.start]) + start)
                 found.append(values)
             return torch.cat(found, dim=1) if len(found) > 1 else found[0]
 
@@ -276,14 +282,14 @@ def _in_memory(members: Members, x: Inputs, progress: Progress) -> Tensor:
     count = count_inputs(x)
     out = torch.empty(len(members), count, len(members.classes))
     with progress("frames", total=count) as advance:
-        for frames, values in _on_cpu(members.device, feed_of(members, x)(0, count)):
+        for frames, values in on_cpu(members.device, feed_of(members, x)(0, count)):
             out[:, frames] = values
             advance(values.shape[1])
-    _refuse_nan(members, out)
+    refuse_nan(members, out)
     return out
 
 
-def _on_cpu(device: torch.device, pieces: Iterator[tuple[slice, Tensor]]) -> Iterator[tuple[slice, Tensor]]:
+def on_cpu(device: torch.device, pieces: Iterator[tuple[slice, Tensor]]) -> Iterator[tuple[slice, Tensor]]:
     """Pieces on the CPU, each good until the one after the next is asked for.
 
     From a CUDA device they come through pinned memory, so that one is copied while the next is computed; a copy into a
@@ -325,8 +331,8 @@ def _in_store(members: Members, x: Inputs, store: Store, keys: Mapping[str, str]
                     teams[lacking] = team, feed_of(team, x, DTYPES[store.contents.dtype], Pieces())
                 team, feed = teams[lacking]
                 rows = [keys[name] for name in lacking]
-                for frames, values in _on_cpu(members.device, feed(*store.frames(shard))):
-                    _refuse_nan(team, values, frames.start)
+                for frames, values in on_cpu(members.device, feed(*store.frames(shard))):
+                    refuse_nan(team, values, frames.start)
                     pending.result()  # a piece is written while the next is computed, in the memory of the one before
                     pending = disk.submit(store.put, rows, frames.start, values)
                 pending.result()
@@ -386,7 +392,7 @@ class _Checks:
                 raise StoreError(f"{msg}{float(moved.max()):.2g}): {way_out}")
 
 
-def _known_of(members: Members, x: Inputs) -> tuple[Tensor | None, Tensor | None, str]:
+def known_of(members: Members, x: Inputs) -> tuple[Tensor | None, Tensor | None, str]:
     """Labels in the order of the members' classes and recordings, where frames have them; and the fingerprint."""
     given = {id(each): each for each in (x.values() if isinstance(x, Mapping) else [x])}
     framed = [each for each in given.values() if isinstance(each, zoo.FrameSet)]
@@ -424,7 +430,7 @@ def _from_batches(members: Members, batches: Iterable[object]) -> MemberOutputs:
         msg = f"expected labels with every batch or with none, got {len(labels)} of {number} with labels"
         raise ValueError(msg)
     out = torch.cat(values, dim=1)
-    _refuse_nan(members, out)
+    refuse_nan(members, out)
     truth = torch.cat(labels) if labels else None
     return MemberOutputs(out, members.names, members.classes, truth, about=members.about)
 
@@ -452,7 +458,8 @@ def _parts(members: Members, batch: object, number: int) -> tuple[Inputs, Any]:
     raise TypeError(msg)
 
 
-def _refuse_nan(members: Members, values: Tensor, start: int = 0) -> None:
+def refuse_nan(members: Members, values: Tensor, start: int = 0) -> None:
+    """A `ValueError` where a member gives NaN; the first of these frames has the number `start`."""
     sums = values.sum(dim=(1, 2))  # (M,), NaN where any is
     for name, row, total in zip(members.names, values, sums.tolist(), strict=True):
         if total != total:

@@ -117,6 +117,8 @@ class Members:
             if value not in known:
                 msg = f"expected {what} {' or '.join(map(repr, known))}, got {value!r}"
                 raise ValueError(msg)
+        #: makes the same members in another process; None where only their own content does
+        self.again: Callable[[], Members] | None = None
         self.device, self.precision, self.forced = _names.usable_device(device), precision, plan
         #: frames whose inputs are held at a time; memory grows with them, not with N
         self.step = _GPU_STEP if self.device.type == "cuda" else _STEP
@@ -573,7 +575,9 @@ def load(
         for name, entry in named.items()
     ]
     stacked = _in_stacks(members, lambda names: registry.stacked([named[name] for name in names]), where)
-    return Members(stacked[0], device=where, precision=precision, plan=plan, stacks=stacked[1])
+    found = Members(stacked[0], device=where, precision=precision, plan=plan, stacks=stacked[1])
+    found.again = partial(load, registry, [*named.values()], device=device, precision=precision, plan=plan)
+    return found
 
 
 def from_checkpoints(checkpoints: Mapping[str, zoo.Checkpoint], **options: Any) -> Members:

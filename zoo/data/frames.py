@@ -7,11 +7,12 @@ normalisations and contexts share one copy of the frames in memory.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Self
+from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -133,6 +134,52 @@ class FrameSet:
             names=tuple(self.names[u] for u in recordings.tolist()),
             mapped=self.mapped and neighbours,
         )
+
+    def part(self, first: int, last: int, normalisations: Iterable[str] = ()) -> Self:
+        """The recordings from `first` up to `last` without a copy, which are looked at now where these are mapped.
+
+        Args:
+            first: index of a recording.
+            last: that of the one behind the last of the part.
+            normalisations: those that are needed; one for all recordings together is that of all these frames.
+
+        Raises:
+            ValueError: a feature is not finite; the message names the recording.
+        """
+        start, stop = (int(self.starts[u]) for u in (first, last))
+        common = {}
+        for name in normalisations if self.recordings > 1 else ():
+            scale = (self.select(torch.arange(2)).affine(name) or (None,))[0]
+            if scale is not None and len(scale) == 1:
+                common[NORMALISATIONS[name]] = self.affine(name)
+        features = self.features[start:stop]
+        for u in range(first, last) if not torch.stack(features.aminmax()).isfinite().all() else ():
+            if not self.features[self.starts[u] : self.starts[u + 1]].isfinite().all():
+                msg = f"expected finite features in the recording {self.names[u]!r}, got NaN or infinity"
+                raise ValueError(f"{msg}: its file is damaged")
+        found = replace(
+            self,
+            features=features,
+            labels=None if self.labels is None else self.labels[start:stop],
+            starts=self.starts[first : last + 1] - start,
+            names=self.names[first:last],
+            mapped=False,
+        )
+        vars(found)["_affine"] = common
+        return found
+
+    def __getstate__(self) -> dict[str, Any]:
+        """As arrays, which reach another process as bytes, and not through memory that the system may lack."""
+        known = {name: value for name, value in vars(self).items() if name not in ("groups", "_affine")}
+        affine = vars(self).get("_affine", {})
+        pairs = {f: pair and tuple(x.cpu().numpy() for x in pair) for f, pair in affine.items()}
+        arrays = {name: x.cpu().numpy() if isinstance(x, Tensor) else x for name, x in known.items()}
+        return arrays | {"_affine": pairs}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        pairs = {f: pair and tuple(map(torch.from_numpy, pair)) for f, pair in state.pop("_affine").items()}
+        tensors = {n: torch.from_numpy(x) if isinstance(x, np.ndarray) else x for n, x in state.items()}
+        vars(self).update(tensors, _affine=pairs)
 
     def affine(self, normalisation: str) -> Affine | None:
         """Scale and shift of a normalisation, `features * scale + shift`: each (U, F), or (1, F) for all recordings.

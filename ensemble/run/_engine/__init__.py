@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ensemble.run._engine import forms, plan
-from ensemble.run._engine.batch import Batch, hop, take_rows
+from ensemble.run._engine.batch import Batch, hop, overlapping, take_rows
 from ensemble.run._engine.dense import Dense, NotDenseError, dense
 from ensemble.run._engine.forms import Form
 from ensemble.run._engine.plan import Plan, Trial
@@ -28,7 +28,7 @@ from ensemble.run.stack import Stack, Watch, drawn, tensor_in
 from zoo._names import multiplies_bfloat16
 from zoo.checkpoint import Exam, examine
 
-__all__ = ["Batch", "Form", "Group", "Plan", "fast_types"]
+__all__ = ["Batch", "Form", "Group", "Plan", "fast_types", "overlapping", "size_of"]
 
 _WORTH = 2e7  # multiplications below which a batch is done before a measurement pays
 _AS_THEY_ARE = ("stack", "loop")  # kinds that run the models unchanged, in the type of their weights
@@ -151,7 +151,7 @@ class Group:
         if self.watch is not None:
             self._refuse_changed(self.watch, batch.count)
         self.examine(batch)
-        key = _bucket(batch.count), batch.overlaps
+        key = size_of(batch.count), batch.overlaps
         fresh = key not in self.plans
         sample = self._decide(key, batch) if fresh else None
         while True:
@@ -246,7 +246,7 @@ class Group:
         Those in faster types come before exact ones; the fastest type is tried in all tiles, another in the first.
         """
         cuda = self.device.type == "cuda"
-        steps = (_bucket(batch.count), 4096) if cuda else (512, 256, 1024)
+        steps = (size_of(batch.count), 4096) if cuda else (512, 256, 1024)
         tiles: dict[str, tuple[int, ...]] = {}  # frames per step to try, by kind of form
         stackable = self.forced != "loop" and self.stack is not None
         if stackable and self.dense is None:
@@ -269,7 +269,7 @@ class Group:
                 some = tiles[kind] if precision == precisions[-1] else tiles[kind][:1]
                 found += [(kind, tile, precision) for tile in some]
         found += [(kind, tile, "float32") for kind in tiles if kind in _AS_THEY_ARE for tile in tiles[kind]]
-        most = _bucket(batch.count)
+        most = size_of(batch.count)
         return list(dict.fromkeys(Form(kind, min(tile, most), precision) for kind, tile, precision in found))
 
     def _decide(self, key: tuple[int, bool], batch: Batch) -> plan.Sample | None:
@@ -310,7 +310,7 @@ class Group:
                     return Plan(form, "too little work to measure", tuple(trials))
             return plan.choose(trials)
         asked = {"structure": str(self.modules[0]), "members": len(self.modules), "precision": self.precision}
-        asked |= {"frames": _bucket(batch.count), "overlaps": batch.overlaps, "forced": self.forced}
+        asked |= {"frames": size_of(batch.count), "overlaps": batch.overlaps, "forced": self.forced}
         file = plan.file_of(self.device, **asked)
         known = plan.recall(file)
         if known in wanted and known is not None:
@@ -331,7 +331,7 @@ def _takes(module: nn.Module, rows: Tensor) -> bool:
     return True
 
 
-def _bucket(frames: int) -> int:
+def size_of(frames: int) -> int:
     """The next power of two: batches of similar size share a plan."""
     return 1 << max(frames - 1, 0).bit_length()
 

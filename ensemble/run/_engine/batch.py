@@ -58,7 +58,7 @@ class Batch:
     @property
     def overlaps(self) -> bool:
         """Whether the frames are neighbours, and close enough for computing the gaps between recordings as well."""
-        return self.stretch is not None and len(self.stretch.view) <= _MOST_ROWS * self.count
+        return self.stretch is not None and overlapping(self.count, len(self.stretch.view))
 
     @property
     def floats(self) -> bool:
@@ -89,6 +89,11 @@ class Batch:
             stop = int(start.firsts[count - 1]) + 2 * start.context + 1
             start = zoo.data.Stretch(start.rows[:stop], start.firsts[:count], start.context)
         return Batch(count, lambda: self.windows[:count], start)
+
+
+def overlapping(frames: int, windows: int) -> bool:
+    """Whether so many windows, those in gaps between recordings included, are few enough for that many frames."""
+    return windows <= _MOST_ROWS * frames
 
 
 def count_rows(x: Any) -> int:

@@ -1,0 +1,253 @@
+"""Shards: however the work is shared out, interrupted and continued, the same comes out to the bit."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import ensemble
+import zoo
+from ensemble.judge import tables
+from ensemble.judge.tables import Tally
+from ensemble.outputs.store import read_outputs
+from ensemble.run import shards
+from ensemble.run._engine import Form, Plan
+from zoo.workers import Processes
+
+CLASSES = ("x", "y", "z")
+RULES = {"mean": ensemble.mean, "log": ensemble.log_mean, "two": ensemble.WeightedMean([3, 1], members=("b", "a"))}
+KINDS = (("mean_std", "recording", 3), ("z_score", "recording", 1), ("min_max", "corpus", 4), ("none", "corpus", 0))
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shards of 400 frames."""
+    monkeypatch.setattr(shards, "_MOST", 400)
+
+
+def some_frames(count: int = 3000, *, seed: int = 0) -> zoo.FrameSet:
+    """Recordings of 1 to 120 frames with five features."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(1, 120, (200,), generator=generator).cumsum(0)
+    starts = torch.cat([torch.tensor([0]), lengths[lengths < count], torch.tensor([count])])
+    features = 2 * torch.randn(count, 5, generator=generator) + 1
+    labels = torch.randint(3, (count,), generator=generator)
+    return zoo.FrameSet(features, labels, starts, CLASSES, tuple(f"rec-{n}" for n in range(len(starts) - 1)))
+
+
+def some_members(kinds: tuple[tuple[str, str, int], ...] = KINDS, *, plan: str = "auto") -> ensemble.Members:
+    """A small model of each kind of preparation; the second has its classes in another order."""
+    specs = [
+        zoo.Spec("cylinder", 5, context, 3, normalisation, padding, options={"width": 8, "depth": 2})
+        for normalisation, padding, context in kinds
+    ]
+    modules = {"abcd"[n]: zoo.build(spec, seed=n) for n, spec in enumerate(specs)}
+    classes = {name: CLASSES if name != "b" else CLASSES[::-1] for name in modules}
+    members = ensemble.run.from_modules(
+        modules, classes=classes, specs=dict(zip(modules, specs, strict=True)), plan=plan
+    )
+    members.step = 256  # several batches in every shard, none of which begins where a shard does
+    return members
+
+
+def bits(sums: Tally) -> dict[str, bytes]:
+    """All of a tally but its duration."""
+    found = {name: getattr(sums, name).tobytes() for name in tables._ARRAYS}
+    return found | {name: rows.tobytes() for name, rows in sums.sums.items()}
+
+
+def report(given: Tally | ensemble.MemberOutputs, **more: str) -> dict[str, object]:
+    """A report without its durations."""
+    found = ensemble.evaluate(given, RULES, **more).to_json()
+    return {name: value for name, value in found.items() if name not in ("seconds", "frames_per_second")}
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=40), st.integers(1, 120))
+def test_shards_are_whole_recordings_as_many_as_fit(lengths: list[int], most: int) -> None:
+    """They cover all frames in order; the next recording would not have fitted in."""
+    starts = torch.tensor([0, *lengths]).cumsum(0)
+    found = shards.shards(starts, most)
+    assert [shard.number for shard in found] == [*range(len(found))]
+    assert [shard.first for shard in found] == [0, *(shard.last for shard in found[:-1])]
+    assert found[-1].last == len(lengths)
+    for shard in found:
+        assert (shard.start, shard.stop) == (int(starts[shard.first]), int(starts[shard.last]))
+        assert shard.stop - shard.start <= most or shard.last == shard.first + 1
+        assert shard is found[-1] or int(starts[shard.last + 1]) - shard.start > most
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "macro_f1"])
+def test_the_tally_of_shards_is_that_of_all_outputs(metric: str, tmp_path: Path) -> None:
+    """Here, and by one and two processes, which take over every way of preparing frames; so is the report."""
+    members, frames = some_members(), some_frames()
+    outputs = ensemble.collect(members, frames)
+    whole = tables.tally(outputs, RULES, metric)
+    assert len(shards.shards(frames.starts, 400)) > 5
+    crews = [{}, {"folder": tmp_path / "one"}, *({"workers": Processes(count)} for count in (1, 2))]
+    for how in crews if metric == "accuracy" else crews[:1]:
+        found = shards.tally(members, frames, RULES, metric=metric, **how)
+        assert bits(found) == bits(whole)
+        assert report(found, metric=metric) == report(outputs, metric=metric)
+
+
+@pytest.mark.parametrize("kind", ["overlap", "loop", "folded"])
+def test_every_form_gives_its_bits_in_shards(kind: str) -> None:
+    """That of neighbouring frames, whose bits depend on where a batch begins, too."""
+    members, frames = some_members(KINDS[:1]), some_frames(60_000)
+    members.step = 4096
+    for group, _ in members.groups:
+        group.plans |= {(size, True): Plan(Form(kind, 1024), "") for size in (256, 4096)}
+    whole = tables.tally(ensemble.collect(members, frames), {})
+    assert bits(shards.tally(members, frames, {})) == bits(whole)
+
+
+@pytest.mark.parametrize("workers", [None, 2])
+def test_a_sample_to_fit_on_is_always_the_same(workers: int | None, tmp_path: Path) -> None:
+    """All frames where they are few enough; otherwise the same share of every recording, by whomever."""
+    members, frames = some_members(), some_frames()
+    crew = None if workers is None else Processes(workers)
+    whole = ensemble.collect(members, frames)
+    every = shards.sample(members, frames, most=3000, workers=crew, folder=tmp_path / "every")
+    some = shards.sample(members, frames, most=1000, workers=crew, folder=tmp_path / "some")
+    for name in ("log_probabilities", "labels", "groups"):
+        assert torch.equal(getattr(every, name), getattr(whole, name))
+    assert every.fingerprint == some.fingerprint == whole.fingerprint == frames.fingerprint
+    keys = ensemble.judge.excerpt.sampling_keys(frames.groups.numpy())
+    at = torch.from_numpy(np.flatnonzero(keys < 1 / 3))
+    assert 900 < len(at) < 1100
+    for name in ("labels", "groups"):
+        assert torch.equal(getattr(some, name), getattr(whole, name)[at])
+    assert torch.equal(some.log_probabilities, whole.log_probabilities[:, at])
+
+
+def test_processes_fill_a_store(tmp_path: Path) -> None:
+    """As one does; and a further member costs its own row only."""
+    frames, both = some_frames(), some_members()
+    one = ensemble.collect(both.subset(["a"]), frames, tmp_path / "store")
+    fill = shards.filling(frames, workers=Processes(2), folder=tmp_path / "run")
+    found = ensemble.collect(both, frames, tmp_path / "store", fill=fill)
+    whole = ensemble.collect(both, frames)
+    assert torch.equal(found.log_probabilities, whole.log_probabilities)
+    assert torch.equal(one.log_probabilities[0], whole.log_probabilities[0])
+    assert torch.equal(read_outputs(tmp_path / "store").log_probabilities, whole.log_probabilities)
+    asked = json.loads((tmp_path / "run" / "run.json").read_text())["about"]["members"]
+    assert [name for name, _ in asked] == ["b", "c", "d"]
+
+
+def test_a_run_goes_on_from_its_results(tmp_path: Path) -> None:
+    """What is there is not made again; the whole is the same."""
+    members, frames = some_members(), some_frames()
+    whole = bits(shards.tally(members, frames, RULES, folder=tmp_path))
+    files = sorted(tmp_path.glob("*.shard"))
+    files[2].unlink()
+    times = {file: file.stat().st_mtime_ns for file in files if file.exists()}
+    assert bits(shards.tally(members, frames, RULES, folder=tmp_path, workers=Processes(2))) == whole
+    assert times == {file: file.stat().st_mtime_ns for file in times}
+    files[1].write_bytes(files[1].read_bytes()[:-9])
+    with pytest.raises(ValueError, match=r"000001\.shard is damaged: .*; remove it, and start the run again"):
+        shards.tally(members, frames, RULES, folder=tmp_path)
+
+
+@pytest.mark.parametrize("what", ["members", "frames", "rules", "metric"])
+def test_a_folder_of_another_run_is_refused(what: str, tmp_path: Path) -> None:
+    """The message tells what is other."""
+    members, frames = some_members(KINDS[:2]), some_frames()
+    shards.tally(members, frames, RULES, folder=tmp_path)
+    now = {"members": members, "frames": frames, "rules": RULES, "metric": "accuracy"}
+    now[what] = {
+        "members": some_members(KINDS[1::-1]),
+        "frames": some_frames(seed=1),
+        "rules": RULES | {"two": ensemble.WeightedMean([1, 2])},
+        "metric": "brier",
+    }[what]
+    with pytest.raises(ValueError, match=f"holds a run with other {what}: .*use another folder, or remove it"):
+        shards.tally(*[*now.values()][:3], metric=now["metric"], folder=tmp_path)
+
+
+def test_a_folder_with_other_files_is_no_run(tmp_path: Path) -> None:
+    """Neither somebody's files nor a description that is none."""
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(ValueError, match="expected an empty folder for a run"):
+        shards.tally(some_members(), some_frames(), {}, folder=tmp_path)
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"expected a run of this program in .*run\.json, got something else"):
+        shards.tally(some_members(), some_frames(), {}, folder=tmp_path)
+
+
+class Mortal(torch.nn.Module):
+    """A model that kills its process at some frame, once for a file."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__()
+        self.layer, self.file = torch.nn.Linear(5, 3), file
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, 5) -> (B, 3)."""
+        if (x == 77).any() and self.file.exists():
+            self.file.unlink()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self.layer(x)
+
+
+def mortal(frames: zoo.FrameSet, file: Path) -> tuple[ensemble.Members, zoo.FrameSet]:
+    """A member, and frames on one of which it dies."""
+    features = frames.features.clone()
+    features[1500, 0] = 77
+    spec = zoo.Spec("cylinder", 5, 0, 3, "none", options={"width": 8, "depth": 1})
+    torch.manual_seed(0)
+    members = ensemble.run.from_modules({"a": Mortal(file)}, classes=CLASSES, specs={"a": spec}, plan="loop")
+    return members, zoo.FrameSet(features, frames.labels, frames.starts, frames.classes, frames.names)
+
+
+def test_a_killed_process_costs_one_shard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The result is that of a run without accident, and a line tells which shard was done again."""
+    members, frames = mortal(some_frames(), tmp_path / "due")
+    members.step = 256
+    whole = bits(shards.tally(members, frames, {}))
+    monkeypatch.setattr(shards, "_forms", lambda *_: [])  # where the work is shared out nothing runs
+    (tmp_path / "due").touch()
+    assert bits(shards.tally(members, frames, {}, workers=Processes(2))) == whole
+    assert not (tmp_path / "due").exists()
+    (line,) = [message for message in caplog.messages if "done again" in message]
+    assert "(signal 9) at shard" in line
+    assert "recordings rec-" in line
+
+
+def test_damaged_features_name_the_recording() -> None:
+    """Of mapped frames, which are looked at only when their turn comes."""
+    frames = some_frames()
+    features = frames.features.clone()
+    features[1234, 2] = torch.nan
+    parts = {name: getattr(frames, name) for name in ("labels", "starts", "classes", "names")}
+    mapped = zoo.FrameSet.known(frames.fingerprint, features=features, **parts)
+    number = int(torch.searchsorted(frames.starts, 1234, right=True)) - 1
+    for workers in (None, Processes(1)):
+        with pytest.raises(ValueError, match=f"finite features in the recording 'rec-{number}', got NaN"):
+            shards.tally(some_members(), mapped, {}, workers=workers)
+
+
+def test_what_cannot_be_judged_is_refused_before_the_work() -> None:
+    """Frames without labels or of other features, rules of other members, foreign models, samples of nothing."""
+    members, frames = some_members(), some_frames()
+    bare = zoo.FrameSet(frames.features, None, frames.starts, CLASSES)
+    with pytest.raises(ValueError, match="expected frames with labels"):
+        shards.tally(members, bare, {})
+    with pytest.raises(ValueError, match="rule 'odd': "):
+        shards.tally(members, frames, {"odd": ensemble.WeightedMean([1], members=("elsewhere",))})
+    with pytest.raises(ValueError, match="frames of 5 features for member 'a', got 4"):
+        shards.tally(
+            members, zoo.FrameSet(frames.features[:, :4].contiguous(), frames.labels, frames.starts, CLASSES), {}
+        )
+    foreign = ensemble.run.from_modules({"a": torch.nn.Linear(5, 3)}, classes=CLASSES)
+    with pytest.raises(ValueError, match="expected a spec for member 'a'"):
+        shards.tally(foreign, frames, {})
+    with pytest.raises(ValueError, match="one frame or more to fit on, got 0"):
+        shards.sample(members, frames, most=0)
