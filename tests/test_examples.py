@@ -217,10 +217,26 @@ def test_examples_run(name: str, home: Path) -> None:
     assert run([sys.executable, f"examples/{name}", *EXAMPLES[name].split()], home)
 
 
+def test_the_tour_runs_from_checkpoints_to_the_verdict(home: Path) -> None:
+    """Every cell of the notebook, in a kernel of its own; it is committed without what the cells print."""
+    why = "needs nbclient, nbformat and ipykernel: pip install 'zoo-ensemble[dev]'"
+    nbclient, nbformat = (pytest.importorskip(name, reason=why) for name in ("nbclient", "nbformat"))
+    pytest.importorskip("ipykernel", reason=why)
+    tour = nbformat.read(ROOT / "examples" / "tour.ipynb", as_version=4)
+    cells = [cell for cell in tour.cells if cell.cell_type == "code"]
+    assert all(cell.outputs == [] and cell.execution_count is None for cell in cells)
+    nbclient.NotebookClient(tour, timeout=300, resources={"metadata": {"path": str(home / "examples")}}).execute()
+    shown = [output.get("data", {}).get("text/html", "") for cell in cells for output in cell.outputs]
+    assert sum("<zoo-view>" in text for text in shown) == 6
+    assert any("<b>Better. " in text for text in shown)
+    assert (home / "examples" / "report.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
 def test_every_example_is_run() -> None:
     """A new example needs its line above."""
     elsewhere = {"consume.py", "synthesise.py"}
     assert {*EXAMPLES} | elsewhere == {path.name for path in ROOT.glob("examples/*.py")} or not README.exists()
+    assert [path.name for path in ROOT.glob("examples/*.ipynb")] == ["tour.ipynb"] or not README.exists()
 
 
 def run(command: list[str], folder: Path) -> str:

@@ -30,14 +30,14 @@ _SHOWN = {
     "parameters": "parameters",
     "bytes": "bytes",
     "microseconds per frame": "microseconds",
-    "memory": "memory",
+    "bytes in memory": "memory",
 }
 _SHOWN_AS = {
     "calibration error": ".2%",
     "parameters": ",d",
     "bytes": ",d",
     "microseconds per frame": ".2f",
-    "memory": ",d",
+    "bytes in memory": ",d",
 }
 
 
