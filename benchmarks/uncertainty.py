@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 import ensemble
 import zoo
 from ensemble.fit import fit_prediction_sets
+from ensemble.judge.rejection import REJECTION_SCORES, Evidence
 from zoo import _console
 
 Floats = NDArray[np.float64]
@@ -41,7 +42,9 @@ def main() -> None:
         write_pictures(given.pictures, valid, test)
         return
     for title, rows in (
+        ("entropy of the members' mean on test, nats", split(test)),
         ("which frames to reject, on test", rejection(valid, test)),
+        ("thresholds for a risk of 5 % of the mean, chosen on valid, on test", thresholds(valid, test)),
         ("sets of the mean, fitted on valid, judged on test", sets(valid, test)),
         ("sets to cover 90 %, of made-up recordings: coverage of new ones, per cent", simulation()),
         ("sets to cover 90 %, fitted on some of the 22 voices of valid and test", voices(valid, test)),
@@ -67,6 +70,31 @@ def write_pictures(folder: Path, valid: ensemble.MemberOutputs, test: ensemble.M
     folder.mkdir(exist_ok=True)
     for name, ax in drawn.items():
         ax.get_figure(root=True).savefig(folder / f"{name}.png", dpi=110, bbox_inches="tight")
+
+
+def split(test: ensemble.MemberOutputs) -> Iterator[dict[str, object]]:
+    """Mean parts of the uncertainty, of all frames and of those where the mean is right and wrong."""
+    parts = ensemble.judge.uncertainty(test.probabilities)
+    right = ensemble.mean(test.probabilities).argmax(dim=1) == test.require_labels()
+    for name, frames in (("all", right | True), ("right", right), ("wrong", ~right)):
+        means = {part: float(getattr(parts, part)[frames].mean()) for part in ("total", "aleatoric", "epistemic")}
+        yield {"frames": name} | {part: round(value, 3) for part, value in means.items()}
+
+
+def thresholds(valid: ensemble.MemberOutputs, test: ensemble.MemberOutputs) -> Iterator[dict[str, object]]:
+    """What a score's threshold keeps of other frames, and at what risk."""
+    rows = ensemble.mean(test.probabilities)
+    wrong = (rows.argmax(dim=1) != test.require_labels()).numpy()
+    assert test.groups is not None
+    for row in ensemble.judge.risk_coverage(valid, ensemble.mean).scores.to_dict("records"):
+        kept = (REJECTION_SCORES[row["name"]](Evidence(rows, test.probabilities)) >= row["threshold"]).numpy()
+        risk = ensemble.judge.bootstrap_interval(wrong[kept], test.groups.numpy()[kept])
+        yield {
+            "score": row["name"],
+            "threshold": f"{row['threshold']:.4f}",
+            "kept, %": f"{100 * kept.mean():.1f}",
+            "risk, %": _interval(risk.estimate, risk.low, risk.high),
+        }
 
 
 def rejection(valid: ensemble.MemberOutputs, test: ensemble.MemberOutputs) -> Iterator[dict[str, object]]:

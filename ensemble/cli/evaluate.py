@@ -200,12 +200,12 @@ def prediction_sets(
     data |= intervals | {"empty": found.empty, "single": found.single, "classes": found.classes.to_dict("records")}
     data["notes"] = [*dict.fromkeys((*fitted.notes, *found.notes))]
     least = found.classes.dropna().nsmallest(3, "coverage")
-    worst = ", ".join(f"{own} {share:.1%}" for own, share in zip(least["name"], least["coverage"], strict=True))
+    worst = ", ".join(f"{own} {share:.1%} of {frames:,}" for own, frames, share, _ in least.itertuples(index=False))
     mean = found.recordings
     line = (
         f"{name}: sets to cover {coverage:g} hold the true class on {mean.estimate:.1%} of a recording's frames "
         f"({interval(mean.low, mean.high, '.1%')}), and {found.size.estimate:.2f} classes on average; "
-        f"{found.single:.1%} hold one class, {found.empty:.1%} none; least covered: {worst}"
+        f"{found.single:.1%} hold one class, {found.empty:.1%} none; least covered: {worst} frames"
     )
     return Answer(data, [line, *(f"note: sets of {name}: {note}" for note in fitted.notes)])
 
