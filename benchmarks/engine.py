@@ -298,7 +298,7 @@ def cascades(setting: Setting) -> Iterator[Row]:
         yield from _cascaded("bundled", bundled, rule, known, test)
     stack = _perturbed(registry, "mlp-a", 8, setting)
     yield from _cascaded("in a stack", stack, ensemble.mean, ensemble.collect(stack, valid), test)
-    untrained, frames = models_of(SHAPES[2], setting, "float32")[1], random_frames(len(test))
+    untrained, frames = models_of(setting.shapes[2], setting, "float32")[1], random_frames(len(test))
     yield _against_all("untrained", untrained, ensemble.mean, ensemble.rules.Cascade(ensemble.mean), frames)
 
 
