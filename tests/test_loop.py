@@ -710,3 +710,14 @@ def test_a_folder_of_the_version_before_is_resumed(frames: FrameSet, tmp_path: P
         assert [one.digest for one in again] == [one.digest for one in before]
         with pytest.raises(ValueError, match=r"another run \(weight_decay: 0\.1 there, 0\.2 now\)"):
             ensemble.cotrain(SPEC, QUICK, frames, frames, directory=folder, **some | {"weight_decays": [0.0, 0.2]})
+
+
+@pytest.mark.parametrize(("batch_size", "accumulate"), [(32, 1), (32, 2), (128, 2), (200, 1)])
+def test_only_whole_steps_are_timed(frames: FrameSet, batch_size: int, accumulate: int) -> None:
+    """The last step of an epoch has the frames that are left, here 10 of 138, which would take the least time."""
+    recipe, seen = Recipe(batch_size=batch_size, accumulate=accumulate), []
+    group = zoo.training.single_group(PLAIN, recipe)
+    counted = replace(group, forward=lambda x: seen.append(len(x)) or group.forward(x))
+    zoo.training.seconds_per_step(counted, frames, patience=0)
+    sums = {sum(seen[at : at + accumulate]) for at in range(0, len(seen), accumulate)}
+    assert sums == {min(batch_size * accumulate, len(frames))}

@@ -184,7 +184,7 @@ def train_group(
 
 
 def seconds_per_step(group: Group, train: FrameSet, *, teacher: Teacher | None = None, patience: float = 0.5) -> float:
-    """The least time that a step of this group took, over about `patience` seconds; the steps train the group."""
+    """The least time that a whole step of this group took, over about `patience` seconds; the steps train the group."""
     recipe = group.recipes[0]
     enough = torch.arange(int((train.starts[:-1] < 4 * recipe.batch_size * recipe.accumulate).sum()))
     batches = Batches(train.select(enough), group.spec, group.recipes, teacher)
@@ -193,7 +193,8 @@ def seconds_per_step(group: Group, train: FrameSet, *, teacher: Teacher | None =
     group.module.train()
     with torch.random.fork_rng(devices=_generators(train)):
         took: list[float] = []
-        coming = (some for epoch in count(1) for some in batches.epoch(epoch))
+        order = (enumerate(batches.epoch(epoch), 1) for epoch in count(1))
+        coming = (some for steps in order for n, some in steps if n == 1 or n < batches.steps)  # the last may be short
         while len(took) < 5 or sum(took) < patience:
             begin = time.perf_counter()
             stepper.step(next(coming), rates).cpu()
