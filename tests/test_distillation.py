@@ -224,3 +224,16 @@ def test_the_members_run_once_for_all_students(frames: FrameSet, monkeypatch: py
         ensemble.cotrain(SPEC, QUICK, frames, frames, seeds=range(students), together=students, teacher=teacher)
         counts.append(sum(calls))
     assert counts[0] == counts[1]
+
+
+def test_figures_that_are_too_good_are_said_to_be(frames: FrameSet) -> None:
+    """Frames that students, controls or members were trained on; frames whose features the students have seen."""
+    better = zoo.train(WIDER, QUICK, frames, frames)
+    final = ensemble.Ensemble(ensemble.run.from_checkpoints({"a": better}), ensemble.mean)
+    [note] = distil(final, SPEC, QUICK, frames, frames, frames, seeds=[0]).notes
+    assert note.startswith("these frames are training frames of student 0, control 0, a: ")
+    parts = [frames.select(torch.tensor(some)) for some in ([0, 2], [4], [1, 3])]
+    unlabelled = [replace(parts[2], labels=None)]
+    [note] = distil(final, SPEC, QUICK, *parts, seeds=[0], unlabelled=unlabelled).notes
+    assert note.startswith("students learnt from these frames, without their labels")
+    assert distil(final, SPEC, QUICK, *parts, seeds=[0]).notes == ()

@@ -240,8 +240,8 @@ def test_stored_answers_teach_as_the_teacher_does(frames: FrameSet) -> None:
 @pytest.mark.parametrize(
     ("fields", "teacher", "message"),
     [
-        ({"temperature": 2.0}, None, "temperature=2 without; pass teacher="),
-        ({"hard_weight": 0.5}, None, r"hard_weight=0\.5 without"),
+        ({"temperature": 2.0}, None, "teacher with temperature=2, got none; pass teacher="),
+        ({"hard_weight": 0.5}, None, r"teacher with hard_weight=0\.5, got none"),
         ({"hard_weight": 1.0}, model_of(), "hard_weight below 1"),
         ({"label_smoothing": 0.1}, model_of(), r"label_smoothing=0\.1, which acts on hard labels only"),
         ({}, model_of(normalisation="mean"), "normalisation 'mean' instead of 'mean_std'; .* store"),
@@ -267,7 +267,7 @@ def test_what_cannot_teach_is_refused(fields: dict[str, Any], teacher: Any, mess
 def test_frames_without_labels_are_checked(frames: FrameSet) -> None:
     """They need a teacher, and the features and classes of the others."""
     more = bare(frames)
-    with pytest.raises(ValueError, match="frames without labels without; pass teacher="):
+    with pytest.raises(ValueError, match="teacher with frames without labels, got none; pass teacher="):
         zoo.train(SPEC, QUICK, frames, frames, unlabelled=[more])
     for other in (replace(more, classes=(*"abcx",)), replace(more, features=more.features[:, :5].contiguous())):
         with pytest.raises(ValueError, match="frames without labels of the features and classes"):

@@ -198,6 +198,7 @@ def _answer(
         "spec": spec.to_dict(),
         "parameters": size,
         "saved": saved,
+        "notes": [*result.notes],
     }
     rows = [{"model": one["name"], **_scores(one)} for one in lists["members"]]
     rows.append({"model": f"= {name}", **_scores(teacher)})
@@ -216,6 +217,7 @@ def _answer(
         f"{best} predicts the class of {name!r} on {result.agreement:.2%} of the frames",
         f"saved as {saved}, {size:,} parameters" if saved else outcome,
     ]
+    shown += [f"note: {note}" for note in result.notes]
     return Answer(data, shown, code=0 if saved else 1)
 
 

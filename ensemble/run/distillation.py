@@ -21,6 +21,8 @@ from torch import Tensor
 import zoo
 from ensemble.judge.metrics import METRICS, Answers, get_metric
 from ensemble.judge.significance import Interval, cluster_bootstrap, percentile_ends, piles, sums_by_group
+from ensemble.judge.tables import provenance
+from ensemble.outputs import MemberOutputs
 from ensemble.rules.fitted import rule_for
 from ensemble.rules.pooling import mean
 from ensemble.rules.table import FittedRule, Rule
@@ -150,6 +152,7 @@ class Distillation:
     ratio: Interval
     best: int  #: the position of the student that is best on its validation frames
     agreement: float  #: fraction of the frames on which that student predicts the ensemble's class
+    notes: tuple[str, ...] = ()  #: what makes these figures too good, one sentence each
 
     @property
     def better(self) -> bool:
@@ -201,7 +204,10 @@ def distil(
     lesson: dict[str, Any] = {"teacher": teacher or teacher_of(final), "unlabelled": unlabelled}
     students = cotrain(spec, learner, train, valid, directory=places[0], **lesson, **shared)
     controls = cotrain(spec, control, train, valid, directory=places[1], **shared)
-    return compared(final, students, controls, test, metric)
+    found = compared(final, students, controls, test, metric)
+    seen = any(each.features.shape == test.features.shape and each.features.equal(test.features) for each in unlabelled)
+    note = "students learnt from these frames, without their labels; controls and members did not"
+    return replace(found, notes=(*found.notes, *([note] if seen else [])))
 
 
 def check_comparison(test: zoo.FrameSet, metric: str) -> None:
@@ -245,7 +251,9 @@ def compared(
     parts = np.stack([frames[:S].mean(axis=0), frames[S:-1].mean(axis=0), frames[-1]], axis=1)  # (N, 3)
     student, control, teacher = own.goods(parts.mean(axis=0)).tolist()
     drawn = own.goods(cluster_bootstrap(*sums_by_group(parts, piles(test.groups.numpy())[0])))  # (R, 3)
-    best = _best(students)
+    best, about = _best(students), (*trained.about, *final.members.about)
+    empty = torch.empty(len(about), 0, len(classes))
+    of = MemberOutputs(empty, (*names, *final.members.names), classes, fingerprint=test.fingerprint, about=about)
     return Distillation(
         students=tuple(students),
         controls=tuple(controls),
@@ -258,6 +266,7 @@ def compared(
         ratio=_ratio(student - control, teacher - control, drawn),
         best=best,
         agreement=float((alone[best].guesses == together.guesses).mean()),
+        notes=(*provenance(of, {"the ensemble": rule}),),
     )
 
 

@@ -165,7 +165,7 @@ def check_teacher(
         needing = [f"{name}={getattr(recipe, name):g}" for name, needs in given.items() if needs]
         if needing or unlabelled:
             what = " and ".join(needing + ["frames without labels"] * bool(unlabelled))
-            msg = f"expected a teacher where the recipe or the frames need one, got {what} without; pass teacher="
+            msg = f"expected a teacher with {what}, got none; pass teacher=, or leave out what needs one"
             raise ValueError(msg)
         return
     _check_fit(teacher, spec, recipe, train, unlabelled)
