@@ -526,13 +526,13 @@ def test_a_set_is_sent_to_another_process(device: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "taught", "most"),
+    ("changes", "taught"),
     [
-        ({}, False, 0),
-        ({"optimiser": "adagrad"}, False, 0),
-        ({"mask_time": 2, "mask_features": 2}, False, 2),
-        ({"temperature": 2.0, "hard_weight": 0.5}, True, 0),
-        ({"mix_up": 0.3}, True, 2),
+        ({}, False),
+        ({"optimiser": "adagrad"}, False),
+        ({"mask_time": 2, "mask_features": 2}, False),
+        ({"temperature": 2.0, "hard_weight": 0.5}, True),
+        ({"mix_up": 0.3, "mask_time": 2}, True),
     ],
     ids=str,
 )
@@ -542,10 +542,9 @@ def test_waits_in_training(
     pretended: PretendedCuda,
     changes: dict[str, Any],
     taught: bool,
-    most: int,
     tmp_path: Path,
 ) -> None:
-    """A step more costs no wait, but two for masks and mixing, which are drawn on the CPU; in a resumed run too."""
+    """A step more costs no wait, in a resumed run too: masks and mixing are drawn and sent for many steps at once."""
     there, found = frames.to(device), []
     kept = {f"m{k}": zoo.Checkpoint.from_module(zoo.build(SPEC, seed=k), SPEC, [*"dbca"]) for k in range(3)}
     teacher = ensemble.run.teacher_of(
@@ -563,4 +562,4 @@ def test_waits_in_training(
         pretended.waits.clear()
         zoo.train(*work, directory=tmp_path / str(batch_size), **lesson)
         found.append(pretended.waits.total())
-    assert found[1] - found[0] <= 2 * most
+    assert found[1] == found[0]

@@ -5,6 +5,7 @@ because a model is useless on features other than its own: 16 kHz, 25 ms Hann wi
 coefficients, raw. See `normalisation` for the rest.
 """
 
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -171,20 +172,39 @@ def mask(windows: Tensor, *, max_time: int, max_features: int, generator: torch.
     if windows.dim() != 3:
         msg = f"expected windows (B, W, F), got shape {tuple(windows.shape)}; pass one recording as features[None]"
         raise ValueError(msg)
-    seed = int(torch.randint(2**62, (), generator=generator))
-    masked = windows.clone()
+    longest = {"max_time": max_time, "max_features": max_features}
+    runs = drawn_runs(windows.shape, **longest, generator=generator, around=around)
+    return blank_(windows.clone(), runs.to(windows.device))
+
+
+def drawn_runs(
+    shape: Sequence[int], *, max_time: int, max_features: int, generator: torch.Generator, around: int = 0
+) -> Tensor:
+    """What `mask` draws for windows of this shape (B, W, F): (B, 2, 2) int64 on the CPU.
+
+    For each window, of its frames and of its features: the first that is set to zero, and the one behind the last.
+    """
+    seed, runs = int(torch.randint(2**62, (), generator=generator)), torch.zeros(shape[0], 2, 2, dtype=torch.int64)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would also reseed the accelerators
-        for axis, (name, longest) in enumerate({"max_time": max_time, "max_features": max_features}.items(), start=1):
-            beside = around if axis == 1 else 0
-            length = windows.shape[axis] - 2 * beside
+        for axis, (name, longest) in enumerate({"max_time": max_time, "max_features": max_features}.items()):
+            beside = 0 if axis else around
+            length = shape[axis + 1] - 2 * beside
             if not 0 <= longest <= length:
                 msg = f"expected {name} between 0 and {length}, the length of its axis, got {longest}"
                 raise ValueError(msg)
             if longest:
-                run = torch.rand(len(windows), 1) * (longest + 1)  # truncated below, so that `longest` is possible
-                start = (torch.rand(len(windows), 1) * (length - run)).long()
-                places = torch.arange(-beside, length + beside)
-                blank = (places >= start) & (places < start + run.long())  # (B, length)
-                masked.masked_fill_(blank[:, :, None].movedim(1, axis).to(windows.device), 0.0)
-    return masked
+                run = torch.rand(shape[0]) * (longest + 1)  # truncated below, so that `longest` is possible
+                start = (torch.rand(shape[0]) * (length - run)).long() + beside
+                runs[:, axis] = torch.stack([start, start + run.long()], dim=1)
+    return runs
+
+
+def blank_(windows: Tensor, runs: Tensor) -> Tensor:
+    """The windows (B, W, F) themselves, with these runs (B, 2, 2) of `drawn_runs` set to zero."""
+    for axis in (1, 2):
+        places = torch.arange(windows.shape[axis], device=windows.device)
+        first, behind = runs[:, axis - 1, :1], runs[:, axis - 1, 1:]  # (B, 1)
+        blank = (places >= first) & (places < behind)
+        windows.masked_fill_(blank[:, :, None].movedim(1, axis), 0.0)
+    return windows

@@ -23,7 +23,7 @@ from zoo import _files
 from zoo.checkpoint import state_of
 from zoo.checkpoint.exam import rows_for
 from zoo.checkpoint.header import DTYPES
-from zoo.data.audio import mask
+from zoo.data.audio import blank_, drawn_runs
 from zoo.data.frames import FrameSet, Windows, prepared
 from zoo.models.spec import Spec, build
 from zoo.training.optimisers import OPTIMISERS, norms, perturb, restored, rows, spread
@@ -32,6 +32,7 @@ from zoo.training.schedules import SCHEDULES
 from zoo.training.teacher import Teacher
 
 OWN = ("seed", "order_seed", "learning_rate", "weight_decay")  # what members of one group may differ in
+_DRAWN = 64  # batches whose masks are drawn, and sent to the device, at once
 _AT_ONCE = 16_384  # frames times members that are evaluated at once; keeps the activations within the cache
 
 
@@ -155,9 +156,34 @@ class Batches:
         order = orders[0][None] if len(orders) == 1 else torch.stack(orders)  # (1 or M, N)
         order = order if self._frames is None else self._frames.gather(1, order)
         order = order.to(self._labels.device)  # at once: each step would wait for its own
+        drawn, size = self._drawn(generators), self._recipe.batch_size
         for first in range(0, len(self._starts), self._recipe.accumulate):
             starts = self._starts[first : first + self._recipe.accumulate]
-            yield [self._batch(order[:, at : at + self._recipe.batch_size], generators) for at in starts]
+            yield [self._batch(order[:, at : at + size], next(drawn)) for at in starts]
+
+    def _drawn(self, generators: Sequence[torch.Generator]) -> Iterator[dict[str, Tensor]]:
+        """What is drawn on the CPU for each batch, (1 or M, B, ...) each: for many batches, and sent at once."""
+        recipe, frames = self._recipe, 2 * self._context + 1
+        longest = {"max_time": recipe.mask_time, "max_features": recipe.mask_features}
+        around = self._context - self._spec.context
+        sizes = [min(recipe.batch_size, self.count - at) for at in self._starts]
+
+        def of(size: int) -> dict[str, Tensor]:
+            parts: dict[str, list[Tensor]] = {}
+            if recipe.mix_up:
+                pairs = [_mixing(size, recipe.mix_up, g) for g in generators]
+                parts["partners"], parts["share"] = ([*column] for column in zip(*pairs, strict=True))
+            if recipe.mask_time or recipe.mask_features:
+                shape = size, frames, self._spec.features
+                parts["runs"] = [drawn_runs(shape, **longest, generator=g, around=around) for g in generators]
+            return {name: torch.stack(rows) for name, rows in parts.items()}
+
+        for first in range(0, len(sizes), _DRAWN):
+            some = sizes[first : first + _DRAWN]
+            columns = [of(size) for size in some]
+            together = {name: torch.cat([each[name] for each in columns], dim=1) for name in columns[0]}
+            sent = {name: torch.split(sent_to(x, self._labels.device), some, dim=1) for name, x in together.items()}
+            yield from ({name: pieces[at] for name, pieces in sent.items()} for at in range(len(some)))
 
     def unmasked(self, most: int) -> Iterator[Tensor]:
         """Windows in batches without masks, of about `most` frames spread evenly over all."""
@@ -166,26 +192,23 @@ class Batches:
         batches = spread_batches(self._windows, frames.to(self._labels.device), self._recipe.batch_size)
         return (self._middle(windows, self._spec.context) for windows in batches)
 
-    def _batch(self, index: Tensor, generators: Sequence[torch.Generator]) -> Batch:
+    def _batch(self, index: Tensor, drawn: Mapping[str, Tensor]) -> Batch:
         """Of frames (1 or M, B): the first axis is left out where members share them."""
-        recipe, shared = self._recipe, len(index) == 1
+        shared = len(index) == 1
         windows, own = [self._windows(row) for row in index], index[0] if shared else index
         mixing: dict[str, Tensor] = {}
-        if recipe.mix_up:
-            drawn = [_mixing(row, recipe.mix_up, g) for row, g in zip(index, generators, strict=True)]
-            windows = [x[at].lerp(x, share[:, None]) for x, (at, share) in zip(windows, drawn, strict=True)]
-            partners, shares = (torch.stack(parts) for parts in zip(*drawn, strict=True))
+        if "share" in drawn:
+            partners, shares = drawn["partners"], drawn["share"]
+            windows = [x[at].lerp(x, share[:, None]) for x, at, share in zip(windows, partners, shares, strict=True)]
             others = self._labels[index.gather(1, partners)]
             mixing = {"others": others[0] if shared else others, "share": shares[0] if shared else shares}
-        if recipe.mask_time or recipe.mask_features:
-            longest = {"max_time": recipe.mask_time, "max_features": recipe.mask_features}
-            longest["around"] = self._context - self._spec.context
-            shaped = [x.view(len(x), -1, self._spec.features) for x in windows]
-            windows = [mask(x, **longest, generator=g).flatten(1) for x, g in zip(shaped, generators, strict=True)]
+        if "runs" in drawn:
+            for x, runs in zip(windows, drawn["runs"], strict=True):
+                blank_(x.view(len(x), -1, self._spec.features), runs)
         together = windows[0] if shared else torch.cat(windows)  # (1 or M * B, inputs): one call of the teacher
         if self._teacher is not None:
             asked = self._middle(together, self._asked)
-            soft = self._teacher.targets(asked, index.flatten(), self._order, recipe.temperature)
+            soft = self._teacher.targets(asked, index.flatten(), self._order, self._recipe.temperature)
             mixing["soft"] = soft.view(*own.shape, -1)
         return Batch(self._middle(together, self._spec.context).view(*own.shape, -1), self._labels[own], **mixing)
 
@@ -534,7 +557,7 @@ def joined(parts: Sequence[Windows], counts: Sequence[int]) -> Windows:
     return made
 
 
-def _mixing(frames: Tensor, alpha: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def _mixing(frames: int, alpha: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """For each of B frames the position of the one that is mixed in, and its own share: from Beta(alpha, alpha).
 
     Of two shares that add up to one the larger is its own, so that a frame is mostly itself.
@@ -542,12 +565,20 @@ def _mixing(frames: Tensor, alpha: float, generator: torch.Generator) -> tuple[T
     References:
         Zhang et al., "mixup: Beyond empirical risk minimization", ICLR 2018.
     """
-    partner = torch.randperm(len(frames), generator=generator)
+    partner = torch.randperm(frames, generator=generator)
     seed = int(torch.randint(2**62, (), generator=generator))
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # as in `zoo.data.audio.mask`
-        share = torch.distributions.Beta(alpha, alpha).sample((len(frames),))
-    return partner.to(frames.device), torch.maximum(share, 1 - share).to(frames.device)
+        torch.default_generator.manual_seed(seed)  # as in `zoo.data.audio.drawn_runs`
+        share = torch.distributions.Beta(alpha, alpha).sample((frames,))
+    return partner, torch.maximum(share, 1 - share)
+
+
+def sent_to(values: Tensor, device: torch.device) -> Tensor:
+    """Values from the CPU on the device, for which nobody waits."""
+    if device.type != "cuda":
+        return values.to(device)
+    pinned = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+    return pinned.copy_(values).to(device, non_blocking=True)
 
 
 def _copy(batch: Batch) -> Batch:
