@@ -10,6 +10,10 @@ a temporary folder), and how long all pairs of 500 members take:
 
     python benchmarks/judging.py --memory 1000000
     python benchmarks/judging.py --pairs
+
+The pictures and the example page of docs/judging.md are written by
+
+    python benchmarks/judging.py --pictures docs/pictures
 """
 
 from __future__ import annotations
@@ -47,6 +51,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=400)
     parser.add_argument("--memory", type=int, metavar="FRAMES", help="judge 32 members of 40 classes from a store")
     parser.add_argument("--pairs", action="store_true", help="every pairwise measure of 500 members, 100,000 frames")
+    parser.add_argument("--pictures", type=Path, metavar="FOLDER", help="write the pictures of docs/judging.md here")
     given = parser.parse_args()
     if given.memory or given.pairs:
         _console.show([_console.Table([memory(given.memory)] if given.memory else [pairs()])])
@@ -58,6 +63,9 @@ def main() -> None:
         return ensemble.collect(members, frames)
 
     valid, test = collected("valid"), collected("test")
+    if given.pictures is not None:
+        write_pictures(given.pictures, valid, test)
+        return
     for title, rows in (
         ("coverage of nominal 95 % intervals of the mean's gain", coverage(valid, test, given.trials)),
         ("figures where a choice was made, and on other recordings", list(optimism(test, given.trials // 20))),
@@ -66,6 +74,19 @@ def main() -> None:
     ):
         print(f"\n{title}")
         _console.show([_console.Table(rows)])
+
+
+def write_pictures(folder: Path, valid: ensemble.MemberOutputs, test: ensemble.MemberOutputs) -> None:
+    """The pictures of docs/judging.md, and report.html, the page of the table there."""
+    rules = {name: ensemble.get_rule(name) for name in ("majority", "maximum", "mean", "log_mean", "product", "median")}
+    rules["weighted"] = ensemble.fit_weights(valid).rule
+    report = ensemble.evaluate(test, rules, baseline=best_member(valid))
+    folder.mkdir(exist_ok=True)
+    for name in ("gains", "map"):
+        figure = report.figure(name).get_figure(root=True)
+        assert figure is not None
+        figure.savefig(folder / f"{name}.png", dpi=110, bbox_inches="tight")
+    (folder / "report.html").write_text(report.page(), encoding="utf-8")
 
 
 def coverage(valid: ensemble.MemberOutputs, test: ensemble.MemberOutputs, trials: int) -> list[dict[str, object]]:

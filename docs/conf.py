@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import ensemble
 import zoo
-from benchmarks import uncertainty
+from benchmarks import judging, uncertainty
 
 project = "zoo-ensemble"
 author = "the zoo-ensemble authors"
@@ -77,7 +77,9 @@ def draw(app: Sphinx) -> None:
     """Draw the pictures of the pages where there are none yet; delete the folder to draw them anew."""
     folder = Path(app.srcdir) / "pictures"
     if not folder.exists():
-        uncertainty.write_pictures(folder, *uncertainty.collected(ROOT / "registry.json"))
+        valid, test = uncertainty.collected(ROOT / "registry.json")
+        uncertainty.write_pictures(folder, valid, test)
+        judging.write_pictures(folder, valid, test)
 
 
 def setup(app: Sphinx) -> None:

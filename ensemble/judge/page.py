@@ -13,6 +13,7 @@ import base64
 import hashlib
 import json
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,7 @@ _RULES_ONLY = ("mean_gain", "loss_gain", "optimism", "fitted_")  # how the colum
 
 def page(report: Any, *, title: str = "Is the ensemble better?") -> str:
     """A `Report`, whose module stands above this one, as HTML text: one file that needs nothing else."""
-    script, style = ((_HOME / name).read_text(encoding="utf-8") for name in ("page.js", "page.css"))
+    script, style = (_short((_HOME / name).read_text(encoding="utf-8")) for name in ("page.js", "page.css"))
     unit = get_metric(report.metric).unit
     farthest = report.pairs.sort_values("disagreement", ascending=False, kind="stable").head(_MOST_PAIRS)
     further = [name for name in report.rules.columns if name.startswith(("name", *_RULES_ONLY))]
@@ -108,6 +109,11 @@ def page(report: Any, *, title: str = "Is the ensemble better?") -> str:
         digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
     return text.lstrip()
+
+
+def _short(text: str) -> str:
+    """A script or a style without indentation and without lines that are comments."""
+    return re.sub(r"^ +|^ *//.*\n", "", text, flags=re.MULTILINE)
 
 
 def _gain(unit: str) -> _Style:
