@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import ensemble
 import zoo
 import zoo.onnx
-from ensemble.rules import RULES, BayesVote, Chain, ClasswiseMean, LogPool, Stacked, Temperature
+from ensemble.rules import RULES, BayesVote, Cascade, Chain, ClasswiseMean, LogPool, Stacked, Temperature, declared
 from ensemble.run.folded import Folded
 from zoo import FrameSet
 
@@ -57,8 +57,9 @@ def fitted() -> dict[str, ensemble.Rule]:
 
 
 def test_every_rule_in_one_file(members: ensemble.Members, frames: FrameSet, tmp_path: Path) -> None:
-    """All rules of the table and all fitted ones, at batches of 1, 7 and all frames."""
-    rules = {**RULES, **fitted()}
+    """All continuous rules of the table and all fitted ones, at batches of 1, 7 and all frames."""
+    rules = {name: rule for name, rule in {**RULES, **fitted()}.items() if declared(rule).continuous}
+    assert [name for name in RULES if name not in rules] == ["borda"]
     model = Folded(members, lambda p: torch.cat([rule(p) for rule in rules.values()]))
     file = zoo.onnx.write(model, tmp_path / "r.onnx", contract={"input": {"kind": "windows"}}, columns=42).path
     session = onnxruntime.InferenceSession(file)
@@ -147,6 +148,23 @@ def test_a_rule_that_cannot_be_traced(members: ensemble.Members, tmp_path: Path)
     final = ensemble.Ensemble(members, lambda p: p[0] if float(p[0, 0, 0]) > 0.5 else p[1])
     with pytest.raises(ValueError, match=r"cannot write the rule .*: it is not in the table"):
         final.to_onnx(tmp_path / "e.onnx")
+
+
+def test_a_rule_whose_result_jumps(members: ensemble.Members, tmp_path: Path) -> None:
+    """Ranks of nearly equal probabilities, and cascades, are refused with the reason, alone and inside other rules."""
+    mean, borda = ensemble.mean, ensemble.rules.borda
+    named = Cascade(ensemble.WeightedMean([1, 2, 3, 4, 5], members=members.names[::-1]))
+    inside = Chain((borda, Temperature(2.0))), ensemble.abstaining(borda)
+    for rule, title in [(borda, "borda"), (Cascade(mean), "Cascade"), (named, "Cascade"), (inside[0], "Chain")]:
+        with pytest.raises(ValueError, match=rf"got {title}, whose result jumps .* rounding alone; export mean, maj"):
+            ensemble.Ensemble(members, rule).to_onnx(tmp_path / "e.onnx")
+    assert not declared(inside[1]).continuous
+    p = torch.rand(5, 30, 4).softmax(-1)
+    moved = (borda(p) - borda(p * (1 + 1e-6 * torch.randn(p.shape)))).abs().amax()
+    assert moved < 1e-5  # of random members hardly any two classes are that near to each other
+    p[..., 1] = p[..., 0]
+    assert (borda(p) - borda(p * (1 + 1e-6 * torch.randn(p.shape)))).abs().amax() > 1e-2
+    assert not list(tmp_path.glob("e.onnx*"))
 
 
 def test_the_bundled_ensemble(tmp_path: Path, command: Callable[..., Any]) -> None:

@@ -165,8 +165,8 @@ class Cascade(FittedRule):
         """Those of the rule, which an exact cascade needs."""
         sums = declared(self.of).sums(members)
         if sums is None:
-            title = getattr(getattr(self.of, "func", self.of), "__name__", type(self.of).__name__)
-            msg = f"expected a rule whose class is a largest sum over members, such as mean or majority, got {title}: "
+            wanted = "a rule whose class is a largest sum over members, such as mean or majority"
+            msg = f"expected {wanted}, got {declared(self.of).title}: "
             raise ValueError(f"{msg}any member can change its class to the last; give a threshold, see fit_cascade")
         return sums
 
@@ -189,6 +189,11 @@ class Cascade(FittedRule):
     def sparing(self) -> bool:
         """It is."""
         return True
+
+    @property
+    def continuous(self) -> bool:
+        """Its probabilities are of other members where the lead is a little larger."""
+        return False
 
     @property
     def fingerprints(self) -> tuple[str, ...]:

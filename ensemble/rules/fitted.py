@@ -383,6 +383,11 @@ class Among(FittedRule):
         return declared(self.of).logarithmic
 
     @property
+    def title(self) -> str:
+        """That of the rule inside."""
+        return declared(self.of).title
+
+    @property
     def sparing(self) -> bool:
         """As the rule inside."""
         return declared(self.of).sparing

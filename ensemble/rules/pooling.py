@@ -69,7 +69,7 @@ def tie_rate(probabilities: Tensor) -> float:
     return float(tied.double().mean())
 
 
-@rule
+@partial(rule, continuous=False)
 def borda(probabilities: Tensor) -> Tensor:
     """Each member ranks the classes; a class earns a point for each class below it, half a point for equal ones.
 
@@ -82,8 +82,7 @@ def borda(probabilities: Tensor) -> Tensor:
     """
     members, _, classes = probabilities.shape
     leads = []
-    blocks = [probabilities] if torch.compiler.is_exporting() else torch.split(probabilities, _BLOCK, dim=1)
-    for block in blocks:
+    for block in torch.split(probabilities, _BLOCK, dim=1):
         rows = block.permute(2, 0, 1).contiguous()  # (C, M, N)
         lead = torch.zeros_like(rows[:, 0], dtype=wide(rows))  # members for a class minus those against it, over pairs
         for index in range(classes - 1):  # sorting takes longer

@@ -54,17 +54,27 @@ class Sums:
 
 
 RULES: dict[str, Callable[..., Tensor]] = {}
-_LOG_SCORES: dict[
-    object, Callable[..., Tensor]
-] = {}  # logarithmic rule -> (M, N, C) log-probabilities to (N, C) scores
-_SUMS: dict[object, Callable[[int], Sums]] = {}  # rule -> from the number of members to its sums
 FITTED_RULES: dict[str, type[FittedRule]] = {}
+
+
+@dataclass(frozen=True)
+class _Declared:
+    """What a function declares when it enters the table."""
+
+    scores: Callable[..., Tensor] | None = None  # of a logarithmic rule: (M, N, C) log-probabilities -> (N, C)
+    sums: Callable[[int], Sums] | None = None
+    continuous: bool = True
+
+
+_DECLARED: dict[object, _Declared] = {}
 
 _F = TypeVar("_F", bound=Callable[..., Tensor])
 _K = TypeVar("_K", bound="type[FittedRule]")
 
 
-def rule(function: _F, *, logarithmic: bool = False, sums: Callable[[int], Sums] | None = None) -> _F:
+def rule(
+    function: _F, *, logarithmic: bool = False, sums: Callable[[int], Sums] | None = None, continuous: bool = True
+) -> _F:
     """Enter a function into the table of rules under its own name; its first argument is then checked at each call.
 
     NumPy arrays are accepted too, and answered with NumPy arrays. Keyword arguments are the rule's settings.
@@ -75,6 +85,7 @@ def rule(function: _F, *, logarithmic: bool = False, sums: Callable[[int], Sums]
             taken, so that nothing is lost where probabilities underflow; a frame where all scores are -inf gets the
             members' mean. Written `@functools.partial(rule, logarithmic=True)`.
         sums: from the number of members to the sums whose largest is the class, where the rule is one of that kind.
+        continuous: see `FittedRule.continuous`.
 
     Raises:
         ValueError: another rule has that name already.
@@ -105,10 +116,7 @@ def rule(function: _F, *, logarithmic: bool = False, sums: Callable[[int], Sums]
         return torch.where(impossible, logs.exp().mean(dim=0).log(), found)
 
     enter(function.__name__, checked, RULES, FITTED_RULES)
-    if logarithmic:
-        _LOG_SCORES[checked] = scores
-    if sums is not None:
-        _SUMS[checked] = sums
+    _DECLARED[checked] = _Declared(scores if logarithmic else None, sums, continuous)
     return cast(_F, checked)
 
 
@@ -240,6 +248,15 @@ class FittedRule:
         return rows, torch.full(rows.shape[:1], members, device=rows.device)
 
     @property
+    def continuous(self) -> bool:
+        """Whether probabilities that differ by rounding give results that do, but for a frame here and there.
+
+        Votes jump where the best two classes of a member are nearly equal, which is rare; ranks where any two classes
+        are, which some of them are on every frame.
+        """
+        return all(declared(part).continuous for part in self.parts)
+
+    @property
     def sparing(self) -> bool:
         """Whether it asks some members about some frames only."""
         return False
@@ -261,6 +278,11 @@ class FittedRule:
         if self.members and not len(self.members) == len(set(self.members)) == count:
             msg = f"expected {count} distinct names of members, or none, got {list(self.members)}"
             raise ValueError(msg)
+
+    @property
+    def title(self) -> str:
+        """Its name in messages."""
+        return type(self).__name__
 
     @property
     def rule(self) -> Self:
@@ -368,11 +390,19 @@ class _Plain(FittedRule):
 
     @property
     def logarithmic(self) -> bool:
-        return self._bound[0] in _LOG_SCORES
+        return self._declared.scores is not None
 
     def log_scores(self, logs: Tensor, /) -> Tensor:
-        function, options = self._bound
-        return _LOG_SCORES[function](logs, **options) if self.logarithmic else super().log_scores(logs)
+        scores, options = self._declared.scores, self._bound[1]
+        return super().log_scores(logs) if scores is None else scores(logs, **options)
+
+    @property
+    def title(self) -> str:
+        return str(getattr(self._bound[0], "__name__", self.function))
+
+    @property
+    def _declared(self) -> _Declared:
+        return _DECLARED.get(self._bound[0], _Declared())
 
     @property
     def _bound(self) -> tuple[Any, dict[str, Any]]:
@@ -385,8 +415,12 @@ class _Plain(FittedRule):
         return ()
 
     def sums(self, members: int) -> Sums | None:
-        found = _SUMS.get(self._bound[0])
+        found = self._declared.sums
         return found(members) if found else None
+
+    @property
+    def continuous(self) -> bool:
+        return self._declared.continuous
 
     @property
     def abstaining(self) -> Rule:
@@ -498,6 +532,11 @@ class Abstaining(FittedRule):
     def abstaining(self) -> Rule:
         """Itself."""
         return self
+
+    @property
+    def title(self) -> str:
+        """That of the rule inside."""
+        return declared(self.of).title
 
     @property
     def logarithmic(self) -> bool:

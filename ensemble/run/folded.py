@@ -34,6 +34,10 @@ def export(
 ) -> Exported:
     """Write members and a rule as an ONNX file; see `Ensemble.to_onnx`."""
     rule = rule_for(rule, members.names)
+    if not rule.continuous:
+        msg = f"expected a rule that another runtime can repeat, got {rule.title}, whose result jumps on many frames "
+        why = "where probabilities differ by rounding alone"
+        raise ValueError(f"{msg}{why}; export mean, majority or a weighted mean, and of a Cascade the rule inside it")
     if (used := rule.used) is not None and len(used) < len(members):
         rule, members = rule.restricted(used), members.subset([members.names[place] for place in used])
     model, spec = Folded(members, rule, with_windows=with_windows, each=each), next(iter(members.widest), None)
