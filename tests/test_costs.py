@@ -89,7 +89,7 @@ def test_costs_go_into_reports_and_limits(frames: zoo.FrameSet) -> None:
     found = ensemble.select(outputs, max_microseconds=limit, costs=costs)
     assert len(found.members) == 1
     assert found.microseconds == pytest.approx(limit)
-    assert found.bytes == outputs.subset(found.members).about[0].bytes
+    assert found.size == outputs.subset(found.members).about[0].size
 
 
 def test_inputs_and_members_of_any_kind_are_measured() -> None:

@@ -209,7 +209,7 @@ def test_what_is_known_of_members() -> None:
     assert members.names == ("a", "b")
     parameters = zoo.count_parameters(spec())
     buffers = sum(buffer.nbytes for buffer in modules["a"].buffers())
-    assert members.about[0] == ensemble.outputs.About(parameters, bytes=4 * parameters + buffers)
+    assert members.about[0] == ensemble.outputs.About(parameters, size=4 * parameters + buffers)
     assert ensemble.collect(members, torch.zeros(2, 30)).about == members.about
     assert ensemble.collect(members, [torch.zeros(2, 30)]).about == members.about
     assert [member.spec for member in members] == [spec(), spec("diamond")]

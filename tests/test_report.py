@@ -429,7 +429,7 @@ def test_parameters_are_those_that_came_with_the_outputs() -> None:
 
 def test_what_running_costs_stands_in_the_tables() -> None:
     """Bytes come with the outputs, and add up over the members that a rule uses; the rest where it was measured."""
-    about = tuple(About(bytes=size) for size in (10, 20, 40, 80))
+    about = tuple(About(size=size) for size in (10, 20, 40, 80))
     o = dataclasses.replace(some_outputs(), about=about)
     costs = {"m1": Cost(2.5, memory=100), "weighted": Cost(9.0, memory=300)}
     report = ensemble.evaluate(o, RULES, costs=costs)

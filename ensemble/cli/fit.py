@@ -149,7 +149,7 @@ def _data(found: ensemble.Selection) -> dict[str, Any]:
         "members": list(found.members),
         "weights": dict(zip(found.members, map(float, found.weights), strict=True)),
         "parameters": found.cost,
-        "bytes": found.bytes,
+        "bytes": found.size,
         "microseconds": found.microseconds,
         "metric": found.metric,
         "loss": found.loss,

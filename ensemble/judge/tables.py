@@ -541,7 +541,7 @@ def scores(
         "calibration_error": sums.calibration_errors()[:-1],
         **by_class,
         "parameters": with_sums([parameters.get(name, about.parameters) for name, about in sizes]),
-        "bytes": with_sums([about.bytes for about in sums.of.about]),
+        "bytes": with_sums([about.size for about in sums.of.about]),
         "microseconds": [cost.microseconds for cost in measured],
         "memory": pd.Series([cost.memory for cost in measured], dtype="Int64"),
         "abstained": sums.abstained[:-1],

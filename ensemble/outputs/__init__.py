@@ -30,7 +30,7 @@ class About:
     parameters: int | None = None  #: number of trainable parameters
     trained_on: str = ""  #: fingerprint of the frames it was trained on, comparable with `MemberOutputs.fingerprint`
     reference: str = ""  #: its version in a registry, `name@id`
-    bytes: int | None = None  #: size of its checkpoint, or of its parameters and buffers where it has none
+    size: int | None = None  #: bytes of its checkpoint, or of its parameters and buffers where it has none
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,7 @@ class MemberOutputs:
             {
                 "member": name,
                 "parameters": about.parameters,
-                "bytes": about.bytes,
+                "bytes": about.size,
                 "version": about.reference or None,
                 "trained on": about.trained_on[:12] or None,
             }

@@ -182,7 +182,7 @@ class Members:
                 "architecture": member.spec.architecture if member.spec else None,
                 "context": member.spec.context if member.spec else None,
                 "parameters": member.about.parameters,
-                "bytes": member.about.bytes,
+                "bytes": member.about.size,
                 "version": member.about.reference or None,
                 "group": runs[place],
             }
@@ -535,7 +535,7 @@ def from_modules(
             module = _Output(module, chosen)
         size = sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
         trained = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
-        about = About(trained, bytes=size)
+        about = About(trained, size=size)
         make = module.eval  # a bound method can be sent to another process; it returns the module
         members.append(Member(name, named[name], make, about, (specs or {}).get(name)))
     return Members(members, device=device, precision=precision, plan=plan)
@@ -586,7 +586,7 @@ def from_checkpoints(checkpoints: Mapping[str, zoo.Checkpoint], **options: Any) 
     members = []
     for name, one in checkpoints.items():
         size = sum(tensor.nbytes for tensor in one.tensors.values())
-        about = About(zoo.count_parameters(one.spec), one.trained_on, bytes=size)
+        about = About(zoo.count_parameters(one.spec), one.trained_on, size=size)
         members.append(Member(name, one.classes, one.to_module, about, one.spec))
 
     def state(names: Sequence[str]) -> dict[str, Tensor]:

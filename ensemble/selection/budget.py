@@ -52,7 +52,7 @@ class Selection:
     fingerprint: str = ""  #: of the frames
     dropped: int = 0  #: frames left out because every member, chosen or not, gave the true class exactly zero
     metric: str = "log_loss"  #: that they were chosen by
-    bytes: float = np.nan  #: of their checkpoints; NaN if unknown
+    size: float = np.nan  #: bytes of their checkpoints; NaN if unknown
     microseconds: float = np.nan  #: per frame that they need together; NaN if it was not measured
 
     @property
@@ -77,7 +77,7 @@ class Selection:
     def totals(self) -> str:
         """What the members cost together and what they reach, in words."""
         parameters = f"{self.cost:,.0f} parameters, " if self.cost else ""
-        size = "" if np.isnan(self.bytes) else f"{self.bytes:,.0f} bytes, "
+        size = "" if np.isnan(self.size) else f"{self.size:,.0f} bytes, "
         duration = "" if np.isnan(self.microseconds) else f"{self.microseconds:.2f} microseconds per frame, "
         return parameters + size + duration + METRICS[self.metric].words(self.value)
 
@@ -238,7 +238,7 @@ def pareto_front(
         while front and found.loss <= front[-1].loss + tolerance:  # as good and cheaper
             front.pop()
         front.append(found)
-        cost = found.cost if by == "parameters" else getattr(found, by)
+        cost = {"parameters": found.cost, "bytes": found.size, "microseconds": found.microseconds}[by]
         limit = float(np.nextafter(cost * (1 - 2e-12), -np.inf))
     return front
 
@@ -400,7 +400,7 @@ def _limits(
         msg = f"expected at least one member, got max_members={max_members}"
         raise ValueError(msg)
     names, measured = outputs.members, costs or {}
-    sizes = {name: about.bytes for name, about in zip(names, outputs.about, strict=True) if about.bytes is not None}
+    sizes = {name: about.size for name, about in zip(names, outputs.about, strict=True) if about.size is not None}
     own: dict[str, Mapping[str, float]] = {"parameters": outputs.parameters if parameters is None else parameters}
     own |= {"bytes": sizes, "microseconds": {name: cost.microseconds for name, cost in measured.items()}}
     way_out = {
