@@ -4,11 +4,14 @@ The reference is made from the docstrings and from each package's list of public
 explained once: on the page of `zoo` or `ensemble` if it is shown there, else on the page of its own package.
 """
 
+import builtins
 import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from docutils import nodes
+from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -73,6 +76,13 @@ def add_other_names(app: Sphinx, kind: str, name: str, thing: Any, options: Any,
         lines += ["", f"Explained on the page of :doc:`{page}`: {', '.join(links)}."]
 
 
+def leave_builtins_alone(app: Sphinx, page: nodes.document) -> None:
+    """A type such as `bytes` is Python's own, whatever attributes of that name there are."""
+    for link in [*page.findall(pending_xref)]:
+        if link.get("reftype") == "class" and hasattr(builtins, link["reftarget"]):
+            link.replace_self(link.children)
+
+
 def draw(app: Sphinx) -> None:
     """Draw the pictures of the pages where there are none yet; delete the folder to draw them anew."""
     folder = Path(app.srcdir) / "pictures"
@@ -85,5 +95,6 @@ def draw(app: Sphinx) -> None:
 def setup(app: Sphinx) -> None:
     """Connect the hooks."""
     app.connect("builder-inited", draw)
+    app.connect("doctree-read", leave_builtins_alone)
     app.connect("autodoc-skip-member", skip)
     app.connect("autodoc-process-docstring", add_other_names)
