@@ -206,6 +206,11 @@ def test_what_cannot_be_compared_is_refused_before_the_work(frames: FrameSet) ->
         distil(final_of(SPEC), SPEC, QUICK, frames, frames, frames, metric="macro_f1")
     with pytest.raises(ValueError, match="frames with labels to compare on"):
         distil(final_of(SPEC), SPEC, QUICK, frames, frames, bare(frames))
+    with pytest.raises(ValueError, match=r"frames of the students' classes, got \['a'\] only in the students"):
+        distil(final_of(SPEC), SPEC, QUICK, frames, frames, replace(frames, classes=(*"xbcd",)))
+    members = ensemble.from_modules({"m": zoo.build(SPEC, seed=0).eval()}, classes="abcd")
+    with pytest.raises(ValueError, match="a spec for member 'm'"):
+        distil(ensemble.Ensemble(members, ensemble.mean), SPEC, QUICK, frames, frames, frames)
 
 
 def test_the_members_run_once_for_all_students(frames: FrameSet, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -84,7 +84,15 @@ def test_targets_are_powers_that_sum_to_one(temperature: float, seed: int) -> No
     torch.testing.assert_close(found.double(), powers / powers.sum(-1, keepdim=True), rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("fields", [{}, {"mask_time": 1, "mask_features": 2}, {"optimiser": "sam", "clip_norm": 0.1}])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"mask_time": 1, "mask_features": 2, "precision": "bfloat16"},
+        {"optimiser": "sam", "clip_norm": 0.1, "accumulate": 2},
+    ],
+    ids=str,
+)
 def test_sure_answers_at_temperature_one_are_plain_training(fields: dict[str, Any], frames: FrameSet) -> None:
     """To the bit, figures included; for members that are trained together, too."""
     recipe = Recipe.from_dict(QUICK.to_dict() | fields)
@@ -93,6 +101,10 @@ def test_sure_answers_at_temperature_one_are_plain_training(fields: dict[str, An
     assert taught.digest == plain.digest
     assert taught.metrics == plain.metrics
     assert (taught.kind, plain.kind) == ("distilled", "trained")
+    group: dict[str, Any] = {"seeds": (3, 5), "together": 2}
+    several = ensemble.cotrain(SPEC, recipe, frames, frames, **group)
+    learners = ensemble.cotrain(SPEC, recipe, frames, frames, teacher=labelling(frames), **group)
+    assert [one.digest for one in learners] == [one.digest for one in several]
 
 
 def test_a_teacher_is_asked_once_for_all_students(frames: FrameSet) -> None:
@@ -272,6 +284,8 @@ def test_frames_without_labels_are_checked(frames: FrameSet) -> None:
     for other in (replace(more, classes=(*"abcx",)), replace(more, features=more.features[:, :5].contiguous())):
         with pytest.raises(ValueError, match="frames without labels of the features and classes"):
             zoo.train(SPEC, QUICK, frames, frames, teacher=model_of(), unlabelled=[other])
+    with pytest.raises(TypeError, match=r"such as \[frames\], got FrameSet"):
+        zoo.train(SPEC, QUICK, frames, frames, teacher=model_of(), unlabelled=more)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="got int"):
         zoo.train(SPEC, QUICK, frames, frames, teacher=5)  # type: ignore[arg-type]
 

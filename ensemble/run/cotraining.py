@@ -27,6 +27,7 @@ from ensemble.run.stack import unlike
 from zoo import _files
 from zoo.models.blocks import activation_of
 from zoo.training.optimisers import restored
+from zoo.training.teacher import frame_sets
 
 _SHARE = 0.05  # of the expected time of a training, which measuring may take
 _STEPS, _PATIENCE = 5, 0.5  # steps and seconds that `zoo.training.seconds_per_step` takes at least
@@ -103,7 +104,7 @@ def cotrain(
             raise ValueError(msg)
     recipes = [replace(recipe, **{name: values[m] for name, values in own.items()}) for m in range(len(seeds))]
     zoo.training.check_recipes(recipes)
-    settings: dict[str, Any] = {"unlabelled": tuple(unlabelled), "on_epoch": on_epoch, "progress": progress}
+    settings: dict[str, Any] = {"unlabelled": frame_sets(unlabelled), "on_epoch": on_epoch, "progress": progress}
     settings["teacher"] = None if teacher is None else zoo.training.Teacher.of(teacher)
     folder = None if directory is None else Path(directory)
     if not folds:

@@ -29,7 +29,7 @@ from ensemble.rules.table import FittedRule, Rule
 from ensemble.run.collection import predictions
 from ensemble.run.combined import Ensemble
 from ensemble.run.cotraining import cotrain, fold_of
-from ensemble.run.members import Members, content_digest, from_checkpoints
+from ensemble.run.members import Members, class_order, content_digest, from_checkpoints
 from zoo.logs import Progress
 
 Scores = Mapping[str, float]  # metric -> value on the frames that are compared on
@@ -196,7 +196,7 @@ def distil(
     Raises:
         ValueError: as in `ensemble.cotrain` and `teacher_of`; a metric that is no mean over frames, or no labels.
     """
-    check_comparison(test, metric)
+    check_comparison(final, train, test, metric)
     learner, control = recipes_of(recipe)
     shared: dict[str, Any] = {"seeds": tuple(seeds), "together": together, "progress": progress}
     folder = None if directory is None else Path(directory)
@@ -210,14 +210,15 @@ def distil(
     return replace(found, notes=(*found.notes, *([note] if seen else [])))
 
 
-def check_comparison(test: zoo.FrameSet, metric: str) -> None:
-    """Raise ValueError where `distil` could not compare on these frames, or by this metric."""
+def check_comparison(final: Ensemble, train: zoo.FrameSet, test: zoo.FrameSet, metric: str) -> None:
+    """Raise ValueError where `distil` could not compare on these frames, or by this metric; one recording is tried."""
     if get_metric(metric).of is not Answers:
         msg = f"expected a metric that is a mean over frames, such as accuracy or log_loss, got {metric!r}"
         raise ValueError(msg)
     if test.labels is None:
         msg = "expected frames with labels to compare on, got none"
         raise ValueError(msg)
+    _answers(final.members, test.select(torch.tensor([0])), train.classes, rule_for(final.rule, final.members.names))
 
 
 def recipes_of(recipe: zoo.Recipe) -> tuple[zoo.Recipe, zoo.Recipe]:
@@ -275,9 +276,10 @@ def _answers(
 ) -> tuple[list[Answers], Answers | None]:
     """What each member answers on frames with labels, and their rule, if there is one; classes in this order."""
     assert frames.labels is not None  # checked before the work
-    columns = [members.classes.index(name) for name in classes]
-    labels = torch.tensor([classes.index(name) for name in frames.classes])[frames.labels.cpu()].numpy()
-    pieces, rows = [], []
+    own = class_order(members.classes, classes, "members of the students' classes", "the members", "the students")
+    order = class_order(classes, frames.classes, "frames of the students' classes", "the students", "the frames")
+    labels = (frames.labels.cpu() if order is None else order[frames.labels.cpu()]).numpy()
+    columns, pieces, rows = slice(None) if own is None else own.tolist(), [], []
     for logs in predictions(members, frames):
         pieces.append(logs[..., columns].exp().cpu())
         rows += [] if rule is None else [rule.of_logs(logs)[:, columns].cpu()]

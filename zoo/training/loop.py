@@ -31,7 +31,7 @@ from zoo.training.optimisers import restored, rows
 from zoo.training.recipe import Recipe, acting
 from zoo.training.schedules import SCHEDULES, Position
 from zoo.training.step import OWN, Batches, Group, Scorer, State, Stepper, epoch_seed, forward_of
-from zoo.training.teacher import Teacher, check_teacher
+from zoo.training.teacher import Teacher, check_teacher, frame_sets
 
 Record = Mapping[str, Any]
 _STATE = "state.safetensors"
@@ -69,7 +69,7 @@ def train(
         valid: frames on which each epoch is evaluated, with labels.
         teacher: gives the probabilities that the model learns from, besides the labels' share in the recipe: a
             `Teacher`, or a function from the windows that the model sees (B, inputs), augmented, to (B, C).
-        unlabelled: further frames to learn from, by the teacher's answers alone; if they have labels, these are unused.
+        unlabelled: sets of further frames to learn from, by the teacher's answers; labels that they have are unused.
         on_epoch: called after each epoch with its figures: epoch, train/loss (nats), train/accuracy
             (fraction), valid/loss, valid/accuracy, learning_rate, frames_per_second, seconds.
         directory: where each epoch leaves a checkpoint, and the run its state. If it holds this same run
@@ -148,7 +148,7 @@ def train_group(
         TrainingError: a member's loss is not finite before its first whole epoch, or all have diverged, or no epoch
             of a member had a finite loss on the validation frames.
     """
-    teacher, unlabelled = None if teacher is None else Teacher.of(teacher), tuple(unlabelled)
+    teacher, unlabelled = None if teacher is None else Teacher.of(teacher), frame_sets(unlabelled)
     if teacher is not None and directory is not None and not teacher.fingerprint:
         msg = (
             "expected a teacher with a fingerprint where a directory is given, so that a run is resumed with the same "

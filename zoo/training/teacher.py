@@ -112,13 +112,16 @@ class Teacher:
         if not 1 <= top <= C:
             msg = f"expected to keep 1 to {C} classes of each frame, got {top}"
             raise ValueError(msg)
-        best, which = probabilities.to(frames[0].features.device).topk(top, dim=-1)
-        best, which = best.half(), which.short()  # (N, top)
+        largest = probabilities.topk(top, dim=-1)
+        best, which = largest.values.half(), largest.indices.short()  # (N, top)
+        there = {best.device: (best, which)}  # and on the devices where they were asked for
 
         def predict(windows: Tensor, frames: Tensor) -> Tensor:
-            kept = best[frames].float()
-            rest = (1 - kept.sum(dim=-1, keepdim=True)).clamp(min=0) / max(C - top, 1)
-            return rest.expand(-1, C).scatter(1, which[frames].long(), kept)
+            if frames.device not in there:
+                there[frames.device] = best.to(frames.device), which.to(frames.device)
+            kept, places = (table[frames] for table in there[frames.device])
+            rest = (1 - kept.float().sum(dim=-1, keepdim=True)).clamp(min=0) / max(C - top, 1)
+            return rest.expand(-1, C).scatter(1, places.long(), kept.float())
 
         digest = hashlib.sha256(repr((expected, top)).encode())
         for tensor in (best, which):
@@ -151,6 +154,15 @@ class Teacher:
         p = self.predict(windows, frames).to(windows.device, torch.float32)
         p = p if order is None else p[:, order]
         return p / p.sum(dim=-1, keepdim=True) if temperature == 1 else (p.log() / temperature).softmax(dim=-1)
+
+
+def frame_sets(unlabelled: Sequence[FrameSet]) -> tuple[FrameSet, ...]:
+    """The sets of frames without labels; a TypeError where that is no sequence of them."""
+    if isinstance(unlabelled, FrameSet) or not all(isinstance(each, FrameSet) for each in unlabelled):
+        came = type(unlabelled).__name__
+        msg = f"expected a sequence of frame sets without labels, such as [frames], got {came}"
+        raise TypeError(msg)
+    return tuple(unlabelled)
 
 
 def check_teacher(
