@@ -21,6 +21,7 @@ from ensemble.run._engine.plan import Agreement
 from ensemble.run.stack import Stack
 from zoo._names import usable_device
 from zoo.training.optimisers import OPTIMISERS
+from zoo.training.step import Scorer
 
 SPEC = zoo.Spec("basic", features=6, context=2, classes=4, options={"width": 16, "depth": 1})
 REAL = torch.cuda.is_available()
@@ -364,11 +365,24 @@ def test_waits_in_collecting(
         ensemble.collect(several, there)  # plans are made
         pretended.waits.clear()
         ensemble.collect(several, there, None if where == "memory" else tmp_path / str(step))
-        counts.append(
-            Counter(what for file, _, what, _ in pretended.waits.elements() if "run/" in file or "_engine" in file)
-        )
+        counts.append(Counter(what for _, _, what, _ in pretended.waits.elements()))
     looks = Counter({"cuda to cpu": 2})  # whether modules that somebody else has too were changed
     assert counts[1] - counts[0] - looks == Counter(event=2)
+
+
+@pytest.mark.parametrize("count", [250, 1000])
+def test_waits_in_scoring(device: str, pretended: PretendedCuda, count: int) -> None:
+    """Two for the results of all members, however many batches there are: the sums are on the device."""
+    features, labels = torch.randn(count, 6), torch.randint(4, (count,))
+    frames = zoo.FrameSet(features, labels, torch.tensor([0, count]), tuple("abcd"))
+    model, members = zoo.build(SPEC, seed=0).eval(), 64  # in batches of 256
+    expected = Scorer(frames, SPEC)(lambda x: model(x)[None])
+    scorer, there = Scorer(frames.to(device), SPEC), zoo.build(SPEC, seed=0).eval().to(device)
+    pretended.waits.clear()
+    found = scorer(lambda x: there(x).expand(members, -1, -1), members)
+    assert pretended.waits.total() == 2
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other.expand(members))
 
 
 @pytest.mark.parametrize("padding", ["recording", "corpus"])

@@ -23,6 +23,8 @@ from zoo.data.normalisation import NORMALISATIONS, Affine, Normalisation, affine
 PADDINGS = ("recording", "corpus")
 _BLOCK = 65_536  # frames normalised or hashed at a time, so that no second copy of a corpus is needed
 
+_PINNED = 2**24  # bytes that are copied through pinned memory at most, which the process keeps from then on
+
 Windows = Callable[[Tensor | slice], Tensor]
 """Indices of b frames, or a slice of them -> their windows (b, (2K+1) * F)."""
 
@@ -222,15 +224,15 @@ def windows(
     around = centres.cpu()[:, None] + torch.arange(-context, context + 1)  # (B, 2K+1)
     groups = _groups_of(starts, centres.cpu())[:, None]  # (B, 1)
     inside = around.clamp(starts[groups], starts[groups + 1] - 1)
-    rows = frames.features.index_select(0, inside.flatten().to(device))  # (B * (2K+1), F)
+    rows = frames.features.index_select(0, sent_to(inside.flatten(), device))  # (B * (2K+1), F)
     _normalise(rows.view(*inside.shape, rows.shape[1]), affine, groups)
     beyond = (around != inside).flatten().nonzero().squeeze(1)  # the few rows outside the recording of their centre
-    rows.index_fill_(0, beyond.to(device), 0)
+    rows.index_fill_(0, sent_to(beyond, device), 0)
     if padding == "corpus":
         others = around.flatten()[beyond]
         beyond, others = (x[(others >= 0) & (others < len(frames))] for x in (beyond, others))
-        raw = frames.features.index_select(0, others.to(device))
-        rows.index_copy_(0, beyond.to(device), _normalise(raw, affine, _groups_of(starts, others)))
+        raw = frames.features.index_select(0, sent_to(others, device))
+        rows.index_copy_(0, sent_to(beyond, device), _normalise(raw, affine, _groups_of(starts, others)))
     return rows.view(len(centres), (2 * context + 1) * rows.shape[1])
 
 
@@ -287,7 +289,7 @@ def stretch(
     low, high = max(low, start - context), min(high, stop + context)
     groups = _groups(starts, low, high)
     gaps = (groups - first) * (context if padding == "recording" else 0)
-    places = (torch.arange(low - start + context, high - start + context) + gaps).to(device)
+    places = sent_to(torch.arange(low - start + context, high - start + context) + gaps, device)
     rows = frames.features.new_zeros(stop - start + 2 * context + int(gaps[stop - low - 1]), frames.features.shape[1])
     for at in range(low, high, _BLOCK):
         some = slice(at, min(at + _BLOCK, high))
@@ -335,8 +337,16 @@ def _normalise(rows: Tensor, affine: Affine | None, groups: Tensor) -> Tensor:
     scale, shift = affine
     if len(scale) == 1:
         return rows.mul_(scale[0]).add_(shift[0])
-    groups = groups.to(rows.device)
+    groups = sent_to(groups, rows.device)
     return torch.addcmul(shift[groups], rows, scale[groups], out=rows)
+
+
+def sent_to(values: Tensor, device: torch.device) -> Tensor:
+    """Values from the CPU on a device, for which the host does not wait unless they are many."""
+    if device.type != "cuda" or values.device.type != "cpu" or values.nbytes > _PINNED:
+        return values.to(device)
+    pinned = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+    return pinned.copy_(values).to(device, non_blocking=True)
 
 
 def _check_window(context: int, padding: str) -> None:

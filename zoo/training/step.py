@@ -24,7 +24,7 @@ from zoo.checkpoint import state_of
 from zoo.checkpoint.exam import rows_for
 from zoo.checkpoint.header import DTYPES
 from zoo.data.audio import blank_, drawn_runs
-from zoo.data.frames import FrameSet, Windows, prepared
+from zoo.data.frames import FrameSet, Windows, prepared, sent_to
 from zoo.models.spec import Spec, build
 from zoo.training.optimisers import OPTIMISERS, norms, perturb, restored, rows, spread
 from zoo.training.recipe import Recipe
@@ -234,13 +234,13 @@ class Scorer:
     def __call__(self, forward: Callable[[Tensor], Tensor], members: int = 1) -> tuple[Tensor, Tensor]:
         """Accuracy (M,) as a fraction and loss (M,) in nats, float64; forward: (B, inputs) -> (M, B, C) logits."""
         size = len(self._labels) if self.whole else max(_AT_ONCE // members, 256)
-        right, loss = torch.zeros(2, members, dtype=torch.float64)
+        right, loss = torch.zeros(2, members, dtype=torch.float64, device=self._labels.device)
         for at in range(0, len(self._labels), size):
             labels = self._labels[at : at + size]
             logits = forward(self._windows(slice(at, at + size))).float()
-            right += (logits.argmax(dim=-1) == labels).sum(dim=1).cpu()
-            loss += losses(logits, labels).double().sum(dim=1).cpu()
-        return right / len(self._labels), loss / len(self._labels)
+            right += (logits.argmax(dim=-1) == labels).sum(dim=1)
+            loss += losses(logits, labels).double().sum(dim=1)
+        return right.cpu() / len(self._labels), loss.cpu() / len(self._labels)
 
     def metrics(self, accuracy: Tensor, loss: Tensor) -> dict[str, dict[str, Any]]:
         """One member's scores as a checkpoint stores them: with the unit, number and fingerprint of the frames."""
@@ -571,14 +571,6 @@ def _mixing(frames: int, alpha: float, generator: torch.Generator) -> tuple[Tens
         torch.default_generator.manual_seed(seed)  # as in `zoo.data.audio.drawn_runs`
         share = torch.distributions.Beta(alpha, alpha).sample((frames,))
     return partner, torch.maximum(share, 1 - share)
-
-
-def sent_to(values: Tensor, device: torch.device) -> Tensor:
-    """Values from the CPU on the device, for which nobody waits."""
-    if device.type != "cuda":
-        return values.to(device)
-    pinned = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
-    return pinned.copy_(values).to(device, non_blocking=True)
 
 
 def _copy(batch: Batch) -> Batch:
