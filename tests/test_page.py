@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -138,6 +139,40 @@ def test_a_sample_that_would_be_too_long_is_cut(monkeypatch: pytest.MonkeyPatch)
     assert cut["frames"] == 300 * (long // 3) // long
     assert len(script(("unpack", cut["codes"]))[0]) < 0.5 * long
     assert script(("unpack", cut["truth"]))[0] == shown.sample.first(cut["frames"]).outputs.labels.tolist()
+
+
+def test_temperatures_on_the_page_are_those_of_a_fit() -> None:
+    """The mean of the two that are fitted on one half of the recordings each; for members and for rules."""
+    shown = report()
+    outputs, where = shown.sample.outputs, torch.from_numpy(shown.sample.recordings[1])
+    halves = [outputs.at(where % 2 == odd) for odd in (0, 1)]
+    after = data(shown.page())["bins"]["after"]
+    only_second = ensemble.WeightedMean([0, 1, 0])
+    for place, rule in ((1, only_second), (3, ensemble.mean), (4, ensemble.majority)):
+        fitted = [ensemble.fit.fit_temperature(half, rule=rule).rule.steps[-1].value for half in halves]
+        assert after[place]["temperature"] == pytest.approx(np.mean(fitted), abs=2e-3)
+        assert after[place]["after"][1] < after[place]["before"][1]
+
+
+def test_the_best_stands_first_whichever_way_the_metric_goes() -> None:
+    """Members and rules in one table; a gain's place on the axis grows with it, and zero has one place."""
+    generator = torch.Generator().manual_seed(0)
+    rows = (torch.randn(4, 90, 3, generator=generator) * torch.tensor([1.0, 2.0, 3.0, 4.0])[:, None, None]).softmax(-1)
+    outputs = ensemble.MemberOutputs.from_probabilities(
+        {f"m{i}": each for i, each in enumerate(rows)},
+        labels=torch.randint(3, (90,), generator=generator),
+        groups=torch.arange(90) // 9,
+    )
+    for metric in ("accuracy", "log_loss"):
+        shown = ensemble.evaluate(outputs, {"mean": ensemble.mean}, metric=metric, baseline="m2")
+        text = seen(shown.page()).partition('id="leaderboard"')[2].partition("</table>")[0]
+        names = re.findall(r'<th scope="row">(\w+)', text)
+        both = pd.concat([shown.members, shown.rules]).set_index("name")[metric]
+        assert names == list(both.sort_values(ascending=metric == "log_loss", kind="stable").index)
+        places = [float(place) for place in re.findall(r'<circle cx="([\d.]+)%"', text)]
+        assert places == sorted(places, reverse=True)
+        zeros = set(re.findall(r'class="zero" x1="([\d.]+)%"', text))
+        assert zeros == {f"{places[names.index('m2')]:.2f}"}
 
 
 def test_equal_reports_equal_pages() -> None:
