@@ -1,5 +1,6 @@
 """The commands that judge: evaluate, compare, diversity."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -26,7 +27,8 @@ def test_evaluate_prints_members_and_rules_with_intervals(command, home):
 @pytest.mark.parametrize("line", ["evaluate --rules mean nope", "compare mean nope", "fit --rule nope"])
 def test_an_unknown_rule_is_refused_before_any_member_runs(command, home, monkeypatch, line):
     """Nobody waits minutes for a typing error."""
-    monkeypatch.setattr("ensemble.collect", None)
+    for name in ("ensemble.collect", "ensemble.run.shards.sample", "ensemble.run.shards.judge"):
+        monkeypatch.setattr(name, None)
     assert "rule named 'nope'" in command(f"ensemble {line} {CORPUS}", code=2).err
 
 
@@ -42,6 +44,55 @@ def test_evaluate_as_json_is_what_the_report_holds(command, home):
     outputs = ensemble.collect(members, zoo.read_corpus("corpus", "test"))
     report = ensemble.evaluate(outputs, {"mean": ensemble.mean}, baseline=first["baseline"])
     assert report.rules["accuracy"][0] == pytest.approx(rules["mean"]["accuracy"])
+
+
+@pytest.mark.parametrize("line", ["evaluate --rules mean weighted --sets 0.6", "select --max-members 1"])
+def test_processes_change_no_digit(command, home, monkeypatch, line):
+    """Of the JSON, but for its durations; nor does a run that goes on from its folder."""
+
+    def found(more: str) -> dict[str, object]:
+        data = command(f"ensemble {line} {CORPUS} {more} --json", code=0).data
+        return {key: value for key, value in data.items() if "seconds" not in key and "per_second" not in key}
+
+    monkeypatch.setattr("ensemble.run.shards._MOST", 500)
+    plain = found("")
+    assert found("--jobs 2 --run run") == plain
+    assert found("--run run") == plain
+
+
+def test_of_many_frames_a_sample_is_fitted_on_and_all_are_judged(command, home, monkeypatch):
+    """The same with processes; members' figures are those of all frames, and the last line tells the sample."""
+    monkeypatch.setattr("ensemble.run.shards._MOST", 500)
+    line = f"ensemble evaluate {CORPUS} --rules weighted --metric macro_f1"
+    plain, some, two = (
+        command(f"{line} {more} --json", code=0).data for more in ("", "--sample 300", "--sample 300 --jobs 2")
+    )
+    assert plain["members"] == some["members"]
+    assert plain["weights"] != some["weights"]
+    assert plain["rejection"] != some["rejection"]
+    for key in ("members", "rules", "pairs", "classes", "weights", "rejection", "baseline", "notes"):
+        assert some[key] == two[key]
+    last = command(f"{line} --sample 300", code=0).out.splitlines()[-1]
+    assert re.fullmatch(
+        r"fitted on a sample of [23]\d\d of the [\d,]+ frames of 'dev', judged on 'test', "
+        r"but for rejection: on a sample of [23]\d\d frames",
+        last,
+    )
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ("--jobs 0", "--jobs and --sample of 1 or more, got 0"),
+        ("--sample 0", "--jobs and --sample of 1 or more"),
+        ("--jobs 2 --ray", "either --jobs or --ray, got both"),
+        ("--outputs outputs --jobs 2", "expected --jobs where members run, got it beside --outputs"),
+        ("--outputs outputs --run run", "expected --run where members run"),
+    ],
+)
+def test_flags_of_workers_that_cannot_act_are_refused(command, home, more, words):
+    """In one line."""
+    assert words in command(f"ensemble evaluate {CORPUS} {more}", code=2).err
 
 
 def test_evaluate_says_which_frames_to_reject_and_how_good_sets_are(command, home):

@@ -249,5 +249,5 @@ def test_what_cannot_be_judged_is_refused_before_the_work() -> None:
     foreign = ensemble.run.from_modules({"a": torch.nn.Linear(5, 3)}, classes=CLASSES)
     with pytest.raises(ValueError, match="expected a spec for member 'a'"):
         shards.tally(foreign, frames, {})
-    with pytest.raises(ValueError, match="one frame or more to fit on, got 0"):
+    with pytest.raises(ValueError, match="one frame or more in a sample, got 0"):
         shards.sample(members, frames, most=0)

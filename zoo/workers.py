@@ -170,7 +170,6 @@ class Processes:
         self.count, self._begun = count, 0
         self._sent: tuple[Job | None, bytes] = None, b""
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["torch"])
 
     def begin(self, job: Job) -> _Process:
         """A new process."""
@@ -178,6 +177,7 @@ class Processes:
 
         if self._sent[0] is not job:
             self._sent = job, _by_value(job)
+            self._context.set_forkserver_preload(["torch", type(job).__module__])  # processes begin with these
         here, there = self._context.Pipe()
         threads, self._begun = max(1, torch.get_num_threads() // self.count), self._begun + 1
         process = self._context.Process(target=_serve, args=(there, threads), daemon=True)

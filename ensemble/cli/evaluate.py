@@ -60,15 +60,16 @@ def evaluate(
     ensemble.judge.get_metric(metric)
     collection = Collection(source)
     require_rules(rules, collection.ensembles(source.members))
-    valid, test = collection.both()
-    saved = collection.saved_rules(source.members, test)
+    valid, judging = collection.fitting_and_judging()
+    saved = collection.saved_rules(source.members, valid)
     with progress("fitting rules"):
         chosen = named_rules(rules, valid, others=[*saved]) | saved
         best = ensemble.judge.best_member(valid, metric)
         crossed = cross_fits(rules, valid)
+    seen, test = judging(chosen, metric)
     found = collection.costs(chosen) if costs else None
     with progress("judging rules"):
-        result = ensemble.evaluate(test, chosen, metric=metric, baseline=best, costs=found, cross_fits=crossed)
+        result = ensemble.evaluate(seen, chosen, metric=metric, baseline=best, costs=found, cross_fits=crossed)
         doubts = {}
         if result.best is not None and result.frames:
             doubts["rejection"] = rejection(result.best, chosen[result.best], test)
@@ -85,7 +86,10 @@ def evaluate(
         *_remarks(result, weights, collection.seconds),
         *(line for judged in doubts.values() for line in judged.shown),
     ]
-    return Answer(data, shown if collection.judged == repr(source.test) else [*shown, where])
+    usual = (collection.fitted, collection.judged) == (repr(source.valid), repr(source.test))
+    if doubts and seen is not test:
+        where += f", but for {' and '.join(doubts)}: on a sample of {test.shape[1]:,} frames"
+    return Answer(data, shown if usual and seen is test else [*shown, where])
 
 
 def compare(first: str, second: str, /, *, source: Source = Source()) -> Answer:

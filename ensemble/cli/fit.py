@@ -34,7 +34,7 @@ def fit(
     collection = Collection(source)
     require_rules([rule])
     collection.require_savable(save)
-    valid = collection.outputs(source.valid)
+    valid = collection.outputs(source.valid, sampled=True)
     with progress(f"fitting {rule}"):
         if rule == "weighted":
             found = ensemble.fit_weights(valid, metric)
@@ -81,7 +81,7 @@ def select(
     by, judged = (ensemble.judge.get_metric(metric or default) for default in ("log_loss", "accuracy"))
     collection = Collection(source)
     collection.require_savable(save)
-    valid, test = collection.both()
+    valid, judging = collection.fitting_and_judging()
     known = 20_000_000 if len(valid.parameters) == len(valid.members) else math.inf
     limits: dict[str, Any] = {"max_parameters": known if max_parameters is None else max_parameters}
     limits |= {"max_members": max_members, "max_bytes": max_bytes, "max_microseconds": max_microseconds}
@@ -90,7 +90,8 @@ def select(
         found = ensemble.select(valid, **limits)
         smaller = ensemble.selection.pareto_front(valid, **limits) if front else []
     baseline = ensemble.judge.best_member(valid, judged.name)
-    report = ensemble.evaluate(test, {"selected": found.rule}, metric=judged.name, baseline=baseline)
+    rules = {"selected": found.rule}
+    report = ensemble.evaluate(judging(rules, judged.name)[0], rules, metric=judged.name, baseline=baseline)
     row = report.rules.iloc[0]
     measured = {name: float(row[name]) for name in (*ensemble.judge.METRICS, "gain", "gain_low", "gain_high")}
     data = _data(found) | {"baseline": report.baseline} | measured | {"front": [_data(one) for one in smaller]}

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import filter as matching
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -32,8 +32,14 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from ensemble.judge.tables import Tally
     from ensemble.outputs.predictions import Predictions
     from zoo.registry import Snapshot
+    from zoo.workers import Workers
+
+    Judging = Callable[
+        [Mapping[str, ensemble.Rule], str], tuple[ensemble.MemberOutputs | Tally, ensemble.MemberOutputs]
+    ]
 
 Paths = Annotated[tuple[Path, ...], Parameter(consume_multiple=True)]
 Precision = Annotated[
@@ -53,6 +59,13 @@ class Source:
         valid: partition on which rules are fitted and the best single member is chosen.
         test: partition on which members and rules are judged.
         cache: folder that stores the members' outputs, so that nothing is computed twice.
+        sample: most frames of a partition whose outputs are kept. Of more, rules are fitted on a fixed sample of this
+            size; members and rules are judged on all frames all the same.
+        jobs: processes that run the members, shard by shard; the results are the same to the last digit.
+        ray: actors of a Ray cluster do, the one that $RAY_ADDRESS names, otherwise one on this machine (needs the extra
+            `ray`).
+        run: folder in which the results of shards are kept, so that the same command goes on from them; on a cluster,
+            one that all machines see.
         outputs: folder written by `ensemble collect`, in place of registry, corpus and models.
         predictions: files of probabilities (.npy, .npz, .csv, .parquet), one per member, or folders of them, in place
             of the same. A partition's files lie in a folder of its name, or have it before or after their own name, as
@@ -74,6 +87,10 @@ class Source:
     device: Device = "auto"
     precision: Precision = "float32"
     cache: Path | None = None
+    sample: int = 2_000_000
+    jobs: int = 1
+    ray: bool = False
+    run: Path | None = None
     outputs: Path | None = None
     predictions: Paths = ()
     labels: str | None = None
@@ -89,6 +106,16 @@ class Source:
             if getattr(self, name) and not self.predictions:
                 msg = f"expected --{name} beside --predictions, got none; a corpus and stored outputs have their own"
                 raise ValueError(msg)
+        for name in ("jobs", "ray", "run"):
+            if self.stored and getattr(self, name) != getattr(Source, name):
+                msg = f"expected --{name} where members run, got it beside --outputs or --predictions"
+                raise ValueError(msg)
+        if self.ray and self.jobs != 1:
+            msg = "expected either --jobs or --ray, got both"
+            raise ValueError(msg)
+        if min(self.jobs, self.sample) < 1:
+            msg = f"expected --jobs and --sample of 1 or more, got {self.jobs} and {self.sample}"
+            raise ValueError(msg)
         if self.outputs is not None and self.classes:
             msg = "expected no --classes beside --outputs, which know their classes"
             raise ValueError(msg)
@@ -141,10 +168,28 @@ class Collection:
         known, aliases = self.now.list_ensembles(), self.now.aliases()
         return {name: self.now.get_ensemble(name) for name in names if aliases.get(name, name) in known}
 
-    def outputs(self, partition: str, *, cache: Path | None = None, labelled: bool = True) -> ensemble.MemberOutputs:
+    @cached_property
+    def workers(self) -> Workers | None:
+        """Who runs the members; None for this process."""
+        cuda = self.members.device.type == "cuda"
+        if self.source.ray:
+            return ensemble.run.Ray(gpus=int(cuda))
+        if self.source.jobs > 1 and cuda:
+            msg = "expected --jobs 1 on a CUDA device, which one process keeps busy; --ray takes one for each actor"
+            raise ValueError(msg)
+        return ensemble.run.Processes(self.source.jobs) if self.source.jobs > 1 else None
+
+    def frames(self, partition: str) -> zoo.FrameSet:
+        """The frames of a partition, for the members."""
+        source, classes = self.source, class_names(self.source.classes)
+        return read_partition(source.corpus, partition, classes or self.members.classes, mapped=source.mapped)
+
+    def outputs(
+        self, partition: str, *, cache: Path | None = None, labelled: bool = True, sampled: bool = False
+    ) -> ensemble.MemberOutputs:
         """The members' outputs on a partition, with labels unless these are not needed.
 
-        They are stored in `cache`, or in the source's cache.
+        They are stored in `cache`, or in the source's cache; otherwise, if `sampled`, of many frames only a sample is.
         """
         if self.source.predictions:
             found = self.predictions(partition)
@@ -156,20 +201,42 @@ class Collection:
 
             outputs = self._chosen(read_outputs(self.source.outputs / partition), str(self.source.outputs))
         else:
-            members, classes = self.members, class_names(self.source.classes)
-            source = self.source
-            frames = read_partition(source.corpus, partition, classes or members.classes, mapped=source.mapped)
+            frames = self.frames(partition)
             if cache is None and self.source.cache is not None:
                 cache = self.source.cache / partition
-            began = time.perf_counter()
-            outputs = ensemble.collect(members, frames, cache=cache, progress=progress)
-            self.seconds = time.perf_counter() - began
-            first = int((frames.starts < members.step).sum())  # the recordings that hold so many frames
-            few = frames.select(frames.starts.new_tensor(range(min(first, frames.recordings))))
-            self._few = replace(few, features=few.features.clone())  # the others may be let go of
+            outputs = self._run(partition, frames, cache, sampled=sampled)
         if labelled:
             outputs.require_labels()
         return outputs
+
+    def _run(
+        self, partition: str, frames: zoo.FrameSet, cache: Path | None, *, sampled: bool
+    ) -> ensemble.MemberOutputs:
+        """Have the members run, and look at the time."""
+        began, most = time.perf_counter(), self.source.sample if sampled else len(frames)
+        how = self._how(f"{partition}-outputs")
+        if cache is not None:
+            fill = (
+                None if self.workers is None and self.source.run is None else ensemble.run.shards.filling(frames, **how)
+            )
+            outputs = ensemble.collect(self.members, frames, cache=cache, fill=fill, progress=progress)
+        else:
+            outputs = ensemble.run.shards.sample(self.members, frames, most=most, **how)
+            if outputs.shape[1] < len(frames) and partition == self.source.valid:
+                self.fitted = f"a sample of {outputs.shape[1]:,} of the {len(frames):,} frames of {partition!r}"
+        self._ran(frames, began)
+        return outputs
+
+    def _how(self, name: str) -> dict[str, Any]:
+        """Who runs the members, and where results are kept."""
+        folder = None if self.source.run is None else self.source.run / name
+        return {"workers": self.workers, "folder": folder, "progress": progress}
+
+    def _ran(self, frames: zoo.FrameSet, began: float) -> None:
+        self.seconds = time.perf_counter() - began
+        first = int((frames.starts < self.members.step).sum())  # the recordings that hold so many frames
+        few = frames.select(frames.starts.new_tensor(range(min(first, frames.recordings))))
+        self._few = replace(few, features=few.features.clone())  # the others may be let go of
 
     def costs(self, rules: Mapping[str, ensemble.Rule]) -> dict[str, ensemble.outputs.Cost]:
         """What each member and each rule costs on this machine; after `outputs`, on its first frames."""
@@ -215,6 +282,34 @@ class Collection:
         self.fitted, self.judged = f"half of {valid!r}", f"the other half of the recordings of {valid!r}"
         first, second = (self._chosen(half.outputs, "the predictions") for half in self.predictions(valid).halves())
         return first, second
+
+    def fitting_and_judging(self) -> tuple[ensemble.MemberOutputs, Judging]:
+        """Outputs to fit on, and what judges rules by a metric: on outputs, or on more frames than those are kept of.
+
+        The latter gives what `ensemble.evaluate` takes, and outputs on the same frames, or on a sample of them.
+        """
+        source = self.source
+        if source.stored or source.cache is not None:
+            valid, test = self.both()
+            return valid, lambda rules, metric: (test, test)
+        frames = self.frames(source.test)
+        if frames.labels is None:
+            msg = f"expected frames with labels to judge on, got {source.test!r} without: it needs transcripts"
+            raise ValueError(msg)
+        valid = self.outputs(source.valid, sampled=True)
+
+        def judging(
+            rules: Mapping[str, ensemble.Rule], metric: str
+        ) -> tuple[ensemble.MemberOutputs | Tally, ensemble.MemberOutputs]:
+            if len(frames) <= source.sample:
+                outputs = self._run(source.test, frames, None, sampled=True)
+                return outputs, outputs
+            began, how = time.perf_counter(), self._how(f"{source.test}-judged")
+            found = ensemble.run.shards.judge(self.members, frames, rules, metric=metric, most=source.sample, **how)
+            self._ran(frames, began)
+            return found
+
+        return valid, judging
 
     def _require_labels(self, found: Predictions, partition: str) -> None:
         if found.outputs.labels is None:

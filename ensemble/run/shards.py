@@ -41,7 +41,7 @@ from zoo.data.normalisation import NORMALISATIONS
 from zoo.logs import Progress
 from zoo.workers import Processes, Ray, Workers, carry_out
 
-__all__ = ["Processes", "Ray", "Shard", "filling", "sample", "shards", "tally"]
+__all__ = ["Processes", "Ray", "Shard", "filling", "judge", "sample", "shards", "tally"]
 
 Integers = NDArray[np.int64]
 Forms = list[tuple[tuple[str, ...], list[tuple[int, bool, Form]]]]
@@ -117,6 +117,10 @@ def _part(
     return _Part(shard, some, int(starts[first]), first, start, stop, chosen, place)
 
 
+Adding = tuple[Callable[[int, slice, Tensor], None], Callable[[], Tally | None]]
+"""What takes the pieces of a shard, as `_Part.run` gives them, and what gives the result behind the last."""
+
+
 @dataclass(frozen=True)
 class _Count:
     """Counts the answers on a shard."""
@@ -124,7 +128,7 @@ class _Count:
     of: Judged
     rules: Mapping[str, FittedRule]
 
-    def __call__(self, members: Members, part: _Part) -> Tally:
+    def begin(self, members: Members, part: _Part) -> Adding:
         order = class_order(members.classes, part.frames.classes, "the members' classes", "the members", "the frames")
         assert part.frames.labels is not None
         labels = part.frames.labels.cpu()
@@ -132,13 +136,15 @@ class _Count:
         groups = (part.frames.groups + part.recordings).numpy()
         counting = Counting(self.of, self.rules, groups[part.shard.start - part.offset : part.shard.stop - part.offset])
         size = block_size(len(members), len(members.classes))
-        for begin, use, values in part.run(members):
+
+        def add(begin: int, use: slice, values: Tensor) -> None:
             for at in range(0, values.shape[1], size):
                 low, high = max(at, use.start), min(at + size, use.stop)
                 if low < high:
                     known = labels[begin + low - part.offset : begin + high - part.offset]
                     counting.add(values[:, at : at + size].contiguous(), known, slice(low - at, high - at))
-        return counting.tally()
+
+        return add, counting.tally
 
 
 @dataclass(frozen=True)
@@ -149,17 +155,30 @@ class _Fill:
     contents: Contents
     rows: Sequence[str]
 
-    def __call__(self, members: Members, part: _Part) -> None:
+    def begin(self, members: Members, part: _Part) -> Adding:
         store, place = Store(self.folder, self.contents), part.place
-        for begin, use, values in part.run(members):
+
+        def add(begin: int, use: slice, values: Tensor) -> None:
+            nonlocal place
             if part.chosen is None:
                 values = values[:, use]
             else:
                 low, high = np.searchsorted(part.chosen, (begin + use.start, begin + use.stop))
                 values = values[:, torch.from_numpy(part.chosen[low:high] - begin)]
-            store.put(self.rows, place, values)
-            place += values.shape[1]
-        store.flush()
+            if values.shape[1]:
+                store.put(self.rows, place, values)
+                place += values.shape[1]
+
+        return add, store.flush
+
+
+def _do(members: Members, tasks: Sequence[_Count | _Fill], part: _Part) -> Tally | None:
+    """All tasks on a shard, in one run of the members over it."""
+    begun = [task.begin(members, part) for task in tasks]
+    for begin, use, values in part.run(members):
+        for add, _ in begun:
+            add(begin, use, values)
+    return next((found for found in [end() for _, end in begun] if found is not None), None)
 
 
 @dataclass(frozen=True)
@@ -171,7 +190,7 @@ class _Work:
     forms: Forms
     metrics: Mapping[str, Metric]  # those of the one that shares the work out, some of which may be its own
     normalisations: Mapping[str, Any]
-    task: _Count | _Fill
+    tasks: Sequence[_Count | _Fill]
     folder: Path
 
     def __call__(self) -> Callable[[_Part], None]:
@@ -182,7 +201,7 @@ class _Work:
         _set_forms(members, self.forms)
 
         def work(part: _Part) -> None:
-            found = self.task(members, part)
+            found = _do(members, self.tasks, part)
             _files.write(_result(self.folder, part.shard), b"" if found is None else found.to_bytes())
 
         return work
@@ -253,7 +272,7 @@ def _read_forms(given: Any) -> Forms:
 def _carry_out(
     members: Members,
     frames: zoo.FrameSet,
-    task: _Count | _Fill,
+    tasks: Sequence[_Count | _Fill],
     parts: Sequence[tuple[Shard, Integers | None, int]],
     *,
     about: Callable[[], Mapping[str, Any]],
@@ -266,11 +285,10 @@ def _carry_out(
     todo = {
         f"{shard} (recordings {frames.names[shard.first]} to {frames.names[shard.last - 1]})": (shard, chosen, place)
         for shard, chosen, place in parts
-        if chosen is None or len(chosen)
     }
     items = {name: partial(_part, members, frames, *what) for name, what in todo.items()}
     if workers is None and folder is None:
-        for _, found in carry_out(lambda: partial(task, members), items, title="shards", progress=progress):
+        for _, found in carry_out(lambda: partial(_do, members, tasks), items, title="shards", progress=progress):
             yield found
         return
     with ExitStack() as stack:
@@ -283,17 +301,18 @@ def _carry_out(
             "shards": hashlib.sha256(str([(each.start, each.stop) for each, *_ in parts]).encode()).hexdigest(),
             **about(),
         }
+        counted = any(isinstance(task, _Count) for task in tasks)
         run = _Run(home, identity, lambda: _forms(members, frames))
         _set_forms(members, run.forms)
         sent = members if workers is None or members.again is None else members.again
-        job = _Work(sent, members.step, run.forms, dict(METRICS), dict(NORMALISATIONS), task, home.absolute())
+        job = _Work(sent, members.step, run.forms, dict(METRICS), dict(NORMALISATIONS), tasks, home.absolute())
         lacking = {name: make for name, make in items.items() if not _result(home, todo[name][0]).exists()}
         for name, _ in carry_out(job, lacking, workers, title="shards", progress=progress):
             if not _result(home, todo[name][0]).exists():
                 msg = f"expected the result of {name} in {home}, got none: all machines must see that folder"
                 raise ValueError(f"{msg}; name one that they share")
         for shard, *_ in todo.values():
-            yield _read(_result(home, shard)) if isinstance(task, _Count) else None
+            yield _read(_result(home, shard)) if counted else None
 
 
 def tally(
@@ -324,22 +343,29 @@ def tally(
         ValueError: as `collect` and `evaluate`; the folder holds another run; a recording's features are damaged.
         RuntimeError: a shard ends every worker that begins it.
     """
+    settings: dict[str, Any] = {"workers": workers, "folder": None if folder is None else Path(folder)}
+    count, about = _counting(members, frames, rules, metric)
+    parts = [(shard, None, 0) for shard in shards(frames.starts, _MOST)]
+    found = _carry_out(members, frames, [count], parts, about=about, progress=progress, **settings)
+    return Tally.merge(each for each in found if each is not None)
+
+
+def _counting(
+    members: Members, frames: zoo.FrameSet, rules: Mapping[str, Rule], metric: str
+) -> tuple[_Count, Callable[[], dict[str, Any]]]:
+    """The task, and what its results depend on beside members and frames."""
     if frames.labels is None:
         msg = "expected frames with labels to judge on, got none: use a corpus with transcripts"
         raise ValueError(msg)
     judged, own = get_metric(metric), aligned(rules, members.names)
     known = members.names, members.classes, tuple(rules), metric, len(frames), frames.recordings, frames.fingerprint
-    of = Judged(*known, members.about)
 
     def about() -> dict[str, Any]:
         digests = {name: content_digest(rule) or uuid4().hex for name, rule in own.items()}
         measured = [metric, content_digest(judged.function)]
         return {"task": "tally", "rules": digests, "metric": measured, "metrics": [*METRICS]}
 
-    parts = [(shard, None, 0) for shard in shards(frames.starts, _MOST)]
-    settings: dict[str, Any] = {"workers": workers, "folder": None if folder is None else Path(folder)}
-    found = _carry_out(members, frames, _Count(of, own), parts, about=about, progress=progress, **settings)
-    return Tally.merge(each for each in found if each is not None)
+    return _Count(Judged(*known, members.about), own), about
 
 
 def _read(path: Path) -> Tally:
@@ -371,7 +397,7 @@ def filling(
         about = {"task": "outputs", "rows": rows, "type": store.contents.dtype}
         settings: dict[str, Any] = {"workers": workers, "folder": None if folder is None else Path(folder)}
         task = _Fill(store.folder.absolute(), store.contents, rows)
-        for _ in _carry_out(some, frames, task, parts, about=lambda: about, progress=progress, **settings):
+        for _ in _carry_out(some, frames, [task], parts, about=lambda: about, progress=progress, **settings):
             pass
         store.finish(rows, store.shards - 1)
 
@@ -401,11 +427,42 @@ def sample(
     Raises:
         ValueError: as `tally`.
     """
-    if most < 1:
-        msg = f"expected one frame or more to fit on, got {most}"
-        raise ValueError(msg)
     if len(frames) <= most and workers is None and folder is None:
         return collection.collect(members, frames, progress=progress)
+    return _run(members, frames, None, most=most, workers=workers, folder=folder, progress=progress)[1]
+
+
+def judge(
+    members: Members,
+    frames: zoo.FrameSet,
+    rules: Mapping[str, Rule],
+    *,
+    metric: str = "accuracy",
+    most: int = _SAMPLE,
+    workers: Workers | None = None,
+    folder: str | Path | None = None,
+    progress: Progress | None = None,
+) -> tuple[Tally, MemberOutputs]:
+    """What `tally` and what `sample` give, in one run of the members; arguments and errors are theirs."""
+    count = _counting(members, frames, rules, metric)
+    sums, outputs = _run(members, frames, count, most=most, workers=workers, folder=folder, progress=progress)
+    return Tally.merge(sums), outputs
+
+
+def _run(
+    members: Members,
+    frames: zoo.FrameSet,
+    count: tuple[_Count, Callable[[], dict[str, Any]]] | None,
+    *,
+    most: int,
+    workers: Workers | None,
+    folder: str | Path | None,
+    progress: Progress | None,
+) -> tuple[list[Tally], MemberOutputs]:
+    """The tallies of shards, if there is anything to count, and the outputs on a sample, mapped from the folder."""
+    if most < 1:
+        msg = f"expected one frame or more in a sample, got {most}"
+        raise ValueError(msg)
     parts, place, starts = list[tuple[Shard, Integers | None, int]](), 0, frames.starts.cpu()
     for shard in shards(starts, _MOST):
         chosen = None if len(frames) <= most else _sampled(starts, shard, most / len(frames))
@@ -422,21 +479,19 @@ def sample(
         rows = [f"member:{number}" for number in range(len(members))]
         store = Store(home / "outputs", contents)
         store.add(rows)
-        task, about = _Fill(store.folder.absolute(), contents, rows), {"task": "sample", "most": most}
+        fill, counting = _Fill(store.folder.absolute(), contents, rows), [] if count is None else [count[0]]
+
+        def about() -> dict[str, Any]:
+            return {"task": "sample", "most": most} | ({} if count is None else count[1]())
+
         settings: dict[str, Any] = {"workers": workers, "folder": home / "shards", "progress": progress}
-        for _ in _carry_out(members, frames, task, parts, about=lambda: about, **settings):
-            pass
+        found = [*_carry_out(members, frames, [*counting, fill], parts, about=about, **settings)]
         store.finish(rows, store.shards - 1)
         values = store.read(rows)
-    return MemberOutputs(
-        values,
-        members.names,
-        members.classes,
-        labels,
-        recordings,
-        fingerprint,
-        about=members.about,
+    outputs = MemberOutputs(
+        values, members.names, members.classes, labels, recordings, fingerprint, about=members.about
     )
+    return [each for each in found if each is not None], outputs
 
 
 def _sampled(starts: Tensor, shard: Shard, share: float) -> Integers:
