@@ -5,6 +5,7 @@ explained once: on the page of `zoo` or `ensemble` if it is shown there, else on
 """
 
 import builtins
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -84,9 +85,10 @@ def leave_builtins_alone(app: Sphinx, page: nodes.document) -> None:
 
 
 def draw(app: Sphinx) -> None:
-    """Draw the pictures of the pages where there are none yet; delete the folder to draw them anew."""
+    """Draw the pictures of the pages where one is missing; delete the folder to draw them anew."""
     folder = Path(app.srcdir) / "pictures"
-    if not folder.exists():
+    pages = "".join(page.read_text(encoding="utf-8") for page in Path(app.srcdir).glob("*.md"))
+    if not all((folder / name).exists() for name in re.findall(r"\bpictures/([\w-]+\.\w+)", pages)):
         valid, test = uncertainty.collected(ROOT / "registry.json")
         uncertainty.write_pictures(folder, valid, test)
         judging.write_pictures(folder, valid, test)
