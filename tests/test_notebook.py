@@ -104,6 +104,8 @@ def test_long_tables_and_lists_are_cut_and_say_so() -> None:
     assert "940 more" in text
     assert shortened([f"m{number}" for number in range(30)]).endswith("m19, and 10 more")
     assert html("None", tables=[Table([])]).count("<table") == 0
+    text = html("Empty", tables=[Table([{"n": 1, "nothing": None}, {"n": None, "nothing": None}])])
+    assert ("<th" in text, "nothing" in text) == (True, False)
 
 
 BARS = """

@@ -32,7 +32,9 @@ def test_figures_are_drawn_where_they_are_asked(name: str) -> None:
     ax = Figure().add_subplot()
     assert report().figure(name, ax=ax) is ax
     assert ax.has_data()
-    assert report().figure(name) is not ax
+    new = report().figure(name)
+    assert new is not ax
+    assert new._repr_png_().startswith(b"\x89PNG")  # what a notebook shows of it
 
 
 @pytest.mark.parametrize("name", FIGURES)

@@ -65,7 +65,9 @@ def shortened(names: Sequence[str], most: int = 20) -> str:
 
 
 def _table(table: Table) -> str:
-    """The first rows, and how many are left out."""
+    """The first rows, and how many are left out; columns without any content are left out too."""
+    kept = [name for name in table.columns if any(row[name] is not None for row in table.rows)]
+    table = Table([{name: row[name] for name in kept} for row in table.rows], table.title, table.formats)
     marks = ['class="n" ' if numeric else "" for numeric in table.columns.values()]
     heads = [f'<th {mark}scope="col">{escape(name)}</th>' for mark, name in zip(marks, table.columns, strict=True)]
     rows = []

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -200,10 +201,22 @@ def svg(ax: Axes) -> str:
 
 
 def _bare(ax: Axes | None, width: float, height: float) -> Axes:
-    """The axes given, or new ones of this size in inches, without the lines at the top and on the right."""
-    ax = Figure(figsize=(width, height)).add_subplot() if ax is None else ax
+    """The axes given, or new ones of this size in inches, without the lines at the top and on the right.
+
+    New ones show themselves as a picture in a notebook; those given belong to a figure that shows itself.
+    """
+    if ax is None:
+        ax = (figure := Figure(figsize=(width, height))).add_subplot()
+        vars(ax)["_repr_png_"] = partial(_png, figure)
     ax.spines[["top", "right"]].set_visible(False)
     return ax
+
+
+def _png(figure: Figure) -> bytes:
+    """The figure as the content of a PNG file."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", bbox_inches="tight")
+    return buffer.getvalue()
 
 
 def _name_both(ax: Axes, names: Sequence[str]) -> None:

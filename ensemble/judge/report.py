@@ -119,7 +119,7 @@ class Report:
             of: for "reliability", the members and rules to draw; the baseline and the best rule if None.
 
         Returns:
-            The axes; `ax.figure.savefig("gains.png", bbox_inches="tight")` writes a file.
+            The axes, which show themselves in a notebook; `ax.figure.savefig("gains.png")` writes a file.
 
         Raises:
             ValueError: there is no such figure, member or rule.
