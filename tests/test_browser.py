@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -28,13 +29,15 @@ ROUNDED = np.array([0.00501, 0.0000501, 0.00501, 0.00501, 0.00501, 0.0000501, 0.
 HOSTILE = "</script><img src=x onerror=alert(1)>"
 RULES = {
     "mean": ensemble.mean,
-    "vote": ensemble.majority,
-    "fitted": ensemble.WeightedMean([3, 1, 0], members=("m1", HOSTILE, "m2")),
+    "constructor": ensemble.majority,
+    "fitted": ensemble.WeightedMean([3, 1, 0], members=("m1", HOSTILE, "mean")),
+    "__proto__": ensemble.maximum,
+    "m1": ensemble.rules.median,
 }
 
 
 def judged(*, abstain: bool = False) -> ensemble.Report:
-    """Three members, one with a hostile name, on 40 recordings of 2 to 41 frames; classes with such names too."""
+    """Three members, with a hostile name and with that of a rule, on 40 recordings; classes with such names too."""
     generator = torch.Generator().manual_seed(1)
     groups = torch.repeat_interleave(torch.arange(40), torch.arange(2, 42))
     labels = torch.randint(5, (len(groups),), generator=generator)
@@ -45,7 +48,7 @@ def judged(*, abstain: bool = False) -> ensemble.Report:
         rows[:, 5] = torch.nan
     return ensemble.evaluate(
         ensemble.MemberOutputs.from_probabilities(
-            dict(zip((HOSTILE, "m1", "m2"), rows, strict=True)),
+            dict(zip((HOSTILE, "m1", "mean"), rows, strict=True)),
             labels=labels,
             groups=groups,
             classes=["<b>AA", "AE", "AH", "'\"&", HOSTILE],
@@ -157,6 +160,14 @@ def test_a_mix_has_the_numbers_that_python_gives(opened) -> None:
     assert_close(page, report, [1, 1, 0.25])
     page.get_by_role("button", name="As fitted").click()
     assert_close(page, report, [1, 3, 0])
+    exact = pd.concat([report.members[1:2], report.rules])  # the baseline, then the rules
+    rows = [[cell.inner_text() for cell in row.locator("td").all()] for row in page.locator(".answer tbody tr").all()]
+    assert [row[1] for row in rows] == [f"{100 * value:.2f}" for value in exact["accuracy"]]
+    assert [row[3] for row in rows] == [f"{value:.4f}" for value in exact["log_loss"]]
+    of_sample = ensemble.evaluate(outputs, RULES, baseline="m1", replicates=1)
+    assert [row[0] for row in rows] == [
+        f"{100 * value:.2f}" for value in pd.concat([of_sample.members[1:2], of_sample.rules])["accuracy"]
+    ]
     page.get_by_role("button", name="Only m1").click()
     assert shown(page)[2:] == [0] * 6
     boxes.nth(1).click()
@@ -198,7 +209,7 @@ def test_the_keyboard_reaches_and_moves_everything(opened) -> None:
         assert len(said) > 1, part
     page.get_by_role("button", name="Next mistake").press("Enter")
     said = page.locator("#recordings .readout").inner_text()
-    assert re.search(r"true (.*); mean says (.*) with", said)[1] != re.search(r"mean says (.*) with", said)[1]
+    assert re.search(r"true (.*); .* says (.*) with", said)[1] != re.search(r" says (.*) with", said)[1]
     head = page.locator("#leaderboard thead button", has_text="log-loss")
     head.focus()
     column = [cell.inner_text() for cell in page.locator("#leaderboard tbody tr td:nth-child(3)").all()]
@@ -228,7 +239,7 @@ def test_everybody_can_use_it_and_it_fits(opened, scheme: str, width: int) -> No
 def test_without_a_script_the_tables_are_there(opened) -> None:
     """As where a server forbids scripts."""
     page = opened(java_script_enabled=False, width=360)
-    assert page.locator("#leaderboard tbody tr").count() == 6
+    assert page.locator("#leaderboard tbody tr").count() == 8
     assert page.locator("#leaderboard tbody tr").first.is_visible()
 
 

@@ -451,21 +451,20 @@ function mixPart(data, changed) {
       .map(([rule, weights]) => act(`As ${rule}`, weights)),
   ];
 
-  const exact = name => [...members, ...data.rules].lastIndexOf(name);
-  const own = name =>
-    name in data.sample.rules
-      ? data.sample.rules[name]
-      : (({ accuracy, loss }) => [accuracy.mean, loss.mean])(judge(sample, only(members.indexOf(name)), base));
-  const compared = [...new Set([baseline, ...data.rules])].map(name =>
+  const single = judge(sample, only(members.indexOf(baseline)), base);
+  const compared = [
+    [baseline, members.indexOf(baseline), [single.accuracy.mean, single.loss.mean]],
+    ...data.rules.map((name, place) => [name, members.length + place, data.sample.rules[place]]),
+  ].map(([name, place, [accuracy, loss]]) =>
     html(
       "tr",
       {},
       html("th", { scope: "row" }, name),
       ...[
-        percent(own(name)[0]),
-        percent(data.columns.accuracy[exact(name)]),
-        own(name)[1].toFixed(4),
-        data.columns.log_loss[exact(name)].toFixed(4),
+        percent(accuracy),
+        percent(data.columns.accuracy[place]),
+        loss.toFixed(4),
+        data.columns.log_loss[place].toFixed(4),
       ].map(text => html("td", { class: "n" }, text)),
     ),
   );
@@ -1031,11 +1030,12 @@ function recordingsPart(data) {
         "The frames belong to no recordings of several frames: there is no course of time to show.",
       ),
     ];
-  const names = [...data.rules, ...data.members],
+  const rules = data.whole.rules.map(place => data.rules[place]),
+    names = [...rules, ...data.members],
     F = truth.length,
     C = data.classes.length,
     starts = sizes.map((_, k) => sizes.slice(0, k).reduce((sum, each) => sum + each, 0));
-  const lead = data.best === null ? names.lastIndexOf(data.baseline) : names.indexOf(data.best),
+  const lead = data.best === null ? names.lastIndexOf(data.baseline) : rules.indexOf(data.best),
     text = value => (value === C ? "abstains" : data.classes[value]);
   const right = (answer, k) => {
     let sum = 0;
@@ -1076,7 +1076,7 @@ function recordingsPart(data) {
       cells[row + 1].textContent = `${text(top[answer * F + at])} ${(confidence[answer * F + at] / 255).toFixed(2)}`;
       cells[row + 1].className = top[answer * F + at] === truth[at] ? "" : "wrong";
     });
-    const agree = data.members.filter((_, m) => top[(data.rules.length + m) * F + at] === truth[at]).length;
+    const agree = data.members.filter((_, m) => top[(rules.length + m) * F + at] === truth[at]).length;
     readout.replaceChildren(
       bold(`Frame ${frame} of ${sizes[k]}`),
       `: true ${text(truth[at])}; ${names[lead]} says ${text(top[lead * F + at])} with ${percent(confidence[lead * F + at] / 255, 0)} %; ${agree} of ${data.members.length} members are right`,

@@ -39,6 +39,7 @@ Floats = NDArray[np.float64]
 
 _HOME = Path(__file__).parent
 _MOST_MEMBERS, _MOST_CLASSES, _MOST_PAIRS = 64, 60, 100  # shown by the figures, or by the table of pairs
+_MOST_RULES = 4  # shown on whole recordings
 _MOST_CODES = 180_000  # of the sample, 16 bits each: half a megabyte of text
 
 _Style = tuple[float, str]  # a number is multiplied by the first, and formatted by the second
@@ -102,6 +103,7 @@ def page(report: Any, *, title: str = "Is the ensemble better?") -> str:
             "mistakes": _table(report.confusions, first="class"),
             "pairs": _table(farthest),
         },
+        most_rules=_MOST_RULES,
         pairs_left_out=len(report.pairs) - len(farthest),
         data=_json(_data(report)) if report.frames else "",
         style=style,
@@ -228,15 +230,19 @@ def _data(report: Any) -> dict[str, Any]:
             "shown": [place for place in classes if report.classes["frames"].iloc[place]],
         },
         "map": _map(report, shown),
-        "whole": _whole(report.whole, shown),
+        "whole": _whole(report.whole, _best(report, report.rules, _MOST_RULES), shown),
     }
 
 
 def _shown_members(report: Any) -> list[int]:
     """All members, or of very many the best ones by the metric; the baseline in any case."""
-    values = get_metric(report.metric).goods(report.members[report.metric].to_numpy(float))
-    best = np.argsort(-values, kind="stable")[:_MOST_MEMBERS].tolist()
-    return sorted({*best, _judged(report)["baseline"]})
+    return sorted({*_best(report, report.members, _MOST_MEMBERS), _judged(report)["baseline"]})
+
+
+def _best(report: Any, table: pd.DataFrame, most: int) -> list[int]:
+    """Of many rows those that are best by the metric, ascending."""
+    values = get_metric(report.metric).goods(table[report.metric].to_numpy(float))
+    return sorted(np.argsort(-values, kind="stable")[:most].tolist())
 
 
 def _shown_classes(report: Any) -> list[int]:
@@ -265,12 +271,12 @@ def _sample(sample: Excerpt, shown: Sequence[int]) -> dict[str, Any]:
         codes, kept = _coded(sample, shown)
     truth, (numbers, where, _) = sample.outputs.require_labels().numpy(), sample.recordings
     picked = [codes[:, frame, each].T for frame, each in enumerate(kept)]  # (K, M) each
-    scores = {}
-    for name, rows in sample.rules.items():
+    scores = []
+    for rows in sample.rules.values():
         found = rows.double().numpy()
         own = found[np.arange(len(truth)), truth]
         loss = -np.log(np.maximum(own, LEAST)).mean() if len(own) else math.nan
-        scores[name] = _rounded([(found.argmax(axis=1) == truth).mean() if len(own) else math.nan, loss])
+        scores.append(_rounded([(found.argmax(axis=1) == truth).mean() if len(own) else math.nan, loss]))
     return {
         "frames": len(truth),
         "recordings": len(numbers),
@@ -394,11 +400,12 @@ def _map(report: Any, shown: Sequence[int]) -> dict[str, Any]:
     }
 
 
-def _whole(whole: Excerpt, shown: Sequence[int]) -> dict[str, Any]:
+def _whole(whole: Excerpt, rules: Sequence[int], shown: Sequence[int]) -> dict[str, Any]:
     """Of a few whole recordings the true classes, and each answer's top class and confidence: rules, then members."""
     outputs = whole.outputs
     numbers, _, sizes = whole.recordings
-    rows = [*(each.double().numpy() for each in whole.rules.values()),
+    every = [*whole.rules.values()]
+    rows = [*(every[r].double().numpy() for r in rules),
             *(outputs.log_probabilities[m].double().exp().numpy() for m in shown)]  # fmt: skip
     top, sure = [], []
     for each in rows:
@@ -406,6 +413,7 @@ def _whole(whole: Excerpt, shown: Sequence[int]) -> dict[str, Any]:
         top.append(np.where(absent, len(outputs.classes), np.nan_to_num(each).argmax(axis=1)))
         sure.append(np.round(255 * np.nan_to_num(each).max(axis=1, initial=0)).clip(0, 255))
     return {
+        "rules": list(rules),
         "numbers": numbers.tolist(),
         "sizes": sizes.tolist(),
         "truth": _packed(outputs.require_labels().numpy()),
