@@ -78,6 +78,25 @@ def test_the_card(home: zoo.Registry, frames: FrameSet, tmp_path: Path, command:
     assert all(note in card for note in answer["report"]["notes"])
 
 
+def test_a_licence_is_kept_once_the_folder_is_written(
+    home: zoo.Registry, frames: FrameSet, tmp_path: Path, command: Callable[..., Any]
+) -> None:
+    """A folder that cannot be written leaves the registry byte for byte; without a licence it is not written at all."""
+    zoo.write_corpus(frames, tmp_path / "corpus", "dev")
+    where = ("--registry", home.path, "--corpus", tmp_path / "corpus", "--valid", "dev", "--test", "dev")
+    before, stamp = home.path.read_bytes(), home.path.stat().st_mtime_ns
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / "mine.txt").write_text("kept")
+    wrong = command("ensemble export final --licence MIT", full, *where, code=2)
+    assert "expected a new or empty folder" in wrong.err
+    command("ensemble export final", tmp_path / "plain", *where, code=0)
+    assert (home.path.read_bytes(), home.path.stat().st_mtime_ns) == (before, stamp)
+    command("ensemble export final --licence MIT", tmp_path / "out", *where, code=0)
+    assert home.get_ensemble("final").licence == "MIT"
+    assert "**Licence.** MIT" in (tmp_path / "out" / "README.md").read_text()
+
+
 def test_flags_that_cannot_act_are_refused(home: zoo.Registry, tmp_path: Path, command: Callable[..., Any]) -> None:
     """Those of a folder with a file, and those of a file with a folder; nothing is written."""
     where = ("--registry", home.path)

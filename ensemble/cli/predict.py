@@ -355,15 +355,15 @@ def export(
                 most_changed=most_changed,
             )
         return exported(name, written)
-    if licence:
-        home.annotate(name, licence=licence)
     final = ensemble.load_ensemble(home, name)
     known = class_names(classes) or final.members.classes
     frames, judged = (read_partition(corpus, part, known, mapped=mapped) for part in (valid, test))
     with progress("judging the ensemble for its card"):
         best = ensemble.judge.best_member(ensemble.collect(final.members, frames))
         report = ensemble.evaluate(ensemble.collect(final.members, judged), {name: final.rule}, baseline=best)
-    with progress(f"writing {place}"):
+    with progress(f"writing {place}"), home.transaction():  # a folder that fails leaves the registry as it was
+        if licence:
+            home.annotate(name, licence=licence)
         ensemble.run.export_folder(home, name, place, report=report, use=use, frames=frames)
     return Answer({"exported": name, "folder": str(place), "report": report.to_json()}, [f"{name} written to {place}"])
 
