@@ -12,13 +12,37 @@ from typing import Any, NamedTuple
 os.environ["OMP_NUM_THREADS"] = "1"  # also in the programs that tests start: the workers share the cores
 os.environ.setdefault("WANDB_MODE", "offline")
 
+import numpy as np
 import pytest
 import torch
 
+import ensemble
 import zoo
 from zoo import FrameSet
+from zoo.registry.register import Prepared, prepare
 
 torch.set_num_threads(1)
+
+
+def some_outputs(
+    M: int = 5, N: int = 300, C: int = 4, seed: int = 0, decimals: int | None = None
+) -> ensemble.MemberOutputs:
+    """Of members that are more often right than not; probabilities rounded to few decimals make ties."""
+    generator = np.random.default_rng(seed)
+    labels = generator.integers(0, C, N)
+    rows = {}
+    for m in range(M):
+        logits = generator.normal(0, 1.0, (N, C))
+        logits[np.arange(N), labels] += generator.uniform(0.3, 1.5)
+        p = np.exp(1.5 * logits)
+        p /= p.sum(axis=1, keepdims=True)
+        if decimals is not None:
+            p = np.round(p, decimals)
+            p[:, -1] += 1 - p.sum(axis=1)
+            p = np.maximum(p, 0)
+            p /= p.sum(axis=1, keepdims=True)
+        rows[f"m{m}"] = p
+    return ensemble.MemberOutputs.from_probabilities(rows, labels=labels)
 
 
 @pytest.fixture
@@ -78,6 +102,26 @@ def command(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
 
 
 SMALL = zoo.Spec("cylinder", features=2, context=1, classes=2, options={"width": 4, "depth": 1})
+
+
+def checkpoint(seed: int) -> zoo.Checkpoint:
+    """Of such a model."""
+    return zoo.Checkpoint.from_module(zoo.build(SMALL, seed=seed), SMALL, ["no", "yes"])
+
+
+@pytest.fixture(scope="session")
+def prepared() -> list[Prepared]:
+    """What the registrations of six models put on the disk."""
+    return [prepare(f"model-{seed}", checkpoint(seed)) for seed in range(6)]
+
+
+@pytest.fixture
+def two_models(tmp_path: Path, prepared: list[Prepared]) -> zoo.Registry:
+    """A registry of the first two of them."""
+    registry = zoo.Registry(tmp_path / "registry.json")
+    for index in (0, 1):
+        registry.add(f"model-{index}", prepared[index])
+    return registry
 
 
 @pytest.fixture

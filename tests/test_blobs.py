@@ -9,33 +9,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import checkpoint
 
 import zoo
 from zoo import _files
 from zoo.registry import Registry, RegistryError
-from zoo.registry.register import Prepared, prepare
-
-SPEC = zoo.Spec("cylinder", features=2, context=1, classes=2, options={"width": 4, "depth": 1})
-
-
-def checkpoint(seed: int) -> zoo.Checkpoint:
-    """A small model."""
-    return zoo.Checkpoint.from_module(zoo.build(SPEC, seed=seed), SPEC, ["no", "yes"])
-
-
-@pytest.fixture(scope="module")
-def prepared() -> list[Prepared]:
-    """What the registrations of six models put on the disk."""
-    return [prepare(f"model-{seed}", checkpoint(seed)) for seed in range(6)]
 
 
 @pytest.fixture
-def registry(tmp_path: Path, prepared: list[Prepared]) -> Registry:
+def registry(two_models: Registry) -> Registry:
     """A registry of two models."""
-    registry = Registry(tmp_path / "registry.json")
-    for index in (0, 1):
-        registry.add(f"model-{index}", prepared[index])
-    return registry
+    return two_models
 
 
 def missing(blob: Path, other: Path) -> None:

@@ -4,29 +4,12 @@ from itertools import permutations
 
 import numpy as np
 import pytest
+from conftest import some_outputs
 
 import ensemble
 from ensemble import fit_simplex_weights
 from ensemble.selection import contributions
 from ensemble.selection.contribution import Pool
-
-
-def some_outputs(M=5, N=300, C=4, seed=0, decimals=None):
-    generator = np.random.default_rng(seed)
-    labels = generator.integers(0, C, N)
-    rows = {}
-    for m in range(M):
-        logits = generator.normal(0, 1.0, (N, C))
-        logits[np.arange(N), labels] += generator.uniform(0.3, 1.5)
-        p = np.exp(1.5 * logits)
-        p /= p.sum(axis=1, keepdims=True)
-        if decimals is not None:  # coarse probabilities make ties
-            p = np.round(p, decimals)
-            p[:, -1] += 1 - p.sum(axis=1)
-            p = np.maximum(p, 0)
-            p /= p.sum(axis=1, keepdims=True)
-        rows[f"m{m}"] = p
-    return ensemble.MemberOutputs.from_probabilities(rows, labels=labels)
 
 
 @pytest.mark.parametrize("pool", ["mean", "weighted"])

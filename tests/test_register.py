@@ -2,36 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
+from conftest import SMALL, checkpoint
 from torch import nn
 
 import zoo
 from zoo.registry import Registry, RegistryError
-from zoo.registry.register import Prepared, prepare
-
-SPEC = zoo.Spec("cylinder", features=2, context=1, classes=2, options={"width": 4, "depth": 1})
-
-
-def checkpoint(seed: int) -> zoo.Checkpoint:
-    """A small model."""
-    return zoo.Checkpoint.from_module(zoo.build(SPEC, seed=seed), SPEC, ["no", "yes"])
-
-
-@pytest.fixture(scope="module")
-def prepared() -> list[Prepared]:
-    """What the registrations of six models put on the disk."""
-    return [prepare(f"model-{seed}", checkpoint(seed)) for seed in range(6)]
+from zoo.registry.register import prepare
 
 
 @pytest.fixture
-def registry(tmp_path: Path, prepared: list[Prepared]) -> Registry:
+def registry(two_models: Registry) -> Registry:
     """A registry of two models."""
-    registry = Registry(tmp_path / "registry.json")
-    for index in (0, 1):
-        registry.add(f"model-{index}", prepared[index])
-    return registry
+    return two_models
 
 
 def test_a_lost_registry_is_rebuilt_from_its_blobs(registry):
@@ -50,9 +33,9 @@ def test_all_that_can_be_is_recovered_and_the_rest_is_listed(registry):
     """The same weights with other classes, a name that is taken: their blobs are named, all others come back."""
     first = checkpoint(0)
     others = [
-        prepare("model-0", zoo.Checkpoint(SPEC, first.tensors, ("yes", "no"))),
+        prepare("model-0", zoo.Checkpoint(SMALL, first.tensors, ("yes", "no"))),
         prepare("MODEL-1", checkpoint(1)),
-        prepare("model-0", zoo.Checkpoint(SPEC, first.tensors, ("no", "yes"), note="again")),
+        prepare("model-0", zoo.Checkpoint(SMALL, first.tensors, ("no", "yes"), note="again")),
     ]
     for blob in others:
         registry.blobs.put(blob.data)
