@@ -15,6 +15,7 @@ os.environ.setdefault("WANDB_MODE", "offline")
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 import ensemble
 import zoo
@@ -43,6 +44,50 @@ def some_outputs(
             p /= p.sum(axis=1, keepdims=True)
         rows[f"m{m}"] = p
     return ensemble.MemberOutputs.from_probabilities(rows, labels=labels)
+
+
+def random_rows(members: int, frames: int, classes: int, *, seed: int = 0, scale: float = 2.0) -> Tensor:
+    """(M, N, C) random distributions in float64."""
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.randn(members, frames, classes, generator=generator, dtype=torch.float64) * scale).softmax(-1)
+
+
+def overconfident_outputs(
+    members: int = 3, frames: int = 600, classes: int = 4, *, seed: int = 0
+) -> ensemble.MemberOutputs:
+    """Members that know something and are too sure of it."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(classes, (frames,), generator=generator)
+    hint = torch.nn.functional.one_hot(labels, classes) * 2.0
+    rows = (torch.randn(members, frames, classes, generator=generator) * 2 + hint).softmax(-1)
+    return ensemble.MemberOutputs.from_probabilities({f"m{i}": row for i, row in enumerate(rows)}, labels=labels)
+
+
+def nats(rows: Tensor, labels: Tensor) -> float:
+    """Mean log-loss."""
+    return -rows[torch.arange(len(labels)), labels].double().log().mean().item()
+
+
+def recorded_outputs(
+    M: int = 5, N: int = 600, C: int = 4, seed: int = 0, recording: int = 20
+) -> ensemble.MemberOutputs:
+    """Of members that find the same frames hard, in recordings of so many frames."""
+    generator = np.random.default_rng(seed)
+    labels = generator.integers(0, C, N)
+    shared = generator.normal(0, 1.5, N)
+    rows = {}
+    for m in range(M):
+        logits = generator.normal(0, 1.0, (N, C))
+        logits[np.arange(N), labels] += generator.uniform(0.8, 1.8) + shared
+        p = np.exp(1.5 * logits)
+        rows[f"m{m}"] = p / p.sum(axis=1, keepdims=True)
+    return ensemble.MemberOutputs.from_probabilities(rows, labels=labels, groups=np.arange(N) // recording)
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No plan of the user is read or written."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 @pytest.fixture

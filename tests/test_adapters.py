@@ -34,6 +34,8 @@ import ensemble
 import zoo
 from ensemble.outputs.store import StoreError, read_outputs
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 X, Y = load_iris(return_X_y=True)
 NAMES = np.array(["setosa", "versicolor", "virginica"])
 ESTIMATORS: dict[str, Any] = {
@@ -47,12 +49,6 @@ ESTIMATORS: dict[str, Any] = {
     "network": MLPClassifier((4,), max_iter=2, random_state=0),
     "descent": SGDClassifier(loss="log_loss", random_state=0),
 }
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test reads or writes the plans of the user."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 @functools.cache

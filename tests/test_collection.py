@@ -13,13 +13,9 @@ import ensemble
 import zoo
 from zoo.logs import Advance
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 CLASSES = ("a", "b", "c", "d")
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test reads or writes the plans of the user."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 @pytest.fixture

@@ -3,28 +3,16 @@
 import numpy as np
 import pytest
 import torch
+from conftest import recorded_outputs
 from sklearn.model_selection import GroupKFold, LeaveOneGroupOut, RepeatedKFold, TimeSeriesSplit
 
 import ensemble
 from ensemble import fit_simplex_weights, fit_weights
 
 
-def some_outputs(M=5, N=600, C=4, seed=0, recording=20):
-    generator = np.random.default_rng(seed)
-    labels = generator.integers(0, C, N)
-    shared = generator.normal(0, 1.5, N)
-    rows = {}
-    for m in range(M):
-        logits = generator.normal(0, 1.0, (N, C))
-        logits[np.arange(N), labels] += generator.uniform(0.8, 1.8) + shared
-        p = np.exp(1.5 * logits)
-        rows[f"m{m}"] = p / p.sum(axis=1, keepdims=True)
-    return ensemble.MemberOutputs.from_probabilities(rows, labels=labels, groups=np.arange(N) // recording)
-
-
 def test_bootstrap_draws_recordings_and_starts_from_the_full_fit():
     """The same seed, the same draws; each replicate is a refit with its recordings counted."""
-    outputs = some_outputs()
+    outputs = recorded_outputs()
     found = ensemble.fit.bootstrap_weights(outputs, 20, seed=3)
     again = ensemble.fit.bootstrap_weights(outputs, 20, seed=3)
     np.testing.assert_array_equal(found.replicates, again.replicates)
@@ -67,7 +55,7 @@ def test_bootstrap_does_not_draw_recordings_without_a_positive_probability():
 
 def test_cross_fitting_judges_recordings_by_weights_that_never_saw_them():
     """Whole recordings are held out, and the loss is that of the plain loop over folds."""
-    outputs = some_outputs()
+    outputs = recorded_outputs()
     found = ensemble.fit.cross_fit(outputs, 3)
     groups, P = outputs.groups.numpy(), outputs.true_class().numpy()
     assert all(len(set(found.fold[groups == g])) == 1 for g in set(groups))
@@ -99,7 +87,7 @@ def test_cross_fitting_drops_and_counts_frames_without_a_positive_probability():
 @pytest.mark.parametrize("judge", [ensemble.fit.bootstrap_weights, ensemble.fit.cross_fit])
 def test_members_with_nan_are_named(judge):
     """And the way out is one that exists."""
-    outputs = some_outputs(M=2, N=200)
+    outputs = recorded_outputs(M=2, N=200)
     outputs.log_probabilities[1, 7] = torch.nan
     with pytest.raises(ValueError, match=r"NaN from \['m1'\]; leave them out, as fit_weights does"):
         judge(outputs)
@@ -111,7 +99,7 @@ def test_members_with_nan_are_named(judge):
 )
 def test_cross_fitting_takes_any_splitter_of_scikit_learn(splitter):
     """Against the plain loop over its splits; frames tested often count often, frames never tested not at all."""
-    outputs = some_outputs(M=3, N=240)
+    outputs = recorded_outputs(M=3, N=240)
     splits = list(splitter.split(np.zeros(240), outputs.labels, outputs.groups))
     found = ensemble.fit.cross_fit(outputs, splitter=splits)
     P, p, labels = outputs.true_class().numpy(), outputs.probabilities.numpy(), outputs.require_labels().numpy()
@@ -136,13 +124,13 @@ def test_cross_fitting_takes_any_splitter_of_scikit_learn(splitter):
 def test_a_splitter_without_splits_is_refused():
     """An empty list of splits, for instance."""
     with pytest.raises(ValueError, match="expected a splitter with splits of these frames, got none"):
-        ensemble.fit.cross_fit(some_outputs(M=2, N=60), splitter=[])
+        ensemble.fit.cross_fit(recorded_outputs(M=2, N=60), splitter=[])
 
 
 @pytest.mark.parametrize("objective", ["nll", "brier", "accuracy", "macro_f1"])
 def test_the_metric_fitted_for_is_judged_on_recordings_left_out(objective):
     """Fold by fold, with the weights of that fold's own fit; optimism is what the weights of all frames add."""
-    outputs = some_outputs(N=200)
+    outputs = recorded_outputs(N=200)
     found = ensemble.fit.cross_fit(outputs, 3, objective=objective)
     whole = ensemble.fit_weights(outputs, objective)
     rows = np.empty(outputs.shape[1:])
@@ -162,7 +150,7 @@ def test_the_metric_fitted_for_is_judged_on_recordings_left_out(objective):
 @pytest.mark.parametrize("objective", ["brier", "accuracy"])
 def test_weights_of_every_objective_have_their_spread(objective):
     """Intervals around them, from fits of their own."""
-    outputs = some_outputs(N=120)
+    outputs = recorded_outputs(N=120)
     found = ensemble.fit.bootstrap_weights(outputs, 8, objective=objective)
     assert found.weights.tolist() == ensemble.fit_weights(outputs, objective).weights.tolist()
     np.testing.assert_allclose(found.replicates.sum(axis=1), 1)

@@ -23,17 +23,13 @@ from zoo._names import usable_device
 from zoo.training.optimisers import OPTIMISERS
 from zoo.training.step import Scorer
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 SPEC = zoo.Spec("basic", features=6, context=2, classes=4, options={"width": 16, "depth": 1})
 REAL = torch.cuda.is_available()
 DEVICES = ["cuda", "cuda:1", *[pytest.param("real", marks=pytest.mark.gpu)] * REAL]
 FORMS = [Form(kind, 64, precision) for kind in ("folded", "replay", "overlap") for precision in _engine.forms.DTYPES]
 FORMS += [Form("stack", 64), Form("loop", 64)]
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test reads or writes the plans of the user."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 @pytest.fixture

@@ -18,6 +18,8 @@ from ensemble.run._engine.dense import Affine, NotDenseError, dense
 from ensemble.run._engine.plan import Agreement, Trial, agreement, choose
 from zoo.models import blocks
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 ARCHITECTURES = zoo.list_architectures(["basic", "bottleneck", "*cylinder", "diamond", "mlp", "*pyramid"])
 
 
@@ -50,12 +52,6 @@ def alone(several: list[nn.Module], x: Tensor) -> Tensor:
     """The slow obvious way: (M, B, C) log-probabilities."""
     with torch.inference_mode():
         return torch.stack([model(x).log_softmax(-1) for model in several])
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test reads or writes the plans of the user."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

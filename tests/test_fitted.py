@@ -5,18 +5,12 @@ import functools
 import numpy as np
 import pytest
 import torch
+from conftest import random_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 import ensemble
 from ensemble.rules.fitted import Among, BayesVote, Chain, ClasswiseMean, LogPool, Stacked, Temperature
-
-
-def random_rows(members: int, frames: int, classes: int, *, seed: int = 0, scale: float = 2.0) -> Tensor:
-    """(M, N, C) random distributions in float64."""
-    generator = torch.Generator().manual_seed(seed)
-    return (torch.randn(members, frames, classes, generator=generator, dtype=torch.float64) * scale).softmax(-1)
 
 
 @settings(max_examples=50, deadline=None)

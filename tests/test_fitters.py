@@ -7,6 +7,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from conftest import nats, overconfident_outputs
 from torch import Tensor
 
 import ensemble
@@ -171,22 +172,6 @@ def test_naming_the_fitters_loads_no_tables():
     """Commands that only list rules wait neither for pandas nor for scikit-learn."""
     code = "import sys, ensemble; ensemble.fit.FITTERS; print({'pandas', 'sklearn'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
-
-
-def overconfident_outputs(
-    members: int = 3, frames: int = 600, classes: int = 4, *, seed: int = 0
-) -> ensemble.MemberOutputs:
-    """Members that know something and are too sure of it."""
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.randint(classes, (frames,), generator=generator)
-    hint = torch.nn.functional.one_hot(labels, classes) * 2.0
-    rows = (torch.randn(members, frames, classes, generator=generator) * 2 + hint).softmax(-1)
-    return ensemble.MemberOutputs.from_probabilities({f"m{i}": row for i, row in enumerate(rows)}, labels=labels)
-
-
-def nats(rows: Tensor, labels: Tensor) -> float:
-    """Mean log-loss."""
-    return -rows[torch.arange(len(labels)), labels].double().log().mean().item()
 
 
 def test_bayes_vote_counts_by_hand() -> None:

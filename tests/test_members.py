@@ -17,6 +17,8 @@ import ensemble
 import zoo
 from zoo import _files
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 CLASSES = ("a", "b", "c", "d")
 ARCHITECTURES = zoo.list_architectures(["basic", "bottleneck", "*cylinder", "diamond", "mlp", "*pyramid"])
 
@@ -43,12 +45,6 @@ def alone(modules: dict[str, nn.Module], specs: dict[str, zoo.Spec], frames: zoo
             for name, each in specs.items()
         ]
     return torch.stack(logits).softmax(-1)
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test reads or writes the plans of the user."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 @pytest.fixture

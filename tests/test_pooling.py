@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from conftest import random_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 import ensemble
 from ensemble.rules.table import RULES
@@ -20,12 +20,6 @@ GROWS_SURER = {"product"}  # a second copy is a second witness
 
 
 KUNCHEVA = torch.tensor([[0.1, 0.5, 0.4], [0.0, 0.0, 1.0], [0.4, 0.3, 0.4], [0.2, 0.7, 0.1], [0.1, 0.8, 0.2]])[:, None]
-
-
-def random_rows(members: int, frames: int, classes: int, *, seed: int = 0, scale: float = 2.0) -> Tensor:
-    """(M, N, C) random distributions in float64."""
-    generator = torch.Generator().manual_seed(seed)
-    return (torch.randn(members, frames, classes, generator=generator, dtype=torch.float64) * scale).softmax(-1)
 
 
 shapes = st.tuples(st.integers(1, 6), st.integers(0, 5), st.integers(1, 5))

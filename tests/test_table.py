@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import random_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -20,12 +21,6 @@ NAMES = ensemble.list_rules()
 
 
 KUNCHEVA = torch.tensor([[0.1, 0.5, 0.4], [0.0, 0.0, 1.0], [0.4, 0.3, 0.4], [0.2, 0.7, 0.1], [0.1, 0.8, 0.2]])[:, None]
-
-
-def random_rows(members: int, frames: int, classes: int, *, seed: int = 0, scale: float = 2.0) -> Tensor:
-    """(M, N, C) random distributions in float64."""
-    generator = torch.Generator().manual_seed(seed)
-    return (torch.randn(members, frames, classes, generator=generator, dtype=torch.float64) * scale).softmax(-1)
 
 
 def test_an_unknown_rule_names_the_nearest() -> None:

@@ -5,29 +5,13 @@ import math
 import numpy as np
 import pytest
 import torch
+from conftest import nats, overconfident_outputs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
-from torch import Tensor
 
 import ensemble
 from ensemble.rules.fitted import Chain, Temperature
-
-
-def overconfident_outputs(
-    members: int = 3, frames: int = 600, classes: int = 4, *, seed: int = 0
-) -> ensemble.MemberOutputs:
-    """Members that know something and are too sure of it."""
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.randint(classes, (frames,), generator=generator)
-    hint = torch.nn.functional.one_hot(labels, classes) * 2.0
-    rows = (torch.randn(members, frames, classes, generator=generator) * 2 + hint).softmax(-1)
-    return ensemble.MemberOutputs.from_probabilities({f"m{i}": row for i, row in enumerate(rows)}, labels=labels)
-
-
-def nats(rows: Tensor, labels: Tensor) -> float:
-    """Mean log-loss."""
-    return -rows[torch.arange(len(labels)), labels].double().log().mean().item()
 
 
 def test_temperature_of_honest_logits_sharpened_by_two_is_two() -> None:

@@ -3,28 +3,16 @@
 import numpy as np
 import pytest
 import torch
+from conftest import recorded_outputs
 from scipy.optimize import minimize
 
 import ensemble
 from ensemble import fit_weights
 
 
-def some_outputs(M=5, N=600, C=4, seed=0, recording=20):
-    generator = np.random.default_rng(seed)
-    labels = generator.integers(0, C, N)
-    shared = generator.normal(0, 1.5, N)
-    rows = {}
-    for m in range(M):
-        logits = generator.normal(0, 1.0, (N, C))
-        logits[np.arange(N), labels] += generator.uniform(0.8, 1.8) + shared
-        p = np.exp(1.5 * logits)
-        rows[f"m{m}"] = p / p.sum(axis=1, keepdims=True)
-    return ensemble.MemberOutputs.from_probabilities(rows, labels=labels, groups=np.arange(N) // recording)
-
-
 def test_fit_weights_reports_the_loss_of_the_pool_it_describes():
     """WeightedMean with these weights has that log-loss; names and fingerprint come along."""
-    outputs = some_outputs()
+    outputs = recorded_outputs()
     fit = fit_weights(outputs)
     pooled = ensemble.WeightedMean(fit.weights)(outputs.probabilities.double())
     assert -pooled.log()[range(600), outputs.labels].mean().item() == pytest.approx(fit.loss, rel=1e-5)
@@ -35,7 +23,7 @@ def test_fit_weights_reports_the_loss_of_the_pool_it_describes():
 
 def test_order_of_members_does_not_matter():
     """Permuted members, permuted weights."""
-    outputs = some_outputs()
+    outputs = recorded_outputs()
     turned = outputs.subset(outputs.members[::-1])
     np.testing.assert_allclose(
         fit_weights(turned, tolerance=1e-11).weights[::-1], fit_weights(outputs, tolerance=1e-11).weights, atol=1e-5
@@ -55,7 +43,7 @@ def test_logarithms_too_small_for_any_float_still_count():
 @pytest.mark.parametrize("objective", ["nll", "brier"])
 def test_members_with_nan_are_refused_or_get_weight_zero(objective):
     """The message names the member; dropped, it changes nothing for the others."""
-    outputs = some_outputs()
+    outputs = recorded_outputs()
     logs = outputs.log_probabilities.clone()
     logs[2, 7] = float("nan")
     broken = ensemble.MemberOutputs(logs, outputs.members, outputs.classes, labels=outputs.labels)
@@ -71,7 +59,7 @@ def test_members_with_nan_are_refused_or_get_weight_zero(objective):
 
 def test_brier_weights_agree_with_scipy_and_their_gap_bounds_the_truth():
     """The moment matrix gives the Brier score of the pool exactly, and SLSQP the same minimum."""
-    outputs = some_outputs()
+    outputs = recorded_outputs()
     p, onehot = outputs.probabilities.double().numpy(), np.eye(4)[outputs.labels.numpy()]
     score = lambda w: ((np.einsum("m,mnc->nc", w, p) - onehot) ** 2).sum(axis=1).mean()  # noqa: E731
     found = minimize(
@@ -90,7 +78,7 @@ def test_brier_weights_agree_with_scipy_and_their_gap_bounds_the_truth():
 
 def test_an_unknown_objective_or_missing_labels_are_refused():
     """With the names that exist, and the way out."""
-    outputs = some_outputs()
+    outputs = recorded_outputs()
     with pytest.raises(ValueError, match="no objective named 'acuracy'; did you mean 'accuracy'"):
         fit_weights(outputs, "acuracy")
     with pytest.raises(ValueError, match="with labels"):
@@ -99,7 +87,7 @@ def test_an_unknown_objective_or_missing_labels_are_refused():
 
 def test_log_linear_fit_is_a_minimum_and_matches_its_rule():
     """LogPool of these exponents has that loss; no neighbour is better; it beats every member."""
-    outputs = some_outputs()
+    outputs = recorded_outputs()
     fit = ensemble.fit.fit_log_linear(outputs)
     loss = lambda w: -ensemble.rules.LogPool(w)(outputs.probabilities.double()).log()[range(600), outputs.labels].mean()  # noqa: E731
     assert loss(fit.weights).item() == pytest.approx(fit.loss, rel=1e-5)
@@ -129,7 +117,7 @@ def test_log_linear_fit_and_rule_agree_where_a_member_gives_zero():
 
 def test_class_weights_shrink_to_the_common_ones():
     """A strong pull leaves the common weights; a weak one fits its own frames at least as well."""
-    outputs = some_outputs()
+    outputs = recorded_outputs()
     strong = ensemble.fit.fit_class_weights(outputs, strength=1e9)
     np.testing.assert_allclose(strong.weights, np.tile(strong.common, (4, 1)), atol=1e-3)
     weak = ensemble.fit.fit_class_weights(outputs, strength=1.0)
@@ -147,7 +135,7 @@ DECISIONS = ["accuracy", "macro_f1"]
 @pytest.mark.parametrize("metric", DECISIONS)
 def test_weights_for_decisions_beat_every_member_and_lie_within_their_gap_of_all_weights(metric):
     """On a grid of all weights of three members; the loss is that of the rule."""
-    outputs = some_outputs(M=3, N=60)
+    outputs = recorded_outputs(M=3, N=60)
     p, labels = outputs.probabilities.double(), outputs.labels.numpy()
     judged = lambda w: 1 - ensemble.judge.score(ensemble.WeightedMean(w)(p), labels, metric)  # noqa: E731
     fit = fit_weights(outputs, metric)
@@ -173,7 +161,7 @@ def test_frames_lost_to_every_pool_prove_weights_for_decisions_optimal():
 @pytest.mark.parametrize("objective", ["nll", "brier", *DECISIONS])
 def test_sample_weights_are_repeated_frames_for_every_objective(objective):
     """Zeros leave frames out."""
-    outputs = some_outputs(M=4, N=80)
+    outputs = recorded_outputs(M=4, N=80)
     times = np.random.default_rng(0).integers(0, 4, 80)
     weighted = fit_weights(outputs, objective, sample_weights=times)
     repeated = fit_weights(outputs.at(torch.from_numpy(np.repeat(np.arange(80), times))), objective)
@@ -184,7 +172,7 @@ def test_sample_weights_are_repeated_frames_for_every_objective(objective):
 
 def test_what_decisions_do_not_offer_is_refused_and_a_member_with_nan_left_out():
     """No pull towards equal weights; weight 0 with a warning."""
-    outputs = some_outputs(M=3, N=60)
+    outputs = recorded_outputs(M=3, N=60)
     with pytest.raises(ValueError, match="alpha 0 for accuracy"):
         fit_weights(outputs, "accuracy", alpha=0.1)
     logs = outputs.log_probabilities.clone()
@@ -199,7 +187,7 @@ def test_what_decisions_do_not_offer_is_refused_and_a_member_with_nan_left_out()
 
 def test_log_loss_is_a_name_of_the_default_objective():
     """The same weights, the same proof."""
-    outputs = some_outputs()
+    outputs = recorded_outputs()
     first, second = fit_weights(outputs), fit_weights(outputs, "log_loss")
     assert first.weights.tolist() == second.weights.tolist()
     assert (first.metric, first.gap) == (second.metric, second.gap)
