@@ -97,15 +97,15 @@ class WeightFit:
 
     def _repr_html_(self) -> str:
         columns = zip(self.members, self.weights.tolist(), self.multipliers.tolist(), strict=True)
-        known = not np.isnan(self.multipliers).all()
         rows = [
-            {"member": name, "weight": weight} | ({"multiplier": multiplier} if known else {})
+            {"member": name, "weight": weight, "multiplier": None if math.isnan(multiplier) else multiplier}
             for name, weight, multiplier in columns
         ]
-        lines = [self.conclusion]
-        if known:
-            lines.append("Multipliers are one where a member is used, at most one elsewhere.")
-        return html("Fitted weights", lines, [Table(rows, formats={"weight": ".4f", "multiplier": ".4f"})])
+        table = Table(rows, formats={"weight": ".4f", "multiplier": ".4f"})
+        known = (
+            "" if np.isnan(self.multipliers).all() else "; multipliers are one where a member is used, else at most one"
+        )
+        return html("Fitted weights", [self.conclusion + known], [table])
 
 
 def weights_in_words(members: Sequence[str], weights: Array) -> str:

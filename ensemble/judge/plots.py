@@ -1,7 +1,7 @@
 """Figures of a report's tables: each function draws on the axes it is given, or on new ones, and returns them.
 
-`Report.figure` calls them by name. Nothing is shown on a screen or written to a file; `svg` turns axes into text for a
-page. Needs matplotlib, which comes with the extra `report`.
+`Report.figure` calls them by name. Nothing is shown on a screen or written to a file. Needs matplotlib, which comes
+with the extra `report`.
 """
 
 from __future__ import annotations
@@ -184,20 +184,6 @@ def set_coverage(classes: pd.DataFrame, ax: Axes | None = None, *, asked: float)
     ax.set_ylim(-1, len(table))
     ax.set_xlabel("frames of the class whose set holds it, per cent")
     return ax
-
-
-def svg(ax: Axes) -> str:
-    """The figure that `ax` belongs to as SVG text; equal figures give equal text."""
-    figure = ax.get_figure(root=True)
-    if figure is None:
-        msg = "expected axes that belong to a figure, got axes that were removed from theirs"
-        raise ValueError(msg)
-    buffer = io.StringIO()
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "report"}):
-        unstamped = {"Date": None, "Creator": None}
-        figure.savefig(buffer, format="svg", bbox_inches="tight", transparent=True, metadata=unstamped)
-    text = buffer.getvalue()
-    return text[text.index("<svg") :]
 
 
 def _bare(ax: Axes | None, width: float, height: float) -> Axes:

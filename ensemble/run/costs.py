@@ -190,7 +190,7 @@ def _combined(rule: FittedRule, values: Sequence[Tensor]) -> list[Tensor]:
 
 def _storage(value: object) -> tuple[StorageWeakRef | None, int]:
     """The memory of a dense tensor, and its bytes; None for anything else."""
-    if not isinstance(value, Tensor) or value.layout is not torch.strided:
+    if not isinstance(value, Tensor) or value.layout is not torch.strided or value.is_nested:
         return None, 0
     storage = value.untyped_storage()
     return StorageWeakRef(storage), storage.nbytes()  # type: ignore[no-untyped-call]

@@ -226,20 +226,15 @@ def pareto_front(
         raise ValueError(no_such("cost to draw a front by", by, most))
     everything = np.ones(len(outputs.members), dtype=bool)
     limits = _limits(outputs, parameters, costs, most, max_members, needed=by)
-    limit, front = min(float(most[by]), limits[by].total(everything)), list[Selection]()
-    while not front or limits[by].least <= limit:
-        limits[by] = replace(limits[by], most=limit)
-        try:
-            found = _select(outputs, limits, metric=metric, tolerance=tolerance, max_nodes=max_nodes)
-        except ValueError:
-            if not front:
-                raise
-            break  # the members that are cheap enough pass another limit
+    limits[by] = replace(limits[by], most=min(float(most[by]), limits[by].total(everything)))
+    front: list[Selection] = []
+    while not front or _affordable(~everything, [*limits.values()]).any():
+        found = _select(outputs, limits, metric=metric, tolerance=tolerance, max_nodes=max_nodes)
         while front and found.loss <= front[-1].loss + tolerance:  # as good and cheaper
             front.pop()
         front.append(found)
         cost = {"parameters": found.cost, "bytes": found.size, "microseconds": found.microseconds}[by]
-        limit = float(np.nextafter(cost * (1 - 2e-12), -np.inf))
+        limits[by] = replace(limits[by], most=float(np.nextafter(cost * (1 - 2e-12), -np.inf)))
     return front
 
 
@@ -274,14 +269,9 @@ class Limit:
         return extras
 
     @property
-    def least(self) -> float:
-        """Of a single member."""
-        return float((self.own + self.extra).min())
-
-    @property
     def out_of_reach(self) -> str:
         """For messages, where no member fits."""
-        return f"{self.most:g}, got costs of {self.least:g} and more {self.unit}"
+        return f"{self.most:g}, got costs of {(self.own + self.extra).min():g} and more {self.unit}"
 
     def replaces(self, other: int, one: int) -> bool:
         """Whether no total grows where a member is replaced by the other."""
