@@ -160,6 +160,7 @@ def test_a_mix_has_the_numbers_that_python_gives(opened) -> None:
     assert_close(page, report, [1, 1, 0.25])
     page.get_by_role("button", name="As fitted").click()
     assert_close(page, report, [1, 3, 0])
+    assert page.get_by_text("The sample is all 860 frames").is_visible()
     exact = pd.concat([report.members[1:2], report.rules])  # the baseline, then the rules
     rows = [[cell.inner_text() for cell in row.locator("td").all()] for row in page.locator(".answer tbody tr").all()]
     assert [row[1] for row in rows] == [f"{100 * value:.2f}" for value in exact["accuracy"]]

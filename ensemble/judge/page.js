@@ -479,9 +479,13 @@ function mixPart(data, changed) {
       html("dt", {}, title),
       html("dd", {}, output, html("span", {}, ` ${unit}`), ...(low ? [html("small", {}, low, " to ", high)] : [])),
     );
-  const size =
-    `${data.sample.frames.toLocaleString("en")} of the ${data.frames.toLocaleString("en")} frames, from ` +
-    `${data.sample.recordings.toLocaleString("en")} recordings in proportion to their length`;
+  const all = data.frames.toLocaleString("en"),
+    some = data.sample.frames.toLocaleString("en"),
+    size =
+      data.sample.frames === data.frames
+        ? `The sample is all ${all} frames`
+        : `A sample: ${some} of the ${all} frames, from ${data.sample.recordings.toLocaleString("en")} recordings in ` +
+          "proportion to their length";
   const head = html(
     "div",
     { class: "head" },
@@ -529,7 +533,7 @@ function mixPart(data, changed) {
           html("thead", {}, html("tr", {}, html("td", { rowspan: 2 }), ...groups), html("tr", {}, ...heads)),
           html("tbody", {}, ...compared),
         ),
-        html("p", {}, `A sample: ${size}; 95 % intervals by Student's t over recordings. "exact" is over all frames.`),
+        html("p", {}, `${size}; 95 % intervals by Student's t over recordings. "exact" is over all frames.`),
       ),
     ),
   ];
@@ -606,7 +610,7 @@ function sizePart(data) {
           svg(
             "text",
             {
-              class: rule ? "label-rule" : kind === "baseline" ? "label-baseline" : "",
+              class: `halo ${rule ? "label-rule" : kind === "baseline" ? "label-baseline" : ""}`,
               x: label[place].x,
               y: label[place].y,
               "text-anchor": label[place].anchor,
