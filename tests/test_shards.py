@@ -1,8 +1,12 @@
 """Shards: however the work is shared out, interrupted and continued, the same comes out to the bit."""
 
 import json
+import logging
 import os
-import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -10,17 +14,16 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from sent import CLASSES, mortal, some_frames
 
 import ensemble
 import zoo
 from ensemble.judge import tables
 from ensemble.judge.tables import Tally
 from ensemble.outputs.store import read_outputs
-from ensemble.run import shards
+from ensemble.run import Processes, Ray, shards
 from ensemble.run._engine import Form, Plan
-from zoo.workers import Processes
 
-CLASSES = ("x", "y", "z")
 RULES = {"mean": ensemble.mean, "log": ensemble.log_mean, "two": ensemble.WeightedMean([3, 1], members=("b", "a"))}
 KINDS = (("mean_std", "recording", 3), ("z_score", "recording", 1), ("min_max", "corpus", 4), ("none", "corpus", 0))
 
@@ -29,16 +32,6 @@ KINDS = (("mean_std", "recording", 3), ("z_score", "recording", 1), ("min_max", 
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shards of 400 frames."""
     monkeypatch.setattr(shards, "_MOST", 400)
-
-
-def some_frames(count: int = 3000, *, seed: int = 0) -> zoo.FrameSet:
-    """Recordings of 1 to 120 frames with five features."""
-    generator = torch.Generator().manual_seed(seed)
-    lengths = torch.randint(1, 120, (200,), generator=generator).cumsum(0)
-    starts = torch.cat([torch.tensor([0]), lengths[lengths < count], torch.tensor([count])])
-    features = 2 * torch.randn(count, 5, generator=generator) + 1
-    labels = torch.randint(3, (count,), generator=generator)
-    return zoo.FrameSet(features, labels, starts, CLASSES, tuple(f"rec-{n}" for n in range(len(starts) - 1)))
 
 
 def some_members(kinds: tuple[tuple[str, str, int], ...] = KINDS, *, plan: str = "auto") -> ensemble.Members:
@@ -180,45 +173,109 @@ def test_a_folder_with_other_files_is_no_run(tmp_path: Path) -> None:
         shards.tally(some_members(), some_frames(), {}, folder=tmp_path)
 
 
-class Mortal(torch.nn.Module):
-    """A model that kills its process at some frame, once for a file."""
-
-    def __init__(self, file: Path) -> None:
-        super().__init__()
-        self.layer, self.file = torch.nn.Linear(5, 3), file
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, 5) -> (B, 3)."""
-        if (x == 77).any() and self.file.exists():
-            self.file.unlink()
-            os.kill(os.getpid(), signal.SIGKILL)
-        return self.layer(x)
-
-
-def mortal(frames: zoo.FrameSet, file: Path) -> tuple[ensemble.Members, zoo.FrameSet]:
-    """A member, and frames on one of which it dies."""
-    features = frames.features.clone()
-    features[1500, 0] = 77
-    spec = zoo.Spec("cylinder", 5, 0, 3, "none", options={"width": 8, "depth": 1})
-    torch.manual_seed(0)
-    members = ensemble.run.from_modules({"a": Mortal(file)}, classes=CLASSES, specs={"a": spec}, plan="loop")
-    return members, zoo.FrameSet(features, frames.labels, frames.starts, frames.classes, frames.names)
-
-
-def test_a_killed_process_costs_one_shard(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_killed_process_costs_one_shard(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The result is that of a run without accident, and a line tells which shard was done again."""
-    members, frames = mortal(some_frames(), tmp_path / "due")
-    members.step = 256
+    members, frames = mortal(tmp_path / "due")
     whole = bits(shards.tally(members, frames, {}))
-    monkeypatch.setattr(shards, "_forms", lambda *_: [])  # where the work is shared out nothing runs
     (tmp_path / "due").touch()
     assert bits(shards.tally(members, frames, {}, workers=Processes(2))) == whole
     assert not (tmp_path / "due").exists()
     (line,) = [message for message in caplog.messages if "done again" in message]
     assert "(signal 9) at shard" in line
     assert "recordings rec-" in line
+
+
+def waited_for(path: Path) -> str:
+    """The content of a file, once somebody has written it."""
+    for _ in range(1200):
+        if path.exists() and (text := path.read_text()):
+            return text
+        time.sleep(0.05)
+    raise TimeoutError(path)
+
+
+DRIVER = """
+import sys
+from pathlib import Path
+import ray
+import sent
+from ensemble.run import Processes, Ray, shards
+shards._MOST = 400
+members, frames = sent.mortal(Path(sys.argv[1]) / "due", hangs=True)
+workers = Ray(2) if sys.argv[2] else Processes(2)
+shards.tally(members, frames, {}, folder=Path(sys.argv[1]) / "run", workers=workers)
+"""
+
+
+def interrupted(folder: Path, address: str) -> list[Path]:
+    """The results of a run whose driver was killed while a worker hung, and all other shards were done."""
+    (folder / "due").touch()
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)} | ({"RAY_ADDRESS": address} if address else {})
+    command = [sys.executable, "-c", DRIVER, str(folder), address]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as driver:
+        waited_for(folder / "due.pid")
+        while len(found := [*(folder / "run").glob("*.shard")]) < 8:
+            time.sleep(0.05)
+        driver.kill()
+    return found
+
+
+def test_a_killed_run_that_is_started_again_redoes_what_was_under_way(tmp_path: Path) -> None:
+    """One shard of two workers hung; the others' results are kept, and the whole is that of no accident."""
+    members, frames = mortal(tmp_path / "due", hangs=True)
+    whole = bits(shards.tally(members, frames, {}))
+    kept = {file: file.stat().st_mtime_ns for file in interrupted(tmp_path, "")}
+    assert len(kept) == len(shards.shards(frames.starts, 400)) - 1
+    assert bits(shards.tally(members, frames, {}, folder=tmp_path / "run", workers=Processes(1))) == whole
+    assert kept == {file: file.stat().st_mtime_ns for file in kept}
+
+
+def test_a_ray_cluster_gives_the_bits_of_one_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By 4, 2 and 1 actors on two nodes; and though a worker, the driver and a node are killed, one after another."""
+    ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'zoo-ensemble[ray]'")
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # where workers find this module
+    members, frames = some_members(), some_frames()
+    dying, theirs = mortal(tmp_path / "due")
+    whole, alone = bits(shards.tally(members, frames, RULES)), bits(shards.tally(dying, theirs, {}))
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    try:
+        nodes = [cluster.add_node(num_cpus=2) for _ in range(2)]
+        ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
+        assert bits(shards.tally(members, frames, RULES, workers=Ray())) == whole  # four
+
+        (tmp_path / "due").touch()  # a worker is killed
+        assert bits(shards.tally(dying, theirs, {}, workers=Ray(2))) == alone
+        assert "(ActorDiedError) at shard" in caplog.messages[-1]
+
+        folder = tmp_path / "driver"  # a driver is killed, and started again
+        folder.mkdir()
+        hanging, _ = mortal(folder / "due", hangs=True)
+        kept = {file: file.stat().st_mtime_ns for file in interrupted(folder, cluster.address)}
+        assert bits(shards.tally(hanging, theirs, {}, folder=folder / "run", workers=Ray(1))) == alone
+        assert kept == {file: file.stat().st_mtime_ns for file in kept}
+        assert len(kept) == len(shards.shards(theirs.starts, 400)) - 1
+
+        hanging, _ = mortal(tmp_path / "due", hangs=True)  # a node is killed, with the one worker that it has
+        (tmp_path / "due").touch()
+
+        def kill_node() -> None:
+            parent = int(waited_for(tmp_path / "due.pid").split()[1])
+            (lost,) = [node for node in nodes if parent in [each.process.pid for each in node.all_processes["raylet"]]]
+            cluster.remove_node(lost, allow_graceful=False)
+
+        with ThreadPoolExecutor(1) as other:
+            killing = other.submit(kill_node)
+            assert bits(shards.tally(hanging, theirs, {}, workers=Ray(2, cpus=2))) == alone
+            killing.result()
+        assert caplog.messages[-1].count(" at shard") == 1
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
 
 
 def test_damaged_features_name_the_recording() -> None:
