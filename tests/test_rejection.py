@@ -185,13 +185,13 @@ def test_alike_members_have_no_disagreement_to_reject_by() -> None:
 
 
 def test_members_that_abstain_are_left_out() -> None:
-    """Where one answers, it alone is asked; a frame that nobody answers is rejected before all others."""
-    a = [[0.9, 0.1], [0.8, 0.2], [math.nan, math.nan]]
-    b = [[math.nan, math.nan], [0.4, 0.6], [math.nan, math.nan]]
-    outputs = ensemble.MemberOutputs.from_probabilities({"a": a, "b": b}, labels=[0, 0, 1], abstain=True)
+    """Where one answers, it alone is asked; frames that nobody answers are rejected first, all at once."""
+    nothing = [math.nan, math.nan]
+    a, b = [[0.9, 0.1], [0.8, 0.2], nothing, nothing], [nothing, [0.4, 0.6], nothing, nothing]
+    outputs = ensemble.MemberOutputs.from_probabilities({"a": a, "b": b}, labels=[0, 0, 1, 0], abstain=True)
     found = risk_coverage(outputs, ensemble.mean)
     curves = {name: curve["risk"].tolist() for name, curve in found.curves.groupby("name")}
-    assert curves == {name: [0, 0, 1 / 3] for name in REJECTION_SCORES}
+    assert curves == {name: [0, 0, 1 / 4] for name in REJECTION_SCORES}
 
 
 def test_members_without_influence_are_not_asked() -> None:
