@@ -113,6 +113,9 @@ def test_evaluate_says_which_frames_to_reject_and_how_good_sets_are(command, hom
     assert f"the best of {len(expected.scores)} scores to reject frames by" in lines
     assert "sets to cover 0.6 hold the true class on" in lines
     assert "note: sets of weighted: the rule was fitted on these frames" in lines
+    assert lines.count("12 recordings are few to resample") == 1
+    same = command("ensemble evaluate --outputs outputs --valid dev --test dev --rules mean --sets 0.6", code=0).out
+    assert "note: sets of mean: the sets were fitted on these frames" in same
     assert "sets" not in command(f"ensemble evaluate {STORED} --rules mean --json", code=0).data
     assert "9 recordings or more" not in command(f"ensemble evaluate {STORED} --sets 0.9", code=0).err
     assert "99 recordings or more" in command(f"ensemble evaluate {STORED} --sets 0.99", code=2).err

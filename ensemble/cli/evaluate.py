@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,7 +74,7 @@ def evaluate(
         if result.best is not None and result.frames:
             doubts["rejection"] = rejection(result.best, chosen[result.best], test)
         if result.best is not None and sets is not None:
-            doubts["sets"] = prediction_sets(result.best, chosen[result.best], valid, test, sets)
+            doubts["sets"] = prediction_sets(result.best, chosen[result.best], valid, test, sets, said=result.notes)
     if report is not None:
         _files.write(report, result.page().encode())
     weights = weights_in(chosen, test)
@@ -194,15 +194,25 @@ def rejection(name: str, rule: ensemble.Rule, test: ensemble.MemberOutputs) -> A
 
 
 def prediction_sets(
-    name: str, rule: ensemble.Rule, valid: ensemble.MemberOutputs, test: ensemble.MemberOutputs, coverage: float
+    name: str,
+    rule: ensemble.Rule,
+    valid: ensemble.MemberOutputs,
+    test: ensemble.MemberOutputs,
+    coverage: float,
+    *,
+    said: Container[str],
 ) -> Answer:
-    """How often sets of the possible classes that were fitted on some frames hold the true class on others."""
+    """How often sets of the possible classes, fitted on some frames, hold the true class on others.
+
+    Notes that were `said` are not repeated.
+    """
     fitted = ensemble.fit.fit_prediction_sets(valid, rule, coverage)
     found = fitted.judge(test)
     intervals = {key: vars(getattr(found, key)) for key in ("recordings", "frames", "size")}
     data = {"rule": name, "asked": coverage, "threshold": fitted.threshold, "fitted_on": fitted.recordings}
     data |= intervals | {"empty": found.empty, "single": found.single, "classes": found.classes.to_dict("records")}
-    data["notes"] = [*dict.fromkeys((*fitted.notes, *found.notes))]
+    notes = [*dict.fromkeys((*fitted.notes, *found.notes))]
+    data["notes"] = notes
     least = found.classes.dropna().nsmallest(3, "coverage")
     worst = ", ".join(f"{own} {share:.1%} of {frames:,}" for own, frames, share, _ in least.itertuples(index=False))
     mean = found.recordings
@@ -211,7 +221,7 @@ def prediction_sets(
         f"({interval(mean.low, mean.high, '.1%')}), and {found.size.estimate:.2f} classes on average; "
         f"{found.single:.1%} hold one class, {found.empty:.1%} none; least covered: {worst} frames"
     )
-    return Answer(data, [line, *(f"note: sets of {name}: {note}" for note in fitted.notes)])
+    return Answer(data, [line, *(f"note: sets of {name}: {note}" for note in notes if note not in said)])
 
 
 def weights_in(rules: Mapping[str, ensemble.Rule], outputs: ensemble.MemberOutputs) -> dict[str, float]:
