@@ -84,7 +84,7 @@ def test_a_budget_gives_the_width(command: Any, saved: Path) -> None:
         (f"{DATA} {STUDENT} --hard-weight 1", "hard_weight below 1"),
         (f"{FRAMES} {STUDENT} --students 0", "at least one student"),
         (f"{DATA} {STUDENT} --folds 99", "as many as there are recordings"),
-        (f"{DATA} {STUDENT} --folds 2 --mix-up 0.2", "answers are of single frames"),
+        (f"{DATA} {STUDENT} --folds 2 --hard-weight 1", "hard_weight below 1"),
         (f"{FRAMES} {STUDENT} --test unlabelled", "frames with labels to compare on"),
     ],
 )

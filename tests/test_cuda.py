@@ -459,7 +459,8 @@ def test_cross_fitted_and_stored_teachers(frames: zoo.FrameSet, device: str) -> 
         crossed = ensemble.run.cross_fitted(folds, data, folds=2, device=where, plan="loop")
         answers = crossed.predict(zoo.windows(data, torch.arange(len(data)), 2), torch.arange(len(data)))
         stored = zoo.training.Teacher.stored(answers, [data], top=2)
-        return [zoo.train(SPEC, recipe, data, data, teacher=teacher) for teacher in (crossed, stored)]
+        mixed = replace(recipe, mix_up=0.3)
+        return [zoo.train(SPEC, own, data, data, teacher=t) for own, t in ((mixed, crossed), (recipe, stored))]
 
     for one, other in zip(work(device), work("cpu"), strict=True):
         for name, tensor in one.tensors.items():

@@ -16,6 +16,7 @@ from ensemble.run import cross_fitted, distil, teacher_of
 from ensemble.run.cotraining import fold_of
 from ensemble.run.distillation import SMOOTHING, _ratio
 from zoo import FrameSet, Recipe, Spec
+from zoo.training.step import Batches
 
 SPEC = Spec("cylinder", features=6, context=1, classes=4, options={"width": 8, "depth": 1})
 WIDER = replace(SPEC, context=3)
@@ -120,7 +121,7 @@ def test_no_frame_is_judged_by_a_member_that_was_trained_on_it(
 
 
 def test_folds_that_are_not_those_of_the_members_are_refused(folded: tuple[FrameSet, list[zoo.Checkpoint]]) -> None:
-    """Members of another fold, or of other frames; mixed windows, which belong to no fold."""
+    """Members of another fold, or of other frames."""
     frames, members = folded
     with pytest.raises(ValueError, match="member 0 of fold 0 to be trained on the frames outside that fold"):
         cross_fitted(members[::-1], frames, folds=3)
@@ -129,13 +130,43 @@ def test_folds_that_are_not_those_of_the_members_are_refused(folded: tuple[Frame
     with pytest.raises(ValueError, match="for each of 4 folds, got 6"):
         cross_fitted(members, frames, folds=4)
     teacher = cross_fitted(members, frames, folds=3)
-    with pytest.raises(ValueError, match="answers are of single frames"):
-        zoo.train(SPEC, replace(QUICK, mix_up=0.2), frames, frames, teacher=teacher)
     with pytest.raises(ValueError, match="got one of others"):
         zoo.train(SPEC, QUICK, frames.select(torch.arange(5)), frames, teacher=teacher)
     for folds in (1, 7):
         with pytest.raises(ValueError, match=rf"2 folds to as many as there are recordings \(6\), got {folds}"):
             ensemble.cotrain(SPEC, QUICK, frames, frames, folds=folds)
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_windows_are_mixed_within_folds(own: bool, folded: tuple[FrameSet, list[zoo.Checkpoint]]) -> None:
+    """So the members that answer were trained on neither part; what is the last of its fold stays itself."""
+    frames, members = folded
+    more = bare(frames)
+    teacher = cross_fitted(members, frames, folds=3, unlabelled=[more])
+    kinds = torch.cat([fold_of(frames, 3)[frames.groups], torch.full((len(more),), 3)])
+    spec = replace(SPEC, context=0, normalisation="none")
+    sets = [  # a frame's features are its number
+        replace(each, features=torch.arange(first, first + len(each)).float()[:, None].repeat(1, 6))
+        for each, first in ((frames, 0), (more, len(frames)))
+    ]
+    asked: list[Tensor] = []
+
+    def predict(windows: Tensor, at: Tensor) -> Tensor:
+        asked.append(at)
+        return torch.full((len(windows), 4), 0.25)
+
+    recipes = [Recipe(batch_size=50, mix_up=1.0, seed=seed, order_seed=None if own else 0) for seed in (0, 1)]
+    stand_in, mixed = replace(teacher, predict=predict, context=0), 0
+    for [batch] in Batches(sets[0], spec, recipes, stand_in, sets[1:]).epoch(1):
+        assert batch.share is not None
+        at, share = asked[-1], batch.share.flatten()
+        partner = (batch.windows.flatten(0, -2)[:, 0] - share * at) / (1 - share)
+        clear = share < 0.9
+        assert torch.equal(kinds[partner[clear].round().long()], kinds[at[clear]])
+        mixed += int((partner[clear].round().long() != at[clear]).sum())
+    assert mixed > 50
+    recipe = replace(QUICK, mix_up=0.5, mask_time=1)
+    assert zoo.train(SPEC, recipe, frames, frames, teacher=teacher, unlabelled=[more]).kind == "distilled"
 
 
 def test_the_rule_of_the_folds_may_have_weights(folded: tuple[FrameSet, list[zoo.Checkpoint]]) -> None:

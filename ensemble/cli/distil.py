@@ -94,9 +94,8 @@ def distil(
     try:
         if folds:  # whose training is long: what would be refused after it is refused before
             first = zoo.training.single_group(wanted, distillation.recipes_of(settings)[0])
-            of_frames = tuple(each.fingerprint for each in (train, *further))
             distillation.check_comparison(final, train, judged, metric)
-            zoo.training.check_group(first, train, valid, replace(teacher, of_frames=of_frames), further)
+            zoo.training.check_group(first, train, valid, teacher, further)
             found = _without_folds(home, final, train, valid, folds, directory)
             position = ensemble.rules.rule_for(final.rule, final.members.names)
             limits: dict[str, Any] = {"device": partitions.device, "precision": "auto"}

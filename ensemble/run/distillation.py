@@ -73,7 +73,8 @@ def cross_fitted(
     """A teacher of whose members none judges a frame that it was trained on.
 
     On its own training frames a teacher is nearly always right, so that its answers there say little more than the
-    labels do. Here the rule combines, for a frame of training, the members that were trained without its fold.
+    labels do. Here the rule combines, for a frame of training, the members that were trained without its fold. Windows
+    are mixed within a fold.
 
     Args:
         checkpoints: `folds` times M, as `ensemble.cotrain(..., folds=folds)` returns them: the M members that were
@@ -106,9 +107,8 @@ def cross_fitted(
     members = from_checkpoints(dict(zip(names, checkpoints, strict=True)), **options)
     whole = teacher_of(Ensemble(members, mean))
     own = rule_for(rule, members.names[:M])
-    own_fold = torch.nn.functional.one_hot(fold[train.groups], folds).float()  # (N, folds)
-    further = torch.full((sum(map(len, unlabelled)), folds), 1 / folds)
-    shares = torch.cat([own_fold, further]).to(members.device)
+    groups = torch.cat([fold[train.groups], fold.new_full((sum(map(len, unlabelled)),), folds)])  # (N,)
+    shares = torch.cat([torch.eye(folds), torch.full((1, folds), 1 / folds)])[groups].to(members.device)  # (N, folds)
 
     def predict(windows: Tensor, frames: Tensor) -> Tensor:
         logs = members.log_probabilities(windows).view(folds, M, len(windows), -1)
@@ -117,7 +117,7 @@ def cross_fitted(
 
     of_frames = tuple(each.fingerprint for each in (train, *unlabelled))
     digest = content_digest([whole.fingerprint, own.to_json(), folds])
-    return replace(whole, predict=predict, fingerprint=digest, of_frames=of_frames)
+    return replace(whole, predict=predict, fingerprint=digest, of_frames=of_frames, groups=groups)
 
 
 def _wanted(members: Members) -> dict[str, Any]:

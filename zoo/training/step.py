@@ -131,6 +131,8 @@ class Batches:
         if unlabelled:
             without = [self._labels.new_full((len(each),), -1) for each in unlabelled]
             self._labels = torch.cat([self._labels, *without])
+        groups = None if teacher is None else teacher.groups  # within which windows are mixed
+        self._groups = None if groups is None else groups.to(device)
         order = None if teacher is None else teacher.order(frames.classes)
         self._order = None if order is None else torch.tensor(order, device=device)
         seeds = [recipe.data_seed for recipe in recipes]
@@ -199,6 +201,9 @@ class Batches:
         mixing: dict[str, Tensor] = {}
         if "share" in drawn:
             partners, shares = drawn["partners"], drawn["share"]
+            if self._groups is not None:
+                both = zip(partners, self._groups[index], strict=True)
+                partners = torch.stack([within(groups, order) for order, groups in both])
             windows = [x[at].lerp(x, share[:, None]) for x, at, share in zip(windows, partners, shares, strict=True)]
             others = self._labels[index.gather(1, partners)]
             mixing = {"others": others[0] if shared else others, "share": shares[0] if shared else shares}
@@ -571,6 +576,18 @@ def _mixing(frames: int, alpha: float, generator: torch.Generator) -> tuple[Tens
         torch.default_generator.manual_seed(seed)  # as in `zoo.data.audio.drawn_runs`
         share = torch.distributions.Beta(alpha, alpha).sample((frames,))
     return partner, torch.maximum(share, 1 - share)
+
+
+def within(groups: Tensor, order: Tensor) -> Tensor:
+    """(B,) for each position the one after it in an order (B,) of its group's, for the last of a group itself.
+
+    Example:
+        >>> within(torch.tensor([7, 5, 7, 5, 7]), torch.tensor([4, 3, 2, 1, 0]))
+        tensor([0, 1, 0, 1, 2])
+    """
+    order = order[groups[order].argsort(stable=True)]  # group after group
+    after = order.roll(-1)
+    return torch.empty_like(order).scatter_(0, order, after.where(groups[after] == groups[order], order))
 
 
 def _copy(batch: Batch) -> Batch:

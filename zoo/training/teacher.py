@@ -44,7 +44,9 @@ class Teacher:
         parents: ids of the models in it, which the student's checkpoint keeps.
         of_windows: whether its answers depend on the windows; if not, the windows cannot be augmented.
         of_frames: where its answers depend on `frames`, fingerprints of the frame sets that these are positions in: the
-            training frames, then those without labels. Windows can then not be mixed.
+            training frames, then those without labels.
+        groups: (N,) int64, where its answers depend on `frames`: of frames with the same number they depend on the
+            windows alone, so that windows are mixed within groups. None: they cannot be mixed then.
 
     Example:
         >>> import zoo
@@ -62,6 +64,7 @@ class Teacher:
     parents: tuple[str, ...] = ()
     of_windows: bool = True
     of_frames: tuple[str, ...] = ()
+    groups: Tensor | None = None
 
     @classmethod
     def of(cls, teacher: Teacher | Callable[[Tensor], Tensor]) -> Teacher:
@@ -194,7 +197,7 @@ def _check_fit(teacher: Teacher, spec: Spec, recipe: Recipe, train: FrameSet, un
         problem = (
             f"a hard_weight with label_smoothing={recipe.label_smoothing:g}, which acts on hard labels only, got 0"
         )
-    elif teacher.of_frames and recipe.mix_up:
+    elif teacher.of_frames and teacher.groups is None and recipe.mix_up:
         problem = (
             f"a teacher of windows alone with mix_up={recipe.mix_up:g}, got one whose answers are of single frames"
         )
