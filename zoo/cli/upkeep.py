@@ -57,19 +57,9 @@ def verify(
     home = zoo.Registry(registry)
     if key is None and (given := [one for one in (place, signature, not_before) if one is not None]):
         raise ValueError(f"expected --key with --place, --signature or --not-before, got {given[0]} without")
-    signed = None
-    if key is not None:
-        from zoo.signature import SignatureError, verify
-
-        try:
-            signed = verify(place or home, key, signature=signature, not_before=not_before)
-        except SignatureError as error:
-            if error.reason in ("KEY", "UNREADABLE"):
-                raise
-            print(f"error: {error}", file=sys.stderr)
-            return Answer({"signed": False, "reason": error.reason, "message": str(error)}, [], code=1)
-        if place is not None:
-            return _signed(signed, "verified")
+    signed = None if key is None else _vouched(place or home, key, signature, not_before)
+    if signed is not None and (place is not None or signed.code):
+        return signed
     entries = home.entries(names or "*")
     if names and not entries:  # a typing error must not pass for a clean result
         raise ValueError(f"nothing matches {' '.join(names)} in {home.path}; it has {', '.join(home.list())}")
@@ -112,9 +102,21 @@ def verify(
         "not_built": [entry.reference for entry in foreign],
     }
     if signed is not None:
-        shown += _signed(signed, "verified").shown
-        data |= _signed(signed, "verified").data
+        shown, data = [*shown, *signed.shown], data | signed.data
     return Answer(data, shown, code=1 if problems or wrong else 0)
+
+
+def _vouched(what: zoo.Registry | Path, key: Path, signature: Path | None, not_before: datetime | None) -> Answer:
+    """What a signature covers; with code 1 where it is not that of the key, or does not fit what is there."""
+    from zoo.signature import SignatureError, verify
+
+    try:
+        return _signed(verify(what, key, signature=signature, not_before=not_before), "verified")
+    except SignatureError as error:
+        if error.reason in ("KEY", "UNREADABLE"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return Answer({"signed": False, "reason": error.reason, "message": str(error)}, [], code=1)
 
 
 def sign(
