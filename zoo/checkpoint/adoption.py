@@ -48,6 +48,7 @@ _MOST_SHARED = 16  # times the size of the file that its tensors may have togeth
 _MOST_LAYERS = 1000
 _MOST_STEPS = 20_000  # of the search for the order of the layers
 _EPS = nn.BatchNorm1d(1).eps  # no file tells it
+_CONTAINERS = {"dict": dict, "list": list, "deque": list}  # endings of the names of classes -> what takes their place
 _STATISTICS = {"running_mean", "running_var"}
 _OF_A_NORM = {*_STATISTICS, "weight", "bias", "num_batches_tracked"}
 _OTHERS = {  # what the names of a layer's tensors contain -> the kind of layer
@@ -101,31 +102,24 @@ class _StandIn:
     """Takes the place of an object whose class or function is not run; it remembers what it was made with."""
 
     kind = ""
+    arguments: tuple[Any, ...]
 
     def __new__(cls, *arguments: Any) -> _StandIn:
         one = super().__new__(cls)
         one.arguments = arguments
         return one
 
-    def __init__(self, *arguments: Any) -> None:
-        self.arguments = arguments
-
     def __setstate__(self, state: Any) -> None:
         """Nothing is restored."""
 
 
-class _PlainDict:
-    """Takes the place of a subclass of dict: a dict is made instead."""
+class _Plain:
+    """Takes the place of a subclass of dict, list or deque: a dict or a list is made instead."""
 
-    def __new__(cls, *_: Any) -> dict[Any, Any]:  # type: ignore[misc]  # on purpose no instance of this class
-        return {}
+    made: type = dict
 
-
-class _PlainList:
-    """Likewise of a list or a deque."""
-
-    def __new__(cls, *_: Any) -> list[Any]:  # type: ignore[misc]
-        return []
+    def __new__(cls, *_: Any) -> Any:  # on purpose no instance of this class
+        return cls.made()
 
 
 def read_foreign(path: Path | str, *, key: str | None = None) -> Foreign:
@@ -220,10 +214,9 @@ def _within(found: Any, sizes: Counter[int] | None) -> Any:
 
 def _stand_in(kind: str) -> type:
     """The class that takes the place of the class or function `kind`; of a kind of container, the plain one."""
-    ending = kind.lower()
-    parent: type = _PlainDict if ending.endswith("dict") else _StandIn
-    parent = _PlainList if ending.endswith(("list", "deque")) else parent
-    return type(kind.rpartition(".")[2], (parent,), {"kind": kind})
+    ends = {ending: made for ending, made in _CONTAINERS.items() if kind.lower().endswith(ending)}
+    parent, made = (_Plain, *ends.values()) if ends else (_StandIn, None)
+    return type(kind.rpartition(".")[2], (parent,), {"kind": kind, "made": made})
 
 
 def _conversion(name: str, loader: str = "torch", key: str = "") -> str:
@@ -808,16 +801,13 @@ def _place_of_norms(linears: Sequence[Linear], norms: Mapping[int, Norm]) -> str
         if at in norms:
             inside = names[0].rpartition(".")[0] == names[1].rpartition(".")[0] and len(numbers) > 1
             block = inside and not together and numbers[1] == numbers[0] + 1  # the next Linear is in another block
-            places.add("before" if block or (gaps and not gaps[0] and gaps[1] > 0) else _after(gaps))
+            ahead, behind = gaps or (-1, -1)
+            places.add("before" if block or (not ahead and behind > 0) else "after" if ahead > 0 == behind else "")
     if len(rooms) > 1:
         _misfit("there is no activation between some of the layers, by their numbers in nn.Sequential")
     if {"before", "after"} <= places:
         _misfit("BatchNorm stands before some activations and after others, by the numbers in nn.Sequential")
     return places.pop() if len(places) == 1 else ""
-
-
-def _after(gaps: Sequence[int]) -> str:
-    return "after" if len(gaps) == 2 and gaps[0] > 0 and gaps[1] == 0 else ""
 
 
 def _are_numbered(layers: Sequence[Linear | Norm]) -> bool:
