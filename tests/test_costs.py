@@ -77,6 +77,19 @@ def test_memory_is_the_most_that_is_held_at_a_time() -> None:
     assert held.most == 8_000_000
 
 
+def test_a_cascade_costs_what_it_asks(frames: zoo.FrameSet) -> None:
+    """Its members run about the frames that need them: one that is always settled first costs one member."""
+    members = some_members(1, 2, 3)
+    first = ensemble.rules.Cascade(ensemble.WeightedMean([0.98, 0.01, 0.01]), threshold=0.0)
+    asked = ensemble.Ensemble(members, first).ask(frames)[1]
+    assert asked.tolist() == [1] * len(frames)
+    costs = measure_costs(members, frames, {"mean": ensemble.mean, "first": first}, repeats=1)
+    assert [*costs] == ["m0", "m1", "m2", "mean", "first"]
+    assert costs["first"].memory < costs["mean"].memory  # the outputs of one member, not of three
+    assert math.isnan(costs["first"].alone)
+    assert costs["first"].microseconds > 0
+
+
 def test_costs_go_into_reports_and_limits(frames: zoo.FrameSet) -> None:
     """A report shows them, and a selection keeps to them: one member by itself costs less than all."""
     members = some_members(1, 2, 3)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -16,10 +17,12 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+import zoo
 from ensemble.outputs import Cost
 from ensemble.rules.fitted import rule_for
 from ensemble.rules.table import FittedRule, Rule
-from ensemble.run.collection import Feed, Inputs, count_inputs, feed_of, inputs_of
+from ensemble.run._engine.batch import take_rows
+from ensemble.run.collection import Inputs, answers, count_inputs, feed_of, inputs_of
 from ensemble.run.members import Members
 from zoo.logs import Progress, silent
 
@@ -49,7 +52,8 @@ def measure_costs(
     Returns:
         A `Cost` for each member and each rule. A member's `microseconds` are per frame what it adds to the run of
         another one of its kind, `alone` what it takes by itself. A rule's are from frames to its rows, `alone` without
-        the members. `memory` is what torch holds at most beside weights and inputs; None with a member outside torch.
+        the members; a cascade runs the members that it asks, and its `alone` is NaN. `memory` is what torch holds at
+        most beside weights and inputs; None with a member outside torch.
 
     Raises:
         ValueError: no frames, no rounds, a rule with the name of a member, or as `collect`.
@@ -83,11 +87,15 @@ def measure_costs(
     users: dict[str, tuple[str, ...]] = {}
     for name, rule in wanted.items():
         whole = rule_for(rule, members.names)
+        if whole.sparing:
+            users[name] = (name,)  # a key of its own: which members run about which frames is up to the rule
+            runs[name,] = _Run.sparing(members, x, frames, whole)
+            continue
         used = range(len(members)) if whole.used is None else whole.used
         users[name] = tuple(members.names[place] for place in used)
         run_of(users[name]).rules[name] = whole if whole.used is None else whole.restricted(whole.used)
     seconds = _measured([*runs.values()], repeats, progress or silent)
-    per_frame = dict(zip(runs, (each * 1e6 / frames for each in seconds), strict=True))
+    per_frame = {key: each * 1e6 / runs[key].frames for key, each in zip(runs, seconds, strict=True)}
     found: dict[str, Cost] = {}
     for number, names in enumerate(kinds):
         one, all_of_them = float(per_frame[tuple(names[:1])][0]), float(per_frame[tuple(names)][0])
@@ -96,8 +104,9 @@ def measure_costs(
         found |= dict.fromkeys(names, Cost(more, one, memory, number))
     ordered = {name: found[name] for name in members.names}
     for name, key in users.items():
-        own = float(per_frame[key][1 + [*runs[key].rules].index(name)])
-        ordered[name] = Cost(float(per_frame[key][0]) + own, own, runs[key].memory(runs[key].rules[name]))
+        run, times = runs[key], per_frame[key].tolist()
+        own = times[1 + [*run.rules].index(name)] if name in run.rules else math.nan
+        ordered[name] = Cost(times[0] + np.nan_to_num(own), own, run.memory(run.rules.get(name)))
     return ordered
 
 
@@ -105,23 +114,28 @@ def measure_costs(
 class _Run:
     """Some members over the frames, and the rules that use exactly these."""
 
-    feed: Feed
+    values: Callable[[], list[Tensor]]  # the members' log-probabilities, piece by piece
     frames: int
-    device: torch.device
-    outside: bool
-    rules: dict[str, FittedRule]
+    members: Members
+    rules: dict[str, FittedRule] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.values()  # what is decided before the first frames have run is decided here
 
     @classmethod
     def of(cls, members: Members, x: Inputs, frames: int) -> _Run:
-        """A run of all these members; what is decided before the first frames have run is decided here."""
-        outside = any(member.outside for member in members)
-        run = cls(feed_of(members, inputs_of(members, x)), frames, members.device, outside, {})
-        run.values()
-        return run
+        """A run of all these members."""
+        feed = feed_of(members, inputs_of(members, x))
+        return cls(lambda: [values for _, values in feed(0, frames)], frames, members)
 
-    def values(self) -> list[Tensor]:
-        """The members' log-probabilities, piece by piece."""
-        return [values for _, values in self.feed(0, self.frames)]
+    @classmethod
+    def sparing(cls, members: Members, x: Inputs, frames: int, rule: FittedRule) -> _Run:
+        """A run of a rule that asks some members about some frames, which are whole recordings here."""
+        if isinstance(x, zoo.FrameSet):
+            x = x.select(torch.arange(int((x.starts[:-1] < frames).sum())))
+        elif not isinstance(x, Mapping):
+            x = take_rows(x, slice(0, frames))
+        return cls(lambda: [rows for rows, _ in answers(members, x, rule)], count_inputs(x), members)
 
     def seconds(self) -> list[float]:
         """Of the members, then of each rule."""
@@ -140,12 +154,12 @@ class _Run:
         return result, time.perf_counter() - began
 
     def _finish(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        if self.members.device.type == "cuda":
+            torch.cuda.synchronize(self.members.device)
 
     def memory(self, rule: FittedRule | None = None) -> int | None:
         """Most bytes that torch holds at a time for these members, and for a rule, beside what it held before."""
-        if self.outside:
+        if any(member.outside for member in self.members):
             return None
 
         def work() -> None:
@@ -153,11 +167,11 @@ class _Run:
                 if rule is not None:
                     rule.of_logs(values)
 
-        if self.device.type == "cuda":
-            before = torch.cuda.memory_allocated(self.device)
-            torch.cuda.reset_peak_memory_stats(self.device)
+        if (device := self.members.device).type == "cuda":
+            before = torch.cuda.memory_allocated(device)
+            torch.cuda.reset_peak_memory_stats(device)
             work()
-            return torch.cuda.max_memory_allocated(self.device) - before
+            return torch.cuda.max_memory_allocated(device) - before
         held = _Held()
         with held:
             work()
