@@ -40,6 +40,9 @@ def test_a_student_that_is_better_than_its_control_is_saved(command: Any, home: 
     assert [*entry.parents] == [registry.get(name).id for name in ("good-0", "good-1")]
     assert (entry.spec.context, entry.spec.normalisation, entry.parameters) == (1, "mean_std", data["parameters"])
     shown = command(line, code=0).out  # the same command resumes, so that nothing is trained
+    single = command(line.replace("--test test", "--test single"), code=1).out  # a single recording has no interval
+    assert "(no interval)" in single
+    assert "not saved" in single
     for words in ("= final", "student of seed 1", "control of seed 0", "distillation ratio", "saved as student@1"):
         assert words in shown
 

@@ -205,7 +205,7 @@ def _answer(
         rows += [{"model": f"{kind} of seed {one['seed']}", **_scores(one)} for one in lists[f"{kind}s"]]
     title, arrived = ensemble.judge.get_metric(result.metric).title, "none, it is no better than the controls"
     if not math.isnan(ratio.estimate):
-        arrived = f"{ratio.estimate:.2f} ({ratio.low:.2f} .. {ratio.high:.2f}) of it arrived in the students"
+        arrived = f"{ratio.estimate:.2f} ({interval(ratio.low, ratio.high, '.2f')}) of it arrived in the students"
     where = f"on {len(frames):,} frames of {frames.recordings:,} recordings of {test!r}"
     best = f"the student of seed {seeds[result.best]}, the best on the validation frames,"
     outcome = "not saved: students are better than their controls only where the interval of their gain is above zero"
