@@ -19,6 +19,7 @@ from functools import lru_cache
 from importlib.resources import as_file, files
 from io import BufferedReader, BytesIO
 from itertools import pairwise, zip_longest
+from operator import attrgetter
 from pathlib import Path
 from threading import Lock
 from typing import Any, TypeVar
@@ -225,7 +226,8 @@ def _ahead(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterato
 
 def _recordings(folder: Path) -> list[Path]:
     """The arrays of a folder by name, without the hidden files that systems put beside them."""
-    return sorted(path for path in folder.glob("*.npy") if not path.name.startswith("."))
+    found = (path for path in folder.glob("*.npy") if not path.name.startswith("."))
+    return sorted(found, key=attrgetter("name"))  # paths themselves are compared four times as slowly
 
 
 def _files(root: Path, partition: str) -> tuple[list[Path], list[Path]]:
