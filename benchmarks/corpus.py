@@ -72,8 +72,9 @@ def run(folder: Path, recordings: int, frames: int, steps: int) -> None:
 
     def step(name: str, *command: object, at_most: str = "", **about: Callable[[Any], object]) -> Any:
         words = [sys.executable, "-m", *map(str, command or ("benchmarks.corpus", "--step", name, "--folder", folder))]
-        seconds, peak, answer = watched(words, folder)
-        row = {"step": name, "seconds": round(answer.get("took", seconds), 1), "own memory, GB": round(peak, 2)}
+        seconds, busy, peak, answer = watched(words)
+        row = {"step": name, "seconds": round(answer.get("took", seconds), 1), "of processors": round(busy, 1)}
+        row["own memory, GB"] = round(peak, 2)
         rows.append(row | {"": ", ".join(f"{key} {value(answer)}" for key, value in about.items())} | {"goal": at_most})
         print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
         return answer
@@ -143,9 +144,9 @@ def make(root: Path, recordings: int, frames: int) -> int:
     return total
 
 
-def watched(command: list[str], folder: Path) -> tuple[float, float, dict[str, Any]]:
-    """Seconds, peak of its own memory in GB, and the JSON that a command prints."""
-    began = time.perf_counter()
+def watched(command: list[str]) -> tuple[float, float, float, dict[str, Any]]:
+    """Seconds, those of all processors, peak of its own memory in GB, and the JSON that a command prints."""
+    began, used = time.perf_counter(), processors()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=Path(__file__).parents[1])
     peak, over = [0.0], threading.Event()
 
@@ -160,7 +161,13 @@ def watched(command: list[str], folder: Path) -> tuple[float, float, dict[str, A
     watch.join()
     if process.returncode:
         raise SystemExit(f"{' '.join(command)} ended with {process.returncode}")
-    return time.perf_counter() - began, peak[0], json.loads(text)
+    return time.perf_counter() - began, processors() - used, peak[0], json.loads(text)
+
+
+def processors() -> float:
+    """Seconds that all processes that have ended kept a processor busy, start and imports included."""
+    used = os.times()
+    return used.children_user + used.children_system
 
 
 def family(pid: int) -> list[int]:
