@@ -11,10 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 import zoo
 from zoo import Checkpoint, FrameSet, Recipe, Spec, count_parameters
 from zoo.search import free_dead, halving, optuna_study, optuna_trials
+from zoo.search.study import one_by_one
+from zoo.workers import Processes
 
 RECIPE = Recipe(epochs=9, batch_size=64, learning_rate=0.01)
 
@@ -106,3 +109,23 @@ def test_the_trial_of_a_dead_process_is_freed(frames: FrameSet, tmp_path: Path) 
     assert free_dead(study) == 1
     assert [trial.state.name for trial in study.trials] == ["FAIL", "RUNNING", "WAITING"]
     assert study.ask({"depth": optuna.distributions.IntDistribution(1, 6)}).params == study.trials[0].params
+
+
+def test_trials_are_trained_by_processes_with_the_same_bits(tmp_path: Path) -> None:
+    """And kept in a folder, from which a study that is started again goes on; also those that diverged."""
+    frames = zoo.sample_corpus("train").select(torch.arange(6))
+    specs = [zoo.Spec("cylinder", 27, 1, 40, options={"width": width, "depth": 1}) for width in (4, 8, 8)]
+    recipe = zoo.Recipe(epochs=1)
+    plain = one_by_one(specs, recipe, frames, frames)
+    for how in ({"workers": Processes(2)}, {"workers": Processes(2), "folder": tmp_path}, {"folder": tmp_path}):
+        for one, other in zip(plain, one_by_one(specs, recipe, frames, frames, **how), strict=True):
+            assert one.tensors.keys() == other.tensors.keys()
+            assert all(torch.equal(one.tensors[name], other.tensors[name]) for name in one.tensors)
+            assert one.metrics == other.metrics
+    assert len([*tmp_path.iterdir()]) == 2  # equal specs, equal files
+    times = {file: file.stat().st_mtime_ns for file in tmp_path.iterdir()}
+    wild = zoo.Recipe(epochs=1, batch_size=32, optimiser="sgd", learning_rate=1e6, l2=1e6)
+    for _ in range(2):
+        assert one_by_one(specs[:1], wild, frames, frames, folder=tmp_path) == [None]
+    assert len([*tmp_path.iterdir()]) == 3
+    assert times == {file: file.stat().st_mtime_ns for file in times}

@@ -269,6 +269,9 @@ def study(
     journal: Path | None = None,
     best: int = 1,
     save: str | None = None,
+    jobs: int = 1,
+    ray: bool = False,
+    run: Path | None = None,
     recipe: RecipeFile = None,
     partitions: Partitions = Partitions(),
     registry: RegistryFile = None,
@@ -284,12 +287,25 @@ def study(
         journal: file of optuna's study, which several processes may share.
         best: number of models to save.
         save: name to save the best under, followed by -1, -2, ...; nothing is saved if left out.
+        jobs: processes that train, a spec each at a time; what they learn is the same to the bit.
+        ray: actors of a Ray cluster do, the one that $RAY_ADDRESS names, otherwise one on this machine (needs the extra
+            `ray`).
+        run: folder in which what was trained is kept, so that the same command goes on from it; on a cluster, one that
+            all machines see.
     """
     from zoo.search.study import halving, one_by_one, optuna_study, optuna_trials
+    from zoo.workers import Processes, Ray, Workers
 
     home = zoo.Registry(registry)
     if save is not None:
         home.check_nameable(f"{save}-1")
+    if optuna and (jobs != 1 or ray or run):
+        msg = "expected no --jobs, --ray and --run beside --optuna, whose study several processes share by --journal"
+        raise ValueError(msg)
+    if ray and jobs != 1:
+        msg = "expected either --jobs or --ray, got both"
+        raise ValueError(msg)
+    workers: Workers | None = Ray() if ray else Processes(jobs) if jobs != 1 else None
     settings = recipe_from(recipe, flags, partitions.device)
     frames, valid = partitions.load()
     seed = settings.seed if draw_seed is None else draw_seed
@@ -300,7 +316,8 @@ def study(
         trials = optuna_trials(made)
     else:
         specs = sampling.specs(seed, features=frames.features.shape[1], classes=len(frames.classes))
-        trials = halving(specs, settings, frames, valid, trainer=partial(one_by_one, progress=progress))
+        trainer = partial(one_by_one, workers=workers, folder=run, progress=progress)
+        trials = halving(specs, settings, frames, valid, trainer=trainer)
     saved = []
     for index, trial in enumerate(trials[:best] if save else (), start=1):
         checkpoint = trial.checkpoint or zoo.train(trial.spec, settings, frames, valid, progress=progress)

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoo import _files
+import torch
+
+from zoo import _files, checkpoint
 from zoo.checkpoint import Checkpoint
 from zoo.data.frames import FrameSet
-from zoo.logs import Progress, silent
+from zoo.logs import Progress
 from zoo.models.spec import Spec, fast_count
 from zoo.search.sample import searched, widest_spec
 from zoo.training.loop import TrainingError, train
 from zoo.training.recipe import Recipe, acting
+from zoo.workers import Workers, carry_out
 
 if TYPE_CHECKING:
     import optuna
@@ -81,18 +86,86 @@ def _figure(checkpoint: Checkpoint | None, name: str) -> float | None:
 
 
 def one_by_one(
-    specs: Sequence[Spec], recipe: Recipe, train_frames: FrameSet, valid: FrameSet, *, progress: Progress | None = None
+    specs: Sequence[Spec],
+    recipe: Recipe,
+    train_frames: FrameSet,
+    valid: FrameSet,
+    *,
+    workers: Workers | None = None,
+    folder: str | Path | None = None,
+    progress: Progress | None = None,
 ) -> list[Checkpoint | None]:
-    """The plain trainer: each spec by `zoo.train`; None for one whose loss diverges."""
-    trained: list[Checkpoint | None] = []
-    with (progress or silent)(f"{recipe.epochs} epochs each", total=len(specs)) as advance:
-        for spec in specs:
-            try:
-                trained.append(train(spec, recipe, train_frames, valid))
-            except TrainingError:
-                trained.append(None)
-            advance(1)
+    """The plain trainer: each spec by `zoo.train`; None for one whose loss diverges.
+
+    Args:
+        specs: one model is trained for each.
+        recipe: of all of them, which learn from `train_frames` and choose their best epoch on `valid`.
+        workers: who trains them, one spec each at a time, with the same bits; here, one after another, if None.
+        folder: where each checkpoint is kept, so that a study that is started again goes on from them; all machines
+            must see it.
+        progress: shows how many are done.
+
+    Raises:
+        ValueError: mapped frames, which would be copied to every worker.
+    """
+    if workers is not None and (train_frames.mapped or valid.mapped):
+        msg = "expected frames in memory to send to workers, got mapped ones; a copy in each would fill the memory"
+        raise ValueError(f"{msg}: read them without mapped= or --mapped, or train here")
+    home = None if folder is None else Path(folder).absolute()
+    if home is not None:
+        _files.make_folders(home)
+    about = recipe.to_dict(), train_frames.fingerprint, valid.fingerprint
+    known = [
+        home and home / f"{hashlib.sha256(repr((each.canonical(), *about)).encode()).hexdigest()}" for each in specs
+    ]
+    job = partial(_trial, recipe, train_frames, valid, torch.get_num_threads())
+    items = {
+        f"trial {number} ({spec.architecture})": partial(_Trial, spec, file)
+        for number, (spec, file) in enumerate(zip(specs, known, strict=True))
+        if file is None or not file.exists()
+    }
+    title = f"{recipe.epochs} epochs each"
+    found = dict(carry_out(job, items, workers, title=title, progress=progress))
+    names = [f"trial {number} ({spec.architecture})" for number, spec in enumerate(specs)]
+    return [found[name] if file is None else _kept(file) for name, file in zip(names, known, strict=True)]
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """A spec to train, and the file for its checkpoint."""
+
+    spec: Spec
+    file: Path | None
+
+
+def _trial(
+    recipe: Recipe, train_frames: FrameSet, valid: FrameSet, threads: int
+) -> Callable[[_Trial], Checkpoint | None]:
+    """The job of a worker; to the bit, what is learnt depends on the number of threads."""
+    torch.set_num_threads(threads)
+
+    def trained(trial: _Trial) -> Checkpoint | None:
+        try:
+            found = train(trial.spec, recipe, train_frames, valid)
+        except TrainingError:
+            found = None
+        if trial.file is None:
+            return found
+        if found is None:
+            _files.write(trial.file, b"")
+        else:
+            checkpoint.write(found, trial.file)
+        return None
+
     return trained
+
+
+def _kept(file: Path) -> Checkpoint | None:
+    """The checkpoint that a worker left; an empty file stands for a loss that diverged."""
+    if not file.exists():
+        msg = f"expected the result of a trial at {file}, got none: all machines must see that folder"
+        raise ValueError(msg)
+    return checkpoint.read(file) if file.stat().st_size else None
 
 
 def halving(
