@@ -17,6 +17,7 @@ from torch import Tensor, nn
 import ensemble
 import zoo
 from ensemble.fit import fit_cascade, judge_cascade
+from ensemble.outputs import Cost
 from ensemble.rules import BayesVote, Cascade, Chain, Stacked, Temperature, WeightedMean
 from ensemble.rules.cascade import known
 from ensemble.rules.table import declared, rule_from_json, rule_to_json
@@ -293,15 +294,20 @@ def test_an_exact_cascade_needs_no_threshold_and_loses_nothing() -> None:
     assert 0.3 < found.share < 0.9
 
 
+def costs_of(**alone: float) -> dict[str, Cost]:
+    """Member -> its microseconds alone; those among others do not matter."""
+    return {name: Cost(1.0, value) for name, value in alone.items()}
+
+
 def test_the_order_is_by_weight_per_cost_then_by_accuracy() -> None:
     """A cost that is missing, or none, is refused."""
     outputs = labelled(3)
     best = np.argsort([-accuracy(WeightedMean(row), outputs) for row in np.eye(3)])
     assert fit_cascade(outputs, ensemble.mean).rule.order == tuple(best)
-    by_cost = fit_cascade(outputs, WeightedMean([3, 2, 1]), costs={"a": 6, "b": 1, "c": 0.9})
+    by_cost = fit_cascade(outputs, WeightedMean([3, 2, 1]), costs=costs_of(a=6, b=1, c=0.9))
     assert by_cost.rule.order == (1, 2, 0)
-    for costs in ({"a": 1, "b": 1}, {"a": 1, "b": 0, "c": 1}):
-        with pytest.raises(ValueError, match=r"expected a positive cost of each member, got \{'"):
+    for costs, bad in ((costs_of(a=1, b=1), "c"), (costs_of(a=1, b=0, c=np.nan), "b', 'c")):
+        with pytest.raises(ValueError, match=rf"positive time of each member alone in costs, got none of \['{bad}'\]"):
             fit_cascade(outputs, ensemble.mean, costs=costs)
 
 

@@ -18,7 +18,7 @@ from ensemble.fit._solver import Array, labelled, positive
 from ensemble.fit.temperature import fit_temperature
 from ensemble.fit.weights import fit_log_linear, fit_weights
 from ensemble.judge.significance import Interval, t_interval
-from ensemble.outputs import MemberOutputs
+from ensemble.outputs import Cost, MemberOutputs
 from ensemble.rules.cascade import Cascade, known, margin
 from ensemble.rules.fitted import BayesVote, Stacked, WeightedMean, rule_for
 from ensemble.rules.pooling import mean
@@ -228,7 +228,7 @@ class CascadeFit:
 
 
 def fit_cascade(
-    outputs: MemberOutputs, rule: Rule, *, loss: float | None = 0.001, costs: Mapping[str, float] | None = None
+    outputs: MemberOutputs, rule: Rule, *, loss: float | None = 0.001, costs: Mapping[str, Cost] | None = None
 ) -> CascadeFit:
     """A cascade that loses at most so much accuracy against the rule over all members.
 
@@ -239,8 +239,9 @@ def fit_cascade(
         outputs: with labels; for a threshold, of two recordings or more. Judge the result on others.
         rule: over all members.
         loss: the accepted loss, a fraction: 0.001 is .1 point. None makes the cascade exact.
-        costs: member -> its cost, such as seconds per frame. Members are asked by weight per cost, the largest first;
-            of equal ones the most accurate first.
+        costs: member -> what it costs, as `ensemble.run.measure_costs` measured it. Members are asked by their weight
+            in the rule, where there are costs per microsecond that they take alone, the largest first; of equal ones
+            the most accurate first.
 
     Raises:
         ValueError: no labels, one recording, a negative loss, a cost that is missing or not positive; an exact cascade
@@ -254,14 +255,14 @@ def fit_cascade(
     if loss is not None and not 0 <= loss < 1:
         msg = f"expected an accepted loss of accuracy, such as 0.001, or None for an exact cascade, got {loss}"
         raise ValueError(msg)
-    costs = dict.fromkeys(outputs.members, 1.0) if costs is None else costs
-    if bad := [name for name in outputs.members if not costs.get(name, 0) > 0]:
-        msg = f"expected a positive cost of each member, got { ({name: costs.get(name) for name in bad}) }"
+    costs = dict.fromkeys(outputs.members, Cost(1.0, 1.0)) if costs is None else costs
+    if bad := [name for name in outputs.members if name not in costs or not costs[name].alone > 0]:
+        msg = f"expected the positive time of each member alone in costs, got none of {bad}"
         raise ValueError(msg)
     whole = rule_for(rule, outputs.members)
     sums = whole.sums(members)
     weights = np.ones(members) if sums is None else sums.largest.numpy()
-    worth = weights / [costs[name] for name in outputs.members]
+    worth = weights / [costs[name].alone for name in outputs.members]
     right = [float((row.argmax(dim=-1) == labels).double().mean()) for row in outputs.log_probabilities]
     used = range(members) if whole.used is None else whole.used
     order = tuple(sorted(used, key=lambda place: (-worth[place], -right[place])))
