@@ -223,6 +223,18 @@ def test_an_interval_in_the_script_is_the_t_interval() -> None:
     assert alone == {"mean": 0.5, "low": None, "high": None}
 
 
+def test_a_mix_by_hand() -> None:
+    """Of equal classes the first; with the weights' sum as the whole; the probability of the true class is pooled."""
+    sample = {"frames": 2, "first": [0, 2, 3], "truth": [2, 1], "candidates": [0, 2, 1], "members": 2, "classes": 3}
+    sample |= {"codes": [1, 2, 2, 1, 0, 2], "probability": [1.0, 0.5, 0.25, 0.0], "abstains": False}
+    sample |= {"coding": {"absent": 9}}
+    mixes = script(*(("pool", sample, weights) for weights in ([1, 1], [1, 2], [0, 3], [0, 0])))
+    assert [mix and list(mix["right"].values()) for mix in mixes] == [[0, 1], [1, 1], [1, 1], None]
+    losses = [[0.375, 0.625], [(0.25 + 2 * 0.5) / 3, 0.5], [0.5, 0.25]]
+    for mix, pooled in zip(mixes, losses, strict=False):
+        assert [*mix["loss"].values()] == pytest.approx(-np.log(pooled))
+
+
 def test_the_front_is_what_nothing_beats() -> None:
     """Against the slow definition, ties included; by x."""
     generator = np.random.default_rng(0)
