@@ -47,9 +47,9 @@ def test_a_student_that_is_better_than_its_control_is_saved(command: Any, home: 
         assert words in shown
 
 
-def test_a_student_no_better_than_its_control_is_none(command: Any, saved: Path) -> None:
+def test_a_student_no_better_than_its_control_is_none(command: Any, home: Path) -> None:
     """At a rate of zero both stay what they were: exit code 1, nothing saved."""
-    line = f"ensemble distil final --save student {STUDENT} {DATA} --epochs 1 --learning-rate 0"
+    line = f"ensemble distil other --save student {STUDENT} {DATA} --epochs 1 --learning-rate 0"
     found = command(line, code=1)
     assert "+0.0000" in found.out
     assert "not saved" in found.out
@@ -66,12 +66,14 @@ def test_folds_train_the_members_anew(command: Any, saved: Path) -> None:
     assert folds == [f"{id}/fold-0{k}" for id in ids for k in (0, 1)]
 
 
-def test_a_budget_gives_the_width(command: Any, saved: Path) -> None:
-    """As wide as it allows; a whole spec is only compared with it."""
-    line = f"ensemble distil final --save student {DATA} --epochs 1 --learning-rate 0 --json"
+def test_a_budget_gives_the_width(command: Any, home: Path) -> None:
+    """As wide as it allows; a whole spec is only compared with it. The teacher may be a single model."""
+    line = f"ensemble distil other --save student {DATA} --epochs 1 --learning-rate 0 --json"
     data = command(f"{line} --spec cylinder --option depth=1 --max-parameters 9_000", code=1).data
     wider = dict(data["spec"]["options"], width=data["spec"]["options"]["width"] + 1)
     assert data["parameters"] <= 9000 < zoo.count_parameters(zoo.Spec.from_dict(data["spec"] | {"options": wider}))
+    plain = command(f"{line} --spec cylinder --context 1", code=1).data["spec"]
+    assert plain == zoo.Spec("cylinder", features=27, context=1, classes=40).to_dict()  # not the members' options
     spec = zoo.Spec("cylinder", features=27, context=1, classes=40, options={"width": 64})
     found = command(f"{line} --max-parameters 1_000 --spec", spec.canonical(), code=2)
     assert "student of at most 1,000 parameters, got" in found.err
@@ -91,8 +93,8 @@ def test_a_budget_gives_the_width(command: Any, saved: Path) -> None:
         (f"{FRAMES} {STUDENT} --test unlabelled", "frames with labels to compare on"),
     ],
 )
-def test_wrong_usage_is_refused_before_the_work(flags: str, words: str, command: Any, saved: Path) -> None:
+def test_wrong_usage_is_refused_before_the_work(flags: str, words: str, command: Any, home: Path) -> None:
     """In one line, exit code 2."""
-    found = command(f"ensemble distil final --save student --epochs 1 {flags}", code=2)
+    found = command(f"ensemble distil other --save student --epochs 1 {flags}", code=2)
     assert words in found.err
     assert found.err.count("\n") == 1

@@ -86,7 +86,10 @@ def distil(
     judged, *further = (partitions.read(each, known) for each in (test, *unlabelled))
     from ensemble.run import distillation
 
-    wanted = _student(spec, context, options_from(option), max_parameters, train, final.members.widest[0])
+    like = replace(
+        final.members.widest[0], options={}
+    )  # an architecture named has its own defaults, whoever else has it
+    wanted = _student(spec, context, options_from(option), max_parameters, train, like)
     settings = recipe_from(recipe, flags, partitions.device)
     fast = loaded(home, name, device=partitions.device, precision="auto")
     teacher = ensemble.run.teacher_of(fast)
