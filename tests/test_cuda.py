@@ -349,6 +349,23 @@ def test_a_form_is_timed_on_its_device(frames: zoo.FrameSet, device: str, preten
     assert {where for *_, what, where in pretended.waits if what == "synchronize"} == {usable_device(device)}
 
 
+def test_costs_are_measured_on_the_device(frames: zoo.FrameSet, device: str, pretended: PretendedCuda) -> None:
+    """The clock is read when it has finished; memory is its own account, 5,000 bytes of 1,000 where pretended."""
+    modules = {name: zoo.build(SPEC, seed=seed) for seed, name in enumerate("ab")}
+    specs = dict.fromkeys(modules, SPEC)
+    members = ensemble.from_modules(modules, classes=frames.classes, specs=specs, device=device)
+    rules = {"mean": ensemble.mean, "cascade": ensemble.rules.Cascade(ensemble.mean)}
+    pretended.waits.clear()
+    costs = ensemble.run.measure_costs(members, frames, rules, repeats=1)
+    assert [*costs] == ["a", "b", "mean", "cascade"]
+    assert {cost.memory for cost in costs.values()} == {4000}
+    assert all(cost.microseconds >= 0 for cost in costs.values())
+    timed = [
+        where for file, _, what, where in pretended.waits.elements() if (file, what) == ("run/costs.py", "synchronize")
+    ]
+    assert timed == [usable_device(device)] * 2 * 4  # before and after three runs and a rule
+
+
 @pytest.mark.parametrize("where", ["memory", "store"])
 def test_waits_in_collecting(
     frames: zoo.FrameSet, device: str, pretended: PretendedCuda, where: str, tmp_path: Path
