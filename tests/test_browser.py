@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(PROGRAM is None, reason="needs Chromium: apt-get
 
 ROUNDED = np.array([0.00501, 0.0000501, 0.00501, 0.00501, 0.00501, 0.0000501, 0.0000501, 0.0000501])  # as it is shown
 
-HOSTILE = "</script><img/src=x/onerror=alert(1)//a-name-without-any-blank-that-is-far-too-long>"
+HOSTILE = "</script><img/src=x/onerror=alert(1)//aNameWithoutAnyBlankThatIsFarTooLongForAPhone>"
 RULES = {
     "mean": ensemble.mean,
     "constructor": ensemble.majority,
