@@ -86,9 +86,8 @@ def distil(
     judged, *further = (partitions.read(each, known) for each in (test, *unlabelled))
     from ensemble.run import distillation
 
-    like = replace(
-        final.members.widest[0], options={}
-    )  # an architecture named has its own defaults, whoever else has it
+    # an architecture that is named has its own defaults, also where a member has the same one
+    like = replace(final.members.widest[0], options={})
     wanted = _student(spec, context, options_from(option), max_parameters, train, like)
     settings = recipe_from(recipe, flags, partitions.device)
     fast = loaded(home, name, device=partitions.device, precision="auto")
@@ -214,7 +213,7 @@ def _answer(
     outcome = "not saved: students are better than their controls only where the interval of their gain is above zero"
     shown: list[Table | str] = [
         Table(rows, formats=dict.fromkeys(_scores(teacher), ".4f")),
-        f"\n{title} of students over controls: {gain.estimate:+.4f} ({interval(gain.low, gain.high)}), {where}",
+        f"\ngain of students over controls in {title}: {gain.estimate:+.4f} ({interval(gain.low, gain.high)}), {where}",
         f"distillation ratio, of the gain of {name!r} over the controls: {arrived}",
         f"{best} predicts the class of {name!r} on {result.agreement:.2%} of the frames",
         f"saved as {saved}, {size:,} parameters" if saved else outcome,

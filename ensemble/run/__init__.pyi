@@ -1,3 +1,4 @@
+from . import distillation as distillation
 from . import shards as shards
 from .adapters import from_callables as from_callables
 from .adapters import from_estimators as from_estimators
