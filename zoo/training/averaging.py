@@ -202,11 +202,11 @@ class RunningAverage:
     def _add(self, share: float) -> None:
         """Move the average towards the current weights; what is not floating is copied."""
         self.count += 1
-        for name, tensor in self.live().items():
-            if tensor.is_floating_point():
-                self.tensors[name].lerp_(tensor, share)
-            else:
-                self.tensors[name].copy_(tensor)
+        live = self.live()
+        floating = [name for name, tensor in live.items() if tensor.is_floating_point()]
+        for name in live.keys() - set(floating):
+            self.tensors[name].copy_(live[name])
+        torch._foreach_lerp_([self.tensors[n] for n in floating], [live[n] for n in floating], share)  # a few kernels
 
     @contextmanager
     def in_place(self, module: nn.Module, batches: Iterable[Tensor]) -> Iterator[None]:
