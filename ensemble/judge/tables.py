@@ -362,7 +362,7 @@ class Counting:
         self._keep = excerpt.candidates(groups, M, C)
         self._groups, self._labels = groups, list[Integers]()
         self._kept: list[list[Singles]] = [[] for _ in range(M + len(rules))]
-        self.done, self._began = 0, time.perf_counter()  # frames
+        self.done, self._seconds = 0, 0.0  # frames, and time taken for them
         self._tally = Tally(
             of,
             numbers.astype(np.int64),
@@ -386,7 +386,7 @@ class Counting:
         Raises:
             ValueError: the rows of a rule are not distributions.
         """
-        sums, truth = self._tally, labels.numpy()
+        began, sums, truth = time.perf_counter(), self._tally, labels.numpy()
         probabilities = logs.float().exp() if probabilities is None else probabilities
         block = slice(self.done, self.done + len(truth))
         low, high = np.searchsorted(self._keep, (block.start, block.stop))
@@ -416,6 +416,7 @@ class Counting:
         sums.some_right[:] += np.bincount(truth[np.any(right, axis=0)], minlength=len(sums.true))
         sums.ties[...] += round(tie_rate(used) * len(truth))
         self.done = block.stop
+        self._seconds += time.perf_counter() - began
 
     def _answer(self, index: int, rows: Tensor, labels: Integers, block: slice) -> NDArray[np.bool_]:
         """Add one answer's (b, C) rows for a block of frames; returns (b,) where it is right."""
@@ -443,11 +444,10 @@ class Counting:
     def tally(self) -> Tally:
         """What was counted, once all frames are there."""
         assert self.done == len(self._where)
-        seconds, of = time.perf_counter() - self._began, self._tally.of
         if not self.done:
-            return replace(self._tally, seconds=seconds)
+            return self._tally
         groups, places = self._groups[self._keep], excerpt.places_in_time(self._groups)[self._keep]
-        by, M = np.lexsort((places, groups)), len(of.members)
+        by, M = np.lexsort((places, groups)), len(self._tally.of.members)
         values = np.stack([np.concatenate(each) for each in self._kept])[:, by]
         return replace(
             self._tally,
@@ -455,7 +455,7 @@ class Counting:
             kept_keys=excerpt.sampling_keys(self._groups)[self._keep][by],
             kept_logs=values[:M],
             kept_rows=values[M:],
-            seconds=seconds,
+            seconds=self._seconds,
         )
 
 
