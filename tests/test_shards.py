@@ -1,11 +1,12 @@
 """Shards: however the work is shared out, interrupted and continued, the same comes out to the bit."""
 
-import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,7 +21,7 @@ import ensemble
 import zoo
 from ensemble.judge import tables
 from ensemble.judge.tables import Tally
-from ensemble.outputs.store import read_outputs
+from ensemble.outputs.store import Store, read_outputs, remove_outputs
 from ensemble.run import Processes, Ray, shards
 from ensemble.run._engine import Form, Plan
 
@@ -122,15 +123,34 @@ def test_a_sample_to_fit_on_is_always_the_same(workers: int | None, tmp_path: Pa
 def test_processes_fill_a_store(tmp_path: Path) -> None:
     """As one does; and a further member costs its own row only."""
     frames, both = some_frames(), some_members()
-    one = ensemble.collect(both.subset(["a"]), frames, tmp_path / "store")
-    fill = shards.filling(frames, workers=Processes(2), folder=tmp_path / "run")
-    found = ensemble.collect(both, frames, tmp_path / "store", fill=fill)
+    one = ensemble.collect(both.subset(["a"]), frames, tmp_path)
+    written = (tmp_path / "outputs.bin").stat().st_size
+    found = ensemble.collect(both, frames, tmp_path, fill=shards.filling(frames, workers=Processes(2)))
     whole = ensemble.collect(both, frames)
     assert torch.equal(found.log_probabilities, whole.log_probabilities)
     assert torch.equal(one.log_probabilities[0], whole.log_probabilities[0])
-    assert torch.equal(read_outputs(tmp_path / "store").log_probabilities, whole.log_probabilities)
-    asked = json.loads((tmp_path / "run" / "run.json").read_text())["about"]["members"]
-    assert [name for name, _ in asked] == ["b", "c", "d"]
+    assert torch.equal(read_outputs(tmp_path).log_probabilities, whole.log_probabilities)
+    assert (tmp_path / "outputs.bin").stat().st_size == 4 * written
+    assert not (tmp_path / "shards").exists()
+
+
+def test_a_store_that_is_removed_is_not_believed_to_be_filled(tmp_path: Path) -> None:
+    """What a run left beside it is forgotten with it: rows that nobody wrote are never presented."""
+    members, frames = some_members(), some_frames()
+    whole = ensemble.collect(members, frames).log_probabilities
+    fill = shards.filling(frames)
+
+    def broken(some: ensemble.Members, store: Store, keys: Mapping[str, str]) -> None:
+        shutil.copytree(tmp_path / "run" / "shards", store.folder / "shards")
+        remove_outputs(store.folder)
+        store = Store(store.folder, store.contents)
+        store.add([*keys.values()])
+        fill(some, store, keys)
+
+    shards.sample(members, frames, folder=tmp_path / "run")
+    assert torch.equal(ensemble.collect(members, frames, tmp_path / "store", fill=broken).log_probabilities, whole)
+    shutil.rmtree(tmp_path / "run" / "outputs")
+    assert torch.equal(shards.sample(members, frames, folder=tmp_path / "run").log_probabilities, whole)
 
 
 def test_a_run_goes_on_from_its_results(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ import json
 import math
 import mmap
 import os
+import shutil
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
@@ -38,6 +39,7 @@ DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in ("bfloa
 
 _FORMAT = 2
 _SHARD = 32_768  # frames
+UNFINISHED = "shards"  # folder in that of a store which several processes fill
 _DESCRIPTION, _DATA = "outputs.json", "outputs.bin"
 _ARRAYS = ("labels", "groups")
 
@@ -276,6 +278,7 @@ def remove_outputs(folder: str | Path) -> None:
     """Remove the files of a store, the description first; other files of the folder, and mapped outputs, stay."""
     for name in (_DESCRIPTION, _DATA, *(f"{name}.npy" for name in _ARRAYS)):
         (Path(folder) / name).unlink(missing_ok=True)
+    shutil.rmtree(Path(folder) / UNFINISHED, ignore_errors=True)
 
 
 def _described(folder: Path) -> _Description:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -30,7 +31,7 @@ from ensemble.judge.excerpt import sampling_keys
 from ensemble.judge.metrics import METRICS, Metric, get_metric
 from ensemble.judge.tables import Counting, Judged, Tally, aligned, block_size
 from ensemble.outputs import MemberOutputs
-from ensemble.outputs.store import Contents, Store
+from ensemble.outputs.store import UNFINISHED, Contents, Store
 from ensemble.rules.table import FittedRule, Rule
 from ensemble.run import collection
 from ensemble.run._engine import Form, Plan, overlapping, size_of
@@ -377,15 +378,12 @@ def _read(path: Path) -> Tally:
 
 
 def filling(
-    frames: zoo.FrameSet,
-    *,
-    workers: Workers | None = None,
-    folder: str | Path | None = None,
-    progress: Progress | None = None,
+    frames: zoo.FrameSet, *, workers: Workers | None = None, progress: Progress | None = None
 ) -> Callable[[Members, Store, Mapping[str, str]], None]:
     """What `collect` takes as `fill`, to have workers compute over these frames what its store lacks.
 
-    Arguments are those of `tally`; the folder may be removed once the store is complete.
+    Until the store is complete, the folder `shards` in it tells what a run that is started again need not do.
+    Arguments are those of `tally`.
     """
 
     def fill(members: Members, store: Store, keys: Mapping[str, str]) -> None:
@@ -395,11 +393,12 @@ def filling(
         rows, some = [keys[name] for name in lacking], members.part(lacking)
         parts = [(shard, None, shard.start) for shard in shards(frames.starts, _MOST)]
         about = {"task": "outputs", "rows": rows, "type": store.contents.dtype}
-        settings: dict[str, Any] = {"workers": workers, "folder": None if folder is None else Path(folder)}
+        settings: dict[str, Any] = {"workers": workers, "folder": store.folder / UNFINISHED, "progress": progress}
         task = _Fill(store.folder.absolute(), store.contents, rows)
-        for _ in _carry_out(some, frames, [task], parts, about=lambda: about, progress=progress, **settings):
+        for _ in _carry_out(some, frames, [task], parts, about=lambda: about, **settings):
             pass
         store.finish(rows, store.shards - 1)
+        shutil.rmtree(store.folder / UNFINISHED)
 
     return fill
 
@@ -477,6 +476,8 @@ def _run(
         digest = hashlib.sha256(f"{fingerprint} {place}".encode()).hexdigest()
         contents = Contents(digest, place, members.classes, members.precision, "float32")
         rows = [f"member:{number}" for number in range(len(members))]
+        if not (home / "outputs").exists():  # then no shard of it is done
+            shutil.rmtree(home / "shards", ignore_errors=True)
         store = Store(home / "outputs", contents)
         store.add(rows)
         fill, counting = _Fill(store.folder.absolute(), contents, rows), [] if count is None else [count[0]]
