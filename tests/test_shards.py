@@ -120,6 +120,16 @@ def test_a_sample_to_fit_on_is_always_the_same(workers: int | None, tmp_path: Pa
     assert torch.equal(some.log_probabilities, whole.log_probabilities[:, at])
 
 
+def test_outputs_that_would_fill_the_memory_are_mapped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """From a file that is gone from its temporary folder; the bits are the same."""
+    monkeypatch.setattr(shards, "_HELD", 0)
+    monkeypatch.setattr(shards.tempfile, "tempdir", str(tmp_path))
+    members, frames = some_members(), some_frames()
+    found = shards.sample(members, frames)
+    assert not [*tmp_path.iterdir()]
+    assert torch.equal(found.log_probabilities, ensemble.collect(members, frames).log_probabilities)
+
+
 def test_processes_fill_a_store(tmp_path: Path) -> None:
     """As one does; and a further member costs its own row only."""
     frames, both = some_frames(), some_members()

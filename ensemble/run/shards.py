@@ -50,6 +50,7 @@ Forms = list[tuple[tuple[str, ...], list[tuple[int, bool, Form]]]]
 
 _MOST = 2**20  # frames of a shard
 _SAMPLE = 2_000_000  # frames that rules are fitted on
+_HELD = 2**28  # numbers of outputs that are held in memory, a GiB; more are mapped from a file
 _FORMAT = 1  # of a run folder
 _RUN = "run.json"
 
@@ -421,12 +422,14 @@ def sample(
         members: M models with specs.
         frames: N frames.
         most: number of frames.
-        workers, folder, progress: as for `tally`; outputs are then mapped from the folder.
+        workers, folder, progress: as for `tally`. Outputs are mapped from the folder, which is a temporary one where
+            there is none and they take more than a GiB.
 
     Raises:
         ValueError: as `tally`.
     """
-    if len(frames) <= most and workers is None and folder is None:
+    held = len(members) * len(frames) * len(members.classes) <= _HELD
+    if len(frames) <= most and held and workers is None and folder is None:
         return collection.collect(members, frames, progress=progress)
     return _run(members, frames, None, most=most, workers=workers, folder=folder, progress=progress)[1]
 
