@@ -311,6 +311,17 @@ def test_the_order_is_by_weight_per_cost_then_by_accuracy() -> None:
             fit_cascade(outputs, ensemble.mean, costs=costs)
 
 
+def test_no_loss_on_few_frames_is_no_certainty() -> None:
+    """Members that all say the same lose nothing when one is asked; it takes 3 / loss frames to show it."""
+    for frames, asked in ((1000, 5), (4000, 1)):
+        one = labelled(1, frames)
+        alike = one.log_probabilities.expand(5, -1, -1)
+        outputs = ensemble.MemberOutputs(alike, tuple("abcde"), one.classes, one.labels, one.groups)
+        found = fit_cascade(outputs, ensemble.mean, loss=0.001)
+        assert found.loss.high == 0
+        assert (found.share * 5 == pytest.approx(asked)) if asked == 5 else found.share < 0.5
+
+
 def test_a_cascade_that_cannot_be_fitted_is_refused() -> None:
     """One recording has no interval; a loss is a fraction; labels are needed."""
     with pytest.raises(ValueError, match="two recordings or more for the interval of a loss, got one"):

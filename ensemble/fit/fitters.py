@@ -233,7 +233,8 @@ def fit_cascade(
     """A cascade that loses at most so much accuracy against the rule over all members.
 
     The threshold is lowered step by step for as long as the upper end of the loss's 95 % interval over recordings
-    stays within what is accepted, so that chance has one go at being taken for thrift.
+    stays within what is accepted. One frame in a recording of its own is counted as lost besides, so that where few
+    frames lose nothing, this is not taken for certainty.
 
     Args:
         outputs: with labels; for a threshold, of two recordings or more. Judge the result on others.
@@ -283,11 +284,13 @@ def fit_cascade(
             leads[stage, block] = margin(rows)
             correct[stage, block] = rows.argmax(dim=-1) == labels[block]
     leads[-1] = np.inf  # there is nobody else to ask
+    groups = outputs.groups.numpy()
+    recordings = np.append(groups, groups.max() + 1)
     threshold, lowered = 1.0, np.unique(np.quantile(leads[:-1], np.linspace(0, 1, _THRESHOLDS)))[::-1].clip(0, 1)
     for candidate in map(float, lowered if len(stages) > 1 else ()):
         stage = (leads > candidate).argmax(axis=0)  # (N,), the first at which a frame is settled
         lost = correct[-1].astype(float) - np.take_along_axis(correct, stage[None], axis=0)[0]
-        if not t_interval(lost, outputs.groups).high <= loss:
+        if not t_interval(np.append(lost, 1.0), recordings).high <= loss:
             break
         threshold = candidate
     return judge_cascade(outputs, replace(made, threshold=threshold))
