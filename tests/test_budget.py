@@ -283,5 +283,8 @@ def test_a_proof_for_decisions_needs_a_bound_that_is_reached():
     assert (found.members, found.loss, found.proven) == (("good",), 0.0, True)
     with pytest.raises(ValueError, match="no metric named 'nll'"):
         select(outputs, np.inf, metric="nll")
+    for limit in (-1, np.nan):
+        with pytest.raises(ValueError, match=f"limit of bytes of at least 0, got {limit}"):
+            select(outputs, np.inf, max_bytes=limit)
     with pytest.raises(ValueError, match="a member within 1, got costs of 2 and more"):
         select(outputs, 1, dict.fromkeys(rows, 2), metric="macro_f1")

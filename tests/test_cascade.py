@@ -299,6 +299,16 @@ def costs_of(**alone: float) -> dict[str, Cost]:
     return {name: Cost(1.0, value) for name, value in alone.items()}
 
 
+@pytest.mark.parametrize("loss", [None, 0.1])
+def test_a_cascade_of_one_member_asks_it(loss: float | None) -> None:
+    """There is nobody else to ask, and no threshold to look for."""
+    outputs = ensemble.MemberOutputs.from_probabilities({"one": [[0.9, 0.1], [0.2, 0.8]]}, labels=[0, 1], groups=[0, 1])
+    fitted = fit_cascade(outputs, ensemble.mean, loss=loss)
+    assert fitted.asked == (1.0,)
+    assert fitted.loss.estimate == 0
+    assert torch.equal(fitted.rule(outputs.probabilities), outputs.probabilities[0])
+
+
 def test_the_order_is_by_weight_per_cost_then_by_accuracy() -> None:
     """A cost that is missing, or none, is refused."""
     outputs = labelled(3)

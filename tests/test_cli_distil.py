@@ -84,6 +84,7 @@ def test_a_budget_gives_the_width(command: Any, home: Path) -> None:
     [
         (f"{DATA}", "expected --spec with the student's architecture or spec, got none"),
         (f"{DATA} {STUDENT} --max-parameters 9e3", "no width beside --max-parameters"),
+        (f"{DATA} --spec basic --max-parameters inf", "a finite number for --max-parameters, got inf"),
         (f"{DATA} --spec mlp --max-parameters 9e3", "an architecture with a width"),
         (f"{DATA} {STUDENT} --label-smoothing 0.1 --metric macro_f1", "a mean over frames"),
         (f"{DATA} {STUDENT} --hard-weight 1", "hard_weight below 1"),

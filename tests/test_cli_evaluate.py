@@ -81,18 +81,41 @@ def test_of_many_frames_a_sample_is_fitted_on_and_all_are_judged(command, home, 
 
 
 @pytest.mark.parametrize(
-    ("more", "words"),
+    ("line", "words"),
     [
-        ("--jobs 0", "--jobs and --sample of 1 or more, got 0"),
-        ("--sample 0", "--jobs and --sample of 1 or more"),
-        ("--jobs 2 --ray", "either --jobs or --ray, got both"),
-        ("--outputs outputs --jobs 2", "expected --jobs where members run, got it beside --outputs"),
-        ("--outputs outputs --run run", "expected --run where members run"),
+        ("evaluate --jobs 0", "--jobs and --sample of 1 or more, got 0"),
+        ("evaluate --sample 0", "--jobs and --sample of 1 or more"),
+        ("evaluate --jobs 2 --ray", "either --jobs or --ray, got both"),
+        ("evaluate --sets nan", "expected a number, got nan, for --sets"),
+        ("evaluate --sets 0.5 --rules", "expected a rule that makes the sets"),
+        ("evaluate --outputs outputs --costs", "whose costs can be measured beside --costs"),
+        ("select --outputs outputs --max-microseconds 3", "whose costs can be measured beside --max-microseconds"),
+        ("evaluate --cache cache --sample 300", "no --sample beside --cache"),
+        *(
+            (f"evaluate --outputs outputs {flag}", f"expected no {flag.split()[0]} beside --outputs")
+            for flag in ("--jobs 2", "--ray", "--run run", "--sample 5", "--cache cache", "--mapped frames")
+        ),
+        ("evaluate --predictions a.csv --corpus corpus --device cpu", "no --corpus or --device beside --predictions"),
+        ("compare mean other --sample 300", "no --sample for `compare`"),
+        ("diversity --sample 300", "no --sample for `diversity`"),
+        ("collect stored --sample 300", "no --sample for `collect`"),
+        ("predict mean --output out.csv --sample 300", "no --sample for `predict`"),
+        ("predict mean --output out.csv --run run --jobs 2", "no --jobs or --run for 'mean', for which nothing is"),
+        ("predict other --output out.csv --members cylinder-a", "no --members for 'other'"),
+        ("predict other --output out.csv --cache cache --ray", "no --cache or --ray for 'other'"),
+        ("predict cascade --output out.csv --cascade exact", "got 'cascade', which is a cascade itself"),
+        ("plan --outputs outputs", "no --outputs for `plan`"),
+        ("plan --jobs 2", "no --jobs for `plan`"),
+        ("plan --frames 0", "--frames of 1 or more, got 0"),
     ],
 )
-def test_flags_of_workers_that_cannot_act_are_refused(command, home, more, words):
-    """In one line."""
-    assert words in command(f"ensemble evaluate {CORPUS} {more}", code=2).err
+def test_options_that_cannot_act_are_refused(command, home, line, words):
+    """In one line, whatever the command and where its outputs come from."""
+    where = "--valid dev --test test" if {"--outputs", "--predictions"} & {*line.split()} else CORPUS
+    name, _, more = line.partition(" ")
+    found = command(f"ensemble {name} {more} {where}", code=2)
+    assert words in found.err
+    assert found.err.count("\n") == 1
 
 
 def test_evaluate_says_which_frames_to_reject_and_how_good_sets_are(command, home):

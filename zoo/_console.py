@@ -17,7 +17,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from cyclopts import App, CoercionError, CycloptsError, Group, MissingArgumentError, Parameter, UnusedCliTokensError
+from cyclopts import (
+    App,
+    CoercionError,
+    CycloptsError,
+    Group,
+    MissingArgumentError,
+    Parameter,
+    UnusedCliTokensError,
+    ValidationError,
+)
 
 from zoo._names import own_version, unknown
 from zoo._notebook import Table as Table
@@ -82,6 +91,8 @@ def _wrong_usage(error: CycloptsError) -> str:
     if isinstance(error, CoercionError) and error.token and error.target_type in (int, float) and error.argument:
         kind = "a whole number" if error.target_type is int else "a number"
         return f"expected {kind} for {error.token.keyword or error.argument.name}, got {error.token.value!r}"
+    if isinstance(error, ValidationError) and error.argument:
+        return f"{error.exception_message} for {error.argument.name}"
     if isinstance(error, MissingArgumentError) and error.argument:
         return f"expected a value for {error.keyword or error.argument.name}, got none"
     return str(error)
@@ -98,11 +109,16 @@ def _check_renamed(arguments: Sequence[str], renamed: Mapping[str, str]) -> None
 
 def _app(name: str, help: str, commands: Iterable[Callable[..., Answer]]) -> App:
     def shown(default: Any) -> str | None:
-        if default is None or default is False or default == ():
+        if default is None or default is False or default in ((), "", math.inf):
             return None
         return " ".join(map(str, default)) if isinstance(default, tuple) else str(default)
 
-    parameter = Parameter(negative=(), show_default=shown)
+    def number(_: Any, value: Any) -> None:
+        """Refuse NaN, which is above no bound and below none."""
+        if isinstance(value, float) and math.isnan(value):
+            raise ValueError("expected a number, got nan,")
+
+    parameter = Parameter(negative=(), show_default=shown, validator=number)
     app = App(name=name, help=help, version=own_version, default_parameter=parameter)
     for command in commands:
         app.command(command, name=command.__name__.rstrip("_"))

@@ -126,6 +126,8 @@ def _student(
     if text is None:
         msg = "expected --spec with the student's architecture or spec, got none"
         raise ValueError(msg)
+    if max_parameters == math.inf:
+        raise ValueError("expected a finite number for --max-parameters, got inf; leave it out for no limit")
     spec = spec_from(text, context, options, frames, base)
     if max_parameters is None:
         return spec

@@ -59,7 +59,11 @@ def evaluate(
     require_coverage(sets)
     ensemble.judge.get_metric(metric)
     collection = Collection(source)
-    require_rules(rules, collection.ensembles(source.members))
+    require_rules(rules, known := collection.ensembles(source.members))
+    if sets is not None and not (rules or known):
+        raise ValueError("expected a rule that makes the sets beside --sets, got none; name one with --rules")
+    if costs:
+        collection.require_measurable("--costs")
     valid, judging = collection.fitting_and_judging()
     saved = collection.saved_rules(source.members, valid)
     with progress("fitting rules"):
@@ -104,6 +108,7 @@ def compare(first: str, second: str, /, *, source: Source = Source()) -> Answer:
         first: a member, an ensemble or a rule.
         second: a member, an ensemble or a rule.
     """
+    source.refuse("sample", where="for `compare`, which needs the outputs on all frames")
     collection = Collection(source)
     require_rules((first, second), [*collection.names, *collection.ensembles((first, second))])
     valid, test = collection.both()
@@ -139,6 +144,7 @@ def diversity(*, source: Source = Source()) -> Answer:
     """
     from ensemble.judge import diversity as measures
 
+    source.refuse("sample", where="for `diversity`, which needs the outputs on all frames")
     outputs = Collection(source).shown()
     names, right = outputs.members, measures.correct(outputs)
     joint, crowd = measures.Joint.of(right), measures.crowd_histogram(right)

@@ -81,11 +81,13 @@ def select(
     by, judged = (ensemble.judge.get_metric(metric or default) for default in ("log_loss", "accuracy"))
     collection = Collection(source)
     collection.require_savable(save)
+    if max_microseconds < math.inf:
+        collection.require_measurable("--max-microseconds")
     valid, judging = collection.fitting_and_judging()
     known = 20_000_000 if len(valid.parameters) == len(valid.members) else math.inf
     limits: dict[str, Any] = {"max_parameters": known if max_parameters is None else max_parameters}
     limits |= {"max_members": max_members, "max_bytes": max_bytes, "max_microseconds": max_microseconds}
-    limits |= {"metric": by.name, "costs": collection.costs({}) if math.isfinite(max_microseconds) else None}
+    limits |= {"metric": by.name, "costs": None if max_microseconds == math.inf else collection.costs({})}
     with progress("searching"):
         found = ensemble.select(valid, **limits)
         smaller = ensemble.selection.pareto_front(valid, **limits) if front else []

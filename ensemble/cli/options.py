@@ -47,6 +47,9 @@ Precision = Annotated[
     Parameter(help="float32, which is exact, or auto, a narrower type where it is faster and a probe agrees."),
 ]
 
+#: options of `Source` that say on which frames members run, and how
+_RUNNING = ("corpus", "mapped", "device", "precision", "cache", "sample", "jobs", "ray", "run")
+
 
 @flag_fields
 @dataclass(frozen=True)
@@ -106,10 +109,11 @@ class Source:
             if getattr(self, name) and not self.predictions:
                 msg = f"expected --{name} beside --predictions, got none; a corpus and stored outputs have their own"
                 raise ValueError(msg)
-        for name in ("jobs", "ray", "run"):
-            if self.stored and getattr(self, name) != getattr(Source, name):
-                msg = f"expected --{name} where members run, got it beside --outputs or --predictions"
-                raise ValueError(msg)
+        if self.stored:
+            kind = "outputs" if self.outputs is not None else "predictions"
+            self.refuse(*_RUNNING, where=f"beside --{kind}, for which no member runs")
+        if self.cache is not None:
+            self.refuse("sample", where="beside --cache, which keeps the outputs on all frames")
         if self.ray and self.jobs != 1:
             msg = "expected either --jobs or --ray, got both"
             raise ValueError(msg)
@@ -118,6 +122,12 @@ class Source:
             raise ValueError(msg)
         if self.outputs is not None and self.classes:
             msg = "expected no --classes beside --outputs, which know their classes"
+            raise ValueError(msg)
+
+    def refuse(self, *names: str, where: str) -> None:
+        """Refuse options that were given where they cannot act."""
+        if given := [f"--{name}" for name in names if getattr(self, name) != getattr(Source, name)]:
+            msg = f"expected no {' or '.join(given)} {where}"
             raise ValueError(msg)
 
     @property
@@ -238,11 +248,15 @@ class Collection:
         few = frames.select(frames.starts.new_tensor(range(min(first, frames.recordings))))
         self._few = replace(few, features=few.features.clone())  # the others may be let go of
 
+    def require_measurable(self, flag: str) -> None:
+        """Refuse before the work to measure costs where no member runs."""
+        if self.source.stored:
+            msg = f"expected models whose costs can be measured beside {flag}, got outputs or predictions"
+            raise ValueError(f"{msg} that were stored")
+
     def costs(self, rules: Mapping[str, ensemble.Rule]) -> dict[str, ensemble.outputs.Cost]:
         """What each member and each rule costs on this machine; after `outputs`, on its first frames."""
-        if self._few is None:
-            msg = "expected models whose costs can be measured, got outputs or predictions that were stored"
-            raise ValueError(msg)
+        assert self._few is not None  # the commands refuse stored outputs before
         return ensemble.run.measure_costs(self.members, self._few, rules, progress=progress)
 
     @cached_property

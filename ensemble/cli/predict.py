@@ -101,8 +101,13 @@ def predict(
             "--uncertainty, which needs all members" if uncertainty else "stored outputs, which are all there already"
         )
         raise ValueError(f"expected --cascade where members run that need not, got it beside {other}")
+    source.refuse("sample", where="for `predict`, which needs the outputs on all frames")
     collection = Collection(source)
-    found = _combined(collection, name) if source.stored else _run(collection, name, loss, every=uncertainty)
+    found = (
+        _combined(collection, name)
+        if source.stored
+        else _run(collection, name, loss, every=uncertainty, sets=sets is not None)
+    )
     if sets is not None and (blank := next((each for each in found.classes if len(each.split()) != 1), None)):
         msg = f"expected names of classes without blanks, which stand between those of a set, got {blank!r}"
         raise ValueError(msg)
@@ -164,17 +169,20 @@ def _accepted(cascade: str) -> float | None:
     return loss
 
 
-def _run(collection: Collection, name: str, loss: float | None, *, every: bool) -> _Found:
+def _run(collection: Collection, name: str, loss: float | None, *, every: bool, sets: bool) -> _Found:
     """By the models of a registry over a corpus: all of them, or where `every` is not asked those of a cascade."""
     import numpy as np
 
-    source = collection.source
+    source, running = collection.source, ("cache", "jobs", "ray", "run")
     if name in rule_names():
         outputs: Callable[[], ensemble.MemberOutputs] = cache(partial(collection.outputs, source.valid))
         fitted = name in ensemble.fit.FITTERS
+        if not (fitted or sets or loss):
+            source.refuse(*running, where=f"for {name!r}, for which nothing is fitted: its members run in this process")
         rule = named_rules([name], outputs())[name] if fitted else ensemble.get_rule(name)
         final = ensemble.Ensemble(collection.members, rule)
     else:
+        source.refuse("members", *running, where=f"for {name!r}, which has members of its own and runs in this process")
         final = loaded(collection.registry, name, device=source.device, precision=source.precision)
 
         def outputs() -> ensemble.MemberOutputs:
@@ -184,6 +192,8 @@ def _run(collection: Collection, name: str, loss: float | None, *, every: bool) 
         classes = class_names(source.classes) or final.members.classes
         return read_partition(source.corpus, partition, classes, mapped=source.mapped)
 
+    if loss is not None and ensemble.rules.declared(final.rule).sparing:
+        raise ValueError(f"expected a rule over all members beside --cascade, got {name!r}, which is a cascade itself")
     frames = read(source.test)
     rule, line = final.rule, dict[str, Any](recordings=frames.recordings)
     if loss is not None and loss > 0:
@@ -390,6 +400,7 @@ def collect(folder: Path, /, *, source: Source = Source()) -> Answer:
     """
     from ensemble.outputs.store import StoreError, remove_outputs, write_outputs
 
+    source.refuse("sample", where="for `collect`, which stores the outputs on all frames")
     collection, partitions = Collection(source), (source.valid, source.test)
     for partition in partitions:
         place = folder / partition
@@ -416,6 +427,10 @@ def plan(*, source: Source = Source(), frames: int = 65_536) -> Answer:
     Args:
         frames: largest number of frames of the test partition to measure on.
     """
+    unused = ("outputs", "predictions", "cache", "sample", "jobs", "ray", "run")
+    source.refuse(*unused, where="for `plan`, which measures the members in this process")
+    if frames < 1:
+        raise ValueError(f"expected --frames of 1 or more, got {frames}")
     collection = Collection(source)
     members, whole = collection.members, read_partition(source.corpus, source.test, mapped=source.mapped)
     recordings = int((whole.starts[1:] <= max(frames, int(whole.starts[1]))).sum())

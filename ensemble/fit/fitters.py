@@ -286,8 +286,9 @@ def fit_cascade(
     leads[-1] = np.inf  # there is nobody else to ask
     groups = outputs.groups.numpy()
     recordings = np.append(groups, groups.max() + 1)
-    threshold, lowered = 1.0, np.unique(np.quantile(leads[:-1], np.linspace(0, 1, _THRESHOLDS)))[::-1].clip(0, 1)
-    for candidate in map(float, lowered if len(stages) > 1 else ()):
+    threshold, steps = 1.0, np.linspace(0, 1, _THRESHOLDS)
+    lowered = np.quantile(leads[:-1], steps) if len(stages) > 1 else np.empty(0)  # a single member is asked anyway
+    for candidate in map(float, np.unique(lowered)[::-1].clip(0, 1)):
         stage = (leads > candidate).argmax(axis=0)  # (N,), the first at which a frame is settled
         lost = correct[-1].astype(float) - np.take_along_axis(correct, stage[None], axis=0)[0]
         if not t_interval(np.append(lost, 1.0), recordings).high <= loss:

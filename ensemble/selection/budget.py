@@ -383,11 +383,14 @@ def _limits(
     """Each limit by what it counts, also where it is infinite, as long as the costs of all members are known.
 
     Raises:
-        ValueError: a negative or infinite cost; no members allowed; a cost that is unknown where its limit is finite,
-            or it is `needed`.
+        ValueError: a limit below zero or NaN; a negative or infinite cost; no members allowed; a cost that is unknown
+            where its limit is finite, or it is `needed`.
     """
     if max_members is not None and max_members < 1:
         msg = f"expected at least one member, got max_members={max_members}"
+        raise ValueError(msg)
+    if wrong := next((unit for unit, limit in most.items() if not limit >= 0), ""):
+        msg = f"expected a limit of {wrong} of at least 0, got {most[wrong]}"
         raise ValueError(msg)
     names, measured = outputs.members, costs or {}
     sizes = {name: about.size for name, about in zip(names, outputs.about, strict=True) if about.size is not None}
