@@ -8,6 +8,7 @@ import torch
 
 import ensemble
 import zoo
+from ensemble.cli.evaluate import rejection
 from ensemble.fit import FITTERS
 from ensemble.outputs.store import read_outputs, write_outputs
 
@@ -126,14 +127,17 @@ def test_evaluate_says_which_frames_to_reject_and_how_good_sets_are(command, hom
     expected = ensemble.judge.risk_coverage(test, ensemble.mean)
     assert (found["rejection"]["rule"], found["rejection"]["best"]) == ("mean", expected.best)
     assert found["rejection"]["scores"] == expected.to_json()["scores"]
+    sure = ensemble.MemberOutputs.from_probabilities({"sure": [[0.6, 0.4], [0.9, 0.1]]}, labels=[1, 0], groups=[0, 1])
+    told = rejection("mean", ensemble.mean, sure).shown[0]
+    assert "wrong on the 50.0% of the frames (" in told
+    assert told.endswith("that confidence trusts most, the best of 5 scores to reject frames by")
     sets = ensemble.fit.fit_prediction_sets(valid, ensemble.mean, 0.6)
     judged = sets.judge(test)
     assert found["sets"]["threshold"] == sets.threshold
     assert found["sets"]["recordings"] == vars(judged.recordings)
     assert [row["name"] for row in found["sets"]["classes"]] == list(test.classes)
     lines = command(f"ensemble evaluate {STORED} --rules weighted --sets 0.6", code=0).out
-    assert "at most 5% of its answers are wrong on" in lines
-    assert f"the best of {len(expected.scores)} scores to reject frames by" in lines
+    assert f"weighted: none of {len(expected.scores)} scores to reject frames by leaves a risk of at most 5%" in lines
     assert "sets to cover 0.6 hold the true class on" in lines
     assert "note: sets of weighted: the rule was fitted on these frames" in lines
     assert lines.count("12 recordings are few to resample") == 1

@@ -231,8 +231,9 @@ def test_an_error_leaves_the_old_file_and_no_temporary_one(tmp_path, monkeypatch
             raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(_files, "system", Full())
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match="No space left") as full:
         _files.write(path, b"new")
+    assert full.value.filename == str(path)
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
 

@@ -141,6 +141,9 @@ def staged(path: Path, data: Buffer, *, mode: int | None = None) -> Iterator[Pat
             while rest:
                 rest = rest[system.write(file, rest[:_STEP]) :]
             system.sync(file)
+        except OSError as error:  # such as a full disk, which names no file
+            error.filename = error.filename or str(path)
+            raise
         finally:
             system.close(file)
         yield temporary

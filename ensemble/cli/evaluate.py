@@ -194,8 +194,12 @@ def rejection(name: str, rule: ensemble.Rule, test: ensemble.MemberOutputs) -> A
     ends = interval(row["coverage_low"], row["coverage_high"], ".1%")
     line = (
         f"{name}: at most {found.risk:.0%} of its answers are wrong on the {row['coverage']:.1%} of the frames ({ends})"
-        f" with the highest {found.best.replace('_', ' ')}, the best of {len(found.scores)} scores to reject frames by"
+        f" that {found.best.replace('_', ' ')} trusts most, the best of {len(found.scores)} scores to reject frames by"
     )
+    if not row["coverage"]:
+        line = (
+            f"{name}: none of {len(found.scores)} scores to reject frames by leaves a risk of at most {found.risk:.0%}"
+        )
     return Answer({"rule": name} | found.to_json(), [line])
 
 

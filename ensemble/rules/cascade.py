@@ -167,9 +167,8 @@ class Cascade(FittedRule):
         if sums is None:
             wanted = "a rule whose class is a largest sum over members, such as mean or majority"
             msg = f"expected {wanted}, got {declared(self.of).title}: "
-            raise ValueError(
-                f"{msg}any member can change its class to the last; give a threshold, as fit_cascade finds it, or --cascade 0.001"
-            )
+            remedy = "give a threshold, as fit_cascade finds it, or --cascade 0.001"
+            raise ValueError(f"{msg}any member can change its class to the last; {remedy}")
         return sums
 
     @property
