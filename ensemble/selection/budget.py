@@ -389,8 +389,8 @@ def _limits(
     if max_members is not None and max_members < 1:
         msg = f"expected at least one member, got max_members={max_members}"
         raise ValueError(msg)
-    if wrong := next((unit for unit, limit in most.items() if not limit >= 0), ""):
-        msg = f"expected a limit of {wrong} of at least 0, got {most[wrong]}"
+    if unbounded := next((unit for unit, limit in most.items() if not limit >= 0), ""):
+        msg = f"expected a limit of {unbounded} of at least 0, got {most[unbounded]}"
         raise ValueError(msg)
     names, measured = outputs.members, costs or {}
     sizes = {name: about.size for name, about in zip(names, outputs.about, strict=True) if about.size is not None}
