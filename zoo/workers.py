@@ -12,6 +12,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -237,6 +238,7 @@ def _by_value(item: Any) -> bytes:
 def _serve(pipe: Any, threads: int) -> None:
     """The life of a process: until it is ended, or whoever gives it items is no more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interruption ends the one that started it, which ends this one
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()  # even in the middle of an item
     _limit_threads(threads)
     try:
         begun = _outcome(lambda: pipe.recv()())
@@ -245,6 +247,13 @@ def _serve(pipe: Any, threads: int) -> None:
             _send(pipe, _outcome(begun.value, pipe.recv()))
     except (EOFError, OSError):
         return
+
+
+def _end_with_the_parent() -> None:
+    """End this process once the one that started it is no more, though it was killed."""
+    if (parent := multiprocessing.parent_process()) is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _send(pipe: Any, outcome: Outcome) -> None:
