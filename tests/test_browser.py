@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -235,6 +236,24 @@ def test_everybody_can_use_it_and_it_fits(opened, scheme: str, width: int) -> No
         && (each.getBoundingClientRect().right > innerWidth + 1 || each.matches(".table")
         && each.scrollWidth > each.clientWidth + 1)).map(each => each.outerHTML.slice(0, 80))"""
     assert page.evaluate(wide) == []
+
+
+def test_figures_say_what_they_cannot_show(opened) -> None:
+    """A point beyond the axis has an arrow; where cells are small, only some classes are named, in every view."""
+    report = judged()
+    rules = report.rules.assign(log_loss=[0.5, 0.5, 0.5, 0.5, 99.0], parameters=[10, 30, 90, 300, 9000])
+    page = opened(text=replace(report, rules=rules).page())
+    assert page.locator("#size text", has_text="\u2191").all_text_contents() == ["m1 \u2191"]
+    labels = page.locator("#confusion text")
+    page.locator("#confusion .plot").evaluate("plot => { plot.style.width = '100px' }")
+    page.wait_for_timeout(100)
+    counts = []
+    for view in ("0", "difference"):
+        page.locator("#confusion select").select_option(view)
+        counts.append(labels.count())
+    assert counts[0] == counts[1] < 10
+    page.locator("#recordings [role=application]").press("End")
+    assert re.match(r"Frame (\d+) of \1:", page.locator("#recordings .readout").inner_text())
 
 
 def test_without_a_script_the_tables_are_there(opened) -> None:

@@ -592,12 +592,8 @@ function sizePart(data) {
         d: best.map((place, k) => `${k ? "H" : "M"}${items[place].x}${k ? "V" : ","}${items[place].y}`).join(""),
       }),
     );
-    const label = placeNames(
-      items,
-      at.map(place => brief(names[place])),
-      width,
-      box[3],
-    );
+    const shown = at.map((place, k) => brief(names[place]) + (values[k].y > y1 ? " \u2191" : "")),
+      label = placeNames(items, shown, width, box[3]);
     items.forEach((item, place) => {
       const name = names[at[place]],
         rule = at[place] >= members.length,
@@ -615,7 +611,7 @@ function sizePart(data) {
               y: label[place].y,
               "text-anchor": label[place].anchor,
             },
-            brief(name),
+            shown[place],
           ),
         );
       item.text = [
@@ -832,7 +828,7 @@ function confusionPart(data) {
       size = step * C;
     const picture = canvas(width, size + margin),
       difference = which === "difference",
-      each = difference ? 1 : Math.max(1, Math.ceil(11 / step));
+      each = Math.max(1, Math.ceil(11 / step));
     picture.append(svg("rect", { class: "band", x: margin, y: margin, width: size, height: size }));
     for (let i = 0; i < C; i++)
       for (let j = 0; j < C; j++) {
@@ -1082,7 +1078,7 @@ function recordingsPart(data) {
     });
     const agree = data.members.filter((_, m) => top[(rules.length + m) * F + at] === truth[at]).length;
     readout.replaceChildren(
-      bold(`Frame ${frame} of ${sizes[k]}`),
+      bold(`Frame ${frame + 1} of ${sizes[k]}`),
       `: true ${text(truth[at])}; ${names[lead]} says ${text(top[lead * F + at])} with ${percent(confidence[lead * F + at] / 255, 0)} %; ${agree} of ${data.members.length} members are right`,
     );
     if (x < strip.scrollLeft || x > strip.scrollLeft + strip.clientWidth) strip.scrollLeft = x - strip.clientWidth / 2;

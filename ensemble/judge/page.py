@@ -62,7 +62,7 @@ _COLUMNS: dict[str, tuple[str, _Style]] = {  # column of a report's table -> hea
     "fitted_here": ("fitted here", _TEXT),
     "fitted_on_training": ("fitted on training frames", _TEXT),
     "optimism": ("optimism nats", _NUMBER),
-    "optimism_accuracy": ("optimism", _POINTS),
+    "optimism_accuracy": ("optimism points", _POINTS),
     "frames": ("frames", _WHOLE),
     "baseline_accuracy": ("single %", _PERCENT),
     "rule_accuracy": ("rule %", _PERCENT),
