@@ -215,6 +215,10 @@ def test_what_makes_no_cascade_is_refused() -> None:
             Cascade(rule)
     with pytest.raises(ValueError, match=r"a threshold from 0 to 1, or None for an exact cascade, got 1\.5"):
         Cascade(ensemble.mean, threshold=1.5)
+    outputs = ensemble.MemberOutputs.from_probabilities({"one": [[0.9, 0.1]]}, labels=[0])
+    with pytest.raises(TypeError, match="expected a Cascade, as fit_cascade makes it, got function"):
+        judge_cascade(outputs, ensemble.mean)  # type: ignore[arg-type]
+    assert Cascade(ensemble.mean, np.array([2, 1, 0])) == Cascade(ensemble.mean, (2, 1, 0))  # type: ignore[arg-type]
     for order in ((0, 0), (-1, 0), ("a",)):
         with pytest.raises(ValueError, match="the order of the members as distinct positions, got"):
             Cascade(ensemble.mean, order)  # type: ignore[arg-type]

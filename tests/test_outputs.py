@@ -1,8 +1,12 @@
 """Members' outputs: what they refuse, and what stays with them."""
 
 import dataclasses
+import inspect
 import math
+from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -146,3 +150,26 @@ def test_what_is_no_log_probability_is_noticed_at_the_first_frame(given: torch.T
     for logs in ([0.0, -math.inf], [math.nan, math.nan], [math.log(0.3), math.log(0.7)]):
         for kind in (torch.float64, torch.float16, torch.bfloat16):
             assert ensemble.MemberOutputs(torch.tensor([[logs]]).to(kind), ("a",), ("x", "y")).shape == (1, 1, 2)
+
+
+@pytest.mark.parametrize(
+    "function",
+    sorted(
+        {
+            function
+            for package in (ensemble, ensemble.fit, ensemble.judge, ensemble.selection, ensemble.judge.diversity)
+            for function in (getattr(package, name) for name in dir(package))
+            if inspect.isfunction(function)
+            and function.__name__[0] != "_"
+            and "(outputs: 'MemberOutputs" in str(inspect.signature(function))
+        },
+        key=lambda function: function.__name__,
+    ),
+    ids=lambda function: function.__name__,
+)
+def test_what_is_no_outputs_is_refused_by_name(function: Callable[..., Any]) -> None:
+    """An array of probabilities, in every public function that takes the outputs of members."""
+    needed = [each for each in inspect.signature(function).parameters.values() if each.default is each.empty]
+    rest = {each.name: ensemble.mean for each in needed[1:]}
+    with pytest.raises(TypeError, match=r"expected MemberOutputs, got ndarray of shape \(2, 3, 4\); .*from_probab"):
+        function(np.full((2, 3, 4), 0.25), **rest)

@@ -264,6 +264,8 @@ def test_one_recording_has_no_interval() -> None:
 @pytest.mark.parametrize(
     ("ask", "words"),
     [
+        (lambda o: risk_coverage(o, ensemble.mean, "confidenec"), "no score named 'confidenec'; did you mean 'conf"),
+        (lambda o: risk_coverage(o, ensemble.mean, [5]), "no score named 5; there are confidence"),
         (lambda o: risk_coverage(o, ensemble.mean, ["confidenec"]), "no score named 'confidenec'; did you mean 'conf"),
         (lambda o: risk_coverage(o, ensemble.mean, []), r"names of scores, .* got \[\]"),
         (lambda o: risk_coverage(o, ensemble.mean, risk=5), "risk from 0 to below 1 such as 0.05, .* and 5"),

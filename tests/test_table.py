@@ -3,6 +3,7 @@
 import functools
 import json
 import runpy
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch import Tensor
 
 import ensemble
 from ensemble.rules.fitted import BayesVote, Chain, ClasswiseMean, LogPool, Stacked, Temperature
-from ensemble.rules.table import RULES
+from ensemble.rules.table import RULES, declared
 
 NAMES = ensemble.list_rules()
 
@@ -27,6 +28,30 @@ def test_an_unknown_rule_names_the_nearest() -> None:
     """A slip of the finger is answered with the right name."""
     with pytest.raises(ValueError, match="no rule named 'medain'; did you mean 'median'"):
         ensemble.get_rule("medain")
+
+
+@pytest.mark.parametrize("strange", [None, "mean", 5, [ensemble.mean], np.zeros((2, 3)), {}])
+def test_what_is_no_rule_is_refused_by_name(strange: object) -> None:
+    """Also where it has no hash."""
+    with pytest.raises(TypeError, match=r"expected a rule, such as ensemble\.mean or the rule of a fit, got "):
+        declared(strange)  # type: ignore[arg-type]
+
+
+@dataclass
+class Sharpest:
+    """A rule that can be changed, and so has no hash."""
+
+    place: int = 0
+
+    def __call__(self, probabilities: Tensor, /) -> Tensor:
+        """(N, C) of one member."""
+        return probabilities[self.place]
+
+
+def test_a_rule_without_a_hash_is_a_rule() -> None:
+    """It is judged like any other."""
+    outputs = ensemble.MemberOutputs.from_probabilities({"a": [[0.9, 0.1]], "b": [[0.2, 0.8]]}, labels=[1])
+    assert ensemble.evaluate(outputs, {"own": Sharpest(1)}).rules["accuracy"].tolist() == [1.0]
 
 
 def test_a_rule_of_ones_own_enters_the_table_once() -> None:

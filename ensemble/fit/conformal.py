@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ensemble.judge.reliability import SetCoverage, set_coverage
 from ensemble.judge.tables import provenance
-from ensemble.outputs import MemberOutputs
+from ensemble.outputs import MemberOutputs, expect_outputs
 from ensemble.outputs.arrays import distributions
 from ensemble.rules.fitted import combined, rule_for
 from ensemble.rules.table import Rule, enter, no_such
@@ -101,6 +101,7 @@ class PredictionSets:
         Raises:
             ValueError: no labels, no frames, a member that the rule needs is missing, or other classes.
         """
+        expect_outputs(outputs)
         here = [_HERE] if outputs.fingerprint == self.fingerprint else []
         pieces = [self.sets(rows) for _, _, rows in combined(self.rule, outputs)]
         held = np.concatenate(pieces) if pieces else np.empty((0, len(self.classes)), dtype=bool)
@@ -145,6 +146,7 @@ def fit_prediction_sets(
         Lee, Barber and Willett, "Distribution-free inference with hierarchical data", arXiv:2306.06342, 2023; Dunn,
         Wasserman and Ramdas, "Distribution-free prediction sets for two-layer hierarchical models", JASA 118, 2023.
     """
+    expect_outputs(outputs)
     if score not in SET_SCORES:
         raise ValueError(no_such("score", score, SET_SCORES))
     if not 0 < coverage < 1:

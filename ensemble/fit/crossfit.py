@@ -14,7 +14,7 @@ from ensemble.fit._solver.newton import Indices, Rows
 from ensemble.fit.weights import Objective, explained_matrix, fit_weights
 from ensemble.judge.metrics import METRICS, Answers
 from ensemble.judge.significance import CrossFit
-from ensemble.outputs import MemberOutputs
+from ensemble.outputs import MemberOutputs, expect_outputs
 
 _PRESENT = 1e-3  # a weight above this counts as the member being included
 _SETTLED = 1e-3
@@ -67,6 +67,7 @@ def bootstrap_weights(
     References:
         Field and Welsh, "Bootstrapping clustered data", JRSS B 69(3), 2007.
     """
+    expect_outputs(outputs)
     if replicates < 1 or not 0 < level < 1:
         msg = f"expected at least one replicate and a level in (0, 1), got {replicates} and {level}"
         raise ValueError(msg)
@@ -124,6 +125,7 @@ def cross_fit(
         >>> cross_fit(outputs, splitter=LeaveOneGroupOut()).accuracy
         1.0
     """
+    expect_outputs(outputs)
     splits = _splits(outputs, folds, splitter, seed)
     P, log_scale, alive = explained_matrix(outputs)
     labels, whole = labelled(outputs), fit_weights(outputs, objective, alpha=alpha)

@@ -18,7 +18,7 @@ from ensemble.fit._solver import Array, labelled, positive
 from ensemble.fit.temperature import fit_temperature
 from ensemble.fit.weights import fit_log_linear, fit_weights
 from ensemble.judge.significance import Interval, t_interval
-from ensemble.outputs import Cost, MemberOutputs
+from ensemble.outputs import Cost, MemberOutputs, expect_outputs
 from ensemble.rules.cascade import Cascade, known, margin
 from ensemble.rules.fitted import BayesVote, Stacked, WeightedMean, rule_for
 from ensemble.rules.pooling import mean
@@ -108,6 +108,7 @@ def auto(outputs: MemberOutputs) -> FittedRule:
     Raises:
         ValueError: no labels, or fewer than two recordings.
     """
+    expect_outputs(outputs)
     from ensemble.judge.report import choose  # it needs pandas, which commands that name rules do not wait for
 
     assert outputs.groups is not None  # filled in when made
@@ -135,6 +136,7 @@ def fit_bayes_vote(outputs: MemberOutputs, *, smoothing: float = 1.0) -> BayesVo
     Raises:
         ValueError: no labels, no frames, a member that abstains, or a smoothing that is not positive.
     """
+    expect_outputs(outputs)
     positive("smoothing", smoothing)
     labels, (members, _, classes) = labelled(outputs), outputs.shape
     counts = np.zeros((members, classes * classes))
@@ -173,6 +175,7 @@ def fit_stacked(
     Warns:
         RuntimeWarning: the iterations did not suffice; the rule is usable but less exact.
     """
+    expect_outputs(outputs)
     positive("strength", strength)
     positive("floor", floor)
     labels, (members, frames, classes) = labelled(outputs), outputs.shape
@@ -252,12 +255,13 @@ def fit_cascade(
         Angelopoulos, Bates, Candes, Jordan, Lei, "Learn then test: calibrating predictive algorithms to achieve risk
         control", Annals of Applied Statistics 19(2), 2025, of testing in a fixed sequence.
     """
+    expect_outputs(outputs)
     labels, (members, frames, classes) = outputs.require_labels(), outputs.shape
     if loss is not None and not 0 <= loss < 1:
         msg = f"expected an accepted loss of accuracy, such as 0.001, or None for an exact cascade, got {loss}"
         raise ValueError(msg)
     costs = dict.fromkeys(outputs.members, Cost(1.0, 1.0)) if costs is None else costs
-    if bad := [name for name in outputs.members if name not in costs or not costs[name].alone > 0]:
+    if bad := [name for name in outputs.members if not isinstance(costs.get(name), Cost) or not costs[name].alone > 0]:
         msg = f"expected the positive time of each member alone in costs, got none of {bad}"
         raise ValueError(msg)
     whole = rule_for(rule, outputs.members)
@@ -299,6 +303,10 @@ def fit_cascade(
 
 def judge_cascade(outputs: MemberOutputs, rule: Cascade) -> CascadeFit:
     """What a cascade loses and saves on outputs with labels; on those that it was fitted on it looks better."""
+    expect_outputs(outputs)
+    if not isinstance(rule, Cascade):
+        msg = f"expected a Cascade, as fit_cascade makes it, got {type(rule).__name__}"
+        raise TypeError(msg)
     outputs = outputs.subset(rule.members) if rule.members else outputs
     labels, (members, frames, classes) = outputs.require_labels(), outputs.shape
     able = rule.abstaining if outputs.abstain else rule

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ensemble.fit._solver import Array, checked_weights, labelled, refuse_nan
 from ensemble.judge.metrics import Counts, Metric, get_metric
-from ensemble.outputs import LEAST, MemberOutputs
+from ensemble.outputs import LEAST, MemberOutputs, expect_outputs
 from ensemble.rules.fitted import WeightedMean
 
 Mask = NDArray[np.bool_]
@@ -99,6 +99,7 @@ def greedy(
         >>> greedy(MemberOutputs.from_probabilities({"p": p, "q": q}, labels=[0, 1]), rounds=2).picks
         ('p', 'p')
     """
+    expect_outputs(outputs)
     if rounds < 1:
         msg = f"expected at least one round, got {rounds}"
         raise ValueError(msg)

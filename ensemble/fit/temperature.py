@@ -12,7 +12,7 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from ensemble.fit._solver import Array
-from ensemble.outputs import MemberOutputs
+from ensemble.outputs import MemberOutputs, expect_outputs
 from ensemble.outputs.arrays import class_indices, distributions, floats, numbers, rows_and_labels
 from ensemble.rules.fitted import Chain, Temperature, WeightedMean, rule_for
 from ensemble.rules.table import Rule
@@ -195,6 +195,7 @@ def fit_pool_temperatures(outputs: MemberOutputs, weights: Sequence[float] | Non
     References:
         Rahaman and Thiery, "Uncertainty quantification and deep ensembles", NeurIPS 2021.
     """
+    expect_outputs(outputs)
     members, frames = len(outputs.members), outputs.shape[1]
     blocks = _from_outputs(outputs, None)
     if frames == 0:

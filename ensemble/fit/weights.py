@@ -26,7 +26,7 @@ from ensemble.fit._solver import (
 from ensemble.fit._solver.newton import nonnegative_minimum
 from ensemble.fit.greedy import greedy, residual_products
 from ensemble.judge.metrics import METRICS, Counts, Metric
-from ensemble.outputs import MemberOutputs
+from ensemble.outputs import MemberOutputs, expect_outputs
 from ensemble.outputs.arrays import floats
 from ensemble.rules.fitted import ClasswiseMean, LogPool, WeightedMean
 from ensemble.rules.table import no_such
@@ -157,6 +157,7 @@ def fit_weights(
         >>> fit_weights(outputs).weights.tolist()
         [1.0, 0.0]
     """
+    expect_outputs(outputs)
     if objective not in (known := {"nll", *METRICS}):
         raise ValueError(no_such("objective", objective, known))
     metric = METRICS["log_loss" if objective == "nll" else objective]
@@ -329,6 +330,7 @@ def fit_class_weights(outputs: MemberOutputs, *, strength: float = 500.0) -> Cla
     Raises:
         ValueError: no labels, or a strength that is not positive.
     """
+    expect_outputs(outputs)
     positive("number of frames as strength", strength)
     common = fit_weights(outputs).weights
     P, _ = _true_class_matrix(outputs)
@@ -390,6 +392,7 @@ def fit_log_linear(outputs: MemberOutputs, *, start: object | None = None, ridge
     References:
         Hinton, "Products of experts", ICANN 1999.
     """
+    expect_outputs(outputs)
     at_least_zero(ridge=ridge)
     M = len(outputs.members)
     begin = np.full(M, 1.0 / M) if start is None else floats(start, "exponents to start from")

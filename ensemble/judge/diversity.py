@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import special
 from torch import Tensor
 
-from ensemble.outputs import MemberOutputs
+from ensemble.outputs import MemberOutputs, expect_outputs
 from ensemble.outputs.arrays import floats, numbers, truths
 from ensemble.rules.table import enter
 
@@ -241,6 +241,7 @@ def correct(outputs: MemberOutputs) -> NDArray[np.bool_]:
 
     A `ValueError` without labels, or where a member gives NaN and no abstentions are declared.
     """
+    expect_outputs(outputs)
     labels, (members, frames, classes) = outputs.require_labels(), outputs.shape
     right = np.empty((members, frames), dtype=bool)
     for block, probabilities in outputs.blocks(max(1, _CELLS // (members * classes)), nan="if declared"):
@@ -319,6 +320,7 @@ def log_loss_split(outputs: MemberOutputs) -> Split:
     infinite, counts as ln 2^-126 = -87.3. Without frames, and where a member abstains, both parts are NaN.
     A `ValueError` without labels.
     """
+    expect_outputs(outputs)
 
     def sums(logs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         logs = logs.masked_fill(logs == -math.inf, _LEAST_LOG)
@@ -336,6 +338,7 @@ def brier_split(outputs: MemberOutputs) -> Split:
     The split is exact (Krogh and Vedelsby, "Neural network ensembles, cross validation, and active learning", NIPS
     1994). Without frames, and where a member abstains, both parts are NaN. A `ValueError` without labels.
     """
+    expect_outputs(outputs)
 
     def sums(logs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         rows = logs.exp()

@@ -22,7 +22,7 @@ from torch import Tensor
 from ensemble.judge.diversity import uncertainty
 from ensemble.judge.significance import cluster_bootstrap, percentile_ends, piles, resampling
 from ensemble.judge.tables import provenance
-from ensemble.outputs import MemberOutputs
+from ensemble.outputs import MemberOutputs, expect_outputs
 from ensemble.outputs.arrays import numbers
 from ensemble.rules.fitted import combined, rule_for
 from ensemble.rules.table import FittedRule, Rule, enter, no_such
@@ -137,7 +137,7 @@ class RiskCoverage:
 def risk_coverage(
     outputs: MemberOutputs,
     rule: Rule,
-    scores: Iterable[str] | None = None,
+    scores: str | Iterable[str] | None = None,
     *,
     risk: float = 0.05,
     replicates: int = 2000,
@@ -161,7 +161,7 @@ def risk_coverage(
     Args:
         outputs: of all members, with labels; read in blocks; memory grows by one number per score and frame.
         rule: what predicts; one that knows the names of its members is applied to those.
-        scores: names in `REJECTION_SCORES`; all of them if None.
+        scores: a name in `REJECTION_SCORES`, or several; all of them if None.
         risk: fraction of the accepted frames that may be wrong.
         replicates: resamples behind each interval.
         seed: of the resampling; equal seeds, equal intervals.
@@ -182,8 +182,9 @@ def risk_coverage(
         "Revisiting the evaluation of uncertainty estimation", CVPR Workshops 2020; Traub et al., "Overcoming common
         flaws in the evaluation of selective classification systems", NeurIPS 2024.
     """
+    expect_outputs(outputs)
     aligned = rule_for(rule, outputs.members)
-    names = [*REJECTION_SCORES] if scores is None else [*scores]
+    names = [*REJECTION_SCORES] if scores is None else [scores] if isinstance(scores, str) else [*scores]
     if unknown := [name for name in names if name not in REJECTION_SCORES]:
         raise ValueError(no_such("score", unknown[0], REJECTION_SCORES))
     if not names or not 0 <= risk < 1:

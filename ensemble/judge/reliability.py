@@ -16,7 +16,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from ensemble.judge.significance import Interval, bootstrap_interval, resampling
-from ensemble.outputs import MemberOutputs
+from ensemble.outputs import MemberOutputs, expect_outputs
 from ensemble.outputs.arrays import floats, rows_and_labels, truths
 
 if TYPE_CHECKING:
@@ -164,6 +164,7 @@ def set_coverage(
         >>> found.frames.estimate, found.size.estimate, found.single
         (1.0, 1.5, 0.5)
     """
+    expect_outputs(outputs)
     held, labels, (_, frames, classes) = truths(sets, "sets"), outputs.require_labels().numpy(), outputs.shape
     if held.shape != (frames, classes) or not frames:
         msg = f"expected sets of shape ({frames}, {classes}), for one frame or more, got {held.shape}"

@@ -16,7 +16,7 @@ from ensemble.judge.excerpt import Excerpt
 from ensemble.judge.metrics import METRICS, get_metric
 from ensemble.judge.significance import CrossFit, resampling
 from ensemble.judge.tables import Tally
-from ensemble.outputs import Cost, MemberOutputs
+from ensemble.outputs import Cost, MemberOutputs, expect_outputs
 from ensemble.rules.fitted import WeightedMean
 from ensemble.rules.table import FittedRule, Rule, no_such
 from zoo._notebook import Table, html
@@ -249,6 +249,8 @@ def evaluate(
         >>> evaluate(outputs, {"mean": mean}).rules[["name", "accuracy", "gain"]].values.tolist()
         [['mean', 1.0, 0.0]]
     """
+    if not isinstance(outputs, Tally):
+        expect_outputs(outputs)
     judged, known = get_metric(metric), cross_fits or {}
     names = list((outputs.of if isinstance(outputs, Tally) else outputs).members)
     if baseline is not None and baseline not in names:
@@ -366,6 +368,7 @@ def choose(
         >>> choose(outputs, {"mean": mean}).name  # both members are always right: no rule is needed
         'a'
     """
+    expect_outputs(outputs)
     metric = get_metric(by)
     if taken := [name for name in rules if name in outputs.members]:
         msg = f"expected names for rules that no member has, got {taken}; the best member is a candidate already"

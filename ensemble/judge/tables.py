@@ -29,7 +29,7 @@ from ensemble.judge.excerpt import Excerpt
 from ensemble.judge.metrics import METRICS, Answers, Counts, Metric, get_metric
 from ensemble.judge.reliability import BINS, bin_sums, calibration_error
 from ensemble.judge.significance import cluster_bootstrap, percentile_ends, piles
-from ensemble.outputs import LEAST, About, Cost, MemberOutputs
+from ensemble.outputs import LEAST, About, Cost, MemberOutputs, expect_outputs
 from ensemble.outputs.arrays import numbers
 from ensemble.rules.fitted import Among, WeightedMean, rule_for
 from ensemble.rules.pooling import mean, tie_rate
@@ -509,6 +509,7 @@ def best_member(outputs: MemberOutputs, metric: str = "accuracy") -> str:
 
     A `ValueError` without labels, for an unknown metric, or where a member gives NaN that is not declared.
     """
+    expect_outputs(outputs)
     return outputs.members[best(tally(outputs, {}, get_metric(metric)), range(len(outputs.members)))]
 
 

@@ -281,3 +281,12 @@ class MemberOutputs:
             members=tuple(members),
             about=tuple(self.about[row] for row in rows),
         )
+
+
+def expect_outputs(given: object) -> None:
+    """A `TypeError` that says how outputs are made, for anything that is no `MemberOutputs`."""
+    if not isinstance(given, MemberOutputs):
+        shape = getattr(given, "shape", None)
+        came = type(given).__name__ + ("" if shape is None else f" of shape {tuple(shape)}")
+        msg = f"expected MemberOutputs, got {came}; they are made by collect(members, frames) or by from_probabilities"
+        raise TypeError(msg)

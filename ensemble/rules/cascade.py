@@ -62,13 +62,15 @@ class Cascade(FittedRule):
         if self.members and members not in ((), self.members):
             msg = f"expected the members of the rule in its order, {list(self.members)}, got {list(members)}"
             raise ValueError(msg)
-        if any(not isinstance(place, int) or place < 0 for place in order) or len(set(order)) < len(order):
+        if any(not isinstance(place, int | np.integer) or place < 0 for place in order) or len(set(order)) < len(order):
             msg = f"expected the order of the members as distinct positions, got {list(order)}"
             raise ValueError(msg)
         if self.threshold is not None and not 0 <= self.threshold <= 1:
             msg = f"expected a threshold from 0 to 1, or None for an exact cascade, got {self.threshold}"
             raise ValueError(msg)
-        self.put(order=order, members=self.members or members, fingerprint=fingerprint or self.fingerprint)
+        self.put(
+            order=tuple(map(int, order)), members=self.members or members, fingerprint=fingerprint or self.fingerprint
+        )
         if self.threshold is None:
             self._sums(self.count or len(self.members) or 1)
 

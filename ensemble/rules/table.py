@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatchcase
 from typing import Any, ClassVar, Protocol, Self, TypeVar, cast
@@ -179,7 +179,7 @@ def no_such(what: str, name: str, known: Iterable[str]) -> str:
         "no rule named 'meen'; did you mean 'mean'? there are borda, mean"
     """
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    near = difflib.get_close_matches(str(name), names, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
     return f"no {what} named {name!r}; {hint}there are {', '.join(names)}"
 
@@ -385,6 +385,11 @@ class _Plain(FittedRule):
 
     function: Rule
 
+    def __post_init__(self) -> None:
+        if not callable(self.function):
+            msg = f"expected a rule, such as ensemble.mean or the rule of a fit, got {str(self.function)[:60]!r}"
+            raise TypeError(msg)
+
     def __call__(self, probabilities: Tensor, /) -> Tensor:
         return self.function(probabilities)
 
@@ -402,7 +407,8 @@ class _Plain(FittedRule):
 
     @property
     def _declared(self) -> _Declared:
-        return _DECLARED.get(self._bound[0], _Declared())
+        function = self._bound[0]
+        return _DECLARED.get(function, _Declared()) if isinstance(function, Hashable) else _Declared()
 
     @property
     def _bound(self) -> tuple[Any, dict[str, Any]]:

@@ -26,7 +26,7 @@ from ensemble.fit.greedy import greedy as greedy
 from ensemble.fit.greedy import residual_products
 from ensemble.fit.weights import explained_matrix, least_loss, least_quadratic, weights_in_words
 from ensemble.judge.metrics import METRICS, get_metric
-from ensemble.outputs import Cost, MemberOutputs
+from ensemble.outputs import Cost, MemberOutputs, expect_outputs
 from ensemble.rules.fitted import WeightedMean
 from ensemble.rules.table import no_such
 from zoo._notebook import Table, html
@@ -139,6 +139,7 @@ def select(
         >>> select(outputs, max_parameters=10, parameters={"good": 20, "fair": 5}).members
         ('fair',)
     """
+    expect_outputs(outputs)
     most = {"parameters": max_parameters, "bytes": max_bytes, "microseconds": max_microseconds}
     limits = _limits(outputs, parameters, costs, most, max_members)
     return _select(outputs, limits, metric=metric, tolerance=tolerance, max_nodes=max_nodes)
@@ -221,6 +222,7 @@ def pareto_front(
     but what the front is `by` must be known of every member; the limits hold for all selections, and `max_nodes` for
     each.
     """
+    expect_outputs(outputs)
     most = {"parameters": max_parameters, "bytes": max_bytes, "microseconds": max_microseconds}
     if by not in most:
         raise ValueError(no_such("cost to draw a front by", by, most))

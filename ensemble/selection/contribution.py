@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ensemble.fit._solver import fit_simplex_weights, labelled, refit, refuse_nan
 from ensemble.fit._solver.newton import Rows
-from ensemble.outputs import LEAST, MemberOutputs
+from ensemble.outputs import LEAST, MemberOutputs, expect_outputs
 
 Array = NDArray[np.float64]
 
@@ -53,6 +53,7 @@ def contributions(
     Raises:
         ValueError: no labels, no frames, NaN, an unknown pool, or fewer than two orders.
     """
+    expect_outputs(outputs)
     if pool not in ("mean", "weighted") or permutations < 2:
         msg = f"expected the pool 'mean' or 'weighted' and at least two permutations, got {pool!r}, {permutations}"
         raise ValueError(msg)
