@@ -169,7 +169,7 @@ def test_a_builder_that_asks_for_layers_shares_the_options_of_the_others(monkeyp
     for law in LAWS:
         law("single")
     kinds = [type(m) for m in zoo.build(small("single", activation="tanh", dropout=0.1))[0]]
-    assert kinds == [nn.Linear, nn.BatchNorm1d, nn.Tanh, nn.Dropout]
+    assert kinds == [nn.Linear, nn.BatchNorm1d, nn.Tanh, Dropout]
     assert "single" in searched()
     assert fast_count(small("single")) == 15 * 8 + 9 * 4
 

@@ -25,7 +25,7 @@ from torch.nn import functional
 import zoo
 from ensemble.run.stack import unlike
 from zoo import _files
-from zoo.models.blocks import activation_of
+from zoo.models.blocks import Dropout, activation_of, dropout_mask
 from zoo.training.optimisers import restored
 from zoo.training.teacher import frame_sets
 
@@ -390,20 +390,21 @@ class _WideBatchNorm(nn.BatchNorm1d):
 
 
 class _WideDropout(nn.Module):
-    """M Dropouts, each drawing from its member's generator what nn.Dropout would draw: (B, M, H) -> (B, M, H)."""
+    """M Dropouts, each drawing from its member's generator what it would draw alone: (B, M, H) -> (B, M, H)."""
 
-    def __init__(self, p: float, generators: list[torch.Generator]) -> None:
+    def __init__(self, layer: nn.Dropout, generators: list[torch.Generator]) -> None:
         super().__init__()
-        self.p, self.generators = p, generators
+        self.p, self.generators, self.torchs = layer.p, generators, type(layer) is nn.Dropout
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or not self.p:
             return x
-        B, M, H = x.shape
-        kept = x.new_empty(M, B, H)
-        for mask, generator in zip(kept, self.generators, strict=True):
-            mask.bernoulli_(1 - self.p, generator=generator)
-        return x * kept.div_(1 - self.p).transpose(0, 1)
+        return x * torch.stack([self._mask(x[:, 0], generator) for generator in self.generators], dim=1)
+
+    def _mask(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        if x.device.type == "cpu" and not self.torchs:
+            return dropout_mask(x, self.p, generator)
+        return torch.empty_like(x).bernoulli_(1 - self.p, generator=generator).div_(1 - self.p or 1)
 
 
 def _stacked(layers: list[Any], generators: list[torch.Generator], name: str) -> nn.Module:
@@ -416,8 +417,8 @@ def _stacked(layers: list[Any], generators: list[torch.Generator], name: str) ->
         return _WideLinear(layers)
     if type(first) is nn.BatchNorm1d and (first.momentum is not None or not first.track_running_stats):
         return _WideBatchNorm(layers)
-    if type(first) is nn.Dropout:
-        return _WideDropout(first.p, generators)
+    if type(first) in (nn.Dropout, Dropout):
+        return _WideDropout(first, generators)
     if type(first) is nn.Identity or activation_of(first) is not None:
         return copy.deepcopy(first)  # type: ignore[no-any-return]  # layers are modules
     children = dict(first.named_children())

@@ -17,12 +17,12 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_linear_bn_weights
 
 from ensemble.run.stack import Stack
-from zoo.models.blocks import activation_of
+from zoo.models.blocks import Dropout, activation_of
 
 Operation = Callable[..., Tensor]
 
 _SUMS = (operator.add, torch.add)
-_IDLE = (nn.Identity, nn.Dropout, nn.AlphaDropout)  # in evaluation mode
+_IDLE = (nn.Identity, nn.Dropout, Dropout, nn.AlphaDropout)  # in evaluation mode
 
 
 class NotDenseError(ValueError):
@@ -182,7 +182,7 @@ class _Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether not to look inside."""
-        return super().is_leaf_module(m, module_qualified_name) or activation_of(m) is not None
+        return super().is_leaf_module(m, module_qualified_name) or type(m) is Dropout or activation_of(m) is not None
 
 
 def _traced(template: nn.Module) -> fx.Graph:
