@@ -14,7 +14,7 @@ import ensemble
 import zoo
 from zoo.models import architectures, fast_count
 from zoo.models.architectures import cylinder, diamond, find_architecture, inverted_pyramid, mlp, pyramid
-from zoo.models.blocks import ACTIVATIONS, Activation, Layers
+from zoo.models.blocks import ACTIVATIONS, Activation, Dropout, Layers
 from zoo.search import searched, widest_spec
 
 EVERY = zoo.list_architectures()

@@ -15,9 +15,11 @@ from zoo.models.blocks import (
     Activation,
     BasicBlock,
     Bottleneck,
+    Dropout,
     Layers,
     activation,
     activation_of,
+    dropout_mask,
     initialise,
 )
 
@@ -109,3 +111,37 @@ def test_an_activation_of_a_users_module_obeys_the_laws_of_the_others(own: Calla
     test_the_forms_of_an_activation_agree(entry)
     assert [activation_of(form) for form in (entry.layer(), *entry.functions)] == [entry, entry]
     assert entry.layer()(torch.tensor([-3.0, 1.0])).tolist() == [-0.75, 0.5]
+
+
+@pytest.mark.parametrize("p", [0.0, 1e-7, 0.1, 0.5, 0.875, 1.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_dropout_drops_that_share_of_the_units_and_scales_the_others(p: float, dtype: torch.dtype) -> None:
+    """Each unit by itself: the share of neighbours at every distance up to 8 that stay is the square of a unit's."""
+    n = 200_003
+    kept = dropout_mask(torch.empty(n, dtype=dtype), p, torch.Generator().manual_seed(0)) != 0
+    bound = 5 * (p * (1 - p) / n) ** 0.5 + 2**-16
+    assert abs(kept.double().mean().item() - (1 - p)) <= bound
+    for distance in range(1, 9):
+        both = (kept[distance:] & kept[:-distance]).double().mean().item()
+        assert abs(both - (1 - p) ** 2) <= 2 * bound
+    x = torch.full((n,), 3.0, dtype=dtype, requires_grad=True)
+    y = Dropout(p)(x)
+    y.sum().backward()
+    values = y.detach().unique().tolist()
+    assert x.grad is not None
+    assert torch.equal(y, 3 * x.grad)
+    assert values == pytest.approx([v for v, there in ((0.0, p > 1e-6), (3 / (1 - p or 1), p < 1)) if there], rel=0.01)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (3,), (0, 5), (2, 3, 7)])
+def test_dropout_keeps_the_shape_and_is_idle_in_evaluation(shape: tuple[int, ...]) -> None:
+    """Also where the units are no multiple of the four that share a draw."""
+    x = torch.ones(shape)
+    assert Dropout(0.5)(x).shape == shape
+    assert Dropout(0.5).eval()(x) is x
+
+
+def test_dropout_under_vmap_draws_for_each_member() -> None:
+    x = torch.ones(3, 100)
+    y = torch.func.vmap(Dropout(0.5), randomness="different")(x)
+    assert len({tuple(row) for row in y.tolist()}) == 3

@@ -14,6 +14,7 @@ import zoo
 from ensemble.run.cotraining import TrainingStack, fastest, measure_together, stacked_group
 from zoo import FrameSet, Recipe, Spec
 from zoo.models.architectures import ARCHITECTURES
+from zoo.models.blocks import Dropout
 from zoo.search import searched
 from zoo.training.optimisers import rows
 from zoo.training.step import Batches, Stepper, losses
@@ -269,6 +270,18 @@ def test_an_architecture_of_ones_own_goes_together_where_its_layers_do() -> None
     alone = [Sum() for _ in range(2)]
     x = torch.randn(3, 4)
     torch.testing.assert_close(TrainingStack(alone)(x), torch.stack([model(x) for model in alone]))
+
+
+@pytest.mark.parametrize("kind", [nn.Dropout, Dropout])
+@pytest.mark.parametrize("p", [0.0, 0.3, 1.0])
+def test_members_with_either_dropout_drop_what_each_drops_alone(kind: type[nn.Dropout], p: float) -> None:
+    """That of torch in a module of one's own, and that of the built-in architectures."""
+    alone = [nn.Sequential(nn.Linear(4, 9), kind(p), nn.Linear(9, 2)) for _ in range(2)]
+    stack, x = TrainingStack(alone), torch.randn(5, 4)
+    stack.reseed([1, 2])
+    for seed, model, together in zip((1, 2), alone, stack(x), strict=True):
+        torch.manual_seed(seed)
+        torch.testing.assert_close(together, model(x))
 
 
 class Own(nn.Module):
