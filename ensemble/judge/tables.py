@@ -30,7 +30,7 @@ from ensemble.judge.metrics import METRICS, Answers, Counts, Metric, get_metric
 from ensemble.judge.reliability import BINS, bin_sums, calibration_error
 from ensemble.judge.significance import cluster_bootstrap, percentile_ends, piles
 from ensemble.outputs import LEAST, About, Cost, MemberOutputs, expect_outputs
-from ensemble.outputs.arrays import numbers
+from ensemble.outputs.arrays import numbers, singles
 from ensemble.rules.fitted import Among, WeightedMean, rule_for
 from ensemble.rules.pooling import mean, tie_rate
 from ensemble.rules.table import FittedRule, Rule, declared
@@ -387,7 +387,7 @@ class Counting:
             ValueError: the rows of a rule are not distributions.
         """
         began, sums, truth = time.perf_counter(), self._tally, labels.numpy()
-        probabilities = logs.float().exp() if probabilities is None else probabilities
+        probabilities = singles(logs).exp_() if probabilities is None else probabilities
         block = slice(self.done, self.done + len(truth))
         low, high = np.searchsorted(self._keep, (block.start, block.stop))
         keep = self._keep[low:high] - block.start
@@ -476,7 +476,7 @@ def tally(outputs: MemberOutputs, rules: Mapping[str, Rule], metric: Metric | st
     of = Judged(*known, outputs.about, outputs.abstain)
     counting = Counting(of, aligned(rules, outputs.members), groups)
     for block, rows in outputs.blocks(block_size(members, classes), nan="if declared"):
-        counting.add(outputs.log_probabilities[:, block].contiguous(), labels[block], probabilities=rows)
+        counting.add(singles(outputs.log_probabilities[:, block]), labels[block], probabilities=rows)
     return counting.tally()
 
 

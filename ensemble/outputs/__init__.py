@@ -15,7 +15,16 @@ import lazy_loader  # type: ignore[import-untyped]
 import torch
 from torch import Tensor
 
-from ensemble.outputs.arrays import Aligned, class_indices, class_names, distributions, group_indices, indices, numbers
+from ensemble.outputs.arrays import (
+    Aligned,
+    class_indices,
+    class_names,
+    distributions,
+    group_indices,
+    indices,
+    numbers,
+    singles,
+)
 from zoo._notebook import Table, html, shortened
 
 __getattr__ = lazy_loader.attach(__name__, ["predictions", "store"])[0]
@@ -247,7 +256,7 @@ class MemberOutputs:
         """
         for start in range(0, self.shape[1], frames):
             where = slice(start, min(start + frames, self.shape[1]))
-            block = self.log_probabilities[:, where].contiguous().float().exp()
+            block = singles(self.log_probabilities[:, where]).exp_()
             refused = nan == "refuse" or (nan == "if declared" and not self.abstain)
             if refused and block.sum().isnan():
                 m, b = block.isnan().any(dim=2).nonzero()[0].tolist()

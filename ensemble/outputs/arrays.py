@@ -70,6 +70,15 @@ def numbers(values: Any, what: str = "numbers") -> Tensor:
     return torch.from_numpy(np.require(array, native, requirements=["C", "A", "W"]))
 
 
+def singles(values: Tensor) -> Tensor:
+    """A float32 copy of a CPU tensor, in one piece and in memory of NumPy's, for loops over blocks of some MB.
+
+    torch's own is aligned, and glibc gives such memory out again only where nothing was put behind it meanwhile
+    (sourceware.org, bug 14581): a loop over blocks then takes new memory for each of them.
+    """
+    return torch.from_numpy(np.empty(values.shape, dtype=np.float32)).copy_(values)
+
+
 def floats(values: Any, what: str = "numbers") -> NDArray[np.float64]:
     """`numbers` as a float64 array on the CPU."""
     array: NDArray[np.float64] = numbers(values, what).detach().cpu().double().numpy()

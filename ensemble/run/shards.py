@@ -31,6 +31,7 @@ from ensemble.judge.excerpt import sampling_keys
 from ensemble.judge.metrics import METRICS, Metric, get_metric
 from ensemble.judge.tables import Counting, Judged, Tally, aligned, block_size
 from ensemble.outputs import MemberOutputs
+from ensemble.outputs.arrays import singles
 from ensemble.outputs.store import UNFINISHED, Contents, Store
 from ensemble.rules.table import FittedRule, Rule
 from ensemble.run import collection
@@ -144,7 +145,7 @@ class _Count:
                 low, high = max(at, use.start), min(at + size, use.stop)
                 if low < high:
                     known = labels[begin + low - part.offset : begin + high - part.offset]
-                    counting.add(values[:, at : at + size].contiguous(), known, slice(low - at, high - at))
+                    counting.add(singles(values[:, at : at + size]), known, slice(low - at, high - at))
 
         return add, counting.tally
 
