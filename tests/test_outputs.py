@@ -4,6 +4,7 @@ import dataclasses
 import inspect
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 import ensemble
+from ensemble.judge.tables import tally
 from ensemble.outputs import About
 
 
@@ -67,6 +69,25 @@ def test_blocks_walk_over_all_frames() -> None:
     pieces = list(outputs.blocks(4))
     assert [where for where, _ in pieces] == [slice(0, 4), slice(4, 8), slice(8, 10)]
     torch.testing.assert_close(torch.cat([piece for _, piece in pieces], dim=1), outputs.probabilities)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
+def test_a_pass_over_many_frames_needs_the_memory_of_a_few_blocks() -> None:
+    """Blocks of 5 MB, between which smaller things are kept: the memory of one is used again for the next."""
+    M, C, frames = 8, 40, 200_000
+    rows = torch.full((M, 1, C), 1 / C).log().expand(M, frames, C)  # 256 MB if they were held
+    labels, groups = torch.zeros(frames, dtype=torch.int64), torch.arange(frames) // 1000
+    outputs = ensemble.MemberOutputs(rows, [*"abcdefgh"], [*map(str, range(C))], labels, groups)
+    tally(outputs.at(torch.arange(9000)), {})
+    before = own_memory()
+    tally(outputs, {})
+    assert own_memory() - before < 100e6
+
+
+def own_memory() -> int:
+    """Bytes of this process that no file backs."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
 
 
 @pytest.mark.parametrize("array", [torch.full((2, 5, 4), 0.25).numpy(), torch.full((2, 5, 4), 0.25)])
