@@ -61,6 +61,14 @@ def test_processes_change_no_digit(command, home, monkeypatch, line):
     assert found("--run run") == plain
 
 
+def test_a_saved_ensemble_is_no_rule(command, home):
+    """It stands among the members; the error says so."""
+    command(f"ensemble fit {CORPUS} --rule mean --save final", code=0)
+    found = command(f"ensemble evaluate {CORPUS} --rules mean final", code=2)
+    assert "expected saved ensembles among the members, got ['final'] as rules; give --members final" in found.err
+    assert command(f"ensemble evaluate {CORPUS} --rules mean --members final", code=0).out.count("= final") == 1
+
+
 def test_of_many_frames_a_sample_is_fitted_on_and_all_are_judged(command, home, monkeypatch):
     """The same with processes; members' figures are those of all frames, and the last line tells the sample."""
     monkeypatch.setattr("ensemble.run.shards._MOST", 500)

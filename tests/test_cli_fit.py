@@ -1,6 +1,8 @@
 """The commands that find an ensemble: fit, select; exactly what was judged is saved, in its versions."""
 
+import re
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -149,6 +151,22 @@ def test_select_keeps_limits_of_bytes_and_time(command, home):
     assert 0 < found["microseconds"] < 1e6
     assert f"{min(sizes):,} bytes, " in command(f"ensemble select {CORPUS} {limits}", code=0).out
     assert "more microseconds" in command(f"ensemble select {CORPUS} --max-microseconds 1e-9", code=2).err
+
+
+@pytest.mark.parametrize("cost", ["parameters", "bytes", "microseconds"])
+def test_the_front_is_by_the_cost_that_is_named(command, home, cost):
+    """Ever cheaper and ever worse; the time of stored outputs cannot be measured."""
+    found = command(f"ensemble select {CORPUS} --front-by {cost} --json", code=0).data["front"]
+    totals, losses = ([each[key] for each in found] for key in (cost, "loss"))
+    assert all(first > second > 0 for first, second in pairwise(totals))
+    assert all(first < second for first, second in pairwise(losses))
+    shown = command(f"ensemble select {CORPUS} --front-by {cost}").out
+    assert re.search(rf"the best ensemble of each size\n *{cost} +log_loss", shown)
+    command(f"ensemble collect stored {CORPUS}", code=0)
+    stored = command("ensemble select --outputs stored --valid dev --test test --front-by", cost)
+    assert (stored.code, "--front-by microseconds" in stored.err) == (
+        (2, True) if cost == "microseconds" else (0, False)
+    )
 
 
 def test_a_selection_can_be_saved(command, home):

@@ -89,7 +89,7 @@ def test_members_with_nan_are_named(judge):
     """And the way out is one that exists."""
     outputs = recorded_outputs(M=2, N=200)
     outputs.log_probabilities[1, 7] = torch.nan
-    with pytest.raises(ValueError, match=r"NaN from \['m1'\]; leave them out, as fit_weights does"):
+    with pytest.raises(ValueError, match=r"NaN from \['m1'\]; leave these members out \(--members, or"):
         judge(outputs)
 
 

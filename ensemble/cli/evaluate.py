@@ -59,7 +59,11 @@ def evaluate(
     require_coverage(sets)
     ensemble.judge.get_metric(metric)
     collection = Collection(source)
-    require_rules(rules, known := collection.ensembles(source.members))
+    known = collection.ensembles(source.members)
+    if strange := [name for name in collection.ensembles(rules) if name not in known]:
+        msg = f"expected saved ensembles among the members, got {strange} as rules; give --members {' '.join(strange)}"
+        raise ValueError(msg)
+    require_rules(rules, known)
     if sets is not None and not (rules or known):
         raise ValueError("expected a rule that makes the sets beside --sets, got none; name one with --rules")
     if costs:

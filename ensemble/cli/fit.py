@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import ensemble
 from ensemble.cli.evaluate import cross_fit, interval, weights_in
@@ -59,6 +59,7 @@ def select(
     max_microseconds: float = math.inf,
     metric: str | None = None,
     front: bool = False,
+    front_by: Literal["parameters", "bytes", "microseconds"] | None = None,
     save: str | None = None,
 ) -> Answer:
     """Find the best ensemble within limits, with a proof where there is one, on the validation partition.
@@ -75,38 +76,46 @@ def select(
         max_microseconds: longest time per frame of all members together, measured on this machine.
         metric: what the ensemble is best by and its gain is of: log_loss or brier, with a proof; accuracy or macro_f1,
             by greedy picks. If left out, it is best by log_loss, and its gain is of accuracy.
-        front: also find the best ensemble for every smaller budget.
+        front: also find the best ensemble for every smaller budget of parameters.
+        front_by: the same for every smaller budget of these, the microseconds measured on this machine.
         save: register the selection as an ensemble of this name.
     """
     by, judged = (ensemble.judge.get_metric(metric or default) for default in ("log_loss", "accuracy"))
     collection = Collection(source)
     collection.require_savable(save)
-    if max_microseconds < math.inf:
-        collection.require_measurable("--max-microseconds")
+    timed = "--max-microseconds" if max_microseconds < math.inf else "--front-by microseconds"
+    if measured := max_microseconds < math.inf or front_by == "microseconds":
+        collection.require_measurable(timed)
     valid, judging = collection.fitting_and_judging()
     known = 20_000_000 if len(valid.parameters) == len(valid.members) else math.inf
     limits: dict[str, Any] = {"max_parameters": known if max_parameters is None else max_parameters}
     limits |= {"max_members": max_members, "max_bytes": max_bytes, "max_microseconds": max_microseconds}
-    limits |= {"metric": by.name, "costs": None if max_microseconds == math.inf else collection.costs({})}
+    limits |= {"metric": by.name, "costs": collection.costs({}) if measured else None}
     with progress("searching"):
         found = ensemble.select(valid, **limits)
-        smaller = ensemble.selection.pareto_front(valid, **limits) if front else []
+        cost = front_by or "parameters"
+        smaller = ensemble.selection.pareto_front(valid, by=cost, **limits) if front or front_by else []
     baseline = ensemble.judge.best_member(valid, judged.name)
     rules = {"selected": found.rule}
     report = ensemble.evaluate(judging(rules, judged.name)[0], rules, metric=judged.name, baseline=baseline)
     row = report.rules.iloc[0]
-    measured = {name: float(row[name]) for name in (*ensemble.judge.METRICS, "gain", "gain_low", "gain_high")}
-    data = _data(found) | {"baseline": report.baseline} | measured | {"front": [_data(one) for one in smaller]}
+    judgement = {name: float(row[name]) for name in (*ensemble.judge.METRICS, "gain", "gain_low", "gain_high")}
+    data = _data(found) | {"baseline": report.baseline} | judgement | {"front": [_data(one) for one in smaller]}
     sizes = valid.parameters
     rows = [{"member": name, "weight": w, "parameters": sizes.get(name)} for name, w in data["weights"].items()]
-    front_rows = [{"parameters": one.cost, by.name: one.value, "members": " ".join(one.members)} for one in smaller]
-    gain = f"{measured['gain']:+.4f} ({interval(measured['gain_low'], measured['gain_high'])})"
+    needs = {"parameters": "cost", "bytes": "size", "microseconds": "microseconds"}[cost]
+    front_rows = [{cost: getattr(one, needs), by.name: one.value, "members": " ".join(one.members)} for one in smaller]
+    gain = f"{judgement['gain']:+.4f} ({interval(judgement['gain_low'], judgement['gain_high'])})"
     shown: list[Table | str] = [
         Table(rows, formats={"weight": ".4f", "parameters": ",d"}),
         f"\n{found.totals} on {collection.fitted}",
         found.conclusion,
-        f"on {collection.judged}: {judged.title} {measured[judged.name]:.4f}, gain over {report.baseline} {gain}",
-        Table(front_rows, "\nthe best ensemble of each size", {"parameters": ",.0f", by.name: ".5f"}),
+        f"on {collection.judged}: {judged.title} {judgement[judged.name]:.4f}, gain over {report.baseline} {gain}",
+        Table(
+            front_rows,
+            "\nthe best ensemble of each size",
+            {cost: ",.2f" if cost == "microseconds" else ",.0f", by.name: ".5f"},
+        ),
     ]
     return collection.saved(Answer(data, shown), save, found.rule, valid)
 

@@ -284,7 +284,9 @@ def refuse_nan(outputs: MemberOutputs, numbers: NDArray[np.floating]) -> None:
     """Refuse numbers (M, N) with NaN; the message names the members."""
     names = [name for name, missing in zip(outputs.members, np.isnan(numbers).any(axis=1), strict=True) if missing]
     if names:
-        way_out = "leave them out, as fit_weights does with on_nan='drop'"
+        way_out = (
+            "leave these members out (--members, or on_nan='drop'), or take a rule that is not fitted, such as mean"
+        )
         msg = f"expected numbers from every member, got NaN from {names}; {way_out}"
         raise ValueError(msg)
 
