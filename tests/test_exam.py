@@ -453,7 +453,9 @@ def test_an_architecture_that_is_defined_again_counts_as_it_is_now(entered, tmp_
 
 def test_answers_over_the_whole_batch_are_measured_over_the_whole_batch(entered, tmp_path, monkeypatch, frames):
     """As they were when the recorded figure was measured, however many frames there are."""
-    monkeypatch.setattr("zoo.registry.load._BATCH", 20)
+    monkeypatch.setattr("zoo.training.step._AT_ONCE", 256)
+    more = frames.features.repeat(3, 1)  # 414 frames
+    frames = zoo.FrameSet(more, frames.labels.repeat(3), torch.tensor([0, len(more)]), frames.classes)
     entered(lambda: nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4, track_running_stats=False)))
     spec = zoo.Spec("examined", features=6, context=0, classes=4)
     model = zoo.build(spec, seed=0).eval()

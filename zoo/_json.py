@@ -10,12 +10,28 @@ import json
 import math
 import re
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Self
 
 _LEAST, _MOST = -(2**63), 2**63 - 1
 _SURE = 19  # a number of fewer characters fits 64 bits
 _DEEPEST = 64
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
+
+
+class RefusalError(ValueError):
+    """What is refused and why: `reason` says it in one word, `message` is the text without that word."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(reason, message)  # as they were given, so that another process can hand it on
+        self.reason = reason
+        self.message = message
+
+    def __str__(self) -> str:
+        return f"{self.message} [{self.reason}]"
+
+    def about(self, place: object, way_out: str = "") -> Self:
+        """The same refusal, whose message begins with the file or the version that it is about."""
+        return type(self)(self.reason, f"{place}: {self.message}{way_out}")
 
 
 class TextError(ValueError):

@@ -359,7 +359,7 @@ def _read(path: Path | str, sha256: str | None, parse: Callable[[bytearray], T])
     try:
         return parse(data)
     except CheckpointError as error:
-        raise CheckpointError(error.reason, f"{path}: {error.message}") from None
+        raise error.about(path) from None
 
 
 def _refuse(message: str) -> NoReturn:

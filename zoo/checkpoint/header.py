@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 import torch
 
 from zoo._files import read_some
-from zoo._json import TextError, depth, has_surrogate, parse_integers
+from zoo._json import RefusalError, TextError, depth, has_surrogate, parse_integers
 
 DTYPES: dict[str, torch.dtype] = {
     "BOOL": torch.bool,
@@ -55,7 +55,7 @@ _SIGNS = {  # how a file begins -> what it seems to be
 }
 
 
-class CheckpointError(ValueError):
+class CheckpointError(RefusalError):
     """A checkpoint that cannot be trusted; `reason` says in one word why, `message` is the text without it.
 
     The file: TOO_SMALL, HEADER_LENGTH, HEADER_TOO_LARGE, HEADER_ENCODING, HEADER_JSON, HEADER_DEPTH,
@@ -63,11 +63,6 @@ class CheckpointError(ValueError):
     SHAPE, OFFSETS, SIZE, BOOL_VALUE, NOT_A_FILE, UNREADABLE, DIGEST. Its content: METADATA, SPEC, STATE, MISFIT,
     NOT_FINITE, VARIANCE, CLASSES. The model made of it: ANSWERS, PROBE. Saved elsewhere: PICKLE, DAMAGED, CONTENT.
     """
-
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(f"{message} [{reason}]")
-        self.reason = reason
-        self.message = message
 
 
 @dataclass(frozen=True)

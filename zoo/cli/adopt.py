@@ -455,16 +455,13 @@ def _logits(checkpoint: zoo.Checkpoint, windows: Tensor) -> Tensor:
 
 def _measured(checkpoint: zoo.Checkpoint, frames: zoo.FrameSet) -> dict[str, dict[str, Any]]:
     """Accuracy and loss on all frames, as a checkpoint records them."""
-    from zoo.checkpoint import logits_of
-    from zoo.training.step import Scorer
+    from zoo.registry.load import measured
 
-    spec, model = checkpoint.spec, checkpoint.to_module().to(frames.features.device)
+    spec = checkpoint.spec
     if (found := (frames.features.shape[1], len(frames.classes))) != (spec.features, spec.classes):
         expected = f"frames of {spec.features} features and {spec.classes} classes"
         raise ValueError(f"expected {expected} to measure it on, got {found[0]} and {found[1]}")
-    scorer = Scorer(frames, spec)
-    accuracy, loss = scorer(lambda x: logits_of(model(x), x, spec.classes, spec.architecture)[None])
-    return scorer.metrics(accuracy[0], loss[0])
+    return measured(checkpoint, frames)
 
 
 # ---- what is said

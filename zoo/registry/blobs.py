@@ -156,7 +156,7 @@ def _referred(path: Path) -> set[str]:
     try:
         return {entry.sha256 for entry in read_snapshot(path).versions()}
     except RegistryError as error:
-        raise RegistryError(error.reason, f"{path}: {error.message}; nothing was removed") from error
+        raise error.about(path, "; nothing was removed") from None
 
 
 def _is_registry(file: Path) -> bool:

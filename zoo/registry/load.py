@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from zoo import _files
 from zoo._json import canonical
@@ -23,14 +22,14 @@ from zoo.checkpoint import Checkpoint, about_of, decode, tensors_of
 from zoo.checkpoint.exam import check_probe, logits_of
 from zoo.checkpoint.header import CheckpointError, header_of, read_header
 from zoo.checkpoint.match import check_fit, check_values, template
-from zoo.data.frames import FrameSet, prepared
+from zoo.data.frames import FrameSet
 from zoo.models.architectures import list_architectures
 from zoo.registry.blobs import Blobs
 from zoo.registry.types import Entry, Problem, RegistryError
+from zoo.training.step import Scorer
 
 _READERS = 4
 _ALIGNED = 64  # bytes
-_BATCH = 8192  # frames
 _TOLERANCE = {"accuracy": 2e-3, "loss": 1e-2}  # frames near a tie and kernels of other machines differ by less
 _ABOUT = ("kind", "trained_on", "parents", "note", "tags", "software")
 
@@ -80,7 +79,7 @@ def _naming(entry: Entry) -> Iterator[None]:
     try:
         yield
     except CheckpointError as error:
-        raise CheckpointError(error.reason, f"{entry.reference}: {error.message}") from error
+        raise error.about(entry.reference) from None
 
 
 # ---- many versions as one set of stacked tensors
@@ -200,30 +199,28 @@ def measured_again(entry: Entry, found: Checkpoint, frames: FrameSet) -> list[di
     }
     if not recorded:
         return []
-    spec = found.spec
-    if frames.labels is None or frames.classes != found.classes or frames.features.shape[1] != spec.features:
-        msg = f"expected labelled frames of {spec.features} features and the checkpoint's classes, got others"
+    features = found.spec.features
+    if frames.labels is None or frames.classes != found.classes or frames.features.shape[1] != features:
+        msg = f"expected labelled frames of {features} features and the checkpoint's classes, got others"
         raise ValueError(msg)
-    device = frames.features.device
-    model, labels = found.to_module().to(device), frames.labels.to(device)
-    step = len(frames) if found.exam().needs_whole_batch else _BATCH  # as the validation frames were evaluated
-    right, loss = 0, 0.0
-    with torch.inference_mode():
-        windows_of = prepared(frames, spec.context, spec.normalisation, spec.padding)
-        for start in range(0, len(frames), step):
-            some = slice(start, start + step)
-            windows = windows_of(some)
-            logits = logits_of(model(windows), windows, spec.classes, entry.reference)  # (B, C)
-            right += int((logits.argmax(dim=1) == labels[some]).sum())
-            loss += float(functional.cross_entropy(logits.double(), labels[some], reduction="sum"))
-    now = {"accuracy": right / len(frames), "loss": loss / len(frames)}  # fraction, and mean nats per frame
+    now = measured(found, frames)
     rows = []
     for name, value in recorded.items():
         kind = name.rpartition("/")[2]
         limit = _TOLERANCE[kind] * (max(1.0, abs(value)) if kind == "loss" else 1.0)
-        row = {"version": entry.reference, "metric": name, "recorded": value, "measured": now[kind]}
-        rows.append({**row, "agrees": abs(now[kind] - value) <= limit})
+        row = {"version": entry.reference, "metric": name, "recorded": value}
+        again = now[f"valid/{kind}"]["value"]
+        rows.append({**row, "measured": again, "agrees": abs(again - value) <= limit})
     return rows
+
+
+def measured(checkpoint: Checkpoint, frames: FrameSet) -> dict[str, dict[str, Any]]:
+    """The metrics of a checkpoint on labelled frames, on their device, as training measures and records them."""
+    spec, model = checkpoint.spec, checkpoint.to_module(frames.features.device)
+    scorer = Scorer(frames, spec)
+    scorer.whole = checkpoint.exam().needs_whole_batch
+    accuracy, loss = scorer(lambda x: logits_of(model(x), x, spec.classes, spec.architecture)[None])
+    return scorer.metrics(accuracy[0], loss[0])
 
 
 # ---- how two versions differ

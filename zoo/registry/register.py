@@ -72,7 +72,7 @@ def checkpoint_of(
                 raise RegistryError("ARGUMENT", msg)
             return foreign(data, spec, classes, strip_prefix=strip_prefix, **given)
         except CheckpointError as error:
-            raise CheckpointError(error.reason, f"{path}: {error.message}") from error
+            raise error.about(path) from None
     if isinstance(model, Checkpoint):
         if spec is not None and spec != model.spec:
             raise RegistryError("ARGUMENT", f"expected the checkpoint's own spec {model.spec}, got {spec}")
@@ -124,8 +124,7 @@ def check_code(entry: Entry, record: VersionRecord) -> None:
     try:
         check_probe(entry.probe, msgspec.json.decode(record.probe))
     except CheckpointError as error:
-        way_out = "give the changed architecture another name"
-        raise CheckpointError(error.reason, f"{entry.reference}: {error.message}; {way_out}") from None
+        raise error.about(entry.reference, "; give the changed architecture another name") from None
 
 
 @lru_cache(maxsize=1)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, cast
 import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
+from zoo._json import RefusalError
 from zoo._names import Patterns, matching, unknown
 from zoo._notebook import Table, html
 
@@ -37,7 +38,7 @@ LAST_NUMBER = 999_999_999  # the highest that a reference can name
 _MOST = 2**63 - 1
 
 
-class RegistryError(ValueError):
+class RegistryError(RefusalError):
     """A refusal of the registry; `reason` says in one word what is wrong, `message` is the text without it.
 
     The text of the file: REGISTRY_ENCODING, REGISTRY_JSON, REGISTRY_DEPTH, DUPLICATE_KEY, NUMBER_RANGE,
@@ -47,11 +48,6 @@ class RegistryError(ValueError):
     The disk: DISK (nothing has changed), NOT_DURABLE (changed, but a power cut may undo it).
     A blob: MISSING, NOT_A_FILE, BLOB_SIZE, BLOB_DIGEST, BLOB, PROBE.
     """
-
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(f"{message} [{reason}]")
-        self.reason = reason
-        self.message = message
 
 
 # ---- names and references
