@@ -152,7 +152,7 @@ def test_only_the_command_line_imports_by_name() -> None:
 
 
 def test_the_house_stays_small() -> None:
-    """At most 100 modules, and names that tell them apart; a command's module is named after its command."""
+    """Few modules, with names that tell them apart; a command's module is named after its command."""
     assert len(SOURCES) <= MOST_FILES
     rooms = [name for name in SOURCES if ".cli" not in name and not name.endswith("__main__")]
     shared = [last for last, count in Counter(name.split(".")[-1] for name in rooms).items() if count > 1]

@@ -1,10 +1,14 @@
 """Strict JSON: one text per value, and every ambiguous text refused for its reason."""
 
+import copy
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zoo._json import TextError, canonical, depth, parse_integers, parse_strictly
+from zoo import CheckpointError, RegistryError
+from zoo._json import RefusalError, TextError, canonical, depth, parse_integers, parse_strictly
+from zoo.signature import SignatureError
 
 VALUES = st.recursive(
     st.none()
@@ -62,6 +66,15 @@ def test_what_no_text_can_hold_is_never_written(value: object) -> None:
     """Numbers that are not finite, and half of a surrogate pair."""
     with pytest.raises(ValueError, match=r"JSON compliant|surrogate pair"):
         canonical(value)
+
+
+@pytest.mark.parametrize("kind", [TextError, CheckpointError, RegistryError, SignatureError])
+def test_a_refusal_reaches_another_process_as_it_is(kind: type[RefusalError]) -> None:
+    """Copies are made as processes hand exceptions on; what is added to the message stands around it."""
+    error = kind("DISK", "it is full")
+    for one, message in ((copy.copy(error), "it is full"), (error.about("a@1", "; stop"), "a@1: it is full; stop")):
+        assert (type(one), one.reason, one.message) == (kind, "DISK", message)
+        assert str(one).removesuffix(" [DISK]") == message
 
 
 def test_depth_counts_levels() -> None:

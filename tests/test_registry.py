@@ -480,3 +480,26 @@ def test_a_transaction_keeps_what_others_commit_meanwhile(registry):
     assert early.number == 3
     assert registry.get(early.id).number == 4
     assert [entry.number for entry in registry.entries("a")] == [1, 2, 3, 4]
+
+
+def test_a_name_is_taken_from_its_registration_on_also_within_the_first_transaction(tmp_path):
+    """Before the registry has a file."""
+    registry = zoo.Registry(tmp_path / "registry.json")
+    with registry.transaction():
+        registry.check_nameable("A")
+        registry.register("a", model(), spec=SPEC, classes=CLASSES)
+        with pytest.raises(zoo.RegistryError, match="taken by 'a'"):
+            registry.check_nameable("A")
+    assert registry.list() == ["a"]
+
+
+def test_find_gives_what_a_reference_stands_for(registry):
+    """A version or an ensemble, by its name or by an alias."""
+    registry.register_ensemble("both", {"members": ["a@1", "b"], "rule": "mean"})
+    registry.alias("best", "a@1")
+    registry.alias("final", "both")
+    now = registry.snapshot()
+    found = [now.find(reference).reference for reference in ("a", "a@1", now.get("b").id, "best", "both", "final")]
+    assert found == ["a@2", "a@1", "b@1", "a@1", "both", "both"]
+    with pytest.raises(zoo.RegistryError, match="unknown name 'c'"):
+        now.find("c")

@@ -34,15 +34,11 @@ class RefusalError(ValueError):
         return type(self)(self.reason, f"{place}: {self.message}{way_out}")
 
 
-class TextError(ValueError):
-    """A text that is not strict JSON; `reason` says in one word why.
+class TextError(RefusalError):
+    """A text that is not strict JSON: SYNTAX, DEPTH, DUPLICATE_KEY, NUMBER_RANGE, NOT_INTEGER, SURROGATE."""
 
-    The reasons: SYNTAX, DEPTH, DUPLICATE_KEY, NUMBER_RANGE, NOT_INTEGER, SURROGATE.
-    """
-
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
+    def __str__(self) -> str:
+        return self.message  # which becomes a part of other messages
 
 
 def canonical(value: Any) -> str:

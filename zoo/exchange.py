@@ -164,10 +164,9 @@ def _downloaded(repository: str, folder: str, revision: str | None = None) -> Pa
 
 def _export(registry: Registry, reference: str, folder: Path, card: str) -> None:
     now = registry.snapshot()
-    try:
-        entry = now.get_ensemble(reference)
-    except RegistryError:  # not an ensemble
-        _export_model(registry, now.get(reference), folder, card)
+    entry = now.find(reference)
+    if isinstance(entry, Entry):
+        _export_model(registry, entry, folder, card)
         return
     members = {f"{index:03}-{member.name}": member for index, member in enumerate(map(now.get, entry.members))}
     for name, member in members.items():

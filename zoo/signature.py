@@ -18,7 +18,7 @@ import binascii
 import hashlib
 import json
 import stat
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -26,7 +26,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from zoo import _files
-from zoo._json import TextError, parse_strictly
+from zoo._json import RefusalError, TextError, parse_strictly
 from zoo.registry import Registry
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ _METHODS = {  # what a bundle's verification material must hold, by its method
 }
 
 
-class SignatureError(ValueError):
+class SignatureError(RefusalError):
     """What was signed is not what is there, or was not signed by that key; `reason` says in one word why.
 
     KEY: the key cannot be used. BUNDLE: not a signature in this format. PREDICATE: it states something else. SIGNATURE:
@@ -58,9 +58,8 @@ class SignatureError(ValueError):
     demanded. UNREADABLE: the disk refused.
     """
 
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
+    def __str__(self) -> str:
+        return self.message
 
 
 @dataclass(frozen=True)
@@ -365,14 +364,10 @@ def _private_key(path: Path, password: str | None) -> EllipticCurvePrivateKey:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-    try:
-        key = load_pem_private_key(path.read_bytes(), None if password is None else password.encode())
-    except TypeError as error:  # a password is missing, or there is nothing to decrypt
-        _refuse("KEY", f"cannot read the private key {path}: {error}", error)
-    except (OSError, ValueError) as error:
-        _refuse("KEY", f"expected a private key in PEM at {path}, got: {error}", error)
-    if not isinstance(key, EllipticCurvePrivateKey):
-        _refuse("KEY", f"expected an elliptic curve key at {path}, got another kind")
+    secret = None if password is None else password.encode()
+    key: EllipticCurvePrivateKey = _key(
+        path, "private", lambda data: load_pem_private_key(data, secret), EllipticCurvePrivateKey
+    )
     _hash_for(key.public_key())
     return key
 
@@ -381,11 +376,19 @@ def _public_key(path: Path) -> EllipticCurvePublicKey:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
+    key: EllipticCurvePublicKey = _key(path, "public", load_pem_public_key, EllipticCurvePublicKey)
+    return key
+
+
+def _key(path: Path, what: str, load: Callable[[bytes], object], kind: Any) -> Any:
+    """The key of this kind in a PEM file."""
     try:
-        key = load_pem_public_key(path.read_bytes())
+        key = load(path.read_bytes())
+    except TypeError as error:  # a password is missing, or there is nothing to decrypt
+        _refuse("KEY", f"cannot read the {what} key {path}: {error}", error)
     except (OSError, ValueError) as error:
-        _refuse("KEY", f"expected a public key in PEM at {path}, got: {error}", error)
-    if not isinstance(key, EllipticCurvePublicKey):
+        _refuse("KEY", f"expected a {what} key in PEM at {path}, got: {error}", error)
+    if not isinstance(key, kind):
         _refuse("KEY", f"expected an elliptic curve key at {path}, got another kind")
     return key
 

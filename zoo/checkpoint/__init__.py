@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from zoo import _files
 from zoo._json import TextError, canonical, depth, parse_strictly
 from zoo.checkpoint.exam import FAR, Exam, asked, examine, logits_of, probe_rows, rows_for, same, unlike
-from zoo.checkpoint.header import DTYPES, CheckpointError, Header, read_header
+from zoo.checkpoint.header import DTYPES, CheckpointError, Header, bytes_of, read_header
 from zoo.checkpoint.match import (
     adapted,
     check_fit,
@@ -348,12 +348,7 @@ verify_bytes = read_header  # of a well-formed file, given as bytes
 
 def _read(path: Path | str, sha256: str | None, parse: Callable[[bytearray], T]) -> T:
     """What `parse` makes of the bytes of a plain file, of this hash where one is given; its errors name the file."""
-    try:
-        data = _files.read(Path(path))
-    except _files.NotRegularError as error:
-        raise CheckpointError("NOT_A_FILE", str(error)) from error
-    except OSError as error:
-        raise CheckpointError("UNREADABLE", f"cannot read the checkpoint {path}: {error}") from error
+    data = bytes_of(Path(path))
     if sha256 is not None and (found := hashlib.sha256(data).hexdigest()) != sha256:
         raise CheckpointError("DIGEST", f"expected sha256 {sha256} at {path}, got {found}; the file was changed")
     try:

@@ -24,9 +24,8 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from zoo import _files
 from zoo.checkpoint import Checkpoint, tensors_of
-from zoo.checkpoint.header import CheckpointError, read_header
+from zoo.checkpoint.header import CheckpointError, bytes_of, read_header
 from zoo.checkpoint.match import adapted, check_fit, prefix_of, prefixes, template
 from zoo.models.blocks import Bottleneck
 from zoo.models.spec import Spec, build
@@ -136,12 +135,7 @@ def read_foreign(path: Path | str, *, key: str | None = None) -> Foreign:
             no tensors of a model, or those of several and no `key`; DTYPE, SIZE where they are not plain tensors.
     """
     path = Path(path)
-    try:
-        data = _files.read(path)
-    except _files.NotRegularError as error:
-        raise CheckpointError("NOT_A_FILE", str(error)) from error
-    except OSError as error:
-        raise CheckpointError("UNREADABLE", f"cannot read {path}: {error}") from error
+    data = bytes_of(path)
     plain = data[8:9] == b"{" and int.from_bytes(data[:8], "little") <= len(data) - 8
     if not plain and (re.match(rb"PK|\x80[\x02-\x05]", data) or data[257:262] == b"ustar"):
         return _found(_unpacked(data, str(path)), str(path), key, len(data))

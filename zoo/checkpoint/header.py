@@ -12,11 +12,12 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
+from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 
-from zoo._files import read_some
+from zoo import _files
 from zoo._json import RefusalError, TextError, depth, has_surrogate, parse_integers
 
 DTYPES: dict[str, torch.dtype] = {
@@ -83,6 +84,16 @@ class Header:
     metadata: Mapping[str, str]
 
 
+def bytes_of(path: Path) -> bytearray:
+    """The bytes of a checkpoint's file; CheckpointError (NOT_A_FILE, UNREADABLE) where they cannot be read."""
+    try:
+        return _files.read(path)
+    except _files.NotRegularError as error:
+        raise CheckpointError("NOT_A_FILE", str(error)) from error
+    except OSError as error:
+        raise CheckpointError("UNREADABLE", f"cannot read the checkpoint {path}: {error}") from error
+
+
 def read_header(data: bytes | bytearray) -> Header:
     """The header of a whole file, checked in every respect.
 
@@ -109,9 +120,9 @@ def read_header(data: bytes | bytearray) -> Header:
 
 def header_of(file: int, size: int) -> tuple[bytes, Header]:
     """The bytes before the data of an opened file, and the header in them; as `read_header`, but no data is checked."""
-    first = read_some(file, 8)
+    first = _files.read_some(file, 8)
     length = int.from_bytes(first, "little") if len(first) == 8 else 0
-    head = first + read_some(file, min(length, MOST_HEADER + 1, size))
+    head = first + _files.read_some(file, min(length, MOST_HEADER + 1, size))
     return head, _located(head, size)
 
 

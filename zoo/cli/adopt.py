@@ -44,8 +44,8 @@ _APART = 0.02  # accuracy: what a file says and what is measured differ by more 
 
 @flag_fields
 @dataclass(frozen=True)
-class Untold:
-    """What the shapes of tensors do not tell.
+class Told:
+    """What the person tells, since the shapes of tensors do not.
 
     Args:
         activation: of the hidden layers: relu, gelu, sigmoid, ..., or your own.
@@ -82,7 +82,7 @@ class _NothingWantedError(Exception):
 
 def adopt(
     *sources: Path,
-    untold: Untold = Untold(),
+    told: Told = Told(),
     architecture: str | None = None,
     option: Options = (),
     key: str | None = None,
@@ -116,7 +116,7 @@ def adopt(
     """
     home = zoo.Registry(registry)
     files, problems = _named(sources, home, save)
-    classes = class_names(untold.classes)
+    classes = class_names(told.classes)
     if try_ and corpus is None and valid is None:
         raise ValueError("expected frames to try settings on, got none: give --corpus ROOT --valid PARTITION")
     given = corpus is not None or valid is not None
@@ -124,7 +124,7 @@ def adopt(
     if frames is not None and frames.labels is None:
         raise ValueError(f"expected a partition with labels to measure on, got {valid or 'valid'!r} without")
     own = _own(architecture)
-    maker = _Maker(untold, classes, own, architecture or "", options_from(option), frames, try_)
+    maker = _Maker(told, classes, own, architecture or "", options_from(option), frames, try_)
     try:
         found = _each("reading", {**files}, lambda _, path: _found(path, key, own), problems)
         maker.require_told(found)
@@ -248,7 +248,7 @@ def _found(path: Path, key: str | None, own: str) -> Found:
 class _Maker:
     """What the person told, and the frames to try the rest on."""
 
-    untold: Untold
+    told: Told
     classes: tuple[str, ...]
     own: str
     architecture: str
@@ -261,7 +261,7 @@ class _Maker:
         from zoo.data.normalisation import NORMALISATIONS
         from zoo.models.blocks import ACTIVATIONS
 
-        told = self.untold
+        told = self.told
         chains = {name: one.chain for name, one in found.items() if one.chain is not None}
         for table, what in ((ACTIVATIONS, "activation"), (NORMALISATIONS, "normalisation")):
             if getattr(told, what) is not None:
@@ -270,27 +270,24 @@ class _Maker:
             raise ValueError(f"expected --option for the activation of {self.own}, if it has one, got --activation")
         if self.options and not self.own:
             raise ValueError("expected --option only with a class of your own, got it for layers read off the shapes")
-        missing = []
-        if chains and told.activation is None and not self.trying:
-            missing.append(f"--activation ({', '.join(ACTIVATIONS)})")
         asking = [name for name, chain in chains.items() if chain.asks_place]
-        if asking and told.batchnorm is None and not self.trying:
-            missing.append(f"--batchnorm (before or after the activation, of {', '.join(asking[:5])})")
         unsure = [name for name, chain in chains.items() if chain.asks_architecture]
-        if unsure and not self.architecture and not self.trying:
-            missing.append(
-                f"--architecture (mlp, or basic where something is added around layers, of {', '.join(unsure[:5])})"
-            )
-        if told.features is None and self.frames is None and told.context is None and chains:
-            missing.append("--context (frames on each side) or --features (per frame)")
-        if self.own and told.context is None:
-            missing.append("--context (frames on each side)")
-        if self.own and told.features is None and self.frames is None:
-            missing.append("--features (per frame)")
-        if told.normalisation is None and not self.trying:
-            missing.append(f"--normalisation ({', '.join(NORMALISATIONS)})")
-        if not self.classes:
-            missing.append("--classes (their names in the order of the outputs, or phonemes: the 40 of HW1P2)")
+        featureless, contextless = told.features is None and self.frames is None, told.context is None
+        flags = {
+            f"--activation ({', '.join(ACTIVATIONS)})": chains and told.activation is None and not self.trying,
+            f"--batchnorm (before or after the activation, of {', '.join(asking[:5])})": (
+                asking and told.batchnorm is None and not self.trying
+            ),
+            f"--architecture (mlp, or basic where something is added around layers, of {', '.join(unsure[:5])})": (
+                unsure and not self.architecture and not self.trying
+            ),
+            "--context (frames on each side) or --features (per frame)": chains and contextless and featureless,
+            "--context (frames on each side)": self.own and contextless,
+            "--features (per frame)": self.own and featureless,
+            f"--normalisation ({', '.join(NORMALISATIONS)})": told.normalisation is None and not self.trying,
+            "--classes (their names in the order of the outputs, or phonemes: the 40 of HW1P2)": not self.classes,
+        }
+        missing = [flag for flag, needed in flags.items() if needed]
         if missing and found:
             hint = "" if self.trying else "; with --corpus ROOT --valid PARTITION, --try measures which of them fit"
             raise ValueError(f"the files do not tell {'; '.join(missing)}; give these flags{hint}")
@@ -298,8 +295,9 @@ class _Maker:
     def adopted(self, found: Found) -> tuple[zoo.Checkpoint, dict[str, Any]]:
         """The checkpoint made of a file, with its accuracy where there are frames; and all there is to say about it."""
         from zoo.models.spec import fast_count
+        from zoo.registry.load import measured
 
-        told, foreign = self.untold, found.foreign
+        told, foreign = self.told, found.foreign
         tried: list[dict[str, Any]] = []
         settings: dict[str, Any] = {
             "architecture": self.architecture,
@@ -314,7 +312,7 @@ class _Maker:
         checkpoint = self.made(found, settings)
         checkpoint.exam()  # refuses what could not be registered, before any of them is
         if self.frames is not None:
-            checkpoint = replace(checkpoint, metrics=_measured(checkpoint, self.frames))
+            checkpoint = replace(checkpoint, metrics=measured(checkpoint, self.frames))
         stated, metrics = foreign.accuracy, checkpoint.metrics
         return checkpoint, {
             "spec": checkpoint.spec.to_dict(),
@@ -333,7 +331,7 @@ class _Maker:
         """The checkpoint with these settings."""
         from zoo.checkpoint.adoption import checkpoint_by_name
 
-        told, chain = self.untold, found.chain
+        told, chain = self.told, found.chain
         features = told.features or (None if self.frames is None else self.frames.features.shape[1])
         given = {name: settings[name] for name in ("normalisation", "padding")}
         note = (
@@ -373,7 +371,7 @@ class _Maker:
         from zoo.data.normalisation import NORMALISATIONS
         from zoo.models.blocks import ACTIVATIONS
 
-        told, chain, frames = self.untold, found.chain, self.frames
+        told, chain, frames = self.told, found.chain, self.frames
         assert frames is not None
         assert frames.labels is not None
         architectures = [self.architecture] if self.architecture or chain is None else chain.architectures
@@ -385,27 +383,23 @@ class _Maker:
         centres = torch.arange(count) * len(frames) // count
         labels = frames.labels[centres]
         rows: list[dict[str, Any]] = []
-
-        def score(settings: dict[str, Any], advance: Callable[..., None]) -> None:
-            base = self.made(found, {**settings, "activation": settings["activation"] or "relu"})
-            windows = zoo.windows(frames, centres, base.spec.context, base.spec.normalisation, base.spec.padding)
-            for activation in activations if settings["activation"] is None else [settings["activation"]]:
-                options = {} if activation is None else {"activation": activation}
-                spec = replace(base.spec, options={**base.spec.options, **options})
-                logits = _logits(replace(base, spec=spec), windows).double()
-                accuracy = float((logits.argmax(dim=1) == labels).double().mean())
-                loss = float(torch.nn.functional.cross_entropy(logits, labels))
-                rows.append({**settings, "activation": activation, "accuracy": accuracy, "loss": loss})
-                advance()
-
         ways = [
-            {**settings, "architecture": a, "batchnorm": place, "normalisation": n, "activation": None}
+            {**settings, "architecture": a, "batchnorm": place, "normalisation": n}
             for a, place, n in product(architectures, places, normalisations)
             if not (place == "after" and a == "basic")
         ]
         with progress("trying", total=len(ways) * len(activations)) as advance:
             for way in ways:
-                score(way, advance)
+                base = self.made(found, {**way, "activation": "relu"})  # tensors and windows serve every activation
+                windows = zoo.windows(frames, centres, base.spec.context, base.spec.normalisation, base.spec.padding)
+                for activation in activations:
+                    options = {} if activation is None else {"activation": activation}
+                    spec = replace(base.spec, options={**base.spec.options, **options})
+                    logits = _logits(replace(base, spec=spec), windows).double()
+                    accuracy = float((logits.argmax(dim=1) == labels).double().mean())
+                    loss = float(torch.nn.functional.cross_entropy(logits, labels))
+                    rows.append({**way, "activation": activation, "accuracy": accuracy, "loss": loss})
+                    advance()
         chance, best = float(torch.bincount(labels).max()) / count, max(row["accuracy"] for row in rows)
         if best <= chance + _APART:
             msg = f"expected one of {len(rows)} settings to fit, got an accuracy of {best:.3f} from the best"
@@ -426,13 +420,14 @@ class _Maker:
         activation can lower the loss of a model that is too sure, and the usual padding unless another is much better.
         """
         from zoo.data.frames import PADDINGS
+        from zoo.registry.load import measured
 
         assert self.frames is not None
         usual, stated = ways[0]["padding"], found.foreign.accuracy
-        others = [] if self.untold.padding else [padding for padding in PADDINGS if padding != usual]
+        others = [] if self.told.padding else [padding for padding in PADDINGS if padding != usual]
         rows = []
         for way in (*ways, *({**ways[0], "padding": padding} for padding in others)):
-            metrics = _measured(self.made(found, way), self.frames)
+            metrics = measured(self.made(found, way), self.frames)
             rows.append({**way, **{name: metrics[f"valid/{name}"]["value"] for name in ("accuracy", "loss")}})
 
         def rank(row: Mapping[str, Any]) -> tuple[int, float]:
@@ -451,17 +446,6 @@ def _logits(checkpoint: zoo.Checkpoint, windows: Tensor) -> Tensor:
     with torch.inference_mode():
         answer = checkpoint.to_module().to(windows.device)(windows)
     return logits_of(answer, windows, checkpoint.spec.classes, checkpoint.spec.architecture).cpu()
-
-
-def _measured(checkpoint: zoo.Checkpoint, frames: zoo.FrameSet) -> dict[str, dict[str, Any]]:
-    """Accuracy and loss on all frames, as a checkpoint records them."""
-    from zoo.registry.load import measured
-
-    spec = checkpoint.spec
-    if (found := (frames.features.shape[1], len(frames.classes))) != (spec.features, spec.classes):
-        expected = f"frames of {spec.features} features and {spec.classes} classes"
-        raise ValueError(f"expected {expected} to measure it on, got {found[0]} and {found[1]}")
-    return measured(checkpoint, frames)
 
 
 # ---- what is said

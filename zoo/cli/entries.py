@@ -67,11 +67,7 @@ def show(reference: str, /, *, registry: RegistryFile = None) -> Answer:
     Args:
         reference: NAME, NAME@NUMBER, NAME@ID, an alias, or an ensemble.
     """
-    now = zoo.Registry(registry).snapshot()
-    try:
-        return described(now.get_ensemble(reference))
-    except zoo.RegistryError:  # not an ensemble
-        return described(now.get(reference))
+    return described(zoo.Registry(registry).snapshot().find(reference))
 
 
 def diff(first: str, second: str, /, *, registry: RegistryFile = None) -> Answer:

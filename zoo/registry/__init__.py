@@ -212,7 +212,7 @@ class Registry:
 
     def check_nameable(self, name: str) -> None:
         """Refuse (NAME, NAME_COLLISION, DISK) what would let no model be registered, before hours of work."""
-        known = self.snapshot() if self.path.exists() else Snapshot()
+        known = self._file.snapshot(create=True)
         if name not in known.models:
             changes.check_new(known, name)
         self._file.check_changeable()
@@ -297,9 +297,7 @@ class Registry:
         Raises:
             RegistryError: UNKNOWN; ARGUMENT for malformed tags or metrics.
         """
-        known = self.snapshot()
-        combined = known.aliases().get(reference, reference) in known.ensembles
-        entry = known.get_ensemble(reference) if combined else known.get(reference)
+        entry = self.snapshot().find(reference)
         id = entry.id if isinstance(entry, Entry) else ""
         new: dict[str, Any] = {
             "note": note,

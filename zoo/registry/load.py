@@ -215,8 +215,16 @@ def measured_again(entry: Entry, found: Checkpoint, frames: FrameSet) -> list[di
 
 
 def measured(checkpoint: Checkpoint, frames: FrameSet) -> dict[str, dict[str, Any]]:
-    """The metrics of a checkpoint on labelled frames, on their device, as training measures and records them."""
-    spec, model = checkpoint.spec, checkpoint.to_module(frames.features.device)
+    """The metrics of a checkpoint on labelled frames, on their device, as training measures and records them.
+
+    Raises:
+        ValueError: the frames have another number of features or classes, or no labels.
+    """
+    spec = checkpoint.spec
+    if (found := (frames.features.shape[1], len(frames.classes))) != (spec.features, spec.classes):
+        expected = f"frames of {spec.features} features and {spec.classes} classes"
+        raise ValueError(f"expected {expected} to measure it on, got {found[0]} and {found[1]}")
+    model = checkpoint.to_module(frames.features.device)
     scorer = Scorer(frames, spec)
     scorer.whole = checkpoint.exam().needs_whole_batch
     accuracy, loss = scorer(lambda x: logits_of(model(x), x, spec.classes, spec.architecture)[None])

@@ -52,11 +52,14 @@ class RegistryFile:
         """Whether a transaction is open."""
         return self._pending is not None
 
-    def snapshot(self) -> Snapshot:
-        """The content of the file now, or within a transaction as it will be; the errors of `read_snapshot`."""
+    def snapshot(self, *, create: bool = False) -> Snapshot:
+        """The content of the file now, or within a transaction as it will be; the errors of `read_snapshot`.
+
+        With `create` a missing file counts as an empty registry.
+        """
         if self._pending is not None:
             return self._pending[0].copy()
-        return self._parsed(read_bytes(self.path) or b"")
+        return self._parsed(read_bytes(self.path, missing=create))
 
     def commit(self, change: Change, *, create: bool = False, ensure: Change = lambda draft: None) -> Snapshot:
         """Make one change durable, or change nothing; within a transaction, note it for the end.
@@ -85,7 +88,7 @@ class RegistryFile:
         with locked(self.path, timeout=self.timeout), collector_off():
             for _ in range(_ATTEMPTS):
                 raw = read_bytes(self.path, missing=create)
-                old = Snapshot() if raw is None else self._parsed(raw)
+                old = self._parsed(raw)
                 draft = old.copy()
                 change(draft)
                 ensure(draft)
@@ -113,7 +116,7 @@ class RegistryFile:
         """As `Registry.transaction`."""
         if self._pending is not None:
             raise RegistryError("ARGUMENT", "a transaction is open already; transactions do not nest")
-        known = self.snapshot() if self.path.exists() else Snapshot()
+        known = self.snapshot(create=True)
         self._pending = (known.copy(), [])
         try:
             yield
@@ -135,8 +138,10 @@ class RegistryFile:
         if collected:
             self.commit(change, create=True, ensure=ensure)
 
-    def _parsed(self, raw: Bytes) -> Snapshot:
-        """The content of the file's bytes; the same bytes as before are not parsed again."""
+    def _parsed(self, raw: Bytes | None) -> Snapshot:
+        """The content of the file's bytes, None where it is missing; the same bytes as before are not parsed again."""
+        if raw is None:
+            return Snapshot()
         if not raw or raw != self._seen[0]:
             self._seen = (raw, parse(raw))
         return self._seen[1]

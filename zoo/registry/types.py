@@ -270,7 +270,17 @@ _MAPPING: dict[str, Any] = {}
 _MAPPING_OR_NONE: dict[str, Any] | None = None
 
 
-class Entry(Struct, frozen=True):
+class _Described(Struct, frozen=True):
+    """What versions and ensembles are described by."""
+
+    classes = _of_record("classes", _STRINGS, "Names of the classes, in the order of the logits.")
+    created = _of_record("created", "", "When it was registered, UTC.")
+    licence = _of_record("licence", "", "Under which licence it may be used, such as Apache-2.0.")
+    note = _of_record("note", "", "Free text.")
+    tags = _of_record("tags", _STRINGS, "Short words, sorted.")
+
+
+class Entry(_Described, frozen=True):
     """One version of one model. Made by the registry; reading its fields touches no blob.
 
     Args:
@@ -285,19 +295,14 @@ class Entry(Struct, frozen=True):
 
     number = _of_record("n", 0, "The version's number, from 1; never used again.")
     bytes = _of_record("bytes", 0, "Size of the blob.")
-    classes = _of_record("classes", _STRINGS, "Names of the classes, in the order of the logits.")
-    created = _of_record("created", "", "When it was registered, UTC.")
     kind = _of_record("kind", "trained", "One of trained, averaged, imported, distilled.")
-    licence = _of_record("licence", "", "Under which licence it may be used, such as Apache-2.0.")
     metrics = _of_record("metrics", _MAPPING, 'Name -> `{"value", "unit", "n", "frames"}`, as far as they are known.')
-    note = _of_record("note", "", "Free text.")
     parameters = _of_record("parameters", 0, "Number of trainable parameters.")
     parents = _of_record("parents", _STRINGS, "Ids of the versions it was averaged or distilled from.")
     probe = _of_record("probe", _MAPPING_OR_NONE, "The model's answer to the probe batch at registration, or None.")
     recipe = _of_record("recipe", _MAPPING_OR_NONE, "`Recipe.to_dict()` of the training, or None.")
     software = _of_record("software", _MAPPING, "Versions of the software that registered it.")
     spec_data = _of_record("spec", _MAPPING, "The spec as plain data, also of an architecture unknown to this program.")
-    tags = _of_record("tags", _STRINGS, "Short words, sorted.")
     trained_on = _of_record("trained_on", "", 'Fingerprint of the training frames, or "".')
 
     def __hash__(self) -> int:
@@ -350,7 +355,7 @@ def _shown(frame: pandas.DataFrame, formats: Mapping[str, str]) -> str:
     return html(f"{len(rows):,} versions", tables=[Table(rows, formats=formats)])
 
 
-class EnsembleEntry(Struct, frozen=True):
+class EnsembleEntry(_Described, frozen=True):
     """An ensemble as plain data: which versions, and how they decide together.
 
     Args:
@@ -366,11 +371,6 @@ class EnsembleEntry(Struct, frozen=True):
     weights = _of_record("weights", _NUMBERS, "One per member, or None.")
     temperatures = _of_record("temperatures", _NUMBERS, "One per member, or None.")
     fitted_on = _of_record("fitted_on", "", 'Fingerprint of the frames that the weights were fitted on, or "".')
-    classes = _of_record("classes", _STRINGS, "Names of the classes, in the order of the logits.")
-    created = _of_record("created", "", "When it was registered, UTC.")
-    licence = _of_record("licence", "", "Under which licence it may be used, such as Apache-2.0.")
-    note = _of_record("note", "", "Free text.")
-    tags = _of_record("tags", _STRINGS, "Short words, sorted.")
 
     def __hash__(self) -> int:
         return hash(self.name)
@@ -464,6 +464,12 @@ class Snapshot:
             have = ", ".join(sorted(self.ensembles)) or "(there are none)"
             raise RegistryError("UNKNOWN", f"unknown ensemble {name!r}; expected one of {have}")
         return EnsembleEntry(name, self.ensembles[name])
+
+    def find(self, reference: str) -> Entry | EnsembleEntry:
+        """The ensemble that a name or an alias stands for, otherwise the version, as `get`."""
+        pointer = self.pointers.get(reference)
+        name = reference if pointer is None else pointer.ensemble
+        return self.get_ensemble(reference) if name in self.ensembles else self.get(reference)
 
     def list(self, include: Patterns = "*", exclude: Patterns = ()) -> Names:
         """Sorted names of the models; shell wildcards, one or several, in both."""
