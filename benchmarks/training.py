@@ -1,10 +1,12 @@
-"""Training 16 members of one spec together, against one after another and against plain vmap.
+"""Training 16 members of one spec together, against one after another and against plain vmap; what dropout costs.
 
     python -m benchmarks.training [--quick]
 
 A cell is a width (three hidden layers, BatchNorm, GELU) and a batch size; its figures are the times of a whole
 step of AdamW through zoo's own loop, windows included, per member, contenders in turn. "together" is the size
-of the groups that `ensemble.cotrain` chooses by measuring. Speeds of a shared machine mean nothing across runs.
+of the groups that `ensemble.cotrain` chooses by measuring. The second table steps one model with dropout, with the
+masks that the built-in architectures draw and with those of nn.Dropout. Speeds of a shared machine mean nothing across
+runs.
 """
 
 from __future__ import annotations
@@ -16,14 +18,17 @@ from collections.abc import Sequence
 from statistics import median
 
 import torch
+from torch import nn
 
 import zoo
 from benchmarks.contenders import CLASSES, CONTEXT, FEATURES, random_frames
 from ensemble.run.cotraining import fastest, measure_together, stacked_group
 from ensemble.run.stack import Stack
 from zoo import _console
+from zoo.models.blocks import Dropout
 
 MEMBERS = 16
+PRECISIONS = ("float32", "bfloat16")
 GOALS = {(64, 32): 2.5, (64, 128): 1.8, (128, 128): 1.4}  # elsewhere: not slower
 
 
@@ -42,7 +47,9 @@ def main() -> None:
         for batch in batches:
             rows.append(cell(frames, width, batch, repeats))
             print(rows[-1], file=sys.stderr, flush=True)
-    _console.show([_console.Table(rows, title=f"\n{MEMBERS} members, three hidden layers, AdamW, float32")])
+    tables = [_console.Table(rows, title=f"\n{MEMBERS} members, three hidden layers, AdamW, float32")]
+    rows = [dropout(frames, width, max(batches), precision, repeats) for width in widths for precision in PRECISIONS]
+    _console.show([*tables, _console.Table(rows, title=f"\nOne model with dropout .3, batch {max(batches)}")])
 
 
 def cell(frames: zoo.FrameSet, width: int, batch: int, repeats: int) -> dict[str, object]:
@@ -71,6 +78,31 @@ def cell(frames: zoo.FrameSet, width: int, batch: int, repeats: int) -> dict[str
         "ratio": round(alone / median(times["together"]), 2),
         "goal": GOALS.get((width, batch), 1.0),
         "vmap ratio": round(alone / median(times["vmap"]), 2),
+    }
+
+
+def dropout(frames: zoo.FrameSet, width: int, batch: int, precision: str, repeats: int) -> dict[str, object]:
+    """Milliseconds per step without dropout, with that of the built-in architectures, and with torch's own."""
+    contenders = {}
+    for name, p in (("none", 0.0), ("built in", 0.3), ("nn.Dropout", 0.3)):
+        options = {"width": width, "depth": 3, "activation": "gelu", "dropout": p}
+        spec = zoo.Spec("cylinder", features=FEATURES, context=CONTEXT, classes=len(CLASSES), options=options)
+        group = zoo.training.single_group(spec, zoo.Recipe(batch_size=batch, precision=precision))
+        for layer in group.module.modules():
+            if name == "nn.Dropout" and isinstance(layer, Dropout):
+                layer.__class__ = nn.Dropout  # type: ignore[assignment]  # the same layer otherwise
+        contenders[name] = group
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(repeats):
+        for name, group in contenders.items():
+            times[name].append(1000 * zoo.training.seconds_per_step(group, frames, patience=0.3))
+    middle = {name: median(values) for name, values in times.items()}
+    found = {f"{name} ms": round(value, 2) for name, value in middle.items()}
+    return {
+        "width": width,
+        "precision": precision,
+        **found,
+        "ratio": round(middle["nn.Dropout"] / middle["built in"], 2),
     }
 
 

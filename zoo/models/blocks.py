@@ -89,7 +89,7 @@ def activation_of(operation: Any) -> Activation | None:
 
 
 class Dropout(nn.Dropout):
-    """nn.Dropout whose masks cost little on a CPU, where torch draws every unit by itself, half of the time of a step.
+    """nn.Dropout whose masks cost little on a CPU, where torch draws every unit by itself.
 
     On another device, and under `torch.func.vmap`, it is nn.Dropout.
     """
