@@ -69,6 +69,19 @@ def test_a_saved_ensemble_is_no_rule(command, home):
     assert command(f"ensemble evaluate {CORPUS} --rules mean --members final", code=0).out.count("= final") == 1
 
 
+def test_processes_fill_what_is_stored(command, home, monkeypatch):
+    """`collect --jobs` writes the bytes that one process writes; --cache takes --jobs, and the JSON is the same."""
+    monkeypatch.setattr("ensemble.run.shards._MOST", 500)
+    for folder, more in (("one", ""), ("two", "--jobs 2")):
+        command(f"ensemble collect {folder} {CORPUS} {more}", code=0)
+    for path in (home / "one").rglob("*.bin"):
+        assert path.read_bytes() == (home / "two" / path.relative_to(home / "one")).read_bytes()
+    plain, cached = (
+        command(f"ensemble fit {CORPUS} {more} --json", code=0).data for more in ("", "--cache c --jobs 2")
+    )
+    assert plain == cached
+
+
 def test_of_many_frames_a_sample_is_fitted_on_and_all_are_judged(command, home, monkeypatch):
     """The same with processes; members' figures are those of all frames, and the last line tells the sample."""
     monkeypatch.setattr("ensemble.run.shards._MOST", 500)
@@ -100,6 +113,8 @@ def test_of_many_frames_a_sample_is_fitted_on_and_all_are_judged(command, home, 
         ("evaluate --outputs outputs --costs", "whose costs can be measured beside --costs"),
         ("select --outputs outputs --max-microseconds 3", "whose costs can be measured beside --max-microseconds"),
         ("evaluate --cache cache --sample 300", "no --sample beside --cache"),
+        ("evaluate --cache cache --run run", "no --run beside --cache, which goes on by itself"),
+        ("collect stored --run run", "no --run for `collect`, which goes on by itself"),
         *(
             (f"evaluate --outputs outputs {flag}", f"expected no {flag.split()[0]} beside --outputs")
             for flag in ("--jobs 2", "--ray", "--run run", "--sample 5", "--cache cache", "--mapped frames")

@@ -279,17 +279,21 @@ def test_a_ray_cluster_gives_the_bits_of_one_machine(
     try:
         nodes = [cluster.add_node(num_cpus=2) for _ in range(2)]
         ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
-        assert bits(shards.tally(members, frames, RULES, workers=Ray())) == whole  # four
+        workers = Ray()
+        assert workers.count == 4
+        assert bits(shards.tally(members, frames, RULES, workers=workers)) == whole
 
-        (tmp_path / "due").touch()  # a worker is killed
-        assert bits(shards.tally(dying, theirs, {}, workers=Ray(2))) == alone
+        (tmp_path / "due").touch()  # a worker is killed; another one that the first run left takes its place
+        workers.count = 2
+        assert bits(shards.tally(dying, theirs, {}, workers=workers)) == alone
         assert "(ActorDiedError) at shard" in caplog.messages[-1]
+        workers = Ray(1)  # room for the actors of another driver
 
         folder = tmp_path / "driver"  # a driver is killed, and started again
         folder.mkdir()
         hanging, _ = mortal(folder / "due", hangs=True)
         kept = {file: file.stat().st_mtime_ns for file in interrupted(folder, cluster.address)}
-        assert bits(shards.tally(hanging, theirs, {}, folder=folder / "run", workers=Ray(1))) == alone
+        assert bits(shards.tally(hanging, theirs, {}, folder=folder / "run", workers=workers)) == alone
         assert kept == {file: file.stat().st_mtime_ns for file in kept}
         assert len(kept) == len(shards.shards(theirs.starts, 400)) - 1
 

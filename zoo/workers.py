@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -20,11 +21,12 @@ from dataclasses import dataclass
 from io import BytesIO
 from multiprocessing import connection
 from multiprocessing.reduction import ForkingPickler
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from zoo.logs import Progress, silent
 
 Job = Callable[[], Callable[[Any], Any]]
+_PATIENCE = 10.0  # seconds to wait for an actor that has nothing to do
 _MOST_TRIES = 3  # workers that an item may end, or that may end before they begin
 _log = logging.getLogger("zoo")
 
@@ -40,6 +42,8 @@ class Outcome:
 
 class Workers(Protocol):
     """A way to have workers; what stands for a worker is its own affair."""
+
+    afar: bool  #: whether they may be on other machines, which see no file of this one
 
     @property
     def count(self) -> int:
@@ -168,7 +172,7 @@ class Processes:
         if count < 1:
             msg = f"expected one process or more, got {count}"
             raise ValueError(msg)
-        self.count, self._begun = count, 0
+        self.count, self.afar, self._begun = count, False, 0
         self._sent: tuple[Job | None, bytes] = None, b""
         self._context = multiprocessing.get_context("forkserver")
 
@@ -271,6 +275,9 @@ class _Actor:
         _limit_threads(threads)
         self._function: Any = None
 
+    def forget(self) -> None:
+        self._function = None
+
     def begin(self, job: Job) -> Outcome:
         begun = _outcome(job)
         self._function = begun.value
@@ -283,14 +290,15 @@ class _Actor:
 @dataclass(eq=False)
 class _Remote:
     actor: Any
-    ticket: Any  # of what it was given last
+    ticket: Any  # of what it is doing; None for nothing
     number: int
 
 
 class Ray:
     """Actors of a Ray cluster (needs the extra `ray`): the one that $RAY_ADDRESS names, otherwise one on this machine.
 
-    An actor that is lost with its machine is replaced as soon as the cluster has room for another one.
+    An actor that is lost with its machine is replaced as soon as the cluster has room for another one. Those that have
+    done their work are kept for the next job, until this object is let go of or another one is made.
 
     Args:
         count: how many actors work at a time; as many as the cluster has room for if left out.
@@ -302,6 +310,8 @@ class Ray:
         ConnectionError: there is no cluster at that address.
     """
 
+    _latest: ClassVar[Callable[[], Ray | None]] = staticmethod(lambda: None)  # the one whose actors may be kept
+
     def __init__(self, count: int | None = None, *, cpus: int = 1, gpus: float = 0) -> None:
         try:
             import ray
@@ -309,22 +319,34 @@ class Ray:
             msg = "work on a cluster needs Ray: pip install 'zoo-ensemble[ray]'"
             raise ImportError(msg) from error
         self._ray: Any = ray
-        self._begun, self._sent = 0, dict[int, Any]()
+        self.afar, self._begun, self._sent = True, 0, dict[int, Any]()
         if not ray.is_initialized():
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster of our own reports to nobody
             ray.init(log_to_driver=False, logging_level=logging.ERROR)
         self.count = count or max(1, int(self._ray.cluster_resources().get("CPU", 1)) // cpus)
         options = {"num_cpus": cpus, "num_gpus": gpus, "max_restarts": 0, "max_task_retries": 0}
         self._make = self._ray.remote(**options)(_Actor)
-        self._threads = cpus
+        self._threads, self._kept = cpus, list[Any]()
+        if (former := Ray._latest()) is not None:  # whose actors would leave these no room
+            former._kept.clear()
+        Ray._latest = staticmethod(weakref.ref(self))
 
     def begin(self, job: Job) -> _Remote:
-        """A new actor, which the cluster may let wait for room; the job is sent to each machine once."""
+        """An actor that is kept, or a new one, which the cluster may let wait for room; a machine gets the job once."""
         if id(job) not in self._sent:
             self._sent = {id(job): (job, self._ray.put(job))}
-        actor = self._make.remote(self._threads)
+        actor = self._free()
         self._begun += 1
         return _Remote(actor, actor.begin.remote(self._sent[id(job)][1]), self._begun)
+
+    def _free(self) -> Any:
+        """One of the actors that are kept and still live, otherwise a new one."""
+        while self._kept:
+            actor = self._kept.pop()
+            with suppress(self._ray.exceptions.RayError):
+                self._ray.get(actor.forget.remote(), timeout=_PATIENCE)
+                return actor
+        return self._make.remote(self._threads)
 
     def give(self, worker: _Remote, item: Any) -> None:
         """Send it an item."""
@@ -343,8 +365,12 @@ class Ray:
             return Outcome(died=f"actor {worker.number} ({type(error).__name__})")
         except lost.RayTaskError as error:  # what could not be sent
             return Outcome(error=RuntimeError(str(error).strip().splitlines()[-1]))
+        worker.ticket = None
         return received
 
     def end(self, worker: _Remote) -> None:
-        """Kill it."""
-        self._ray.kill(worker.actor)
+        """Kill it, unless it has nothing to do."""
+        if worker.ticket is None and Ray._latest() is self:
+            self._kept.append(worker.actor)
+        else:
+            self._ray.kill(worker.actor)

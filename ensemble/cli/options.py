@@ -114,6 +114,7 @@ class Source:
             self.refuse(*_RUNNING, where=f"beside --{kind}, for which no member runs")
         if self.cache is not None:
             self.refuse("sample", where="beside --cache, which keeps the outputs on all frames")
+            self.refuse("run", where="beside --cache, which goes on by itself from the shards that it has")
         if self.ray and self.jobs != 1:
             msg = "expected either --jobs or --ray, got both"
             raise ValueError(msg)
@@ -224,13 +225,12 @@ class Collection:
     ) -> ensemble.MemberOutputs:
         """Have the members run, and look at the time."""
         began, most = time.perf_counter(), self.source.sample if sampled else len(frames)
-        how = self._how(f"{partition}-outputs")
         if cache is not None:
-            fill = (
-                None if self.workers is None and self.source.run is None else ensemble.run.shards.filling(frames, **how)
-            )
+            shared: dict[str, Any] = {"workers": self.workers, "progress": progress}
+            fill = None if self.workers is None else ensemble.run.shards.filling(frames, **shared)
             outputs = ensemble.collect(self.members, frames, cache=cache, fill=fill, progress=progress)
         else:
+            how = self._how(f"{partition}-outputs")
             outputs = ensemble.run.shards.sample(self.members, frames, most=most, **how)
             if outputs.shape[1] < len(frames) and partition == self.source.valid:
                 self.fitted = f"a sample of {outputs.shape[1]:,} of the {len(frames):,} frames of {partition!r}"

@@ -401,6 +401,7 @@ def collect(folder: Path, /, *, source: Source = Source()) -> Answer:
     from ensemble.outputs.store import StoreError, remove_outputs, write_outputs
 
     source.refuse("sample", where="for `collect`, which stores the outputs on all frames")
+    source.refuse("run", where="for `collect`, which goes on by itself from the shards that it has")
     collection, partitions = Collection(source), (source.valid, source.test)
     for partition in partitions:
         place = folder / partition

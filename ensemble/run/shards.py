@@ -307,7 +307,7 @@ def _carry_out(
         counted = any(isinstance(task, _Count) for task in tasks)
         run = _Run(home, identity, lambda: _forms(members, frames))
         _set_forms(members, run.forms)
-        sent = members if workers is None or members.again is None else members.again
+        sent = members if workers is None or workers.afar or members.again is None else members.again
         job = _Work(sent, members.step, run.forms, dict(METRICS), dict(NORMALISATIONS), tasks, home.absolute())
         lacking = {name: make for name, make in items.items() if not _result(home, todo[name][0]).exists()}
         for name, _ in carry_out(job, lacking, workers, title="shards", progress=progress):

@@ -23,6 +23,7 @@ RENAMED = {  # former spelling -> what to write now
     "search --register": "`zoo study --save NAME`",
     **dict.fromkeys((f"search --{flag}" for flag in ("study", "optuna", "journal", "best")), "`zoo study`"),
     **dict.fromkeys((f"search --{flag}" for flag in ("recipe", "corpus", "train", "valid")), "`zoo study`"),
+    **{f"search --{flag}": f"`zoo study --{flag}`" for flag in ("jobs", "ray", "run")},  # it draws; the study trains
     "train --name": "`zoo train NAME`",
     "import --name": "--save",
     "pull --name": "--save",
