@@ -46,12 +46,24 @@ def test_every_report_has_its_figures(name: str, members: int, rules: tuple[str,
 
 @pytest.mark.parametrize(
     ("name", "of", "words"),
-    [("gain", None, "no figure named 'gain'; did you mean 'gains'"), ("reliability", ["mO"], "member or rule named")],
+    [
+        ("gain", None, "no figure named 'gain'; did you mean 'gains'"),
+        ("reliability", ["mO"], "member or rule named"),
+        ("reliability", "meen", "named 'meen'; did you mean 'mean'"),
+    ],
 )
-def test_an_unknown_name_is_answered_with_the_nearest(name: str, of: list[str] | None, words: str) -> None:
+def test_an_unknown_name_is_answered_with_the_nearest(name: str, of: str | list[str] | None, words: str) -> None:
     """Of figures, of members and rules."""
     with pytest.raises(ValueError, match=words):
         report().figure(name, of=of)
+
+
+def test_one_name_is_one_name_and_axes_are_axes() -> None:
+    """What `of` holds may be a name; a figure, or several axes, are refused by name."""
+    assert [text.get_text() for text in report().figure("reliability", of="m1").get_legend().get_texts()] == ["m1"]
+    for strange in (Figure(), Figure().subplots(1, 2)):
+        with pytest.raises(TypeError, match=r"expected axes to draw on, .* got (Figure|ndarray)"):
+            report().figure("gains", ax=strange)
 
 
 def test_gains_are_drawn_with_their_ends() -> None:

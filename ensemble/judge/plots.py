@@ -194,6 +194,9 @@ def _bare(ax: Axes | None, width: float, height: float) -> Axes:
     if ax is None:
         ax = (figure := Figure(figsize=(width, height))).add_subplot()
         vars(ax)["_repr_png_"] = partial(_png, figure)
+    if not isinstance(ax, Axes):
+        msg = f"expected axes to draw on, such as those of Figure().subplots(), got {type(ax).__name__}"
+        raise TypeError(msg)
     ax.spines[["top", "right"]].set_visible(False)
     return ax
 

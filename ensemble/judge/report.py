@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -107,7 +107,7 @@ class Report:
         answer = "Better" if row["gain_low"] > 0 else "Worse" if row["gain_high"] < 0 else "Not shown to be better"
         return f"{answer}. {best} against {self.baseline}: {gain} {metric.amount}, {interval}."
 
-    def figure(self, name: str, ax: Axes | None = None, *, of: Sequence[str] | None = None) -> Axes:
+    def figure(self, name: str, ax: Axes | None = None, *, of: str | Iterable[str] | None = None) -> Axes:
         """Draw one of the report's figures; needs matplotlib, which comes with the extra `report`.
 
         Args:
@@ -116,20 +116,22 @@ class Report:
                 map of the members. "classes": the accuracy on each, before and after. "confusion":
                 what each class is taken for by the best rule.
             ax: matplotlib axes to draw on; new ones if None.
-            of: for "reliability", the members and rules to draw; the baseline and the best rule if None.
+            of: for "reliability", the members and rules to draw, or one of them; the baseline and the best rule if
+                None.
 
         Returns:
             The axes, which show themselves in a notebook; `ax.figure.savefig("gains.png")` writes a file.
 
         Raises:
             ValueError: there is no such figure, member or rule.
+            TypeError: `ax` is no axes.
             ImportError: matplotlib is not installed.
         """
         from ensemble.judge import plots  # matplotlib belongs to an extra
 
         names, rules = self.members["name"].tolist(), self.rules["name"].tolist()
         best = self.best or self.baseline
-        drawn = [*dict.fromkeys((self.baseline, best))] if of is None else [*of]
+        drawn = [*dict.fromkeys((self.baseline, best))] if of is None else [of] if isinstance(of, str) else [*of]
         for each in drawn:
             if each not in (known := [*names, *rules]):
                 raise ValueError(no_such("member or rule", each, known))
