@@ -11,6 +11,7 @@ import json
 import re
 import shutil
 from collections.abc import Collection, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import MappingProxyType, ModuleType
@@ -26,6 +27,7 @@ from zoo.checkpoint.header import CheckpointError, read_header
 from zoo.models.spec import Spec
 from zoo.registry import Registry
 from zoo.registry.load import tensors
+from zoo.registry.transaction import disk_errors
 from zoo.registry.types import EnsembleEntry, Entry, RegistryError
 
 _REPOSITORY = re.compile(r"(?:[\w-][\w.-]*/)?[\w-][\w.-]*", re.ASCII)
@@ -58,7 +60,8 @@ def export(
     if place.exists() and place.samefile(Path.cwd()):  # it is replaced, so our working folder would no longer exist
         raise RegistryError("ARGUMENT", f"expected a new folder other than the working folder, got {folder}")
     staging = place.with_name(f".{place.name}.{uuid4().hex}{_files.TEMPORARY}")
-    try:
+    with ExitStack() as stack, disk_errors(f"cannot write {folder}"):
+        stack.callback(shutil.rmtree, staging, ignore_errors=True)
         _files.make_folders(staging)
         _export(registry, reference, staging, card)
         for name, data in more.items():
@@ -67,10 +70,6 @@ def export(
             place.rmdir()
         _files.system.rename(staging, place)
         _files.sync_folder(place.parent)
-    except OSError as error:
-        raise RegistryError("DISK", f"cannot write {folder}: {error}") from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     return Path(folder)
 
 
@@ -235,10 +234,8 @@ def _model(folder: Path, config: Mapping[str, Any]) -> Checkpoint:
 
 
 def _read(path: Path) -> bytearray:
-    try:
+    with disk_errors(f"expected a folder with {_CONFIG} and {_WEIGHTS}"):
         return _files.read(path)
-    except OSError as error:
-        raise RegistryError("DISK", f"expected a folder with {_CONFIG} and {_WEIGHTS}: {error}") from error
 
 
 def _card(entry: Entry) -> str:

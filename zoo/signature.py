@@ -200,6 +200,7 @@ class _Target:
 
     @classmethod
     def of(cls, place: Registry | Path | str, signature: Path | str | None) -> _Target:
+        """What is signed at a place, and where its signature is by default."""
         if isinstance(place, Registry):
             path, blobs = place.path, place.blobs.folder
             beside = Path(signature or f"{path}{_SUFFIX}")

@@ -733,7 +733,7 @@ def _norms_after(
     if len(pairs) < len(norms):
         pairs = [*zip(linears, norms, strict=False)] if len(norms) == len(linears) - 1 else []
     if len(pairs) < len(norms) or any(linear.shape[1] != norm.units for linear, norm in pairs):
-        _misfit(f"it is not told which layers the BatchNorm {', '.join(norm.name for norm in norms)} follow")
+        _unplaced(norms)
     return dict(pairs)
 
 
@@ -772,7 +772,7 @@ def _paired(
         return dict(zip(fitting.pop(), norms, strict=True))
     only = [] if fitting else ways(norms, -1)
     if len(only) != 1:
-        _misfit(f"it is not told which layers the BatchNorm {', '.join(norm.name for norm in norms)} follow")
+        _unplaced(norms)
     return dict(zip(only[0], norms, strict=True))
 
 
@@ -807,6 +807,10 @@ def _place_of_norms(linears: Sequence[Linear], norms: Mapping[int, Norm]) -> str
 def _are_numbered(layers: Sequence[Linear | Norm]) -> bool:
     """Whether the names differ in numbers alone, as in an nn.Sequential."""
     return len({re.sub(r"\d+", "#", layer.name) for layer in layers}) == 1
+
+
+def _unplaced(norms: Sequence[Norm]) -> NoReturn:
+    _misfit(f"it is not told which layers the BatchNorm {', '.join(norm.name for norm in norms)} follow")
 
 
 def _misfit(message: str) -> NoReturn:

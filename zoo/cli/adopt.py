@@ -155,7 +155,7 @@ def adopt(
 
 
 def _named(sources: Sequence[Path], home: zoo.Registry, save: str | None) -> tuple[dict[str, Path], dict[str, str]]:
-    """Name -> file, each file once; and name -> why it cannot be the name of a model."""
+    """Name -> file, each file once; and name -> why no model can have that name."""
     from zoo.checkpoint.adoption import SUFFIXES
 
     files: dict[Path, Path] = {}
@@ -202,9 +202,9 @@ def _name(stem: str) -> str:
 
 
 def _each(title: str, given: dict[str, T], make: Callable[[str, T], Made], problems: dict[str, str]) -> dict[str, Made]:
-    """What `make` makes of each that has no problem yet; its errors are noted and leave the others alone.
+    """Apply `make` to everything that has no problem yet; an error becomes its problem and does not stop the others.
 
-    `given` is emptied on the way, so that all models are in memory once and not in several forms.
+    `given` is emptied on the way, so that each model is in memory in one form only.
     """
     made: dict[str, Made] = {}
     with progress(title, total=len(given)) as advance:
@@ -246,7 +246,7 @@ def _found(path: Path, key: str | None, own: str) -> Found:
 
 @dataclass(frozen=True)
 class _Maker:
-    """What the person told, and the frames to try the rest on."""
+    """Makes checkpoints of files from what the person told, and tries the rest on frames."""
 
     told: Told
     classes: tuple[str, ...]
@@ -257,7 +257,7 @@ class _Maker:
     trying: bool
 
     def require_told(self, found: Mapping[str, Found]) -> None:
-        """Refuse what cannot be adopted without further flags, all of which the message names; check those given."""
+        """Refuse files that need further flags, with a message that names all of them; check the given ones."""
         from zoo.data.normalisation import NORMALISATIONS
         from zoo.models.blocks import ACTIVATIONS
 
@@ -448,7 +448,7 @@ def _logits(checkpoint: zoo.Checkpoint, windows: Tensor) -> Tensor:
     return logits_of(answer, windows, checkpoint.spec.classes, checkpoint.spec.architecture).cpu()
 
 
-# ---- what is said
+# ---- tables and remarks
 
 
 def _tables(rows: Sequence[Mapping[str, Any]]) -> Iterator[Table]:

@@ -107,7 +107,7 @@ def verify(
 
 
 def _vouched(what: zoo.Registry | Path, key: Path, signature: Path | None, not_before: datetime | None) -> Answer:
-    """What a signature covers; with code 1 where it is not that of the key, or does not fit what is there."""
+    """What a signature covers; exit code 1 where another key made it, or the files are not those that were signed."""
     from zoo.signature import SignatureError, verify
 
     try:

@@ -8,6 +8,7 @@ Torch is imported only with a model.
 
 from __future__ import annotations
 
+import builtins  # for `builtins.list`, since the class has a method of that name
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -47,15 +48,9 @@ __all__ = [
 Given = ParamSpec("Given")
 T = TypeVar("T")
 
-Names = list[str]  # aliases of types, since the class has a method of the name `list`
-Entries = list[Entry]
-Problems = list[Problem]
-Paths = list[Path]
-Rows = list[dict[str, Any]]
-
 
 def _now(question: Callable[Concatenate[Snapshot, Given], T]) -> Callable[Concatenate[Registry, Given], T]:
-    """The question to a snapshot as one to the registry, whose file is read for the answer."""
+    """A method of the registry that reads its file and puts a question to the snapshot."""
 
     @wraps(question)
     def answer(self: Registry, /, *args: Given.args, **more: Given.kwargs) -> T:
@@ -141,7 +136,7 @@ class Registry:
 
         return difference(self.blobs, self._entry(first), self._entry(second))
 
-    def measure(self, version: str | Entry, frames: FrameSet) -> Rows:
+    def measure(self, version: str | Entry, frames: FrameSet) -> builtins.list[dict[str, Any]]:
         """Metrics recorded on these very frames, measured again on their device.
 
         The rows have version, metric, recorded, measured and agrees.
@@ -175,9 +170,9 @@ class Registry:
     ) -> Entry:
         """Register a model under a name, as its next version; the same weights again are the same version.
 
-        Registering the same weights again repairs a version whose blob is damaged or missing; if they answer otherwise
-        than when they were registered, the code has changed, and they are refused. The arguments that are not below are
-        as in `Checkpoint`; None leaves what a checkpoint has.
+        Registering the same weights again repairs a version whose blob is damaged or missing. If the model answers
+        otherwise than when it was registered, its code has changed, and it is refused. Arguments that are not listed
+        here are as in `Checkpoint`; None keeps what a checkpoint has.
 
         Args:
             name: the model's name.
@@ -289,9 +284,8 @@ class Registry:
     ) -> Entry | EnsembleEntry:
         """Change the note, licence, tags or metrics of a version; or of an ensemble, which has no metrics.
 
-        What is not named stays as it is, with changes by others meanwhile.
-
-        `note` and `licence` replace them ("" removes), `tags` all its tags; `add_tags` are added, `drop_tags` removed.
+        Arguments that are left out change nothing, and keep what others have changed meanwhile. `note` and `licence`
+        replace the present text ("" removes it), `tags` replaces all tags; `add_tags` are added, `drop_tags` removed.
         `metrics` are added; one of the same name is replaced.
 
         Raises:
@@ -310,14 +304,14 @@ class Registry:
         content = self._file.commit(partial(changes.annotate, name=entry.name, id=id, **new))
         return content.entry(entry.name, id) if id else content.get_ensemble(entry.name)
 
-    def remove(self, reference: str, *, force: bool = False) -> Names:
+    def remove(self, reference: str, *, force: bool = False) -> builtins.list[str]:
         """Remove an ensemble, an alias or a version (a bare name is its newest, `name@*` all of them).
 
         Blobs stay until `collect_garbage`. `force` removes also the ensembles and aliases that hold it, which are
         returned; without it they raise a RegistryError (HELD).
         """
         removed = changes.pinned_all(self.snapshot(), reference)
-        held: Names = []
+        held: builtins.list[str] = []
 
         def change(draft: Snapshot) -> None:
             held[:] = changes.remove(draft, removed, force=force)
@@ -336,7 +330,7 @@ class Registry:
 
     def verify(
         self, include: Patterns = "*", exclude: Patterns = (), *, fast: bool = False, probe: bool = False
-    ) -> Problems:
+    ) -> builtins.list[Problem]:
         """Check the blobs of the models that match; what is wrong with them, an empty list if nothing is.
 
         `fast` checks only sizes and headers and hashes nothing; `probe` also runs each model on the probe batch and
@@ -353,7 +347,7 @@ class Registry:
         for entry in self.entries(include, exclude):
             yield entry, problem_of(self.blobs, entry, fast=fast, probe=probe)
 
-    def collect_garbage(self, *, dry_run: bool = False, older_than: float = 86_400.0) -> Paths:
+    def collect_garbage(self, *, dry_run: bool = False, older_than: float = 86_400.0) -> builtins.list[Path]:
         """Remove temporary files and blobs that no version refers to, under the lock; returns their paths.
 
         Files younger than `older_than` seconds stay: they may belong to a registration in progress. `dry_run` only
@@ -361,7 +355,7 @@ class Registry:
         """
         return collect_garbage(self.path, self.blobs, timeout=self.timeout, dry_run=dry_run, older_than=older_than)
 
-    def recover(self) -> Entries:
+    def recover(self) -> builtins.list[Entry]:
         """Rebuild a lost registry from the metadata in its blobs; returns their versions, by the age of the blobs.
 
         Numbers follow the age of the blobs; aliases, ensembles and tags are not in blobs and stay lost. Versions

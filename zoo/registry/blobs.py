@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from zoo import _files
-from zoo.registry.transaction import check_there, lock_path, locked, read_snapshot
+from zoo.registry.transaction import check_there, disk_errors, lock_path, locked, read_snapshot
 from zoo.registry.types import Entry, RegistryError
 
 _FORMAT = re.compile(rb'"format"\s*:\s*"zoo-registry"')
@@ -41,7 +41,7 @@ class Blobs:
         """
         sha256 = hashlib.sha256(data).hexdigest()
         path = self.path(sha256)
-        try:
+        with disk_errors(f"cannot write the blob {path}", "; nothing has changed"):
             _files.make_folders(self.folder)
             if _hash_of(path, len(data)) == sha256:
                 with _files.if_offered():
@@ -49,8 +49,6 @@ class Blobs:
                 _files.sync_folder(self.folder)
             else:
                 _files.write(path, data)
-        except OSError as error:
-            raise RegistryError("DISK", f"cannot write the blob {path}: {error}; nothing has changed") from error
         return sha256
 
     def put_back(self, sha256: str, data: bytes) -> None:

@@ -38,7 +38,7 @@ _ABOUT = ("kind", "trained_on", "parents", "note", "tags", "software")
 
 
 def known(entry: Entry) -> bool:
-    """Whether this program knows the architecture, so that the model can be built."""
+    """Whether this program knows the architecture and can therefore build the model."""
     return entry.architecture in list_architectures()
 
 

@@ -17,7 +17,7 @@ from msgspec import UNSET, Raw
 
 from zoo import _files
 from zoo.registry.text import parse, record, write
-from zoo.registry.transaction import read_bytes, read_snapshot
+from zoo.registry.transaction import disk_errors, read_bytes, read_snapshot
 from zoo.registry.types import (
     NO_MODEL,
     AliasRecord,
@@ -147,7 +147,5 @@ def merge_files(base: Path, ours: Path, theirs: Path) -> None:
     raw = read_bytes(base) or b""
     before = parse(raw) if raw.strip() else Snapshot()
     text = write(merge(before, read_snapshot(ours), read_snapshot(theirs)))
-    try:
+    with disk_errors(f"cannot write {ours}"):
         _files.write(ours, text)
-    except OSError as error:
-        raise RegistryError("DISK", f"cannot write {ours}: {error}") from error

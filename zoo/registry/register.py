@@ -29,6 +29,7 @@ from zoo.models.spec import Spec, count_parameters
 from zoo.registry.blobs import Blobs
 from zoo.registry.changes import Change, add_version, now, strings_of, tags_of, written
 from zoo.registry.text import new_record
+from zoo.registry.transaction import disk_errors
 from zoo.registry.types import Entry, RegistryError, Snapshot, VersionRecord, check_name
 
 Model = Checkpoint | nn.Module | str | os.PathLike[str]
@@ -60,10 +61,8 @@ def checkpoint_of(
     given = {key: value for key, value in about.items() if value is not None}
     if isinstance(model, str | os.PathLike):
         path = Path(model)
-        try:
+        with disk_errors(f"cannot read {path}"):
             data = _files.read(path)
-        except OSError as error:
-            raise RegistryError("DISK", f"cannot read {path}: {error}") from error
         try:
             if "zoo" in read_header(data).metadata:
                 return checkpoint_of(decode(data), spec, classes, **about)

@@ -27,7 +27,7 @@ import os
 import socket
 import stat
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from zoo import _files
@@ -81,7 +81,7 @@ class RegistryFile:
             self._pending[1].append((change, ensure))
             return self._pending[0]
         if create:
-            with _disk_errors(self.path):
+            with _writing(self.path):
                 _files.make_folders(self.path.parent)
         else:
             check_there(self.path)
@@ -107,7 +107,7 @@ class RegistryFile:
         """Refuse (DISK) a registry that cannot be locked, before work that would be lost; makes its folder."""
         if self._pending is not None and self._pending[1]:  # asked before the first change of the transaction
             return
-        with _disk_errors(self.path):
+        with _writing(self.path):
             _files.make_folders(self.path.parent)
             _files.check_locks(lock_path(self.path))
 
@@ -183,7 +183,7 @@ def locked(path: Path, *, timeout: float) -> Iterator[None]:
     Raises:
         RegistryError: LOCKED after `timeout` seconds, naming who holds it; DISK.
     """
-    with ExitStack() as stack, _disk_errors(path):
+    with ExitStack() as stack, _writing(path):
         try:
             stack.enter_context(_files.locked(lock_path(path), timeout=timeout))
         except TimeoutError:
@@ -206,7 +206,7 @@ def lock_path(path: Path) -> Path:
 
 def _replace(path: Path, raw: Bytes | None, text: bytes) -> bool:
     """Steps 8 to 10; False where the file is no longer what was read."""
-    with _disk_errors(path):
+    with _writing(path):
         if path.is_symlink():
             msg = f"{path} is a symbolic link, which writing would replace; name the file itself: {path.resolve()}"
             raise RegistryError("LINK", msg)
@@ -224,8 +224,13 @@ def _replace(path: Path, raw: Bytes | None, text: bytes) -> bool:
 
 
 @contextmanager
-def _disk_errors(path: Path) -> Iterator[None]:
+def disk_errors(what: str, so: str = "") -> Iterator[None]:
+    """Turn an error of the disk into a RegistryError (DISK): what failed, the system's reason, and what follows."""
     try:
         yield
     except OSError as error:
-        raise RegistryError("DISK", f"cannot write the registry {path}: {error}; nothing has changed") from error
+        raise RegistryError("DISK", f"{what}: {error}{so}") from error
+
+
+def _writing(path: Path) -> AbstractContextManager[None]:
+    return disk_errors(f"cannot write the registry {path}", "; nothing has changed")

@@ -7,6 +7,7 @@ References are `cylinder-a` (a model's newest version, an ensemble, or an alias)
 
 from __future__ import annotations
 
+import builtins  # for `builtins.list`, since Snapshot has a method of that name
 import re
 from collections.abc import Iterator, Mapping
 from copy import copy
@@ -398,9 +399,6 @@ class Problem(Struct, frozen=True):
 
 # ---- the content
 
-Names = list[str]  # aliases of types, since Snapshot has a method of the name `list`
-Entries = list[Entry]
-
 
 @dataclass
 class Snapshot:
@@ -471,11 +469,11 @@ class Snapshot:
         name = reference if pointer is None else pointer.ensemble
         return self.get_ensemble(reference) if name in self.ensembles else self.get(reference)
 
-    def list(self, include: Patterns = "*", exclude: Patterns = ()) -> Names:
+    def list(self, include: Patterns = "*", exclude: Patterns = ()) -> builtins.list[str]:
         """Sorted names of the models; shell wildcards, one or several, in both."""
         return matching(sorted(name for name, model in self.models.items() if model.versions), include, exclude)
 
-    def entries(self, include: Patterns = "*", exclude: Patterns = ()) -> Entries:
+    def entries(self, include: Patterns = "*", exclude: Patterns = ()) -> builtins.list[Entry]:
         """All versions of the models whose names match, by name and number."""
         return [
             Entry(name, id, version)
@@ -483,7 +481,7 @@ class Snapshot:
             for id, version in sorted(self.models[name].versions.items(), key=lambda item: item[1].n)
         ]
 
-    def list_ensembles(self, include: Patterns = "*", exclude: Patterns = ()) -> Names:
+    def list_ensembles(self, include: Patterns = "*", exclude: Patterns = ()) -> builtins.list[str]:
         """Sorted names of the ensembles."""
         return matching(sorted(self.ensembles), include, exclude)
 
