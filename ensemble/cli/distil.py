@@ -23,6 +23,7 @@ from zoo.cli.options import (
     RegistryFile,
     options_from,
     recipe_from,
+    require_folders,
     spec_from,
 )
 from zoo.training.recipe import acting
@@ -77,6 +78,7 @@ def distil(
     """
     home = zoo.Registry(registry)
     home.check_nameable(save)
+    require_folders(directory)
     if students < 1:
         msg = f"expected at least one student, got {students}"
         raise ValueError(msg)

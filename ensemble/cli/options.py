@@ -25,6 +25,7 @@ from zoo.cli.options import (
     class_names,
     flag_fields,
     read_partition,
+    require_folders,
 )
 
 if TYPE_CHECKING:
@@ -141,6 +142,7 @@ class Collection:
     """What a `Source` stands for: the members' outputs, partition by partition, and the versions that gave them."""
 
     def __init__(self, source: Source) -> None:
+        require_folders(source.cache, source.run)
         self.source = source
         self.registry = zoo.Registry(source.registry)
         self.seconds: float | None = None  # that the members ran on the last partition; None for stored outputs

@@ -32,6 +32,7 @@ from zoo.cli.options import (
     RegistryFile,
     class_names,
     read_partition,
+    require_folders,
     require_writable,
 )
 
@@ -402,6 +403,7 @@ def collect(folder: Path, /, *, source: Source = Source()) -> Answer:
 
     source.refuse("sample", where="for `collect`, which stores the outputs on all frames")
     source.refuse("run", where="for `collect`, which goes on by itself from the shards that it has")
+    require_folders(folder)
     collection, partitions = Collection(source), (source.valid, source.test)
     for partition in partitions:
         place = folder / partition

@@ -216,3 +216,12 @@ def require_writable(path: Path) -> None:
         return
     msg = f"expected the path of a file in a folder that can be written to, got {str(path)!r}: {wrong}"
     raise ValueError(msg)
+
+
+def require_folders(*paths: Path | None) -> None:
+    """Refuse before the work what is to be a folder, now or once it is made, but is a file or lies in one."""
+    for path in filter(None, paths):
+        nearest = next((each for each in (path, *path.parents) if each.exists()), path)
+        if nearest.exists() and not nearest.is_dir():
+            msg = f"expected a folder, or the path of a new one, got {str(path)!r}: {str(nearest)!r} is none"
+            raise ValueError(msg)

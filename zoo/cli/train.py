@@ -25,6 +25,7 @@ from zoo.cli.options import (
     flag_fields,
     options_from,
     recipe_from,
+    require_folders,
     require_writable,
     spec_from,
 )
@@ -103,6 +104,7 @@ def train(
     if name is None and directory is None:
         msg = "expected a name to save the model under, or --directory for its checkpoints, got neither"
         raise ValueError(msg)
+    require_folders(directory, tensorboard)
     home = zoo.Registry(registry)
     if name is not None:
         home.check_nameable(name)
@@ -302,6 +304,7 @@ def study(
     if optuna and (jobs != 1 or ray or run):
         msg = "expected no --jobs, --ray and --run beside --optuna, whose study several processes share by --journal"
         raise ValueError(msg)
+    require_folders(run)
     if ray and jobs != 1:
         msg = "expected either --jobs or --ray, got both"
         raise ValueError(msg)
