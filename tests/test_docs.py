@@ -187,6 +187,30 @@ def test_the_page_on_formats_lists_what_mapped_frames_hold(tmp_path: Path) -> No
     assert listed == {*header.pieces, *header.metadata}
 
 
+def test_the_page_on_formats_lists_the_files_and_fields_of_a_run_in_shards(
+    registry: zoo.Registry, tmp_path: Path
+) -> None:
+    """What any of the tasks writes is listed, and all that is listed is written by one of them."""
+    members, rules, shards = ensemble.load(registry, ["a@1"]), {"mean": ensemble.mean}, ensemble.run.shards
+    shards.tally(members, FRAMES, rules, folder=tmp_path / "tally")
+    shards.judge(members, FRAMES, rules, most=32, folder=tmp_path / "judge")
+    assert {path.name for path in (tmp_path / "judge").iterdir()} == {"outputs", "shards"}
+    found, arrays = set(), set()
+    for folder in (tmp_path / "tally", tmp_path / "judge" / "shards"):
+        assert {path.name for path in folder.iterdir()} == {"run.json", "000000.shard"}
+        run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        assert {*run} == {"about", "forms"}
+        found |= {*run["about"]}
+        header = read_header((folder / "000000.shard").read_bytes())
+        arrays |= {re.sub(r"^sums\..*", "sums.METRIC", name) for name in (*header.pieces, *header.metadata)}
+    of = json.loads(header.metadata["of"])
+    text = (DOCS / "formats.md").read_text(encoding="utf-8")
+    assert all(f"`{name}`" in text.partition("| `of` |")[2].partition("\n")[0] for name in of)
+    only_outputs = {"rows", "type"}  # of `shards` in a store that several processes fill
+    assert fields("## Folder of shards: `--run`") - only_outputs == found | {"run.json", "NNNNNN.shard"}
+    assert fields("### Tally: `NNNNNN.shard`") == arrays
+
+
 def test_the_page_on_formats_lists_the_fields_of_exported_folders(registry: zoo.Registry, tmp_path: Path) -> None:
     """A model's three files and an ensemble's, with the fields of both descriptions."""
     model, final = zoo.export(registry, "a@1", tmp_path / "model"), zoo.export(registry, "final", tmp_path / "final")

@@ -209,6 +209,15 @@ def test_what_cannot_be_written_leaves_nothing_and_names_the_way_out(
     assert len([*root.iterdir()]) == 2
 
 
+@pytest.mark.parametrize("below", ["", "further/below"])
+def test_a_file_in_place_of_the_folder_is_refused(root: Path, tmp_path: Path, below: str) -> None:
+    """It is named with the way out, and stays as it is."""
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(zoo.CorpusError, match=r"expected a folder .*file.*, but .*file is none; name a.*--mapped"):
+        opened(root, mapped=tmp_path / "file" / below)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 def test_space_is_reserved_where_the_system_has_no_call_for_it(
     frames: FrameSet, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

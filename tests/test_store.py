@@ -11,6 +11,7 @@ import sys
 import textwrap
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -125,6 +126,50 @@ def test_a_failing_disk_is_reported(tmp_path: Path, frames: zoo.FrameSet, monkey
             ensemble.collect(members, frames, cache=tmp_path)
     found = ensemble.collect(members_of(0), frames, cache=tmp_path)
     assert torch.equal(found.log_probabilities, ensemble.collect(members_of(0), frames).log_probabilities)
+
+
+@pytest.mark.parametrize("call", ["write", "fsync", "pwrite"])
+def test_outputs_on_a_full_disk_leave_nothing_and_name_the_way_out(
+    call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One error with the folder and the size, and no file that is half written."""
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    if call == "write":
+        monkeypatch.setattr(Path, "replace", full)
+    else:
+        monkeypatch.setattr(os, call, full)
+    with pytest.raises(OSError, match=r"No space left.*bytes of outputs; make room.*use another folder.*valid"):
+        write_outputs(tmp_path / "valid", OUTPUTS)
+    assert [*(tmp_path / "valid").iterdir()] == []
+
+
+@pytest.mark.parametrize("below", ["", "further/below"])
+def test_a_file_in_place_of_a_folder_is_refused(below: str, tmp_path: Path, frames: zoo.FrameSet) -> None:
+    """It is named with the way out, and stays as it is."""
+    (tmp_path / "file").write_text("mine")
+    folder = tmp_path / "file" / below
+    with pytest.raises(StoreError, match=r"expected a folder .*file.*, but a file is in its place; name another"):
+        ensemble.collect(members_of(0), frames, cache=folder)
+    with pytest.raises(NotADirectoryError, match=r"expected a folder .*file.*name another folder"):
+        ensemble.run.shards.tally(members_of(0), frames, {"mean": ensemble.mean}, folder=folder)
+    with pytest.raises(NotADirectoryError, match=r"expected a folder .*file.*name another folder"):
+        zoo.train(SPEC, zoo.Recipe(epochs=1), frames, frames, directory=folder)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["labels", "groups", "outputs"])
+def test_what_was_cut_short_is_refused_with_its_folder(name: str, tmp_path: Path) -> None:
+    """Also where the rest is a whole array of fewer frames."""
+    write_outputs(tmp_path / "valid", OUTPUTS)
+    if name == "outputs":
+        os.truncate(tmp_path / "valid" / "outputs.bin", 1)
+    else:
+        np.save(tmp_path / "valid" / f"{name}.npy", np.zeros(1, dtype=np.int64))
+    with pytest.raises(StoreError, match=r"valid.*(collect again|remove)"):
+        read_outputs(tmp_path / "valid")
 
 
 @pytest.fixture

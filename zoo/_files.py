@@ -163,7 +163,11 @@ def reserve(file: int, size: int) -> None:
 
 
 def make_folders(path: Path) -> None:
-    """Create a folder and those above it durably."""
+    """Create a folder and those above it durably; a NotADirectoryError where something else is in the place of one."""
+    there = next(folder for folder in (path, *path.absolute().parents) if os.path.lexists(folder))
+    if not there.is_dir():
+        msg = f"expected a folder {path}, but {there} is none; name another folder, or move what is there"
+        raise NotADirectoryError(msg)
     missing = takewhile(lambda folder: not folder.exists(), (path, *path.parents))
     for folder in reversed([*missing]):
         with suppress(FileExistsError):  # another process may have been quicker

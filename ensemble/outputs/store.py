@@ -19,8 +19,8 @@ import math
 import mmap
 import os
 import shutil
-from collections.abc import Iterable, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -118,7 +118,11 @@ class Store:
         if (folder / _DESCRIPTION).exists():
             self._continue(_described(folder))
         else:
-            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except (FileExistsError, NotADirectoryError) as error:
+                way_out = "name another folder"
+                raise StoreError(f"expected a folder {folder}, but a file is in its place; {way_out}") from error
             self._save()
 
     def _continue(self, found: _Description) -> None:
@@ -156,7 +160,7 @@ class Store:
         """Make room for the members that are not there yet, in this order."""
         if new := [digest for digest in digests if digest not in self._done]:
             self._done |= dict.fromkeys(new, 0)
-            with self._data.open("ab") as file:
+            with self._writing(), self._data.open("ab") as file:
                 file.truncate(len(self._done) * self._row)
             self._save()
 
@@ -166,11 +170,12 @@ class Store:
         first = start * len(self.contents.classes) * self._dtype.itemsize
         rows = list(self._done)
         places = [rows.index(digest) * self._row + first for digest in digests]
-        write_rows(self._data, zip(places, values.reshape(len(values), -1), strict=True))
+        with self._writing():
+            write_rows(self._data, zip(places, values.reshape(len(values), -1), strict=True))
 
     def flush(self) -> None:
         """Return once all bytes are on the disk."""
-        with self._data.open("r+b") as file:
+        with self._writing(), self._data.open("r+b") as file:
             os.fsync(file.fileno())
 
     def finish(self, digests: Sequence[str], shard: int) -> None:
@@ -201,7 +206,8 @@ class Store:
         for name in _ARRAYS:
             if (values := getattr(outputs, name)) is not None:
                 np.save(data := io.BytesIO(), values.numpy())
-                _replace(self.folder / f"{name}.npy", data.getvalue())
+                with self._writing():
+                    _replace(self.folder / f"{name}.npy", data.getvalue())
         members = [_Member(*each) for each in zip(outputs.members, digests, outputs.about, strict=True)]
         self._collected = _Collected(members, labels=outputs.labels is not None, abstain=outputs.abstain)
         self._save()
@@ -212,16 +218,21 @@ class Store:
             way_out = "collect into it again"
             raise StoreError(f"{self.folder} holds rows without names, unfinished or of an older version; {way_out}")
         members = self._collected.members
-        return MemberOutputs(
-            self.read([member.digest for member in members]),
-            tuple(member.name for member in members),
-            self.contents.classes,
-            labels=self._array("labels") if self._collected.labels else None,
-            groups=self._array("groups"),
-            fingerprint=self.contents.fingerprint,
-            abstain=self._collected.abstain,
-            about=tuple(member.about for member in members),
-        )
+        values = self.read([member.digest for member in members])
+        labels, groups = self._array("labels") if self._collected.labels else None, self._array("groups")
+        try:
+            return MemberOutputs(
+                values,
+                tuple(member.name for member in members),
+                self.contents.classes,
+                labels=labels,
+                groups=groups,
+                fingerprint=self.contents.fingerprint,
+                abstain=self._collected.abstain,
+                about=tuple(member.about for member in members),
+            )
+        except ValueError as error:
+            raise StoreError(f"{self.folder} is damaged ({error}); collect again into another folder") from error
 
     def _array(self, name: str) -> Tensor:
         path = self.folder / f"{name}.npy"
@@ -233,7 +244,19 @@ class Store:
     def _save(self) -> None:
         rows = [_Row(*row) for row in self._done.items()]
         text = msgspec.json.encode(_Description(_FORMAT, self.contents, self.shard, rows, self._collected))
-        _replace(self.folder / _DESCRIPTION, msgspec.json.format(text, indent=1))
+        with self._writing():
+            _replace(self.folder / _DESCRIPTION, msgspec.json.format(text, indent=1))
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """An error of the disk says what was to be written, and that nothing finished is lost."""
+        try:
+            yield
+        except OSError as error:
+            size = len(self._done) * self._row
+            msg = f"{error.strerror or error}: expected to write {size:,} bytes of outputs"
+            way_out = "make room, and the same call goes on from the shards that are complete, or use another folder"
+            raise OSError(error.errno, f"{msg}; {way_out}", str(self.folder)) from error
 
 
 def read_outputs(path: str | Path) -> MemberOutputs:
@@ -266,12 +289,16 @@ def write_outputs(folder: str | Path, outputs: MemberOutputs) -> None:
     remove_outputs(folder)
     store = Store(folder, Contents(outputs.fingerprint, frames, outputs.classes, "", dtype))
     digests = [f"name:{name}" for name in outputs.members]  # the digest of no weights
-    store.add(digests)
-    for shard in range(store.shards):
-        start, stop = store.frames(shard)
-        store.put(digests, start, outputs.log_probabilities[:, start:stop])
-        store.finish(digests, shard)
-    store.present(outputs, digests)
+    try:
+        store.add(digests)
+        for shard in range(store.shards):
+            start, stop = store.frames(shard)
+            store.put(digests, start, outputs.log_probabilities[:, start:stop])
+            store.finish(digests, shard)
+        store.present(outputs, digests)
+    except OSError:
+        remove_outputs(folder)
+        raise
 
 
 def remove_outputs(folder: str | Path) -> None:
@@ -289,13 +316,16 @@ def _described(folder: Path) -> _Description:
 
 
 def _replace(path: Path, data: bytes) -> None:
-    """Write a file beside its place, and put it there once its bytes are on the disk."""
+    """Write a file beside its place, and put it there once its bytes are on the disk; nothing is left otherwise."""
     part = path.with_name(f"{path.name}.part")
-    with part.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+    try:
+        with part.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 # Files of an earlier version: one safetensors document per partition, and what is known of the members beside them

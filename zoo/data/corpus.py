@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import math
+import os
 import re
 import shutil
 from collections import Counter
@@ -19,7 +20,6 @@ from functools import lru_cache
 from importlib.resources import as_file, files
 from io import BufferedReader, BytesIO
 from itertools import pairwise, zip_longest
-from operator import attrgetter
 from pathlib import Path
 from threading import Lock
 from typing import Any, TypeVar
@@ -40,6 +40,7 @@ _SENTENCE_ENDS = (("[SOS]", "<sos>"), ("[EOS]", "<eos>"))
 _SPELLINGS = (("[SIL]", "SIL"), *_SENTENCE_ENDS)
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 _PARSING = Lock()  # Python 3.11 may raise SystemError where two threads parse a literal, as headers are
+_SUFFIX = ".npy"
 _THREADS = 4  # that read ahead; what they wait for is mostly the disk
 
 Item = TypeVar("Item")
@@ -164,8 +165,8 @@ def _new_memory(starts: Tensor, width: int, labelled: bool) -> tuple[Tensor, Ten
 
 
 def _read(
-    paths: Sequence[Path],
-    transcripts: Sequence[Path],
+    paths: Sequence[str],
+    transcripts: Sequence[str],
     classes: Sequence[str],
     features: int | None,
     memory: Memory,
@@ -196,11 +197,11 @@ def _read(
     return FrameSet(values, labels, starts, tuple(classes), _names(paths))
 
 
-def _names(paths: Sequence[Path]) -> tuple[str, ...]:
-    return tuple(path.stem for path in paths)
+def _names(paths: Sequence[str]) -> tuple[str, ...]:
+    return tuple(path.rpartition("/")[2].removesuffix(_SUFFIX) for path in paths)
 
 
-def _check_width(path: Path, found: int, features: int | None) -> None:
+def _check_width(path: str, found: int, features: int | None) -> None:
     if found != (features or found):
         msg = f"{path}: expected {features} features per frame, got {found}"
         raise CorpusError(msg)
@@ -224,34 +225,37 @@ def _ahead(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterato
         yield from pool.map(function, items)
 
 
-def _recordings(folder: Path) -> list[Path]:
-    """The arrays of a folder by name, without the hidden files that systems put beside them."""
-    found = (path for path in folder.glob("*.npy") if not path.name.startswith("."))
-    return sorted(found, key=attrgetter("name"))  # paths themselves are compared four times as slowly
+def _recordings(folder: Path) -> list[str]:
+    """The names of a folder's arrays in order, without the hidden files that systems put beside them."""
+    names = os.listdir(folder)  # noqa: PTH208  # as text: see `_files`
+    return sorted(name for name in names if name.endswith(_SUFFIX) and not name.startswith("."))
 
 
-def _files(root: Path, partition: str) -> tuple[list[Path], list[Path]]:
-    """The recordings of a partition in their order, and their transcripts; no transcripts if there is no folder."""
+def _files(root: Path, partition: str) -> tuple[list[str], list[str]]:
+    """The recordings of a partition in their order, and their transcripts; no transcripts if there is no folder.
+
+    As text: a partition has tens of thousands of files, and to make a `Path` takes longer than to ask for its time.
+    """
     folder, order, transcripts = (root / partition / name for name in ("mfcc", "test_order.csv", "transcript"))
     if not folder.is_dir():
         others = sorted(path.parent.name for path in root.glob("[!.]*/mfcc"))
         msg = f"expected a folder {folder}; partitions under {root}: {', '.join(others) or 'none'}"
         raise CorpusError(msg)
-    paths = _recordings(folder)
-    if not paths:
+    names = _recordings(folder)
+    if not names:
         msg = f"expected recordings *.npy in {folder}, got none"
         raise CorpusError(msg)
     if order.is_file():
-        paths = [folder / f"{name}.npy" for name in _order(order, [path.stem for path in paths])]
+        names = [name + _SUFFIX for name in _order(order, [name.removesuffix(_SUFFIX) for name in names])]
+    paths = [f"{folder}/{name}" for name in names]
     if not transcripts.is_dir():
         return paths, []
-    recordings = {path.name for path in paths}
-    if alone := sorted(recordings ^ {path.name for path in _recordings(transcripts)}):
-        present, lacking = (folder, transcripts) if alone[0] in recordings else (transcripts, folder)
+    if alone := sorted(set(names) ^ {*_recordings(transcripts)}):
+        present, lacking = (folder, transcripts) if alone[0] in names else (transcripts, folder)
         came = f"none ({len(alone)} such files)"
         msg = f"{present / alone[0]}: expected a partner of the same name in {lacking}, got {came}"
         raise CorpusError(msg)
-    return paths, [transcripts / path.name for path in paths]
+    return paths, [f"{transcripts}/{name}" for name in names]
 
 
 def _order(path: Path, recordings: Sequence[str]) -> list[str]:
@@ -308,17 +312,17 @@ def _parsed(version: tuple[int, int], header: bytes) -> tuple[tuple[int, ...], b
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[tuple[BufferedReader, tuple[int, ...], bool, np.dtype]]:
+def _opened(path: str) -> Iterator[tuple[BufferedReader, tuple[int, ...], bool, np.dtype]]:
     """The file of one array behind its header, with its shape, Fortran order and type: no archives, no Python objects.
 
     Any error of NumPy's becomes a CorpusError, here and while the array is read.
     """
     try:
-        with path.open("rb") as file:
+        with open(path, "rb") as file:  # noqa: PTH123  # as text: see `_files`
             version = np.lib.format.read_magic(file)
             size = file.read(2 if version == (1, 0) else 4)
             shape, fortran, dtype = _parsed(version, size + file.read(int.from_bytes(size, "little")))
-            there = path.stat().st_size - file.tell()
+            there = os.fstat(file.fileno()).st_size - file.tell()
             if dtype.hasobject or min(shape, default=0) < 0 or there < math.prod(shape) * dtype.itemsize:
                 what = "Python objects" if dtype.hasobject else f"{there:,} bytes"
                 msg = f"{what} for shape {shape} {dtype}"
@@ -338,7 +342,7 @@ def _array(file: BufferedReader, shape: tuple[int, ...], dtype: np.dtype, *, for
     return flat.reshape(shape, order="F" if fortran else "C")
 
 
-def _shape(path: Path) -> tuple[int, int]:
+def _shape(path: str) -> tuple[int, int]:
     """Number of frames and of features of one recording, from the header of its file."""
     with _opened(path) as (_, shape, _, dtype):
         if len(shape) != 2 or dtype.kind != "f" or not math.prod(shape):
@@ -347,7 +351,7 @@ def _shape(path: Path) -> tuple[int, int]:
         return shape
 
 
-def _read_features(path: Path, rows: NDArray[np.float32]) -> None:
+def _read_features(path: str, rows: NDArray[np.float32]) -> None:
     """Fill rows (T, F) with the features of a file, straight from it where it holds float32."""
     with _opened(path) as (file, shape, fortran, dtype):
         if shape != rows.shape:
@@ -361,7 +365,7 @@ def _read_features(path: Path, rows: NDArray[np.float32]) -> None:
                 rows[:] = _array(file, shape, dtype, fortran=fortran)
 
 
-def _read_labels(path: Path, labels: NDArray[np.int64], indices: Mapping[str, int]) -> None:
+def _read_labels(path: str, labels: NDArray[np.int64], indices: Mapping[str, int]) -> None:
     """Fill labels (T,) from a transcript of T + 2 strings."""
     frames = len(labels)
     with _opened(path) as (file, shape, fortran, dtype):
