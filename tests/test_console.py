@@ -37,6 +37,18 @@ def test_an_answer_is_shown_to_people_or_given_to_programs(capsys: pytest.Captur
     assert json.loads(capsys.readouterr().out) == {"times": 3}
 
 
+def test_what_a_library_prints_is_no_part_of_the_document(capsys: pytest.CaptureFixture[str]) -> None:
+    """With --json it goes to stderr."""
+
+    def act() -> Answer:
+        print("a node of the cluster is lost")
+        return Answer({"times": 3}, [])
+
+    assert command_line("demo", "A demo.", [act], {})(["--json", "act"]) == 0
+    out, err = capsys.readouterr()
+    assert (json.loads(out), err) == ({"times": 3}, "a node of the cluster is lost\n")
+
+
 def test_a_former_spelling_is_answered_with_the_new_one(capsys: pytest.CaptureFixture[str]) -> None:
     """With the value behind it or after an equals sign."""
     for arguments in (["act", "--often", "3"], ["act", "--often=3"]):

@@ -11,6 +11,7 @@ from torch import nn
 
 import ensemble
 import zoo
+from ensemble.run import Processes
 from ensemble.run.cotraining import TrainingStack, fastest, measure_together, stacked_group
 from zoo import FrameSet, Recipe, Spec
 from zoo.models.architectures import ARCHITECTURES
@@ -102,6 +103,23 @@ def test_a_stopped_run_resumes_with_the_same_groups(frames: FrameSet, tmp_path: 
     again = ensemble.cotrain(SPEC, RECIPE, frames, frames, seeds=range(3), directory=tmp_path)
     assert [one.digest for one in again] == [one.digest for one in whole]
     assert sorted(path.name for path in tmp_path.glob("members-*")) == ["members-000", "members-002"]
+
+
+@pytest.mark.parametrize("folds", [0, 2])
+def test_workers_train_the_members_with_the_same_bits(folds: int, frames: FrameSet, tmp_path: Path) -> None:
+    """Sets of two and one, on all frames or on folds, by one process or two; the same call again trains nothing."""
+    settings: dict[str, Any] = {"seeds": range(3), "together": 2, "folds": folds}
+    plain = [one.digest for one in ensemble.cotrain(SPEC, RECIPE, frames, frames, **settings)]
+    for count in (1, 2):
+        how = {"workers": Processes(count), "directory": tmp_path} if count == 2 else {"workers": Processes(count)}
+        assert [one.digest for one in ensemble.cotrain(SPEC, RECIPE, frames, frames, **settings, **how)] == plain
+    times = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("epoch-*")}
+    again = ensemble.cotrain(SPEC, RECIPE, frames, frames, **settings, directory=tmp_path)
+    assert [one.digest for one in again] == plain
+    assert times == {file: file.stat().st_mtime_ns for file in times}
+    assert len(times) == 3 * max(folds, 1)
+    with pytest.raises(ValueError, match="no on_epoch beside workers"):
+        ensemble.cotrain(SPEC, RECIPE, frames, frames, workers=Processes(2), on_epoch=print)
 
 
 def test_the_group_is_chosen_by_measurement(frames: FrameSet) -> None:
@@ -204,7 +222,7 @@ def test_a_member_that_diverges_keeps_its_best_and_the_others_go_on(
     assert {path.name for path in tmp_path.glob("members-000/epoch-0003*")} == {"epoch-0003-001.safetensors"}
 
 
-def test_a_study_trains_equal_specs_together(frames: FrameSet, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_study_trains_equal_specs_together(frames: FrameSet, tmp_path: Path) -> None:
     """Each draw has a seed of its own and is what training it alone would give; order and losses are kept."""
     wider = replace(SPEC, options={**SPEC.options, "width": 16})
     recipe = replace(RECIPE, epochs=2, seed=7, order_seed=1)
@@ -213,6 +231,13 @@ def test_a_study_trains_equal_specs_together(frames: FrameSet, monkeypatch: pyte
     for one, seed in zip(found, (7, 7, 8), strict=True):
         assert one is not None
         assert apart(one, zoo.train(one.spec, replace(recipe, seed=seed), frames, frames)) < 1e-4
+    by_two = ensemble.run.train_alike(
+        [SPEC, wider, SPEC], recipe, frames, frames, workers=Processes(2), folder=tmp_path
+    )
+    kept = ensemble.run.train_alike([SPEC, wider, SPEC], recipe, frames, frames, folder=tmp_path)
+    assert [one and one.digest for one in found] == [one and one.digest for one in by_two]
+    assert [one and one.digest for one in found] == [one and one.digest for one in kept]
+    assert len([*tmp_path.iterdir()]) == 2
     trials = zoo.search.halving([SPEC, wider] * 2, recipe, frames, frames, factor=2, trainer=ensemble.run.train_alike)
     assert sorted(trial.epochs for trial in trials) == [1, 1, 2, 2]
 

@@ -2,13 +2,15 @@
 
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -263,10 +265,29 @@ def test_a_killed_run_that_is_started_again_redoes_what_was_under_way(tmp_path: 
     assert kept == {file: file.stat().st_mtime_ns for file in kept}
 
 
+COMMANDS = [  # that work on a cluster
+    "ensemble evaluate --corpus corpus --valid dev --rules mean weighted",
+    "ensemble fit --corpus corpus --valid dev",
+    "ensemble select --corpus corpus --valid dev --max-members 1",
+    "ensemble collect {} --corpus corpus --valid dev",
+    "zoo study --corpus corpus --train dev --valid test --max-parameters 60_000 --contexts 2 --epochs 1 --draws 2",
+]
+
+
+def answer(command: Callable[..., Any], line: str) -> dict[str, Any]:
+    """The JSON of a command, but for durations and the folder that it was given."""
+    data = command(f"{line} --json", code=0).data
+    return {key: value for key, value in data.items() if not re.search("seconds|per_second|folder", key)}
+
+
 def test_a_ray_cluster_gives_the_bits_of_one_machine(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    home: Path, command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """By 4, 2 and 1 actors on two nodes; and though a worker, the driver and a node are killed, one after another."""
+    """By 4, 2 and 1 actors on two nodes; and though a worker, the driver and a node are killed, one after another.
+
+    So does every command that takes --ray, with the members sent to those who see no registry.
+    """
+    tmp_path = home
     ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'zoo-ensemble[ray]'")
     from ray.cluster_utils import Cluster
 
@@ -310,6 +331,13 @@ def test_a_ray_cluster_gives_the_bits_of_one_machine(
             assert bits(shards.tally(hanging, theirs, {}, workers=Ray(2, cpus=2))) == alone
             killing.result()
         assert caplog.messages[-1].count(" at shard") == 1
+
+        for line in COMMANDS:
+            assert answer(command, f"{line.format('theirs')} --ray") == answer(command, line.format("ours"))
+            monkeypatch.setattr(shards, "_MOST", 2**20)  # further commands need one actor only
+        for path in (home / "ours").rglob("*.bin"):
+            assert path.read_bytes() == (home / "theirs" / path.relative_to(home / "ours")).read_bytes()
+        assert [*(home / "ours").rglob("*.bin")]
     finally:
         ray.shutdown()
         cluster.shutdown()

@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import pickle
 import socket
 import subprocess
 import sys
@@ -117,15 +118,37 @@ def test_trials_are_trained_by_processes_with_the_same_bits(tmp_path: Path) -> N
     specs = [zoo.Spec("cylinder", 27, 1, 40, options={"width": width, "depth": 1}) for width in (4, 8, 8)]
     recipe = zoo.Recipe(epochs=1)
     plain = one_by_one(specs, recipe, frames, frames)
-    for how in ({"workers": Processes(2)}, {"workers": Processes(2), "folder": tmp_path}, {"folder": tmp_path}):
-        for one, other in zip(plain, one_by_one(specs, recipe, frames, frames, **how), strict=True):
+    folder = tmp_path / "run"
+    zoo.write_corpus(frames, tmp_path / "corpus", "train")
+    mapped = zoo.read_corpus(tmp_path / "corpus", "train", classes=frames.classes, mapped=tmp_path)
+    for how in ({"workers": Processes(2)}, {"workers": Processes(2), "folder": folder}, {"folder": folder}):
+        given = mapped if "folder" in how else frames
+        for one, other in zip(plain, one_by_one(specs, recipe, given, given, **how), strict=True):
             assert one.tensors.keys() == other.tensors.keys()
             assert all(torch.equal(one.tensors[name], other.tensors[name]) for name in one.tensors)
             assert one.metrics == other.metrics
-    assert len([*tmp_path.iterdir()]) == 2  # equal specs, equal files
-    times = {file: file.stat().st_mtime_ns for file in tmp_path.iterdir()}
+    assert len([*folder.iterdir()]) == 2  # equal specs are trained once
+    times = {file: file.stat().st_mtime_ns for file in folder.iterdir()}
     wild = zoo.Recipe(epochs=1, batch_size=32, optimiser="sgd", learning_rate=1e6, l2=1e6)
     for _ in range(2):
-        assert one_by_one(specs[:1], wild, frames, frames, folder=tmp_path) == [None]
-    assert len([*tmp_path.iterdir()]) == 3
+        assert one_by_one(specs[:1], wild, frames, frames, folder=folder) == [None]
+    assert len([*folder.iterdir()]) == 3
     assert times == {file: file.stat().st_mtime_ns for file in times}
+
+
+def test_mapped_frames_are_mapped_by_each_worker(tmp_path: Path) -> None:
+    """Neither a part of them, which each would hold, nor a file that is no more as it was."""
+    frames = zoo.sample_corpus("train").select(torch.arange(6))
+    zoo.write_corpus(frames, tmp_path, "train")
+    mapped = zoo.read_corpus(tmp_path, "train", mapped=tmp_path)
+    assert len(pickle.dumps(mapped)) < mapped.features.nbytes / 10
+    again = pickle.loads(pickle.dumps(mapped))
+    assert again.mapped
+    assert torch.equal(again.features, frames.features)
+    some = zoo.Spec("cylinder", 27, 0, 40, options={"width": 4, "depth": 1})
+    with pytest.raises(ValueError, match="all frames of a mapped file, to send to workers, got a part"):
+        one_by_one([some], Recipe(), mapped.select(torch.arange(3)), frames, workers=Processes(1))
+    (file,) = tmp_path.glob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:-8])
+    with pytest.raises(ValueError, match=r"expected mapped frames in .*train\.frames\.safetensors, got: "):
+        one_by_one([some], Recipe(), mapped, frames, workers=Processes(1))

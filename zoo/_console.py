@@ -12,7 +12,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -137,9 +137,10 @@ def _app(name: str, help: str, commands: Iterable[Callable[..., Answer]]) -> App
             import_: a Python module or file with your own architectures, rules, optimisers, ...; student.py:Network
                 also makes an architecture of the class Network in it; may be repeated.
         """
-        for target in import_:
-            import_own(target)
-        answer = app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
+        with redirect_stdout(sys.stderr) if json else nullcontext():  # where libraries may print, from threads even
+            for target in import_:
+                import_own(target)
+            answer = app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
         if not isinstance(answer, Answer):  # --help and --version print by themselves
             return 0
         if json:

@@ -10,10 +10,12 @@ entry by entry and stay. What cannot be replaced is refused, and the whole is co
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +27,12 @@ from torch.nn import functional
 import zoo
 from ensemble.run.stack import unlike
 from zoo import _files
+from zoo.checkpoint import state_of
+from zoo.data.frames import require_sendable
 from zoo.models.blocks import Dropout, activation_of, dropout_mask
 from zoo.training.optimisers import restored
 from zoo.training.teacher import frame_sets
+from zoo.workers import Workers, carry_out
 
 _SHARE = 0.05  # of the expected time of a training, which measuring may take
 _STEPS, _PATIENCE = 5, 0.5  # steps and seconds that `zoo.training.seconds_per_step` takes at least
@@ -61,6 +66,7 @@ def cotrain(
     unlabelled: Sequence[zoo.FrameSet] = (),
     on_epoch: Callable[[list[Mapping[str, Any]]], object] | None = None,
     directory: str | Path | None = None,
+    workers: Workers | None = None,
     progress: zoo.logs.Progress | None = None,
 ) -> list[zoo.Checkpoint]:
     """Train a member for each seed; each ends as `zoo.train` would have left it, in less time.
@@ -81,6 +87,10 @@ def cotrain(
             trained for each fold and seed, on the frames outside that fold; see `ensemble.run.distillation`.
         on_epoch: called after each epoch with one record for each member that was stepped together.
         directory: as in `zoo.train`; each set of members that is stepped together has its own folder in it.
+        workers: `ensemble.run.Processes` or `Ray`, each of which trains one such set at a time; here, one after
+            another, if None. Whoever trains, sets of the same size give the same bits, so a smaller `together` gives
+            more workers something to do. A directory must be seen by all machines, a teacher and its functions must be
+            something that can be sent.
 
     Returns:
         M checkpoints in the order of the seeds; each one's recipe repeats it alone. With folds, the M members trained
@@ -88,7 +98,7 @@ def cotrain(
 
     Raises:
         ValueError: no seeds, not as many rates or decays as seeds, folds other than from 2 to as many as recordings, or
-            as in `zoo.train` and `zoo.training.Group`.
+            as in `zoo.train` and `zoo.training.Group`; `on_epoch`, or frames that cannot be sent, beside workers.
         TrainingError: as in `zoo.training.train_group`.
     """
     if together is not None and together < 1:
@@ -104,16 +114,75 @@ def cotrain(
             raise ValueError(msg)
     recipes = [replace(recipe, **{name: values[m] for name, values in own.items()}) for m in range(len(seeds))]
     zoo.training.check_recipes(recipes)
-    settings: dict[str, Any] = {"unlabelled": frame_sets(unlabelled), "on_epoch": on_epoch, "progress": progress}
+    settings: dict[str, Any] = {"unlabelled": frame_sets(unlabelled), "on_epoch": on_epoch}
     settings["teacher"] = None if teacher is None else zoo.training.Teacher.of(teacher)
-    folder = None if directory is None else Path(directory)
+    if workers is not None and on_epoch is not None:
+        msg = "expected no on_epoch beside workers, which train elsewhere; a directory has the figures of each epoch"
+        raise ValueError(msg)
+    folder = None if directory is None else Path(directory).absolute()
     if not folds:
-        return _cotrained(spec, recipes, train, valid, together, folder, **settings)
-    fold, found = fold_of(train, folds), []
-    for k in range(folds):
-        outside, place = (fold != k).nonzero().flatten(), None if folder is None else folder / f"fold-{k:02}"
-        found += _cotrained(spec, recipes, train.select(outside), valid, together, place, **settings)
-    return found
+        sets = _sets(spec, recipes, train, valid, together, folder, None, settings)
+    else:
+        fold, sets = fold_of(train, folds), []
+        for k in range(folds):
+            outside, place = (fold != k).nonzero().flatten(), None if folder is None else folder / f"fold-{k:02}"
+            sets += _sets(spec, recipes, train.select(outside), valid, together, place, outside, settings)
+    trained = _trained(sets, _Trainer(train, valid, settings), workers, progress)
+    return [one for one in trained if one is not None]
+
+
+@dataclass(frozen=True)
+class _Set:
+    """Members that are stepped together."""
+
+    spec: zoo.Spec
+    recipes: tuple[zoo.Recipe, ...]
+    recordings: Tensor | None  # to learn from; all of them if None
+    place: Path | None  # of the run
+
+
+@dataclass(frozen=True)
+class _Trainer:
+    """The job of a worker; to the bit, what is learnt depends on the number of threads."""
+
+    train: zoo.FrameSet
+    valid: zoo.FrameSet
+    settings: Mapping[str, Any]  # of `train_group`
+    diverging: bool = False  # whether a loss that diverges gives None in place of an error
+    threads: int = field(default_factory=torch.get_num_threads)
+
+    def __call__(self) -> Callable[[_Set], list[zoo.Checkpoint | None]]:
+        torch.set_num_threads(self.threads)
+        return self.trained
+
+    def trained(self, some: _Set) -> list[zoo.Checkpoint | None]:
+        """A checkpoint for each of these members; where one diverges, each is trained alone."""
+        frames = self.train if some.recordings is None else self.train.select(some.recordings)
+        group = stacked_group(some.spec, some.recipes, frames.features.device)
+        try:
+            return [*zoo.training.train_group(group, frames, self.valid, directory=some.place, **self.settings)]
+        except zoo.TrainingError:
+            if not self.diverging:
+                raise
+        if len(some.recipes) == 1:
+            return [None]
+        places = [some.place and some.place / f"alone-{m:03}" for m in range(len(some.recipes))]
+        alone = zip(some.recipes, places, strict=True)
+        return [one for recipe, place in alone for one in self.trained(replace(some, recipes=(recipe,), place=place))]
+
+
+def _trained(
+    sets: Sequence[_Set], trainer: _Trainer, workers: Workers | None, progress: zoo.logs.Progress | None
+) -> list[zoo.Checkpoint | None]:
+    """The members of all sets, in their order, whoever trains them."""
+    if workers is None:  # each training shows how far it is
+        trainer, progress = replace(trainer, settings={**trainer.settings, "progress": progress}), None
+    else:
+        require_sendable(trainer.train, trainer.valid, *trainer.settings.get("unlabelled", ()))
+    names = [f"set {n} ({len(some.recipes)} {some.spec.architecture})" for n, some in enumerate(sets)]
+    items = {name: partial(replace, some) for name, some in zip(names, sets, strict=True)}
+    found = dict(carry_out(trainer, items, workers, title="trainings", progress=progress))
+    return [one for name in items for one in found[name]]
 
 
 def fold_of(frames: zoo.FrameSet, folds: int) -> Tensor:
@@ -130,61 +199,59 @@ def fold_of(frames: zoo.FrameSet, folds: int) -> Tensor:
     return torch.randperm(frames.recordings, generator=torch.Generator().manual_seed(0)) % folds
 
 
-def _cotrained(
+def _sets(
     spec: zoo.Spec,
     recipes: Sequence[zoo.Recipe],
     train: zoo.FrameSet,
     valid: zoo.FrameSet,
     together: int | None,
     folder: Path | None,
-    **settings: Any,
-) -> list[zoo.Checkpoint]:
-    """A member for each recipe, trained on all of these frames, so many together; `settings` are of `train_group`."""
-    teacher, first = settings["teacher"], zoo.training.single_group(spec, recipes[0])
-    zoo.training.check_group(first, train, valid, teacher, settings["unlabelled"])
-    note = None if folder is None else folder / "together.json"  # a resumed run has the same groups
+    recordings: Tensor | None,
+    settings: Mapping[str, Any],
+) -> list[_Set]:
+    """A member for each recipe, so many together, which is noted in the folder: a resumed run has the same sets."""
+    teacher, first = settings.get("teacher"), zoo.training.single_group(spec, recipes[0])
+    zoo.training.check_group(first, train, valid, teacher, settings.get("unlabelled", ()))
+    note = None if folder is None else folder / "together.json"
     if together is None and note is not None and note.exists():
         together = int(json.loads(note.read_bytes()))
     size = together or _chosen(spec, recipes, train, teacher)
     if note is not None:
         _files.make_folders(note.parent)
         _files.write(note, json.dumps(size).encode())
-    found: list[zoo.Checkpoint] = []
-    for at in range(0, len(recipes), size):
-        group = stacked_group(spec, recipes[at : at + size], train.features.device)
-        place = None if folder is None else folder / f"members-{at:03}"
-        found += zoo.training.train_group(group, train, valid, directory=place, **settings)
-    return found
+    return [
+        _Set(spec, tuple(recipes[at : at + size]), recordings, None if folder is None else folder / f"members-{at:03}")
+        for at in range(0, len(recipes), size)
+    ]
 
 
 def train_alike(
-    specs: Sequence[zoo.Spec], recipe: zoo.Recipe, train: zoo.FrameSet, valid: zoo.FrameSet
+    specs: Sequence[zoo.Spec],
+    recipe: zoo.Recipe,
+    train: zoo.FrameSet,
+    valid: zoo.FrameSet,
+    *,
+    workers: Workers | None = None,
+    folder: str | Path | None = None,
+    progress: zoo.logs.Progress | None = None,
 ) -> list[zoo.Checkpoint | None]:
     """Train a model for each spec, equal specs together, as the `trainer` of `zoo.search.halving`.
 
     A spec that is repeated is drawn as often, under seeds counted up from the recipe's. So a study compares each
     shape by several draws of its weights for little more than the time of one. The result
-    has a checkpoint per spec, in their order; None where the loss diverged.
+    has a checkpoint per spec, in their order; None where the loss diverged. `workers` are those of `cotrain`; in the
+    folder each set of equal specs has its run, from which a study that is started again goes on.
     """
-    found: list[zoo.Checkpoint | None] = [None] * len(specs)
+    sets, places = list[_Set](), list[int]()
     for spec in dict.fromkeys(specs):
         equal = [index for index, other in enumerate(specs) if other == spec]
-        seeds = [recipe.seed + number for number in range(len(equal))]
-        for index, checkpoint in zip(equal, _those_that_learn(spec, recipe, train, valid, seeds), strict=True):
-            found[index] = checkpoint
-    return found
-
-
-def _those_that_learn(
-    spec: zoo.Spec, recipe: zoo.Recipe, train: zoo.FrameSet, valid: zoo.FrameSet, seeds: list[int]
-) -> list[zoo.Checkpoint | None]:
-    """A checkpoint for each seed; if one diverges, each is trained alone, with None for those that diverge."""
-    try:
-        return [*cotrain(spec, recipe, train, valid, seeds=seeds)]
-    except zoo.TrainingError:
-        if len(seeds) == 1:
-            return [None]
-        return [one for seed in seeds for one in _those_that_learn(spec, recipe, train, valid, [seed])]
+        recipes = [replace(recipe, seed=recipe.seed + m, order_seed=recipe.data_seed) for m in range(len(equal))]
+        known = repr((spec.canonical(), len(equal), recipe.to_dict(), train.fingerprint, valid.fingerprint))
+        home = None if folder is None else Path(folder).absolute() / hashlib.sha256(known.encode()).hexdigest()
+        sets += _sets(spec, recipes, train, valid, None, home, None, {})
+        places += equal
+    trained = _trained(sets, _Trainer(train, valid, {}, diverging=True), workers, progress)
+    return [one for _, one in sorted(zip(places, trained, strict=True), key=lambda pair: pair[0])]
 
 
 def measure_together(
@@ -329,7 +396,7 @@ def _loss(model: nn.Module, body: nn.Module, members: int) -> str:
     every = [name for name, _ in model.named_parameters(remove_duplicate=False)]
     if shared := [name for name in every if name not in dict(model.named_parameters())]:
         return f"{', '.join(shared)} has another name as well"
-    sizes = {name: members * tensor.numel() for name, tensor in zoo.checkpoint.state_of(model).items()}
+    sizes = {name: members * tensor.numel() for name, tensor in state_of(model).items()}
     if sizes != {name: tensor.numel() for name, tensor in body.state_dict().items()}:
         return f"the state of the first, {', '.join(sizes)}, is not that of plain layers"
     for name, part in model.named_modules():

@@ -74,13 +74,13 @@ class FrameSet:
         return "" if inside else f"labels from 0 to {len(self.classes) - 1}, got {low} to {high}"
 
     @classmethod
-    def known(cls, fingerprint: str, **parts: object) -> Self:
+    def known(cls, fingerprint: str, *, again: Callable[[], Self] | None = None, **parts: object) -> Self:
         """Mapped frames as a file holds them that was written of checked frames of this fingerprint: nothing is read.
 
-        `parts` are all fields but `mapped`, each as it was checked.
+        `parts` are all fields but `mapped`, each as it was checked; `again` maps them in another process.
         """
         frames = object.__new__(cls)
-        vars(frames).update(parts, mapped=True, fingerprint=fingerprint)
+        vars(frames).update(parts, mapped=True, fingerprint=fingerprint, _again=again)
         return frames
 
     def __len__(self) -> int:
@@ -171,7 +171,12 @@ class FrameSet:
         return found
 
     def __getstate__(self) -> dict[str, Any]:
-        """As arrays, which reach another process as bytes, and not through memory that the system may lack."""
+        """As arrays, which reach another process as bytes, and not through memory that the system may lack.
+
+        Mapped frames that know their file are mapped there again.
+        """
+        if (again := vars(self).get("_again")) is not None:
+            return {"_again": again}
         known = {name: value for name, value in vars(self).items() if name not in ("groups", "_affine")}
         affine = vars(self).get("_affine", {})
         pairs = {f: pair and tuple(x.cpu().numpy() for x in pair) for f, pair in affine.items()}
@@ -179,6 +184,9 @@ class FrameSet:
         return arrays | {"_affine": pairs}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        if (again := state.get("_again")) is not None:
+            vars(self).update(vars(again()))
+            return
         pairs = {f: pair and tuple(map(torch.from_numpy, pair)) for f, pair in state.pop("_affine").items()}
         tensors = {n: torch.from_numpy(x) if isinstance(x, np.ndarray) else x for n, x in state.items()}
         vars(self).update(tensors, _affine=pairs)
@@ -193,6 +201,14 @@ class FrameSet:
         if function not in cache:
             cache[function] = affine_of(function, self.features, self.starts)
         return cache[function]
+
+
+def require_sendable(*sets: FrameSet) -> None:
+    """Refuse mapped frames of which other processes would get a copy each, as those that were selected of others."""
+    for frames in sets:
+        if frames.mapped and vars(frames).get("_again") is None:
+            msg = "expected frames in memory, or all frames of a mapped file, to send to workers, got a part of a file"
+            raise ValueError(f"{msg}; a copy in each would fill the memory")
 
 
 def windows(

@@ -16,7 +16,8 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,25 @@ class Packed:
             msg = f"expected a file of the format {_FORMAT!r}, got {about.get('format')!r}"
             raise ValueError(msg)
         parts = {"labels": None, **parts, "starts": parts["starts"].clone()}
-        return FrameSet.known(about["fingerprint"], classes=self.classes, names=self.names, **parts), about
+        fingerprint = about["fingerprint"]
+        again = partial(replace(self, path=self.path.absolute()).again, fingerprint)
+        return FrameSet.known(fingerprint, again=again, classes=self.classes, names=self.names, **parts), about
+
+    def again(self, fingerprint: str) -> FrameSet:
+        """The frames of this fingerprint, mapped in another process.
+
+        Raises:
+            ValueError: the file is not there, or not as it was.
+        """
+        try:
+            frames = self._mapped()[0]
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            msg = f"expected mapped frames in {self.path}, got: {error}; all workers must see that file"
+            raise ValueError(msg) from error
+        if frames.fingerprint != fingerprint:
+            msg = f"expected the frames that were shared out in {self.path}, got others: it was made anew meanwhile"
+            raise ValueError(msg)
+        return frames
 
     def _verified(self, frames: FrameSet, about: dict[str, str]) -> bool:
         """Whether a file that something has touched has its content still; it gets its time back then."""

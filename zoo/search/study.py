@@ -17,7 +17,7 @@ import torch
 
 from zoo import _files, checkpoint
 from zoo.checkpoint import Checkpoint
-from zoo.data.frames import FrameSet
+from zoo.data.frames import FrameSet, require_sendable
 from zoo.logs import Progress
 from zoo.models.spec import Spec, fast_count
 from zoo.search.sample import searched, widest_spec
@@ -98,7 +98,7 @@ def one_by_one(
     """The plain trainer: each spec by `zoo.train`; None for one whose loss diverges.
 
     Args:
-        specs: one model is trained for each.
+        specs: one model is trained for each; equal ones are trained once, as they would learn the same to the bit.
         recipe: of all of them, which learn from `train_frames` and choose their best epoch on `valid`.
         workers: who trains them, one spec each at a time, with the same bits; here, one after another, if None.
         folder: where each checkpoint is kept, so that a study that is started again goes on from them; all machines
@@ -106,11 +106,10 @@ def one_by_one(
         progress: shows how many are done.
 
     Raises:
-        ValueError: mapped frames, which would be copied to every worker.
+        ValueError: a part of mapped frames, which would be copied to every worker.
     """
-    if workers is not None and (train_frames.mapped or valid.mapped):
-        msg = "expected frames in memory to send to workers, got mapped ones; a copy in each would fill the memory"
-        raise ValueError(f"{msg}: read them without mapped= or --mapped, or train here")
+    if workers is not None:
+        require_sendable(train_frames, valid)
     home = None if folder is None else Path(folder).absolute()
     if home is not None:
         _files.make_folders(home)
@@ -119,14 +118,15 @@ def one_by_one(
         home and home / f"{hashlib.sha256(repr((each.canonical(), *about)).encode()).hexdigest()}" for each in specs
     ]
     job = partial(_trial, recipe, train_frames, valid, torch.get_num_threads())
+    first = {spec: number for number, spec in reversed([*enumerate(specs)])}  # equal specs would learn the same
+    names = [f"trial {first[spec]} ({spec.architecture})" for spec in specs]
     items = {
-        f"trial {number} ({spec.architecture})": partial(_Trial, spec, file)
-        for number, (spec, file) in enumerate(zip(specs, known, strict=True))
+        name: partial(_Trial, spec, file)
+        for name, spec, file in zip(names, specs, known, strict=True)
         if file is None or not file.exists()
     }
     title = f"{recipe.epochs} epochs each"
     found = dict(carry_out(job, items, workers, title=title, progress=progress))
-    names = [f"trial {number} ({spec.architecture})" for number, spec in enumerate(specs)]
     return [found[name] if file is None else _kept(file) for name, file in zip(names, known, strict=True)]
 
 
