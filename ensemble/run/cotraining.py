@@ -461,7 +461,7 @@ class _WideDropout(nn.Module):
 
     def __init__(self, layer: nn.Dropout, generators: list[torch.Generator]) -> None:
         super().__init__()
-        self.p, self.generators, self.torchs = layer.p, generators, type(layer) is nn.Dropout
+        self.p, self.generators, self.built_in = layer.p, generators, isinstance(layer, Dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or not self.p:
@@ -469,7 +469,7 @@ class _WideDropout(nn.Module):
         return x * torch.stack([self._mask(x[:, 0], generator) for generator in self.generators], dim=1)
 
     def _mask(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        if x.device.type == "cpu" and not self.torchs:
+        if self.built_in and x.device.type == "cpu":
             return dropout_mask(x, self.p, generator)
         return torch.empty_like(x).bernoulli_(1 - self.p, generator=generator).div_(1 - self.p or 1)
 
