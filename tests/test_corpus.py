@@ -133,8 +133,10 @@ def test_both_spellings_of_a_name_are_read_whichever_is_the_class(tmp_path: Path
     assert zoo.read_corpus(tmp_path, "p", classes=["SIL", "[SIL]", "<sos>"]).labels.tolist() == [1, 0, 2]
 
 
-def test_reading_shows_its_progress(root: Path) -> None:
+def test_reading_shows_its_progress(tmp_path: Path) -> None:
     """One step per recording."""
+    for name, length in (("a", 3), ("b", 4)):
+        save(tmp_path, name, np.zeros((length, 2), np.float32), None)
     shown: list[object] = []
 
     @contextmanager
@@ -142,7 +144,7 @@ def test_reading_shows_its_progress(root: Path) -> None:
         shown.append((title, total))
         yield lambda steps=1, note="": shown.append(steps)
 
-    zoo.read_corpus(root, "p", progress=progress)
+    zoo.read_corpus(tmp_path, "p", progress=progress)
     assert shown == [("reading p", 2), 1, 1]
 
 
@@ -261,6 +263,27 @@ def test_features_of_any_floating_type_and_order_are_read(tmp_path: Path, kind: 
     save(tmp_path, "a", np.full((3, 4), 1e300, order=order), None)
     with pytest.raises(zoo.CorpusError, match="finite features, got NaN or infinity at frame 0"):
         zoo.read_corpus(tmp_path, "p")
+
+
+def test_files_whose_sizes_mislead_are_read_by_their_headers(tmp_path: Path) -> None:
+    """Wherever they stand: another type, longer headers, bytes behind the data, each seen as 5 frames or fewer."""
+    rows = {name: np.random.default_rng(ord(name)).normal(size=(5, 4)).astype(np.float16) for name in "abcde"}
+    kinds = {"a": np.float32, "b": np.float64, "c": np.float16, "d": np.float32, "e": np.float32}
+    for first in rows:
+        for name in (order := [first, *sorted({*rows} - {first})]):
+            save(tmp_path, f"{order.index(name)}{name}", rows[name].astype(kinds[name]), None, partition=first)
+        folder = tmp_path / first / "mfcc"
+        for name, more in (("d", 4 * 4 * 4), ("e", 3)):
+            with (folder / f"{order.index(name)}{name}.npy").open("ab") as file:
+                file.write(bytes(more))
+        frames = zoo.read_corpus(tmp_path, first)
+        assert torch.equal(frames.features, torch.from_numpy(np.concatenate([rows[n] for n in order])).float())
+        assert frames.starts.tolist() == [0, 5, 10, 15, 20, 25]
+    integers = np.zeros((5, 4), np.int32)
+    save(tmp_path, "0", rows["a"].astype(np.float32), None, partition="q")
+    save(tmp_path, "1", integers, None, partition="q")
+    with pytest.raises(zoo.CorpusError, match=r"1\.npy: expected features \(T, F\) of a floating type"):
+        zoo.read_corpus(tmp_path, "q")
 
 
 def test_reading_peaks_at_little_more_than_the_result(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ def opened(root: Path, **settings: object) -> FrameSet:
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The recordings that are read from now on."""
     found, real = list[Path](), corpus._read_features
-    monkeypatch.setattr(corpus, "_read_features", lambda path, rows: (found.append(path), real(path, rows)))
+    monkeypatch.setattr(corpus, "_read_features", lambda path, *rest: (found.append(path), real(path, *rest)))
     return found
 
 

@@ -12,13 +12,13 @@ import math
 import os
 import re
 import shutil
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from importlib.resources import as_file, files
-from io import BufferedReader, BytesIO
+from io import BytesIO
 from itertools import pairwise, zip_longest
 from pathlib import Path
 from threading import Lock
@@ -41,14 +41,21 @@ _SPELLINGS = (("[SIL]", "SIL"), *_SENTENCE_ENDS)
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 _PARSING = Lock()  # Python 3.11 may raise SystemError where two threads parse a literal, as headers are
 _SUFFIX = ".npy"
-_THREADS = 4  # that read ahead; what they wait for is mostly the disk
+_MOST_HEADER = 2**16  # bytes; NumPy itself reads fewer
+_THREADS, _AHEAD = 4, 8  # that read ahead, and how many recordings
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+Shapes = Callable[[Sequence[str]], list[tuple[int, int]]]
+"""Files -> number of frames and of features of each."""
 
 
 class CorpusError(ValueError):
     """A corpus is not in the expected layout; the message names the file."""
+
+
+class _OtherShapeError(CorpusError):
+    """The header of a recording says otherwise than its size, or than it did a moment ago."""
 
 
 def read_corpus(
@@ -64,7 +71,7 @@ def read_corpus(
 
     If the partition has a `test_order.csv`, its order is used instead: a recording on each line, with or without a
     header, `.npy`, a path, and other columns. It must name every recording once. Hidden files, such as the `._*.npy`
-    of macOS, are no recordings. A few threads read the features straight into one array, so that the peak of memory is
+    of macOS, are no recordings. A few threads read ahead, a few recordings far, so that the peak of memory is
     little more than the result.
 
     Args:
@@ -90,11 +97,13 @@ def read_corpus(
     _indices(classes)  # a wrong list of classes is an error now
     paths, transcripts = _files(Path(root), partition)
 
-    def read(memory: Memory) -> FrameSet:
+    def read(memory: Memory, shapes: Shapes = _by_header) -> FrameSet:
         with (progress or silent)(f"reading {partition}", total=len(paths)) as advance:
-            return _read(paths, transcripts, classes, features, memory, advance)
+            return _read(paths, transcripts, classes, features, shapes, memory, advance)
 
     if mapped is False:
+        with suppress(_OtherShapeError):
+            return read(_new_memory, _by_size)
         return read(_new_memory)
     path = Path(root if mapped is True else mapped, partition + SUFFIX)
     packed = Packed(path, source_of([*paths, *transcripts], classes), tuple(classes), _names(paths))
@@ -169,30 +178,23 @@ def _read(
     transcripts: Sequence[str],
     classes: Sequence[str],
     features: int | None,
+    find_shapes: Shapes,
     memory: Memory,
     advance: Callable[..., None],
 ) -> FrameSet:
     """The frames of these files, in the memory that is given for them."""
     indices = _indices(classes)
-    shapes = [*_ahead(_shape, paths)]
+    shapes = find_shapes(paths)
     width = features or shapes[0][1]
     starts = torch.tensor([0] + [length for length, _ in shapes]).cumsum(0)
     values, labels = memory(starts, width, bool(transcripts))
-
-    def fill(index: int) -> None:
-        span, path = slice(int(starts[index]), int(starts[index + 1])), paths[index]
-        _check_width(path, shapes[index][1], width)
-        rows = values[span].numpy()
-        _read_features(path, rows)
-        finite = np.isfinite(rows)
-        if not finite.all():
-            frame = int(finite.all(axis=1).argmin())
-            msg = f"{path}: expected finite features, got NaN or infinity at frame {frame}"
-            raise CorpusError(msg)
+    files = [*zip(paths, transcripts, strict=True)] if transcripts else [(path,) for path in paths]
+    spans = [slice(start, stop) for start, stop in pairwise(starts.tolist())]
+    for found, names, span, (_, own) in zip(_ahead(_contents, files), files, spans, shapes, strict=True):
+        _check_width(names[0], own, width)
+        _read_features(names[0], found[0], values[span].numpy())
         if labels is not None:
-            _read_labels(transcripts[index], labels[span].numpy(), indices)
-
-    for _ in _ahead(fill, range(len(paths))):
+            _read_labels(names[1], found[1], labels[span].numpy(), indices)
         advance(1)
     return FrameSet(values, labels, starts, tuple(classes), _names(paths))
 
@@ -220,9 +222,18 @@ def _indices(classes: Sequence[str]) -> dict[str, int]:
 
 
 def _ahead(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """The function of each item in their order, computed ahead by a few threads; the first error ends it."""
+    """The function of each item in their order, computed ahead by a few threads; the first error ends it.
+
+    For what mostly waits for the disk: threads that compute in Python hold up each other.
+    """
+    waiting: deque[Future[Result]] = deque()
     with ThreadPoolExecutor(_THREADS) as pool:
-        yield from pool.map(function, items)
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > _AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def _recordings(folder: Path) -> list[str]:
@@ -312,22 +323,10 @@ def _parsed(version: tuple[int, int], header: bytes) -> tuple[tuple[int, ...], b
 
 
 @contextmanager
-def _opened(path: str) -> Iterator[tuple[BufferedReader, tuple[int, ...], bool, np.dtype]]:
-    """The file of one array behind its header, with its shape, Fortran order and type: no archives, no Python objects.
-
-    Any error of NumPy's becomes a CorpusError, here and while the array is read.
-    """
+def _reading(path: str) -> Iterator[None]:
+    """Any error of NumPy's, or of the system's, becomes a CorpusError that names the file."""
     try:
-        with open(path, "rb") as file:  # noqa: PTH123  # as text: see `_files`
-            version = np.lib.format.read_magic(file)
-            size = file.read(2 if version == (1, 0) else 4)
-            shape, fortran, dtype = _parsed(version, size + file.read(int.from_bytes(size, "little")))
-            there = os.fstat(file.fileno()).st_size - file.tell()
-            if dtype.hasobject or min(shape, default=0) < 0 or there < math.prod(shape) * dtype.itemsize:
-                what = "Python objects" if dtype.hasobject else f"{there:,} bytes"
-                msg = f"{what} for shape {shape} {dtype}"
-                raise ValueError(msg)
-            yield file, shape, fortran, dtype
+        yield
     except CorpusError:
         raise
     except Exception as error:  # a malformed header makes NumPy raise anything from SyntaxError to MemoryError
@@ -336,44 +335,90 @@ def _opened(path: str) -> Iterator[tuple[BufferedReader, tuple[int, ...], bool, 
         raise CorpusError(msg) from error
 
 
-def _array(file: BufferedReader, shape: tuple[int, ...], dtype: np.dtype, *, fortran: bool) -> NDArray[Any]:
-    """The array of an opened file."""
-    flat = np.frombuffer(file.read(math.prod(shape) * dtype.itemsize), dtype)
-    return flat.reshape(shape, order="F" if fortran else "C")
+def _contents(paths: Sequence[str]) -> list[bytes]:
+    """The bytes of some files."""
+    found = []
+    for path in paths:
+        with _reading(path), open(path, "rb", buffering=0) as file:  # noqa: PTH123  # as text: see `_files`
+            found.append(file.read())
+    return found
 
 
-def _shape(path: str) -> tuple[int, int]:
-    """Number of frames and of features of one recording, from the header of its file."""
-    with _opened(path) as (_, shape, _, dtype):
-        if len(shape) != 2 or dtype.kind != "f" or not math.prod(shape):
-            msg = f"{path}: expected features (T, F) of a floating type, at least one frame, got {shape} {dtype}"
-            raise CorpusError(msg)
-        return shape
+def _header(start: bytes, size: int) -> tuple[int, tuple[int, ...], bool, np.dtype]:
+    """The length of a file's header, and shape, Fortran order and type in it, for a file that begins like this.
+
+    No archives, no Python objects, and a file that is long enough; otherwise an error of any kind.
+    """
+    file = BytesIO(start)
+    version = np.lib.format.read_magic(file)
+    length = file.read(2 if version == (1, 0) else 4)
+    shape, fortran, dtype = _parsed(version, length + file.read(int.from_bytes(length, "little")))
+    there = size - file.tell()
+    if dtype.hasobject or min(shape, default=0) < 0 or there < math.prod(shape) * dtype.itemsize:
+        what = "Python objects" if dtype.hasobject else f"{there:,} bytes"
+        msg = f"{what} for shape {shape} {dtype}"
+        raise ValueError(msg)
+    return file.tell(), shape, fortran, dtype
 
 
-def _read_features(path: str, rows: NDArray[np.float32]) -> None:
-    """Fill rows (T, F) with the features of a file, straight from it where it holds float32."""
-    with _opened(path) as (file, shape, fortran, dtype):
-        if shape != rows.shape:
-            msg = f"shape {shape}, which was {rows.shape} a moment ago"
-            raise ValueError(msg)
-        if dtype == rows.dtype and not fortran:
-            if file.readinto(rows.data) != rows.nbytes:
-                raise ValueError("a file that became shorter")
-        else:
-            with np.errstate(over="ignore"):  # what float32 cannot hold is refused as infinity
-                rows[:] = _array(file, shape, dtype, fortran=fortran)
+def _array(path: str, data: bytes) -> NDArray[Any]:
+    """The array in a file."""
+    with _reading(path):
+        place, shape, fortran, dtype = _header(data, len(data))
+        return np.frombuffer(data, dtype, math.prod(shape), place).reshape(shape, order="F" if fortran else "C")
 
 
-def _read_labels(path: str, labels: NDArray[np.int64], indices: Mapping[str, int]) -> None:
-    """Fill labels (T,) from a transcript of T + 2 strings."""
-    frames = len(labels)
-    with _opened(path) as (file, shape, fortran, dtype):
-        if dtype.kind not in "US" or shape != (frames + 2,):
-            msg = f"{path}: expected {frames + 2} strings ({frames} frames, [SOS], [EOS]), got {dtype} {shape}"
-            raise CorpusError(msg)
-        transcript = _array(file, shape, dtype, fortran=fortran)
-        transcript = np.char.decode(transcript, "utf-8") if dtype.kind == "S" else transcript
+def _by_header(paths: Sequence[str]) -> list[tuple[int, int]]:
+    """Number of frames and of features of each recording, from the header of its file."""
+    return [shape for shape, _ in _ahead(_shape, paths)]
+
+
+def _by_size(paths: Sequence[str]) -> list[tuple[int, int]]:
+    """The same without a look into any file but the first, as if the others had its type and as long a header.
+
+    A disk that is asked for the headers of a whole corpus first is kept busy nearly as long as by all the data.
+    """
+    (frames, width), size = _shape(paths[0])
+    header = Path(paths[0]).stat().st_size - size
+    sizes = [os.stat(path).st_size - header for path in paths]  # noqa: PTH116  # as text: see `_files`
+    return [(max(one * frames // size, 0), width) for one in sizes]
+
+
+def _shape(path: str) -> tuple[tuple[int, int], int]:
+    """Number of frames and of features of one recording, and how many bytes they take, from the header of its file."""
+    with _reading(path), open(path, "rb", buffering=0) as file:  # noqa: PTH123  # as text: see `_files`
+        _, shape, _, dtype = _header(file.read(_MOST_HEADER), os.fstat(file.fileno()).st_size)
+    if len(shape) != 2 or dtype.kind != "f" or not math.prod(shape):
+        msg = f"{path}: expected features (T, F) of a floating type, at least one frame, got {shape} {dtype}"
+        raise CorpusError(msg)
+    return shape, math.prod(shape) * dtype.itemsize
+
+
+def _read_features(path: str, data: bytes, rows: NDArray[np.float32]) -> None:
+    """Fill rows (T, F) with the features in a file."""
+    values = _array(path, data)
+    if values.shape != rows.shape or values.dtype.kind != "f":
+        came = f"{values.shape} {values.dtype}"
+        msg = f"{path}: expected features {rows.shape} of a floating type, as a moment ago, got {came}"
+        raise _OtherShapeError(msg)
+    with np.errstate(over="ignore"):  # what float32 cannot hold is refused as infinity
+        rows[:] = values
+    finite = np.isfinite(rows)
+    if not finite.all():
+        frame = int(finite.all(axis=1).argmin())
+        msg = f"{path}: expected finite features, got NaN or infinity at frame {frame}"
+        raise CorpusError(msg)
+
+
+def _read_labels(path: str, data: bytes, labels: NDArray[np.int64], indices: Mapping[str, int]) -> None:
+    """Fill labels (T,) from the T + 2 strings in a file."""
+    frames, transcript = len(labels), _array(path, data)
+    if transcript.dtype.kind not in "US" or transcript.shape != (frames + 2,):
+        came = f"{transcript.dtype} {transcript.shape}"
+        msg = f"{path}: expected {frames + 2} strings ({frames} frames, [SOS], [EOS]), got {came}"
+        raise CorpusError(msg)
+    with _reading(path):
+        transcript = np.char.decode(transcript, "utf-8") if transcript.dtype.kind == "S" else transcript
     for place, end, spellings in zip(("first", "last"), transcript[[0, -1]].tolist(), _SENTENCE_ENDS, strict=True):
         if end not in spellings:
             msg = f"{path}: expected {spellings[0]!r} as its {place} string, got {end!r}"
