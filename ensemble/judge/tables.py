@@ -360,8 +360,9 @@ class Counting:
         shapes |= {"true": (C,), "some_right": (C,), "ties": ()}
         zeros: dict[str, Any] = {name: np.zeros(shapes[name], dtype=np.int64) for name in _ADDED}
         self._keep = excerpt.candidates(groups, M, C)
-        self._groups, self._labels = groups, list[Integers]()
-        self._kept: list[list[Singles]] = [[] for _ in range(M + len(rules))]
+        self._groups, self._labels = groups, np.empty(len(self._keep), dtype=np.int64)
+        # taken as a whole: what is kept of each block would lie in the way of the next one, as `singles` says
+        self._kept = np.empty((M + len(rules), len(self._keep), C), dtype=np.float32)
         self.done, self._seconds = 0, 0.0  # frames, and time taken for them
         self._tally = Tally(
             of,
@@ -389,13 +390,12 @@ class Counting:
         began, sums, truth = time.perf_counter(), self._tally, labels.numpy()
         probabilities = singles(logs).exp_() if probabilities is None else probabilities
         block = slice(self.done, self.done + len(truth))
-        low, high = np.searchsorted(self._keep, (block.start, block.stop))
-        keep = self._keep[low:high] - block.start
-        self._labels.append(truth[keep])
+        kept = slice(*np.searchsorted(self._keep, (block.start, block.stop)).tolist())
+        keep = self._keep[kept] - block.start
+        self._labels[kept] = truth[keep]
         used = probabilities[:, use]
         right = [self._answer(member, rows, truth, block) for member, rows in enumerate(used)]
-        for member, values in enumerate(logs[:, use][:, torch.from_numpy(keep)].float().numpy()):
-            self._kept[member].append(values)
+        self._kept[: len(right), kept] = logs[:, use][:, torch.from_numpy(keep)].float().numpy()
         for index, (name, rule) in enumerate(self._rules.items(), start=len(right)):
             rows = rule.of_logs(logs.float()) if rule.logarithmic else rule(probabilities)
             rows = numbers(rows, f"rows from rule {name!r}").detach().cpu()
@@ -410,7 +410,7 @@ class Counting:
             rows = rows[use]
             self._answer(index, rows, truth, block)
             if name:
-                self._kept[index].append(rows.numpy()[keep].astype(np.float32))
+                self._kept[index, kept] = rows.numpy()[keep]
         sums.both[:] += Joint.of(right).both.astype(np.int64)
         sums.true[:] += np.bincount(truth, minlength=len(sums.true))
         sums.some_right[:] += np.bincount(truth[np.any(right, axis=0)], minlength=len(sums.true))
@@ -448,10 +448,10 @@ class Counting:
             return self._tally
         groups, places = self._groups[self._keep], excerpt.places_in_time(self._groups)[self._keep]
         by, M = np.lexsort((places, groups)), len(self._tally.of.members)
-        values = np.stack([np.concatenate(each) for each in self._kept])[:, by]
+        values = self._kept[:, by]
         return replace(
             self._tally,
-            kept=np.stack([groups, places, np.concatenate(self._labels)], axis=1)[by],
+            kept=np.stack([groups, places, self._labels], axis=1)[by],
             kept_keys=excerpt.sampling_keys(self._groups)[self._keep][by],
             kept_logs=values[:M],
             kept_rows=values[M:],
