@@ -3,17 +3,21 @@
 Runs the members of a registry on the bundled corpus, or on one in the HW1P2 layout, and treats the judged recordings as
 the whole population: samples are drawn from it, so that the true gain is known.
 
-    python benchmarks/judging.py --registry registry.json
+    python -m benchmarks.judging --registry registry.json
+
+How many frames one core runs members over and counts, with three rules (docs/scale.md), is printed by
+
+    python -m benchmarks.judging --rate
 
 Two more need no registry: how much memory it takes to judge a store, beyond the store itself (of synthetic members, in
 a temporary folder), and how long all pairs of 500 members take:
 
-    python benchmarks/judging.py --memory 1000000
-    python benchmarks/judging.py --pairs
+    python -m benchmarks.judging --memory 1000000
+    python -m benchmarks.judging --pairs
 
 The pictures and the example page of docs/judging.md are written by
 
-    python benchmarks/judging.py --pictures docs/pictures
+    python -m benchmarks.judging --pictures docs/pictures
 """
 
 from __future__ import annotations
@@ -23,6 +27,8 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -34,6 +40,7 @@ from numpy.typing import NDArray
 import ensemble
 import ensemble.judge.diversity
 import zoo
+from benchmarks.contenders import Setting, models_of, paired
 from ensemble.judge import best_member
 from ensemble.outputs.store import Contents, Store
 from zoo import _console
@@ -50,6 +57,7 @@ def main() -> None:
     parser.add_argument("--corpus", help="folder with the partitions valid and test; the bundled speech if left out")
     parser.add_argument("--trials", type=int, default=400)
     parser.add_argument("--memory", type=int, metavar="FRAMES", help="judge 32 members of 40 classes from a store")
+    parser.add_argument("--rate", action="store_true", help="run and count frames on one core")
     parser.add_argument("--pairs", action="store_true", help="every pairwise measure of 500 members, 100,000 frames")
     parser.add_argument("--pictures", type=Path, metavar="FOLDER", help="write the pictures of docs/judging.md here")
     given = parser.parse_args()
@@ -57,6 +65,9 @@ def main() -> None:
         _console.show([_console.Table([memory(given.memory)] if given.memory else [pairs()])])
         return
     members = ensemble.load(zoo.Registry(given.registry), ["*"])
+    if given.rate:
+        _console.show([_console.Table(list(rates(members)))])
+        return
 
     def collected(partition: str) -> ensemble.MemberOutputs:
         frames = zoo.sample_corpus(partition) if given.corpus is None else zoo.read_corpus(given.corpus, partition)
@@ -190,6 +201,22 @@ def temperatures(valid: ensemble.MemberOutputs, test: ensemble.MemberOutputs) ->
             "calibration error before": round(cold["calibration_error"], 4),
             "calibration error after": round(tempered["calibration_error"], 4),
         }
+
+
+def rates(registered: ensemble.Members, repeats: int = 5) -> Iterator[dict[str, object]]:
+    """Seconds to run and to count the bundled test recordings on one core, the median of some; each after a first."""
+    torch.set_num_threads(1)
+    frames, rules = (
+        zoo.sample_corpus("test"),
+        {name: ensemble.get_rule(name) for name in ("majority", "mean", "log_mean")},
+    )
+    setting = Setting(torch.device("cpu"), quick=False, ceilings={})
+    wide = models_of((8, 512, 4), setting, "float32")[1]
+    for name, members in {"those registered": registered, "8 cylinders of 512 x 4": wide}.items():
+        own = replace(frames, classes=members.classes)
+        (taken,) = paired([partial(ensemble.run.shards.tally, members, own, rules)], repeats=repeats)
+        rate = f"{len(members) * len(own) / taken:,.0f}"
+        yield {"members": name, "frames": len(own), "seconds": round(taken, 2), "members x frames/s": rate}
 
 
 def memory(frames: int, *, members: int = 32, classes: int = 40) -> dict[str, object]:
