@@ -46,7 +46,7 @@ def stacked_group(spec: zoo.Spec, recipes: Sequence[zoo.Recipe], device: Any = "
     """A new member for each recipe, all in one trainable group; ValueError if `TrainingStack` cannot stack them."""
     if len(recipes) == 1:
         return zoo.training.single_group(spec, recipes[0], device)
-    stack = TrainingStack([zoo.build(spec, seed=recipe.seed).to(device) for recipe in recipes])
+    stack = TrainingStack([zoo.build(spec, seed=recipe.seed, device=device) for recipe in recipes])
     return zoo.training.Group(spec, tuple(recipes), stack.body, forward=stack, reseed=stack.reseed)
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from zoo._names import usable_device
 from zoo.checkpoint.header import DTYPES, CheckpointError
 from zoo.models.architectures import find_architecture
 from zoo.models.spec import Spec, build, refuse_lazy
@@ -126,7 +127,8 @@ def rebuilt(spec: Spec, tensors: Tensors, device: torch.device | str = "cpu") ->
     What is in no `state_dict` is as the architecture's builder makes it with seed 0.
     """
     hollow = outline(spec)
-    module = build(spec, seed=0).to(device) if hollow is None else hollow.to_empty(device=device)
+    place = usable_device(device)
+    module = build(spec, seed=0, device=place) if hollow is None else hollow.to_empty(device=place)
     _copy(tensors, _fitting(module, tensors))
     return module.eval()
 

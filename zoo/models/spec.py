@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from zoo._names import unknown
+from zoo._names import unknown, usable_device
 from zoo.data.frames import PADDINGS
 from zoo.data.normalisation import NORMALISATIONS
 from zoo.models.architectures import find_architecture
@@ -135,12 +135,13 @@ def build(spec: Spec, *, seed: int | None = None, device: torch.device | str = "
     Args:
         spec: what to build.
         seed: seed of the draw, which leaves torch's global generator as it was; None draws from that generator.
-        device: where the parameters go; "meta" allocates no memory.
+        device: where the parameters go, as for `FrameSet.to`; "meta" allocates no memory.
 
     Raises:
-        ValueError: the builder refuses an option, makes lazy layers or returns one module again and again, or the model
-            has more parameters than any frame classifier.
+        ValueError: the builder refuses an option, makes lazy layers or returns one module again and again, the model
+            has more parameters than any frame classifier, or torch cannot compute on the device here.
     """
+    place = None if str(device) == "meta" else usable_device(device)
     make = partial(find_architecture(spec.architecture).build, spec.inputs, spec.classes, **spec.options)
     try:
         with torch.device("meta"):
@@ -154,10 +155,10 @@ def build(spec: Spec, *, seed: int | None = None, device: torch.device | str = "
         came = f"{parameters:,} from {spec.architecture!r} with {dict(spec.options)}"
         msg = f"expected at most {_MOST_PARAMETERS:,} parameters, got {came}; check the widths"
         raise ValueError(msg)
-    if torch.device(device).type == "meta":
+    if place is None:
         return shapes
     if seed is None:
-        with torch.device(device):
+        with place:
             module = make()
     else:
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):
@@ -167,7 +168,7 @@ def build(spec: Spec, *, seed: int | None = None, device: torch.device | str = "
         names = [name for tensor, name in _tensors(module) if tensor in shared]
         msg = f"expected a new module from {spec.architecture!r} each time, got one with the same {names[0]!r} again; "
         raise ValueError(msg + "make its layers inside the function")
-    return module.to(device)
+    return module.to(place)
 
 
 def count_parameters(spec: Spec) -> int:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from zoo import _files, checkpoint
+from zoo._names import usable_device
 from zoo.checkpoint import Checkpoint, Exam, examine
 from zoo.checkpoint.exam import probe_rows, rows_for
 from zoo.checkpoint.header import CheckpointError
@@ -115,11 +116,12 @@ def train(
 
 def single_group(spec: Spec, recipe: Recipe, device: torch.device | str = "cpu") -> Group:
     """A group of one new model."""
-    model = build(spec, seed=recipe.seed).to(device)
+    place = usable_device(device)
+    model = build(spec, seed=recipe.seed, device=place)
 
     def reseed(seeds: Sequence[int]) -> None:
         torch.default_generator.manual_seed(seeds[0])  # `torch.manual_seed` would reseed every accelerator as well
-        if (place := torch.device(device)).type == "cuda":
+        if place.type == "cuda":
             with torch.cuda.device(place):
                 torch.cuda.manual_seed(seeds[0])
 
