@@ -1,11 +1,13 @@
 """What every test shares: one thread per worker, small frames, and a way to run a command line."""
 
 import json
+import multiprocessing
 import os
 import shutil
 import sys
 from collections.abc import Callable, MutableMapping
 from importlib import import_module
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -82,6 +84,14 @@ def recorded_outputs(
         p = np.exp(1.5 * logits)
         rows[f"m{m}"] = p / p.sum(axis=1, keepdims=True)
     return ensemble.MemberOutputs.from_probabilities(rows, labels=labels, groups=np.arange(N) // recording)
+
+
+@pytest.fixture(scope="session")
+def processes() -> None:
+    """Worker processes are forked from one that has loaded what each of them would load."""
+    needed = ["ensemble.run.shards", "ensemble.run.cotraining", "zoo.search.study"]
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["torch", *needed])
+    forkserver.ensure_running()
 
 
 @pytest.fixture

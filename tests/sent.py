@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -62,6 +63,16 @@ def failing() -> Callable[[int], int]:
         raise KeyError(msg) if number == 2 else ValueError(msg)
 
     return work
+
+
+def threads() -> Callable[[int], int]:
+    """A job: the number of threads of its process."""
+    return lambda number: torch.get_num_threads()
+
+
+def locks() -> Callable[[int], object]:
+    """A job whose results cannot be sent."""
+    return lambda number: threading.Lock()
 
 
 class Mortal(torch.nn.Module):

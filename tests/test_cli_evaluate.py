@@ -48,6 +48,7 @@ def test_evaluate_as_json_is_what_the_report_holds(command, home):
 
 
 @pytest.mark.parametrize("line", ["evaluate --rules mean weighted --sets 0.6", "select --max-members 1"])
+@pytest.mark.usefixtures("processes")
 def test_processes_change_no_digit(command, home, monkeypatch, line):
     """Of the JSON, but for its durations; nor does a run that goes on from its folder."""
 
@@ -69,6 +70,7 @@ def test_a_saved_ensemble_is_no_rule(command, home):
     assert command(f"ensemble evaluate {CORPUS} --rules mean --members final", code=0).out.count("= final") == 1
 
 
+@pytest.mark.usefixtures("processes")
 def test_processes_fill_what_is_stored(command, home, monkeypatch):
     """`collect --jobs` writes the bytes that one process writes; --cache takes --jobs, and the JSON is the same."""
     monkeypatch.setattr("ensemble.run.shards._MOST", 500)
@@ -82,6 +84,7 @@ def test_processes_fill_what_is_stored(command, home, monkeypatch):
     assert plain == cached
 
 
+@pytest.mark.usefixtures("processes")
 def test_of_many_frames_a_sample_is_fitted_on_and_all_are_judged(command, home, monkeypatch):
     """The same with processes; members' figures are those of all frames, and the last line tells the sample."""
     monkeypatch.setattr("ensemble.run.shards._MOST", 500)

@@ -105,14 +105,14 @@ def test_a_stopped_run_resumes_with_the_same_groups(frames: FrameSet, tmp_path: 
     assert sorted(path.name for path in tmp_path.glob("members-*")) == ["members-000", "members-002"]
 
 
-@pytest.mark.parametrize("folds", [0, 2])
-def test_workers_train_the_members_with_the_same_bits(folds: int, frames: FrameSet, tmp_path: Path) -> None:
-    """Sets of two and one, on all frames or on folds, by one process or two; the same call again trains nothing."""
+@pytest.mark.usefixtures("processes")
+@pytest.mark.parametrize(("folds", "count"), [(0, 1), (2, 4)])
+def test_workers_train_the_members_with_the_same_bits(folds: int, count: int, frames: FrameSet, tmp_path: Path) -> None:
+    """Sets of two and one, on all frames or on folds, by one process or four; the same call again trains nothing."""
     settings: dict[str, Any] = {"seeds": range(3), "together": 2, "folds": folds}
     plain = [one.digest for one in ensemble.cotrain(SPEC, RECIPE, frames, frames, **settings)]
-    for count in (1, 2):
-        how = {"workers": Processes(count), "directory": tmp_path} if count == 2 else {"workers": Processes(count)}
-        assert [one.digest for one in ensemble.cotrain(SPEC, RECIPE, frames, frames, **settings, **how)] == plain
+    how: dict[str, Any] = {"workers": Processes(count), "directory": tmp_path}
+    assert [one.digest for one in ensemble.cotrain(SPEC, RECIPE, frames, frames, **settings, **how)] == plain
     times = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("epoch-*")}
     again = ensemble.cotrain(SPEC, RECIPE, frames, frames, **settings, directory=tmp_path)
     assert [one.digest for one in again] == plain
@@ -222,6 +222,7 @@ def test_a_member_that_diverges_keeps_its_best_and_the_others_go_on(
     assert {path.name for path in tmp_path.glob("members-000/epoch-0003*")} == {"epoch-0003-001.safetensors"}
 
 
+@pytest.mark.usefixtures("processes")
 def test_a_study_trains_equal_specs_together(frames: FrameSet, tmp_path: Path) -> None:
     """Each draw has a seed of its own and is what training it alone would give; order and losses are kept."""
     wider = replace(SPEC, options={**SPEC.options, "width": 16})

@@ -1,9 +1,13 @@
 """Every path that runs on CUDA, on pretended devices: the values of the CPU, from memory that is where it should be."""
 
+import inspect
 import pickle
+import re
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from pretend_cuda import PretendedCuda
+from test_cli import ARGUMENTS
 from torch import Tensor, nn
 
 import ensemble
@@ -18,10 +23,13 @@ import zoo
 from ensemble.run import Members, _engine
 from ensemble.run._engine import Batch, Form, Group, Plan, forms, plan
 from ensemble.run._engine.plan import Agreement
+from ensemble.run.cotraining import TrainingStack, fold_of, stacked_group
 from ensemble.run.stack import Stack
 from zoo._names import usable_device
+from zoo.cli.options import Fields, recipe_from
 from zoo.training.optimisers import OPTIMISERS
-from zoo.training.step import Scorer
+from zoo.training.step import Batch as TrainingBatch
+from zoo.training.step import Batches, Scorer, Stepper
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -166,13 +174,118 @@ def test_a_card_that_torch_was_not_built_for_is_refused(
             usable_device("cuda")
 
 
-@pytest.mark.parametrize("other", ["mps", "xpu", "meta"])
-def test_other_accelerators_are_refused(other: str) -> None:
+def taking_a_device() -> set[str]:
+    """Public functions, classes and methods with a device among their arguments, or among `options` that they pass on.
+
+    Found in the packages' lists of public names.
+    """
+    found = set()
+    for top in (zoo, ensemble):
+        root = Path(str(top.__file__)).parent
+        for file in root.rglob("__init__.pyi"):
+            package = import_module(".".join(file.parent.relative_to(root.parent).parts))
+            for name in package.__all__:
+                public = getattr(package, name)
+                own = vars(public) if isinstance(public, type) else ()
+                methods = {f"{name}.{key}": getattr(public, key) for key in own}
+                for key, function in ({name: public} | methods).items():
+                    if callable(function) and "._" not in key and _takes_a_device(function):
+                        found.add(f"{top.__name__}.{key}")
+    return found
+
+
+def _takes_a_device(function: Callable[..., object]) -> bool:
+    try:
+        arguments = inspect.signature(function).parameters
+    except (TypeError, ValueError):  # of a class of Python's own
+        return False
+    return "device" in arguments or (
+        "options" in arguments and arguments["options"].kind is inspect.Parameter.VAR_KEYWORD
+    )
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> zoo.Registry:
+    """Three members and an ensemble of them; beside it one of each as a folder."""
+    home = tmp_path_factory.mktemp("kept")
+    registry = zoo.Registry(home / "registry.json")
+    for name, model in named().items():
+        registry.register(name, model, spec=SPEC, classes=[*"abcd"])
+    registry.register_ensemble("all", ensemble.Ensemble(ensemble.load(registry, "m*"), ensemble.mean))
+    for name in ("m0", "all"):
+        zoo.export(registry, name, home / name)
+    return registry
+
+
+def checkpoints() -> list[zoo.Checkpoint]:
+    """Of the members."""
+    return [zoo.Checkpoint.from_module(model, SPEC, "abcd") for model in named().values()]
+
+
+def crossed(device: str, x: Tensor) -> Tensor:
+    """The answers of two folds' members to the windows that each was not trained on."""
+    frames = zoo.FrameSet(torch.zeros(len(x), 6), None, torch.tensor([0, 1, len(x)]), ("a", "b", "c", "d"))
+    outside = [frames.select((fold_of(frames, 2) != k).nonzero().flatten()).fingerprint for k in range(2)]
+    folds = [replace(one, trained_on=known) for one, known in zip(checkpoints(), outside, strict=False)]
+    teacher = ensemble.run.cross_fitted(folds, frames, folds=2, device=device)
+    return teacher.predict(x, torch.arange(len(x)))
+
+
+ENTRIES: dict[
+    str, Callable[[zoo.Registry, str, Tensor], Tensor]
+] = {  # registry, device, windows there -> answers there
+    "zoo.FrameSet.to": lambda home, device, x: (
+        zoo.FrameSet(x.cpu(), None, torch.tensor([0, len(x)]), ("a",)).to(device).features
+    ),
+    "zoo.build": lambda home, device, x: zoo.build(SPEC, seed=0, device=device).eval()(x),
+    "zoo.Checkpoint.to_module": lambda home, device, x: checkpoints()[0].to_module(device)(x),
+    "zoo.Registry.load": lambda home, device, x: home.load("m0", device=device)(x),
+    "zoo.from_pretrained": lambda home, device, x: zoo.from_pretrained(home.path.parent / "m0", device=device)(x),
+    "zoo.single_group": lambda home, device, x: zoo.training.single_group(SPEC, zoo.Recipe(), device).forward(x),
+    "ensemble.Members": lambda home, device, x: Members([*members("cpu")], device=device).log_probabilities(x),
+    "ensemble.from_modules": lambda home, device, x: members(device).log_probabilities(x),
+    "ensemble.load": lambda home, device, x: ensemble.load(home, "m*", device=device).log_probabilities(x),
+    "ensemble.from_checkpoints": lambda home, device, x: ensemble.run.from_checkpoints(
+        dict(zip("abc", checkpoints(), strict=True)), device=device
+    ).log_probabilities(x),
+    "ensemble.load_ensemble": lambda home, device, x: ensemble.load_ensemble(
+        home, "all", device=device
+    ).members.log_probabilities(x),
+    "ensemble.from_pretrained": lambda home, device, x: ensemble.from_pretrained(
+        home.path.parent / "all", device=device
+    ).members.log_probabilities(x),
+    "ensemble.cross_fitted": lambda home, device, x: crossed(device, x),
+}
+
+
+def test_the_table_has_every_public_name_that_takes_a_device() -> None:
+    """A new one needs its line there, with which it is run and refused."""
+    assert {*ENTRIES} == taking_a_device()
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_what_takes_a_device_answers_there(entry: str, device: str, kept: zoo.Registry) -> None:
+    """As on the CPU; what is public comes from the packages' lists."""
+    x = torch.randn(5, SPEC.inputs, generator=torch.Generator().manual_seed(0))
+    found = ENTRIES[entry](kept, device, x.to(usable_device(device)))
+    assert found.device == usable_device(device)
+    torch.testing.assert_close(found.cpu(), ENTRIES[entry](kept, "cpu", x), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_other_accelerators_are_refused(entry: str, kept: zoo.Registry) -> None:
     """In one line, before anything fails within."""
-    with pytest.raises(ValueError, match=f"expected 'cpu' or a CUDA device, got '{other}'"):
-        usable_device(other)
+    for other in ("mps", "xpu"):
+        with pytest.raises(ValueError, match=f"^expected 'cpu' or a CUDA device, got '{other}'.*; use 'cpu'$"):
+            ENTRIES[entry](kept, other, torch.zeros(5, SPEC.inputs))
+
+
+def test_features_on_other_devices_are_refused() -> None:
+    """That are there already."""
     with pytest.raises(ValueError, match="expected features on the CPU or a CUDA device, got meta"):
         zoo.FrameSet(torch.zeros(3, 2, device="meta"), None, torch.tensor([0, 3]), ("a", "b"))
+    with pytest.raises(ValueError, match="expected 'cpu' or a CUDA device, got 'meta'"):
+        usable_device("meta")
 
 
 @pytest.mark.parametrize("form", FORMS, ids=str)
@@ -223,6 +336,7 @@ def test_what_is_on_the_device_is_scored(frames: zoo.FrameSet, device: str, clas
     final = ensemble.Ensemble(several, ensemble.WeightedMean([1, 2, 3]))
     assert final.score(there) == final.score(frames)
     own = torch.tensor([classes.index(name) for name in frames.classes])[frames.labels].to(device)
+    assert torch.equal(ensemble.collect(several, there).labels, own.cpu())
     assert final.score(frames) == final.score(frames, own)
     x = torch.randn(20, SPEC.inputs, device=device)
     values = several.log_probabilities(x)
@@ -278,6 +392,15 @@ def test_a_card_without_bfloat16_gets_float16(
     """Torch would emulate bfloat16 there, and says that it is supported."""
     with PretendedCuda(monkeypatch, capability=capability):
         assert _engine.fast_types(torch.device("cuda:1")) == fast
+
+
+@pytest.mark.parametrize(("capability", "chosen"), [((7, 5), "float32"), ((8, 0), "bfloat16")])
+def test_training_takes_bfloat16_where_the_card_multiplies_in_it(
+    capability: tuple[int, int], chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With "auto"; float16, which needs its gradients scaled, is left to those who ask for it."""
+    with PretendedCuda(monkeypatch, capability=capability):
+        assert recipe_from(None, Fields(precision="auto"), "cuda").precision == chosen
 
 
 @pytest.mark.parametrize("capability", [(7, 5), (8, 0)])
@@ -420,7 +543,7 @@ RECIPES: list[dict[str, Any]] = [
     {"mask_time": 2, "mask_features": 2, "fraction": 0.5},
     {"schedule": "plateau", "patience": 2, "monitor": "valid/loss"},
 ]
-TRAININGS = [(device, changes) for device in ("cuda", "cuda:1") for changes in RECIPES]
+TRAININGS = [("cuda", changes) for changes in RECIPES[:2]] + [("cuda:1", changes) for changes in RECIPES]
 TRAININGS += [("cuda:1", {"optimiser": name}) for name in OPTIMISERS]
 
 
@@ -438,6 +561,47 @@ def test_training(frames: zoo.FrameSet, device: str, changes: dict[str, Any]) ->
         for name, tensor in one.tensors.items():
             torch.testing.assert_close(tensor, other.tensors[name], **near(1e-3))
     assert all(map(torch.equal, before, states()))
+
+
+def test_labels_left_on_the_cpu_are_noticed(
+    frames: zoo.FrameSet, pretended: PretendedCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fault that is planted here in training, then in scoring."""
+    there, other = frames.to("cuda:1"), "same device, but found cpu, cuda:1"
+
+    def planted(*parts: Tensor, **more: Tensor) -> TrainingBatch:
+        made = TrainingBatch(*parts, **more)
+        return replace(made, labels=made.labels.cpu())
+
+    with monkeypatch.context() as some:
+        some.setattr("zoo.training.step.Batch", planted)
+        for work in (zoo.train, lambda *given: ensemble.cotrain(*given, seeds=range(2), together=2)):
+            with pytest.raises(RuntimeError, match=other):
+                work(SPEC, zoo.Recipe(epochs=1, batch_size=32), there, there)
+    scorer, model = Scorer(there, SPEC), zoo.build(SPEC, seed=0, device="cuda:1")
+    scorer._labels = scorer._labels.cpu()
+    with pytest.raises(RuntimeError, match=other):
+        scorer(lambda x: model(x)[None])
+
+
+@pytest.mark.parametrize("wrong", ["cpu", "cuda:0"])
+def test_a_generator_of_another_device_is_noticed(pretended: PretendedCuda, wrong: str) -> None:
+    """A fault that is planted here in the dropout of co-trained members."""
+    spec, x = replace(SPEC, options={**SPEC.options, "dropout": 0.2}), torch.zeros(3, SPEC.inputs, device="cuda:1")
+    stack = TrainingStack([zoo.build(spec, seed=seed, device="cuda:1") for seed in range(2)])
+    stack(x)
+    stack.generators[1] = torch.Generator(wrong)
+    with pytest.raises(RuntimeError, match=f"Expected a 'cuda:1' device type for generator but found '{wrong}'"):
+        stack(x)
+
+
+def test_statistics_of_any_batchnorm_are_where_the_members_are(pretended: PretendedCuda) -> None:
+    """Of one without parameters, too."""
+    norm = nn.BatchNorm1d(4, affine=False)
+    models = [nn.Sequential(nn.Linear(3, 4), norm, nn.Linear(4, 2)).to("cuda:1") for _ in range(2)]
+    stack = TrainingStack(models)
+    stack(torch.randn(5, 3).to("cuda:1"))
+    assert {tensor.device for tensor in stack.state_dict().values()} == {torch.device("cuda:1")}
 
 
 @pytest.mark.parametrize("device", ["cuda:1"], indirect=True)
@@ -500,42 +664,35 @@ def test_a_killed_run_goes_on(frames: zoo.FrameSet, device: str, changes: dict[s
     assert zoo.train(spec, recipe, there, there, directory=tmp_path).digest == whole.digest
 
 
-def test_members_of_a_registry(frames: zoo.FrameSet, device: str, tmp_path: Path) -> None:
-    """Loaded straight onto the device, alone or as an ensemble, they answer as on the CPU."""
-    registry = zoo.Registry(tmp_path / "registry.json")
-    for name, model in named().items():
-        registry.register(name, model, spec=SPEC, classes=[*"abcd"])
-    expected = ensemble.collect(ensemble.load(registry, "m*"), frames).probabilities
-    found = ensemble.load(registry, "m*", device=device)
-    assert {tensor.device for group, _ in found.groups for tensor in group.stack.state().values()} == {
-        usable_device(device)
-    }
-    torch.testing.assert_close(ensemble.collect(found, frames).probabilities, expected, rtol=0, atol=1e-5)
+MORE = {  # commands that work in several ways
+    "zoo verify": "--metrics --corpus corpus --valid test",
+    "zoo adopt": f"{ARGUMENTS['zoo adopt'].replace('--activation relu', '--try')} --corpus corpus --valid test",
+}
+UNLIKE = "second|per_step|microseconds|created|blob|^id$|fingerprint|digest|sha256"  # from run to run
 
 
-def test_commands(device: str, command: Callable[..., Any], home: Path) -> None:
-    """Those that take `--device` run there, with the CPU's results."""
-    corpus = "--corpus corpus --valid dev --test test --members cyl*"
-    judged = f"ensemble evaluate {corpus} --json"
-    found, expected = (command(f"{judged} --device {each}", code=0).data for each in (device, "cpu"))
-    for rows in ("members", "rules"):
-        for row, other in zip(found[rows], expected[rows], strict=True):
-            assert (row["name"], row["accuracy"]) == (other["name"], pytest.approx(other["accuracy"], abs=1e-3))
-    command(f"ensemble collect outputs {corpus} --device {device}", code=0)
-    recipe = "--spec mlp --option widths=[8] --context 1 --corpus corpus --train dev --valid test --epochs 1"
-    command(f"zoo train new {recipe} --device {device}", code=0)
-    command(f"zoo train newer {recipe} --device cpu", code=0)
-    new, newer = (zoo.Registry().get(name).metrics["valid/loss"]["value"] for name in ("new", "newer"))
-    assert new == pytest.approx(newer, abs=1e-3)
-    command(f"zoo average mean new newer --corpus corpus --train dev --valid test --device {device}", code=0)
-    assert command(f"zoo verify new --metrics --corpus corpus --valid test --device {device} --json", code=0).data
+def alike(one: Any, other: Any) -> bool:
+    """Whether two answers have the same parts, and figures that are equal within 0.001."""
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(alike(one[k], other[k]) for k in one if not re.search(UNLIKE, k))
+    if isinstance(one, list):
+        return len(one) == len(other) and all(map(alike, one, other))
+    return bool(one == pytest.approx(other, abs=1e-3)) if isinstance(one, float) else type(one) is type(other)
+
+
+@pytest.mark.parametrize("device", ["cuda:1"], indirect=True)
+def test_commands(device: str, command: Callable[..., Any], home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that take `--device` run there, with the CPU's results."""
     torch.save(zoo.Registry().load("cylinder-a").state_dict(), "saved.pth")
-    told = "--features 27 --normalisation mean_std --classes phonemes --corpus corpus --valid test --json"
-    for ways in ("--activation relu", "--try"):
-        here, there = (command(f"zoo adopt saved.pth {told} {ways} --device {each}").data for each in (device, "cpu"))
-        for row, other in zip(*(data["adopted"] or data["refused"] for data in (here, there)), strict=True):
-            assert row.get("accuracy") == pytest.approx(other.get("accuracy"), abs=1e-3)
-            assert row.get("message") == other.get("message")
+    lines = [f"{name} {arguments}" for table in (ARGUMENTS, MORE) for name, arguments in table.items()]
+    shutil.copytree(home, home / "other", ignore=shutil.ignore_patterns("other"))
+    for line in [line for line in lines if "--device" in command(f"{' '.join(line.split()[:2])} --help").out]:
+        found = []
+        for place, where in ((home, device), (home / "other", "cpu")):
+            monkeypatch.chdir(place)
+            found.append(command(f"{line} --device {where} --json"))
+        assert (found[0].code, found[0].err) == (found[1].code, found[1].err)
+        assert alike(found[0].data, found[1].data), line
 
 
 @pytest.mark.parametrize("device", ["cuda:1"], indirect=True)
@@ -553,12 +710,43 @@ def test_a_set_is_sent_to_another_process(device: str) -> None:
     assert pickle.loads(pickle.dumps(several)).device == several.device == usable_device(device)
 
 
+STEPS: list[tuple[dict[str, Any], int]] = [
+    *(({"optimiser": name}, 0) for name in OPTIMISERS if name != "adam_sgd"),
+    ({"optimiser": "adam_sgd"}, 1),  # whether a member switches is decided on the host, from this step's numbers
+    ({"mask_time": 2, "mask_features": 2, "mix_up": 0.3}, 0),
+    ({"clip_norm": 1.0, "clip_value": 0.5, "l1": 1e-3, "accumulate": 2, "precision": "bfloat16"}, 0),
+    ({"precision": "float16"}, 0),
+    ({"precision": "float16", "optimiser": "rmsprop"}, 1),  # torch's scaler asks the host whether the step is taken
+]
+
+
+@pytest.mark.parametrize(("changes", "waits"), STEPS, ids=str)
+@pytest.mark.parametrize("own", [False, True])
+def test_waits_in_a_step(
+    frames: zoo.FrameSet, pretended: PretendedCuda, changes: dict[str, Any], waits: int, own: bool
+) -> None:
+    """None but those that are justified above; also where members have their own order, rates and decays."""
+    recipes = [zoo.Recipe(batch_size=16, seed=seed, **changes) for seed in ((0, 1) if own else (0,))]
+    if own and OPTIMISERS[recipes[0].optimiser].proportional:
+        recipes[1] = replace(recipes[1], order_seed=9, learning_rate=0.02, weight_decay=0.1)
+    there, rates = frames.to("cuda:1"), torch.tensor([recipe.learning_rate for recipe in recipes], dtype=torch.float64)
+    stepper = Stepper(stacked_group(SPEC, recipes, "cuda:1"), "cuda:1")
+    for number, batches in enumerate(Batches(there, SPEC, recipes).epoch(1)):
+        if number in (2, 3):
+            pretended.waits.clear()
+        stepper.step(batches, rates)
+        if number in (2, 3):
+            assert pretended.waits.total() == waits, pretended.waits
+
+
+@pytest.mark.parametrize("device", ["cuda:1"], indirect=True)
 @pytest.mark.parametrize(
     ("changes", "taught"),
     [
         ({}, False),
         ({"optimiser": "adagrad"}, False),
         ({"mask_time": 2, "mask_features": 2}, False),
+        ({"ema": 0.9}, False),
         ({"temperature": 2.0, "hard_weight": 0.5}, True),
         ({"mix_up": 0.3, "mask_time": 2}, True),
     ],

@@ -28,6 +28,7 @@ from ensemble.run import Processes, Ray, shards
 from ensemble.run._engine import Form, Plan
 
 RULES = {"mean": ensemble.mean, "log": ensemble.log_mean, "two": ensemble.WeightedMean([3, 1], members=("b", "a"))}
+pytestmark = pytest.mark.usefixtures("processes")
 KINDS = (("mean_std", "recording", 3), ("z_score", "recording", 1), ("min_max", "corpus", 4), ("none", "corpus", 0))
 
 
@@ -129,6 +130,7 @@ def test_outputs_that_would_fill_the_memory_are_mapped(monkeypatch: pytest.Monke
     members, frames = some_members(), some_frames()
     found = shards.sample(members, frames)
     assert not [*tmp_path.iterdir()]
+    assert f"{tmp_path}/" in Path("/proc/self/maps").read_text()
     assert torch.equal(found.log_probabilities, ensemble.collect(members, frames).log_probabilities)
 
 
@@ -217,13 +219,18 @@ def test_a_killed_process_costs_one_shard(tmp_path: Path, caplog: pytest.LogCapt
     assert "recordings rec-" in line
 
 
+def until(holds: Callable[[], Any]) -> Any:
+    """What it gives, once that is something; for a minute."""
+    for _ in range(1200):
+        if found := holds():
+            return found
+        time.sleep(0.05)
+    raise TimeoutError(holds)
+
+
 def waited_for(path: Path) -> str:
     """The content of a file, once somebody has written it."""
-    for _ in range(1200):
-        if path.exists() and (text := path.read_text()):
-            return text
-        time.sleep(0.05)
-    raise TimeoutError(path)
+    return str(until(lambda: path.exists() and path.read_text()))
 
 
 DRIVER = """
@@ -246,10 +253,9 @@ def interrupted(folder: Path, address: str) -> list[Path]:
     command = [sys.executable, "-c", DRIVER, str(folder), address]
     with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as driver:
         waited_for(folder / "due.pid")
-        while len(found := [*(folder / "run").glob("*.shard")]) < 8:
-            time.sleep(0.05)
+        until(lambda: len([*(folder / "run").glob("*.shard")]) >= 8)
         driver.kill()
-    return found
+    return [*(folder / "run").glob("*.shard")]
 
 
 def test_a_killed_run_that_is_started_again_redoes_what_was_under_way(tmp_path: Path) -> None:
@@ -258,11 +264,18 @@ def test_a_killed_run_that_is_started_again_redoes_what_was_under_way(tmp_path: 
     whole = bits(shards.tally(members, frames, {}))
     kept = {file: file.stat().st_mtime_ns for file in interrupted(tmp_path, "")}
     hung = int(waited_for(tmp_path / "due.pid").split()[0])
-    while Path(f"/proc/{hung}").exists():  # a worker does not outlive its driver
-        time.sleep(0.05)
+    until(lambda: not Path(f"/proc/{hung}").exists())  # a worker does not outlive its driver
     assert len(kept) == len(shards.shards(frames.starts, 400)) - 1
     assert bits(shards.tally(members, frames, {}, folder=tmp_path / "run", workers=Processes(1))) == whole
     assert kept == {file: file.stat().st_mtime_ns for file in kept}
+
+
+def trained(workers: Ray | None) -> list[str]:
+    """The digests of two members, each of which can be trained by another worker."""
+    spec = zoo.Spec("cylinder", 5, 1, 3, options={"width": 8, "depth": 1})
+    frames, seeds = some_frames(300), range(2)
+    found = ensemble.cotrain(spec, zoo.Recipe(epochs=1), frames, frames, seeds=seeds, together=1, workers=workers)
+    return [one.digest for one in found]
 
 
 COMMANDS = [  # that work on a cluster
@@ -285,7 +298,7 @@ def test_a_ray_cluster_gives_the_bits_of_one_machine(
 ) -> None:
     """By 4, 2 and 1 actors on two nodes; and though a worker, the driver and a node are killed, one after another.
 
-    So does every command that takes --ray, with the members sent to those who see no registry.
+    So does every command that takes --ray, with the members sent to those who see no registry, and so does co-training.
     """
     tmp_path = home
     ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'zoo-ensemble[ray]'")
@@ -303,6 +316,7 @@ def test_a_ray_cluster_gives_the_bits_of_one_machine(
         workers = Ray()
         assert workers.count == 4
         assert bits(shards.tally(members, frames, RULES, workers=workers)) == whole
+        assert trained(workers) == trained(None)
 
         (tmp_path / "due").touch()  # a worker is killed; another one that the first run left takes its place
         workers.count = 2
@@ -341,6 +355,13 @@ def test_a_ray_cluster_gives_the_bits_of_one_machine(
     finally:
         ray.shutdown()
         cluster.shutdown()
+
+
+def test_a_folder_that_workers_do_not_share_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the shard whose result is not there; the workers, which are processes, know nothing of the other place."""
+    monkeypatch.setattr(shards, "_result", lambda folder, shard: folder / "elsewhere" / str(shard))
+    with pytest.raises(ValueError, match=r"the result of shard 0 .* got none: all machines must see that folder"):
+        shards.tally(some_members(KINDS[:1]), some_frames(300), {}, folder=tmp_path, workers=Processes(1))
 
 
 def test_damaged_features_name_the_recording() -> None:

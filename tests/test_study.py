@@ -10,12 +10,15 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from sent import some_frames
 
 import zoo
 from zoo import Checkpoint, FrameSet, Recipe, Spec, count_parameters
+from zoo.logs import silent
 from zoo.search import free_dead, halving, optuna_study, optuna_trials
 from zoo.search.study import one_by_one
 from zoo.workers import Processes
@@ -112,22 +115,27 @@ def test_the_trial_of_a_dead_process_is_freed(frames: FrameSet, tmp_path: Path) 
     assert study.ask({"depth": optuna.distributions.IntDistribution(1, 6)}).params == study.trials[0].params
 
 
+@pytest.mark.usefixtures("processes")
 def test_trials_are_trained_by_processes_with_the_same_bits(tmp_path: Path) -> None:
     """And kept in a folder, from which a study that is started again goes on; also those that diverged."""
-    frames = zoo.sample_corpus("train").select(torch.arange(6))
-    specs = [zoo.Spec("cylinder", 27, 1, 40, options={"width": width, "depth": 1}) for width in (4, 8, 8)]
+    frames, folder, totals = some_frames(300), tmp_path / "run", list[object]()
+    specs = [zoo.Spec("cylinder", 5, 1, 3, options={"width": width, "depth": 1}) for width in (4, 8, 8)]
     recipe = zoo.Recipe(epochs=1)
     plain = one_by_one(specs, recipe, frames, frames)
-    folder = tmp_path / "run"
     zoo.write_corpus(frames, tmp_path / "corpus", "train")
     mapped = zoo.read_corpus(tmp_path / "corpus", "train", classes=frames.classes, mapped=tmp_path)
+
+    def progress(title: str, total: float | None = None) -> Any:
+        totals.append(total)
+        return silent(title)
+
     for how in ({"workers": Processes(2)}, {"workers": Processes(2), "folder": folder}, {"folder": folder}):
         given = mapped if "folder" in how else frames
-        for one, other in zip(plain, one_by_one(specs, recipe, given, given, **how), strict=True):
+        for one, other in zip(plain, one_by_one(specs, recipe, given, given, **how, progress=progress), strict=True):
             assert one.tensors.keys() == other.tensors.keys()
             assert all(torch.equal(one.tensors[name], other.tensors[name]) for name in one.tensors)
             assert one.metrics == other.metrics
-    assert len([*folder.iterdir()]) == 2  # equal specs are trained once
+    assert totals == [2, 2, 0]  # equal specs are trained once
     times = {file: file.stat().st_mtime_ns for file in folder.iterdir()}
     wild = zoo.Recipe(epochs=1, batch_size=32, optimiser="sgd", learning_rate=1e6, l2=1e6)
     for _ in range(2):

@@ -6,9 +6,12 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from sent import dying, failing, squares, unable
+import torch
+from sent import dying, failing, locks, squares, threads, unable
 
 from zoo.workers import Processes, carry_out
+
+pytestmark = pytest.mark.usefixtures("processes")
 
 
 def items(count: int) -> dict[str, Callable[[], int]]:
@@ -41,8 +44,9 @@ def test_a_killed_worker_is_replaced_and_its_item_alone_done_again(
 
 def test_an_item_that_kills_every_worker_is_an_error(tmp_path: Path) -> None:
     """After three of them, with what it was."""
-    with pytest.raises(RuntimeError, match=r"live through number 3, got .*signal 9.*memory enough"):
+    with pytest.raises(RuntimeError, match=r"live through number 3, got .*signal 9.*memory enough") as failed:
         dict(carry_out(partial(dying, tmp_path, 99), items(4), Processes(2)))
+    assert str(failed.value).count("signal 9") == 3
 
 
 @pytest.mark.parametrize("workers", [None, 2])
@@ -58,3 +62,22 @@ def test_errors_are_those_of_the_items(workers: int | None) -> None:
 def test_a_number_of_processes_is_positive() -> None:
     with pytest.raises(ValueError, match="one process or more, got 0"):
         Processes(0)
+
+
+def test_threads_are_divided_among_processes() -> None:
+    """Each has one at least."""
+    torch.set_num_threads(5)
+    try:
+        assert [[*dict(carry_out(threads, items(1), Processes(count))).values()] for count in (2, 9)] == [[2], [1]]
+    finally:
+        torch.set_num_threads(1)
+
+
+def test_what_cannot_be_sent_is_told() -> None:
+    """A job, an item, and a result, whose process lives on to tell."""
+    with pytest.raises(TypeError, match=r"what another process can be sent, got: .*define it in a module"):
+        dict(carry_out(lambda: int, items(1), Processes(1)))
+    with pytest.raises(TypeError, match="what another process can be sent, got: "):
+        dict(carry_out(squares, {"odd": lambda: lambda: 0}, Processes(1)))
+    with pytest.raises(RuntimeError, match=r"what another process can be sent, got: .*lock"):
+        dict(carry_out(locks, items(1), Processes(1)))

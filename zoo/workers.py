@@ -182,7 +182,8 @@ class Processes:
 
         if self._sent[0] is not job:
             self._sent = job, _by_value(job)
-            self._context.set_forkserver_preload(["torch", type(job).__module__])  # processes begin with these
+            own = getattr(job, "func", job).__module__  # processes begin with torch and with this
+            self._context.set_forkserver_preload(["torch", own])
         here, there = self._context.Pipe()
         threads, self._begun = max(1, torch.get_num_threads() // self.count), self._begun + 1
         process = self._context.Process(target=_serve, args=(there, threads), daemon=True)

@@ -17,6 +17,7 @@ from torch import Tensor, nn, optim
 from torch.optim import Optimizer
 
 from zoo._names import enter
+from zoo.data.frames import sent_to
 
 Parameters = Sequence[Tensor]
 Maker = TypeVar("Maker", bound=Callable[..., Optimizer])
@@ -153,6 +154,8 @@ class AdamSGD(Optimizer):
         lr, (beta1, beta2) = settings["lr"], settings["betas"]
         shared["steps"] += 1
         steps, length, along = float(shared["steps"]), torch.zeros(()), torch.zeros(())
+        device = settings["params"][0].device
+        switched, rate = (sent_to(shared[name], device) for name in ("switched", "rate"))
         for p in settings["params"]:
             if p.grad is None:
                 continue
@@ -163,13 +166,13 @@ class AdamSGD(Optimizer):
             mean, square, velocity = (rows(state[name], M) for name in ("exp_avg", "exp_avg_sq", "velocity"))
             mean.lerp_(gradient, 1 - beta1)
             square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-            velocity.mul_(beta1).add_(gradient * spread(shared["switched"], p))  # zero until the switch
+            velocity.mul_(beta1).add_(gradient * spread(switched, p))  # zero until the switch
             adam = (mean / (1 - beta1**steps)).div_((square / (1 - beta2**steps)).sqrt_().add_(settings["eps"]))
-            sgd = velocity * spread(shared["rate"] * (1 - beta1), p)
-            rows(p, M).sub_(torch.where(spread(shared["switched"], p) > 0, sgd, adam), alpha=lr)
+            sgd = velocity * spread(rate * (1 - beta1), p)
+            rows(p, M).sub_(torch.where(spread(switched, p) > 0, sgd, adam), alpha=lr)
             length = length + adam.double().square().sum(1)
             along = along + adam.double().mul(gradient).sum(1)
-        self._settle(length.cpu(), along.cpu())
+        self._settle(*torch.stack([length, along]).cpu())  # the one wait: whether to switch is decided on the host
 
     def _settle(self, length: Tensor, along: Tensor) -> None:
         """Update the mean rate by Adam's last move (squared length and product with the gradient, (M,) each)."""

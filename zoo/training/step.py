@@ -444,19 +444,20 @@ class Stepper:
         M, top = self.group.members, float(rates.max())
         for settings in self.optimiser.param_groups:
             settings["lr"] = top
-        for p in self.parameters if len(self.decays) else ():
+        decays = sent_to(rates * self.decays if len(self.decays) and self.kind.decoupled else self.decays, self.device)
+        for p in self.parameters if len(decays) else ():
             if p.grad is None:  # as torch's own decay
                 continue
             if self.kind.decoupled:
-                rows(p, M).mul_(1 - spread(rates * self.decays, p))
+                rows(p, M).mul_(1 - spread(decays, p))
             else:
-                rows(p.grad, M).add_(rows(p, M) * spread(self.decays, p))
+                rows(p.grad, M).add_(rows(p, M) * spread(decays, p))
         before = [p.clone() for p in self.parameters] if (rates != top).any() else []
         self.scaler.step(self.optimiser)
         self.scaler.update()
+        shares = sent_to(rates / top if top else rates, self.device) if before else rates
         for p, old in zip(self.parameters, before, strict=False):
-            share = spread(rates / top if top else rates, p)
-            rows(p, M).sub_(rows(old, M)).mul_(share).add_(rows(old, M))
+            rows(p, M).sub_(rows(old, M)).mul_(spread(shares, p)).add_(rows(old, M))
 
     def tensors(self) -> dict[str, Tensor]:
         """What the optimiser remembers, by the names that it has in the file of the state."""
