@@ -506,6 +506,18 @@ def test_waits_in_collecting(
     assert counts[1] - counts[0] - looks == Counter(event=2)
 
 
+def test_waits_in_predicting(frames: zoo.FrameSet, pretended: PretendedCuda) -> None:
+    """A piece more costs two waits: it is known to have no NaN before the rule sees it, and its rows are on the CPU."""
+    final, counts = ensemble.Ensemble(members("cuda:1"), ensemble.mean), []
+    for step in (138, 46):
+        final.members.step = step
+        final.predict_proba(frames.to("cuda:1"))  # plans are made
+        pretended.waits.clear()
+        final.predict_proba(frames.to("cuda:1"))
+        counts.append(Counter(what for _, _, what, _ in pretended.waits.elements()))
+    assert counts[1] - counts[0] == {"tolist": 2, "__setitem__ between devices": 2}
+
+
 @pytest.mark.parametrize("count", [250, 1000])
 def test_waits_in_scoring(device: str, pretended: PretendedCuda, count: int) -> None:
     """Two for the results of all members, however many batches there are: the sums are on the device."""
