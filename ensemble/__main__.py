@@ -1,5 +1,17 @@
-"""`python -m ensemble`."""
+"""The program `ensemble`, also as `python -m ensemble`."""
 
-from ensemble.cli import main
+import sys
 
-main()
+
+def main() -> None:
+    """Run the command; an interruption before it can answer for itself, as during its imports, ends it silently."""
+    try:
+        from ensemble.cli import run
+
+        sys.exit(run())
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

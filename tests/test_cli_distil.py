@@ -1,11 +1,14 @@
 """`ensemble distil` on small data: what is trained, printed, saved or not, and what is refused."""
 
+import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import zoo
+from zoo import _files
 
 FRAMES = "--corpus corpus --train dev --valid test"
 DATA = f"{FRAMES} --test test --students 2"
@@ -99,3 +102,21 @@ def test_wrong_usage_is_refused_before_the_work(flags: str, words: str, command:
     found = command(f"ensemble distil other --save student --epochs 1 {flags}", code=2)
     assert words in found.err
     assert found.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        f"zoo train a --spec basic --epochs 1 {FRAMES} --directory runs",
+        f"zoo study --draws 1 --max-parameters 200_000 --epochs 1 {FRAMES} --run runs",
+        f"ensemble distil other --save student {STUDENT} {DATA} --epochs 1 --directory runs",
+    ],
+)
+def test_a_folder_that_another_process_holds_is_refused(line: str, command: Any, home: Path) -> None:
+    """On one line, with who it is and the way out."""
+    with ThreadPoolExecutor(1) as other, _files.held(home / "runs"):
+        found = other.submit(command, line, code=2).result()
+    assert re.fullmatch(
+        r"error: expected a folder .*runs is held by process \d+ on .*choose another folder\n", found.err
+    )
+    assert [path.name for path in Path("runs").iterdir()] == ["run.lock"]

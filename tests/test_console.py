@@ -3,9 +3,12 @@
 import importlib
 import json
 import math
+import os
 import subprocess
 import sys
+import tomllib
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 
@@ -91,6 +94,22 @@ def test_an_interrupt_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     """Exit code 130, one line."""
     assert act(error=KeyboardInterrupt()) == 130
     assert capsys.readouterr().err.startswith("error: interrupted")
+
+
+@pytest.mark.parametrize("tool", ["zoo", "ensemble"])
+@pytest.mark.parametrize("installed", [False, True])
+@pytest.mark.parametrize("library", ["cyclopts", "torch"])
+def test_an_interrupt_during_imports_says_no_more(tool: str, installed: bool, library: str, tmp_path: Path) -> None:
+    """Exit code 130 and at most one line: before the command runs as after, by its script as by `python -m`."""
+    (tmp_path / f"{library}.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    targets = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    module, _, function = targets["scripts"][tool].partition(":")
+    script = f"import sys; from {module} import {function}; sys.exit({function}())"
+    way, path = ["-c", script] if installed else ["-m", tool], os.pathsep.join([str(tmp_path), *sys.path])
+    line = [sys.executable, *way, *("search" if tool == "zoo" else "evaluate",)]
+    done = subprocess.run(line, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr in ("", "error: interrupted; what was finished before is saved\n")
 
 
 def test_a_reader_that_goes_away_is_no_error() -> None:

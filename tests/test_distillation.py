@@ -1,8 +1,14 @@
 """Distillation: ensembles as teachers, folds that keep members from their own frames, and what arrived in students."""
 
 import math
+import os
+import signal
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from threading import Event, Timer
 from typing import Any
 
 import numpy as np
@@ -15,7 +21,8 @@ import zoo
 from ensemble.run import cross_fitted, distil, teacher_of
 from ensemble.run.cotraining import fold_of
 from ensemble.run.distillation import SMOOTHING, _ratio
-from zoo import FrameSet, Recipe, Spec
+from zoo import FrameSet, Recipe, Spec, _files
+from zoo.search.study import one_by_one
 from zoo.training.step import Batches
 
 SPEC = Spec("cylinder", features=6, context=1, classes=4, options={"width": 8, "depth": 1})
@@ -273,3 +280,93 @@ def test_figures_that_are_too_good_are_said_to_be(frames: FrameSet) -> None:
     [note] = distil(final, SPEC, QUICK, *parts, seeds=[0], unlabelled=unlabelled).notes
     assert note.startswith("students learnt from these frames, without their labels")
     assert distil(final, SPEC, QUICK, *parts, seeds=[0]).notes == ()
+
+
+def trained(frames: FrameSet, folder: Path, progress: Any) -> object:
+    return zoo.train(SPEC, QUICK, frames, frames, directory=folder, progress=progress)
+
+
+def cotrained(frames: FrameSet, folder: Path, progress: Any) -> object:
+    return ensemble.cotrain(SPEC, QUICK, frames, frames, seeds=[0, 1], together=1, directory=folder, progress=progress)
+
+
+def studied(frames: FrameSet, folder: Path, progress: Any) -> object:
+    return one_by_one([SPEC, WIDER], QUICK, frames, frames, folder=folder, progress=progress)
+
+
+def studied_together(frames: FrameSet, folder: Path, progress: Any) -> object:
+    return ensemble.run.train_alike([SPEC, WIDER], QUICK, frames, frames, folder=folder, progress=progress)
+
+
+def distilled(frames: FrameSet, folder: Path, progress: Any) -> object:
+    work: dict[str, Any] = {"seeds": [0], "directory": folder, "progress": progress}
+    return distil(final_of(SPEC), SPEC, QUICK, frames, frames, frames, **work)
+
+
+@pytest.mark.parametrize(
+    ("work", "begun"), [(trained, 1), (trained, 2), (cotrained, 3), (studied, 1), (studied_together, 3), (distilled, 3)]
+)
+def test_a_run_folder_belongs_to_one_process(work: Any, begun: int, frames: FrameSet, tmp_path: Path) -> None:
+    """Another one is refused at once and changes nothing; once the first is killed, the folder is free."""
+    ready, done = os.pipe()
+
+    @contextmanager
+    def stopped(title: str, total: float | None = None) -> Iterator[Any]:
+        """Stop when so many epochs, or a round of trials, have begun."""
+        nonlocal begun
+        begun -= 1
+        if not begun:
+            os.write(done, b"x")
+            signal.pause()
+        yield lambda steps=1, note="": None
+
+    if (child := os.fork()) == 0:
+        with suppress(BaseException):
+            work(frames, tmp_path / "run", stopped)
+        os._exit(0)
+    os.close(done)
+    assert os.read(ready, 1) == b"x"
+    before = all_of(tmp_path)
+    with pytest.raises(ValueError, match=f"held by process {child} on .*wait until .*or choose another folder"):
+        work(frames, tmp_path / "run", None)
+    assert all_of(tmp_path) == before
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert work(frames, tmp_path / "run", None)
+
+
+def all_of(folder: Path) -> dict[Path, tuple[int, bytes]]:
+    """Time and content of every file in it."""
+    return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_finished_run_is_read_whoever_holds_its_folder(frames: FrameSet, tmp_path: Path) -> None:
+    """The result is there; nothing is written, the log included."""
+    first = zoo.train(SPEC, QUICK, frames, frames, directory=tmp_path)
+    with ThreadPoolExecutor(1) as other, _files.held(tmp_path):
+        before = all_of(tmp_path)
+        again = other.submit(zoo.train, SPEC, QUICK, frames, frames, directory=tmp_path).result()
+        assert (again.digest, all_of(tmp_path)) == (first.digest, before)
+        further = other.submit(zoo.train, SPEC, replace(QUICK, epochs=3), frames, frames, directory=tmp_path)
+        with pytest.raises(ValueError, match="holds another run"):
+            further.result()
+
+
+def test_workers_wait_for_what_is_left_of_their_predecessors(frames: FrameSet, tmp_path: Path) -> None:
+    """As when a machine is lost, and the file server frees its locks some time later."""
+    work: dict[str, Any] = {"seeds": [0, 1], "together": 1, "directory": tmp_path}
+    taken, free = Event(), Event()
+
+    def predecessor() -> None:
+        with _files.held(tmp_path / "members-001"):
+            taken.set()
+            free.wait(600)
+
+    with ThreadPoolExecutor(1) as other:
+        other.submit(predecessor)
+        taken.wait()
+        with pytest.raises(ValueError, match="members-001 is held by"):
+            ensemble.cotrain(SPEC, QUICK, frames, frames, **work)
+        Timer(0.5, free.set).start()
+        found = ensemble.cotrain(SPEC, QUICK, frames, frames, workers=ensemble.run.Processes(1), **work)
+    assert [one.recipe["seed"] for one in found if one.recipe] == [0, 1]

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
 from textwrap import dedent
@@ -474,3 +475,33 @@ def test_a_lock_file_that_somebody_removes_is_made_anew(tmp_path: Path, monkeypa
     monkeypatch.setattr(_files, "system", Removed())
     with _files.locked(path, timeout=10):
         assert path.exists()
+
+
+def test_a_folder_is_held_by_one_caller_and_whatever_it_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not by another thread, until it is free; one that cannot be written to is not locked."""
+    folder = tmp_path / "new" / "folder"
+
+    def held(patience: float = 0) -> bool:
+        with _files.held(folder, patience=patience):
+            return True
+
+    with ThreadPoolExecutor(1) as other:
+        with _files.held(folder):
+            assert held()
+            with pytest.raises(ValueError, match=f"held by process {os.getpid()} on"):
+                other.submit(held).result()
+            waiting = other.submit(held, 60)
+        assert waiting.result()
+    with _files.held(None):
+        monkeypatch.setattr(os, "access", lambda *_: False)
+        (folder / "run.lock").unlink()
+        assert held()
+        assert not [*folder.iterdir()]
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK])
+def test_without_locks_no_folder_is_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    """As with a registry."""
+    monkeypatch.setattr(_files, "system", Lacking(code, "lock"))
+    with pytest.raises(ValueError, match=r"offers no locks .*use a folder"), _files.held(tmp_path):
+        pass

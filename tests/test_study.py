@@ -136,11 +136,11 @@ def test_trials_are_trained_by_processes_with_the_same_bits(tmp_path: Path) -> N
             assert all(torch.equal(one.tensors[name], other.tensors[name]) for name in one.tensors)
             assert one.metrics == other.metrics
     assert totals == [2, 2, 0]  # equal specs are trained once
-    times = {file: file.stat().st_mtime_ns for file in folder.iterdir()}
+    times = {file: file.stat().st_mtime_ns for file in folder.glob("[!r]*")}
     wild = zoo.Recipe(epochs=1, batch_size=32, optimiser="sgd", learning_rate=1e6, l2=1e6)
     for _ in range(2):
         assert one_by_one(specs[:1], wild, frames, frames, folder=folder) == [None]
-    assert len([*folder.iterdir()]) == 3
+    assert len([*folder.glob("[!r]*")]) == 3
     assert times == {file: file.stat().st_mtime_ns for file in times}
 
 

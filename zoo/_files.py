@@ -17,10 +17,12 @@ import errno
 import fcntl
 import getpass
 import os
+import socket
 import stat
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from contextvars import ContextVar
 from itertools import takewhile
 from pathlib import Path
 from tempfile import gettempdir
@@ -38,6 +40,7 @@ _NOT_OFFERED = frozenset(  # what file systems answer when asked for something t
     | {errno.EPERM, errno.EACCES, errno.EISDIR, 524}  # 524 is ENOTSUPP, the kernel's own, which some let out
 )
 _NOT_REPLACED = _NOT_OFFERED | {errno.EEXIST, errno.EBUSY, errno.EXDEV}  # by a rename; a mounted file is busy
+_HOLDING: ContextVar[tuple[Path, ...]] = ContextVar("holding", default=())  # folders, by whoever calls
 _KINDS = {stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe", stat.S_IFCHR: "device", stat.S_IFBLK: "device"}
 
 
@@ -79,6 +82,10 @@ class NotRegularError(OSError):
 
 class NoLocksError(OSError, ValueError):
     """A file system that offers no locks."""
+
+
+class HeldError(OSError, ValueError):
+    """A folder to which another process is writing."""
 
 
 @contextmanager
@@ -217,6 +224,48 @@ def locked(path: Path, *, timeout: float) -> Iterator[None]:
         yield
     finally:
         os.close(file)
+
+
+@contextmanager
+def held(folder: Path | None, *, patience: float = 0) -> Iterator[None]:
+    """Be the only one that writes to a folder, which is made where there is none; without a folder, nothing happens.
+
+    What is called meanwhile may hold the same folder. One that cannot be written to is not locked: it is only read.
+
+    Raises:
+        HeldError: another process, or another thread, has held it for `patience` seconds.
+        OSError: as `locked`.
+    """
+    if folder is not None:
+        make_folders(folder)
+    if folder is None or not os.access(folder, os.W_OK) or folder.resolve() in _HOLDING.get():
+        yield
+        return
+    path = folder / "run.lock"
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(path, timeout=patience))
+        except TimeoutError as error:
+            msg = (
+                f"expected a folder that nothing else writes to, but {folder} is held by {holder_of(path)}; wait until"
+            )
+            raise HeldError(f"{msg} it has finished, or end it, or choose another folder") from error
+        name_holder(path)
+        stack.callback(_HOLDING.reset, _HOLDING.set((*_HOLDING.get(), folder.resolve())))
+        yield
+
+
+def name_holder(path: Path) -> None:
+    """Write into a lock file who holds it, which is only a courtesy."""
+    with suppress(OSError):
+        path.write_text(f"process {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
+
+
+def holder_of(path: Path) -> str:
+    """Who holds this lock file."""
+    with suppress(OSError, ValueError):
+        return path.read_text(encoding="utf-8").strip() or "another process"
+    return "another process"
 
 
 def check_locks(path: Path) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 from ensemble.cli import distil, evaluate, fit, predict
 from zoo._console import command_line
 
@@ -17,8 +15,3 @@ RENAMED = {"predict --partition": "--test"}  # former spelling -> what to write 
 run = command_line(
     "ensemble", "Run trained models as one, combine them, and judge whether it is really better.", COMMANDS, RENAMED
 )
-
-
-def main() -> None:
-    """Entry point of the command."""
-    sys.exit(run())

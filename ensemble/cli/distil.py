@@ -12,6 +12,7 @@ import ensemble
 import zoo
 from ensemble.cli.evaluate import interval
 from ensemble.cli.predict import loaded
+from zoo import _files
 from zoo._console import Answer, Table, progress
 from zoo.cli.options import (
     NO_FLAGS,
@@ -96,19 +97,20 @@ def distil(
     teacher = ensemble.run.teacher_of(fast)
     work: dict[str, Any] = {"metric": metric, "directory": directory, "progress": progress, "unlabelled": further}
     try:
-        if folds:  # whose training is long: what would be refused after it is refused before
-            first = zoo.training.single_group(wanted, distillation.recipes_of(settings)[0])
-            distillation.check_comparison(final, train, judged, metric)
-            zoo.training.check_group(first, train, valid, teacher, further)
-            found = _without_folds(home, final, train, valid, folds, directory)
-            position = ensemble.rules.rule_for(final.rule, final.members.names)
-            limits: dict[str, Any] = {"device": partitions.device, "precision": "auto"}
-            own = ensemble.run.cross_fitted(found, train, folds=folds, rule=position, unlabelled=further, **limits)
-            teacher = replace(own, parents=teacher.parents)
-        seeds = range(settings.seed, settings.seed + students)
-        result = ensemble.run.distil(
-            final, wanted, settings, train, valid, judged, teacher=teacher, seeds=seeds, **work
-        )
+        with _files.held(directory):
+            if folds:  # whose training is long: what would be refused after it is refused before
+                first = zoo.training.single_group(wanted, distillation.recipes_of(settings)[0])
+                distillation.check_comparison(final, train, judged, metric)
+                zoo.training.check_group(first, train, valid, teacher, further)
+                found = _without_folds(home, final, train, valid, folds, directory)
+                position = ensemble.rules.rule_for(final.rule, final.members.names)
+                limits: dict[str, Any] = {"device": partitions.device, "precision": "auto"}
+                own = ensemble.run.cross_fitted(found, train, folds=folds, rule=position, unlabelled=further, **limits)
+                teacher = replace(own, parents=teacher.parents)
+            seeds = range(settings.seed, settings.seed + students)
+            result = ensemble.run.distil(
+                final, wanted, settings, train, valid, judged, teacher=teacher, seeds=seeds, **work
+            )
     except KeyboardInterrupt:
         resumed = f"the same command resumes in {directory}" if directory else "nothing is saved without --directory"
         raise KeyboardInterrupt(f"interrupted; {resumed}") from None

@@ -39,6 +39,7 @@ _STEPS, _PATIENCE = 5, 0.5  # steps and seconds that `zoo.training.seconds_per_s
 _HELD = 1_000_000  # most parameters of a group whose size is not measured: with more, a step can fall out of the cache
 _MANY = 16  # most members of such a group
 _PROBED = 4  # frames on which a stack is compared with its members
+_LEASE = 120.0  # seconds after which a file server frees what a worker held whose machine is gone, and some more
 _WORTH = 0.92  # a larger group is preferred if its time is below this share of a smaller one's
 
 
@@ -100,6 +101,7 @@ def cotrain(
         ValueError: no seeds, not as many rates or decays as seeds, folds other than from 2 to as many as recordings, or
             as in `zoo.train` and `zoo.training.Group`; `on_epoch`, or frames that cannot be sent, beside workers.
         TrainingError: as in `zoo.training.train_group`.
+        OSError: somebody else is training in the directory.
     """
     if together is not None and together < 1:
         msg = f"expected at least 1 member together, got {together}"
@@ -120,14 +122,15 @@ def cotrain(
         msg = "expected no on_epoch beside workers, which train elsewhere; a directory has the figures of each epoch"
         raise ValueError(msg)
     folder = None if directory is None else Path(directory).absolute()
-    if not folds:
-        sets = _sets(spec, recipes, train, valid, together, folder, None, settings)
-    else:
-        fold, sets = fold_of(train, folds), []
-        for k in range(folds):
-            outside, place = (fold != k).nonzero().flatten(), None if folder is None else folder / f"fold-{k:02}"
-            sets += _sets(spec, recipes, train.select(outside), valid, together, place, outside, settings)
-    trained = _trained(sets, _Trainer(train, valid, settings), workers, progress)
+    with _files.held(folder):
+        if not folds:
+            sets = _sets(spec, recipes, train, valid, together, folder, None, settings)
+        else:
+            fold, sets = fold_of(train, folds), []
+            for k in range(folds):
+                outside, place = (fold != k).nonzero().flatten(), None if folder is None else folder / f"fold-{k:02}"
+                sets += _sets(spec, recipes, train.select(outside), valid, together, place, outside, settings)
+        trained = _trained(sets, _Trainer(train, valid, settings), workers, progress)
     return [one for one in trained if one is not None]
 
 
@@ -149,6 +152,7 @@ class _Trainer:
     valid: zoo.FrameSet
     settings: Mapping[str, Any]  # of `train_group`
     diverging: bool = False  # whether a loss that diverges gives None in place of an error
+    patience: float = 0.0  # seconds to wait for whoever trains in the same place
     threads: int = field(default_factory=torch.get_num_threads)
 
     def __call__(self) -> Callable[[_Set], list[zoo.Checkpoint | None]]:
@@ -160,7 +164,8 @@ class _Trainer:
         frames = self.train if some.recordings is None else self.train.select(some.recordings)
         group = stacked_group(some.spec, some.recipes, frames.features.device)
         try:
-            return [*zoo.training.train_group(group, frames, self.valid, directory=some.place, **self.settings)]
+            with _files.held(some.place, patience=self.patience):
+                return [*zoo.training.train_group(group, frames, self.valid, directory=some.place, **self.settings)]
         except zoo.TrainingError:
             if not self.diverging:
                 raise
@@ -179,6 +184,7 @@ def _trained(
         trainer, progress = replace(trainer, settings={**trainer.settings, "progress": progress}), None
     else:
         require_sendable(trainer.train, trainer.valid, *trainer.settings.get("unlabelled", ()))
+        trainer = replace(trainer, patience=_LEASE)
     names = [f"set {n} ({len(some.recipes)} {some.spec.architecture})" for n, some in enumerate(sets)]
     items = {name: partial(replace, some) for name, some in zip(names, sets, strict=True)}
     found = dict(carry_out(trainer, items, workers, title="trainings", progress=progress))
@@ -242,15 +248,17 @@ def train_alike(
     has a checkpoint per spec, in their order; None where the loss diverged. `workers` are those of `cotrain`; in the
     folder each set of equal specs has its run, from which a study that is started again goes on.
     """
+    root = None if folder is None else Path(folder).absolute()
     sets, places = list[_Set](), list[int]()
-    for spec in dict.fromkeys(specs):
-        equal = [index for index, other in enumerate(specs) if other == spec]
-        recipes = [replace(recipe, seed=recipe.seed + m, order_seed=recipe.data_seed) for m in range(len(equal))]
-        known = repr((spec.canonical(), len(equal), recipe.to_dict(), train.fingerprint, valid.fingerprint))
-        home = None if folder is None else Path(folder).absolute() / hashlib.sha256(known.encode()).hexdigest()
-        sets += _sets(spec, recipes, train, valid, None, home, None, {})
-        places += equal
-    trained = _trained(sets, _Trainer(train, valid, {}, diverging=True), workers, progress)
+    with _files.held(root):
+        for spec in dict.fromkeys(specs):
+            equal = [index for index, other in enumerate(specs) if other == spec]
+            recipes = [replace(recipe, seed=recipe.seed + m, order_seed=recipe.data_seed) for m in range(len(equal))]
+            known = repr((spec.canonical(), len(equal), recipe.to_dict(), train.fingerprint, valid.fingerprint))
+            home = None if root is None else root / hashlib.sha256(known.encode()).hexdigest()
+            sets += _sets(spec, recipes, train, valid, None, home, None, {})
+            places += equal
+        trained = _trained(sets, _Trainer(train, valid, {}, diverging=True), workers, progress)
     return [one for _, one in sorted(zip(places, trained, strict=True), key=lambda pair: pair[0])]
 
 

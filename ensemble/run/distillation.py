@@ -30,6 +30,7 @@ from ensemble.run.collection import predictions
 from ensemble.run.combined import Ensemble
 from ensemble.run.cotraining import cotrain, fold_of
 from ensemble.run.members import Members, class_order, content_digest, from_checkpoints
+from zoo import _files
 from zoo.logs import Progress
 
 Scores = Mapping[str, float]  # metric -> value on the frames that are compared on
@@ -202,8 +203,9 @@ def distil(
     folder = None if directory is None else Path(directory)
     places = [None if folder is None else folder / name for name in ("students", "controls")]
     lesson: dict[str, Any] = {"teacher": teacher or teacher_of(final), "unlabelled": unlabelled}
-    students = cotrain(spec, learner, train, valid, directory=places[0], **lesson, **shared)
-    controls = cotrain(spec, control, train, valid, directory=places[1], **shared)
+    with _files.held(folder):
+        students = cotrain(spec, learner, train, valid, directory=places[0], **lesson, **shared)
+        controls = cotrain(spec, control, train, valid, directory=places[1], **shared)
     found = compared(final, students, controls, test, metric)
     seen = any(each.features.shape == test.features.shape and each.features.equal(test.features) for each in unlabelled)
     note = "students learnt from these frames, without their labels; controls and members did not"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 from zoo._console import command_line
 from zoo.cli import entries, train, upkeep
 from zoo.cli.adopt import adopt
@@ -33,8 +31,3 @@ RENAMED = {  # former spelling -> what to write now
 run = command_line(
     "zoo", "Make and keep trained frame classifiers: train, search, register, verify.", COMMANDS, RENAMED
 )
-
-
-def main() -> None:
-    """Entry point of the command."""
-    sys.exit(run())

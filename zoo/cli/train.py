@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import zoo
-from zoo import logs
+from zoo import _files, logs
 from zoo._console import Answer, Table, progress
 from zoo.cli.entries import described
 from zoo.cli.options import (
@@ -320,7 +320,8 @@ def study(
     else:
         specs = sampling.specs(seed, features=frames.features.shape[1], classes=len(frames.classes))
         trainer = partial(one_by_one, workers=workers, folder=run, progress=progress)
-        trials = halving(specs, settings, frames, valid, trainer=trainer)
+        with _files.held(run):  # between its rounds as well
+            trials = halving(specs, settings, frames, valid, trainer=trainer)
     saved = []
     for index, trial in enumerate(trials[:best] if save else (), start=1):
         checkpoint = trial.checkpoint or zoo.train(trial.spec, settings, frames, valid, progress=progress)

@@ -23,11 +23,9 @@ removes. Readers take no lock: the file that they open is whole, before or after
 
 from __future__ import annotations
 
-import os
-import socket
 import stat
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 from zoo import _files
@@ -187,15 +185,12 @@ def locked(path: Path, *, timeout: float) -> Iterator[None]:
         try:
             stack.enter_context(_files.locked(lock_path(path), timeout=timeout))
         except TimeoutError:
-            holder = ""
-            with suppress(OSError):
-                holder = lock_path(path).read_text(encoding="utf-8").strip()
-            msg = f"waited {timeout:g} s for the registry {path}, which is held by {holder or 'another process'}; "
+            holder = _files.holder_of(lock_path(path))
+            msg = f"waited {timeout:g} s for the registry {path}, which is held by {holder}; "
             raise RegistryError("LOCKED", f"{msg}let it finish, or end it: the lock is then free at once") from None
         held = stack.pop_all()
     with held:
-        with suppress(OSError):  # naming the holder is only a courtesy
-            lock_path(path).write_text(f"process {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
+        _files.name_holder(lock_path(path))
         yield
 
 

@@ -107,12 +107,11 @@ def one_by_one(
 
     Raises:
         ValueError: a part of mapped frames, which would be copied to every worker.
+        OSError: somebody else is training in the folder.
     """
     if workers is not None:
         require_sendable(train_frames, valid)
     home = None if folder is None else Path(folder).absolute()
-    if home is not None:
-        _files.make_folders(home)
     about = recipe.to_dict(), train_frames.fingerprint, valid.fingerprint
     known = [
         home and home / f"{hashlib.sha256(repr((each.canonical(), *about)).encode()).hexdigest()}" for each in specs
@@ -120,13 +119,14 @@ def one_by_one(
     job = partial(_trial, recipe, train_frames, valid, torch.get_num_threads())
     first = {spec: number for number, spec in reversed([*enumerate(specs)])}  # equal specs would learn the same
     names = [f"trial {first[spec]} ({spec.architecture})" for spec in specs]
-    items = {
-        name: partial(_Trial, spec, file)
-        for name, spec, file in zip(names, specs, known, strict=True)
-        if file is None or not file.exists()
-    }
     title = f"{recipe.epochs} epochs each"
-    found = dict(carry_out(job, items, workers, title=title, progress=progress))
+    with _files.held(home):
+        items = {
+            name: partial(_Trial, spec, file)
+            for name, spec, file in zip(names, specs, known, strict=True)
+            if file is None or not file.exists()
+        }
+        found = dict(carry_out(job, items, workers, title=title, progress=progress))
     return [found[name] if file is None else _kept(file) for name, file in zip(names, known, strict=True)]
 
 

@@ -11,6 +11,7 @@ import json
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,8 @@ def train(
             checkpoint can give back.
         TrainingError: the loss became NaN or infinite, or that on the validation frames always was; it carries the best
             checkpoint so far.
-        OSError: an epoch could not be written; those before it are still there.
+        OSError: somebody else is training in the directory, unless that run is finished; or an epoch could not be
+            written, and those before it are still there.
 
     Example:
         >>> import torch
@@ -158,14 +160,20 @@ def train_group(
         raise ValueError(msg + "teacher; got none: use zoo.training.Teacher(..., fingerprint=...)")
     whole = check_group(group, train, valid, teacher, unlabelled).needs_whole_batch
     recipe, logs = group.recipes[0], [] if log is None else [log]
-    with torch.random.fork_rng(devices=_generators(train)):
+    with ExitStack() as stack, torch.random.fork_rng(devices=_generators(train)):
         run = _Run(group, train, valid, progress or silent, teacher, unlabelled)
         run.scorer.whole = whole
         if directory is not None:
-            folder = Path(directory)
+            folder, busy = Path(directory), None
+            try:
+                stack.enter_context(_files.held(folder))
+            except _files.HeldError as error:
+                busy = error
             run.resume(folder)
+            if busy is not None and not run.finished:
+                raise busy
             lines = (folder / "log.jsonl").resolve()
-            if not (isinstance(log, JsonLines) and log.path.resolve() == lines):
+            if not (busy or (isinstance(log, JsonLines) and log.path.resolve() == lines)):
                 logs.append(JsonLines(lines))
         several = Several(*logs)
         config: dict[str, Any] = {"id": run.id, "recipe": recipe.to_dict(), "spec": group.spec.to_dict()}
@@ -175,7 +183,7 @@ def train_group(
             several.init(run.name, config)
             for number, records in enumerate(run.history, start=1):
                 several.log(_flat(records), number)
-            while len(run.history) < recipe.epochs and not run.standing.stopped.all():
+            while not run.finished:
                 records = run.epoch(len(run.history) + 1)
                 several.log(_flat(records), len(run.history))
                 if on_epoch is not None:
@@ -280,6 +288,11 @@ class _Run:
         }
         if teacher is not None:  # runs without one are as those of older versions
             self.identity |= {"teacher": teacher.fingerprint, "unlabelled": [each.fingerprint for each in unlabelled]}
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to train."""
+        return len(self.history) >= self.recipe.epochs or bool(self.standing.stopped.all())
 
     def epoch(self, number: int) -> list[Record]:
         """Train, evaluate and write one epoch; one record a member."""
@@ -440,7 +453,6 @@ class _Run:
         """Write to this folder from now on, and return to the last whole epoch that it holds, if there is one."""
         self.folder, self.name, path = folder, folder.resolve().name, folder / _STATE
         self.id = _new_id(self.name)
-        _files.make_folders(folder)
         if not path.exists():
             return
         try:
