@@ -284,7 +284,7 @@ def test_frames_without_labels_are_checked(frames: FrameSet) -> None:
     for other in (replace(more, classes=(*"abcx",)), replace(more, features=more.features[:, :5].contiguous())):
         with pytest.raises(ValueError, match="frames without labels of the features and classes"):
             zoo.train(SPEC, QUICK, frames, frames, teacher=model_of(), unlabelled=[other])
-    with pytest.raises(TypeError, match=r"such as \[frames\], got FrameSet"):
+    with pytest.raises(TypeError, match=r"expected Sequence\[FrameSet\] as the unlabelled of train\(\), got FrameSet"):
         zoo.train(SPEC, QUICK, frames, frames, teacher=model_of(), unlabelled=more)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="got int"):
         zoo.train(SPEC, QUICK, frames, frames, teacher=5)  # type: ignore[arg-type]

@@ -1,19 +1,30 @@
-"""Names that people type: tables of named entries, wildcards, mistyped words, devices; the distribution's version."""
+"""Names that people type: tables of named entries, wildcards, mistyped words, devices; the distribution's version.
+
+And what people pass: `checked` refuses arguments of other types than those that are declared.
+"""
 
 from __future__ import annotations
 
+import inspect
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any, TypeVar
+from functools import cache, wraps
+from pathlib import Path
+from types import UnionType
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
 
 if TYPE_CHECKING:
     import torch
 
 Patterns = str | Iterable[str]
 Entry = TypeVar("Entry")
+P = ParamSpec("P")
+R = TypeVar("R")
 
+_NUMBERS = {bool: "__bool__", int: "__index__", float: "__float__"}  # what numbers of any library have
 _ORIGINS: dict[tuple[str, str], str] = {}  # kind and name of an entry -> module and name of its function
 
 
@@ -67,6 +78,54 @@ def enter(table: MutableMapping[str, Entry], kind: str, function: Callable[..., 
         raise ValueError(msg)
     table[name] = entry
     _ORIGINS[kind, name] = origin
+
+
+def checked(function: Callable[P, R]) -> Callable[P, R]:
+    """A function that refuses, by a TypeError, arguments which are not of the types that it declares.
+
+    Numbers of any library are numbers, and what can be iterated over is a sequence, but a text one of texts alone; what
+    is in it is not looked at. What an annotation cannot tell, as that of a protocol, is accepted.
+
+    Example:
+        >>> checked(find)({}, "rule", 3)
+        Traceback (most recent call last):
+        TypeError: expected str as the name of find(), got int: 3
+    """
+    signature, hints = inspect.signature(function), cache(lambda: get_type_hints(function))
+    title = function.__qualname__.removesuffix(".__init__")
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            given = signature.bind(*args, **kwargs).arguments
+        except TypeError:  # too many or too few, which Python says best
+            return function(*args, **kwargs)
+        for name, value in given.items():
+            if not _fits(value, hints().get(name, Any)):
+                shape, wanted = getattr(value, "shape", None), signature.parameters[name].annotation
+                came = f"of shape {tuple(shape)}" if shape else f"{value!r}"[:60]
+                wanted = getattr(wanted, "__name__", wanted) if isinstance(wanted, type) else wanted
+                msg = f"expected {wanted} as the {name} of {title}(), got {type(value).__name__}: {came}"
+                raise TypeError(msg)
+        return function(*args, **kwargs)
+
+    return call
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value can be of a type, as far as that can be told."""
+    if isinstance(hint, TypeVar):
+        hint = hint.__bound__ or Any
+    kind, inner = get_origin(hint) or hint, get_args(hint)
+    if kind in (Union, UnionType):
+        return any(_fits(value, each) for each in inner)
+    if kind is Any or not isinstance(kind, type) or getattr(kind, "_is_protocol", False):
+        return True
+    if inner and issubclass(kind, Iterable) and not issubclass(kind, Mapping):
+        return hasattr(type(value), "__iter__") and (not isinstance(value, str) or _fits(value, inner[0]))
+    if kind in _NUMBERS:
+        return hasattr(type(value), _NUMBERS[kind])
+    return isinstance(value, os.PathLike if kind is Path else kind)
 
 
 def usable_device(device: torch.device | str) -> torch.device:

@@ -22,6 +22,7 @@ from torch import nn
 
 from zoo import _files
 from zoo._json import TextError, parse_strictly
+from zoo._names import checked
 from zoo.checkpoint import Checkpoint, decode, foreign, pack
 from zoo.checkpoint.header import CheckpointError, read_header
 from zoo.models.spec import Spec
@@ -34,6 +35,7 @@ _REPOSITORY = re.compile(r"(?:[\w-][\w.-]*/)?[\w-][\w.-]*", re.ASCII)
 _CONFIG, _WEIGHTS, _CARD, _MEMBERS = "config.json", "model.safetensors", "README.md", "members"
 
 
+@checked
 def export(
     registry: Registry,
     reference: str,
@@ -113,6 +115,7 @@ def from_pretrained(source: str | Path, *, device: str = "cpu") -> nn.Module:
     return _model(Path(source), config).to_module(device)
 
 
+@checked
 def push(registry: Registry, reference: str, repository: str, *, private: bool = True) -> str:
     """Upload a version or an ensemble to the hub and return the address of the commit.
 

@@ -23,6 +23,7 @@ from multiprocessing import connection
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, ClassVar, Protocol
 
+from zoo._names import checked
 from zoo.logs import Progress, silent
 
 Job = Callable[[], Callable[[Any], Any]]
@@ -168,6 +169,7 @@ class Processes:
         ValueError: fewer than one.
     """
 
+    @checked
     def __init__(self, count: int) -> None:
         if count < 1:
             msg = f"expected one process or more, got {count}"

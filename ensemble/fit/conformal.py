@@ -41,7 +41,7 @@ def set_score(function: _F) -> _F:
     Raises:
         ValueError: another function has that name already.
     """
-    enter(function.__name__, function, SET_SCORES, what="score")
+    enter(function, function, SET_SCORES, what="score")
     return function
 
 

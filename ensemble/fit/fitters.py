@@ -40,7 +40,7 @@ def fitter(function: _F) -> _F:
     Raises:
         ValueError: another function has that name already.
     """
-    enter(function.__name__, function, FITTERS, RULES)
+    enter(function, function, FITTERS, RULES)
     return function
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ensemble.outputs import MemberOutputs, expect_outputs
 from ensemble.outputs.arrays import floats, numbers, truths
-from ensemble.rules.table import enter
+from ensemble.rules.table import enter, members_first
 
 Floats = NDArray[np.float64]
 
@@ -102,7 +102,7 @@ def _entering(table: dict[str, Callable[..., Any]], prepare: Callable[..., Any])
             with np.errstate(invalid="ignore", divide="ignore"):
                 return function(prepare(given))
 
-        enter(function.__name__, measure, table, what="measure")
+        enter(function, measure, table, what="measure")
         return measure
 
     return decorator
@@ -282,7 +282,7 @@ def uncertainty(probabilities: Tensor) -> Uncertainty:
         >>> uncertainty(torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]])).epistemic  # ln 2
         tensor([0.6931], dtype=torch.float64)
     """
-    rows = numbers(probabilities, "probabilities")
+    rows = members_first(probabilities)
     pieces = torch.split(rows, max(1, _CACHED // (rows.shape[0] * rows.shape[-1])), dim=1)
     aleatoric, total = (torch.cat(part) for part in zip(*map(_entropies, pieces), strict=True))
     epistemic = total - aleatoric

@@ -63,7 +63,7 @@ def rejection_score(function: _F) -> _F:
     Raises:
         ValueError: another function has that name already.
     """
-    enter(function.__name__, function, REJECTION_SCORES, what="score")
+    enter(function, function, REJECTION_SCORES, what="score")
     return function
 
 

@@ -253,6 +253,7 @@ def evaluate(
     """
     if not isinstance(outputs, Tally):
         expect_outputs(outputs)
+    tables.expect_rules(rules)
     judged, known = get_metric(metric), cross_fits or {}
     names = list((outputs.of if isinstance(outputs, Tally) else outputs).members)
     if baseline is not None and baseline not in names:
@@ -371,6 +372,7 @@ def choose(
         'a'
     """
     expect_outputs(outputs)
+    tables.expect_rules(rules)
     metric = get_metric(by)
     if taken := [name for name in rules if name in outputs.members]:
         msg = f"expected names for rules that no member has, got {taken}; the best member is a candidate already"

@@ -459,6 +459,13 @@ class Counting:
         )
 
 
+def expect_rules(given: object) -> None:
+    """A `TypeError` for what is no mapping from names to rules."""
+    if not isinstance(given, Mapping):
+        msg = f"expected rules as a mapping from their names, got {type(given).__name__}: {given!r:.60}"
+        raise TypeError(msg)
+
+
 def tally(outputs: MemberOutputs, rules: Mapping[str, Rule], metric: Metric | str = "accuracy") -> Tally:
     """Add up the sums, of rules over the members that they name; the uniform mean is always the last answer.
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ensemble.outputs import MemberOutputs
+from ensemble.outputs import MemberOutputs, expect_outputs
 from ensemble.outputs.arrays import floats, numbers
 from ensemble.rules.pooling import linear, weighted_sum
 from ensemble.rules.table import Ask, FittedRule, Rule, Sums, declared, fitted_rule, present, read, take_over, wide
@@ -458,6 +458,7 @@ def combined(rule: Rule, outputs: MemberOutputs) -> Iterator[tuple[slice, Tensor
     Raises:
         ValueError: a member that the rule needs is missing, NaN that is not declared, or rows that do not fit.
     """
+    expect_outputs(outputs)
     members, _, classes = outputs.shape
     whole = rule_for(rule, outputs.members)
     whole = declared(whole.abstaining if outputs.abstain else whole)

@@ -115,13 +115,16 @@ def rule(
             return found
         return torch.where(impossible, logs.exp().mean(dim=0).log(), found)
 
-    enter(function.__name__, checked, RULES, FITTED_RULES)
+    enter(function, checked, RULES, FITTED_RULES)
     _DECLARED[checked] = _Declared(scores if logarithmic else None, sums, continuous)
     return cast(_F, checked)
 
 
-def enter(name: str, made: Any, table: dict[str, Any], *others: Mapping[str, Any], what: str = "rule") -> None:
-    """Enter something into a table, unless that or another has the name from a module other than its own."""
+def enter(given: Any, made: Any, table: dict[str, Any], *others: Mapping[str, Any], what: str = "rule") -> None:
+    """Enter what was made of a function or class under its name, unless one of another module has it in any table."""
+    if (name := getattr(given, "__name__", None)) is None:
+        msg = f"expected a function or a class as a {what}, got {type(given).__name__}: {given!r:.60}"
+        raise TypeError(msg)
     for names in (table, *others):
         if name in names and names[name].__module__ != made.__module__:
             msg = f"expected a new name for a {what}, got {name!r}, which {names[name].__module__} has already"
@@ -365,7 +368,7 @@ def fitted_rule(kind: _K) -> _K:
         Favourite(position=1, fingerprint='', members=())
         >>> del FITTED_RULES["Favourite"]
     """
-    enter(kind.__name__, kind, FITTED_RULES, RULES)
+    enter(kind, kind, FITTED_RULES, RULES)
     return kind
 
 

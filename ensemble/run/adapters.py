@@ -16,10 +16,12 @@ from torch import Tensor, nn
 from ensemble.outputs.arrays import Aligned, class_names, distributions, numbers
 from ensemble.run._engine.batch import count_rows
 from ensemble.run.members import Member, Members, named_classes
+from zoo._names import checked
 
 Returns = Literal["probabilities", "logits"]
 
 
+@checked
 def from_estimators(estimators: Mapping[str, Any]) -> Members:
     """Members from fitted classifiers of scikit-learn's kind: anything with `predict_proba` and `classes_`.
 
@@ -63,6 +65,7 @@ def from_estimators(estimators: Mapping[str, Any]) -> Members:
     return Members(members)
 
 
+@checked
 def from_callables(
     functions: Mapping[str, Callable[[Any], Any]],
     *,

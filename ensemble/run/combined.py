@@ -21,6 +21,7 @@ from ensemble.rules.fitted import rule_for
 from ensemble.rules.table import Rule, rule_from_json
 from ensemble.run.collection import Inputs, answers, count_inputs, inputs_of
 from ensemble.run.members import Members, load
+from zoo._names import checked
 from zoo.onnx import Exported
 
 Labels = Sequence[Any] | NDArray[Any] | Tensor
@@ -53,6 +54,7 @@ class Ensemble(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
         ((5, 2), ['no', 'yes'])
     """
 
+    @checked
     def __init__(self, members: Members, rule: Rule) -> None:
         self.members = members
         self.rule = rule
@@ -227,6 +229,7 @@ class Ensemble(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
         return truth
 
 
+@checked
 def load_ensemble(registry: zoo.Registry, name: str, **options: Any) -> Ensemble:
     """The ensemble of this name or alias, with the hash of every member checked; `options` are those of `load`.
 

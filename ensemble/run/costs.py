@@ -24,9 +24,11 @@ from ensemble.rules.table import FittedRule, Rule
 from ensemble.run._engine.batch import take_rows
 from ensemble.run.collection import Inputs, answers, count_inputs, feed_of, inputs_of
 from ensemble.run.members import Members
+from zoo._names import checked
 from zoo.logs import Progress, silent
 
 
+@checked
 def measure_costs(
     members: Members,
     x: Inputs,

@@ -27,6 +27,7 @@ from torch.nn import functional
 import zoo
 from ensemble.run.stack import unlike
 from zoo import _files
+from zoo._names import checked
 from zoo.checkpoint import state_of
 from zoo.data.frames import require_sendable
 from zoo.models.blocks import Dropout, activation_of, dropout_mask
@@ -51,6 +52,7 @@ def stacked_group(spec: zoo.Spec, recipes: Sequence[zoo.Recipe], device: Any = "
     return zoo.training.Group(spec, tuple(recipes), stack.body, forward=stack, reseed=stack.reseed)
 
 
+@checked
 def cotrain(
     spec: zoo.Spec,
     recipe: zoo.Recipe,
@@ -231,6 +233,7 @@ def _sets(
     ]
 
 
+@checked
 def train_alike(
     specs: Sequence[zoo.Spec],
     recipe: zoo.Recipe,

@@ -31,12 +31,14 @@ from ensemble.run.combined import Ensemble
 from ensemble.run.cotraining import cotrain, fold_of
 from ensemble.run.members import Members, class_order, content_digest, from_checkpoints
 from zoo import _files
+from zoo._names import checked
 from zoo.logs import Progress
 
 Scores = Mapping[str, float]  # metric -> value on the frames that are compared on
 SMOOTHING = 0.1  # of the labels of controls, where the recipe has none
 
 
+@checked
 def teacher_of(final: Ensemble) -> zoo.training.Teacher:
     """An ensemble as a teacher, for `zoo.train` and `ensemble.cotrain`.
 
@@ -62,6 +64,7 @@ def teacher_of(final: Ensemble) -> zoo.training.Teacher:
     return zoo.training.Teacher(predict, fingerprint=_digest(final), **_wanted(members))
 
 
+@checked
 def cross_fitted(
     checkpoints: Sequence[zoo.Checkpoint],
     train: zoo.FrameSet,
@@ -161,6 +164,7 @@ class Distillation:
         return self.gain.low > 0
 
 
+@checked
 def distil(
     final: Ensemble,
     spec: zoo.Spec,

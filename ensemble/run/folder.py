@@ -13,9 +13,11 @@ from ensemble.rules.table import rule_from_json
 from ensemble.run.combined import Ensemble, load_ensemble
 from ensemble.run.folded import export
 from ensemble.run.members import load
+from zoo._names import checked
 from zoo.data.frames import FrameSet
 
 
+@checked
 def export_folder(
     registry: zoo.Registry,
     name: str,

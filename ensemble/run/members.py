@@ -23,6 +23,7 @@ from ensemble.run._engine import Batch, Group
 from ensemble.run._engine.batch import count_rows, take_rows
 from ensemble.run.stack import Stack, Watch, first_line, linear_inputs, unlike
 from zoo import _names, _notebook
+from zoo._names import checked
 from zoo.checkpoint import outline
 from zoo.checkpoint.exam import probe_rows
 from zoo.models.spec import refuse_lazy
@@ -93,6 +94,7 @@ class Members:
             here.
     """
 
+    @checked
     def __init__(
         self,
         members: Iterable[Member],
@@ -479,6 +481,7 @@ class _Output(nn.Module):
         return self.output(self.model(x))
 
 
+@checked
 def from_modules(
     modules: Mapping[str, nn.Module],
     *,
@@ -541,6 +544,7 @@ def from_modules(
     return Members(members, device=device, precision=precision, plan=plan)
 
 
+@checked
 def load(
     registry: zoo.Registry,
     references: str | Iterable[str | zoo.Entry],
@@ -580,6 +584,7 @@ def load(
     return found
 
 
+@checked
 def from_checkpoints(checkpoints: Mapping[str, zoo.Checkpoint], **options: Any) -> Members:
     """Members from trained models by their names; `options` are those of `Members`."""
     where = _names.usable_device(options.pop("device", "cpu"))
@@ -618,6 +623,7 @@ def _in_stacks(
     return found, stacks
 
 
+@checked
 def versions(
     registry: zoo.Registry | zoo.registry.Snapshot, references: str | Iterable[str | zoo.Entry]
 ) -> dict[str, zoo.Entry]:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
+from zoo._names import checked
 from zoo.models.spec import refuse_lazy
 
 _PROBED = 4  # rows on which a stack is compared with its members
@@ -60,6 +61,7 @@ class Stack(nn.Module):
     template: nn.Module
     names: tuple[str, ...]
 
+    @checked
     def __init__(
         self,
         modules: Iterable[nn.Module],

@@ -106,6 +106,10 @@ class Checkpoint:
     note: str = ""
 
     def __post_init__(self) -> None:
+        if not (isinstance(self.spec, Spec) and isinstance(self.tensors, Mapping)):
+            came = f"{type(self.spec).__name__} and {type(self.tensors).__name__}"
+            msg = f"expected a Spec and a mapping of tensors, got {came}"
+            raise TypeError(msg)
         object.__setattr__(self, "classes", tuple(self.classes))
         object.__setattr__(self, "parents", tuple(self.parents))
         names, count = self.classes[:5], len(self.classes)

@@ -16,6 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from zoo._names import checked
+
 SAMPLE_RATE = 16_000  # Hz
 WINDOW = 400  # samples: 25 ms
 HOP = 160  # samples: 10 ms
@@ -118,6 +120,7 @@ def read_audio(path: str | Path) -> tuple[Tensor, int]:
     return torch.from_numpy(samples).mean(dim=1), int(sample_rate)
 
 
+@checked
 def resample(waveform: Tensor, sample_rate: int, to: int = SAMPLE_RATE) -> Tensor:
     """The same sound at another sample rate, band-limited (Hann-windowed sinc).
 
@@ -141,6 +144,7 @@ def resample(waveform: Tensor, sample_rate: int, to: int = SAMPLE_RATE) -> Tenso
     return resampled
 
 
+@checked
 def mask(windows: Tensor, *, max_time: int, max_features: int, generator: torch.Generator, around: int = 0) -> Tensor:
     """Set one run of frames and one run of features to zero in every window, drawn separately for each window.
 

@@ -29,7 +29,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from zoo._names import unknown
+from zoo._names import checked, unknown
 from zoo.data.frames import FrameSet
 from zoo.data.packed import SUFFIX, Memory, Packed, source_of
 from zoo.logs import Progress, silent
@@ -58,6 +58,7 @@ class _OtherShapeError(CorpusError):
     """The header of a recording says otherwise than its size, or than it did a moment ago."""
 
 
+@checked
 def read_corpus(
     root: str | Path,
     partition: str,
@@ -117,6 +118,7 @@ def read_corpus(
     return frames
 
 
+@checked
 def write_corpus(frames: FrameSet, root: str | Path, partition: str) -> None:
     """Write recordings in the layout of `read_corpus`, with transcripts if there are labels, as a new partition.
 
@@ -150,6 +152,7 @@ def write_corpus(frames: FrameSet, root: str | Path, partition: str) -> None:
         raise
 
 
+@checked
 def sample_corpus(partition: str) -> FrameSet:
     """The bundled corpus: sentences synthesised in voices that differ between "train", "valid" and "test".
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from zoo._names import find, unknown, usable_device
+from zoo._names import checked, find, unknown, usable_device
 from zoo.data.normalisation import NORMALISATIONS, Affine, Normalisation, affine_of
 
 PADDINGS = ("recording", "corpus")
@@ -44,6 +44,10 @@ class FrameSet:
     mapped: bool = False  #: features are those of a file, too many to prepare at once: windows are made batch by batch
 
     def __post_init__(self) -> None:
+        for name, part in (("features", self.features), ("labels", self.labels), ("starts", self.starts)):
+            if not (isinstance(part, Tensor) or (part is None and name == "labels")):
+                msg = f"expected a tensor of {name}, got {type(part).__name__}; take torch.as_tensor"
+                raise TypeError(msg)
         object.__setattr__(self, "classes", tuple(self.classes))
         object.__setattr__(self, "names", tuple(self.names) or tuple(map(str, range(self.recordings))))
         if misfit := self._misfit():
@@ -211,6 +215,7 @@ def require_sendable(*sets: FrameSet) -> None:
             raise ValueError(f"{msg}; a copy in each would fill the memory")
 
 
+@checked
 def windows(
     frames: FrameSet, centres: Tensor, context: int, normalisation: str = "mean_std", padding: str = "recording"
 ) -> Tensor:
@@ -276,6 +281,7 @@ class Stretch:
         return self.view.index_select(0, self.firsts[which])
 
 
+@checked
 def stretch(
     frames: FrameSet,
     context: int,

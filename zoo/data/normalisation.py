@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from zoo._names import enter
+from zoo._names import checked, enter
 
 Affine = tuple[Tensor, Tensor]
 Normalisation = Callable[[Tensor, Tensor], Affine | None]
@@ -22,6 +22,7 @@ _BLOCK = 65_536  # frames of which moments are taken at a time, in float64
 _TINY = torch.finfo(torch.float32).tiny  # below it float32 loses its digits, and 1 / x is soon no float32
 
 
+@checked
 def normalisation(function: Normalisation) -> Normalisation:
     """Register `function(features, starts)` under its own name.
 

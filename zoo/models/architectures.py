@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from zoo._names import Patterns, enter, matching, unknown
+from zoo._names import Patterns, checked, enter, matching, unknown
 from zoo.models.blocks import BasicBlock, Bottleneck, Layers, initialise
 
 Builder = Callable[..., nn.Module]
@@ -48,6 +48,7 @@ ARCHITECTURES: dict[str, Architecture] = {}
 GIVEN: list[str] = []  # names of the architectures that the person gave directly, by `--import FILE.py:CLASS`
 
 
+@checked
 def architecture(builder: _Builder, /, *, count: Callable[..., int] | None = None) -> _Builder:
     """Register `builder(inputs, classes, *, option=default, ...)` under its own name.
 
@@ -80,6 +81,7 @@ def architecture(builder: _Builder, /, *, count: Callable[..., int] | None = Non
     return builder
 
 
+@checked
 def shape(widths: _Shape) -> _Shape:
     """Register the architecture whose hidden layers have the widths `widths(*, option=default, ...)`, in order.
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from zoo._names import enter, find
+from zoo._names import checked, enter, find
 
 Function = Callable[[Tensor], Tensor]
 
@@ -54,6 +54,7 @@ _BUILT_IN = (
 ACTIVATIONS: dict[str, Activation] = {entry.name: entry for entry in _BUILT_IN}
 
 
+@checked
 def activation(function: Function) -> Function:
     """Register a pointwise function of your own under its own name, so that every architecture can use it.
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from zoo._names import unknown, usable_device
+from zoo._names import checked, unknown, usable_device
 from zoo.data.frames import PADDINGS
 from zoo.data.normalisation import NORMALISATIONS
 from zoo.models.architectures import find_architecture
@@ -129,6 +129,7 @@ class Spec:
         return type(self).from_dict, (self.to_dict(),)  # deepcopy cannot copy a mappingproxy
 
 
+@checked
 def build(spec: Spec, *, seed: int | None = None, device: torch.device | str = "cpu") -> nn.Module:
     """A new model with freshly drawn weights, in train mode: (B, spec.inputs) -> (B, spec.classes) logits.
 
@@ -171,11 +172,13 @@ def build(spec: Spec, *, seed: int | None = None, device: torch.device | str = "
     return module.to(place)
 
 
+@checked
 def count_parameters(spec: Spec) -> int:
     """Trainable parameters, counted on the meta device without allocating any memory; raises as `build` does."""
     return _trainable(build(spec, device="meta"))
 
 
+@checked
 def fast_count(spec: Spec) -> int:
     """Trainable parameters by arithmetic: thousands of specs in the time of one `count_parameters`.
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor
 
+from zoo._names import checked
 from zoo.search.sample import Samples
 
 try:
@@ -19,6 +20,7 @@ except ImportError as error:
 _SHOWN = 20_000  # points of the scatter plot; more would blur into one patch
 
 
+@checked
 def plot_samples(samples: Samples, axes: Sequence[Axes] | None = None, *, layers: int = 8) -> Axes:
     """The lecture's pictures: a histogram of depths, parameters against depth, and histograms of layer widths.
 
@@ -42,6 +44,7 @@ def plot_samples(samples: Samples, axes: Sequence[Axes] | None = None, *, layers
     return depths
 
 
+@checked
 def plot_line(positions: Tensor, losses: Tensor, *, ax: Axes | None = None, ends: Sequence[str] = ("", "")) -> Axes:
     """The loss along the line between two checkpoints, as `losses_along` gives it."""
     ax = ax or Figure((5, 4), layout="constrained").subplots()

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from zoo._names import Patterns
+from zoo._names import Patterns, checked
 from zoo.models.architectures import find_architecture, list_architectures
 from zoo.models.spec import Spec
 from zoo.models.spec import fast_count as fast_count
@@ -128,6 +128,7 @@ def random_budget(
             raise ValueError(msg)
 
 
+@checked
 def random_members(budget: int, members: int, *, seed: int = 0, **settings: Any) -> list[Spec]:
     """Specs for an ensemble whose members together have at most `budget` parameters.
 
@@ -141,6 +142,7 @@ def random_members(budget: int, members: int, *, seed: int = 0, **settings: Any)
     return specs
 
 
+@checked
 def widest_spec(
     architecture: str,
     budget: int,
@@ -175,6 +177,7 @@ class Samples:
     parameters: Array
 
 
+@checked
 def draw_many(
     count: int,
     budget: int = LECTURE_BUDGET,

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from zoo import _files, checkpoint
+from zoo._names import checked
 from zoo.checkpoint import Checkpoint
 from zoo.data.frames import FrameSet, require_sendable
 from zoo.logs import Progress
@@ -85,6 +86,7 @@ def _figure(checkpoint: Checkpoint | None, name: str) -> float | None:
     return None if checkpoint is None else float(checkpoint.metrics[name]["value"])
 
 
+@checked
 def one_by_one(
     specs: Sequence[Spec],
     recipe: Recipe,
@@ -168,6 +170,7 @@ def _kept(file: Path) -> Checkpoint | None:
     return checkpoint.read(file) if file.stat().st_size else None
 
 
+@checked
 def halving(
     specs: Iterable[Spec],
     recipe: Recipe,

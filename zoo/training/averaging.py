@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from zoo._names import checked
 from zoo.checkpoint import Checkpoint
 from zoo.checkpoint.exam import rows_for
 from zoo.data.frames import FrameSet, prepared
@@ -26,6 +27,7 @@ _STATISTICS = 262_144  # frames from which BatchNorm's statistics are estimated
 Tensors = Mapping[str, Tensor]
 
 
+@checked
 def average(
     checkpoints: Sequence[Checkpoint],
     *,
@@ -91,6 +93,7 @@ def average(
     )
 
 
+@checked
 def losses_along(first: Checkpoint, last: Checkpoint, frames: FrameSet, points: int = 11) -> tuple[Tensor, Tensor]:
     """The loss on frames along the straight line between two checkpoints' weights.
 

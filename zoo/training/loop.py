@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from zoo import _files, checkpoint
-from zoo._names import usable_device
+from zoo._names import checked, usable_device
 from zoo.checkpoint import Checkpoint, Exam, examine
 from zoo.checkpoint.exam import probe_rows, rows_for
 from zoo.checkpoint.header import CheckpointError
@@ -49,6 +49,7 @@ class TrainingError(ValueError):
         self.checkpoints = tuple(checkpoints)
 
 
+@checked
 def train(
     spec: Spec,
     recipe: Recipe,
@@ -116,6 +117,7 @@ def train(
     return checkpoints[0]
 
 
+@checked
 def single_group(spec: Spec, recipe: Recipe, device: torch.device | str = "cpu") -> Group:
     """A group of one new model."""
     place = usable_device(device)
@@ -130,6 +132,7 @@ def single_group(spec: Spec, recipe: Recipe, device: torch.device | str = "cpu")
     return Group(spec, (recipe,), model, forward_of(model), reseed)
 
 
+@checked
 def train_group(
     group: Group,
     train: FrameSet,
@@ -193,6 +196,7 @@ def train_group(
         return run.result()
 
 
+@checked
 def seconds_per_step(group: Group, train: FrameSet, *, teacher: Teacher | None = None, patience: float = 0.5) -> float:
     """The least time that a whole step of this group took, over about `patience` seconds; the steps train the group."""
     recipe = group.recipes[0]
@@ -506,6 +510,7 @@ def _current(identity: dict[str, Any]) -> dict[str, Any]:
     return _current(identity | {"recipes": recipes})
 
 
+@checked
 def check_group(
     group: Group,
     train: FrameSet,

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn, optim
 from torch.optim import Optimizer
 
-from zoo._names import enter
+from zoo._names import checked, enter
 from zoo.data.frames import sent_to
 
 Parameters = Sequence[Tensor]
@@ -46,6 +46,7 @@ class Optimiser:
 OPTIMISERS: dict[str, Optimiser] = {}
 
 
+@checked
 def optimiser(make: Maker, **special: Any) -> Maker:
     """Register a function that makes an optimiser, so that recipes may name it; ValueError if its name is taken.
 

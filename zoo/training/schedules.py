@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from zoo._names import enter
+from zoo._names import checked, enter
 
 if TYPE_CHECKING:
     from torch import Tensor  # at run time its methods are enough
@@ -55,6 +55,7 @@ class Schedule:
 SCHEDULES: dict[str, Schedule] = {}
 
 
+@checked
 def schedule(function: Function, *, reactive: bool = False) -> Function:
     """Register a schedule under the function's name, so that recipes may name it; ValueError if it is taken."""
     enter(SCHEDULES, "schedule", function, Schedule(function, reactive))

@@ -20,6 +20,7 @@ from torch.amp.grad_scaler import GradScaler
 from torch.nn import functional
 
 from zoo import _files
+from zoo._names import checked
 from zoo.checkpoint import state_of
 from zoo.checkpoint.exam import rows_for
 from zoo.checkpoint.header import DTYPES
@@ -85,6 +86,7 @@ class Group:
         return {name: tensor.shape for name, tensor in build(self.spec, device="meta").state_dict().items()}
 
 
+@checked
 def check_recipes(recipes: Sequence[Recipe]) -> None:
     """Raise ValueError unless members with these recipes can be trained together, that is share most fields."""
     if not recipes:
