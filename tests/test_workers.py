@@ -31,11 +31,12 @@ def test_nothing_to_do_starts_nobody() -> None:
     assert [*carry_out(unable, {})] == [*carry_out(unable, {}, Processes(2))] == []
 
 
+@pytest.mark.parametrize("count", [1, 2])
 def test_a_killed_worker_is_replaced_and_its_item_alone_done_again(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    count: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The result is that of no accident; one line says what happened."""
-    found = dict(carry_out(partial(dying, tmp_path, 1), items(6), Processes(2)))
+    """The result is that of no accident, also of the only worker; one line says what happened."""
+    found = dict(carry_out(partial(dying, tmp_path, 1), items(6), Processes(count)))
     assert found == {f"number {n}": n * n for n in range(6)}
     assert sorted(path.name.split("-")[0] for path in tmp_path.iterdir()) == ["0", "1", "2", "3", "3", "4", "5"]
     (line,) = caplog.messages
