@@ -311,3 +311,10 @@ def test_the_bundled_speech_in_another_order_of_its_classes() -> None:
     assert theirs.classes == zoo.PHONEMES[::-1]
     assert torch.equal(theirs.labels, 39 - ours.labels)
     assert read_partition(None, "valid", own=["no", "yes"]).classes == zoo.PHONEMES
+
+
+@pytest.mark.parametrize("wrong", ["--draws -1", "--draws 0", "--members -1"])
+def test_a_number_of_specs_is_positive(command, wrong: str) -> None:
+    """One line, before anything is read."""
+    found = command(f"zoo search {wrong}", code=2)
+    assert found.err.startswith("error: expected --draws of 1 or more and --members of 0 or more, got ")

@@ -54,6 +54,11 @@ class Sampling:
     contexts: Contexts = (20,)
     option: Options = ()
 
+    def __post_init__(self) -> None:
+        if self.draws < 1 or self.members < 0:
+            msg = f"expected --draws of 1 or more and --members of 0 or more, got {self.draws} and {self.members}"
+            raise ValueError(msg)
+
     def specs(self, seed: int, **sizes: int) -> list[zoo.Spec]:
         """The specs that are drawn with this seed, by default for the features and classes of HW1P2."""
         from zoo.search.sample import random_budget, random_members
