@@ -318,6 +318,25 @@ def test_out_of_memory_halves_the_tile(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(out.exp(), alone(several, x).exp(), rtol=0, atol=1e-5)
 
 
+def test_a_form_that_errs_behind_the_frames_it_was_tried_on_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Frames of the whole batch are compared too, and the loop then answers all of it."""
+    several, x = models(width=8), torch.randn(2048, 30)
+    one, true = grouped(several), Group.pieces
+
+    def late(group: Group, form: Form, batch: Batch) -> Iterator[forms.Piece]:
+        for members, frames, logits in true(group, form, batch):
+            behind = torch.arange(frames.start, frames.stop) >= 1024
+            yield members, frames, logits + 9.0 * torch.eye(4)[0] * behind[:, None] * (form.kind != "loop")
+
+    out = torch.empty(3, 2048, 4)
+    monkeypatch.setattr(Group, "pieces", late)
+    with torch.inference_mode():
+        one.run(Batch.of(x), lambda members, where, logits: out[members, where].copy_(logits.log_softmax(-1)))
+    (chosen,) = one.plans.values()
+    assert chosen.form.kind == "loop"
+    torch.testing.assert_close(out.exp(), alone(several, x).exp(), rtol=0, atol=1e-5)
+
+
 def test_a_form_that_fails_is_passed_over() -> None:
     """An error while trying is a note in the table, not the end."""
     trial = plan.attempt(Form("stack", 4), _raising, 4, lambda form, values: Agreement(0, 0, near=True))
