@@ -573,7 +573,7 @@ def test_training(frames: zoo.FrameSet, device: str, changes: dict[str, Any]) ->
         together = ensemble.cotrain(SPEC, recipe, data, data, seeds=range(2), together=2)
         return [zoo.train(SPEC, recipe, data, data), *together]
 
-    expected, before = work(frames), states()
+    before, expected = states(), work(frames)
     for one, other in zip(work(frames.to(device)), expected, strict=True):
         for name, tensor in one.tensors.items():
             torch.testing.assert_close(tensor, other.tensors[name], **near(1e-3))
