@@ -1,5 +1,6 @@
 """The HW1P2 layout, read and written, and every way in which a folder can be wrong."""
 
+import os
 import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -284,6 +285,16 @@ def test_files_whose_sizes_mislead_are_read_by_their_headers(tmp_path: Path) -> 
     save(tmp_path, "1", integers, None, partition="q")
     with pytest.raises(zoo.CorpusError, match=r"1\.npy: expected features \(T, F\) of a floating type"):
         zoo.read_corpus(tmp_path, "q")
+
+
+def test_what_stands_behind_an_array_is_not_read(tmp_path: Path) -> None:
+    """Even if it is more than any memory, with a size that misleads; the files have a hole and take no space."""
+    for name, length in (("a", 5), ("b", 6), ("c", 40_000)):
+        save(tmp_path, name, np.full((length, 14), length, np.float32), None)
+        os.truncate(tmp_path / "p" / "mfcc" / f"{name}.npy", 2**41 if name != "a" else 1000)
+    frames = zoo.read_corpus(tmp_path, "p")
+    assert frames.starts.tolist() == [0, 5, 11, 40_011]
+    assert frames.features[:, 0].tolist() == [5.0] * 5 + [6.0] * 6 + [40_000.0] * 40_000
 
 
 def test_reading_peaks_at_little_more_than_the_result(tmp_path: Path) -> None:

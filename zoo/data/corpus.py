@@ -42,6 +42,7 @@ _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.r
 _PARSING = Lock()  # Python 3.11 may raise SystemError where two threads parse a literal, as headers are
 _SUFFIX = ".npy"
 _MOST_HEADER = 2**16  # bytes; NumPy itself reads fewer
+_LARGE = 2**20  # bytes; most recordings are smaller, and are read without a look at their headers
 _THREADS, _AHEAD = 4, 8  # that read ahead, and how many recordings
 
 Item = TypeVar("Item")
@@ -103,7 +104,7 @@ def read_corpus(
             return _read(paths, transcripts, classes, features, shapes, memory, advance)
 
     if mapped is False:
-        with suppress(_OtherShapeError):
+        with suppress(_OtherShapeError, RuntimeError):  # torch's own, where sizes mislead beyond all memory
             return read(_new_memory, _by_size)
         return read(_new_memory)
     path = Path(root if mapped is True else mapped, partition + SUFFIX)
@@ -339,11 +340,16 @@ def _reading(path: str) -> Iterator[None]:
 
 
 def _contents(paths: Sequence[str]) -> list[bytes]:
-    """The bytes of some files."""
+    """The bytes of some files; of large ones not those behind the array."""
     found = []
     for path in paths:
-        with _reading(path), open(path, "rb", buffering=0) as file:  # noqa: PTH123  # as text: see `_files`
-            found.append(file.read())
+        with _reading(path), open(path, "rb") as file:  # noqa: PTH123  # as text: see `_files`
+            size = os.fstat(file.fileno()).st_size
+            data = file.read(-1 if size < _LARGE else _MOST_HEADER)
+            if size >= _LARGE:
+                place, shape, _, dtype = _header(data, size)
+                data += file.read(max(0, place + math.prod(shape) * dtype.itemsize - len(data)))
+            found.append(data)
     return found
 
 
